@@ -1,0 +1,44 @@
+"""SE-Lab: Squeeze-and-Excitation ablations on timm backbones."""
+
+from __future__ import annotations
+
+import importlib
+from importlib.metadata import version
+from typing import Any
+
+__version__ = version("se-lab")
+
+_HOMES = {
+    "SESpec": "spec",
+    "ModelSpec": "spec",
+    "DataSpec": "spec",
+    "OptimSpec": "spec",
+    "TrainSpec": "spec",
+    "RunSpec": "spec",
+    "ExecSpec": "spec",
+    "SpecError": "spec",
+    "SqueezeExcite": "squeeze_excite",
+    "SQUEEZE": "squeeze_excite",
+    "EXCITATION": "squeeze_excite",
+    "find_places": "insertion",
+    "insert_se": "insertion",
+    "Site": "insertion",
+    "create_model": "model",
+    "profile": "complexity",
+    "Complexity": "complexity",
+    "run": "train",
+    "RunRecord": "store",
+    "load_records": "sweep",
+}
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from its module when it is first asked for: `se-lab --help` needs no PyTorch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

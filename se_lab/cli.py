@@ -1,0 +1,172 @@
+"""The command se-lab: each verb parses its flags, calls one function of the package, and prints."""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from se_lab.spec import SpecError, nearest
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a verb and return the exit status: 0 done, 1 something failed, 2 wrong input, 75 stopped and resumable."""
+    argv = list(sys.argv[1:] if arguments is None else arguments)
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_overview())
+        return 0
+    if argv[0] == "--version":
+        from se_lab import __version__
+
+        print(f"se-lab {__version__}")
+        return 0
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.jit")  # timm's import
+    verb, *rest = argv
+    if verb not in VERBS:
+        print(f"se-lab: no verb is called {verb!r}{nearest(verb, VERBS)}; se-lab --help lists them", file=sys.stderr)
+        return 2
+    try:
+        return VERBS[verb][1](rest)
+    except (SpecError, ValueError, FileNotFoundError) as error:
+        if not isinstance(error, _told_plainly()):
+            raise
+        print(f"se-lab {verb}: {error}", file=sys.stderr)
+        return 2
+
+
+def _told_plainly() -> tuple[type[Exception], ...]:
+    """Return the errors whose message is all a user needs: SpecError, and those of modules that are loaded by now."""
+    kinds: list[type[Exception]] = [SpecError, FileNotFoundError]
+    for module, name in (("se_lab.data", "DataError"), ("se_lab.report.tables", "TableError")):
+        if module in sys.modules and hasattr(sys.modules[module], name):
+            kinds.append(getattr(sys.modules[module], name))
+    return tuple(kinds)
+
+
+def _overview() -> str:
+    lines = ["usage: se-lab VERB ...", "", "Squeeze-and-Excitation ablations on timm backbones.", ""]
+    lines += [f"  {name:<12} {about}" for name, (about, _) in VERBS.items()]
+    return "\n".join([*lines, "", "se-lab VERB --help tells a verb's flags."])
+
+
+def _train(argv: list[str]) -> int:
+    from se_lab.flags import parse_trial, trial_parser
+
+    parser = trial_parser(prog="se-lab train", description="Run one trial, or go on with it.")
+    spec, execution = parse_trial(argv, parser)
+    from se_lab.train import RESUME_ME, InterruptedTrialError, run
+
+    print(f"trial {spec.trial_id} in {Path(execution.store, spec.trial_id)}")
+    try:
+        record = run(spec, execution)
+    except InterruptedTrialError:
+        print(f"stopped; the same command goes on with trial {spec.trial_id}", file=sys.stderr)
+        return RESUME_ME
+    for key, value in record.metrics.items():
+        print(f"{key:<18} {value:.4g}")
+    return 0
+
+
+def _sweep(argv: list[str]) -> int:
+    from se_lab.flags import execution_parser, parse_execution
+
+    parser = execution_parser("se-lab sweep", "Run every trial of a W&B sweep spec here; run again, it goes on.")
+    parser.add_argument("spec", metavar="SPEC", help="A W&B sweep spec.")
+    parser.add_argument("--workers", type=int, default=1, help="Trials at a time.")
+    parser.add_argument("--sweep-seed", type=int, default=0, help="Seeds a random search.")
+    parser.add_argument("--dry-run", action="store_true", help="List the trials and what they will cost; run none.")
+    parser.add_argument("--format", default="table", choices=("table", "json"), help="How --dry-run lists them.")
+    options, _ = parse_execution(parser, argv)
+    from se_lab.sweep import check_trials, execute, read_sweep
+
+    sweep = read_sweep(options.spec, seed=options.sweep_seed)
+    options, execution = parse_execution(parser, argv, sweep.execution)
+    if options.workers < 1:
+        raise SpecError(f"--workers is {options.workers}; it must be at least 1")
+    remarks = check_trials(sweep.trials, root=execution.data_root)
+    if options.dry_run:
+        from se_lab.sweep.plan import plan_sweep
+
+        plan = plan_sweep(sweep, execution, options.workers)
+        print(json.dumps(plan.listing(), indent=2) if options.format == "json" else plan.text(remarks))
+        return 0
+    for remark in remarks:
+        print(remark, file=sys.stderr)
+    from se_lab.sweep.view import SweepView
+    from se_lab.train import RESUME_ME
+
+    with SweepView(sweep.trials) as view:
+        outcomes = execute(sweep.trials, execution, options.workers, view)
+    counts = Counter(outcome.status for outcome in outcomes)
+    print(f"{sweep.name}: " + ", ".join(f"{count} {status}" for status, count in sorted(counts.items())))
+    for outcome in outcomes:
+        if outcome.status in ("failed", "lost"):
+            folder = Path(execution.store, outcome.trial.trial_id)
+            print(f"  {outcome.status}: {outcome.trial.trial_id}, see {folder / 'log.txt'}", file=sys.stderr)
+    if counts["failed"] or counts["lost"]:
+        return 1
+    if counts["interrupted"]:
+        print("stopped; the same command goes on where it stopped", file=sys.stderr)
+        return RESUME_ME
+    return 0
+
+
+def _table(argv: list[str]) -> int:
+    from se_lab.report import FORMATS
+
+    parser = _runs_parser("se-lab table", "The ablation table of trials that have run.")
+    parser.add_argument("--format", default="terminal", choices=FORMATS, help="How it is written.")
+    parser.add_argument("-o", "--output", help="A file to write instead of the terminal.")
+    options = parser.parse_args(argv)
+    from se_lab.report import ablation_table
+
+    text = ablation_table(_records(options)).render(options.format)
+    if options.output:
+        Path(options.output).write_text(text if text.endswith("\n") else text + "\n")
+    else:
+        print(text)
+    return 0
+
+
+def _plot(argv: list[str]) -> int:
+    parser = _runs_parser("se-lab plot", "Figures of trials that have run.")
+    parser.add_argument("-o", "--output", default="figures", help="The folder to write into.")
+    parser.add_argument("--formats", nargs="+", default=["png", "svg"], help="png, svg, pdf.")
+    options = parser.parse_args(argv)
+    from se_lab.report import save_figure, tradeoff_figure
+
+    folder = Path(options.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in save_figure(tradeoff_figure(_records(options)), folder / "tradeoff", tuple(options.formats)):
+        print(path)
+    return 0
+
+
+def _runs_parser(prog: str, description: str) -> Any:
+    import argparse
+
+    parser = argparse.ArgumentParser(prog=prog, description=description)
+    parser.add_argument("runs", nargs="+", metavar="RUNS", help="Sweep specs (their trials, in the store) or stores.")
+    parser.add_argument("--store", help="Where the trials of specs are; by default SE_LAB_STORE, else runs.")
+    return parser
+
+
+def _records(options: Any) -> Any:
+    from se_lab.sweep.records import load_records
+
+    return load_records(options.runs, options.store)
+
+
+VERBS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
+    "train": ("run one trial, or go on with it", _train),
+    "sweep": ("run every trial of a W&B sweep spec, here", _sweep),
+    "table": ("the ablation table of trials that have run", _table),
+    "plot": ("figures of trials that have run", _plot),
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,429 @@
+"""What an experiment is: frozen dataclasses, their checks, and the trial id that is their content."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import hashlib
+import json
+import math
+import os
+import types
+import typing
+from collections.abc import Collection, Hashable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar, cast
+
+SPEC_VERSION = 1
+"""Part of every trial id. It goes up when a default or a meaning changes, so that old trials keep their own ids."""
+
+INSERTIONS = ("standard", "pre", "post", "identity", "conv3x3", "none")
+
+OPERATORS: dict[str, Collection[str]] = {
+    "squeeze": ("avg", "max", "none"),
+    "excitation": ("sigmoid", "tanh", "relu"),
+}
+"""The operator names an SESpec accepts. `se_lab.squeeze_excite` puts its tables here in place of the built-in names,
+so that an entry a user adds to a table is a valid name at once."""
+
+T = TypeVar("T")
+
+
+class SpecError(ValueError):
+    """A value no experiment can have: it says what was given, what is allowed, and the nearest."""
+
+
+def check_choice(name: str, given: object, allowed: Collection[str]) -> None:
+    """Raise SpecError unless `given` is one of `allowed`, naming the nearest."""
+    if given in allowed:
+        return
+    raise SpecError(f"{name} is {given!r}; allowed are {', '.join(map(str, allowed))}{nearest(str(given), allowed)}")
+
+
+def nearest(given: str, allowed: Collection[str]) -> str:
+    """Return '; did you mean …?' for a name that resembles an allowed one, else the empty string."""
+    close = difflib.get_close_matches(given, list(allowed), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def seed_of(*key: int | str) -> int:
+    """Return the 63-bit seed of the random stream named by `key`, such as (seed, "order", epoch).
+
+    Streams are keyed, not shared: what one part of a trial draws never shifts what another part draws.
+    """
+    text = json.dumps(key, separators=(",", ":"))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def _check_range(
+    name: str, value: float, *, low: float = -math.inf, high: float = math.inf, open_low: bool = False
+) -> None:
+    if (value > low if open_low else value >= low) and value <= high:
+        return
+    bounds = f"{'above' if open_low else 'at least'} {low:g}" + (f" and at most {high:g}" if high < math.inf else "")
+    raise SpecError(f"{name} is {value!r}; it must be {bounds}")
+
+
+@dataclass(frozen=True)
+class SESpec:
+    """Which Squeeze-and-Excitation unit, and where: the axes of the SE paper's ablations (section 6)."""
+
+    insertion: str = "standard"
+    """Where in a unit: standard, pre, post, identity (Table 14), conv3x3 (Table 15), or none: the plain backbone."""
+    reduction: int = 16
+    """The reduction ratio r (Table 10): the hidden width is C // r, at least 1."""
+    squeeze: str = "avg"
+    """The squeeze operator (Tables 11 and 16): avg, max, none, or a name a plugin adds."""
+    excitation: str = "sigmoid"
+    """The final non-linearity of the gate (Table 12): sigmoid, tanh, relu, or a name a plugin adds."""
+    stages: Literal["all"] | tuple[int, ...] = "all"
+    """The stages that get units (Table 13): all, or a list such as [2, 3]. Stage 1 is the stem, ResNet has 2 to 5."""
+    bias: bool = False
+    """Biases in the two FC layers: the paper's ablations have none, the authors' released nets do."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no unit can be."""
+        _coerce_fields(self, "model.se")
+        check_choice("model.se.insertion", self.insertion, INSERTIONS)
+        check_choice("model.se.squeeze", self.squeeze, OPERATORS["squeeze"])
+        check_choice("model.se.excitation", self.excitation, OPERATORS["excitation"])
+        _check_range("model.se.reduction", self.reduction, low=1)
+        if self.stages != "all":
+            stages = tuple(sorted(set(self.stages)))
+            if not stages or stages[0] < 2:
+                raise SpecError(
+                    f"model.se.stages is {list(self.stages)!r}; it must be all or a list of stages from 2 on "
+                    "(stage 1 is the stem; for a net without SE units set model.se.insertion=none)"
+                )
+            object.__setattr__(self, "stages", stages)
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A timm backbone and the SE units put into it."""
+
+    backbone: str = "resnet50"
+    """Any timm model name, or one of SE-Lab's own (cifar_resnet20 …)."""
+    se: SESpec = field(default_factory=SESpec)
+    """The SE units."""
+    existing_se: str = "refuse"
+    """A backbone with SE of its own is refused, or keep: ours come in addition, or replace: its units become ours."""
+    pretrained: bool | str = False
+    """True: timm's pretrained weights; a path: a checkpoint of the plain backbone."""
+    init: str = "he"
+    """Start of the weights: he (He et al. 2015), zero_init_last (He, and each branch's last norm at 0), or timm."""
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of timm's constructor, such as {drop_path_rate: 0.1}."""
+
+    def __post_init__(self) -> None:
+        """Refuse unknown choices; whether the backbone exists is asked of timm when it is built."""
+        _coerce_fields(self, "model")
+        check_choice("model.existing_se", self.existing_se, ("refuse", "keep", "replace"))
+        check_choice("model.init", self.init, ("he", "zero_init_last", "timm"))
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """The images, how they are split, and how they reach the net."""
+
+    name: str = "digits"
+    """digits (scikit-learn's 1,797 handwritten digits), or folder:PATH (train/ and val/ or test/, a folder a class)."""
+    image_size: int | None = None
+    """Side of the square images in pixels; by default the data set's own: 8 for digits, 224 for folders."""
+    batch_size: int = 128
+    """Images a training step."""
+    augment: str = "standard"
+    """standard: the data set's usual training augmentation; none: the evaluation transform."""
+    val_fraction: float = 0.1
+    """Share of the training images held out for validation, where the data set has no validation split of its own."""
+    split_seed: int = 0
+    """Seeds the split, apart from the trial's seed: all seeds of a study share one split."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no loader can serve."""
+        _coerce_fields(self, "data")
+        if self.name != "digits" and not self.name.startswith("folder:"):
+            raise SpecError(
+                f"data.name is {self.name!r}; allowed are digits, folder:PATH{nearest(self.name, ['digits'])}"
+            )
+        if self.image_size is not None:
+            _check_range("data.image_size", self.image_size, low=8)
+        _check_range("data.batch_size", self.batch_size, low=1)
+        _check_range("data.val_fraction", self.val_fraction, low=0, high=0.5)
+        check_choice("data.augment", self.augment, ("standard", "none"))
+
+
+@dataclass(frozen=True)
+class OptimSpec:
+    """Optimizer and learning-rate schedule."""
+
+    name: str = "sgd"
+    """sgd (with momentum, as the paper), nesterov, or any optimizer name of timm's, such as adamw."""
+    lr: float = 0.1
+    """Initial learning rate."""
+    momentum: float = 0.9
+    """Momentum of sgd and its kin."""
+    weight_decay: float = 1e-4
+    """Weight decay of weights; biases and norm parameters have none."""
+    schedule: str = "step"
+    """constant, step (every decay_epochs), multistep (at milestones), cosine, or plateau (of the validation loss)."""
+    decay_epochs: int = 30
+    """step: epochs between drops."""
+    milestones: tuple[int, ...] = ()
+    """multistep: the epochs that begin with a drop."""
+    decay_rate: float = 0.1
+    """step, multistep, plateau: the factor of a drop."""
+    patience: int = 10
+    """plateau: epochs without a lower validation loss before a drop."""
+    warmup_epochs: int = 0
+    """Epochs of linear warm-up."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no optimizer can follow."""
+        _coerce_fields(self, "optim")
+        check_choice("optim.schedule", self.schedule, ("constant", "step", "multistep", "cosine", "plateau"))
+        _check_range("optim.lr", self.lr, low=0, open_low=True)
+        _check_range("optim.momentum", self.momentum, low=0, high=1)
+        _check_range("optim.weight_decay", self.weight_decay, low=0)
+        _check_range("optim.decay_epochs", self.decay_epochs, low=1)
+        _check_range("optim.decay_rate", self.decay_rate, low=0, high=1, open_low=True)
+        _check_range("optim.patience", self.patience, low=0)
+        _check_range("optim.warmup_epochs", self.warmup_epochs, low=0)
+        if (self.schedule == "multistep") != bool(self.milestones):
+            raise SpecError(
+                f"optim.schedule is {self.schedule!r} and optim.milestones is {list(self.milestones)!r}; "
+                "milestones belong to the multistep schedule, and it needs them"
+            )
+        if list(self.milestones) != sorted(set(self.milestones)) or any(m < 1 for m in self.milestones):
+            raise SpecError(f"optim.milestones is {list(self.milestones)!r}; it must be rising epochs from 1 on")
+
+
+@dataclass(frozen=True)
+class TrainSpec:
+    """The training run."""
+
+    epochs: int = 10
+    """Passes over the training images."""
+    label_smoothing: float = 0.0
+    """Probability mass the loss spreads over all classes (training only)."""
+    select: str = "last"
+    """The weights that are tested: last, or best (lowest validation loss; needs a validation split)."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no run can be."""
+        _coerce_fields(self, "train")
+        _check_range("train.epochs", self.epochs, low=1)
+        _check_range("train.label_smoothing", self.label_smoothing, low=0, high=0.999)
+        check_choice("train.select", self.select, ("last", "best"))
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """Everything that can change a number of a trial. Its content is its name: `trial_id`."""
+
+    model: ModelSpec = field(default_factory=ModelSpec)
+    """The net."""
+    data: DataSpec = field(default_factory=DataSpec)
+    """The images."""
+    optim: OptimSpec = field(default_factory=OptimSpec)
+    """The optimizer."""
+    train: TrainSpec = field(default_factory=TrainSpec)
+    """The training run."""
+    seed: int = 0
+    """Seeds weights, data order, augmentation and dropout, each a stream of its own."""
+
+    def __post_init__(self) -> None:
+        """Refuse combinations that would let a test image decide something."""
+        _coerce_fields(self, "")
+        _check_range("seed", self.seed, low=0)
+        if self.data.val_fraction == 0 and not self.data.name.startswith("folder:"):
+            for key, needs in (
+                ("optim.schedule", self.optim.schedule == "plateau"),
+                ("train.select", self.train.select == "best"),
+            ):
+                if needs:
+                    raise SpecError(
+                        f"{key} is {self.flat()[key]!r}, which looks at validation images, and data.val_fraction is 0; "
+                        "hold images out for validation, or choose without them: no test image decides anything"
+                    )
+
+    def flat(self) -> dict[str, Any]:
+        """Return every field under its dotted key, as JSON values; None stands for an SE field that cannot matter."""
+        flat = dotted(self)
+        if self.model.se.insertion == "none":
+            flat |= dict.fromkeys(_SE_DETAILS)
+        return flat
+
+    @property
+    def trial_id(self) -> str:
+        """12 hexadecimal digits: the hash of the fields that differ from their defaults, and of SPEC_VERSION."""
+        default = dotted(_DEFAULT)
+        matters = dotted(self)
+        if self.model.se.insertion == "none":
+            matters = {key: matters[key] for key in matters if key not in _SE_DETAILS}
+        changed = {key: value for key, value in matters.items() if value != default[key]}
+        text = json.dumps({"spec_version": SPEC_VERSION} | changed, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class ExecSpec:
+    """Where and how a trial runs: recorded, not part of the trial id, since it changes no number."""
+
+    store: str = field(default_factory=lambda: os.environ.get("SE_LAB_STORE", "runs"))
+    """The folder of trials; by default the variable SE_LAB_STORE, else runs."""
+    device: str = "auto"
+    """auto, cpu, cuda, or mps."""
+    threads: int = 1
+    """CPU threads of a trial. Sums of floats depend on it, so a store is best filled with one value throughout."""
+    data_root: str = field(default_factory=lambda: os.environ.get("SE_LAB_DATA", "."))
+    """The folder that relative data paths start from; by default the variable SE_LAB_DATA, else the current one."""
+    data_workers: int = 2
+    """Loader processes for data sets read from files."""
+    wandb: bool = True
+    """Log to W&B: offline, unless WANDB_MODE or WANDB_SWEEP_ID says otherwise."""
+    project: str = "se-lab"
+    """The W&B project."""
+    plugins: tuple[str, ...] = ()
+    """Modules to import first, such as one that adds a squeeze operator."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no machine can do."""
+        _coerce_fields(self, "")
+        check_choice("device", self.device, ("auto", "cpu", "cuda", "mps"))
+        _check_range("threads", self.threads, low=1)
+        _check_range("data_workers", self.data_workers, low=0)
+
+
+def run_spec(values: Mapping[str, Any]) -> RunSpec:
+    """Build a RunSpec from dotted keys (`model.se.reduction`) and whole sections (`model.se: {…}`).
+
+    Raises:
+        SpecError: for a key that no field has, a value no field can hold, or a field given twice.
+    """
+    nested: dict[str, Any] = {}
+    for key, value in leaves(values).items():
+        *path, name = key.split(".")
+        target = nested
+        for part in path:
+            target = target.setdefault(part, {})
+        target[name] = value
+    return _build(RunSpec, nested)
+
+
+def leaves(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Spread dotted keys and whole sections into one dotted key a field.
+
+    Raises:
+        SpecError: for a key that no field has, or a field given both ways.
+    """
+    known = dotted(_DEFAULT)
+    sections = {key[:end] for key in known for end in range(len(key)) if key[end] == "."}
+    found: dict[str, Any] = {}
+
+    def add(key: str, value: Any) -> None:
+        if key in sections:
+            if not isinstance(value, Mapping):
+                raise SpecError(f"{key} is {value!r}; it takes a mapping of its fields, or dotted keys such as {key}.…")
+            for name, inner in value.items():
+                add(f"{key}.{name}", inner)
+        elif key not in known:
+            raise SpecError(f"no field is called {key!r}{nearest(key, known)}")
+        elif key in found:
+            raise SpecError(f"{key} is given twice: under its dotted key, and in its section")
+        else:
+            found[key] = value
+
+    for key, value in values.items():
+        add(key, value)
+    return found
+
+
+def fields_of(spec: object) -> list[tuple[str, Any]]:
+    """Return the (name, value) pairs of a dataclass instance."""
+    return [(f.name, getattr(spec, f.name)) for f in dataclasses.fields(cast(Any, spec))]
+
+
+def _build(cls: type[T], values: Mapping[str, Any]) -> T:
+    hints = _hints(cast(Hashable, cls))
+    if cls is SESpec and values.get("insertion") == "none":
+        values = {key: value for key, value in values.items() if value is not None}  # as flat() writes it
+    return cls(**{k: _build(hints[k], v) if dataclasses.is_dataclass(hints[k]) else v for k, v in values.items()})
+
+
+def dotted(spec: object, prefix: str = "") -> dict[str, Any]:
+    """Return the fields of a nested dataclass under their dotted keys, as JSON values."""
+    flat: dict[str, Any] = {}
+    for name, value in fields_of(spec):
+        if dataclasses.is_dataclass(value):
+            flat |= dotted(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+@functools.cache
+def _hints(cls: Hashable) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
+def _coerce_fields(spec: object, section: str) -> None:
+    """Bring every field to its declared type (a YAML list to a tuple, 1 to 1.0), or raise SpecError."""
+    for name, value in fields_of(spec):
+        hint = _hints(cast(Hashable, type(spec)))[name]
+        try:
+            coerced = _coerce(value, hint)
+        except (TypeError, ValueError):
+            key = f"{section}.{name}" if section else name
+            raise SpecError(f"{key} is {value!r}; it must be {_describe(hint)}") from None
+        object.__setattr__(spec, name, coerced)
+
+
+def _coerce(value: Any, hint: Any) -> Any:
+    if hasattr(value, "item") and not isinstance(value, (int, float)):
+        value = value.item()  # a NumPy scalar, as search engines hand out
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        for option in args:
+            try:
+                return _coerce(value, option)
+            except (TypeError, ValueError):
+                continue
+        raise TypeError
+    if origin is Literal:
+        if value in args:
+            return value
+    elif origin is tuple:
+        if isinstance(value, (list, tuple)):
+            return tuple(_coerce(item, args[0]) for item in value)
+    elif origin is dict:
+        if isinstance(value, Mapping):
+            return dict(value)
+    elif hint is float:
+        if isinstance(value, (int, float, str)) and not isinstance(value, bool):  # YAML reads 1e-3 as a string
+            number = float(value)
+            if math.isfinite(number):
+                return number
+    elif hint is int:
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
+    elif isinstance(value, hint):
+        return value
+    raise TypeError
+
+
+def _describe(hint: Any) -> str:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_describe(option) for option in args)
+    if origin is Literal:
+        return ", ".join(map(str, args))
+    if origin is tuple:
+        return f"a list of {_describe(args[0])}s"
+    names = {float: "a finite number", int: "an integer", str: "text", bool: "true or false", type(None): "null"}
+    return names.get(hint, "a mapping")
+
+
+_DEFAULT = RunSpec()
+_SE_DETAILS = [f"model.se.{name}" for name, _ in fields_of(SESpec()) if name != "insertion"]

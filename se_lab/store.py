@@ -1,0 +1,312 @@
+"""The store: one folder a trial, claimed by one worker at a time, its record put in place whole or not at all.
+
+<store>/<trial_id>/record.json       status, spec, costs, metrics, timings, where and with what it ran
+                   metrics.csv       a row an epoch
+                   predictions.npz   per test image: key, label, top5, correct
+                   last.ckpt, best.ckpt
+                   claims/           who worked on it, in turn
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import pandas as pd
+
+HEARTBEAT_SECONDS = 5.0
+LEASE_SECONDS = 60.0
+"""A claim whose heart has not beaten for this long is dead. On the worker's own host its death is seen at once."""
+
+
+class TrialBusyError(RuntimeError):
+    """Another worker holds the trial."""
+
+
+class ClaimLostError(RuntimeError):
+    """This worker was taken for dead and another has claimed the trial: stop, and write nothing more."""
+
+
+@dataclass
+class RunRecord:
+    """What is known of a trial when it is over. `metrics` repeats to the bit on one machine, `timings` does not."""
+
+    trial_id: str
+    status: str
+    """finished or failed."""
+    spec: dict[str, Any]
+    """Flat, under dotted keys; None where an SE field cannot matter."""
+    execution: dict[str, Any]
+    sites: list[dict[str, Any]] = field(default_factory=list)
+    complexity: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+    """Errors in %, losses in nats."""
+    timings: dict[str, float] = field(default_factory=dict)
+    """seconds; step_ms, the median training step; images_per_s in training; peak_memory_bytes on a GPU."""
+    data: dict[str, Any] = field(default_factory=dict)
+    """digest, and how many images each split has."""
+    versions: dict[str, str] = field(default_factory=dict)
+    git: dict[str, Any] | None = None
+    host: dict[str, Any] = field(default_factory=dict)
+    started: str = ""
+    """ISO 8601, UTC."""
+    error: str | None = None
+    """The traceback of a failed trial."""
+
+
+def trial_folder(store: str | Path, trial_id: str) -> Path:
+    """Return the folder of a trial, whether or not it is there."""
+    return Path(store) / trial_id
+
+
+def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Write a file aside, bring it to the disk, and rename it into place: nobody ever reads half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        with aside.open("wb") as file:
+            write(file)
+        put_in_place(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def put_in_place(aside: Path, path: Path) -> None:
+    """Bring a file that was written aside to the disk, and rename it over its name."""
+    with aside.open("rb") as file:
+        os.fsync(file.fileno())
+    aside.replace(path)
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Remove what a killed worker had written aside; only the holder of the trial may."""
+    for path in folder.glob(".*"):
+        if path.is_file():
+            path.unlink(missing_ok=True)
+
+
+def write_record(folder: Path, record: RunRecord) -> None:
+    """Put record.json in place; NaN becomes null."""
+    text = json.dumps(_without_nan(asdict(record)), indent=2, allow_nan=False)
+    write_whole(folder / "record.json", lambda file: file.write(text.encode()))
+
+
+def read_record(folder: Path) -> RunRecord | None:
+    """Return the record of a trial, or None where it is not over."""
+    try:
+        return RunRecord(**json.loads((folder / "record.json").read_text()))
+    except FileNotFoundError:
+        return None
+
+
+def read_records(store: str | Path, wanted: Mapping[str, dict[str, Any]] | None = None) -> pd.DataFrame:
+    """Read a store, one row a trial.
+
+    Columns: trial_id, status (finished, failed, running, interrupted, missing), error, folder, the flat spec, metrics,
+    params, params_se, macs, macs_se, elementwise, timings, code_version, data_digest.
+
+    Args:
+        store: The folder of trials.
+        wanted: The trials to read, in this order, each with its flat spec for when it has no record; else all.
+
+    Raises:
+        FileNotFoundError: where the store is no folder, or holds no trial and none is asked for by id.
+    """
+    store = Path(store)
+    if wanted is None:
+        if not store.is_dir():
+            raise FileNotFoundError(f"{store} is no folder of trials")
+        wanted = {path.name: {} for path in sorted(store.iterdir()) if (path / "claims").is_dir()}
+        if not wanted:
+            raise FileNotFoundError(f"{store} holds no trial")
+    rows: pd.DataFrame = pd.DataFrame([_row(store, trial_id, spec) for trial_id, spec in wanted.items()])
+    return rows
+
+
+def _row(store: Path, trial_id: str, spec: dict[str, Any]) -> dict[str, Any]:
+    folder = trial_folder(store, trial_id)
+    record = read_record(folder)
+    if record is None:
+        status = "missing"
+        if folder.is_dir():
+            status = "running" if holder_of(folder) else "interrupted"
+        return {"trial_id": trial_id, "status": status, "error": None, "folder": str(folder), **spec}
+    costs = ("params", "params_se", "macs", "macs_se", "elementwise")
+    return {
+        "trial_id": trial_id,
+        "status": record.status,
+        "error": record.error.strip().rpartition("\n")[2] if record.error else None,
+        "folder": str(folder),
+        **record.spec,
+        **record.metrics,
+        **{cost: record.complexity.get(cost) for cost in costs},
+        **record.timings,
+        "code_version": record.versions.get("se-lab"),
+        "data_digest": record.data.get("digest"),
+    }
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: _without_nan(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(inner) for inner in value]
+    return value
+
+
+# Claims. Claim n of a trial is the file claims/<n>, and taking the trial means creating claim n + 1, which a file
+# system lets exactly one worker do. Nobody ever deletes or takes over another's claim: whoever holds a lower number
+# has lost the trial and finds out before it writes. No lock is held, so none can be left behind.
+
+
+class Claim:
+    """The right to work on a trial, while `check` does not raise."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._stop = threading.Event()
+        self._heart = threading.Thread(target=self._beat, daemon=True)
+        self._heart.start()
+
+    def check(self) -> None:
+        """Raise ClaimLostError if another worker has taken the trial since."""
+        latest = _latest(self.path.parent)
+        if latest is None or latest.name != self.path.name:
+            raise ClaimLostError(f"{self.path.parent.parent.name} was claimed by another worker")
+
+    def release(self) -> None:
+        """Let the next worker have the trial at once."""
+        self._stop.set()
+        self._heart.join()
+        with contextlib.suppress(FileNotFoundError):
+            self.path.rename(self.path.with_suffix(".released"))
+
+    def _beat(self) -> None:
+        while not self._stop.wait(HEARTBEAT_SECONDS):
+            with contextlib.suppress(OSError):
+                os.utime(self.path)
+
+
+@contextlib.contextmanager
+def claim(folder: Path) -> Iterator[Claim]:
+    """Hold a trial.
+
+    Raises:
+        TrialBusyError: where another worker holds it.
+    """
+    claims = folder / "claims"
+    claims.mkdir(parents=True, exist_ok=True)
+    latest = _latest(claims)
+    if latest is not None and _is_held(latest):
+        raise TrialBusyError(f"{folder.name} is being worked on by {describe_holder(folder)}")
+    path = claims / f"{int(latest.stem) + 1 if latest else 1:06d}"
+    if not _create(path, json.dumps(_identity())):
+        raise TrialBusyError(f"{folder.name} was claimed by another worker a moment ago")
+    held = Claim(path)
+    try:
+        yield held
+    finally:
+        held.release()
+
+
+def holder_of(folder: Path) -> dict[str, Any] | None:
+    """Return who is at work on a trial (host, pid, start), or None."""
+    latest = _latest(folder / "claims")
+    if latest is None or not _is_held(latest):
+        return None
+    with contextlib.suppress(OSError, ValueError):
+        return dict(json.loads(latest.read_text()))
+    return None
+
+
+def describe_holder(folder: Path) -> str:
+    """Return 'process 123 on host', or 'nobody'."""
+    holder = holder_of(folder)
+    return f"process {holder['pid']} on {holder['host']}" if holder else "nobody"
+
+
+def _latest(claims: Path) -> Path | None:
+    """Return the claim with the highest number; a released one counts."""
+    try:
+        names = [name for name in os.listdir(claims) if not name.startswith(".")]
+    except FileNotFoundError:
+        return None
+    return claims / max(names) if names else None
+
+
+def _create(path: Path, text: str) -> bool:
+    """Create a file with its content, unless it exists: a hard link is atomic on every file system, NFS included."""
+    aside = path.with_name(f".{uuid.uuid4().hex}")
+    aside.write_text(text)
+    try:
+        os.link(aside, path)
+    except FileExistsError:
+        # NFS may repeat a request whose answer was lost, and then finds its own success in the way
+        return aside.stat().st_nlink == 2
+    finally:
+        aside.unlink()
+    return True
+
+
+def _is_held(path: Path) -> bool:
+    if path.suffix == ".released":
+        return False
+    try:
+        holder = json.loads(path.read_text())
+        beat = path.stat().st_mtime
+    except FileNotFoundError:
+        return False  # released this moment
+    if holder["machine"] == _identity()["machine"]:
+        return bool(_start_of(holder["pid"]) == holder["start"])
+    return _now_on(path.parent) - beat < LEASE_SECONDS
+
+
+def _now_on(folder: Path) -> float:
+    """Return the time by the file system's clock, the one that stamps the heartbeats."""
+    probe = folder / f".{uuid.uuid4().hex}"
+    probe.touch()
+    try:
+        return probe.stat().st_mtime
+    finally:
+        probe.unlink()
+
+
+def _identity() -> dict[str, Any]:
+    """Name this process so that another on the same machine can tell whether it lives."""
+    parts = [socket.gethostname()]
+    for source in ("/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid"):  # a reboot or a container counts as another
+        with contextlib.suppress(OSError):
+            path = Path(source)
+            parts.append(str(path.readlink()) if path.is_symlink() else path.read_text().strip())
+    pid = os.getpid()
+    return {"host": parts[0], "machine": "/".join(parts), "pid": pid, "start": _start_of(pid), "claimed": time.time()}
+
+
+def _start_of(pid: int) -> str | None:
+    """Return when a process started, or None when it is no more: a number that is used again does not pass for it."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return None if stat[0] in "ZX" else stat[19]
+    except OSError:
+        pass
+    if Path("/proc/self/stat").exists():
+        return None
+    try:  # no /proc: whether it lives is all that can be known
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return None
+    except PermissionError:
+        pass
+    return "alive"

@@ -1,0 +1,36 @@
+"""Records by whatever names them: a sweep spec, a store, or several of either."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from se_lab import store
+from se_lab.spec import ExecSpec
+from se_lab.sweep.grammar import read_sweep
+
+
+def load_records(source: str | Path | Sequence[str | Path], store_folder: str | Path | None = None) -> pd.DataFrame:
+    """Read trials into a table, one row a trial; see `store.read_records` for its columns.
+
+    Args:
+        source: A sweep spec (its trials, in its order, found in the store; one that has not run has the status
+            missing and its spec), a store, or several of either.
+        store_folder: The store that specs are looked up in; by default the variable SE_LAB_STORE, else runs/.
+
+    Raises:
+        SpecError: for a spec that cannot be read.
+        FileNotFoundError: for a store that is not there or holds no trial.
+    """
+    sources = [source] if isinstance(source, (str, Path)) else source
+    frames = [_load(one, store_folder or ExecSpec().store) for one in sources]
+    records: pd.DataFrame = pd.concat(frames, ignore_index=True).drop_duplicates("trial_id", ignore_index=True)
+    return records
+
+
+def _load(source: str | Path, store_folder: str | Path) -> pd.DataFrame:
+    if Path(source).suffix in (".yaml", ".yml"):
+        return store.read_records(store_folder, {trial.trial_id: trial.flat() for trial in read_sweep(source).trials})
+    return store.read_records(source)

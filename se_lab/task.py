@@ -1,0 +1,190 @@
+"""Image classification as a LightningModule: loss, errors in %, optimizer and schedule."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from torch import Tensor
+from torch.nn import functional as F
+from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
+
+from se_lab.data import Batch
+from se_lab.model import create_model
+from se_lab.spec import OptimSpec, RunSpec, seed_of
+
+TIMM_OPTIMIZERS = {"sgd": "momentum", "nesterov": "sgd"}
+"""timm calls SGD with Nesterov momentum sgd; here sgd is the paper's, with plain momentum."""
+
+
+class ClassificationTask(L.LightningModule):
+    """One trial's net and how it learns.
+
+    Everything a resumed run needs is in its checkpoint: the plateau schedule, and the sums of an epoch that was
+    interrupted. Schedules are set from the epoch, not counted, so that a restart cannot miss or repeat a step.
+    """
+
+    def __init__(self, spec: RunSpec, num_classes: int, in_chans: int) -> None:
+        super().__init__()
+        self.spec = spec
+        self.model = create_model(spec.model, num_classes, in_chans, seed=spec.seed)
+        self.train_sums = MetricCollection(_metrics(num_classes, top5=False))
+        self.val_sums = MetricCollection(_metrics(num_classes))
+        self.test_sums = MetricCollection(_metrics(num_classes))
+        self.history: list[dict[str, float]] = []
+        """One row an epoch: epoch, lr, train/…, val/…, images_per_s."""
+        self.predictions: dict[str, list[np.ndarray[Any, Any]]] = {"image": [], "label": [], "top5": []}
+        self._epoch_of_sums = -1
+        self._epoch_started = 0.0
+        self._images_seen = 0
+        self._plateau_state: dict[str, Any] | None = None
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits, (N, C, H, W) -> (N, classes)."""
+        logits: Tensor = self.model(images)
+        return logits
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Make timm's optimizer; the schedule stays with this module."""
+        optim = self.spec.optim
+        name = TIMM_OPTIMIZERS.get(optim.name, optim.name)
+        optimizer = create_optimizer_v2(self.model, name, optim.lr, optim.weight_decay, optim.momentum)
+        self.schedule = _schedule(optimizer, optim, self.spec.train.epochs)
+        if self._plateau_state is not None and isinstance(self.schedule, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            self.schedule.load_state_dict(self._plateau_state)
+        return optimizer
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Key the dropout stream to (seed, step), and begin an epoch's schedule and sums with its first batch."""
+        torch.manual_seed(seed_of(self.spec.seed, "dropout", self.global_step))
+        if self._epoch_of_sums != self.current_epoch:
+            self._epoch_of_sums = self.current_epoch
+            self.train_sums.reset()
+            self._epoch_started, self._images_seen = time.perf_counter(), 0
+            if not isinstance(self.schedule, torch.optim.lr_scheduler.ReduceLROnPlateau):
+                self.schedule.step(self.current_epoch)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the loss, in nats."""
+        images, labels, _ = batch
+        logits = self(images)
+        loss = F.cross_entropy(logits, labels, label_smoothing=self.spec.train.label_smoothing)
+        _add(self.train_sums, loss.detach(), logits.detach(), labels)
+        self._images_seen += len(images)
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        """Write the epoch's row, and let the plateau schedule look at the validation loss."""
+        row = {
+            "epoch": self.current_epoch,
+            "lr": self.optimizers().param_groups[0]["lr"],  # type: ignore[union-attr]
+            **_read(self.train_sums, "train"),
+            **{key: float(value) for key, value in self.trainer.callback_metrics.items() if key.startswith("val/")},
+        }
+        if not np.isfinite(row["train/loss"]):
+            raise FloatingPointError(
+                f"the training loss is {row['train/loss']} in epoch {row['epoch']}, lr {row['lr']:g}"
+            )
+        speed = self._images_seen / max(time.perf_counter() - self._epoch_started, 1e-9)
+        self.history = [past for past in self.history if past["epoch"] < row["epoch"]]
+        self.history.append({**row, "images_per_s": round(speed, 1)})
+        self.log_dict({key: value for key, value in self.history[-1].items() if not key.startswith(("val/", "epoch"))})
+        if isinstance(self.schedule, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            self.schedule.step(row["val/loss"])
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Add a batch to the validation sums."""
+        self._evaluate(batch, self.val_sums)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the validation loss and errors."""
+        self.log_dict(_read(self.val_sums, "val"))
+        self.val_sums.reset()
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Add a batch to the test sums, and keep what was predicted for each image."""
+        logits = self._evaluate(batch, self.test_sums)
+        best = logits.topk(min(5, logits.shape[1]), dim=1).indices
+        for name, values in zip(self.predictions, (batch[2], batch[1], best), strict=True):
+            self.predictions[name].append(values.cpu().numpy())
+
+    def on_test_epoch_end(self) -> None:
+        """Log the test loss and errors."""
+        self.log_dict(_read(self.test_sums, "test"))
+        self.test_sums.reset()
+
+    def _evaluate(self, batch: Batch, sums: MetricCollection) -> Tensor:
+        images, labels, _ = batch
+        logits: Tensor = self(images)
+        _add(sums, F.cross_entropy(logits, labels), logits, labels)
+        return logits
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what a resumed run needs beside weights and optimizer."""
+        plateau = isinstance(self.schedule, torch.optim.lr_scheduler.ReduceLROnPlateau)
+        checkpoint["se_lab"] = {
+            "history": self.history,
+            "plateau": self.schedule.state_dict() if plateau else None,
+            "sums": {name: dict(metric.metric_state) for name, metric in self.train_sums.items()},
+            "epoch_of_sums": self._epoch_of_sums,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take it back."""
+        state = checkpoint["se_lab"]
+        self.history, self._plateau_state = state["history"], state["plateau"]
+        self._epoch_of_sums = state["epoch_of_sums"]
+        self._epoch_started = time.perf_counter()
+        for name, metric in self.train_sums.items():
+            for key, value in state["sums"][name].items():
+                setattr(metric, key, value)
+            metric._update_count = 1  # torchmetrics warns of a metric that was read before any update
+
+
+def _schedule(optimizer: torch.optim.Optimizer, optim: OptimSpec, epochs: int) -> Any:
+    """Return timm's schedule, or PyTorch's for plateau: timm's is deprecated and keeps no state that can be resumed."""
+    if optim.schedule == "plateau":
+        return torch.optim.lr_scheduler.ReduceLROnPlateau(
+            optimizer, mode="min", factor=optim.decay_rate, patience=optim.patience
+        )
+    schedule, _ = create_scheduler_v2(
+        optimizer,
+        sched=optim.schedule,
+        num_epochs=epochs,
+        decay_epochs=optim.decay_epochs,
+        decay_milestones=list(optim.milestones),
+        decay_rate=optim.decay_rate,
+        warmup_epochs=optim.warmup_epochs,
+        warmup_lr=optim.lr / max(optim.warmup_epochs, 1),
+    )
+    return schedule
+
+
+def _metrics(num_classes: int, top5: bool = True) -> dict[str, Any]:
+    metrics: dict[str, Any] = {
+        "loss": MeanMetric(),
+        "top1_error": MulticlassAccuracy(num_classes, top_k=1, average="micro", validate_args=False),
+    }
+    if top5 and num_classes > 5:  # with five classes it is 0 whatever the net says
+        metrics["top5_error"] = MulticlassAccuracy(num_classes, top_k=5, average="micro", validate_args=False)
+    return metrics
+
+
+def _add(sums: MetricCollection, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+    for name, metric in sums.items():
+        if name == "loss":
+            metric.update(loss, weight=len(labels))
+        else:
+            metric.update(logits, labels)
+
+
+def _read(sums: MetricCollection, split: str) -> dict[str, float]:
+    """Return loss in nats and errors in %."""
+    values = {name: float(metric.compute()) for name, metric in sums.items()}
+    return {f"{split}/{name}": 100 * (1 - v) if name.endswith("_error") else v for name, v in values.items()}
