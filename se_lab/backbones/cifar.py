@@ -1,0 +1,118 @@
+"""The nets for small images: a 3×3 stem and three stages of units, the second and third starting with stride 2."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from timm.layers.drop import DropPath
+from torch import nn
+
+from se_lab.backbones.net import ConvNet, Factory, build, drop_path_rates, layer_types
+
+# Mean and standard deviation of the training images' pixels, by the number of classes: CIFAR-10 and CIFAR-100.
+STATISTICS = {
+    10: ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    100: ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+}
+
+
+class CifarNet(ConvNet):
+    """Images (N, in_chans, H, W) of 8 to 64 pixels to (N, num_classes); the last map is ⌈H/4⌉ × ⌈W/4⌉.
+
+    `conv1`, `bn1`, `act1`; then `layer1`, `layer2` and `layer3`, each `units` calls of
+    `unit(in_channels, channels, stride, drop_path=…, act_layer=…, norm_layer=…, device=…, dtype=…)`; then `norm`,
+    `act` and the head. `stem` and `tail` say which of "norm" and "act" follow the first convolution and the last
+    stage; the others are identities. `zero_init_last` is off by default, as in the nets' papers (timm's ResNets have
+    it on).
+    """
+
+    def __init__(
+        self,
+        unit: Callable[..., nn.Module],
+        units: int,
+        channels: tuple[int, int, int],
+        stem_channels: int = 16,
+        stem: Sequence[str] = ("norm", "act"),
+        tail: Sequence[str] = (),
+        num_classes: int = 10,
+        in_chans: int = 3,
+        global_pool: str = "avg",
+        act_layer: Any = nn.ReLU,
+        norm_layer: Any = nn.BatchNorm2d,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        zero_init_last: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        factory: Factory = {"device": device, "dtype": dtype}
+        super().__init__(num_classes, in_chans, drop_rate)
+        act, norm = layer_types(act_layer, norm_layer)
+
+        self.conv1 = nn.Conv2d(in_chans, stem_channels, 3, padding=1, bias=False, **factory)
+        self.bn1 = norm(stem_channels, **factory) if "norm" in stem else nn.Identity()
+        self.act1 = act(inplace=True) if "act" in stem else nn.Identity()
+        self.add_feature("act1", stem_channels, 1)
+
+        rates = iter(drop_path_rates(drop_path_rate, 3 * units))
+        stages = []
+        in_channels = stem_channels
+        for index, width in enumerate(channels):
+            blocks = []
+            for position in range(units):
+                rate = next(rates)
+                blocks.append(
+                    unit(
+                        in_channels,
+                        width,
+                        stride=2 if index > 0 and position == 0 else 1,
+                        drop_path=DropPath(rate) if rate > 0 else None,
+                        act_layer=act,
+                        norm_layer=norm,
+                        **factory,
+                    )
+                )
+                in_channels = width
+            stages.append(nn.Sequential(*blocks))
+            last = index == len(channels) - 1
+            self.add_feature("act" if last else f"layer{index + 1}", width, 2**index)
+        self.layer1, self.layer2, self.layer3 = stages
+
+        self.norm = norm(in_channels, **factory) if "norm" in tail else nn.Identity()
+        self.act = act(inplace=True) if "act" in tail else nn.Identity()
+        self.add_head(in_channels, global_pool, factory)
+        self.init_weights(zero_init_last)
+
+    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
+        """Map images (N, in_chans, H, W) to features (N, num_features, ⌈H/4⌉, ⌈W/4⌉)."""
+        x = self.act1(self.bn1(self.conv1(x)))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        x = self.act(self.norm(x))
+        return x
+
+
+def cifar_cfg(paper: str, num_classes: int = 10) -> dict[str, Any]:
+    """Return timm's default cfg of a net for CIFAR-10 or, with 100 classes, CIFAR-100; `paper` is its arXiv number."""
+    mean, std = STATISTICS[num_classes]
+    return {
+        "num_classes": num_classes,
+        "input_size": (3, 32, 32),
+        "min_input_size": (3, 8, 8),
+        "pool_size": (8, 8),
+        "crop_pct": 1.0,
+        "interpolation": "bilinear",
+        "mean": mean,
+        "std": std,
+        "first_conv": "conv1",
+        "classifier": "fc",
+        "license": "apache-2.0",
+        "paper_ids": f"arXiv:{paper}",
+    }
+
+
+def build_cifar(variant: str, pretrained: bool, unit: Callable[..., nn.Module], **kwargs: Any) -> CifarNet:
+    """Build a registered net; with `features_only` timm returns the stem and the three stages."""
+    net: CifarNet = build(CifarNet, variant, pretrained, feature_cfg={"out_indices": (0, 1, 2, 3)}, unit=unit, **kwargs)
+    return net

@@ -1,0 +1,162 @@
+"""Shake-shake nets for CIFAR: 26 2×96d and 29 2×4×64d (Gastaldi 2017, arXiv 1705.07485).
+
+26 2×96d, section 2.1: three stages of four units, two branches each of ReLU, 3×3, BN, ReLU, 3×3, BN. 29 2×4×64d,
+section 2.2: ResNeXt-29 (Xie et al. 2017, arXiv 1611.05431, section 5.3) with two branches of four groups, 64 channels
+each at the first stage; "Shake-Even" is α random in the forward pass and 1/2 in the backward pass. Its printed 34.4M
+parameters are those at 10 classes, as in the ResNeXt paper's table; CIFAR-100's 100 classes make 34.5M.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from functools import partial
+from typing import Any
+
+import torch
+from timm.models import generate_default_cfgs, register_model
+from torch import nn
+
+from se_lab.backbones.cifar import CifarNet, build_cifar, cifar_cfg
+from se_lab.backbones.residual import Add, ResidualUnit
+from se_lab.backbones.shake import ShakeShake, ShiftShortcut
+
+
+class ShakeBasic(ResidualUnit):
+    """Shortcut + shake(act1(x)), each of the two branches conv1, bn1, act1, conv2, bn2 with 3×3 convolutions.
+
+    (N, in_channels, H, W) to (N, channels, H / stride, W / stride). The branch ends in `shake`; nothing follows the
+    join. A shortcut that changes the width sees the activated input.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        stride: int = 1,
+        forward_alpha: str = "shake",
+        backward_alpha: str = "shake",
+        drop_path: nn.Module | None = None,
+        act_layer: Any = nn.ReLU,
+        norm_layer: Any = nn.BatchNorm2d,
+        **factory: Any,
+    ) -> None:
+        projects = stride > 1 or in_channels != channels
+        shortcut = ShiftShortcut(in_channels, channels, stride, norm_layer, **factory) if projects else None
+        super().__init__(shortcut, drop_path, Add())
+        self.projects = projects
+        # Not in place: the shortcut needs the input as it was.
+        self.act1 = act_layer(inplace=False)
+
+        def branch() -> nn.Sequential:
+            return nn.Sequential(
+                OrderedDict(
+                    conv1=nn.Conv2d(in_channels, channels, 3, stride=stride, padding=1, bias=False, **factory),
+                    bn1=norm_layer(channels, **factory),
+                    act1=act_layer(inplace=True),
+                    conv2=nn.Conv2d(channels, channels, 3, padding=1, bias=False, **factory),
+                    bn2=norm_layer(channels, **factory),
+                )
+            )
+
+        self.shake = ShakeShake(branch(), branch(), forward_alpha, backward_alpha)
+
+    def zero_init_last(self) -> None:
+        """Start as the shortcut alone."""
+        _zero_norm(self.shake.branch1.get_submodule("bn2"))
+        _zero_norm(self.shake.branch2.get_submodule("bn2"))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return shortcut + mixed branches."""
+        activated = self.act1(x)
+        return self.close(self.shake(activated), activated if self.projects else x)
+
+
+class ShakeBottleneck(ResidualUnit):
+    """act(shortcut + shake(x)), each of the two branches a ResNeXt bottleneck: conv1, bn1, act1, … conv3, bn3.
+
+    (N, in_channels, H, W) to (N, channels, H / stride, W / stride), the 3×3 in `groups` groups of
+    channels · base_width / 256 channels. The branch ends in `shake`; `act` follows the join.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        stride: int = 1,
+        groups: int = 4,
+        base_width: int = 64,
+        forward_alpha: str = "shake",
+        backward_alpha: str = "even",
+        drop_path: nn.Module | None = None,
+        act_layer: Any = nn.ReLU,
+        norm_layer: Any = nn.BatchNorm2d,
+        **factory: Any,
+    ) -> None:
+        shortcut = None
+        if stride > 1 or in_channels != channels:
+            shortcut = nn.Sequential(
+                nn.Conv2d(in_channels, channels, 1, stride=stride, bias=False, **factory),
+                norm_layer(channels, **factory),
+            )
+        super().__init__(shortcut, drop_path, Add())
+        width = groups * (channels * base_width // 256)
+
+        def branch() -> nn.Sequential:
+            return nn.Sequential(
+                OrderedDict(
+                    conv1=nn.Conv2d(in_channels, width, 1, bias=False, **factory),
+                    bn1=norm_layer(width, **factory),
+                    act1=act_layer(inplace=True),
+                    conv2=nn.Conv2d(width, width, 3, stride=stride, padding=1, groups=groups, bias=False, **factory),
+                    bn2=norm_layer(width, **factory),
+                    act2=act_layer(inplace=True),
+                    conv3=nn.Conv2d(width, channels, 1, bias=False, **factory),
+                    bn3=norm_layer(channels, **factory),
+                )
+            )
+
+        self.shake = ShakeShake(branch(), branch(), forward_alpha, backward_alpha)
+        self.act = act_layer(inplace=True)
+
+    def zero_init_last(self) -> None:
+        """Start as the shortcut alone."""
+        _zero_norm(self.shake.branch1.get_submodule("bn3"))
+        _zero_norm(self.shake.branch2.get_submodule("bn3"))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return act(shortcut + mixed branches)."""
+        x = self.act(self.close(self.shake(x), x))
+        return x
+
+
+def _zero_norm(norm: Any) -> None:
+    if norm.weight is not None:
+        nn.init.zeros_(norm.weight)
+
+
+default_cfgs = generate_default_cfgs(
+    {
+        "cifar_shake_shake26_2x96d": cifar_cfg("1705.07485"),
+        "cifar_shake_shake29_2x4x64d": cifar_cfg("1705.07485", num_classes=100),
+    }
+)
+
+
+@register_model
+def cifar_shake_shake26_2x96d(
+    pretrained: bool = False, forward_alpha: str = "shake", backward_alpha: str = "shake", **kwargs: Any
+) -> CifarNet:
+    """Shake-Shake 26 2×96d, 26.2M parameters; a net of the SE paper's Table 4. See `ShakeShake` for α's modes."""
+    unit = partial(ShakeBasic, forward_alpha=forward_alpha, backward_alpha=backward_alpha)
+    args = {"units": 4, "channels": (96, 192, 384), "stem": ("norm",), "tail": ("act",)}
+    return build_cifar("cifar_shake_shake26_2x96d", pretrained, unit, **{**args, **kwargs})
+
+
+@register_model
+def cifar_shake_shake29_2x4x64d(
+    pretrained: bool = False, forward_alpha: str = "shake", backward_alpha: str = "even", **kwargs: Any
+) -> CifarNet:
+    """Shake-Even 29 2×4×64d, 34.4M parameters; a net of the SE paper's Table 5. See `ShakeShake` for α's modes."""
+    unit = partial(ShakeBottleneck, forward_alpha=forward_alpha, backward_alpha=backward_alpha)
+    args = {"units": 3, "channels": (256, 512, 1024), "stem_channels": 64}
+    return build_cifar("cifar_shake_shake29_2x4x64d", pretrained, unit, **{**args, **kwargs})

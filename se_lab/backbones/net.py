@@ -1,0 +1,131 @@
+"""The conventions of a timm net, shared by the backbones written here: head, classifier access, parameter groups."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypedDict
+
+import torch
+from timm.layers.classifier import create_classifier
+from timm.layers.create_act import get_act_layer
+from timm.layers.create_norm import get_norm_layer
+from timm.models import build_model_with_cfg
+from torch import nn
+from torch.nn import functional as F
+
+
+class Factory(TypedDict):
+    """Where and in what type a module's tensors are made."""
+
+    device: torch.device | str | None
+    dtype: torch.dtype | None
+
+
+class ConvNet(nn.Module):
+    """A convolutional classifier with timm's surface; a subclass adds the layers and writes `forward_features`.
+
+    A subclass calls `super().__init__`, registers its modules in the order in which the data meets them (timm's
+    feature extraction goes by that order), fills `feature_info`, and ends with `add_head` and `init_weights`.
+    """
+
+    def __init__(self, num_classes: int, in_chans: int, drop_rate: float) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.in_chans = in_chans
+        self.drop_rate = float(drop_rate)
+        self.feature_info: list[dict[str, Any]] = []
+
+    def add_feature(self, module: str, channels: int, reduction: int) -> None:
+        """Note for timm's `feature_info` that `module` ends a stage of `channels` channels, H / `reduction` high."""
+        self.feature_info.append({"num_chs": channels, "reduction": reduction, "module": module})
+
+    def add_head(self, num_features: int, global_pool: str, factory: Factory) -> None:
+        """Make the pooling and the classifier: (N, num_features, H, W) to (N, num_classes)."""
+        self.num_features = num_features
+        self.global_pool, self.fc = create_classifier(num_features, self.num_classes, pool_type=global_pool, **factory)
+        self.head_hidden_size: int = num_features * self.global_pool.feat_mult()
+
+    def init_weights(self, zero_init_last: bool = False) -> None:
+        """Draw each convolution from N(0, 2 / fan_out) (He et al. 2015, arXiv 1502.01852, equation 14).
+
+        With `zero_init_last`, each unit that has a method of that name starts with a branch that adds nothing.
+        """
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        if zero_init_last:
+            for module in self.modules():
+                zero = getattr(module, "zero_init_last", None)
+                if zero is not None:
+                    zero()
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, str]:
+        """Patterns that give each parameter its layer group, for timm's layer-wise learning-rate decay."""
+        return {"stem": r"^(?!layer|fc|norm)", "blocks": r"^layer(\d+)" if coarse else r"^layer(\d+)\.(\d+)"}
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Refuse to be enabled: these nets keep their activations."""
+        if enable:
+            raise NotImplementedError(f"{type(self).__name__} has no gradient checkpointing")
+
+    def get_classifier(self, name_only: bool = False) -> str | nn.Module:
+        """Return the final linear layer, or its name."""
+        return "fc" if name_only else self.fc
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace the final linear layer by a new one, and the pooling where one is named.
+
+        With `num_classes` 0 there is none: `forward` returns the pooled features (N, C), and with `global_pool` ""
+        the maps (N, C, H, W).
+        """
+        self.num_classes = num_classes
+        pool: str = self.global_pool.pool_type if global_pool is None else global_pool
+        reference = next(self.parameters())
+        self.add_head(self.num_features, pool, {"device": reference.device, "dtype": reference.dtype})
+        self.global_pool.train(self.training)
+        self.fc.train(self.training)
+
+    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
+        """Map images (N, in_chans, H, W) to features (N, num_features, h, w)."""
+        raise NotImplementedError
+
+    def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
+        """Map features (N, num_features, h, w) to logits (N, num_classes), or to what the classifier sees."""
+        x = self.global_pool(x)
+        x = F.dropout(x, p=self.drop_rate, training=self.training)
+        return x if pre_logits else self.fc(x)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map images (N, in_chans, H, W) to logits (N, num_classes)."""
+        return self.forward_head(self.forward_features(x))
+
+
+def layer_types(act_layer: Any, norm_layer: Any) -> tuple[Any, Any]:
+    """Resolve timm's names of an activation and a norm ("silu", "batchnorm2d") to their classes."""
+    norm: Any = get_norm_layer
+    return get_act_layer(act_layer), norm(norm_layer)
+
+
+def drop_path_rates(drop_path_rate: float, depth: int) -> list[float]:
+    """Stochastic depth's linear decay: 0 at the first of `depth` units, `drop_path_rate` at the last."""
+    return [drop_path_rate * unit / max(depth - 1, 1) for unit in range(depth)]
+
+
+def imagenet_cfg(paper: str, first_conv: str) -> dict[str, Any]:
+    """Return timm's default cfg of a net for ImageNet at 224 pixels; `paper` is its arXiv number."""
+    return {
+        "input_size": (3, 224, 224),
+        "pool_size": (7, 7),
+        "interpolation": "bilinear",
+        "first_conv": first_conv,
+        "classifier": "fc",
+        "license": "apache-2.0",
+        "paper_ids": f"arXiv:{paper}",
+    }
+
+
+def build(net: Callable[..., nn.Module], variant: str, pretrained: bool, **kwargs: Any) -> Any:
+    """Build a registered variant as timm does: its default cfg, `features_only`, and what else timm's kwargs ask."""
+    return build_model_with_cfg(net, variant, pretrained, **kwargs)

@@ -1,0 +1,48 @@
+"""The end that the residual units written here share: branch, optional SE unit, drop path, shortcut, join."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+class Add(nn.Module):
+    """The sum of branch and shortcut, a module so that a hook can stand where they meet."""
+
+    def forward(self, branch: torch.Tensor, shortcut: torch.Tensor) -> torch.Tensor:
+        """Return branch + shortcut, (N, C, H, W)."""
+        return branch + shortcut
+
+
+class Concat(nn.Module):
+    """Shortcut and branch side by side, a module so that a hook can stand where they meet."""
+
+    def forward(self, branch: torch.Tensor, shortcut: torch.Tensor) -> torch.Tensor:
+        """Return (N, C_shortcut + C_branch, H, W)."""
+        return torch.cat([shortcut, branch], dim=1)
+
+
+class ResidualUnit(nn.Module):
+    """Holds what follows a unit's branch, under the names that timm's ResNet units give it.
+
+    `se` is a free slot for a module (N, C, H, W) to (N, C, H, W) on the branch; `downsample` maps the shortcut, None
+    leaves it as it is; `join` makes one of the two.
+    """
+
+    def __init__(self, downsample: nn.Module | None, drop_path: nn.Module | None, join: nn.Module) -> None:
+        super().__init__()
+        self.se: nn.Module | None = None
+        self.drop_path = drop_path
+        self.downsample = downsample
+        self.join = join
+
+    def close(self, branch: torch.Tensor, shortcut: torch.Tensor) -> torch.Tensor:
+        """Join the branch with its shortcut."""
+        if self.se is not None:
+            branch = self.se(branch)
+        if self.drop_path is not None:
+            branch = self.drop_path(branch)
+        if self.downsample is not None:
+            shortcut = self.downsample(shortcut)
+        joined: torch.Tensor = self.join(branch, shortcut)
+        return joined

@@ -1,0 +1,161 @@
+"""ShuffleNet v1 (Zhang et al. 2018, arXiv 1707.01083, Table 1 and Figure 2), 1× with three groups.
+
+A 3×3 convolution of 24 channels and a pooling, then three stages of 4, 8 and 4 units at 240, 480 and 960 channels,
+each starting with a unit of stride 2. The first unit's first 1×1 is not grouped, since its input is narrow.
+Convolutions have no bias, the classifier has one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from timm.layers.drop import DropPath
+from timm.models import generate_default_cfgs, register_model
+from torch import nn
+
+from se_lab.backbones.net import ConvNet, Factory, build, drop_path_rates, imagenet_cfg, layer_types
+from se_lab.backbones.residual import Add, Concat, ResidualUnit
+
+UNITS = (4, 8, 4)
+
+
+class ChannelShuffle(nn.Module):
+    """Channels (groups, C / groups) read the other way round, so that the next groups mix these."""
+
+    def __init__(self, groups: int) -> None:
+        super().__init__()
+        self.groups = groups
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Permute the channels of (N, C, H, W)."""
+        n, c, h, w = x.shape
+        return x.reshape(n, self.groups, c // self.groups, h, w).transpose(1, 2).reshape(n, c, h, w)
+
+
+class ShuffleUnit(ResidualUnit):
+    """Figure 2 (b) and (c): grouped 1×1, shuffle, depthwise 3×3, grouped 1×1; then the join and `act3`.
+
+    (N, in_channels, H, W) to (N, channels, ⌈H / stride⌉, ⌈W / stride⌉). The branch ends in `bn3`. With stride 1 its
+    `channels` are added to the input; with stride 2 its `channels` − `in_channels` stand after the averaged input.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        stride: int = 1,
+        groups: int = 3,
+        group_first: bool = True,
+        drop_path: nn.Module | None = None,
+        act_layer: Any = nn.ReLU,
+        norm_layer: Any = nn.BatchNorm2d,
+        **factory: Any,
+    ) -> None:
+        if stride == 1:
+            super().__init__(None, drop_path, Add())
+        else:
+            super().__init__(nn.AvgPool2d(3, stride, padding=1), drop_path, Concat())
+        width = channels // 4
+        outputs = channels if stride == 1 else channels - in_channels
+        self.conv1 = nn.Conv2d(in_channels, width, 1, groups=groups if group_first else 1, bias=False, **factory)
+        self.bn1 = norm_layer(width, **factory)
+        self.act1 = act_layer(inplace=True)
+        self.shuffle = ChannelShuffle(groups)
+        self.conv2 = nn.Conv2d(width, width, 3, stride, padding=1, groups=width, bias=False, **factory)
+        self.bn2 = norm_layer(width, **factory)
+        self.conv3 = nn.Conv2d(width, outputs, 1, groups=groups, bias=False, **factory)
+        self.bn3 = norm_layer(outputs, **factory)
+        self.act3 = act_layer(inplace=True)
+
+    def zero_init_last(self) -> None:
+        """Start as the shortcut alone."""
+        if self.bn3.weight is not None:
+            nn.init.zeros_(self.bn3.weight)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return act3 of the joined branch and shortcut."""
+        branch = self.act1(self.bn1(self.conv1(x)))
+        branch = self.bn2(self.conv2(self.shuffle(branch)))
+        branch = self.bn3(self.conv3(branch))
+        x = self.act3(self.close(branch, x))
+        return x
+
+
+class ShuffleNet(ConvNet):
+    """Images (N, in_chans, H, W) to (N, num_classes); the last map is ⌈H/32⌉ × ⌈W/32⌉.
+
+    `layer1`, `layer2` and `layer3` are the paper's stages 2, 3 and 4.
+    """
+
+    def __init__(
+        self,
+        channels: tuple[int, int, int],
+        groups: int,
+        stem_channels: int = 24,
+        num_classes: int = 1000,
+        in_chans: int = 3,
+        global_pool: str = "avg",
+        act_layer: Any = nn.ReLU,
+        norm_layer: Any = nn.BatchNorm2d,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        zero_init_last: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        factory: Factory = {"device": device, "dtype": dtype}
+        super().__init__(num_classes, in_chans, drop_rate)
+        act, norm = layer_types(act_layer, norm_layer)
+
+        self.conv1 = nn.Conv2d(in_chans, stem_channels, 3, stride=2, padding=1, bias=False, **factory)
+        self.bn1 = norm(stem_channels, **factory)
+        self.act1 = act(inplace=True)
+        self.maxpool = nn.MaxPool2d(3, 2, padding=1)
+        self.add_feature("act1", stem_channels, 2)
+        self.add_feature("maxpool", stem_channels, 4)
+
+        rates = iter(drop_path_rates(drop_path_rate, sum(UNITS)))
+        stages = []
+        in_channels = stem_channels
+        for index, (units, width) in enumerate(zip(UNITS, channels, strict=True)):
+            blocks = []
+            for position in range(units):
+                rate = next(rates)
+                blocks.append(
+                    ShuffleUnit(
+                        in_channels,
+                        width,
+                        stride=2 if position == 0 else 1,
+                        groups=groups,
+                        group_first=index > 0 or position > 0,
+                        drop_path=DropPath(rate) if rate > 0 else None,
+                        act_layer=act,
+                        norm_layer=norm,
+                        **factory,
+                    )
+                )
+                in_channels = width
+            stages.append(nn.Sequential(*blocks))
+            self.add_feature(f"layer{index + 1}", width, 8 * 2**index)
+        self.layer1, self.layer2, self.layer3 = stages
+
+        self.add_head(in_channels, global_pool, factory)
+        self.init_weights(zero_init_last)
+
+    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
+        """Map images (N, in_chans, H, W) to features (N, num_features, ⌈H/32⌉, ⌈W/32⌉)."""
+        x = self.maxpool(self.act1(self.bn1(self.conv1(x))))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        return x
+
+
+default_cfgs = generate_default_cfgs({"shufflenet_v1_g3": imagenet_cfg("1707.01083", first_conv="conv1")})
+
+
+@register_model
+def shufflenet_v1_g3(pretrained: bool = False, **kwargs: Any) -> ShuffleNet:
+    """ShuffleNet 1× with three groups, 1,865,728 parameters, 0.1375 GMACs."""
+    args = {"channels": (240, 480, 960), "groups": 3}
+    net: ShuffleNet = build(ShuffleNet, "shufflenet_v1_g3", pretrained, **{**args, **kwargs})
+    return net

@@ -1,0 +1,40 @@
+"""What all tests share: one thread, no network, and specs that train in about a second."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("WANDB_MODE", "disabled")
+os.environ.setdefault("WANDB_SILENT", "true")
+
+import pytest
+import torch
+
+from se_lab.spec import DataSpec, ExecSpec, ModelSpec, OptimSpec, RunSpec, SESpec, TrainSpec
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def quick():
+    """A spec of two epochs on digits; fields of its sections can be replaced."""
+
+    def make(se: SESpec | None = None, *, seed: int = 0, epochs: int = 2, **sections) -> RunSpec:
+        return RunSpec(
+            model=sections.get("model", ModelSpec("cifar_resnet20", se or SESpec(reduction=4))),
+            data=sections.get("data", DataSpec(batch_size=256)),
+            optim=sections.get("optim", OptimSpec(schedule="cosine")),
+            train=sections.get("train", TrainSpec(epochs=epochs)),
+            seed=seed,
+        )
+
+    return make
+
+
+@pytest.fixture
+def here(tmp_path) -> ExecSpec:
+    """A store of the test's own, without W&B."""
+    return ExecSpec(store=str(tmp_path / "store"), wandb=False)
