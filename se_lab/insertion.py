@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import reduce as fold
-from typing import Any
+from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 
-from se_lab.families import LAYOUTS, Layout, Point
+from se_lab.families import ATTENTION, BY_STRIDE, FLAT, GAINED, LAYOUTS, STAGES, STEMS, UNIT_WHEN, Layout, Point
 from se_lab.spec import SESpec, SpecError, check_choice
 from se_lab.squeeze_excite import SqueezeExcite
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Spot:
+    """One place for an SE unit, in a backbone at hand."""
+
+    host: str
+    """Path of the module that the unit hangs on, or of the slot that it fills."""
+    how: str
+    """As in `families.Point`; block: on the output of the whole block; swap: in the place of the net's own unit."""
+    channels: int
+    channels_last: bool = False
 
 
 @dataclass(frozen=True)
@@ -25,8 +42,12 @@ class Place:
     """The unit's number within its stage, from 1."""
     path: str
     """The block's path in the backbone."""
-    layout: Layout
-    """Where in the block each insertion goes."""
+    strided: bool
+    """The block reduces the resolution."""
+    spots: dict[str, Spot]
+    """Where each insertion goes: a unit without a shortcut has no identity."""
+    own: tuple[Spot, ...] = ()
+    """The channel attention that the backbone has there of its own."""
 
 
 @dataclass(frozen=True)
@@ -50,21 +71,9 @@ def find_places(backbone: nn.Module) -> list[Place]:
     """Return the units of a backbone that can take SE, in the order of the network.
 
     Raises:
-        SpecError: where there is none, naming the block classes that are known.
+        SpecError: where there is none.
     """
-    places: list[Place] = []
-    containers: dict[str, int] = {}  # path of a container of units -> how many it has so far
-    for path, module in backbone.named_modules():
-        layout = _layout_of(module)
-        if layout is None:
-            continue
-        container = path.rpartition(".")[0]
-        unit = containers[container] = containers.get(container, 0) + 1
-        stage = list(containers).index(container) + 2
-        places.append(Place(f"SE_{stage}_{unit}", stage, unit, path, layout))
-    if not places:
-        raise SpecError(f"{_name(backbone)} has no unit that SE-Lab knows; it knows {', '.join(sorted(LAYOUTS))}")
-    return places
+    return [place for place in survey(backbone) if place.spots]
 
 
 def insert_se(backbone: nn.Module, se: SESpec, existing_se: str = "refuse") -> list[Site]:
@@ -77,89 +86,282 @@ def insert_se(backbone: nn.Module, se: SESpec, existing_se: str = "refuse") -> l
         backbone: A timm model, not wrapped by DistributedDataParallel or torch.compile.
         se: Which units, and where.
         existing_se: What to do about a backbone that has channel attention of its own: refuse; keep (ours come in
-            addition, after theirs); replace (theirs go, ours come; with insertion none theirs just go).
+            addition, at the family's places); replace (insertion standard: each of its units becomes one of ours,
+            where it is; none: they just go; any other: they go, and the units that had them take ours there).
 
     Raises:
-        SpecError: for a backbone without known units, a stage it has not got, or attention of its own to refuse.
+        SpecError: for a backbone without known units, a stage or insertion it has not got, or attention of its own to
+            refuse.
     """
     check_choice("model.existing_se", existing_se, ("refuse", "keep", "replace"))
     if any(isinstance(module, SqueezeExcite) for module in backbone.modules()):
-        raise SpecError(f"{_name(backbone)} already has SE-Lab's units; build it anew for another insertion")
-    places = find_places(backbone)
-    _settle_existing(backbone, places, existing_se)
+        raise SpecError(f"{name_of(backbone)} already has SE-Lab's units; build it anew for another insertion")
+    places = survey(backbone)
+    chosen = choose(places, se, existing_se, name_of(backbone))
+    if existing_se == "replace":
+        swapped = {spot.host for _, spot in chosen}
+        for host in (spot.host for place in places for spot in place.own if spot.host not in swapped):
+            _clear(backbone, host)
+    return [_insert(backbone, place, spot, se) for place, spot in chosen]
+
+
+def survey(backbone: nn.Module) -> list[Place]:
+    """Return what `find_places` does, then a place without spots for each attention that stands outside any unit.
+
+    Raises:
+        SpecError: where the backbone has no unit that the tables know.
+    """
+    modules = dict(backbone.named_modules())
+    units = {path: (key, spots) for path, key, spots in _units(backbone, modules)}
+    if not units:
+        raise SpecError(
+            f"{name_of(backbone)} has no unit that SE-Lab knows; se-lab models lists the backbones that can take SE"
+        )
+    keys = list(dict.fromkeys(key for key, _ in units.values()))
+    own: dict[str, list[Spot]] = {path: [] for path in units}
+    outside: list[tuple[int, str, Spot]] = []
+    latest = 1
+    for path, module in modules.items():
+        if path in units:
+            latest = keys.index(units[path][0]) + 2
+        if _row(module, ATTENTION):
+            block = next((block for block in _above(path) if block in units), None)
+            spots = units[block][1].values() if block else ()
+            spot = Spot(path, "swap", _own_channels(backbone, path, spots))
+            if block:
+                own[block].append(spot)
+            else:
+                outside.append((latest, path, spot))
+    places: list[Place] = []
+    count: dict[int, int] = {}  # units a stage has so far
+
+    def add(stage: int, path: str, spots: dict[str, Spot], own: Sequence[Spot]) -> None:
+        number = count[stage] = count.get(stage, 0) + 1
+        name = f"SE_{stage}_{number}"
+        places.append(Place(name, stage, number, path, _strides(modules[path]), spots, tuple(own)))
+
+    for path, (key, spots_here) in units.items():
+        add(keys.index(key) + 2, path, spots_here, own[path])
+    for stage, path, spot in outside:
+        add(stage, path, {}, [spot])
+    return places
+
+
+def choose(places: Sequence[Place], se: SESpec, existing_se: str, backbone: str) -> list[tuple[Place, Spot]]:
+    """Return the spots that a spec's units go to; `backbone` is its name, for errors.
+
+    Raises:
+        SpecError: as `insert_se`.
+    """
+    own = [spot for place in places for spot in place.own]
+    if own and existing_se == "refuse":
+        raise SpecError(
+            f"{backbone} has channel attention of its own, at {own[0].host} and {len(own) - 1} more places; "
+            "set model.existing_se=keep or model.existing_se=replace"
+        )
     if se.insertion == "none":
         return []
-    stages = sorted({place.stage for place in places})
-    wanted = stages if se.stages == "all" else se.stages
-    if missing := [stage for stage in wanted if stage not in stages]:
+    stages = sorted({place.stage for place in places if place.spots})
+    if se.stages != "all" and (missing := [stage for stage in se.stages if stage not in stages]):
         raise SpecError(
             f"model.se.stages asks for stage {', '.join(map(str, missing))}; "
-            f"{_name(backbone)} has {', '.join(map(str, stages))}"
+            f"{backbone} has {', '.join(map(str, stages))}"
         )
-    return [_insert(backbone, place, se) for place in places if place.stage in wanted]
+    chosen: list[tuple[Place, Spot]] = []
+    for place in places:
+        if (se.stages != "all" and place.stage not in se.stages) or (se.units == "stride_1" and place.strided):
+            continue
+        if own and existing_se == "replace" and se.insertion == "standard":
+            for number, spot in enumerate(place.own, 1):  # names key the weights: a second one needs its own
+                name = place.name if number == 1 else f"{place.name}_{number}"
+                chosen.append((replace(place, name=name), spot))
+        elif se.insertion in place.spots and (place.own or not own or existing_se == "keep"):
+            chosen.append((place, place.spots[se.insertion]))
+    if not chosen:
+        has = sorted({insertion for place in places for insertion in place.spots})
+        raise SpecError(
+            f"model.se.insertion is {se.insertion!r}, for which {backbone} has no place in the units asked for; "
+            f"it has {', '.join(has)}"
+        )
+    return chosen
 
 
-def _name(backbone: nn.Module) -> str:
+def name_of(backbone: nn.Module) -> str:
+    """Return timm's name of a backbone, or its class."""
     config = getattr(backbone, "pretrained_cfg", None) or {}
     return config.get("architecture") or type(backbone).__name__
 
 
-def _layout_of(module: nn.Module) -> Layout | None:
+def _units(backbone: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, Hashable, dict[str, Spot]]]:
+    """Yield each unit's path, what its stage is told by, and its spots, in the order of the network."""
+    rule = _row(backbone, STAGES)
+    flat = _row(backbone, FLAT)
+    if flat is not None:
+        yield from _flat_units(flat, modules[flat])
+        return
+    opened = -1
+    for path, block in modules.items():
+        layout = _row(block, LAYOUTS)
+        if layout is None or path.startswith(STEMS) or not _holds(block, _row(block, UNIT_WHEN) or ""):
+            continue
+        key: Hashable = path.rpartition(".")[0]
+        if rule == BY_STRIDE:
+            key = opened = opened + 1 if opened < 0 or _strides(block) else opened
+        elif rule is not None:
+            key = next((number for number, start in enumerate(rule) if f"{path}.".startswith(start)), None)
+            if key is None:
+                continue
+        yield path, key, dict(_spots(path, block, layout))
+
+
+def _flat_units(container: str, features: nn.Module) -> Iterator[tuple[str, Hashable, dict[str, Spot]]]:
+    pools = channels = 0
+    for name, module in features.named_children():
+        if isinstance(module, nn.Conv2d):
+            channels = module.out_channels
+        elif _strides(module):
+            pools += 1
+        elif channels and not isinstance(module, nn.BatchNorm2d):
+            yield f"{container}.{name}", pools, {"standard": Spot(f"{container}.{name}", "block", channels)}
+            channels = 0
+
+
+def _spots(path: str, block: nn.Module, layout: Layout) -> Iterator[tuple[str, Spot]]:
+    for insertion, points in layout.items():
+        point = next((point for point in points if _holds(block, point.when)), None)
+        if point is None:
+            continue
+        host, how = point.host, point.how
+        module = _get(block, host)
+        while how == "input" and _is_sequential(module):  # its child would run last: hang it on the first module
+            name, module = next(iter(module.named_children()))
+            host = f"{host}.{name}"
+        channels = _channels(block, point.channels or (f">{host}" if how == "input" else host))
+        if how == "output" and not host:
+            how_here = "block"
+        else:
+            how_here = how
+        yield insertion, Spot(f"{path}.{host}" if host else path, how_here, channels, point.channels_last)
+
+
+def _own_channels(backbone: nn.Module, path: str, spots: Iterable[Spot]) -> int:
+    """Return the channels that a net's own attention scales: its slot's, what its layers take, or what comes before."""
+    for spot in spots:
+        if spot.host == path:
+            return spot.channels
+    if width := _width(backbone.get_submodule(path), _TAKES):
+        return width
+    parent, _, attribute = path.rpartition(".")
+    before = 0
+    for name, module in backbone.get_submodule(parent).named_children():  # ECA's layers do not know their channels
+        if name == attribute:
+            break
+        before = _width(module, _GIVES) or before
+    return before
+
+
+_GIVES = ("out_channels", "out_features", "num_features", "num_channels", "normalized_shape")
+_TAKES = ("in_channels", "in_features", "num_features", "num_channels", "normalized_shape")
+
+
+def _channels(block: nn.Module, terms: str) -> int:
+    total = 0
+    for term in terms.split("+"):
+        value = _get(block, term.lstrip(">"))
+        total += value if isinstance(value, int) else _width(value, _TAKES if term.startswith(">") else _GIVES)
+    return total
+
+
+def _width(module: nn.Module, attributes: tuple[str, ...]) -> int:
+    """Return the channels that a module gives, or takes: those of its last, or first, layer that has any."""
+    layers = [m for m in module.modules() if isinstance(m, (nn.Conv2d, nn.Linear)) or hasattr(m, "weight")]
+    for layer in layers if attributes is _TAKES else reversed(layers):
+        if isinstance(layer, nn.Conv1d):
+            continue
+        for attribute in attributes:
+            width = getattr(layer, attribute, None)
+            if width is not None:
+                return int(width[-1] if isinstance(width, tuple) else width)
+    return 0
+
+
+def _get(block: nn.Module, path: str) -> Any:
+    return fold(getattr, path.split("."), block) if path else block
+
+
+def _holds(block: nn.Module, when: str) -> bool:
+    if not when:
+        return True
+    attribute = when.removeprefix("no ")
+    value = getattr(block, attribute)
+    return (value is None or value is False) == when.startswith("no ")
+
+
+def _strides(module: nn.Module) -> bool:
+    strides = (getattr(m, "stride", 1) for m in module.modules())
+    return any(max(s) > 1 if isinstance(s, tuple) else isinstance(s, int) and s > 1 for s in strides)
+
+
+def _row(module: nn.Module, table: Mapping[str, T]) -> T | None:
     for cls in type(module).__mro__:
-        if layout := LAYOUTS.get(f"{cls.__module__}.{cls.__qualname__}"):
-            return layout
+        row = table.get(f"{cls.__module__}.{cls.__qualname__}")
+        if row is not None:
+            return row
     return None
 
 
-def _settle_existing(backbone: nn.Module, places: list[Place], existing_se: str) -> None:
-    """Refuse attention that a family's own slots hold, leave it, or take it out."""
-    blocks = [(place, backbone.get_submodule(place.path)) for place in places]
-    slots = [(place, block, p.host) for place, block in blocks for p in place.layout.values() if p.how == "slot"]
-    held = [(place, block, host) for place, block, host in slots if getattr(block, host) is not None]
-    if not held:
-        return
-    if existing_se == "refuse":
-        place, block, host = held[0]
-        raise SpecError(
-            f"{_name(backbone)} has channel attention of its own: {type(getattr(block, host)).__name__} at "
-            f"{place.path}.{host} and {len(held) - 1} more; set model.existing_se=keep or model.existing_se=replace"
-        )
-    if existing_se == "replace":
-        for _, block, host in held:
-            setattr(block, host, None)
+def _above(path: str) -> Iterator[str]:
+    while "." in path:
+        path = path.rpartition(".")[0]
+        yield path
 
 
-def _insert(backbone: nn.Module, place: Place, se: SESpec) -> Site:
-    if se.insertion not in place.layout:
-        raise SpecError(
-            f"model.se.insertion is {se.insertion!r}, for which {_name(backbone)}'s {place.path} has no place; "
-            f"it has {', '.join(place.layout)}"
-        )
-    point = place.layout[se.insertion]
-    block = backbone.get_submodule(place.path)
-    channels = fold(getattr, point.channels.split("."), block)
-    assert isinstance(channels, int)
+def _is_sequential(module: Any) -> bool:
+    return isinstance(module, nn.Module) and type(module).forward is nn.Sequential.forward
+
+
+def _clear(backbone: nn.Module, host: str) -> None:
+    """Take out a unit that the net has of its own."""
+    parent, _, attribute = host.rpartition(".")
+    block = backbone.get_submodule(parent)
+    setattr(block, attribute, None if _row(block, dict.fromkeys(GAINED, True)) else nn.Identity())
+
+
+def _insert(backbone: nn.Module, place: Place, spot: Spot, se: SESpec) -> Site:
     weight = next(backbone.parameters())
-    unit = SqueezeExcite(channels, se).to(device=weight.device, dtype=weight.dtype).train(backbone.training)
-    path = f"{place.path}.{_attach(block, point, unit)}"
-    return Site(place.name, place.stage, place.unit, channels, unit.reduce.out_features, se.insertion, path)
+    with torch.device("meta") if weight.is_meta else contextlib.nullcontext():
+        unit = SqueezeExcite(spot.channels, se)
+    unit = unit.to(device=weight.device, dtype=weight.dtype).train(backbone.training)
+    path = _attach(backbone, spot, unit)
+    return Site(place.name, place.stage, place.unit, spot.channels, unit.reduce.out_features, se.insertion, path)
 
 
-def _attach(block: nn.Module, point: Point, unit: SqueezeExcite) -> str:
-    """Hang the unit on its host, and return its path from the block."""
-    host = getattr(block, point.host)
-    if host is None and point.how == "slot":
-        setattr(block, point.host, unit)
-        return point.host
+def _attach(backbone: nn.Module, spot: Spot, unit: SqueezeExcite) -> str:
+    """Hang the unit on its host, and return its path."""
+    parent, _, attribute = spot.host.rpartition(".")
+    host = getattr(backbone.get_submodule(parent), attribute)
+    if spot.how == "swap" or (spot.how == "slot" and (host is None or isinstance(host, nn.Identity))):
+        setattr(backbone.get_submodule(parent), attribute, unit)
+        return spot.host
     if host is None:  # a shortcut that is the identity
         host = nn.Identity()
-        setattr(block, point.host, host)
+        setattr(backbone.get_submodule(parent), attribute, host)
+    if spot.how in ("block", "added", "argument"):  # a block may have an attribute `se` of its own
+        child = "se_unit"
+        host.add_module(child, unit)
+        if spot.how == "argument":
+            host.register_forward_pre_hook(scale_shortcut_argument)
+        elif spot.how == "added":
+            host.register_forward_hook(scale_added_shortcut)
+        else:
+            host.register_forward_hook(scale_block_channels_last if spot.channels_last else scale_block)
+        return f"{spot.host}.{child}"
     host.add_module("se", unit)
-    if point.how == "input":
-        host.register_forward_pre_hook(scale_input)
-    elif not isinstance(host, nn.Sequential):  # in a Sequential the child simply runs last
+    if spot.how == "input":
+        host.register_forward_pre_hook(scale_input_channels_last if spot.channels_last else scale_input)
+    elif not _is_sequential(host):  # in a Sequential the child simply runs last
         host.register_forward_hook(scale_output)
-    return f"{point.host}.se"
+    return f"{spot.host}.se"
 
 
 # The hooks are functions of this module, so that a patched net can be pickled, copied, scripted and exported.
@@ -170,7 +372,42 @@ def scale_input(self: Any, inputs: tuple[Tensor]) -> Tensor:
     return scaled
 
 
+def scale_input_channels_last(self: Any, inputs: tuple[Tensor]) -> Tensor:
+    """Forward pre-hook: the host sees its input, (N, H, W, C), scaled by the host's SE unit."""
+    scaled: Tensor = self.se(inputs[0].permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+    return scaled
+
+
 def scale_output(self: Any, inputs: tuple[Tensor], output: Tensor) -> Tensor:
     """Forward hook: the host's output, (N, C, H, W), is scaled by the host's SE unit."""
     scaled: Tensor = self.se(output)
     return scaled
+
+
+def scale_block(self: Any, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+    """Forward hook: the block's output, (N, C, H, W), is scaled by the block's SE unit."""
+    scaled: Tensor = self.se_unit(output)
+    return scaled
+
+
+def scale_block_channels_last(self: Any, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+    """Forward hook: the block's output, (N, H, W, C), is scaled by the block's SE unit."""
+    scaled: Tensor = self.se_unit(output.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+    return scaled
+
+
+def scale_added_shortcut(self: Any, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+    """Forward hook: in the block's output, branch + x, the shortcut x is scaled by the block's SE unit.
+
+    With a gate of 1 the output is what it was, to the bit: x · 1 − x is 0.
+    """
+    x = inputs[0]
+    scaled: Tensor = output + (self.se_unit(x) - x)
+    return scaled
+
+
+def scale_shortcut_argument(self: Any, inputs: tuple[Tensor, ...]) -> tuple[Any, ...]:
+    """Forward pre-hook: the block's shortcut, its second argument or else x, is scaled by the block's SE unit."""
+    x, *rest = inputs
+    shortcut = rest[0] if rest and rest[0] is not None else x
+    return (x, self.se_unit(shortcut), *rest[1:])

@@ -81,6 +81,11 @@ class SESpec:
     """The stages that get units (Table 13): all, or a list such as [2, 3]. Stage 1 is the stem, ResNet has 2 to 5."""
     bias: bool = False
     """Biases in the two FC layers: the paper's ablations have none, the authors' released nets do."""
+    units: str = "all"
+    """Which units of a stage: all, or stride_1, those that keep the resolution (ShuffleNet's printed 2.4M, Table 3)."""
+    start: str = "random"
+    """How a unit starts: random (He et al. 2015), or identity: its gate at 0.99 (relu: 1) for every input, so that a
+    pretrained net starts as it was. identity needs biases."""
 
     def __post_init__(self) -> None:
         """Refuse what no unit can be."""
@@ -88,7 +93,14 @@ class SESpec:
         check_choice("model.se.insertion", self.insertion, INSERTIONS)
         check_choice("model.se.squeeze", self.squeeze, OPERATORS["squeeze"])
         check_choice("model.se.excitation", self.excitation, OPERATORS["excitation"])
+        check_choice("model.se.units", self.units, ("all", "stride_1"))
+        check_choice("model.se.start", self.start, ("random", "identity"))
         _check_range("model.se.reduction", self.reduction, low=1)
+        if self.start == "identity" and not (self.bias and self.excitation in ("sigmoid", "tanh", "relu")):
+            raise SpecError(
+                f"model.se.start is 'identity' with model.se.bias={str(self.bias).lower()} and model.se.excitation="
+                f"{self.excitation}; it needs model.se.bias=true and one of sigmoid, tanh, relu"
+            )
         if self.stages != "all":
             stages = tuple(sorted(set(self.stages)))
             if not stages or stages[0] < 2:
@@ -300,7 +312,7 @@ def run_spec(values: Mapping[str, Any]) -> RunSpec:
     """Build a RunSpec from dotted keys (`model.se.reduction`) and whole sections (`model.se: {…}`).
 
     Raises:
-        SpecError: for a key that no field has, a value no field can hold, or a field given twice.
+        SpecError: for a key that no field has, a value no field can hold, or a section given both ways.
     """
     nested: dict[str, Any] = {}
     for key, value in leaves(values).items():
@@ -316,7 +328,7 @@ def leaves(values: Mapping[str, Any]) -> dict[str, Any]:
     """Spread dotted keys and whole sections into one dotted key a field.
 
     Raises:
-        SpecError: for a key that no field has, or a field given both ways.
+        SpecError: for a key that no field has, or a section given both ways.
     """
     known = dotted(_DEFAULT)
     sections = {key[:end] for key in known for end in range(len(key)) if key[end] == "."}
@@ -330,12 +342,14 @@ def leaves(values: Mapping[str, Any]) -> dict[str, Any]:
                 add(f"{key}.{name}", inner)
         elif key not in known:
             raise SpecError(f"no field is called {key!r}{nearest(key, known)}")
-        elif key in found:
-            raise SpecError(f"{key} is given twice: under its dotted key, and in its section")
         else:
             found[key] = value
 
     for key, value in values.items():
+        if whole := [section for section in values if key.startswith(f"{section}.")]:
+            raise SpecError(
+                f"{key} is given twice: its section {whole[0]} is given whole as well; write one of the two"
+            )
         add(key, value)
     return found
 

@@ -95,10 +95,11 @@ def clear_leftovers(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def write_record(folder: Path, record: RunRecord) -> None:
-    """Put record.json in place; NaN becomes null."""
+def write_record(folder: Path, record: RunRecord) -> RunRecord:
+    """Put record.json in place, NaN as null, and return it as it will be read."""
     text = json.dumps(_without_nan(asdict(record)), indent=2, allow_nan=False)
     write_whole(folder / "record.json", lambda file: file.write(text.encode()))
+    return RunRecord(**json.loads(text))
 
 
 def read_record(folder: Path) -> RunRecord | None:
@@ -167,8 +168,8 @@ def _without_nan(value: Any) -> Any:
 
 
 # Claims. Claim n of a trial is the file claims/<n>, and taking the trial means creating claim n + 1, which a file
-# system lets exactly one worker do. Nobody ever deletes or takes over another's claim: whoever holds a lower number
-# has lost the trial and finds out before it writes. No lock is held, so none can be left behind.
+# system lets exactly one worker do. No claim is ever deleted or renamed, so a number is given out once: whoever holds a
+# lower one has lost the trial and finds out before it writes. No lock is held, so none can be left behind.
 
 
 class Claim:
@@ -191,7 +192,7 @@ class Claim:
         self._stop.set()
         self._heart.join()
         with contextlib.suppress(FileNotFoundError):
-            self.path.rename(self.path.with_suffix(".released"))
+            self.path.with_suffix(".released").touch()
 
     def _beat(self) -> None:
         while not self._stop.wait(HEARTBEAT_SECONDS):
@@ -211,7 +212,7 @@ def claim(folder: Path) -> Iterator[Claim]:
     latest = _latest(claims)
     if latest is not None and _is_held(latest):
         raise TrialBusyError(f"{folder.name} is being worked on by {describe_holder(folder)}")
-    path = claims / f"{int(latest.stem) + 1 if latest else 1:06d}"
+    path = claims / f"{int(latest.name) + 1 if latest else 1:06d}"
     if not _create(path, json.dumps(_identity())):
         raise TrialBusyError(f"{folder.name} was claimed by another worker a moment ago")
     held = Claim(path)
@@ -238,9 +239,9 @@ def describe_holder(folder: Path) -> str:
 
 
 def _latest(claims: Path) -> Path | None:
-    """Return the claim with the highest number; a released one counts."""
+    """Return the claim with the highest number, released or not."""
     try:
-        names = [name for name in os.listdir(claims) if not name.startswith(".")]
+        names = [name for name in os.listdir(claims) if name.isdigit()]
     except FileNotFoundError:
         return None
     return claims / max(names) if names else None
@@ -261,13 +262,10 @@ def _create(path: Path, text: str) -> bool:
 
 
 def _is_held(path: Path) -> bool:
-    if path.suffix == ".released":
+    if path.with_suffix(".released").exists():
         return False
-    try:
-        holder = json.loads(path.read_text())
-        beat = path.stat().st_mtime
-    except FileNotFoundError:
-        return False  # released this moment
+    holder = json.loads(path.read_text())
+    beat = path.stat().st_mtime
     if holder["machine"] == _identity()["machine"]:
         return bool(_start_of(holder["pid"]) == holder["start"])
     return _now_on(path.parent) - beat < LEASE_SECONDS

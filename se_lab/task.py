@@ -44,6 +44,7 @@ class ClassificationTask(L.LightningModule):
         self._epoch_started = 0.0
         self._images_seen = 0
         self._plateau_state: dict[str, Any] | None = None
+        self._bad_batch = torch.tensor(-1)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits, (N, C, H, W) -> (N, classes)."""
@@ -74,10 +75,24 @@ class ClassificationTask(L.LightningModule):
         """Return the loss, in nats."""
         images, labels, _ = batch
         logits = self(images)
-        loss = F.cross_entropy(logits, labels, label_smoothing=self.spec.train.label_smoothing)
-        _add(self.train_sums, loss.detach(), logits.detach(), labels)
+        smoothing = self.spec.train.label_smoothing
+        losses = F.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="none")
+        loss = losses.mean()
+        _add(self.train_sums, losses.detach(), logits.detach(), labels)
         self._images_seen += len(images)
+        self._watch(loss.detach(), batch_idx)
         return loss
+
+    def _watch(self, loss: Tensor, batch_idx: int) -> None:
+        """Raise FloatingPointError soon after a loss that is no number; asking a GPU each step would make it wait."""
+        self._bad_batch = self._bad_batch.to(loss.device)
+        first = ~torch.isfinite(loss) & (self._bad_batch < 0)
+        self._bad_batch = torch.where(first, batch_idx, self._bad_batch)
+        if (loss.is_cpu or batch_idx % 50 == 49 or self.trainer.is_last_batch) and (bad := int(self._bad_batch)) >= 0:
+            lr = self.optimizers().param_groups[0]["lr"]  # type: ignore[union-attr]
+            raise FloatingPointError(
+                f"the training loss is nan or infinite in batch {bad} of epoch {self.current_epoch}, lr {lr:g}"
+            )
 
     def on_train_epoch_end(self) -> None:
         """Write the epoch's row, and let the plateau schedule look at the validation loss."""
@@ -87,10 +102,6 @@ class ClassificationTask(L.LightningModule):
             **_read(self.train_sums, "train"),
             **{key: float(value) for key, value in self.trainer.callback_metrics.items() if key.startswith("val/")},
         }
-        if not np.isfinite(row["train/loss"]):
-            raise FloatingPointError(
-                f"the training loss is {row['train/loss']} in epoch {row['epoch']}, lr {row['lr']:g}"
-            )
         speed = self._images_seen / max(time.perf_counter() - self._epoch_started, 1e-9)
         self.history = [past for past in self.history if past["epoch"] < row["epoch"]]
         self.history.append({**row, "images_per_s": round(speed, 1)})
@@ -122,7 +133,7 @@ class ClassificationTask(L.LightningModule):
     def _evaluate(self, batch: Batch, sums: MetricCollection) -> Tensor:
         images, labels, _ = batch
         logits: Tensor = self(images)
-        _add(sums, F.cross_entropy(logits, labels), logits, labels)
+        _add(sums, F.cross_entropy(logits, labels, reduction="none"), logits, labels)
         return logits
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -158,7 +169,7 @@ def _schedule(optimizer: torch.optim.Optimizer, optim: OptimSpec, epochs: int) -
         sched=optim.schedule,
         num_epochs=epochs,
         decay_epochs=optim.decay_epochs,
-        decay_milestones=list(optim.milestones),
+        decay_milestones=[epoch + 1 for epoch in optim.milestones],  # timm drops one epoch before the one it is told
         decay_rate=optim.decay_rate,
         warmup_epochs=optim.warmup_epochs,
         warmup_lr=optim.lr / max(optim.warmup_epochs, 1),
@@ -168,7 +179,7 @@ def _schedule(optimizer: torch.optim.Optimizer, optim: OptimSpec, epochs: int) -
 
 def _metrics(num_classes: int, top5: bool = True) -> dict[str, Any]:
     metrics: dict[str, Any] = {
-        "loss": MeanMetric(),
+        "loss": MeanMetric(nan_strategy="disable"),  # the other strategies hide a NaN, and this one ignores weights
         "top1_error": MulticlassAccuracy(num_classes, top_k=1, average="micro", validate_args=False),
     }
     if top5 and num_classes > 5:  # with five classes it is 0 whatever the net says
@@ -176,10 +187,10 @@ def _metrics(num_classes: int, top5: bool = True) -> dict[str, Any]:
     return metrics
 
 
-def _add(sums: MetricCollection, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+def _add(sums: MetricCollection, losses: Tensor, logits: Tensor, labels: Tensor) -> None:
     for name, metric in sums.items():
         if name == "loss":
-            metric.update(loss, weight=len(labels))
+            metric.update(losses)
         else:
             metric.update(logits, labels)
 

@@ -93,8 +93,7 @@ def run(spec: RunSpec, execution: ExecSpec | None = None, *, progress: Progress 
             store.write_record(folder, record)
             raise
         claim.check()
-        store.write_record(folder, record)
-        return record
+        return store.write_record(folder, record)
 
 
 def _finished(folder: Path) -> RunRecord | None:
@@ -209,16 +208,18 @@ class TrialKeeper(Checkpoint):
 
 @contextlib.contextmanager
 def _signals_set(keeper: TrialKeeper) -> Iterator[None]:
-    """Let SIGTERM and SIGINT end the trial after its current batch; a second one ends it at once."""
+    """Let SIGTERM and SIGINT end the trial after its current batch; a second SIGINT ends it at once."""
 
     def ask(signum: int, frame: object) -> None:
-        if keeper.stop_asked:
-            raise KeyboardInterrupt
         keeper.stop_asked = True
+        if signum == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
     before: dict[signal.Signals, Any] = {}
     try:
         for number in (signal.SIGTERM, signal.SIGINT):
+            if signal.getsignal(number) is signal.SIG_IGN:
+                continue  # a worker of a sweep: Ctrl-C goes to the sweep, which asks by SIGTERM
             with contextlib.suppress(ValueError):  # not the main thread: whoever runs it there handles signals
                 before[number] = signal.signal(number, ask)
         yield

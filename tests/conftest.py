@@ -20,7 +20,7 @@ def _one_thread():
 
 @pytest.fixture
 def quick():
-    """A spec of two epochs on digits; fields of its sections can be replaced."""
+    """Return a maker of specs of two epochs on digits."""
 
     def make(se: SESpec | None = None, *, seed: int = 0, epochs: int = 2, **sections) -> RunSpec:
         return RunSpec(
@@ -36,5 +36,5 @@ def quick():
 
 @pytest.fixture
 def here(tmp_path) -> ExecSpec:
-    """A store of the test's own, without W&B."""
+    """Return a store of the test's own, without W&B."""
     return ExecSpec(store=str(tmp_path / "store"), wandb=False)

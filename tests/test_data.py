@@ -78,7 +78,11 @@ def test_interrupted_epoch_goes_on_with_the_batches_that_are_left(done):
     loader.load_state_dict({"done": done})
     rest = all_batches(loader, 2)
     assert len(rest) == len(whole) - done
-    assert all(torch.equal(a, b) for left, right in zip(whole[done:], rest, strict=True) for a, b in zip(left, right, strict=True))
+    assert all(
+        torch.equal(a, b)
+        for left, right in zip(whole[done:], rest, strict=True)
+        for a, b in zip(left, right, strict=True)
+    )
     assert len(all_batches(loader, 3)) == len(whole), "the epoch after it is whole"
 
 
@@ -124,8 +128,6 @@ def test_folder_with_three_splits_keeps_its_own_validation_split(tmp_path):
     data = create_data(make_folder(tmp_path, splits=("train", "val", "test")), seed=0)
     assert data.sizes == {"train": 12, "val": 12, "test": 12}
     assert data.test_keys()[0] == "test/cat/0.png"
-
-
 
 
 def test_wrong_folders_are_refused_by_name(tmp_path):

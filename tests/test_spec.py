@@ -9,7 +9,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from se_lab import squeeze_excite, train  # noqa: F401  (train: the whole package is loaded, as for a user)
-from se_lab.spec import INSERTIONS, OPERATORS, DataSpec, ModelSpec, OptimSpec, RunSpec, SESpec, SpecError, run_spec, seed_of
+from se_lab.spec import (
+    INSERTIONS,
+    OPERATORS,
+    DataSpec,
+    ModelSpec,
+    OptimSpec,
+    RunSpec,
+    SESpec,
+    SpecError,
+    run_spec,
+    seed_of,
+)
 
 se_specs = st.builds(
     SESpec,
@@ -70,7 +81,10 @@ def test_baseline_is_one_trial_whatever_the_unit_would_have_been():
 def test_trial_ids_do_not_change():
     """Ids name folders that users have: an id that changes loses them. These are sha256sum's, of spec version 1."""
     assert RunSpec().trial_id == "e0ff3029c84d"
-    assert run_spec({"model.backbone": "cifar_resnet20", "model.se": {"reduction": 8}, "seed": 3}).trial_id == "22d9e2129018"
+    assert (
+        run_spec({"model.backbone": "cifar_resnet20", "model.se": {"reduction": 8}, "seed": 3}).trial_id
+        == "22d9e2129018"
+    )
 
 
 @given(se_specs, st.integers(0, 5))
@@ -105,7 +119,14 @@ def test_specs_are_frozen():
 
 
 def test_streams_are_keyed_apart():
-    keys = [(0, "order", 0), (0, "order", 1), (1, "order", 0), (0, "augment", 0), (0, "se", "SE_2_1"), (0, "se", "SE_2_11")]
+    keys = [
+        (0, "order", 0),
+        (0, "order", 1),
+        (1, "order", 0),
+        (0, "augment", 0),
+        (0, "se", "SE_2_1"),
+        (0, "se", "SE_2_11"),
+    ]
     assert len({seed_of(*key) for key in keys}) == len(keys)
     assert all(0 <= seed_of(*key) < 2**63 for key in keys)
 

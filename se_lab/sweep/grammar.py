@@ -77,7 +77,8 @@ def _read(spec: Any, stem: str, seed: int) -> Sweep:
     parameters = spec.get("parameters")
     if not isinstance(parameters, Mapping) or not parameters:
         raise SpecError("parameters is missing; it maps dotted keys to {value: …}, {values: […]} or a distribution")
-    common, execution = parse_trial(_fixed_flags(spec.get("command") or []))
+    flags = _fixed_flags(spec.get("command") or [])
+    common, execution = parse_trial(flags) if flags else (RunSpec(), ExecSpec())
     base = dotted(common)
     points = _grid(parameters) if spec["method"] == "grid" else _random(parameters, spec.get("run_cap"), seed)
     if spec["method"] == "grid" and spec.get("run_cap") is not None:

@@ -1,0 +1,152 @@
+"""The store: whole records, one holder a trial, and reading many."""
+
+import json
+import multiprocessing
+import os
+import time
+
+import pytest
+
+from se_lab import store
+from se_lab.spec import RunSpec, SESpec, ModelSpec
+from se_lab.store import ClaimLostError, RunRecord, TrialBusyError
+
+
+def record(trial_id="abc", **fields):
+    return RunRecord(trial_id, "finished", RunSpec().flat(), {}, **fields)
+
+
+def test_record_comes_back_as_it_was_written_with_nan_as_null(tmp_path):
+    written = record(
+        metrics={"test/top1_error": 1.25, "val/loss": float("nan")}, sites=[{"name": "SE_2_1", "path": "a"}]
+    )
+    store.write_record(tmp_path, written)
+    read = store.read_record(tmp_path)
+    assert read.metrics == {"test/top1_error": 1.25, "val/loss": None}
+    assert read.sites == written.sites
+    json.loads((tmp_path / "record.json").read_text(), parse_constant=pytest.fail)
+
+
+def test_a_write_that_dies_leaves_the_old_file_and_no_other(tmp_path):
+    store.write_whole(tmp_path / "file", lambda file: file.write(b"old"))
+
+    def fail(file):
+        file.write(b"ne")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        store.write_whole(tmp_path / "file", fail)
+    assert (tmp_path / "file").read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_held_trial_is_busy_and_a_released_one_is_free(tmp_path):
+    with store.claim(tmp_path) as held:
+        held.check()
+        assert store.holder_of(tmp_path)["pid"] == os.getpid()
+        with pytest.raises(TrialBusyError, match=f"process {os.getpid()} on"), store.claim(tmp_path):
+            pytest.fail("two workers hold one trial")
+    assert store.holder_of(tmp_path) is None
+    with store.claim(tmp_path):
+        pass
+
+
+def _hold(folder, ready):
+    with store.claim(folder):
+        ready.set()
+        time.sleep(60)
+
+
+def test_a_killed_worker_loses_its_trial_at_once(tmp_path):
+    context = multiprocessing.get_context("fork")
+    ready = context.Event()
+    worker = context.Process(target=_hold, args=(tmp_path, ready))
+    worker.start()
+    assert ready.wait(10)
+    with pytest.raises(TrialBusyError), store.claim(tmp_path):
+        pass
+    worker.kill()
+    worker.join()
+    with store.claim(tmp_path):
+        pass
+
+
+def test_another_hosts_claim_holds_while_its_heart_beats(tmp_path):
+    with store.claim(tmp_path) as held:
+        elsewhere = json.loads(held.path.read_text()) | {"machine": "elsewhere"}
+        held.path.write_text(json.dumps(elsewhere))
+        assert store.holder_of(tmp_path) is not None
+        long_ago = time.time() - store.LEASE_SECONDS - 1
+        os.utime(held.path, (long_ago, long_ago))
+        assert store.holder_of(tmp_path) is None
+        with store.claim(tmp_path) as second:
+            second.check()
+            with pytest.raises(ClaimLostError):
+                held.check()
+
+
+def test_a_process_number_that_is_used_again_does_not_pass_for_the_worker(tmp_path):
+    with store.claim(tmp_path) as held:
+        reborn = json.loads(held.path.read_text()) | {"start": "1"}
+        held.path.write_text(json.dumps(reborn))
+        assert store.holder_of(tmp_path) is None
+
+
+def _race(folder, start, winners):
+    start.wait()
+    won = 0
+    while won < 5:
+        try:
+            with store.claim(folder) as held:
+                winners.put(held.path.name)
+                won += 1
+        except TrialBusyError:
+            time.sleep(0.001)
+
+
+def test_of_many_workers_one_gets_each_claim(tmp_path):
+    context = multiprocessing.get_context("fork")
+    start, winners = context.Event(), context.Queue()
+    workers = [context.Process(target=_race, args=(tmp_path, start, winners)) for _ in range(8)]
+    for worker in workers:
+        worker.start()
+    start.set()
+    taken = []
+    while any(worker.is_alive() for worker in workers) or not winners.empty():
+        while not winners.empty():
+            taken.append(winners.get())
+        time.sleep(0.02)
+    assert len(taken) == 40
+    assert len(set(taken)) == 40, "a claim was given out twice"
+
+
+def test_records_come_as_a_table_with_the_state_of_those_that_have_none(tmp_path):
+    done = RunSpec(model=ModelSpec(se=SESpec(reduction=8)))
+    finished = RunRecord(
+        done.trial_id, "finished", done.flat(), {}, complexity={"params": 10, "macs": 20}, metrics={"test/top1_error": 2.5},
+        timings={"step_ms": 3.0}, versions={"se-lab": "1"}, data={"digest": "d"},
+    )  # fmt: skip
+    store.write_record(tmp_path / done.trial_id, finished)
+    failed = RunRecord("failed1", "failed", done.flat(), {}, error="Traceback …\nValueError: too large\n")
+    store.write_record(tmp_path / "failed1", failed)
+    (tmp_path / "begun").mkdir()
+    table = store.read_records(
+        tmp_path, {done.trial_id: {}, "failed1": {}, "begun": {"seed": 4}, "absent": {"seed": 5}}
+    )
+    assert table["status"].tolist() == ["finished", "failed", "interrupted", "missing"]
+    assert table.loc[0, ["model.se.reduction", "test/top1_error", "params", "step_ms", "data_digest"]].tolist() == [
+        8,
+        2.5,
+        10,
+        3.0,
+        "d",
+    ]
+    assert table.loc[1, "error"] == "ValueError: too large"
+    assert table.loc[3, "seed"] == 5
+
+
+def test_an_empty_or_absent_store_is_said(tmp_path):
+    with pytest.raises(FileNotFoundError, match="holds no trial"):
+        store.read_records(tmp_path)
+    with pytest.raises(FileNotFoundError, match="no folder of trials"):
+        store.read_records(tmp_path / "nowhere")
