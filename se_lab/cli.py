@@ -72,7 +72,7 @@ def _train(argv: list[str]) -> int:
 
 
 def _sweep(argv: list[str]) -> int:
-    from se_lab.flags import execution_parser, parse_execution
+    from se_lab.flags import execution_parser, import_plugins, parse_execution
 
     parser = execution_parser("se-lab sweep", "Run every trial of a W&B sweep spec here; run again, it goes on.")
     parser.add_argument("spec", metavar="SPEC", help="A W&B sweep spec.")
@@ -80,7 +80,8 @@ def _sweep(argv: list[str]) -> int:
     parser.add_argument("--sweep-seed", type=int, default=0, help="Seeds a random search.")
     parser.add_argument("--dry-run", action="store_true", help="List the trials and what they will cost; run none.")
     parser.add_argument("--format", default="table", choices=("table", "json"), help="How --dry-run lists them.")
-    options, _ = parse_execution(parser, argv)
+    options, execution = parse_execution(parser, argv)
+    import_plugins(execution.plugins)
     from se_lab.sweep import check_trials, execute, read_sweep
 
     sweep = read_sweep(options.spec, seed=options.sweep_seed)

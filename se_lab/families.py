@@ -198,7 +198,7 @@ LAYOUTS: dict[str, Layout] = {
     ),
     "timm.models.sknet.SelectiveKernelBasic": _layout(
         standard=_slot("se", "conv2"),
-        pre=_into("conv1"),
+        pre=_into("conv1", "conv1.in_channels"),
         post=_out("act", "conv2"),
         identity=_shortcut("downsample", "conv2"),
         conv3x3=_out("conv1", ">conv2"),
@@ -265,7 +265,8 @@ LAYOUTS: dict[str, Layout] = {
     "timm.models._efficientnet_blocks.InvertedResidual": _INVERTED,
     # its convolutions take the routing weights as a second argument
     "timm.models._efficientnet_blocks.CondConvResidual": {k: v for k, v in _INVERTED.items() if k != "pre"},
-    "timm.models._efficientnet_blocks.EdgeResidual": _mobile("conv_exp", "bn2", "conv_pwl"),
+    "timm.models._efficientnet_blocks.EdgeResidual": _mobile("conv_exp", "bn2", "conv_pwl")
+    | {"pre": (_into("conv_exp"),)},
     "timm.models._efficientnet_blocks.UniversalInvertedResidual": _layout(
         standard=_out("layer_scale", "pw_proj"),
         pre=_into("dw_start", ">pw_exp"),
@@ -434,10 +435,13 @@ STAGES: dict[str, tuple[str | tuple[str, ...], ...] | Literal["by stride"]] = {
     "timm.models.hrnet.HighResolutionNet": ("layer1.", "stage2.", "stage3.", "stage4.", "incre_modules."),
     "timm.models.rdnet.RDNet": tuple(f"dense_stages.{stage}." for stage in range(12)),
     "timm.models.inception_resnet_v2.InceptionResnetV2": ("repeat.", "repeat_1.", ("repeat_2.", "block8")),
+    "timm.models.repvit.RepVit": tuple(f"stages.{stage}." for stage in range(4)),
+    "timm.models.pnasnet.PNASNet5Large": tuple(
+        tuple(f"cell_{cell}." for cell in range(first, first + 4)) for first in (0, 4, 8)
+    ),
     "timm.models.convmixer.ConvMixer": ("blocks.",),
     "timm.models.inception_v3.InceptionV3": BY_STRIDE,
     "timm.models.inception_v4.InceptionV4": BY_STRIDE,
-    "timm.models.pnasnet.PNASNet5Large": BY_STRIDE,
     "timm.models.xception.Xception": BY_STRIDE,
     "timm.models.xception_aligned.XceptionAligned": BY_STRIDE,
     "timm.models.dpn.DPN": BY_STRIDE,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Sequence
 from importlib import resources
 from typing import Any
@@ -33,9 +34,8 @@ def parse_trial(arguments: Sequence[str], parser: ArgumentParser | None = None) 
     Raises:
         SpecError: saying which flag or value is wrong, what is allowed, and the nearest.
     """
-    for plugin in _values_of("--plugins", arguments):
-        for module in plugin.strip("[]").split(","):
-            importlib.import_module(module.strip(" '\""))
+    for value in _values_of("--plugins", arguments):
+        import_plugins(value)
     parser = parser or trial_parser()
     try:
         parsed = parser.parse_args(_files_first(arguments))
@@ -68,6 +68,21 @@ def parse_execution(
     except ArgumentError as error:
         raise SpecError(_explain(str(error))) from None
     return parsed, ExecSpec(**{name: getattr(parsed, name) for name, _ in fields_of(ExecSpec())})
+
+
+def import_plugins(names: str) -> None:
+    """Import a user's modules, separated by commas, which may lie in the current folder, before any name is checked.
+
+    Raises:
+        SpecError: for a module that is not there.
+    """
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    for name in filter(None, names.split(",")):
+        try:
+            importlib.import_module(name.strip())
+        except ModuleNotFoundError as error:
+            raise SpecError(f"plugins has {name!r}: {error}") from error
 
 
 def recipes() -> list[str]:

@@ -232,16 +232,13 @@ def _spots(path: str, block: nn.Module, layout: Layout) -> Iterator[tuple[str, S
         if point is None:
             continue
         host, how = point.host, point.how
+        channels = _channels(block, point.channels or (f">{host}" if how == "input" else host))
         module = _get(block, host)
         while how == "input" and _is_sequential(module):  # its child would run last: hang it on the first module
             name, module = next(iter(module.named_children()))
             host = f"{host}.{name}"
-        channels = _channels(block, point.channels or (f">{host}" if how == "input" else host))
-        if how == "output" and not host:
-            how_here = "block"
-        else:
-            how_here = how
-        yield insertion, Spot(f"{path}.{host}" if host else path, how_here, channels, point.channels_last)
+        full = f"{path}.{host}" if host else path
+        yield insertion, Spot(full, "block" if full == path and how == "output" else how, channels, point.channels_last)
 
 
 def _own_channels(backbone: nn.Module, path: str, spots: Iterable[Spot]) -> int:

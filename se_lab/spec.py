@@ -297,8 +297,8 @@ class ExecSpec:
     """Log to W&B: offline, unless WANDB_MODE or WANDB_SWEEP_ID says otherwise."""
     project: str = "se-lab"
     """The W&B project."""
-    plugins: tuple[str, ...] = ()
-    """Modules to import first, such as one that adds a squeeze operator."""
+    plugins: str = ""
+    """Modules to import first, separated by commas, such as one that adds a squeeze operator."""
 
     def __post_init__(self) -> None:
         """Refuse what no machine can do."""

@@ -6,7 +6,6 @@ import contextlib
 import csv
 import dataclasses
 import datetime
-import importlib
 import importlib.metadata
 import io
 import logging
@@ -32,6 +31,7 @@ from lightning.pytorch.callbacks import Checkpoint, RichProgressBar
 from se_lab import store
 from se_lab.complexity import profile
 from se_lab.data import ImageData, check_split, create_data
+from se_lab.flags import import_plugins
 from se_lab.spec import ExecSpec, RunSpec
 from se_lab.store import RunRecord
 from se_lab.task import ClassificationTask
@@ -66,8 +66,7 @@ def run(spec: RunSpec, execution: ExecSpec | None = None, *, progress: Progress 
         Exception: whatever made the trial fail, after its traceback went into the record.
     """
     execution = execution or ExecSpec()
-    for plugin in execution.plugins:
-        importlib.import_module(plugin)
+    import_plugins(execution.plugins)
     folder = store.trial_folder(execution.store, spec.trial_id)
     if (record := _finished(folder)) is not None:
         return record

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from se_lab import store
-from se_lab.spec import RunSpec, SESpec, ModelSpec
+from se_lab.spec import ModelSpec, RunSpec, SESpec
 from se_lab.store import ClaimLostError, RunRecord, TrialBusyError
 
 

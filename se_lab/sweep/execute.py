@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -202,9 +203,10 @@ def _work(trial: RunSpec, execution: ExecSpec, writer: Connection, parent: int) 
     threading.Thread(target=_follow, args=(parent,), daemon=True).start()
     folder = store.trial_folder(execution.store, trial.trial_id)
     folder.mkdir(parents=True, exist_ok=True)
-    log = os.open(folder / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    log = (folder / "log.txt").open("a", buffering=1)
     for descriptor in (1, 2):
-        os.dup2(log, descriptor)
+        os.dup2(log.fileno(), descriptor)
+    sys.stdout = sys.stderr = log  # a notebook's are no descriptors
 
     def progress(row: Mapping[str, float]) -> None:
         with contextlib.suppress(OSError):
@@ -219,12 +221,9 @@ def _work(trial: RunSpec, execution: ExecSpec, writer: Connection, parent: int) 
     except store.TrialBusyError:
         code = BUSY
     except Exception:
-        import traceback
-
         traceback.print_exc()
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        log.flush()
         os._exit(code)  # no exit handlers: they belong to the process this one was forked from
 
 

@@ -17,7 +17,6 @@ from se_lab.spec import ExecSpec, ModelSpec, RunSpec, SESpec, SpecError
 from se_lab.sweep import check_trials, execute, load_records, read_sweep
 from se_lab.task import ClassificationTask
 
-
 SWEEP = {
     "program": "se-lab",
     "method": "grid",

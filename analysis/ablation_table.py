@@ -1,0 +1,19 @@
+"""Print the ablation table of RUNS: python analysis/ablation_table.py RUNS [FORMAT].
+
+RUNS is a sweep spec (its trials, found in the store), a store, or wandb:entity/project[/sweep]; FORMAT is terminal,
+markdown, csv, latex, json or html. Change the call below for other columns, rows or filters.
+"""
+
+import sys
+
+from se_lab import load_records
+from se_lab.report import ablation_table
+
+
+def main(runs: str, format: str = "terminal") -> None:
+    table = ablation_table(load_records(runs), metric="test/top1_error")
+    print(table.render(format), end="")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

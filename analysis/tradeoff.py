@@ -1,0 +1,20 @@
+"""Draw error against cost for RUNS: python analysis/tradeoff.py RUNS [STEM] writes STEM_params.png and .svg, and so on.
+
+RUNS is a sweep spec (its trials, found in the store), a store, or wandb:entity/project[/sweep].
+"""
+
+import sys
+
+from se_lab import load_records
+from se_lab.report import save_figure, tradeoff_figure
+
+
+def main(runs: str, stem: str = "tradeoff") -> None:
+    records = load_records(runs)
+    for cost in ("params", "macs", "step_ms"):
+        for path in save_figure(tradeoff_figure(records, cost), f"{stem}_{cost}"):
+            print(path)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,32 @@
+"""Tables, statistics and plots of ablations: functions of a DataFrame of trials, one row each."""
+
+from se_lab.report.canvas import save_figure
+from se_lab.report.columns import COLUMNS, Column
+from se_lab.report.comparisons import difference_figure, reduction_figure
+from se_lab.report.overview import heatmap_figure, parallel_figure
+from se_lab.report.plots import tradeoff_figure
+from se_lab.report.published import paper_cost_table, paper_rows
+from se_lab.report.render import FORMATS, Table
+from se_lab.report.tables import ablation_table, pivot_table
+from se_lab.report.training_curves import training_figure
+from se_lab.report.variants import filter_records, group_variants
+
+__all__ = [
+    "COLUMNS",
+    "FORMATS",
+    "Column",
+    "Table",
+    "ablation_table",
+    "difference_figure",
+    "filter_records",
+    "group_variants",
+    "heatmap_figure",
+    "paper_cost_table",
+    "paper_rows",
+    "parallel_figure",
+    "pivot_table",
+    "reduction_figure",
+    "save_figure",
+    "tradeoff_figure",
+    "training_figure",
+]

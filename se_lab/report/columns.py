@@ -1,0 +1,165 @@
+"""The one list of columns that tables and plots share: key, label, unit, direction, format."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from numbers import Integral, Real
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+
+Kind = Literal["spec", "metric", "cost", "timing", "statistic", "text"]
+
+SPEC_SECTIONS = ("model.", "data.", "optim.", "train.")
+BLANK = "–"
+MINUS = "−"
+
+
+@dataclass(frozen=True)
+class Column:
+    """What a column of the records means and how it is printed.
+
+    `kind` says how the trials of a variant become one cell: a metric as mean ± interval over seeds, a cost as the
+    value all seeds share, a timing as their median; a spec key tells variants apart; a statistic is computed.
+    """
+
+    key: str
+    label: str
+    kind: Kind
+    unit: str = ""
+    better: Literal["lower", "higher"] | None = None
+    decimals: int | None = None
+    """Digits after the point. None: a count, printed with the SI prefix that its column needs."""
+    short: str = "{}"
+    """A spec key's value inside a variant's name: `r={}`."""
+
+    @property
+    def heading(self) -> str:
+        """The label with its unit: `top-1 error (%)`."""
+        return f"{self.label} ({self.unit})" if self.unit else self.label
+
+
+def _error(split: str, k: int) -> Column:
+    prefix = "" if split == "test" else f"{split} "
+    return Column(f"{split}/top{k}_error", f"{prefix}top-{k} error", "metric", "%", "lower", 2)
+
+
+_LISTED = (
+    Column("model.backbone", "backbone", "spec"),
+    Column("model.existing_se", "SE of its own", "spec", short="own SE: {}"),
+    Column("model.se.insertion", "insertion", "spec"),
+    Column("model.se.reduction", "reduction", "spec", short="r={}"),
+    Column("model.se.squeeze", "squeeze", "spec"),
+    Column("model.se.excitation", "excitation", "spec"),
+    Column("model.se.stages", "stages", "spec", short="stages {}"),
+    Column("model.se.bias", "FC bias", "spec", short="bias {}"),
+    Column("data.name", "data", "spec"),
+    Column("optim.lr", "learning rate", "spec", short="lr={}"),
+    Column("train.epochs", "epochs", "spec", short="{} epochs"),
+    Column("seed", "seed", "spec", short="seed {}"),
+    *(_error(split, k) for split in ("test", "val", "train") for k in (1, 5)),
+    *(Column(f"{split}/loss", f"{split} loss", "metric", "", "lower", 4) for split in ("test", "val", "train")),
+    Column("params", "params", "cost", better="lower"),
+    Column("params_se", "SE params", "cost", better="lower"),
+    Column("macs", "MACs", "cost", better="lower"),
+    Column("macs_se", "SE MACs", "cost", better="lower"),
+    Column("elementwise", "elementwise ops", "cost", better="lower"),
+    Column("step_ms", "step", "timing", "ms", "lower", 1),
+    Column("images_per_s", "images/s", "timing", "", "higher", 0),
+    Column("seconds", "training", "timing", "s", "lower", 0),
+    Column("n", "seeds", "statistic", decimals=0),
+    Column("difference", "Δ to no SE", "statistic"),
+    Column("p", "p, sign flip", "statistic", decimals=3),
+    Column("p_holm", "p, Holm", "statistic", decimals=3),
+    Column("p_mcnemar", "p, McNemar", "statistic", decimals=3),
+    Column("difference_images", "Δ, seeds × images", "statistic"),
+    Column("seeds_needed", "seeds needed", "statistic", decimals=0),
+)
+
+COLUMNS: dict[str, Column] = {column.key: column for column in _LISTED}
+
+
+def column(key: str, available: Iterable[object] = ()) -> Column:
+    """Return the column of that key, from the list or, where only the records know it, made from its name.
+
+    Raises ValueError, with the nearest names, where neither knows it.
+    """
+    if key in COLUMNS:
+        return COLUMNS[key]
+    names = list(available)
+    if key in names and key.startswith(SPEC_SECTIONS):
+        label = key.split(".", 1)[1]
+        return Column(key, label, "spec", short=f"{label.rsplit('.', 1)[-1]}={{}}")
+    if key in names and "/" in key:
+        better: Literal["lower", "higher"] | None = "lower" if re.search("loss|error", key) else None
+        return Column(key, key, "metric", "", "higher" if "acc" in key else better, 4)
+    raise unknown("column", key, [*COLUMNS, *names])
+
+
+def unknown(what: str, given: object, allowed: Iterable[object]) -> ValueError:
+    """Make the error for a name that is not among the allowed ones: what was given, the nearest, all of them."""
+    names = list(dict.fromkeys(map(str, allowed)))
+    nearest = difflib.get_close_matches(str(given), names, n=1, cutoff=0.5)
+    hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+    return ValueError(f"Unknown {what} {given!r}.{hint} Known: {', '.join(names)}.")
+
+
+def is_missing(value: object) -> bool:
+    """Tell whether a cell of the records holds nothing (None, NaN, NaT)."""
+    return value is None or value is pd.NA or bool(value != value)
+
+
+def value_text(value: object) -> str:
+    """Write a spec value as a reader writes it: 16.0 as `16`, a list as `2, 3`, nothing as a dash."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}={value_text(item)}" for key, item in value.items()) or BLANK
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(value_text, value)) or BLANK
+    if is_missing(value):
+        return BLANK
+    if isinstance(value, (bool, np.bool_)):
+        return "yes" if value else "no"
+    return f"{value:g}" if isinstance(value, Real) and not isinstance(value, Integral) else str(value)
+
+
+def value_texts(values: pd.Series) -> pd.Series:
+    """Write each value of a column as `value_text` does, each distinct one once where they can be hashed."""
+    try:
+        codes, distinct = pd.factorize(values, use_na_sentinel=False)
+    except TypeError:
+        return pd.Series([value_text(value) for value in values], index=values.index, dtype=object)
+    texts = [value_text(value) for value in distinct]
+    return pd.Series([texts[code] for code in codes], index=values.index, dtype=object)
+
+
+def number_text(value: float, decimals: int | None, *, signed: bool = False) -> str:
+    """Write a number with fixed decimals and a real minus sign; a dash for NaN; thousands apart where it is a count."""
+    if not math.isfinite(value):
+        return BLANK
+    spec = f"{'+' if signed else ''},.{decimals or 0}f"
+    text = format(round(value, decimals or 0) + 0.0, spec)  # + 0.0 turns −0.0 into 0.0
+    return text.replace("-", MINUS)
+
+
+def interval_text(mean: float, half_width: float, decimals: int | None, *, signed: bool = False) -> str:
+    """Write a mean with its interval, `7.41 ± 0.32`, or alone where there is none."""
+    text = number_text(mean, decimals, signed=signed)
+    return f"{text} ± {number_text(half_width, decimals)}" if math.isfinite(half_width) else text
+
+
+def with_prefix(column: Column, largest: float) -> tuple[Column, float]:
+    """Return a count's column with the SI prefix that `largest` asks for, and the divisor: 28.072 M, 3.858 G.
+
+    Three decimals, so that reduction ratios which differ by a few thousand parameters stay apart.
+    """
+    if column.decimals is not None:
+        return column, 1.0
+    for prefix, divisor in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if largest >= divisor:
+            return replace(column, unit=prefix, decimals=3), divisor
+    return replace(column, decimals=0), 1.0

@@ -1,0 +1,112 @@
+"""What gates say about classes: functions from one unit's statistics to numbers."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from se_lab.excitation_statistics import PER_UNIT, Floats, UnitStatistics, bin_edges
+
+LOW, HIGH = 0.05, 0.95
+"""Below and above these a gate counts as saturated."""
+
+
+def mean_of_classes(unit: UnitStatistics) -> Floats:
+    """Return the mean over all classes that have images, (C,): the line 'all' of Figure 6."""
+    return np.asarray(unit.mean[unit.count > 0].mean(0))
+
+
+def variances(unit: UnitStatistics) -> tuple[Floats, Floats]:
+    """Return the variance between class means and the mean variance within classes, (C,) each, over all images."""
+    there = unit.count > 0
+    weight = (unit.count[there] / unit.count.sum())[:, None]
+    mean = unit.mean[there]
+    between = (weight * (mean - (weight * mean).sum(0)) ** 2).sum(0)
+    return between, (weight * unit.std[there] ** 2).sum(0)
+
+
+def variance_explained(unit: UnitStatistics) -> Floats:
+    """Return the share of each channel's variance that lies between classes, (C,); 0 where a gate never moves."""
+    between, within = variances(unit)
+    return _ratio(between, between + within)
+
+
+def unit_variance_explained(unit: UnitStatistics) -> float:
+    """Return the share of the variance of all a unit's channels together that lies between classes."""
+    between, within = variances(unit)
+    return float(_ratio(between.sum(keepdims=True), (between + within).sum(keepdims=True))[0])
+
+
+def selectivity_index(unit: UnitStatistics) -> Floats:
+    """Return the class selectivity index of each channel, (C,), from 0 to 1 (Morcos et al. 2018, section 2.2).
+
+    (a − b) / (|a| + |b|), a the mean of the class that excites the channel most and b the mean over the other classes.
+    Gates below 0, as tanh makes them, are outside of its definition: there it can exceed what it means.
+    """
+    mean = unit.mean[unit.count > 0]
+    if len(mean) < 2:
+        return np.zeros(mean.shape[1])
+    best = mean.max(0)
+    others = (mean.sum(0) - best) / (len(mean) - 1)
+    return _ratio(best - others, np.abs(best) + np.abs(others))
+
+
+def saturation(unit: UnitStatistics) -> tuple[float, float]:
+    """Return the shares of gates below 0.05 and above 0.95, of all images and channels."""
+    counts = unit.by_class.sum(0)
+    low, high = (round((1 + edge) * PER_UNIT) for edge in (LOW, HIGH))
+    return float(counts[:low].sum() / counts.sum()), float(counts[high:].sum() / counts.sum())
+
+
+def density(unit: UnitStatistics) -> tuple[Floats, Floats]:
+    """Return the centres (B,) of the bins that gates fall into, and the density of gates there (B,)."""
+    edges = bin_edges()
+    counts = unit.by_class.sum(0).astype(float)
+    # a gate of exactly 1 opens the bin after the last one of sigmoid and tanh: count it there, if it is all there is
+    top = 2 * PER_UNIT
+    if not counts[top + 1 :].any() and unit.maximum[unit.count > 0].max() <= 1:
+        counts[top - 1] += counts[top]
+        counts[top] = 0
+    used = np.flatnonzero(counts)
+    part = slice(max(used[0] - 1, 0), min(used[-1] + 2, len(counts) - 1))
+    width = np.diff(edges)[part]
+    return (edges[:-1][part] + width / 2), counts[part] / counts.sum() / width
+
+
+def class_similarity(unit: UnitStatistics) -> tuple[Floats, NDArray[np.intp]]:
+    """Return the correlation of class means over channels (K, K), and the classes (K,) in the order of its clusters.
+
+    Only classes with images count. Average linkage of 1 − correlation. A unit whose gates are the same for all
+    channels has no correlation: 0 there.
+    """
+    from scipy.cluster.hierarchy import leaves_list, linkage
+    from scipy.spatial.distance import squareform
+
+    there = np.flatnonzero(unit.count > 0)
+    mean = unit.mean[there]
+    centred = mean - mean.mean(1, keepdims=True)
+    norm = np.linalg.norm(centred, axis=1, keepdims=True)
+    scaled = centred / np.where(norm > 1e-9, norm, np.inf)
+    correlation = np.clip(scaled @ scaled.T, -1, 1)
+    np.fill_diagonal(correlation, 1)
+    if len(there) < 3:
+        return correlation, there
+    tree = linkage(squareform(1 - correlation, checks=False), "average", optimal_ordering=len(there) <= 200)
+    order = leaves_list(tree)
+    return correlation[np.ix_(order, order)], there[order]
+
+
+def unit_similarity(a: UnitStatistics, b: UnitStatistics) -> float:
+    """Return how alike two units tell classes apart, 0 to 1: linear CKA of their class means (Kornblith et al. 2019).
+
+    Units may have different numbers of channels, or come from two nets; the classes are those both have images of.
+    """
+    both = (a.count > 0) & (b.count > 0)
+    x, y = (unit.mean[both] - unit.mean[both].mean(0) for unit in (a, b))
+    cross = np.linalg.norm(x.T @ y) ** 2
+    own = np.linalg.norm(x.T @ x) * np.linalg.norm(y.T @ y)
+    return float(cross / own) if own > 1e-18 else 0.0
+
+
+def _ratio(part: Floats, whole: Floats) -> Floats:
+    return np.divide(part, whole, out=np.zeros_like(part), where=whole > 1e-14)

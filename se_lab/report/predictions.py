@@ -1,0 +1,77 @@
+"""Per-image comparisons over the trials' `predictions.npz`: for one-seed studies, and for other test images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from se_lab.report import statistics
+from se_lab.report.statistics import Floats
+from se_lab.report.variants import Study
+
+
+def image_errors(folder: str, top: int = 1) -> tuple[NDArray[np.str_], NDArray[np.bool_]]:
+    """Keys (N,), sorted, and whether each image's label is missed by the first `top` (1 or 5) guesses.
+
+    Raises FileNotFoundError where the trial has no predictions, ValueError where a key comes twice.
+    """
+    with np.load(Path(folder) / "predictions.npz", allow_pickle=False) as stored:
+        keys = stored["key"].astype(str)
+        hit = stored["correct"] if top == 1 else (stored["top5"] == stored["label"][:, None]).any(axis=1)
+    order = np.argsort(keys, kind="stable")
+    if np.any(keys[order][1:] == keys[order][:-1]):
+        raise ValueError(f"The predictions in {folder} name an image twice.")
+    return keys[order], ~hit[order].astype(bool)
+
+
+def mcnemar_column(study: Study, metric: str) -> tuple[Floats, str]:
+    """(V,) McNemar's exact p of each variant against its baseline where one seed pairs, and a note."""
+    p = np.full(len(study.variants), np.nan)
+    several = False
+    for variant, pairs in _pairs(study, metric):
+        several |= len(pairs) > 1
+        if len(pairs) == 1:
+            p[variant] = statistics.mcnemar(~pairs[0][0], ~pairs[0][1]).p
+    note = "p, McNemar: exact, over the test images of two trained nets; another seed is another net."
+    return p, note + (" Not given where several seeds pair: that is what the difference is for." if several else "")
+
+
+def image_differences(study: Study, metric: str, rng: np.random.Generator) -> tuple[Floats, Floats, str]:
+    """(V,) differences to the baseline in points with half-widths that hold for other test images, and a note."""
+    estimate, half = np.full((2, len(study.variants)), np.nan)
+    for variant, pairs in _pairs(study, metric):
+        points = 100.0 * np.stack([mine.astype(float) - base for mine, base in pairs])
+        bootstrap = statistics.bootstrap_images if len(pairs) == 1 else statistics.bootstrap_seeds_images
+        interval = bootstrap(points[0] if len(pairs) == 1 else points, rng)
+        estimate[variant], half[variant] = interval.estimate, (interval.high - interval.low) / 2
+    note = "Δ, seeds × images: 95 % bootstrap interval for other seeds and other test images; one seed: images only."
+    return estimate, half, note
+
+
+def _pairs(study: Study, metric: str) -> Iterator[tuple[int, list[tuple[NDArray[np.bool_], NDArray[np.bool_]]]]]:
+    """Each variant with the errors of its trials and of the baseline's of the same seeds, image by image."""
+    if not metric.startswith("test/top"):
+        raise ValueError(f"Predictions are kept of test images and top-1 or top-5 errors, not for {metric!r}.")
+    top = 5 if "top5" in metric else 1
+    finished = study.trials[study.trials["status"] == "finished"]
+    folders = finished.set_index(["variant", "seed"])["folder"].to_dict()
+    seeds = sorted({seed for _, seed in folders})
+    errors = {at: image_errors(folder, top) for at, folder in folders.items()}
+    for variant, base in enumerate(study.baseline):
+        pairs = []
+        for seed in seeds:
+            if base in (-1, variant) or (variant, seed) not in errors or (base, seed) not in errors:
+                continue
+            (keys, mine), (base_keys, theirs) = errors[variant, seed], errors[base, seed]
+            if not np.array_equal(keys, base_keys):
+                name = study.variants["variant"].iloc[variant]
+                raise ValueError(
+                    f"{name} and its baseline were tested on different images "
+                    f"(seed {seed}: {folders[variant, seed]}, {folders[base, seed]})."
+                )
+            pairs.append((mine, theirs))
+        if pairs:
+            yield variant, pairs

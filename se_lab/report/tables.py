@@ -1,0 +1,240 @@
+"""The ablation table: one row a variant, errors with their intervals, differences to the baseline, costs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from se_lab.report import predictions, published, statistics
+from se_lab.report.columns import COLUMNS, Column, column, interval_text, unknown, value_texts, with_prefix
+from se_lab.report.notes import not_measured, reading_notes, sign_flip_note, unequal_costs
+from se_lab.report.render import Shown, Table
+from se_lab.report.statistics import Floats
+from se_lab.report.variants import BASELINE, Study, group_variants
+
+
+def ablation_table(
+    records: pd.DataFrame,
+    *,
+    metric: str = "test/top1_error",
+    columns: Sequence[str] | None = None,
+    rows: Sequence[str] | None = None,
+    where: Mapping[str, object] | None = None,
+    power: float | None = None,
+    paper: str | None = None,
+) -> Table:
+    """One row a variant, in the records' order, each group's baseline first.
+
+    records: one row a trial, as `load_records` gives them. `metric` is the one that differences and p values are
+    about. `columns` names what to print, out of `se_lab.report.columns` and the records' own metrics; by default
+    seeds, the metric, its difference, top-5 error where there is one, parameters, MACs and time a step. `rows` and
+    `where` are those of `group_variants`. With `power`, a column says how many seeds it takes to tell a difference
+    of that size (in the metric's unit) from none; with `paper` (`table_10_reduction`, or `10`) the SE paper's figures
+    stand beside ours. Failed, missing and unpaired trials are left out and named in the notes.
+    Raises ValueError for no records, none finished, an unknown column, a metric that no trial has, two data sets.
+    """
+    study = group_variants(records, rows=rows, where=where)
+    refuse_absent_metric(study, metric)
+    keys = list(columns) if columns else _default_columns(study, metric)
+    if power is not None and "seeds_needed" not in keys:
+        keys.append("seeds_needed")
+
+    data = study.variants.copy()
+    data.insert(2, "is_baseline", study.is_baseline)
+    shown = [Shown(column(key, study.trials), key) for key in study.keys]
+    notes = list(study.notes)
+    metrics = list(dict.fromkeys([metric, *(key for key in keys if _kind(study, key) == "metric")]))
+    for key in metrics:
+        data = data.assign(**_metric_columns(study, key))
+        notes += not_measured(study, key)
+    data["n"] = study.by_seed(metric).notna().sum(axis=1)
+    for key in keys:
+        if key in metrics:
+            shown.append(Shown(column(key, study.trials), key, f"{key}:ci95", f"{key}:best"))
+        elif key == "difference":
+            shown.append(_difference_shown(column(metric, study.trials), f"{metric}:difference"))
+        elif key == "n":
+            shown.append(Shown(COLUMNS["n"], "n"))
+        elif _kind(study, key) == "statistic":
+            data = data.assign(**_statistic(study, data, key, metric, power, notes))
+            known = key == "difference_images"
+            shown.append(_difference_shown(column(metric), key, COLUMNS[key]) if known else Shown(COLUMNS[key], key))
+        elif key not in study.trials:
+            raise unknown("column", key, [name for name in COLUMNS if name in study.trials])
+        elif _kind(study, key) == "spec":
+            raise ValueError(f"{key} tells variants apart: name it among the rows, not the columns.")
+        else:
+            values = study.per_variant(key, "median" if column(key, study.trials).kind == "timing" else "first")
+            data[key] = values.astype(int) if (values % 1 == 0).all() else values
+            scaled, divisor = with_prefix(column(key, study.trials), float(np.nanmax(values, initial=0.0)))
+            shown.append(Shown(scaled, key, divisor=divisor))
+            notes += unequal_costs(study, key)
+    notes += reading_notes(data, metric, metrics, differences="difference" in keys)
+    if paper is not None:
+        data, printed, remarks = published.beside_paper(study, data, paper)
+        shown, notes = shown + printed, notes + remarks
+    return Table(_title(study, data["n"]), data, tuple(shown), tuple(dict.fromkeys(notes)))
+
+
+def pivot_table(
+    records: pd.DataFrame,
+    index: str,
+    across: str,
+    *,
+    metric: str = "test/top1_error",
+    where: Mapping[str, object] | None = None,
+) -> Table:
+    """One row a value of the key `index`, one column a value of the key `across`, in each cell the metric.
+
+    For example reduction ratios × backbones. Bold is as in `ablation_table`. A baseline that has no value of `across`
+    is named in a note. Raises ValueError where the two keys do not tell all variants apart, and as `ablation_table`.
+    """
+    study = group_variants(records, rows=[index, across], where=where)
+    refuse_absent_metric(study, metric)
+    cells = study.variants.assign(is_baseline=study.is_baseline, n=study.by_seed(metric).notna().sum(axis=1))
+    cells = cells.assign(**_metric_columns(study, metric))
+    of = column(metric, study.trials)
+    notes = [*study.notes, *not_measured(study, metric)]
+    nowhere = cells["is_baseline"] if across.startswith("model.se.") else cells["is_baseline"] & False
+    for name, mean, half in cells.loc[nowhere, ["variant", metric, f"{metric}:ci95"]].itertuples(index=False):
+        notes.append(f"{name}: {interval_text(mean, half, of.decimals)} {of.unit}.")
+    cells = cells[~nowhere]
+
+    labels = value_texts(cells[index]).mask(cells["is_baseline"] & index.startswith("model.se."), BASELINE)
+    rows = labels.drop_duplicates()
+    data = pd.DataFrame({"variant": rows.to_numpy(), "group": "", "is_baseline": rows.to_numpy() == BASELINE})
+    shown = [Shown(replace(column(index, study.trials), kind="text"), "variant")]
+    for value in value_texts(cells[across]).drop_duplicates():
+        chosen = cells[value_texts(cells[across]) == value]
+        chosen = chosen.set_index(labels[chosen.index]).reindex(data["variant"])
+        keys = {part: f"{value}:{part}" if part else value for part in ("", "ci95", "best")}
+        for part, key in keys.items():
+            data[key] = chosen[f"{metric}:{part}" if part else metric].to_numpy()
+        data[keys["best"]] = data[keys["best"]].eq(True)
+        name = column(across, study.trials).short.format(value)
+        shown.append(Shown(replace(of, key=value, label=name), keys[""], keys["ci95"], keys["best"]))
+    title = f"{of.heading} by {column(index, study.trials).label} and {column(across, study.trials).label}"
+    notes += reading_notes(cells, metric, [metric], differences=False)
+    return Table(title, data, tuple(shown), tuple(dict.fromkeys(notes)))
+
+
+def refuse_absent_metric(study: Study, metric: str) -> None:
+    """Raise ValueError where no finished trial has a finite value of `metric`, with those there are."""
+    finished = study.trials[study.trials["status"] == "finished"]
+    if finished.empty:
+        counts = study.trials["status"].value_counts(sort=False)
+        listed = ", ".join(f"{count} {status}" for status, count in counts.items())
+        raise ValueError(f"None of the {len(study.trials)} trials has finished: {listed}.")
+    measured = [
+        str(key) for key in finished if "/" in str(key) and np.isfinite(pd.to_numeric(finished[key], "coerce")).any()
+    ]
+    if metric not in measured:
+        raise ValueError(f"No finished trial has a value of {metric!r}. Measured: {', '.join(measured) or 'nothing'}.")
+
+
+def _default_columns(study: Study, metric: str) -> list[str]:
+    """Seeds, metric, difference, top-5 beside top-1, costs: those that the records have."""
+    top5 = metric.replace("top1", "top5")
+    has_top5 = top5 != metric and top5 in study.trials and study.by_seed(top5).notna().any(axis=None)
+    costs = [key for key in ("params", "macs", "step_ms") if key in study.trials and study.trials[key].notna().any()]
+    difference = ["difference"] if (study.baseline >= 0).any() else []
+    return ["n", metric, *difference, *([top5] if has_top5 else []), *costs]
+
+
+def _kind(study: Study, key: str) -> str:
+    return column(key, study.trials).kind
+
+
+def paired_matrix(study: Study, metric: str) -> Floats:
+    """(V, S) differences of a metric to the baseline of the same group and seed; NaN where one is missing."""
+    values = study.by_seed(metric).to_numpy()
+    return np.asarray(values - _of_baseline(study, values))
+
+
+def _of_baseline(study: Study, values: Floats) -> Floats:
+    """(V, S) the baseline's values beside each variant's (V, S); NaN for baselines and where there is none."""
+    compared = (study.baseline >= 0) & ~study.is_baseline
+    return np.where(compared[:, None], values[study.baseline], np.nan)
+
+
+def _metric_columns(study: Study, key: str) -> dict[str, NDArray[Any]]:
+    """Mean, interval, paired difference and whether the value is best, beyond doubt, in its group."""
+    if key not in study.trials:
+        raise unknown("column", key, [str(name) for name in study.trials if "/" in str(name)])
+    values = study.by_seed(key).to_numpy()
+    mean, difference = statistics.t_interval(values), statistics.paired_difference(values, _of_baseline(study, values))
+    better = column(key, study.trials).better
+    sign = {"lower": 1.0, "higher": -1.0, None: np.nan}[better]
+    score = pd.Series(sign * mean.mean)
+    leads = (score == score.groupby(study.group).transform("min")).to_numpy()
+    return {
+        key: mean.mean,
+        f"{key}:ci95": mean.half_width,
+        f"{key}:difference": difference.mean,
+        f"{key}:difference:ci95": difference.half_width,
+        f"{key}:pairs": difference.n,
+        f"{key}:best": leads & difference.excludes_zero & (sign * difference.mean < 0),
+    }
+
+
+def _difference_shown(of: Column, key: str, base: Column = COLUMNS["difference"]) -> Shown:
+    unit = "points" if of.unit == "%" else of.unit
+    label = f"Δ {of.label}" if base.key == "difference" else base.label
+    best = key.replace(":difference", ":best") if base.key == "difference" else None
+    return Shown(replace(base, label=label, unit=unit, decimals=of.decimals), key, f"{key}:ci95", best, signed=True)
+
+
+def _statistic(
+    study: Study, data: pd.DataFrame, key: str, metric: str, power: float | None, notes: list[str]
+) -> dict[str, Floats]:
+    """Compute a column of the kind `statistic`, and a note that says how to read it."""
+    differences = paired_matrix(study, metric)
+    if key in ("p", "p_holm"):
+        test = statistics.sign_flip(differences, np.random.default_rng(0))
+        notes.append(sign_flip_note(test, int(data[f"{metric}:pairs"].max())))
+        if key == "p_holm":
+            notes.append(f"p, Holm: corrected for the {int(np.isfinite(test.p).sum())} comparisons of this table.")
+        return {key: statistics.holm(test.p) if key == "p_holm" else test.p}
+    if key == "seeds_needed":
+        if power is None:
+            raise ValueError("The column seeds_needed needs power=, the difference that should be told from none.")
+        sd = np.sqrt(_variances(differences))
+        notes.append(
+            f"Seeds needed: to tell a difference of {power:g} from none in 80 % of studies (paired t test at 0.05), "
+            f"from the spread of the differences seen here, which few seeds know only roughly."
+        )
+        return {key: statistics.seeds_needed(sd, power)}
+    if key == "p_mcnemar":
+        p, note = predictions.mcnemar_column(study, metric)
+        notes.append(note)
+        return {key: p}
+    estimate, half, note = predictions.image_differences(study, metric, np.random.default_rng(0))
+    notes.append(note)
+    return {key: estimate, f"{key}:ci95": half}
+
+
+def _variances(values: Floats) -> Floats:
+    """(V,) sample variances over the seeds there are, NaN below two."""
+    n = (~np.isnan(values)).sum(axis=1)
+    centred = values - statistics.t_interval(values).mean[:, None]
+    return np.asarray(np.divide(np.nansum(centred**2, axis=1), n - 1, out=np.full(len(n), np.nan), where=n > 1))
+
+
+def _title(study: Study, n: pd.Series) -> str:
+    """Say what all trials share: `cifar_resnet20 on digits, 20 epochs, 3 seeds`."""
+
+    def shared(key: str) -> str:
+        texts = set(value_texts(study.trials[key].dropna())) if key in study.trials else set()
+        return texts.pop() if len(texts) == 1 else ""
+
+    data, epochs = shared("data.name"), shared("train.epochs")
+    net = shared("model.backbone") or "SE ablation"
+    parts = [f"{net} on {data}" if data else net, f"{epochs} epochs" if epochs else ""]
+    if n.nunique() == 1:
+        parts.append(f"{n.iloc[0]} {'seed' if n.iloc[0] == 1 else 'seeds'}")
+    return ", ".join(filter(None, parts))

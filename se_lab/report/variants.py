@@ -1,0 +1,267 @@
+"""Records sorted into variants: which trials differ by the seed alone, and which baseline each is compared with."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import yaml
+from numpy.typing import NDArray
+
+from se_lab.report.columns import SPEC_SECTIONS, column, is_missing, unknown, value_text, value_texts
+from se_lab.report.notes import missing_notes, some
+
+BASELINE = "no SE"
+INSERTION = "model.se.insertion"
+_SE = "model.se."
+
+
+@dataclass(frozen=True)
+class Study:
+    """Trials by variant.
+
+    trials: the records, one row a trial, with its `variant` number.
+    variants: one row a variant (the index is its number), in the table's order: groups as they first appear, in
+    each its baseline first. Columns: the varied keys with their values, and `variant`, its name.
+    group_keys, se_keys: the varied keys outside and inside `model.se`.
+    group: (V,) the number of each variant's group, in the table's order.
+    baseline: (V,) the number of each variant's baseline, −1 where its group has none.
+    notes: what is missing or mixed.
+    """
+
+    trials: pd.DataFrame
+    variants: pd.DataFrame
+    group_keys: tuple[str, ...]
+    se_keys: tuple[str, ...]
+    group: NDArray[np.intp]
+    baseline: NDArray[np.intp]
+    notes: tuple[str, ...]
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """All varied keys, groups first."""
+        return self.group_keys + self.se_keys
+
+    @property
+    def is_baseline(self) -> NDArray[np.bool_]:
+        """(V,) which variants are baselines."""
+        return np.asarray(self.baseline == np.arange(len(self.baseline)))
+
+    def by_seed(self, metric: str) -> pd.DataFrame:
+        """(V, S) a metric of the finished trials, NaN where there is none; columns are the seeds."""
+        done = self.trials[self.trials["status"] == "finished"]
+        values = pd.to_numeric(done[metric], errors="coerce").replace([np.inf, -np.inf], np.nan)
+        wide = done.assign(value=values).pivot(index="variant", columns="seed", values="value")
+        table: pd.DataFrame = wide.reindex(self.variants.index)
+        return table
+
+    def per_variant(self, key: str, how: str) -> pd.Series:
+        """(V,) a cost (how="first") or a timing (how="median") of each variant's trials."""
+        numbers = pd.to_numeric(self.trials[key], errors="coerce")
+        return numbers.groupby(self.trials["variant"]).agg(how).reindex(self.variants.index).astype(float)
+
+
+def filter_records(records: pd.DataFrame, where: Mapping[str, object]) -> pd.DataFrame:
+    """Keep the trials whose columns have the given values: {"model.se.squeeze": "max"}, or a list of allowed ones.
+
+    Values match as they are printed, so text from a command line will do. A filter on `model.se`, the insertion apart,
+    keeps the nets without SE units, the baselines: they have no such value. Raises ValueError for an unknown column
+    and for a filter that leaves nothing, with the values there are.
+    """
+    for key, wanted in where.items():
+        if key not in records:
+            raise unknown("column", key, records.columns)
+        texts = value_texts(records[key])
+        several = isinstance(wanted, (list, tuple)) and not texts.isin([value_text(wanted)]).any()
+        allowed = {text for item in (wanted if several else [wanted]) for text in _spellings(item)}  # type: ignore[attr-defined]
+        kept = texts.isin(allowed)
+        if not kept.any():
+            raise unknown(f"value of {key}", wanted, texts.unique())
+        if key.startswith(_SE) and key != INSERTION:
+            kept |= _is_plain(records)
+        records = records[kept]
+    return records
+
+
+def group_variants(
+    records: pd.DataFrame, *, rows: Sequence[str] | None = None, where: Mapping[str, object] | None = None
+) -> Study:
+    """Sort records (one row a trial, as `load_records` gives them) into variants.
+
+    Varied keys are found from the records, never the seed; `rows` names them in another order, or fewer where those
+    tell the variants apart as well. The baseline is the variant without SE units (insertion none) of the same
+    group, that is with the same values of every key outside `model.se`.
+    Raises ValueError for no records, an unknown column, two data sets in one table, `rows` that mix variants, and
+    two trials of one variant and seed.
+    """
+    if records.empty:
+        raise ValueError("No trials: the records are empty.")
+    absent = [key for key in ("trial_id", "status") if key not in records]
+    if absent:
+        raise ValueError(f"These are no records of trials: they have no {' and no '.join(absent)}.")
+    records, notes = _without_unrecorded(records)
+    spec = [str(key) for key in records if str(key).startswith(SPEC_SECTIONS)]
+    for key in rows or ():
+        if key == "seed":
+            raise ValueError("The seed cannot tell variants apart: intervals are over seeds.")
+        if key not in spec:
+            raise unknown("row key", key, spec)
+    trials = _without_copies(filter_records(records, where or {}).reset_index(drop=True))
+    _refuse_two_data_sets(trials)
+
+    plain = _is_plain(trials)
+    found = _varied_keys(trials, spec, plain)
+    keys = tuple(rows) if rows else found
+    numbers = _codes(trials, keys, plain)
+    if len(np.unique(numbers)) < len(np.unique(_codes(trials, found, plain))):
+        hidden = [key for key in found if key not in keys]
+        raise ValueError(
+            f"Rows by {', '.join(keys)} would mix trials that also differ in {', '.join(hidden)}: "
+            f"add {'it' if len(hidden) == 1 else 'them'} to the rows, or filter with where."
+        )
+    group_keys = tuple(key for key in keys if not key.startswith(_SE))
+    se_keys = tuple(key for key in keys if key.startswith(_SE))
+    if not keys:  # a single variant still needs a name
+        group_keys = tuple(key for key in ("model.backbone", INSERTION) if key in trials)[:1]
+    return _study(trials, numbers, plain, group_keys, se_keys, notes)
+
+
+def _spellings(value: object) -> set[str]:
+    texts = {value_text(value)}
+    if isinstance(value, str):
+        with contextlib.suppress(yaml.YAMLError):
+            texts.add(value_text(yaml.safe_load(value)))
+    return texts
+
+
+def _without_unrecorded(records: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """Leave out trials of which a store has no spec yet, with a note: no variant can be told for them."""
+    known = records["seed"].notna() if "seed" in records else pd.Series(False, index=records.index)
+    counts = records.loc[~known, "status"].value_counts(sort=False)
+    if not known.any():
+        raise ValueError(f"No trial has a record yet: {', '.join(f'{n} {status}' for status, n in counts.items())}.")
+    notes = [
+        f"{count} {'trial' if count == 1 else 'trials'} {status}, of a variant that is not known before its record: "
+        f"{some(records.loc[~known & (records['status'] == status), 'trial_id'])}."
+        for status, count in counts.items()
+    ]
+    return records[known], notes
+
+
+def _without_copies(trials: pd.DataFrame) -> pd.DataFrame:
+    """Count a trial that several stores hold once, the finished copy first."""
+    if trials["trial_id"].is_unique:
+        return trials
+    done_first = (trials["status"] != "finished").argsort(kind="stable")
+    best = trials.iloc[done_first].drop_duplicates("trial_id").index
+    first_seen = trials["trial_id"].drop_duplicates()
+    once: pd.DataFrame = trials.loc[best].set_index("trial_id").reindex(first_seen).reset_index()
+    return once
+
+
+def _refuse_two_data_sets(trials: pd.DataFrame) -> None:
+    for key, what in (("data.name", "data sets"), ("data_digest", "versions of the data")):
+        if key not in trials:
+            continue
+        seen = value_texts(trials[key].dropna())
+        counts = seen.value_counts(sort=False)
+        if len(counts) > 1:
+            listed = ", ".join(f"{value} ({count} trials)" for value, count in counts.items())
+            raise ValueError(
+                f"The records mix {len(counts)} {what}, which no table can compare: {listed}. "
+                f"Choose one, e.g. where={{{key!r}: {counts.index[0]!r}}}."
+            )
+
+
+def _is_plain(trials: pd.DataFrame) -> NDArray[np.bool_]:
+    if INSERTION not in trials:
+        return np.zeros(len(trials), dtype=bool)
+    return np.asarray(trials[INSERTION] == "none", dtype=bool)
+
+
+def _factorize(values: pd.Series) -> NDArray[np.intp]:
+    """(N,) numbers of the distinct values in order of appearance, −1 for nothing; lists and mappings by their text."""
+    try:
+        return pd.factorize(values)[0]
+    except TypeError:
+        return pd.factorize(values.map(lambda value: None if is_missing(value) else value_text(value)))[0]
+
+
+def _codes(frame: pd.DataFrame, keys: Sequence[str], plain: NDArray[np.bool_] | None = None) -> NDArray[np.intp]:
+    """(N,) numbers of the distinct combinations of the keys, in order of appearance.
+
+    With `plain`, a net without SE units is one thing, whatever its SE keys say, and no other net is the same.
+    """
+    codes = {key: _factorize(frame[key]) for key in keys}
+    if plain is not None:
+        codes = {key: np.where(plain, -2, code) if key.startswith(_SE) else code for key, code in codes.items()}
+        codes["plain"] = plain.astype(np.intp)
+    if not codes:
+        return np.zeros(len(frame), dtype=np.intp)
+    return np.asarray(pd.DataFrame(codes).groupby(list(codes), sort=False).ngroup())
+
+
+def _varied_keys(trials: pd.DataFrame, spec: Sequence[str], plain: NDArray[np.bool_]) -> tuple[str, ...]:
+    """Spec keys with more than one value, groups first; among `model.se`, those in which SE variants differ.
+
+    The insertion alone tells a baseline from its only SE variant.
+    """
+    outside = [key for key in spec if not key.startswith(_SE) and len(np.unique(_factorize(trials[key]))) > 1]
+    with_units = trials[~plain]
+    inside = [key for key in spec if key.startswith(_SE) and len(np.unique(_factorize(with_units[key]))) > 1]
+    if not inside and plain.any() and not plain.all():
+        inside = [INSERTION]
+    return (*outside, *inside)
+
+
+def _study(
+    trials: pd.DataFrame,
+    numbers: NDArray[np.intp],
+    plain: NDArray[np.bool_],
+    group_keys: tuple[str, ...],
+    se_keys: tuple[str, ...],
+    notes: list[str],
+) -> Study:
+    """Variants in the table's order, their names and baselines."""
+    keys = group_keys + se_keys
+    first = pd.Series(numbers).drop_duplicates().index.to_numpy()  # each variant's first trial
+    group = _codes(trials, group_keys)[first]
+    order = np.lexsort((first, ~plain[first], group))
+    first, group = first[order], group[order]
+    bare = plain[first]
+    renumbered = np.empty(len(order), dtype=np.intp)
+    renumbered[numbers[first]] = np.arange(len(order))
+
+    # A column with a hole holds its integers as floats: give them back.
+    variants = trials.loc[first, list(keys)].reset_index(drop=True).astype(object)
+    variants = variants.map(lambda value: int(value) if isinstance(value, float) and value.is_integer() else value)
+    for key in se_keys:
+        variants[key] = variants[key].mask(bare, None)
+    bases = {int(g): i for i, g in enumerate(group) if bare[i]}
+    baseline = np.array([bases.get(int(g), -1) for g in group], dtype=np.intp)
+    group_names, se_names = _names(variants, group_keys), _names(variants, se_keys)
+    se_names = [BASELINE if b else name for b, name in zip(bare, se_names, strict=True)]
+    names = [", ".join(filter(None, pair)) for pair in zip(group_names, se_names, strict=True)]
+    variants.insert(0, "variant", names)
+    variants.insert(1, "group", group_names)
+
+    trials = trials.assign(variant=renumbered[numbers])
+    _refuse_doubles(trials)
+    notes = notes + missing_notes(trials, variants, group, baseline)
+    return Study(trials, variants, group_keys, se_keys, group, baseline, tuple(notes))
+
+
+def _names(variants: pd.DataFrame, keys: Sequence[str]) -> list[str]:
+    """(V,) the values of the keys as a name: `resnet50, r=16`; empty without keys."""
+    parts = [value_texts(variants[key]).map(column(key, keys).short.format) for key in keys]
+    return [", ".join(texts) for texts in zip(*parts, strict=True)] if parts else [""] * len(variants)
+
+
+def _refuse_doubles(trials: pd.DataFrame) -> None:
+    twice = trials[trials.duplicated(["variant", "seed"], keep=False)]
+    if len(twice):
+        same = twice[(twice["variant"] == twice["variant"].iloc[0]) & (twice["seed"] == twice["seed"].iloc[0])]
+        raise ValueError(f"Trials {', '.join(same['trial_id'])} have one spec and one seed: keep one of them.")

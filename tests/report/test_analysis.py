@@ -1,0 +1,47 @@
+"""The scripts in analysis/ run on whatever load_records gives."""
+
+from __future__ import annotations
+
+import runpy
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import se_lab
+
+ANALYSIS = Path(__file__).parents[2] / "analysis"
+
+
+@pytest.fixture
+def run(
+    monkeypatch: pytest.MonkeyPatch, reduction_study: pd.DataFrame, with_curves: Callable[[pd.DataFrame], pd.DataFrame]
+) -> Callable[..., None]:
+    records = with_curves(reduction_study)
+    monkeypatch.setitem(vars(se_lab), "load_records", lambda runs: {"runs/": records}[runs])
+
+    def script(name: str, *arguments: str) -> None:
+        monkeypatch.setattr("sys.argv", [name, *arguments])
+        runpy.run_path(str(ANALYSIS / name), run_name="__main__")
+
+    return script
+
+
+def test_ablation_table_prints_the_table(run: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
+    run("ablation_table.py", "runs/", "markdown")
+    assert "**7.23 ± 0.63**" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("script", "written"),
+    [
+        ("tradeoff.py", [f"f_{cost}.{end}" for cost in ("macs", "params", "step_ms") for end in ("png", "svg")]),
+        ("training_curves.py", ["f.png", "f.svg"]),
+    ],
+)
+def test_figures_are_written_where_asked(
+    run: Callable[..., None], tmp_path: Path, script: str, written: list[str]
+) -> None:
+    run(script, "runs/", str(tmp_path / "out" / "f"))
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == written

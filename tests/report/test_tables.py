@@ -1,0 +1,335 @@
+"""The ablation table: who is compared with whom, and that every number is right or said to be missing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from se_lab.report import ablation_table, pivot_table
+
+Make = Callable[..., pd.DataFrame]
+TOP1 = "test/top1_error"
+BASE, R4 = [8.0, 8.4, 8.2], [7.0, 7.5, 7.2]  # errors of the reduction study in conftest
+
+
+def row(table, variant: str) -> pd.Series:
+    return table.data.set_index("variant").loc[variant]
+
+
+def test_variants_come_in_the_specs_order_with_the_baseline_first(study: Make) -> None:
+    records = study([({"reduction": 8}, [7.0]), ({"reduction": 2}, [7.1]), ({"insertion": "none"}, [8.0])])
+    assert list(ablation_table(records).data["variant"]) == ["no SE", "r=8", "r=2"]
+
+
+def test_mean_and_interval_are_those_of_scipy(reduction_study: pd.DataFrame) -> None:
+    r4 = row(ablation_table(reduction_study), "r=4")
+    low, high = stats.t.interval(0.95, 2, loc=np.mean(R4), scale=stats.sem(R4))
+    assert r4[TOP1] == pytest.approx(np.mean(R4))
+    assert r4[f"{TOP1}:ci95"] == pytest.approx((high - low) / 2)
+    assert r4["n"] == 3
+
+
+def test_the_difference_is_paired_by_seed_with_scipys_interval(reduction_study: pd.DataFrame) -> None:
+    shuffled = reduction_study.sample(frac=1, random_state=3)
+    for records in (reduction_study, shuffled):
+        r4 = row(ablation_table(records), "r=4")
+        expected = stats.ttest_rel(R4, BASE).confidence_interval(0.95)
+        assert r4[f"{TOP1}:difference"] == pytest.approx(np.mean(R4) - np.mean(BASE))
+        assert r4[f"{TOP1}:difference:ci95"] == pytest.approx((expected.high - expected.low) / 2)
+
+
+def test_a_missing_seed_leaves_the_other_pairs_and_is_named(reduction_study: pd.DataFrame) -> None:
+    records = reduction_study[~((reduction_study["model.se.reduction"] == 4) & (reduction_study["seed"] == 1))]
+    table = ablation_table(records)
+    r4 = row(table, "r=4")
+    assert (r4["n"], r4[f"{TOP1}:pairs"]) == (2, 2)
+    assert r4[f"{TOP1}:difference"] == pytest.approx(((7.0 - 8.0) + (7.2 - 8.2)) / 2)
+    assert any("not among the records" in note and "r=4 (1)" in note for note in table.notes)
+
+
+def test_a_failed_trial_is_left_out_and_named_with_its_error(reduction_study: pd.DataFrame) -> None:
+    failed = (reduction_study["model.se.reduction"] == 2) & (reduction_study["seed"] == 2)
+    reduction_study.loc[failed, ["status", "error", TOP1]] = ["failed", "RuntimeError: boom", 99.0]
+    table = ablation_table(reduction_study)
+    assert row(table, "r=2")[TOP1] == pytest.approx((7.9 + 8.5) / 2)
+    assert any("failed" in note and "r=2, seed 2 (RuntimeError: boom)" in note for note in table.notes)
+
+
+def test_a_baseline_without_a_seed_costs_every_variant_that_pair(reduction_study: pd.DataFrame) -> None:
+    records = reduction_study.drop(index=0)
+    table = ablation_table(records)
+    assert row(table, "r=4")["n"] == 3
+    assert row(table, "r=4")[f"{TOP1}:pairs"] == 2
+    assert any("r=4 (2 of 3)" in note for note in table.notes)
+
+
+def test_a_variant_of_which_nothing_finished_stays_as_an_empty_row(reduction_study: pd.DataFrame) -> None:
+    r8 = reduction_study["model.se.reduction"] == 8
+    reduction_study.loc[r8, ["status", TOP1, "test/top5_error", "test/loss"]] = ["missing", np.nan, np.nan, np.nan]
+    table = ablation_table(reduction_study)
+    assert row(table, "r=8")["n"] == 0
+    assert "–" in next(line for line in table.render("markdown").splitlines() if line.startswith("| 8 "))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_metric_that_is_not_finite_is_left_out_and_named(reduction_study: pd.DataFrame, value: float) -> None:
+    reduction_study.loc[reduction_study["model.se.reduction"].eq(4) & reduction_study["seed"].eq(0), TOP1] = value
+    table = ablation_table(reduction_study)
+    assert row(table, "r=4")[TOP1] == pytest.approx((7.5 + 7.2) / 2)
+    assert any(TOP1 in note and "r=4, seed 0" in note for note in table.notes)
+
+
+def test_one_seed_has_no_interval_and_says_so(study: Make) -> None:
+    table = ablation_table(study([({"insertion": "none"}, [8.0]), ({"reduction": 4}, [2.0])]))
+    assert np.isnan(table.data[f"{TOP1}:ci95"]).all()
+    assert not table.data[f"{TOP1}:best"].any()
+    assert "±" not in table.render("markdown")
+    assert any(note.startswith("One seed") for note in table.notes)
+
+
+def test_each_group_has_its_own_baseline(study: Make) -> None:
+    records = study(
+        [
+            ({"insertion": "none", "model.backbone": "a"}, [8.0, 8.1]),
+            ({"reduction": 4, "model.backbone": "a"}, [7.0, 7.2]),
+            ({"insertion": "none", "model.backbone": "b"}, [6.0, 6.1]),
+            ({"reduction": 4, "model.backbone": "b"}, [5.5, 5.8]),
+        ]
+    )
+    table = ablation_table(records)
+    assert list(table.data["variant"]) == ["a, no SE", "a, standard", "b, no SE", "b, standard"]
+    assert row(table, "a, standard")[f"{TOP1}:difference"] == pytest.approx(-0.95)
+    assert row(table, "b, standard")[f"{TOP1}:difference"] == pytest.approx(-0.4)
+
+
+def test_the_first_varied_se_key_says_no_se_for_the_baseline(study: Make) -> None:
+    records = study(
+        [
+            ({"insertion": "none"}, [8.0]),
+            ({"reduction": 4, "squeeze": "max"}, [7.0]),
+            ({"reduction": 8, "squeeze": "avg"}, [7.1]),
+        ]
+    )
+    table = ablation_table(records)
+    headings = [shown.column.label for shown in table.shown]
+    assert headings[:2] == ["reduction", "squeeze"]
+    assert "insertion" not in headings
+    cells = [cell.strip() for cell in table.render("markdown").splitlines()[4].split("|")[1:3]]
+    assert cells == ["no SE", ""]
+
+
+def test_a_single_variant_beside_the_baseline_is_told_by_its_insertion(study: Make) -> None:
+    table = ablation_table(study([({"insertion": "none"}, [8.0]), ({}, [7.0])]))
+    assert list(table.data["variant"]) == ["no SE", "standard"]
+
+
+def test_lists_are_values_like_any_other(study: Make) -> None:
+    records = study([({"insertion": "none"}, [8.0]), ({"stages": [2, 3]}, [7.0]), ({"stages": (4,)}, [7.5])])
+    assert list(ablation_table(records).data["variant"]) == ["no SE", "stages 2, 3", "stages 4"]
+
+
+def test_a_baseline_is_one_variant_whatever_its_idle_se_fields_say(study: Make) -> None:
+    records = study(
+        [({"insertion": "none", "reduction": 4}, [8.0]), ({"reduction": 4}, [7.0]), ({"reduction": 8}, [7.0])]
+    )
+    other = study([({"insertion": "none", "reduction": 8}, [8.3])]).assign(seed=1)
+    table = ablation_table(pd.concat([records, other]))
+    assert list(table.data["variant"]) == ["no SE", "r=4", "r=8"]
+    assert row(table, "no SE")["n"] == 2
+
+
+def test_without_a_baseline_there_are_no_differences_and_a_note(study: Make) -> None:
+    table = ablation_table(study([({"reduction": 4}, [7.0, 7.1]), ({"reduction": 8}, [7.2, 7.3])]))
+    assert "Δ" not in table.render("markdown")
+    assert any("No baseline" in note for note in table.notes)
+
+
+def test_only_a_best_whose_interval_excludes_zero_is_bold(reduction_study: pd.DataFrame) -> None:
+    bold = ablation_table(reduction_study).data.set_index("variant")[f"{TOP1}:best"]
+    assert list(bold[bold].index) == ["r=4"]
+    uncertain = reduction_study[reduction_study["model.se.reduction"] != 4]  # r=8 then leads, −0.33 ± 0.52
+    assert not ablation_table(uncertain).data[f"{TOP1}:best"].any()
+
+
+def test_top5_is_left_out_where_it_was_not_measured(reduction_study: pd.DataFrame) -> None:
+    assert "top-5 error" in ablation_table(reduction_study).render("markdown")
+    for records in (
+        reduction_study.drop(columns="test/top5_error"),
+        reduction_study.assign(**{"test/top5_error": None}),
+    ):
+        assert "top-5" not in ablation_table(records).render("markdown")
+
+
+def test_costs_are_the_variants_and_time_is_the_median_of_its_trials(reduction_study: pd.DataFrame) -> None:
+    reduction_study.loc[reduction_study["seed"] == 2, "step_ms"] = 100.0
+    data = ablation_table(reduction_study).data.set_index("variant")
+    assert data.at["r=4", "params"] == 272_474 + 16_384
+    assert data.at["r=4", "step_ms"] == 13.5  # of 12.5, 13.5 and 100
+
+
+def test_a_cost_that_differs_between_seeds_is_a_warning(reduction_study: pd.DataFrame) -> None:
+    reduction_study.loc[4, "params"] += 1
+    assert any("params differs between the seeds of r=2" in note for note in ablation_table(reduction_study).notes)
+
+
+def test_several_code_versions_are_a_warning(reduction_study: pd.DataFrame) -> None:
+    assert not any("code versions" in note for note in ablation_table(reduction_study).notes)
+    reduction_study.loc[3, "code_version"] = "def5678"
+    notes = ablation_table(reduction_study).notes
+    assert any("2 code versions" in note and "def5678 (1)" in note for note in notes)
+
+
+@pytest.mark.parametrize("key", ["data.name", "data_digest"])
+def test_two_data_sets_are_refused(reduction_study: pd.DataFrame, key: str) -> None:
+    reduction_study.loc[3:5, key] = "another"
+    with pytest.raises(ValueError, match=r"mix 2 .*another \(3 trials\)"):
+        ablation_table(reduction_study)
+    assert len(ablation_table(reduction_study, where={key: "another"}).data) == 1
+
+
+def test_empty_records_are_refused() -> None:
+    with pytest.raises(ValueError, match="empty"):
+        ablation_table(pd.DataFrame())
+
+
+def test_no_finished_trial_is_refused_with_what_there_is(reduction_study: pd.DataFrame) -> None:
+    with pytest.raises(ValueError, match="15 running"):
+        ablation_table(reduction_study.assign(status="running"))
+
+
+def test_an_unknown_metric_or_column_is_refused_with_what_there_is(reduction_study: pd.DataFrame) -> None:
+    with pytest.raises(ValueError, match=r"'test/top2_error'.*test/top1_error"):
+        ablation_table(reduction_study, metric="test/top2_error")
+    with pytest.raises(ValueError, match="Did you mean 'params'"):
+        ablation_table(reduction_study, columns=["parms"])
+    with pytest.raises(ValueError, match="among the rows"):
+        ablation_table(reduction_study, columns=["optim.lr"])
+    with pytest.raises(ValueError, match="images_per_s"):  # a known column that these records do not have
+        ablation_table(reduction_study, columns=["images_per_s"])
+
+
+def test_a_metric_that_is_nan_everywhere_is_refused(reduction_study: pd.DataFrame) -> None:
+    with pytest.raises(ValueError, match="No finished trial has a value of 'test/top1_error'"):
+        ablation_table(reduction_study.assign(**{TOP1: np.nan}))
+
+
+def test_trials_whose_spec_is_not_known_yet_are_counted_in_a_note(reduction_study: pd.DataFrame) -> None:
+    running = pd.DataFrame([{"trial_id": "abcdef", "status": "running", "error": None, "folder": "x"}])
+    table = ablation_table(pd.concat([reduction_study, running], ignore_index=True))
+    assert len(table.data) == 5
+    assert any("1 trial running" in note and "abcdef" in note for note in table.notes)
+    with pytest.raises(ValueError, match="1 running"):
+        ablation_table(running)
+
+
+def test_a_trial_of_two_stores_counts_once(reduction_study: pd.DataFrame) -> None:
+    copy = reduction_study.assign(status="interrupted", **{TOP1: np.nan})
+    table = ablation_table(pd.concat([copy, reduction_study], ignore_index=True))
+    assert list(table.data["n"]) == [3] * 5
+    assert not any("interrupted" in note for note in table.notes)
+
+
+def test_two_trials_of_one_variant_and_seed_are_refused(reduction_study: pd.DataFrame) -> None:
+    twin = reduction_study.iloc[[3]].assign(trial_id="twin")
+    with pytest.raises(ValueError, match="one spec and one seed"):
+        ablation_table(pd.concat([reduction_study, twin]))
+
+
+def test_rows_that_would_pool_different_variants_are_refused(study: Make) -> None:
+    records = study([({"reduction": 4, "squeeze": squeeze}, [7.0]) for squeeze in ("avg", "max")])
+    with pytest.raises(ValueError, match=r"also differ in model\.se\.squeeze"):
+        ablation_table(records, rows=["model.se.reduction"])
+    with pytest.raises(ValueError, match="seed cannot"):
+        ablation_table(records, rows=["seed"])
+    with pytest.raises(ValueError, match=r"Did you mean 'model\.se\.squeeze'"):
+        ablation_table(records, rows=["model.se.squeze"])
+
+
+def test_rows_may_leave_out_a_key_that_follows_from_another(study: Make) -> None:
+    records = study(
+        [({"model.backbone": "a", "optim.lr": 0.1}, [7.0]), ({"model.backbone": "b", "optim.lr": 0.2}, [6.0])]
+    )
+    assert list(ablation_table(records).data["variant"]) == ["a, lr=0.1", "b, lr=0.2"]
+    assert list(ablation_table(records, rows=["model.backbone"]).data["variant"]) == ["a", "b"]
+
+
+def test_where_takes_values_as_they_are_typed(study: Make) -> None:
+    records = study(
+        [({"insertion": "none"}, [8.0]), ({"stages": [2, 3], "reduction": 4}, [7.0]), ({"reduction": 8}, [7.5])]
+    )
+    for wanted in ({"model.se.stages": "[2, 3]"}, {"model.se.stages": [2, 3]}, {"model.se.reduction": "4"}):
+        assert list(ablation_table(records, where=wanted).data[TOP1]) == [8.0, 7.0]
+    both = ablation_table(records, where={"model.se.reduction": [4, 8], "model.se.insertion": "standard"})
+    assert list(both.data[TOP1]) == [7.0, 7.5]
+    with pytest.raises(ValueError, match=r"value of model\.se\.reduction '5'.*4, 8"):
+        ablation_table(records, where={"model.se.reduction": "5"})
+
+
+def test_where_on_an_se_key_keeps_the_baseline(study: Make) -> None:
+    records = study([({"insertion": "none"}, [8.0]), ({"squeeze": "max"}, [7.0]), ({"squeeze": "avg"}, [7.5])])
+    table = ablation_table(records, where={"model.se.squeeze": "max"})
+    assert list(table.data["is_baseline"]) == [True, False]
+    assert row(table, "standard")[f"{TOP1}:difference"] == -1.0
+
+
+def test_p_values_say_the_smallest_that_the_seeds_allow(reduction_study: pd.DataFrame) -> None:
+    table = ablation_table(reduction_study, columns=[TOP1, "difference", "p", "p_holm"])
+    r4 = row(table, "r=4")
+    assert r4["p"] == 0.25  # 2 of 2^3 sign patterns: all three differences have one sign
+    assert r4["p_holm"] == 1.0  # 4 comparisons × 0.25
+    assert np.isnan(row(table, "no SE")["p"])
+    assert any("cannot be below 0.25, so no difference can reach 0.05" in note for note in table.notes)
+
+
+def test_power_says_how_many_seeds_a_difference_needs(reduction_study: pd.DataFrame) -> None:
+    from statsmodels.stats.power import TTestPower
+
+    table = ablation_table(reduction_study, power=0.3)
+    sd = np.std(np.subtract([7.6, 8.3, 7.7], BASE), ddof=1)  # r=8 against the baseline
+    expected = TTestPower().solve_power(effect_size=0.3 / sd, power=0.8, alpha=0.05)
+    assert row(table, "r=8")["seeds_needed"] == np.ceil(expected)
+    with pytest.raises(ValueError, match="power="):
+        ablation_table(reduction_study, columns=[TOP1, "seeds_needed"])
+
+
+def test_a_higher_is_better_metric_has_its_best_at_the_top(study: Make) -> None:
+    records = study(
+        [({"insertion": "none"}, [8.0, 8.1]), ({"reduction": 4}, [9.0, 9.1]), ({"reduction": 8}, [8.0, 8.2])]
+    )
+    records["test/accuracy"] = records[TOP1]
+    best = ablation_table(records, metric="test/accuracy").data.set_index("variant")["test/accuracy:best"]
+    assert list(best[best].index) == ["r=4"]
+
+
+def test_a_pivot_has_one_key_down_and_one_across(study: Make) -> None:
+    variants = [
+        ({"model.backbone": name, **se}, [base + step, base + step + 0.2])
+        for name, base in (("a", 8.0), ("b", 6.0))
+        for se, step in (({"insertion": "none"}, 0.0), ({"reduction": 4}, -1.0), ({"reduction": 8}, -0.5))
+    ]
+    table = pivot_table(study(variants), "model.se.reduction", "model.backbone")
+    assert list(table.data["variant"]) == ["no SE", "4", "8"]
+    np.testing.assert_allclose(table.data["a"], [8.1, 7.1, 7.6])
+    np.testing.assert_allclose(table.data["b"], [6.1, 5.1, 5.6])
+    # both seeds differ by the same, so each interval has no width and r=4 leads both columns beyond doubt
+    assert table.render("markdown").count("**7.10 ± 1.27**") == 1  # 12.706 · 0.1414/√2
+    assert table.title == "top-1 error (%) by reduction and backbone"
+
+
+def test_a_pivot_over_two_se_keys_names_the_baseline_below(study: Make) -> None:
+    variants = [({"reduction": r, "squeeze": s}, [r + len(s), r + len(s) + 1]) for r in (4, 8) for s in ("avg", "max")]
+    records = study([({"insertion": "none"}, [9.0, 9.0]), *variants[:3]])
+    table = pivot_table(records, "model.se.reduction", "model.se.squeeze")
+    assert list(table.data["variant"]) == ["4", "8"]
+    assert np.isnan(table.data["max"].iloc[1])
+    assert "no SE: 9.00 ± 0.00 %." in table.notes
+
+
+def test_a_pivot_that_would_pool_variants_is_refused(study: Make) -> None:
+    variants = [({"reduction": 4, "squeeze": s, "stages": t}, [7.0]) for s in ("avg", "max") for t in ("all", [2])]
+    with pytest.raises(ValueError, match=r"also differ in model\.se\.stages"):
+        pivot_table(study(variants), "model.se.reduction", "model.se.squeeze")

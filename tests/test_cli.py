@@ -1,0 +1,153 @@
+"""The command: what a user types, what is printed, and with which exit status it leaves."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import yaml
+
+from se_lab.cli import VERBS, main
+from se_lab.spec import run_spec
+
+QUICK = ["--recipe=digits", "--train.epochs=1", "--data.batch_size=512", "--wandb=false"]
+
+
+def test_help_answers_without_pytorch():
+    code = "import sys; from se_lab.cli import main; main(['--help']); sys.exit('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert all(verb in done.stdout for verb in VERBS)
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["trian"], "did you mean 'train'"),
+        (["train", "--model.se.redction=2"], "did you mean '--model.se.reduction'"),
+        (["train", "--model.se.squeeze=avrage"], "allowed are avg, max, none"),
+        (["train", "--recipe=digts"], "did you mean 'digits'"),
+        (["train", "--model.backbone=resnt50", "--wandb=false"], "did you mean"),
+        (["train", "--plugins=no_such_module"], "no_such_module"),
+        (["train", "--optim.lr=much"], "optim.lr"),
+        (["sweep", "nothing.yaml"], "no such sweep spec"),
+        (["table", "nowhere"], "no folder of trials"),
+        (["train", "--data.name=folder:/nowhere"], "/nowhere/train is missing"),
+    ],
+)
+def test_wrong_input_is_said_plainly_and_costs_nothing(argv, said, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(argv) == 2
+    assert said in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_train_runs_a_trial_and_tells_its_errors(tmp_path, capsys):
+    assert main(["train", *QUICK, f"--store={tmp_path}", "--model.se.reduction=4", "--seed", "3"]) == 0
+    printed = capsys.readouterr().out
+    record = json.loads(next(tmp_path.glob("*/record.json")).read_text())
+    assert record["trial_id"] in printed
+    assert f"{record['metrics']['test/top1_error']:.4g}" in printed
+    assert (record["spec"]["model.se.reduction"], record["spec"]["seed"], record["spec"]["optim.schedule"]) == (
+        4,
+        3,
+        "cosine",
+    )
+
+
+def test_flags_count_over_recipe_and_file_wherever_they_stand(tmp_path, capsys):
+    (tmp_path / "mine.yaml").write_text("train: {epochs: 1}\nseed: 9\n")
+    argv = [
+        "train",
+        "--seed=3",
+        "--wandb=false",
+        f"--store={tmp_path}",
+        f"--config={tmp_path}/mine.yaml",
+        "--recipe",
+        "digits",
+    ]
+    assert main(argv) == 0
+    spec = json.loads(next(tmp_path.glob("*/record.json")).read_text())["spec"]
+    assert (spec["seed"], spec["train.epochs"], spec["model.backbone"]) == (3, 1, "cifar_resnet20")
+
+
+@pytest.fixture
+def swept(tmp_path):
+    """Return a sweep of two variants and two seeds, and its store, run through the command."""
+    spec = tmp_path / "sweep.yaml"
+    command = ["${env}", "se-lab", "train", *QUICK[:-1], "${args}"]
+    parameters = {"model.se": {"values": [{"insertion": "none"}, {"reduction": 4}]}, "seed": {"values": [0, 1]}}
+    spec.write_text(yaml.safe_dump({"method": "grid", "command": command, "parameters": parameters}))
+    assert main(["sweep", str(spec), "--store", str(tmp_path / "store"), "--wandb=false", "--workers=2"]) == 0
+    return spec, tmp_path / "store"
+
+
+def test_sweep_then_table_then_plot(swept, tmp_path, capsys):
+    spec, store = swept
+    assert main(["table", str(spec), "--store", str(store), "--format", "csv", "-o", str(tmp_path / "t.csv")]) == 0
+    lines = (tmp_path / "t.csv").read_text().splitlines()
+    assert len(lines) == 3 and "no SE" in lines[1]
+    assert main(["plot", str(spec), "--store", str(store), "-o", str(tmp_path / "figures")]) == 0
+    assert (tmp_path / "figures/tradeoff.png").read_bytes().startswith(b"\x89PNG")
+    assert "<svg" in (tmp_path / "figures/tradeoff.svg").read_text()
+
+
+def test_dry_run_lists_trials_and_their_cost_and_runs_none(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    demo = Path(__file__).parent.parent / "sweeps/demo.yaml"
+    assert main(["sweep", str(demo), "--dry-run", "--format", "json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert len(listed) == 15 and not list(tmp_path.iterdir())
+    for trial in listed:
+        assert run_spec(trial["spec"]).trial_id == trial["trial_id"]
+    # He et al.'s ResNet-20 on one input channel: timm's parameters of the net that was built
+    with torch.device("meta"):
+        plain = sum(p.numel() for p in timm.create_model("cifar_resnet20", in_chans=1).parameters())
+    assert {t["params"] for t in listed if t["spec"]["model.se.insertion"] == "none"} == {plain}
+    # 2 Σ C · (C // r) over three units each of 16, 32 and 64 channels
+    extra = {r: sum(3 * 2 * c * (c // r) for c in (16, 32, 64)) for r in (2, 4, 8, 16)}
+    assert {t["spec"]["model.se.reduction"]: t["params"] - plain for t in listed if t["params"] > plain} == extra
+    assert main(["sweep", str(demo), "--dry-run"]) == 0
+    assert "15 trials, 15 to run: about" in capsys.readouterr().out
+
+
+def test_a_failing_trial_makes_the_sweep_leave_with_1(tmp_path, capsys):
+    spec = tmp_path / "sweep.yaml"
+    command = ["se-lab", "train", *QUICK[:-1], "--optim.schedule=constant", "${args}"]
+    spec.write_text(
+        yaml.safe_dump({"method": "grid", "command": command, "parameters": {"optim.lr": {"values": [0.1, 1e25]}}})
+    )
+    assert main(["sweep", str(spec), "--store", str(tmp_path / "store"), "--wandb=false"]) == 1
+    printed = capsys.readouterr()
+    assert "1 failed, 1 finished" in printed.out
+    log = Path(printed.err.split("see ")[1].split()[0])
+    assert "FloatingPointError: the training loss is nan or infinite in batch" in log.read_text()
+
+
+def test_a_plugin_adds_an_operator(tmp_path, monkeypatch, capsys):
+    from se_lab.squeeze_excite import SQUEEZE
+
+    (tmp_path / "my_squeeze.py").write_text(
+        "from se_lab import SQUEEZE\n\ndef l2(x):\n    return x.square().mean((2, 3)).sqrt()\n\nSQUEEZE['l2'] = l2\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    try:
+        assert main(["train", *QUICK, "--plugins=my_squeeze", "--model.se.squeeze=l2"]) == 0
+    finally:
+        SQUEEZE.pop("l2", None)
+        sys.modules.pop("my_squeeze", None)
+    record = json.loads(next(tmp_path.glob("runs/*/record.json")).read_text())
+    assert record["spec"]["model.se.squeeze"] == "l2" and record["execution"]["plugins"] == "my_squeeze"
+
+
+def test_every_shipped_sweep_parses_and_every_trial_builds_its_net():
+    from se_lab.sweep import check_trials, read_sweep
+
+    files = sorted((Path(__file__).parent.parent / "sweeps").glob("*.yaml"))
+    assert files
+    for file in files:
+        check_trials(read_sweep(file).trials)
