@@ -80,8 +80,11 @@ def _sweep(argv: list[str]) -> int:
     parser.add_argument("--sweep-seed", type=int, default=0, help="Seeds a random search.")
     parser.add_argument("--dry-run", action="store_true", help="List the trials and what they will cost; run none.")
     parser.add_argument("--format", default="table", choices=("table", "json"), help="How --dry-run lists them.")
+    parser.add_argument("--check", action="store_true", help="Tell what W&B would refuse or change; run none.")
     options, execution = parse_execution(parser, argv)
     import_plugins(execution.plugins)
+    if options.check:
+        return _check(options.spec)
     from se_lab.sweep import check_trials, execute, read_sweep
 
     sweep = read_sweep(options.spec, seed=options.sweep_seed)
@@ -116,6 +119,19 @@ def _sweep(argv: list[str]) -> int:
     return 0
 
 
+def _check(file: str) -> int:
+    from se_lab.sweep import read_sweep
+    from se_lab.sweep.check import check_sweep
+
+    if found := check_sweep(file):
+        print("\n".join([f"{file}: {len(found)} finding(s)", *(f"  {finding}" for finding in found)]))
+        return 1
+    print(f"{file}: {len(read_sweep(file).trials)} trials, the same here and under W&B")
+    print(f"  here:      se-lab sweep {file}")
+    print(f"  with W&B:  wandb sweep {file}, then wandb agent -f SWEEP (-f: a stopped agent stops its trial too)")
+    return 0
+
+
 def _table(argv: list[str]) -> int:
     from se_lab.report import FORMATS
 
@@ -147,6 +163,62 @@ def _plot(argv: list[str]) -> int:
     return 0
 
 
+def _excitations(argv: list[str]) -> int:
+    import argparse
+
+    parser = argparse.ArgumentParser(
+        prog="se-lab excitations",
+        description="What the SE units of trained nets do: statistics of their gates, the SE paper's Figures 6 and 7, "
+        "and a page to explore them. An interrupted run goes on where it stopped.",
+    )
+    parser.add_argument("nets", nargs="*", metavar="CHECKPOINT|timm:NAME", help="Checkpoints, or folders of trials.")
+    parser.add_argument("--sweep", nargs="+", metavar="RUNS", help="Every trial of sweep specs or stores instead.")
+    parser.add_argument("--store", help="Where the trials of specs are; by default SE_LAB_STORE, else runs.")
+    parser.add_argument("--data", help="digits or folder:PATH; by default what a trial was tested with.")
+    parser.add_argument(
+        "--classes", default="", help="For the figures, separated by commas: names, WordNet ids, numbers."
+    )
+    parser.add_argument("--images-per-class", type=int, help="As many random images of each class; by default all.")
+    parser.add_argument("--redundancy", action="store_true", help="The error with each unit held at its mean as well.")
+    parser.add_argument(
+        "--thumbnails", action="store_true", help="Show the images that excite a channel most and least."
+    )
+    parser.add_argument("-o", "--output", help="The folder to write into; by default excitations/ in a trial's folder.")
+    parser.add_argument("--batch-size", type=int, default=64, help="Images at a time.")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="Where the net runs.")
+    parser.add_argument("--data-workers", type=int, default=2, help="Processes that read files.")
+    parser.add_argument("--wandb", metavar="PROJECT", help="Give the trials' W&B runs histograms and figures.")
+    options = parser.parse_args(argv)
+    if bool(options.nets) == bool(options.sweep):
+        raise SpecError("se-lab excitations takes checkpoints or timm:NAME, or else --sweep RUNS")
+    from se_lab.report.excitation_collect import Looking
+    from se_lab.report.excitations import Request, look_across, look_into
+    from se_lab.spec import ExecSpec
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr)
+
+    looking = Looking(options.images_per_class, options.device, options.thumbnails, options.redundancy, say)
+    request = Request(
+        data=options.data,
+        classes=[name for name in options.classes.split(",") if name.strip()],
+        output=options.output,
+        batch_size=options.batch_size,
+        root=ExecSpec().data_root,
+        workers=options.data_workers,
+        wandb=options.wandb,
+        looking=looking,
+    )
+    if options.sweep:
+        options.runs = options.sweep
+        written = look_across(_records(options), request)
+    else:
+        written = look_into(options.nets, request)
+    for path in written:
+        print(path)
+    return 0
+
+
 def _runs_parser(prog: str, description: str) -> Any:
     import argparse
 
@@ -167,6 +239,7 @@ VERBS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "sweep": ("run every trial of a W&B sweep spec, here", _sweep),
     "table": ("the ablation table of trials that have run", _table),
     "plot": ("figures of trials that have run", _plot),
+    "excitations": ("what the SE units of trained nets do", _excitations),
 }
 
 if __name__ == "__main__":

@@ -166,13 +166,6 @@ LAYOUTS: dict[str, Layout] = {
         identity=(_out("downsample", "conv3", when="downsample"), _added("conv3")),
         conv3x3=_out("norm3"),
     ),
-    "timm.models.resnetv2.Bottleneck": _layout(
-        standard=_into("drop_path", "conv3"),
-        pre=_into("conv1"),
-        post=_out("act3", "conv3"),
-        identity=_shortcut("downsample", "conv3"),
-        conv3x3=_out("norm2"),
-    ),
     "timm.models.res2net.Bottle2neck": _shared_relu(_slot("se", "conv3"), "conv3"),
     "timm.models.regnet.Bottleneck": _layout(
         standard=_out("conv3"),

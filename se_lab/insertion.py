@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from se_lab.families import ATTENTION, BY_STRIDE, FLAT, GAINED, LAYOUTS, STAGES, STEMS, UNIT_WHEN, Layout, Point
+from se_lab.families import ATTENTION, BY_STRIDE, FLAT, GAINED, LAYOUTS, STAGES, STEMS, UNIT_WHEN, Layout
 from se_lab.spec import SESpec, SpecError, check_choice
 from se_lab.squeeze_excite import SqueezeExcite
 
@@ -279,6 +279,9 @@ def _width(module: nn.Module, attributes: tuple[str, ...]) -> int:
             width = getattr(layer, attribute, None)
             if width is not None:
                 return int(width[-1] if isinstance(width, tuple) else width)
+        weight = layer.weight
+        if isinstance(weight, Tensor) and weight.dim() == 1:  # a norm that does not keep its width
+            return weight.numel()
     return 0
 
 

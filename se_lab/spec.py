@@ -20,6 +20,8 @@ SPEC_VERSION = 1
 
 INSERTIONS = ("standard", "pre", "post", "identity", "conv3x3", "none")
 
+DATA_SETS = ("digits", "cifar10", "cifar100", "imagenet", "places365")
+
 OPERATORS: dict[str, Collection[str]] = {
     "squeeze": ("avg", "max", "none"),
     "excitation": ("sigmoid", "tanh", "relu"),
@@ -140,13 +142,17 @@ class DataSpec:
     """The images, how they are split, and how they reach the net."""
 
     name: str = "digits"
-    """digits (scikit-learn's 1,797 handwritten digits), or folder:PATH (train/ and val/ or test/, a folder a class)."""
+    """digits (scikit-learn's 1,797 handwritten digits), cifar10, cifar100, imagenet, places365, or folder:PATH (train/
+    and val/ or test/, a folder a class)."""
     image_size: int | None = None
     """Side of the square images in pixels; by default the data set's own: 8 for digits, 224 for folders."""
     batch_size: int = 128
     """Images a training step."""
     augment: str = "standard"
     """standard: the data set's usual training augmentation; none: the evaluation transform."""
+    crop_pct: float = 0.875
+    """Evaluation of files: the centre crop's share of the short side, 224/256 in the paper (299/352 for
+    Inception-ResNet-v2)."""
     val_fraction: float = 0.1
     """Share of the training images held out for validation, where the data set has no validation split of its own."""
     split_seed: int = 0
@@ -155,10 +161,9 @@ class DataSpec:
     def __post_init__(self) -> None:
         """Refuse what no loader can serve."""
         _coerce_fields(self, "data")
-        if self.name != "digits" and not self.name.startswith("folder:"):
-            raise SpecError(
-                f"data.name is {self.name!r}; allowed are digits, folder:PATH{nearest(self.name, ['digits'])}"
-            )
+        if not self.name.startswith("folder:"):
+            check_choice("data.name", self.name, (*DATA_SETS, "folder:PATH"))
+        _check_range("data.crop_pct", self.crop_pct, low=0, high=1, open_low=True)
         if self.image_size is not None:
             _check_range("data.image_size", self.image_size, low=8)
         _check_range("data.batch_size", self.batch_size, low=1)
@@ -179,7 +184,8 @@ class OptimSpec:
     weight_decay: float = 1e-4
     """Weight decay of weights; biases and norm parameters have none."""
     schedule: str = "step"
-    """constant, step (every decay_epochs), multistep (at milestones), cosine, or plateau (of the validation loss)."""
+    """constant, step (every decay_epochs), multistep (at milestones), cosine, onecycle (up to lr over warmup_epochs and
+    down to 0, both linearly, a step at a time), or plateau (of the validation loss)."""
     decay_epochs: int = 30
     """step: epochs between drops."""
     milestones: tuple[int, ...] = ()
@@ -194,7 +200,9 @@ class OptimSpec:
     def __post_init__(self) -> None:
         """Refuse what no optimizer can follow."""
         _coerce_fields(self, "optim")
-        check_choice("optim.schedule", self.schedule, ("constant", "step", "multistep", "cosine", "plateau"))
+        check_choice(
+            "optim.schedule", self.schedule, ("constant", "step", "multistep", "cosine", "onecycle", "plateau")
+        )
         _check_range("optim.lr", self.lr, low=0, open_low=True)
         _check_range("optim.momentum", self.momentum, low=0, high=1)
         _check_range("optim.weight_decay", self.weight_decay, low=0)
@@ -219,6 +227,12 @@ class TrainSpec:
     """Passes over the training images."""
     label_smoothing: float = 0.0
     """Probability mass the loss spreads over all classes (training only)."""
+    precision: str = "fp32"
+    """fp32, bf16 or fp16: the arithmetic of the net (autocast); weights stay fp32."""
+    channels_last: bool = False
+    """Keep images and activations in channels-last memory order, which GPUs prefer in 16 bits."""
+    clip_norm: float = 0.0
+    """Clip the gradient's norm to this; 0 does not."""
     select: str = "last"
     """The weights that are tested: last, or best (lowest validation loss; needs a validation split)."""
 
@@ -227,6 +241,8 @@ class TrainSpec:
         _coerce_fields(self, "train")
         _check_range("train.epochs", self.epochs, low=1)
         _check_range("train.label_smoothing", self.label_smoothing, low=0, high=0.999)
+        check_choice("train.precision", self.precision, ("fp32", "bf16", "fp16"))
+        _check_range("train.clip_norm", self.clip_norm, low=0)
         check_choice("train.select", self.select, ("last", "best"))
 
 
@@ -291,6 +307,8 @@ class ExecSpec:
     """CPU threads of a trial. Sums of floats depend on it, so a store is best filled with one value throughout."""
     data_root: str = field(default_factory=lambda: os.environ.get("SE_LAB_DATA", "."))
     """The folder that relative data paths start from; by default the variable SE_LAB_DATA, else the current one."""
+    download: bool = False
+    """Fetch CIFAR into data_root where it is missing."""
     data_workers: int = 2
     """Loader processes for data sets read from files."""
     wandb: bool = True

@@ -127,11 +127,22 @@ def read_records(store: str | Path, wanted: Mapping[str, dict[str, Any]] | None 
     if wanted is None:
         if not store.is_dir():
             raise FileNotFoundError(f"{store} is no folder of trials")
-        wanted = {path.name: {} for path in sorted(store.iterdir()) if (path / "claims").is_dir()}
-        if not wanted:
+        names = sorted(
+            path.name for path in store.iterdir() if (path / "record.json").exists() or (path / "claims").is_dir()
+        )
+        if not names:
             raise FileNotFoundError(f"{store} holds no trial")
-    rows: pd.DataFrame = pd.DataFrame([_row(store, trial_id, spec) for trial_id, spec in wanted.items()])
-    return rows
+        rows = sorted((_row(store, name, {}) for name in names), key=_by_content)
+    else:
+        rows = [_row(store, trial_id, spec) for trial_id, spec in wanted.items()]
+    table: pd.DataFrame = pd.DataFrame(rows)
+    return table
+
+
+def _by_content(row: dict[str, Any]) -> list[tuple[str, Any]]:
+    """Sort trials that no spec has put in order: by their fields, numbers as numbers."""
+    fields = [value for key, value in row.items() if "." in key or key == "seed"]
+    return [(type(v).__name__, v if isinstance(v, (int, float, str)) else str(v)) for v in fields]
 
 
 def _row(store: Path, trial_id: str, spec: dict[str, Any]) -> dict[str, Any]:

@@ -10,8 +10,10 @@ import numpy as np
 import torch
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
+from timm.scheduler.scheduler import Scheduler
 from torch import Tensor
 from torch.nn import functional as F
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
@@ -34,6 +36,8 @@ class ClassificationTask(L.LightningModule):
         super().__init__()
         self.spec = spec
         self.model = create_model(spec.model, num_classes, in_chans, seed=spec.seed)
+        self.layout = torch.channels_last if spec.train.channels_last else torch.contiguous_format
+        self.model.to(memory_format=self.layout)
         self.train_sums = MetricCollection(_metrics(num_classes, top5=False))
         self.val_sums = MetricCollection(_metrics(num_classes))
         self.test_sums = MetricCollection(_metrics(num_classes))
@@ -48,7 +52,7 @@ class ClassificationTask(L.LightningModule):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits, (N, C, H, W) -> (N, classes)."""
-        logits: Tensor = self.model(images)
+        logits: Tensor = self.model(images.contiguous(memory_format=self.layout))
         return logits
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -57,9 +61,15 @@ class ClassificationTask(L.LightningModule):
         name = TIMM_OPTIMIZERS.get(optim.name, optim.name)
         optimizer = create_optimizer_v2(self.model, name, optim.lr, optim.weight_decay, optim.momentum)
         self.schedule = _schedule(optimizer, optim, self.spec.train.epochs)
-        if self._plateau_state is not None and isinstance(self.schedule, torch.optim.lr_scheduler.ReduceLROnPlateau):
+        if self._plateau_state is not None and isinstance(self.schedule, ReduceLROnPlateau):
             self.schedule.load_state_dict(self._plateau_state)
         return optimizer
+
+    def on_train_start(self) -> None:
+        """Count the steps of the whole run, for schedules that go step by step."""
+        batches = int(self.trainer.num_training_batches)
+        self._steps = batches * self.spec.train.epochs
+        self._warmup_steps = batches * self.spec.optim.warmup_epochs
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Key the dropout stream to (seed, step), and begin an epoch's schedule and sums with its first batch."""
@@ -68,8 +78,12 @@ class ClassificationTask(L.LightningModule):
             self._epoch_of_sums = self.current_epoch
             self.train_sums.reset()
             self._epoch_started, self._images_seen = time.perf_counter(), 0
-            if not isinstance(self.schedule, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            if isinstance(self.schedule, Scheduler):
                 self.schedule.step(self.current_epoch)
+        if self.spec.optim.schedule == "onecycle":
+            rate = self.spec.optim.lr * onecycle(self.global_step, self._steps, self._warmup_steps)
+            for group in self.optimizers().param_groups:  # type: ignore[union-attr]
+                group["lr"] = rate
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss, in nats."""
@@ -106,7 +120,7 @@ class ClassificationTask(L.LightningModule):
         self.history = [past for past in self.history if past["epoch"] < row["epoch"]]
         self.history.append({**row, "images_per_s": round(speed, 1)})
         self.log_dict({key: value for key, value in self.history[-1].items() if not key.startswith(("val/", "epoch"))})
-        if isinstance(self.schedule, torch.optim.lr_scheduler.ReduceLROnPlateau):
+        if isinstance(self.schedule, ReduceLROnPlateau):
             self.schedule.step(row["val/loss"])
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -138,10 +152,10 @@ class ClassificationTask(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what a resumed run needs beside weights and optimizer."""
-        plateau = isinstance(self.schedule, torch.optim.lr_scheduler.ReduceLROnPlateau)
+        plateau = self.schedule.state_dict() if isinstance(self.schedule, ReduceLROnPlateau) else None
         checkpoint["se_lab"] = {
             "history": self.history,
-            "plateau": self.schedule.state_dict() if plateau else None,
+            "plateau": plateau,
             "sums": {name: dict(metric.metric_state) for name, metric in self.train_sums.items()},
             "epoch_of_sums": self._epoch_of_sums,
         }
@@ -158,12 +172,17 @@ class ClassificationTask(L.LightningModule):
             metric._update_count = 1  # torchmetrics warns of a metric that was read before any update
 
 
-def _schedule(optimizer: torch.optim.Optimizer, optim: OptimSpec, epochs: int) -> Any:
-    """Return timm's schedule, or PyTorch's for plateau: timm's is deprecated and keeps no state that can be resumed."""
+def onecycle(step: int, steps: int, warmup: int) -> float:
+    """Return the share of the peak rate at a step: up linearly over `warmup` steps, down linearly to 0 at the end."""
+    return min((step + 1) / (warmup + 1), (steps - step) / max(steps - warmup, 1))
+
+
+def _schedule(optimizer: torch.optim.Optimizer, optim: OptimSpec, epochs: int) -> Scheduler | ReduceLROnPlateau | None:
+    """Return timm's schedule; for plateau PyTorch's, since timm's is deprecated and keeps no state to resume from."""
     if optim.schedule == "plateau":
-        return torch.optim.lr_scheduler.ReduceLROnPlateau(
-            optimizer, mode="min", factor=optim.decay_rate, patience=optim.patience
-        )
+        return ReduceLROnPlateau(optimizer, mode="min", factor=optim.decay_rate, patience=optim.patience)
+    if optim.schedule == "onecycle":
+        return None
     schedule, _ = create_scheduler_v2(
         optimizer,
         sched=optim.schedule,
@@ -174,6 +193,7 @@ def _schedule(optimizer: torch.optim.Optimizer, optim: OptimSpec, epochs: int) -
         warmup_epochs=optim.warmup_epochs,
         warmup_lr=optim.lr / max(optim.warmup_epochs, 1),
     )
+    assert isinstance(schedule, Scheduler)
     return schedule
 
 

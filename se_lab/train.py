@@ -21,7 +21,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import numpy as np
@@ -38,6 +38,13 @@ from se_lab.task import ClassificationTask
 
 RESUME_ME = 75
 """The exit status of a trial that was told to stop and can go on (EX_TEMPFAIL)."""
+
+
+PRECISION: dict[str, Literal["32-true", "bf16-mixed", "16-mixed"]] = {
+    "fp32": "32-true",
+    "bf16": "bf16-mixed",
+    "fp16": "16-mixed",
+}
 
 
 class InterruptedTrialError(BaseException):
@@ -71,7 +78,9 @@ def run(spec: RunSpec, execution: ExecSpec | None = None, *, progress: Progress 
     if (record := _finished(folder)) is not None:
         return record
     torch.set_num_threads(execution.threads)
-    data = create_data(spec.data, spec.seed, root=execution.data_root, workers=execution.data_workers)
+    data = create_data(
+        spec.data, spec.seed, root=execution.data_root, workers=execution.data_workers, download=execution.download
+    )
     for key, needs in (
         ("optim.schedule=plateau", spec.optim.schedule == "plateau"),
         ("train.select=best", spec.train.select == "best"),
@@ -120,6 +129,8 @@ def _train_and_test(
         logger=_wandb_logger(task.spec, record, folder, execution) if execution.wandb else False,
         enable_progress_bar=bool(bar),
         enable_model_summary=False,
+        precision=PRECISION[task.spec.train.precision],
+        gradient_clip_val=task.spec.train.clip_norm or None,
         num_sanity_val_steps=0,
         deterministic="warn",
         log_every_n_steps=1,

@@ -145,6 +145,13 @@ def test_records_come_as_a_table_with_the_state_of_those_that_have_none(tmp_path
     assert table.loc[3, "seed"] == 5
 
 
+def test_a_stores_own_order_is_by_content_with_numbers_as_numbers(tmp_path):
+    for reduction in (16, 2, 8):
+        spec = RunSpec(model=ModelSpec(se=SESpec(reduction=reduction)))
+        store.write_record(tmp_path / spec.trial_id, RunRecord(spec.trial_id, "finished", spec.flat(), {}))
+    assert store.read_records(tmp_path)["model.se.reduction"].tolist() == [2, 8, 16]
+
+
 def test_an_empty_or_absent_store_is_said(tmp_path):
     with pytest.raises(FileNotFoundError, match="holds no trial"):
         store.read_records(tmp_path)

@@ -12,7 +12,7 @@ from sklearn.metrics import accuracy_score, log_loss, top_k_accuracy_score
 from se_lab import train
 from se_lab.data import create_data
 from se_lab.model import create_model
-from se_lab.spec import DataSpec, ExecSpec, ModelSpec, OptimSpec, SESpec, SpecError, TrainSpec
+from se_lab.spec import ExecSpec, ModelSpec, OptimSpec, SESpec, SpecError, TrainSpec
 from se_lab.store import read_record, trial_folder
 from se_lab.task import ClassificationTask
 from se_lab.train import InterruptedTrialError, run
@@ -159,7 +159,8 @@ def test_metrics_are_those_of_the_predictions(quick, here):
     predictions = np.load(folder / "predictions.npz")
     data = create_data(spec.data, spec.seed)
     assert predictions["key"].tolist() == list(data.test_keys())
-    np.testing.assert_array_equal(predictions["label"], data.labels[data.splits["test"]])
+    images, labels = data.tensors("test")
+    np.testing.assert_array_equal(predictions["label"], labels)
     assert metrics["test/top1_error"] == pytest.approx(100 * (1 - predictions["correct"].mean()), abs=1e-4)
     in_top5 = (predictions["top5"] == predictions["label"][:, None]).any(1)
     assert metrics["test/top5_error"] == pytest.approx(100 * (1 - in_top5.mean()), abs=1e-4)
@@ -170,8 +171,8 @@ def test_metrics_are_those_of_the_predictions(quick, here):
         {key.removeprefix("model."): value for key, value in state.items() if key.startswith("model.")}
     )
     with torch.no_grad():
-        scores = model(data.images[data.splits["test"]]).softmax(1).double().numpy()
-    labels = data.labels[data.splits["test"]].numpy()
+        scores = model(data.normalise(images)).softmax(1).double().numpy()
+    labels = labels.numpy()
     assert metrics["test/top1_error"] == pytest.approx(100 * (1 - accuracy_score(labels, scores.argmax(1))), abs=1e-4)
     assert metrics["test/top5_error"] == pytest.approx(100 * (1 - top_k_accuracy_score(labels, scores, k=5)), abs=1e-4)
     assert metrics["test/loss"] == pytest.approx(log_loss(labels, scores / scores.sum(1, keepdims=True)), abs=1e-4)
@@ -232,5 +233,29 @@ def test_without_wandb_variables_a_trial_logs_offline(quick, tmp_path, monkeypat
     assert list((tmp_path / spec.trial_id / "wandb").glob(f"offline-run-*-{spec.trial_id}/run-{spec.trial_id}.wandb"))
 
 
-def test_digits_default_data_spec_has_standard_augmentation():
-    assert create_data(DataSpec(), 0).train_dataloader().pad == 1
+def test_precision_and_memory_order_are_those_of_the_spec(quick, here, monkeypatch):
+    seen = []
+    original = ClassificationTask.forward
+
+    def spy(self, images):
+        logits = original(self, images)
+        seen.append((logits.dtype, self.model.conv1.weight.is_contiguous(memory_format=torch.channels_last)))
+        return logits
+
+    monkeypatch.setattr(ClassificationTask, "forward", spy)
+    spec = quick(train=TrainSpec(epochs=1, precision="bf16", channels_last=True), optim=OptimSpec(schedule="onecycle"))
+    assert run(spec, here).status == "finished"
+    assert set(seen) == {(torch.bfloat16, True)}
+
+
+def test_gradients_are_clipped_to_the_norm_of_the_spec(quick, here, monkeypatch):
+    norms = []
+    original = ClassificationTask.configure_gradient_clipping
+
+    def clip(self, *args, **kwargs):
+        original(self, *args, **kwargs)
+        norms.append(torch.linalg.vector_norm(torch.stack([p.grad.norm() for p in self.parameters()])).item())
+
+    monkeypatch.setattr(ClassificationTask, "configure_gradient_clipping", clip)
+    run(quick(train=TrainSpec(epochs=1, clip_norm=0.1)), here)
+    assert norms == pytest.approx([0.1] * len(norms), rel=1e-3)

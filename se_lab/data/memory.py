@@ -1,0 +1,138 @@
+"""Small sets: in memory as bytes on the device that trains, augmented a batch at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from sklearn.datasets import load_digits
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.datasets import CIFAR10, CIFAR100
+
+from se_lab.data.base import SPLITS, Batch, Batches, DataError, ImageData, KeyedSampler, digest_of, stratified_split
+from se_lab.spec import DataSpec, seed_of
+
+
+class TensorBatches(Batches):
+    """Batches of a set that lies in memory, augmented and normalised a batch at a time, where the images are."""
+
+    def __init__(self, data: MemoryData, split: str, sampler: KeyedSampler) -> None:
+        super().__init__(sampler, data.spec.batch_size)
+        self.data, self.split = data, split
+        self.augment = split == "train" and data.spec.augment == "standard"
+
+    def load(self, skip: int) -> Iterator[Batch]:
+        """Yield random crops of the zero-padded images, half of them flipped where the set allows it."""
+        images, labels = self.data.tensors(self.split)
+        pad, flips, size = self.data.pad, self.data.flips, images.shape[-1]
+        order = self.sampler.order()
+        stream = torch.Generator().manual_seed(seed_of(self.sampler.seed or 0, "augment", self.sampler.epoch))
+        # row i is image i's, whatever batch it falls into
+        corners = torch.randint(2 * pad + 1, (self.sampler.size, 2), generator=stream)
+        flipped = torch.rand(self.sampler.size, generator=stream) < 0.5
+        for number in range(skip, len(self)):
+            index = order[number * self.batch_size : (number + 1) * self.batch_size]
+            here = index.to(images.device)
+            batch = images[here]
+            if self.augment:
+                batch = crop(F.pad(batch, [pad] * 4), corners[index].to(images.device), size)
+                if flips:
+                    mirror = flipped[index].to(images.device)
+                    batch = torch.where(mirror[:, None, None, None], batch.flip(3), batch)
+            yield self.data.normalise(batch), labels[here], here
+
+
+def crop(images: Tensor, corners: Tensor, size: int) -> Tensor:
+    """Cut a square out of each image, (N, C, H, W) -> (N, C, size, size), at its corner, (N, 2) rows and columns."""
+    span = torch.arange(size, device=images.device)
+    rows = corners[:, 0, None] + span
+    columns = corners[:, 1, None] + span
+    number = torch.arange(len(images), device=images.device)[:, None, None]
+    return images[number, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
+
+
+class MemoryData(ImageData):
+    """A set that lies in memory as bytes, on the device that trains; no worker processes."""
+
+    pad: int
+    """Zero padding around the training images, of which a random crop of the original size is taken."""
+    flips: bool
+    """Whether a mirrored image shows the same class."""
+
+    def __init__(self, spec: DataSpec, seed: int, splits: dict[str, tuple[Tensor, Tensor]]) -> None:
+        """Take each split's images, (N, C, H, W) bytes, and labels, (N,); normalise by the training images alone."""
+        super().__init__(spec, seed)
+        images = splits["train"][0].float()
+        self.mean, self.std = images.mean((0, 2, 3), keepdim=True), images.std((0, 2, 3), keepdim=True)
+        self.splits = splits
+        self.sizes = {split: len(labels) for split, (_, labels) in splits.items()}
+        self.in_chans, self.image_size = images.shape[1], spec.image_size or images.shape[-1]
+
+    def tensors(self, split: str) -> tuple[Tensor, Tensor]:
+        """Return images and labels of a split on the trainer's device."""
+        device = self.trainer.strategy.root_device if self.trainer is not None else torch.device("cpu")
+        images, labels = self.splits[split]
+        if images.device != device:
+            self.splits[split] = images, labels = images.to(device), labels.to(device)
+        return images, labels
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Return images of zero mean and unit deviation a channel, in the size of the spec."""
+        images = (images.float() - self.mean.to(images.device)) / self.std.to(images.device)
+        if images.shape[-1] != self.image_size:
+            images = F.interpolate(images, size=self.image_size, mode="bilinear", align_corners=False)
+        return images
+
+    def batches(self, split: str) -> Batches:
+        """Return the loader of a split."""
+        return TensorBatches(self, split, self._sampler(split))
+
+
+class DigitsData(MemoryData):
+    """scikit-learn's handwritten digits (UCI, 1,797 images of 8×8): a fifth is the test split."""
+
+    pad, flips = 1, False
+
+    def __init__(self, spec: DataSpec, seed: int) -> None:
+        digits = load_digits()
+        images = torch.from_numpy(digits.images).to(torch.uint8)[:, None]
+        labels = torch.from_numpy(digits.target).long()
+        parts = stratified_split(labels, (spec.val_fraction * 0.8, 0.2), spec.split_seed)
+        super().__init__(
+            spec, seed, {s: (images[index], labels[index]) for s, index in zip(SPLITS, parts, strict=True)}
+        )
+        self._test_numbers = parts[2].tolist()
+        self.classes = [str(digit) for digit in range(10)]
+        self.digest = digest_of(digits.images.tobytes(), digits.target.tobytes())
+
+    def test_keys(self) -> Sequence[str]:
+        """Return the test images' numbers in scikit-learn's set."""
+        return [str(number) for number in self._test_numbers]
+
+
+class CifarData(MemoryData):
+    """CIFAR-10 and CIFAR-100 as torchvision stores them, checked against its checksums; downloaded on request.
+
+    The paper's augmentation (section 5.2): flip, zero-pad 4, random 32×32 crop, mean/std normalisation.
+    """
+
+    pad, flips = 4, True
+
+    def __init__(self, spec: DataSpec, seed: int, root: str | Path, download: bool) -> None:
+        read = {"cifar10": CIFAR10, "cifar100": CIFAR100}[spec.name]
+        try:
+            train, test = (read(root, train=part, download=download) for part in (True, False))
+        except RuntimeError as error:
+            raise DataError(f"{spec.name} is not in {root}, or is torn; --download fetches it ({error})") from error
+        images, labels = _as_bytes(train)
+        kept, chosen, _ = stratified_split(labels, (spec.val_fraction, 0.0), spec.split_seed)
+        splits = {"train": (images[kept], labels[kept]), "val": (images[chosen], labels[chosen])}
+        super().__init__(spec, seed, splits | {"test": _as_bytes(test)})
+        self.classes = list(train.classes)
+        self.digest = digest_of(train.data.tobytes(), test.data.tobytes())
+
+
+def _as_bytes(split: CIFAR10) -> tuple[Tensor, Tensor]:
+    return torch.from_numpy(split.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(split.targets)
