@@ -3,7 +3,7 @@
 <store>/<trial_id>/record.json       status, spec, costs, metrics, timings, where and with what it ran
                    metrics.csv       a row an epoch
                    predictions.npz   per test image: key, label, top5, correct
-                   last.ckpt, best.ckpt
+                   last.ckpt, previous.ckpt, best.ckpt
                    claims/           who worked on it, in turn
 """
 

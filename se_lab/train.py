@@ -19,6 +19,7 @@ import sys
 import time
 import traceback
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -58,8 +59,8 @@ Progress = Callable[[Mapping[str, float]], None]
 def run(spec: RunSpec, execution: ExecSpec | None = None, *, progress: Progress | None = None) -> RunRecord:
     """Run a trial to its end, from wherever it stands, and return its record.
 
-    A finished trial is not run again. A failed one is tried anew. SIGTERM ends a running one after its current batch
-    with a checkpoint to go on from.
+    A finished trial is not run again; a failed one goes on from its checkpoint. SIGTERM ends a running one after its
+    current batch, with a checkpoint to go on from.
 
     Args:
         spec: What to run.
@@ -135,9 +136,11 @@ def _train_and_test(
         deterministic="warn",
         log_every_n_steps=1,
     )
-    checkpoint = folder / "last.ckpt"
     with _signals_set(keeper):
-        trainer.fit(task, datamodule=data, ckpt_path=checkpoint if checkpoint.exists() else None, weights_only=True)
+        try:
+            trainer.fit(task, datamodule=data, ckpt_path=newest_checkpoint(folder), weights_only=True)
+        except SystemExit:  # Lightning's own answer to SIGTERM after the last batch, and to a second Ctrl-C
+            raise InterruptedTrialError from None
         if task.spec.train.select == "best":
             best = torch.load(folder / "best.ckpt", map_location="cpu", weights_only=True)
             task.load_state_dict(best["state_dict"])
@@ -151,6 +154,22 @@ def _train_and_test(
     for logger in trainer.loggers:
         logger.log_metrics({**record.metrics, "params": record.complexity["params"], "macs": record.complexity["macs"]})
         logger.finalize("success")
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """Return the newest checkpoint of a trial that is whole, by its checksums; say so where that is not the last."""
+    for name in ("last.ckpt", "previous.ckpt"):
+        path = folder / name
+        try:
+            with zipfile.ZipFile(path) as archive:
+                if archive.testzip() is None:
+                    return path
+        except FileNotFoundError:
+            continue
+        except (zipfile.BadZipFile, OSError, EOFError):
+            pass
+        print(f"{path} is torn: going on without it", file=sys.stderr)
+    return None
 
 
 class TrialKeeper(Checkpoint):
@@ -211,9 +230,12 @@ class TrialKeeper(Checkpoint):
 
     def _save(self, trainer: L.Trainer, name: str) -> None:
         self.claim.check()
+        path = self.folder / name
         aside = self.folder / f".{name}.{os.getpid()}"
         trainer.save_checkpoint(aside, weights_only=False)  # with the optimizer and the loops, that is
-        store.put_in_place(aside, self.folder / name)
+        if name == "last.ckpt" and path.exists():
+            path.replace(self.folder / "previous.ckpt")
+        store.put_in_place(aside, path)
 
 
 @contextlib.contextmanager

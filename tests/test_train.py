@@ -1,8 +1,11 @@
 """Training: keyed randomness, resuming to the bit, records."""
 
+import contextlib
 import csv
 import dataclasses
 import json
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -114,6 +117,41 @@ def test_an_interrupted_trial_goes_on_to_the_very_same_numbers(quick, here, tmp_
         for e in (here, whole)
     ]
     assert all(torch.equal(last[0][key], last[1][key]) for key in last[0])
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped"])
+def test_a_torn_checkpoint_is_said_and_the_one_before_is_used(quick, here, tmp_path, monkeypatch, capsys, damage):
+    spec = quick(epochs=3)
+    undisturbed = run(spec, dataclasses.replace(here, store=str(tmp_path / "whole")))
+    with monkeypatch.context() as patch:
+        stop_after(patch, 12)  # in the third epoch, after two were saved
+        with pytest.raises(InterruptedTrialError):
+            run(spec, here)
+    last = trial_folder(here.store, spec.trial_id) / "last.ckpt"
+    content = bytearray(last.read_bytes())
+    if damage == "cut":
+        del content[len(content) // 2 :]
+    else:
+        content[len(content) // 2] ^= 1
+    last.write_bytes(content)
+    assert run(spec, here).metrics == undisturbed.metrics
+    assert "last.ckpt is torn" in capsys.readouterr().err
+
+
+def test_sigterm_after_the_last_batch_loses_nothing(quick, here, monkeypatch):
+    spec = quick()
+
+    def terminate(self, *_):
+        if self.current_epoch == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ClassificationTask, "on_validation_start", terminate)
+        with contextlib.suppress(InterruptedTrialError):
+            run(spec, here)
+    steps = []
+    monkeypatch.setattr(ClassificationTask, "on_before_optimizer_step", lambda *_: steps.append(1))
+    assert run(spec, here).status == "finished" and not steps
 
 
 def test_a_finished_trial_is_not_run_again(quick, here, monkeypatch):
