@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import warnings
 from collections import Counter
@@ -32,19 +33,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return VERBS[verb][1](rest)
     except (SpecError, ValueError, FileNotFoundError) as error:
-        if not isinstance(error, _told_plainly()):
+        if not _is_told_plainly(error):
             raise
         print(f"se-lab {verb}: {error}", file=sys.stderr)
         return 2
 
 
-def _told_plainly() -> tuple[type[Exception], ...]:
-    """Return the errors whose message is all a user needs: SpecError, and those of modules that are loaded by now."""
-    kinds: list[type[Exception]] = [SpecError, FileNotFoundError]
-    for module, name in (("se_lab.data", "DataError"), ("se_lab.report.tables", "TableError")):
-        if module in sys.modules and hasattr(sys.modules[module], name):
-            kinds.append(getattr(sys.modules[module], name))
-    return tuple(kinds)
+def _is_told_plainly(error: Exception) -> bool:
+    """Tell whether an error's message is all a user needs; whoever raised a DataError has loaded se_lab.data."""
+    data = sys.modules.get("se_lab.data")
+    return isinstance(error, (SpecError, FileNotFoundError)) or (data is not None and isinstance(error, data.DataError))
 
 
 def _overview() -> str:
@@ -60,6 +58,8 @@ def _train(argv: list[str]) -> int:
     spec, execution = parse_trial(argv, parser)
     from se_lab.train import RESUME_ME, InterruptedTrialError, run
 
+    if execution.wandb and "WANDB_SWEEP_ID" in os.environ:  # an agent of W&B's calls
+        from se_lab.sweep.wandb import run_for_agent as run
     print(f"trial {spec.trial_id} in {Path(execution.store, spec.trial_id)}")
     try:
         record = run(spec, execution)
@@ -81,6 +81,12 @@ def _sweep(argv: list[str]) -> int:
     parser.add_argument("--dry-run", action="store_true", help="List the trials and what they will cost; run none.")
     parser.add_argument("--format", default="table", choices=("table", "json"), help="How --dry-run lists them.")
     parser.add_argument("--check", action="store_true", help="Tell what W&B would refuse or change; run none.")
+    parser.add_argument("--agents", type=int, default=1, help="With a bare --wandb: agents of W&B's at a time.")
+    # bare, --wandb runs the sweep through W&B; with a value it is the field of ExecSpec
+    through_wandb = any(
+        a == "--wandb" and b not in ("true", "false") for a, b in zip(argv, [*argv[1:], ""], strict=True)
+    )
+    argv = [token for token in argv if token != "--wandb" or not through_wandb]
     options, execution = parse_execution(parser, argv)
     import_plugins(execution.plugins)
     if options.check:
@@ -91,6 +97,8 @@ def _sweep(argv: list[str]) -> int:
     options, execution = parse_execution(parser, argv, sweep.execution)
     if options.workers < 1:
         raise SpecError(f"--workers is {options.workers}; it must be at least 1")
+    if through_wandb:
+        return _sweep_through_wandb(options, execution)
     remarks = check_trials(sweep.trials, root=execution.data_root)
     if options.dry_run:
         from se_lab.sweep.plan import plan_sweep
@@ -119,6 +127,31 @@ def _sweep(argv: list[str]) -> int:
     return 0
 
 
+def _sweep_through_wandb(options: Any, execution: Any) -> int:
+    from se_lab.sweep.wandb import sweep_through_wandb
+
+    if options.agents < 1:
+        raise SpecError(f"--agents is {options.agents}; it must be at least 1")
+    counts = Counter(sweep_through_wandb(options.spec, execution, options.agents)["status"])
+    print(f"{options.spec}: " + ", ".join(f"{count} {status}" for status, count in sorted(counts.items())))
+    return 0 if set(counts) == {"finished"} else 1
+
+
+def _sync(argv: list[str]) -> int:
+    from se_lab.flags import execution_parser, parse_execution
+
+    parser = execution_parser("se-lab sync", "Send trials that ran offline to W&B, each once and whole.")
+    parser.add_argument("runs", nargs="+", metavar="RUNS", help="Sweep specs (their trials, in the store) or stores.")
+    parser.add_argument("--entity", help="The W&B user or team; by default your own.")
+    options, execution = parse_execution(parser, argv)
+    from se_lab.sweep.wandb import sync
+
+    for source in options.runs:
+        for trial_id, status in sync(source, execution, entity=options.entity):
+            print(f"{trial_id} {status}")
+    return 0
+
+
 def _check(file: str) -> int:
     from se_lab.sweep import read_sweep
     from se_lab.sweep.check import check_sweep
@@ -133,34 +166,79 @@ def _check(file: str) -> int:
 
 
 def _table(argv: list[str]) -> int:
-    from se_lab.report import FORMATS
+    from se_lab.report.columns import COLUMNS
+    from se_lab.report.render import FORMATS
 
-    parser = _runs_parser("se-lab table", "The ablation table of trials that have run.")
+    parser = _runs_parser("se-lab table", "The ablation table of trials that have run.", runs="*")
+    parser.add_argument("--rows", nargs="+", metavar="KEY", help="The spec's keys that tell rows apart.")
+    parser.add_argument("--columns", nargs="+", metavar="KEY", help=f"Of {', '.join(COLUMNS)}, or what was logged.")
+    parser.add_argument("--pivot", nargs=2, metavar=("ROW", "COLUMN"), help="The metric by two of the spec's keys.")
+    parser.add_argument("--power", type=float, help="How many seeds it takes to tell a difference of this size.")
+    parser.add_argument(
+        "--paper", metavar="TABLE", help="The SE paper's figures beside ours: table_10_reduction, or 10."
+    )
+    parser.add_argument(
+        "--costs-only", action="store_true", help="Count the nets of the paper's TABLE, or of all, without any trial."
+    )
     parser.add_argument("--format", default="terminal", choices=FORMATS, help="How it is written.")
     parser.add_argument("-o", "--output", help="A file to write instead of the terminal.")
     options = parser.parse_args(argv)
-    from se_lab.report import ablation_table
+    from se_lab.report import ablation_table, count_paper_costs, paper_cost_table, pivot_table
 
-    text = ablation_table(_records(options)).render(options.format)
-    if options.output:
-        Path(options.output).write_text(text if text.endswith("\n") else text + "\n")
+    if options.costs_only == bool(options.runs):
+        raise SpecError("give RUNS, or else --paper TABLE --costs-only, which needs none")
+    where = _where(options.where)
+    if options.costs_only:
+        paper = options.paper or "all"
+        table = paper_cost_table(count_paper_costs(paper, lambda text: print(text, file=sys.stderr, flush=True)))
+    elif options.pivot:
+        if given := [name for name in ("rows", "columns", "power", "paper") if getattr(options, name) is not None]:
+            raise SpecError(f"--{given[0]} does not go with --pivot, which has one metric and two keys")
+        table = pivot_table(_records(options), *options.pivot, metric=options.metric, where=where)
     else:
-        print(text)
+        table = ablation_table(
+            _records(options),
+            metric=options.metric,
+            columns=options.columns,
+            rows=options.rows,
+            where=where,
+            power=options.power,
+            paper=options.paper,
+        )
+    text = table.render(options.format)
+    if options.format == "csv":
+        print("\n".join(table.notes), file=sys.stderr)
+    if options.output:
+        Path(options.output).write_text(text if text.endswith("\n") else text + "\n", encoding="utf-8")
+    else:
+        print(text, end="" if text.endswith("\n") else "\n")
     return 0
 
 
 def _plot(argv: list[str]) -> int:
-    parser = _runs_parser("se-lab plot", "Figures of trials that have run.")
-    parser.add_argument("-o", "--output", default="figures", help="The folder to write into.")
-    parser.add_argument("--formats", nargs="+", default=["png", "svg"], help="png, svg, pdf.")
-    options = parser.parse_args(argv)
-    from se_lab.report import save_figure, tradeoff_figure
+    from se_lab.report.gallery import COSTS, KINDS
 
-    folder = Path(options.output)
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in save_figure(tradeoff_figure(_records(options)), folder / "tradeoff", tuple(options.formats)):
-        print(path)
-    return 0
+    parser = _runs_parser("se-lab plot", "Figures of trials that have run: by default every one that they can give.")
+    parser.add_argument("--kind", nargs="+", choices=KINDS, help="Only these.")
+    parser.add_argument("--cost", nargs="+", choices=COSTS, default=COSTS, help="What a trade-off is against.")
+    parser.add_argument("-o", "--output", default="figures", help="The folder to write into.")
+    parser.add_argument("--formats", nargs="+", default=["png", "svg"], choices=("png", "svg", "pdf"), help="Of files.")
+    options = parser.parse_args(argv)
+    from se_lab.report import draw_figures, save_figure
+
+    where, written, left_out = _where(options.where), 0, []
+    for name, figure in draw_figures(
+        _records(options), options.kind or KINDS, options.cost, options.metric, where=where
+    ):
+        if isinstance(figure, str):
+            left_out.append(f"{name} left out: {figure}")
+            continue
+        for path in save_figure(figure, Path(options.output, name), options.formats):
+            print(path, flush=True)
+            written += 1
+    for line in left_out:
+        print(line, file=sys.stderr)
+    return 2 if left_out and (options.kind or not written) else 0
 
 
 def _excitations(argv: list[str]) -> int:
@@ -219,13 +297,78 @@ def _excitations(argv: list[str]) -> int:
     return 0
 
 
-def _runs_parser(prog: str, description: str) -> Any:
+def _profile(argv: list[str]) -> int:
+    import argparse
+
+    parser = argparse.ArgumentParser(
+        prog="se-lab profile",
+        description="Parameters, MACs and element operations of a net (give the flags of train), or of a sweep's nets.",
+    )
+    parser.add_argument("--sweep", metavar="SPEC", help="A W&B sweep spec: a row for each of its trials.")
+    parser.add_argument("--against-paper", action="store_true", help="Every cost the SE paper prints, beside ours.")
+    parser.add_argument("--image-size", type=int, default=224, help="Side of the image in pixels.")
+    parser.add_argument("--classes", type=int, default=1000, help="Outputs of the classifier.")
+    parser.add_argument("--measure", action="store_true", help="Measure latency and peak memory on this device, too.")
+    parser.add_argument("--format", default="table", choices=("table", "csv", "json"), help="How it is written.")
+    options, flags = parser.parse_known_args(argv)
+    from se_lab.flags import parse_trial
+
+    spec, execution = parse_trial(flags)
+    from se_lab.report import costs
+
+    if options.against_paper:
+        rows = costs.paper_costs()
+    elif options.sweep:
+        from se_lab.sweep import read_sweep
+
+        rows = costs.sweep_costs(read_sweep(options.sweep).trials, execution.data_root)
+    else:
+        size = (3, options.image_size, options.image_size)
+        rows = costs.net_costs(spec.model, options.classes, size)
+        if options.measure:
+            rows[0] |= costs.measured(spec.model, options.classes, size, execution.device)
+    print(costs.render(rows, options.format))
+    return 0
+
+
+def _models(argv: list[str]) -> int:
+    import argparse
+
+    parser = argparse.ArgumentParser(prog="se-lab models", description="Backbones that can take SE units.")
+    parser.add_argument("pattern", nargs="?", default="*", metavar="PATTERN", help="Such as 'resnet*', or part of it.")
+    options = parser.parse_args(argv)
+    from se_lab.listing import list_backbones
+
+    seen = able = 0
+    for listing in list_backbones(options.pattern):
+        print(listing.text(), flush=True)
+        seen, able = seen + 1, able + bool(listing.places)
+    print(f"{able} of {seen} can take SE units")
+    return 0
+
+
+def _runs_parser(prog: str, description: str, runs: str = "+") -> Any:
     import argparse
 
     parser = argparse.ArgumentParser(prog=prog, description=description)
-    parser.add_argument("runs", nargs="+", metavar="RUNS", help="Sweep specs (their trials, in the store) or stores.")
+    parser.add_argument("runs", nargs=runs, metavar="RUNS", help="Sweep specs (their trials, in the store) or stores.")
     parser.add_argument("--store", help="Where the trials of specs are; by default SE_LAB_STORE, else runs.")
+    parser.add_argument("--metric", default="test/top1_error", help="What is compared; test/top1_error by default.")
+    parser.add_argument(
+        "--where", nargs="+", default=[], metavar="KEY=VALUE", help="Only trials with these values; of one key, any."
+    )
     return parser
+
+
+def _where(pairs: Sequence[str]) -> dict[str, Any]:
+    """Read KEY=VALUE pairs; a key that comes several times has any of its values."""
+    values: dict[str, list[str]] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise SpecError(f"--where takes KEY=VALUE, such as model.se.squeeze=max, not {pair!r}")
+        values.setdefault(key, []).append(value)
+    return {key: several[0] if len(several) == 1 else several for key, several in values.items()}
 
 
 def _records(options: Any) -> Any:
@@ -238,6 +381,9 @@ VERBS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "train": ("run one trial, or go on with it", _train),
     "sweep": ("run every trial of a W&B sweep spec, here", _sweep),
     "table": ("the ablation table of trials that have run", _table),
+    "profile": ("what nets cost: parameters, MACs, element operations", _profile),
+    "models": ("the backbones that can take SE units", _models),
+    "sync": ("send trials that ran offline to W&B", _sync),
     "plot": ("figures of trials that have run", _plot),
     "excitations": ("what the SE units of trained nets do", _excitations),
 }

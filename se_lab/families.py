@@ -17,7 +17,7 @@ split-attention convolutions (SKNet, ResNeSt) count as convolutions, not as SE u
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 
 @dataclass(frozen=True)
@@ -422,7 +422,7 @@ LAYOUTS: dict[str, Layout] = {
 UNIT_WHEN: dict[str, str] = {"timm.models._efficientnet_blocks.ConvBnAct": "has_skip"}
 """Blocks that are units only if an attribute holds: MobileNetV3's last stage is one 1×1 convolution."""
 
-BY_STRIDE = "by stride"
+BY_STRIDE: Final = "by stride"
 STAGES: dict[str, tuple[str | tuple[str, ...], ...] | Literal["by stride"]] = {
     "timm.models.dla.DLA": ("level2.", "level3.", "level4.", "level5."),
     "timm.models.hrnet.HighResolutionNet": ("layer1.", "stage2.", "stage3.", "stage4.", "incre_modules."),

@@ -28,6 +28,8 @@ class Spot:
     """As in `families.Point`; block: on the output of the whole block; swap: in the place of the net's own unit."""
     channels: int
     channels_last: bool = False
+    gained: bool = False
+    """The block multiplies what comes from here by a gain (NFNets, for their own attention)."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ def insert_se(backbone: nn.Module, se: SESpec, existing_se: str = "refuse") -> l
     places = survey(backbone)
     chosen = choose(places, se, existing_se, name_of(backbone))
     if existing_se == "replace":
-        swapped = {spot.host for _, spot in chosen}
+        swapped = {spot.host for _, spot in chosen if spot.how == "swap"}
         for host in (spot.host for place in places for spot in place.own if spot.host not in swapped):
             _clear(backbone, host)
     return [_insert(backbone, place, spot, se) for place, spot in chosen]
@@ -127,7 +129,8 @@ def survey(backbone: nn.Module) -> list[Place]:
         if _row(module, ATTENTION):
             block = next((block for block in _above(path) if block in units), None)
             spots = units[block][1].values() if block else ()
-            spot = Spot(path, "swap", _own_channels(backbone, path, spots))
+            gained = _row(modules[path.rpartition(".")[0]], _GAINED) is not None
+            spot = Spot(path, "swap", _own_channels(backbone, path, spots), gained=gained)
             if block:
                 own[block].append(spot)
             else:
@@ -257,6 +260,7 @@ def _own_channels(backbone: nn.Module, path: str, spots: Iterable[Spot]) -> int:
     return before
 
 
+_GAINED = dict.fromkeys(GAINED, True)
 _GIVES = ("out_channels", "out_features", "num_features", "num_channels", "normalized_shape")
 _TAKES = ("in_channels", "in_features", "num_features", "num_channels", "normalized_shape")
 
@@ -324,7 +328,7 @@ def _clear(backbone: nn.Module, host: str) -> None:
     """Take out a unit that the net has of its own."""
     parent, _, attribute = host.rpartition(".")
     block = backbone.get_submodule(parent)
-    setattr(block, attribute, None if _row(block, dict.fromkeys(GAINED, True)) else nn.Identity())
+    setattr(block, attribute, None if _row(block, _GAINED) else nn.Identity())
 
 
 def _insert(backbone: nn.Module, place: Place, spot: Spot, se: SESpec) -> Site:

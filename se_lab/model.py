@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
+import pickle
+from typing import Any, cast
 
 import timm
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import nn
 
 import se_lab.backbones  # noqa: F401  (registers SE-Lab's own nets with timm)
 from se_lab.insertion import Site, insert_se
 from se_lab.spec import ModelSpec, SpecError, nearest, seed_of
+from se_lab.squeeze_excite import SqueezeExcite
 
 
 def create_model(spec: ModelSpec, num_classes: int, in_chans: int = 3, *, seed: int = 0) -> nn.Module:
@@ -28,35 +33,68 @@ def create_model(spec: ModelSpec, num_classes: int, in_chans: int = 3, *, seed: 
     Raises:
         SpecError: for a backbone timm does not know, arguments it refuses, or SE units that do not fit.
     """
-    if not timm.is_model(spec.backbone):
-        raise SpecError(
-            f"model.backbone is {spec.backbone!r}, which neither timm nor SE-Lab has"
-            f"{nearest(spec.backbone, timm.list_models())}; timm.list_models('*part*') searches"
-        )
     with torch.random.fork_rng(devices=[]):  # timm draws from the global stream: lend it ours
         torch.manual_seed(seed_of(seed, "weights"))
-        try:
-            model: nn.Module = timm.create_model(
-                spec.backbone,
-                pretrained=spec.pretrained is True,
-                num_classes=num_classes,
-                in_chans=in_chans,
-                **spec.kwargs,
-            )
-        except TypeError as error:
-            raise SpecError(f"model.kwargs is {spec.kwargs!r}, and {spec.backbone} says: {error}") from error
+        model = build_backbone(spec, num_classes, in_chans)
     if spec.pretrained is False and spec.init != "timm":
         _he_init(model, seed)
         if spec.init == "zero_init_last":
             _zero_init_last(model, spec.backbone)
     if isinstance(spec.pretrained, str):
         _load_plain_weights(model, spec.pretrained)
-    sites: list[Site] = insert_se(model, spec.se, spec.existing_se)
+    with torch.random.fork_rng(devices=[]):
+        sites: list[Site] = insert_se(model, spec.se, spec.existing_se)
     for site in sites:
         unit = model.get_submodule(site.path)
-        unit.reset_parameters(_stream(seed, "se", site.name))  # type: ignore[operator]
+        assert isinstance(unit, SqueezeExcite)
+        unit.reset_parameters(_stream(seed, "se", site.name))
+        if spec.se.start == "identity":
+            _start_as_identity(unit, spec.se.excitation)
     model.se_sites = sites  # type: ignore[assignment]
     return model
+
+
+def build_backbone(spec: ModelSpec, num_classes: int, in_chans: int = 3) -> nn.Module:
+    """Build timm's net of a spec, on the current device, with timm's weights and without SE units of ours.
+
+    Raises:
+        SpecError: for a backbone timm does not know, arguments it refuses, or one without pretrained weights.
+    """
+    if not timm.is_model(spec.backbone):
+        raise SpecError(
+            f"model.backbone is {spec.backbone!r}, which neither timm nor SE-Lab has"
+            f"{nearest(spec.backbone, timm.list_models())}; timm.list_models('*part*') searches"
+        )
+    try:
+        model: nn.Module = timm.create_model(
+            spec.backbone,
+            pretrained=spec.pretrained is True,
+            num_classes=num_classes,
+            in_chans=in_chans,
+            **spec.kwargs,
+        )
+    except TypeError as error:
+        raise SpecError(f"model.kwargs is {spec.kwargs!r}, and {spec.backbone} says: {error}") from error
+    except RuntimeError as error:
+        if spec.pretrained is True and "pretrained" in str(error).lower():
+            raise SpecError(f"model.pretrained is true, and timm has no weights of {spec.backbone}: {error}") from error
+        raise
+    return model
+
+
+GATE_AT_START = 0.99
+"""What an identity start sets every gate to, where the excitation only nears 1 (sigmoid, tanh)."""
+
+
+def _start_as_identity(unit: SqueezeExcite, excitation: str) -> None:
+    """Let the gate be GATE_AT_START, for relu 1, whatever the squeeze says: W2 starts at 0, its bias says the gate."""
+    bias = {
+        "sigmoid": math.log(GATE_AT_START / (1 - GATE_AT_START)),
+        "tanh": math.atanh(GATE_AT_START),
+        "relu": 1.0,
+    }[excitation]
+    nn.init.zeros_(unit.expand.weight)
+    nn.init.constant_(unit.expand.bias, bias)
 
 
 def _stream(*key: int | str) -> torch.Generator:
@@ -90,11 +128,9 @@ def _zero_init_last(model: nn.Module, backbone: str) -> None:
 
 
 def _load_plain_weights(model: nn.Module, path: str) -> None:
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise SpecError(f"model.pretrained is {path!r}, and there is no such file") from None
+    """Load a state dict, or a checkpoint that holds one, from a file of safetensors or of torch's (weights only)."""
     own = model.state_dict()
+    state = _read_weights(path)
     missing = sorted(own.keys() - state.keys())
     unexpected = sorted(state.keys() - own.keys())
     misshapen = sorted(key for key in own.keys() & state.keys() if own[key].shape != state[key].shape)
@@ -104,3 +140,25 @@ def _load_plain_weights(model: nn.Module, path: str) -> None:
             f"of another shape {misshapen[:5]} ({len(missing)}, {len(unexpected)} and {len(misshapen)} in all)"
         )
     model.load_state_dict(state)
+
+
+def _read_weights(path: str) -> dict[str, torch.Tensor]:
+    try:
+        if path.endswith(".safetensors"):
+            state: Any = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise SpecError(f"model.pretrained is {path!r}, and there is no such file") from None
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        told = str(error).splitlines()[0]
+        raise SpecError(f"model.pretrained is {path!r}, which holds no weights that can be read: {told}") from error
+    for key in ("state_dict", "model"):  # as training scripts save them
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise SpecError(f"model.pretrained is {path!r}, which holds no state dict but a {type(state).__name__}")
+    for prefix in ("module.", "model.", "net."):  # DataParallel's, and those of modules that hold the net
+        if state and all(key.startswith(prefix) for key in state):
+            state = {key.removeprefix(prefix): value for key, value in state.items()}
+    return cast(dict[str, torch.Tensor], state)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +39,8 @@ def load_trained(path: str | Path) -> tuple[nn.Module, RunSpec]:
         )
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
-    except (pickle.UnpicklingError, KeyError, RuntimeError, EOFError) as error:
-        raise SpecError(f"{path} is no checkpoint of SE-Lab's: {str(error).splitlines()[0]}") from None
+    except Exception as error:  # torch raises whatever its readers do
+        raise SpecError(f"{path} is no checkpoint of SE-Lab's: {type(error).__name__}: {error}") from error
     weights = {key.removeprefix("model."): value for key, value in state.items() if key.startswith("model.")}
     for plugin in record.execution.get("plugins", []):  # operators that the spec names
         importlib.import_module(plugin)

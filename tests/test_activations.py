@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import timm
@@ -207,9 +208,23 @@ def test_every_operator_is_captured(squeeze: str, excitation: str) -> None:
         torch.testing.assert_close(out, x * gate[:, :, None, None])
 
 
+def test_a_net_in_ddp_is_captured_under_the_same_names(tmp_path: Path) -> None:
+    torch.distributed.init_process_group("gloo", f"file://{tmp_path}/meet", rank=0, world_size=1)
+    try:
+        wrapped = nn.parallel.DistributedDataParallel(ours())
+        with torch.no_grad(), capture_excitations(wrapped) as capture:
+            wrapped(IMAGES)
+        with torch.no_grad(), capture_excitations(ours()) as expected:
+            ours()
+    finally:
+        torch.distributed.destroy_process_group()
+    assert capture.sites == expected.sites
+    assert list(capture.excitations) == [site.name for site in expected.sites]
+
+
 def test_a_net_without_units_says_what_to_do() -> None:
     with (
-        pytest.raises(ExcitationError, match="resnet18 has no SE unit.*model.se.insertion=standard"),
+        pytest.raises(ExcitationError, match=r"resnet18 has no SE unit.*model.se.insertion=standard"),
         capture_excitations(timm.create_model("resnet18")),
     ):
         pass

@@ -165,7 +165,7 @@ def test_a_gate_that_is_not_finite_is_found_and_named(value: float) -> None:
     streamed(gates, labels, 64).check_finite()
     row = int((labels == 1).nonzero()[0])
     gates["SE_3_1"][row, 4] = value
-    with pytest.raises(ExcitationError, match="SE_3_1 are NaN or infinite, for images of dog: .*diverged"):
+    with pytest.raises(ExcitationError, match=r"SE_3_1 are NaN or infinite, for images of dog: .*diverged"):
         streamed(gates, labels, 64).check_finite()
 
 

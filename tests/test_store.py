@@ -123,9 +123,16 @@ def test_of_many_workers_one_gets_each_claim(tmp_path):
 def test_records_come_as_a_table_with_the_state_of_those_that_have_none(tmp_path):
     done = RunSpec(model=ModelSpec(se=SESpec(reduction=8)))
     finished = RunRecord(
-        done.trial_id, "finished", done.flat(), {}, complexity={"params": 10, "macs": 20}, metrics={"test/top1_error": 2.5},
-        timings={"step_ms": 3.0}, versions={"se-lab": "1"}, data={"digest": "d"},
-    )  # fmt: skip
+        done.trial_id,
+        "finished",
+        done.flat(),
+        {},
+        complexity={"params": 10, "macs": 20},
+        metrics={"test/top1_error": 2.5},
+        timings={"step_ms": 3.0},
+        versions={"se-lab": "1"},
+        data={"digest": "d"},
+    )
     store.write_record(tmp_path / done.trial_id, finished)
     failed = RunRecord("failed1", "failed", done.flat(), {}, error="Traceback …\nValueError: too large\n")
     store.write_record(tmp_path / "failed1", failed)

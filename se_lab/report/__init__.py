@@ -1,9 +1,11 @@
 """Tables, statistics and plots of ablations: functions of a DataFrame of trials, one row each."""
 
 from se_lab.report.canvas import save_figure
-from se_lab.report.columns import COLUMNS, Column
+from se_lab.report.columns import COLUMNS, Column, ReportError
 from se_lab.report.comparisons import difference_figure, reduction_figure
+from se_lab.report.gallery import COSTS, KINDS, draw_figures
 from se_lab.report.overview import heatmap_figure, parallel_figure
+from se_lab.report.paper_costs import count_paper_costs
 from se_lab.report.plots import tradeoff_figure
 from se_lab.report.published import paper_cost_table, paper_rows
 from se_lab.report.render import FORMATS, Table
@@ -13,11 +15,16 @@ from se_lab.report.variants import filter_records, group_variants
 
 __all__ = [
     "COLUMNS",
+    "COSTS",
     "FORMATS",
+    "KINDS",
     "Column",
+    "ReportError",
     "Table",
     "ablation_table",
+    "count_paper_costs",
     "difference_figure",
+    "draw_figures",
     "filter_records",
     "group_variants",
     "heatmap_figure",

@@ -13,11 +13,17 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
+from se_lab.spec import SpecError
+
 Kind = Literal["spec", "metric", "cost", "timing", "statistic", "text"]
 
 SPEC_SECTIONS = ("model.", "data.", "optim.", "train.")
 BLANK = "–"
 MINUS = "−"
+
+
+class ReportError(SpecError):
+    """Trials, or a request, of which no table or figure can be made: what was given and what there is."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +93,7 @@ COLUMNS: dict[str, Column] = {column.key: column for column in _LISTED}
 def column(key: str, available: Iterable[object] = ()) -> Column:
     """Return the column of that key, from the list or, where only the records know it, made from its name.
 
-    Raises ValueError, with the nearest names, where neither knows it.
+    Raises ReportError, with the nearest names, where neither knows it.
     """
     if key in COLUMNS:
         return COLUMNS[key]
@@ -101,12 +107,16 @@ def column(key: str, available: Iterable[object] = ()) -> Column:
     raise unknown("column", key, [*COLUMNS, *names])
 
 
-def unknown(what: str, given: object, allowed: Iterable[object]) -> ValueError:
+def unknown(what: str, given: object, allowed: Iterable[object]) -> ReportError:
     """Make the error for a name that is not among the allowed ones: what was given, the nearest, all of them."""
     names = list(dict.fromkeys(map(str, allowed)))
-    nearest = difflib.get_close_matches(str(given), names, n=1, cutoff=0.5)
-    hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
-    return ValueError(f"Unknown {what} {given!r}.{hint} Known: {', '.join(names)}.")
+    return ReportError(f"Unknown {what} {given!r}.{did_you_mean(given, names)} Known: {', '.join(names)}.")
+
+
+def did_you_mean(given: object, allowed: Iterable[str]) -> str:
+    """Return ` Did you mean …?` for a name that resembles an allowed one, else the empty string."""
+    nearest = difflib.get_close_matches(str(given), list(allowed), n=1, cutoff=0.5)
+    return f" Did you mean {nearest[0]!r}?" if nearest else ""
 
 
 def is_missing(value: object) -> bool:

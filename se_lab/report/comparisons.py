@@ -10,7 +10,7 @@ import pandas as pd
 
 from se_lab.report import statistics
 from se_lab.report.canvas import canvas, look, means
-from se_lab.report.columns import column, interval_text, with_prefix
+from se_lab.report.columns import ReportError, column, interval_text, with_prefix
 from se_lab.report.tables import paired_matrix, refuse_absent_metric
 from se_lab.report.variants import BASELINE, Study, group_variants
 
@@ -29,7 +29,7 @@ def difference_figure(
     """Draw a forest plot: each variant's paired difference to its baseline, a dot a seed, the mean and 95 % interval.
 
     A filled square has an interval that excludes zero. Of more than sixty variants, those with the largest
-    differences. Raises ValueError where nothing pairs with a baseline.
+    differences. Raises ReportError where nothing pairs with a baseline.
     """
     study = group_variants(records, where=where)
     refuse_absent_metric(study, metric)
@@ -37,7 +37,7 @@ def difference_figure(
     estimate = statistics.t_interval(pairs)
     rows = np.flatnonzero(estimate.n > 0)
     if not len(rows):
-        raise ValueError("Nothing pairs with a baseline (insertion none) of the same seed: there are no differences.")
+        raise ReportError("Nothing pairs with a baseline (insertion none) of the same seed: there are no differences.")
     total = len(rows)
     rows = np.sort(rows[np.argsort(-np.abs(estimate.mean[rows]), kind="stable")[:_MOST_ROWS]])
     # a blank line stands between groups
@@ -72,17 +72,17 @@ def reduction_figure(
 ) -> Figure:
     """Draw a metric and the parameters over the reduction ratio, a curve for each setting of the other varied keys.
 
-    Dashed lines with bands are the baselines and their intervals. Raises ValueError where fewer than two reduction
+    Dashed lines with bands are the baselines and their intervals. Raises ReportError where fewer than two reduction
     ratios have the metric.
     """
     study = group_variants(records, where=where)
     refuse_absent_metric(study, metric)
     estimate = statistics.t_interval(study.by_seed(metric).to_numpy())
     if REDUCTION not in study.se_keys:
-        raise ValueError("The records have no two reduction ratios: there is no curve to draw.")
+        raise ReportError("The records have no two reduction ratios: there is no curve to draw.")
     ratio = pd.to_numeric(study.variants[REDUCTION]).to_numpy(dtype=float)
     others = [key for key in study.keys if key != REDUCTION]
-    curve = _curve_names(study, others)
+    curve = curve_names(study, others)
     of, cost = column(metric, study.trials), column("params")
     params = study.per_variant("params", "first").to_numpy()
     cost, divisor = with_prefix(cost, float(np.nanmax(params)))
@@ -115,7 +115,7 @@ def reduction_figure(
     return figure
 
 
-def _curve_names(study: Study, others: list[str]) -> np.ndarray:
+def curve_names(study: Study, others: list[str]) -> np.ndarray:
     """(V,) what the variants on one curve share."""
     names = study.variants["variant"].str.replace(r"(, )?\br=[^,]*", "", regex=True) if others else None
     return np.array([""] * len(study.variants) if names is None else names.str.removeprefix(", "))

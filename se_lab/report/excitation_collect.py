@@ -1,10 +1,11 @@
-"""The excitations of trained nets: from a checkpoint to a statistics file, figures and the explorer page."""
+"""From a checkpoint, or a pretrained net of timm's, to the statistics of its gates."""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,6 @@ from se_lab.report.excitation_images import LabelledImages, open_images
 from se_lab.spec import DataSpec, RunSpec, nearest
 from se_lab.trained import load_trained
 
-FILE = "excitations.safetensors"
 SAVE_SECONDS = 30.0
 """How much work an interruption can cost."""
 EXTREMES = 4
@@ -93,7 +93,7 @@ def _pretrained(name: str) -> TrainedNet:
             f"the weights of {name} cannot be had: {str(error).splitlines()[0]}; timm fetches them from the Hugging "
             "Face hub once, and keeps them in HF_HOME"
         ) from error
-    config = timm.data.resolve_model_data_config(model)
+    config = timm.data.resolve_model_data_config(model)  # type: ignore[no-untyped-call]
     return TrainedNet(f"timm:{name}", model, None, {"source": f"timm:{name}", "backbone": arch}, config)
 
 
@@ -107,15 +107,13 @@ def open_data(
     """
     if data is None and net.spec is None:
         raise ExcitationError(f"{net.label} is not a trial's: say what to show it, --data folder:PATH")
-    name = data or (net.spec.data.name if net.spec else "")
-    size = net.spec.data.image_size if net.spec else None
-    images = open_images(
-        DataSpec(name=name, image_size=size, batch_size=batch_size), root=root, workers=workers, config=net.data_config
-    )
+    known = net.spec.data if net.spec else DataSpec()  # how a trial's images are normalised and cropped
+    spec = dataclasses.replace(known, name=data or known.name, batch_size=batch_size)
+    images = open_images(spec, root=root, workers=workers, config=net.data_config)
     takes = next(p.shape[1] for p in net.model.parameters() if p.dim() == 4)
-    has = 1 if name == "digits" else 3
+    has = 1 if spec.name == "digits" else 3
     if takes != has:
-        raise ExcitationError(f"{net.label} takes images of {takes} channels, and those of {name} have {has}")
+        raise ExcitationError(f"{net.label} takes images of {takes} channels, and those of {spec.name} have {has}")
     return images
 
 
@@ -133,7 +131,8 @@ def collect(net: TrainedNet, images: LabelledImages, path: Path, looking: Lookin
     model = net.model.to(device).eval()
     keep_on = torch.device("cpu") if device.type == "mps" else device  # MPS has no float64
     part = path.with_suffix(".part")
-    statistics = _load_matching(path, key, keep_on) or _load_matching(part, key, keep_on)
+    finished = _load_matching(path, key, keep_on)
+    statistics = finished or _load_matching(part, key, keep_on)
     if statistics is None:
         extremes = EXTREMES if looking.extremes else 0
         statistics = ExcitationStatistics(gate_sites(model), images.classes, device=keep_on, extremes=extremes)
@@ -148,7 +147,7 @@ def collect(net: TrainedNet, images: LabelledImages, path: Path, looking: Lookin
     statistics.check_finite()
     if looking.redundancy and "redundancy" not in statistics.about:
         statistics.about["redundancy"] = redundancy(model, images, numbers, statistics, looking.say)
-    if statistics.about != known:
+    if finished is None or statistics.about != known:
         statistics.save(path)
     part.unlink(missing_ok=True)
     return statistics
@@ -197,7 +196,7 @@ def output_of_class(model: nn.Module, classes: Sequence[str]) -> Tensor:
     outputs = int(getattr(model, "num_classes", len(classes)))
     if outputs == len(classes):
         return torch.arange(outputs)
-    ids = ImageNetInfo().label_names()
+    ids = ImageNetInfo().label_names()  # type: ignore[no-untyped-call]
     if outputs == len(ids) and all(name in ids for name in classes):
         return torch.tensor([ids.index(name) for name in classes])
     raise ExcitationError(
@@ -255,5 +254,3 @@ def _device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(name)
-
-

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from se_lab.activations import ExcitationError, GateSite
 from se_lab.excitation_statistics import ExcitationStatistics, UnitStatistics
 from se_lab.report import excitation_measures as measures
+from se_lab.report.canvas import STYLE
 from se_lab.report.excitation_images import class_label
-from se_lab.report.canvas import MARKERS, STYLE
 from se_lab.spec import check_choice, seed_of
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def activation_figure(
         ExcitationError: for a class that has no image.
         SpecError: for a unit the net has not got.
     """
-    with panels(_units(statistics, units)) as (figure, panels):
+    with unit_panels(_units(statistics, units)) as (figure, panels):
         for axes, unit in panels:
             channels = sampled_channels(unit.site)
             x = np.arange(len(channels))
@@ -59,6 +59,7 @@ def activation_figure(
             axes.set_title(unit.site.name)
             axes.set_xlabel(f"channel ({len(channels)} of {unit.site.channels})")
             axes.set_ylabel("mean gate")
+            axes.locator_params(axis="x", integer=True)
         legend_above(figure, panels[0][0])
     return figure
 
@@ -70,7 +71,7 @@ def deviation_figure(
 
     The paper shows two classes; so does this figure, the first two of those given.
     """
-    with panels(_units(statistics, units)) as (figure, panels):
+    with unit_panels(_units(statistics, units)) as (figure, panels):
         for axes, unit in panels:
             channels = sampled_channels(unit.site)
             x = np.arange(len(channels))
@@ -82,6 +83,7 @@ def deviation_figure(
             axes.set_title(unit.site.name)
             axes.set_xlabel(f"channel ({len(channels)} of {unit.site.channels})")
             axes.set_ylabel("gate")
+            axes.locator_params(axis="x", integer=True)
         legend_above(figure, panels[0][0])
     return figure
 
@@ -108,7 +110,7 @@ def class_similarity_figure(statistics: ExcitationStatistics, units: Sequence[st
     """How alike classes excite a unit: correlation of class means over channels, classes in clusters."""
     import matplotlib
 
-    with panels(_units(statistics, units), height=2.9) as (figure, panels):
+    with unit_panels(_units(statistics, units), height=2.9) as (figure, panels):
         found = [measures.class_similarity(unit) for _, unit in panels]
         low = min(float(matrix.min()) for matrix, _ in found)
         image: Any = None
@@ -152,10 +154,12 @@ def _units(statistics: ExcitationStatistics, names: Sequence[str] | None) -> lis
 
 
 def line_style(number: int) -> dict[str, Any]:
+    """Return the colour and dashes of the line of that number."""
     return {"color": f"C{number % 6}", "linestyle": _DASHES[number % len(_DASHES)], "linewidth": 1.2}
 
 
 def name_units(axes: Axes, names: Sequence[str]) -> None:
+    """Write unit names along the horizontal axis."""
     axes.set_xticks(range(len(names)), names, rotation=90)
 
 
@@ -166,7 +170,7 @@ def legend_above(figure: Figure, axes: Axes, title: str | None = None) -> None:
 
 
 @contextmanager
-def panels(
+def unit_panels(
     units: Sequence[UnitStatistics], height: float = 2.3
 ) -> Iterator[tuple[Figure, list[tuple[Axes, UnitStatistics]]]]:
     """Open a figure with one panel a unit, up to three in a row."""
@@ -180,6 +184,7 @@ def panels(
 
 @contextmanager
 def single(width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
+    """Open a figure (inches) with one pair of axes."""
     with grid(1, 1, width, height) as (figure, axes):
         yield figure, axes[0]
 

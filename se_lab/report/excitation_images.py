@@ -1,20 +1,21 @@
-"""The images whose excitations are looked at: classes by name, a few images of each, batches that can start anywhere."""
+"""The images to show a net: classes by name, a few images of each, batches that can start anywhere."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Subset
 
 from se_lab.activations import ExcitationError
-from se_lab.data import Batches, DataError, DigitsData, FileBatches, FolderImages, KeyedSampler
+from se_lab.data import Batch, DataError, create_data
 from se_lab.spec import DataSpec, nearest, seed_of
 
 if TYPE_CHECKING:
@@ -35,8 +36,8 @@ class LabelledImages:
     """(N,) class numbers."""
     digest: str
     """Identifies images and their transform."""
-    batches: Callable[[Tensor], Batches]
-    """Makes the loader of the images of the given numbers, in that order: images (N, C, H, W), labels and numbers."""
+    batches: Callable[[Tensor], Iterable[Batch]]
+    """Makes the batches of the images of the given numbers, in that order: images (N, C, H, W), labels, numbers."""
     picture: Callable[[int], Image.Image]
     """Returns an image by its number, to be looked at."""
 
@@ -52,24 +53,14 @@ class LabelledImages:
         return torch.cat(chosen).sort().values
 
 
-class _Chosen(KeyedSampler):
-    """Images by their numbers, as they are given."""
-
-    def __init__(self, numbers: Tensor) -> None:
-        super().__init__(len(numbers), None)
-        self.numbers = numbers
-
-    def order(self) -> Tensor:
-        return self.numbers
-
-
 def open_images(
-    spec: DataSpec, *, root: str = ".", workers: int = 0, config: dict[str, object] | None = None
+    spec: DataSpec, *, root: str = ".", workers: int = 0, config: dict[str, Any] | None = None
 ) -> LabelledImages:
     """Open the test images of a data set.
 
     Args:
-        spec: digits, or folder:PATH: the images of PATH/test, else PATH/val, else PATH itself, a folder a class.
+        spec: Which; for folder:PATH (and sets that lie in folders under the root) the images of PATH/test, else of
+            PATH/val, else of PATH itself, a folder a class.
         root: Where relative paths start.
         workers: Processes that read files.
         config: timm's data config of a pretrained net (input size, crop, mean and std); by default SE-Lab's own.
@@ -77,58 +68,70 @@ def open_images(
     Raises:
         DataError: naming the folder that is missing or holds no images.
     """
-    if spec.name == "digits":
-        return _digits(spec)
-    folder = Path(root, spec.name.removeprefix("folder:")).expanduser()
-    split = next((folder / name for name in ("test", "val") if (folder / name).is_dir()), folder)
-    return _folder(split, spec, workers, config)
+    if spec.name.startswith("folder:") or spec.name in ("imagenet", "places365"):
+        folder = Path(root, spec.name.removeprefix("folder:")).expanduser()
+        split = next((folder / name for name in ("test", "val") if (folder / name).is_dir()), folder)
+        return _from_folder(split, spec, workers, config)
+    return _from_memory(spec, root)
 
 
-def _digits(spec: DataSpec) -> LabelledImages:
+def _from_memory(spec: DataSpec, root: str) -> LabelledImages:
     from PIL import Image
 
-    data = DigitsData(spec, 0)
-    index = data.splits["test"]
+    data = create_data(spec, 0, root=root)
+    images, labels = (torch.cat(parts) for parts in list(zip(*data.batches("test"), strict=True))[:2])
 
-    def load(numbers: Tensor) -> Batches:
-        batches = data.batches("test")
-        batches.sampler = _Chosen(numbers)
-        return batches
+    def batches(numbers: Tensor) -> Iterator[Batch]:
+        for part in torch.split(numbers, spec.batch_size):
+            yield images[part], labels[part], part
 
     def picture(number: int) -> Image.Image:
-        pixels = data.images[index[number], 0]
+        pixels = images[number].permute(1, 2, 0)
         scaled = (pixels - pixels.min()) / (pixels.max() - pixels.min()) * 255
-        return Image.fromarray(np.asarray(scaled.byte()))
+        return Image.fromarray(scaled.byte().squeeze(2).numpy())
 
-    return LabelledImages("digits", data.classes, data.labels[index], data.digest, load, picture)
+    return LabelledImages(spec.name, data.classes, labels, data.digest, batches, picture)
 
 
-def _folder(folder: Path, spec: DataSpec, workers: int, config: dict[str, object] | None) -> LabelledImages:
-    from PIL import Image
+def _from_folder(folder: Path, spec: DataSpec, workers: int, config: dict[str, Any] | None) -> LabelledImages:
     from timm.data import create_transform
-    from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
+    from torchvision.datasets import ImageFolder
 
+    size = spec.image_size or 224
+    transform = create_transform(**config or {"input_size": (3, size, size), "crop_pct": spec.crop_pct})
     try:
-        classes, numbers = find_classes(folder)
-        listed = make_dataset(folder, numbers, IMG_EXTENSIONS, allow_empty=True)
+        images = ImageFolder(folder, transform, loader=_read, allow_empty=True)
     except FileNotFoundError as error:
         raise DataError(f"{folder} is no folder of images, with a folder a class: {error}") from None
-    if not listed:
-        raise DataError(f"{folder} has class folders and no image; files ending in {', '.join(IMG_EXTENSIONS)} count")
-    files, labels = [Path(file) for file, _ in listed], [label for _, label in listed]
-    size = spec.image_size or 224
-    transform = create_transform(**config or {"input_size": (3, size, size), "crop_pct": 224 / 256})  # type: ignore[arg-type]
-    images = FolderImages(files, labels, transform, 0)  # type: ignore[arg-type]
-    listing = [f"{file.relative_to(folder)} {file.stat().st_size}" for file in files]
-    digest = hashlib.sha256("\n".join([*listing, repr(transform)]).encode()).hexdigest()[:16]
+    if not len(images):
+        raise DataError(f"{folder} has class folders, and no image that can be read")
+    listing = [f"{Path(file).relative_to(folder)} {Path(file).stat().st_size}" for file, _ in images.samples]
+
+    def batches(numbers: Tensor) -> Iterator[Batch]:
+        done = 0
+        pinned = torch.cuda.is_available()
+        subset = Subset(images, numbers.tolist())
+        for batch, labels in DataLoader(subset, spec.batch_size, num_workers=workers, pin_memory=pinned):
+            yield batch, labels, numbers[done : done + len(labels)]
+            done += len(labels)
+
     return LabelledImages(
         f"folder:{folder}",
-        classes,
-        torch.tensor(labels),
-        digest,
-        lambda chosen: FileBatches(images, _Chosen(chosen), spec.batch_size, workers),
-        lambda number: Image.open(files[number]).convert("RGB"),
+        images.classes,
+        torch.tensor(images.targets),
+        hashlib.sha256("\n".join([*listing, repr(transform)]).encode()).hexdigest()[:16],
+        batches,
+        lambda number: _read(images.samples[number][0]),
     )
+
+
+def _read(path: str) -> Image.Image:
+    from PIL import Image
+
+    try:
+        return Image.open(path).convert("RGB")
+    except Exception as error:  # PIL raises whatever its decoders do
+        raise DataError(f"{path} cannot be read: {error}") from error
 
 
 def class_label(name: str) -> str:
@@ -186,4 +189,4 @@ def _imagenet() -> dict[str, tuple[str, ...]]:
     from timm.data import ImageNetInfo
 
     info = ImageNetInfo()
-    return {id: tuple(info.label_name_to_description(id).split(", ")) for id in info.label_names()}
+    return {id: tuple(info.label_name_to_description(id).split(", ")) for id in info.label_names()}  # type: ignore[no-untyped-call]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -58,19 +60,31 @@ def saturation(unit: UnitStatistics) -> tuple[float, float]:
     return float(counts[:low].sum() / counts.sum()), float(counts[high:].sum() / counts.sum())
 
 
-def density(unit: UnitStatistics) -> tuple[Floats, Floats]:
-    """Return the centres (B,) of the bins that gates fall into, and the density of gates there (B,)."""
-    edges = bin_edges()
-    counts = unit.by_class.sum(0).astype(float)
-    # a gate of exactly 1 opens the bin after the last one of sigmoid and tanh: count it there, if it is all there is
-    top = 2 * PER_UNIT
-    if not counts[top + 1 :].any() and unit.maximum[unit.count > 0].max() <= 1:
-        counts[top - 1] += counts[top]
-        counts[top] = 0
+def closed_histogram(unit: UnitStatistics) -> tuple[NDArray[np.int64], Floats]:
+    """Return how many gates of all images and channels fall into each bin, (B',), and the bins' edges, (B' + 1,).
+
+    Only bins between the lowest and the highest gate, the outer ones cut off there.
+    """
+    edges, counts = bin_edges(), unit.by_class.sum(0)
+    there = unit.count > 0
+    low, high = float(unit.minimum[there].min()), float(unit.maximum[there].max())
+    if high <= 1:  # a gate of exactly 1 opens the bin after the last one of sigmoid and tanh
+        counts[2 * PER_UNIT - 1] += counts[2 * PER_UNIT]
+        counts[2 * PER_UNIT] = 0
     used = np.flatnonzero(counts)
-    part = slice(max(used[0] - 1, 0), min(used[-1] + 2, len(counts) - 1))
-    width = np.diff(edges)[part]
-    return (edges[:-1][part] + width / 2), counts[part] / counts.sum() / width
+    edges = edges[used[0] : used[-1] + 2].copy()
+    edges[-1] = min(edges[-1], max(high, edges[-2] + 1e-6))
+    edges[0] = min(edges[0], low)
+    return counts[used[0] : used[-1] + 1], edges
+
+
+def density(unit: UnitStatistics) -> tuple[Floats, Floats]:
+    """Return the outline of a unit's gates: where (P,), and their density there (P,), 0 at both ends."""
+    counts, edges = closed_histogram(unit)
+    height = counts / counts.sum() / np.diff(edges)
+    return np.concatenate([edges[:1], edges[:-1] + np.diff(edges) / 2, edges[-1:]]), np.concatenate(
+        [[0.0], height, [0.0]]
+    )
 
 
 def class_similarity(unit: UnitStatistics) -> tuple[Floats, NDArray[np.intp]]:
@@ -96,16 +110,23 @@ def class_similarity(unit: UnitStatistics) -> tuple[Floats, NDArray[np.intp]]:
     return correlation[np.ix_(order, order)], there[order]
 
 
-def unit_similarity(a: UnitStatistics, b: UnitStatistics) -> float:
-    """Return how alike two units tell classes apart, 0 to 1: linear CKA of their class means (Kornblith et al. 2019).
+def unit_similarity(rows: Sequence[UnitStatistics], columns: Sequence[UnitStatistics]) -> Floats:
+    """Return how alike units tell classes apart, (R, C'), from 0 to 1: linear CKA of class means.
 
-    Units may have different numbers of channels, or come from two nets; the classes are those both have images of.
+    Kornblith et al. 2019, equation 3. Units may have different numbers of channels, or come from two nets; the classes
+    are those that both have images of.
     """
-    both = (a.count > 0) & (b.count > 0)
-    x, y = (unit.mean[both] - unit.mean[both].mean(0) for unit in (a, b))
-    cross = np.linalg.norm(x.T @ y) ** 2
-    own = np.linalg.norm(x.T @ x) * np.linalg.norm(y.T @ y)
-    return float(cross / own) if own > 1e-18 else 0.0
+    both = (rows[0].count > 0) & (columns[0].count > 0)
+    left, right = (np.stack([_gram(unit.mean[both]) for unit in units]) for units in (rows, columns))
+    return np.asarray(left @ right.T)
+
+
+def _gram(mean: Floats) -> Floats:
+    """Return the inner products of class means (K, C), centred and scaled to length 1, as (K²,); 0 for equal means."""
+    centred = mean - mean.mean(0)
+    products = (centred @ centred.T).ravel()
+    length = float(np.linalg.norm(products))
+    return products / length if length > 1e-18 else np.zeros_like(products)
 
 
 def _ratio(part: Floats, whole: Floats) -> Floats:

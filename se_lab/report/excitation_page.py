@@ -200,4 +200,4 @@ def _rounded(values: Floats) -> list[float]:
 
 
 def _script_safe(text: str) -> str:
-    return text.replace("</", "<\\/")
+    return text.replace("<", "\\u003c")

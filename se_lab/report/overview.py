@@ -10,7 +10,7 @@ import pandas as pd
 
 from se_lab.report import statistics
 from se_lab.report.canvas import canvas
-from se_lab.report.columns import column, number_text, value_texts, with_prefix
+from se_lab.report.columns import ReportError, column, number_text, value_texts, with_prefix
 from se_lab.report.statistics import Floats
 from se_lab.report.tables import pivot_table, refuse_absent_metric
 from se_lab.report.variants import BASELINE, Study, group_variants
@@ -31,7 +31,7 @@ def heatmap_figure(
 ) -> Figure:
     """Draw the mean of a metric over two varied keys, dark where it is better; an empty cell has no finished trial.
 
-    Raises ValueError as `pivot_table` does.
+    Raises ReportError as `pivot_table` does.
     """
     table = pivot_table(records, index, across, metric=metric, where=where)
     of, columns = column(metric, records), [shown for shown in table.shown if not shown.is_text]
@@ -64,14 +64,14 @@ def parallel_figure(
     """Draw a line a variant across the varied keys, parameters, MACs and the metric; dark and on top where better.
 
     Numbers stand in their order, evenly spaced, as the values of a sweep do; parameters, MACs and the metric to scale.
-    Raises ValueError where there is a single variant.
+    Raises ReportError where there is a single variant.
     """
     study = group_variants(records, where=where)
     refuse_absent_metric(study, metric)
     mean = statistics.t_interval(study.by_seed(metric).to_numpy()).mean
     drawn = np.flatnonzero(np.isfinite(mean))
     if len(drawn) < 2:
-        raise ValueError("Parallel coordinates compare variants, and only one has finished.")
+        raise ReportError("Parallel coordinates compare variants, and only one has finished.")
     of = column(metric, study.trials)
     order = drawn[np.argsort(mean[drawn] if of.better == "higher" else -mean[drawn], kind="stable")]
     scales = [_key_scale(study, key) for key in study.keys]

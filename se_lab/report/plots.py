@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from se_lab.report import statistics
 from se_lab.report.canvas import MARKERS, canvas, look, means
-from se_lab.report.columns import column, value_texts, with_prefix
+from se_lab.report.columns import ReportError, column, value_texts, with_prefix
 from se_lab.report.labels import place_labels
 from se_lab.report.statistics import Floats
 from se_lab.report.tables import refuse_absent_metric
@@ -35,13 +35,13 @@ def tradeoff_figure(
     """Plot a metric against a cost (params, macs, step_ms, …), a point a variant with its 95 % interval over seeds.
 
     The line is the Pareto front: the variants that no other beats in both means. Baselines are hollow, groups have
-    their own marker and colour. Raises ValueError where no trial has the metric or the cost.
+    their own marker and colour. Raises ReportError where no trial has the metric or the cost.
     """
     study = group_variants(records, where=where)
     refuse_absent_metric(study, metric)
     y_column, x_column = column(metric, study.trials), column(cost, study.trials)
     if cost not in study.trials or not study.trials[cost].notna().any():
-        raise ValueError(f"No trial has a value of {cost!r}.")
+        raise ReportError(f"No trial has a value of {cost!r}.")
     x = study.per_variant(cost, "median" if x_column.kind == "timing" else "first").to_numpy()
     x_column, divisor = with_prefix(x_column, float(np.nanmax(x)))
     x = x / divisor
@@ -57,7 +57,7 @@ def tradeoff_figure(
         if named.sum() > _NAMED:
             named = np.isin(np.arange(len(x)), front)
     whole = there if there.sum() <= _BARS else named
-    family, family_names = _families(study)
+    family, family_names = families(study)
 
     with canvas() as (figure, (axes,)):
         if x[there].min() > 0 and x[there].max() > 8 * x[there].min():
@@ -81,7 +81,7 @@ def tradeoff_figure(
         axes.set_xlabel(x_column.heading)
         axes.set_ylabel(y_column.heading)
         axes.legend(loc="best" if len(x) <= _NAMED else "upper right")
-        names = _short_names(study.variants) if family_names else study.variants["variant"]
+        names = short_names(study.variants) if family_names else study.variants["variant"]
         names = [name if told else "" for name, told in zip(names, named, strict=True)]
         shown = np.flatnonzero(there)
         left_out = place_labels(axes, x[shown], y[shown], np.nan_to_num(half[shown]), [names[i] for i in shown], stairs)
@@ -99,7 +99,7 @@ def pareto_front(x: Floats, y: Floats, *, higher_is_better: bool = False) -> NDA
     return np.asarray(order[first])
 
 
-def _families(study: Study) -> tuple[NDArray[np.intp], dict[int, str]]:
+def families(study: Study) -> tuple[NDArray[np.intp], dict[int, str]]:
     """(V,) what gives a variant its colour and marker, and the names: its group, else its first of several SE keys.
 
     More groups than there are markers have no names: the variants' own must tell them apart.
@@ -123,7 +123,7 @@ def _side_by_side(axes: Axes, x: Floats) -> Floats:
     return np.asarray(axes.transScale.inverted().transform(np.column_stack([moved, np.ones_like(x)]))[:, 0])
 
 
-def _short_names(variants: pd.DataFrame) -> list[str]:
+def short_names(variants: pd.DataFrame) -> list[str]:
     """Names without the group, which marker and legend already tell."""
     return [
         name.removeprefix(f"{group}, ") if group else name

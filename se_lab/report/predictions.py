@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from se_lab.report import statistics
+from se_lab.report.columns import ReportError
 from se_lab.report.statistics import Floats
 from se_lab.report.variants import Study
 
@@ -16,14 +17,14 @@ from se_lab.report.variants import Study
 def image_errors(folder: str, top: int = 1) -> tuple[NDArray[np.str_], NDArray[np.bool_]]:
     """Keys (N,), sorted, and whether each image's label is missed by the first `top` (1 or 5) guesses.
 
-    Raises FileNotFoundError where the trial has no predictions, ValueError where a key comes twice.
+    Raises FileNotFoundError where the trial has no predictions, ReportError where a key comes twice.
     """
     with np.load(Path(folder) / "predictions.npz", allow_pickle=False) as stored:
         keys = stored["key"].astype(str)
         hit = stored["correct"] if top == 1 else (stored["top5"] == stored["label"][:, None]).any(axis=1)
     order = np.argsort(keys, kind="stable")
     if np.any(keys[order][1:] == keys[order][:-1]):
-        raise ValueError(f"The predictions in {folder} name an image twice.")
+        raise ReportError(f"The predictions in {folder} name an image twice.")
     return keys[order], ~hit[order].astype(bool)
 
 
@@ -54,7 +55,7 @@ def image_differences(study: Study, metric: str, rng: np.random.Generator) -> tu
 def _pairs(study: Study, metric: str) -> Iterator[tuple[int, list[tuple[NDArray[np.bool_], NDArray[np.bool_]]]]]:
     """Each variant with the errors of its trials and of the baseline's of the same seeds, image by image."""
     if not metric.startswith("test/top"):
-        raise ValueError(f"Predictions are kept of test images and top-1 or top-5 errors, not for {metric!r}.")
+        raise ReportError(f"Predictions are kept of test images and top-1 or top-5 errors, not for {metric!r}.")
     top = 5 if "top5" in metric else 1
     finished = study.trials[study.trials["status"] == "finished"]
     folders = finished.set_index(["variant", "seed"])["folder"].to_dict()
@@ -68,7 +69,7 @@ def _pairs(study: Study, metric: str) -> Iterator[tuple[int, list[tuple[NDArray[
             (keys, mine), (base_keys, theirs) = errors[variant, seed], errors[base, seed]
             if not np.array_equal(keys, base_keys):
                 name = study.variants["variant"].iloc[variant]
-                raise ValueError(
+                raise ReportError(
                     f"{name} and its baseline were tested on different images "
                     f"(seed {seed}: {folders[variant, seed]}, {folders[base, seed]})."
                 )

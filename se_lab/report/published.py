@@ -91,7 +91,7 @@ def paper_rows(paper: str = "all") -> pd.DataFrame:
 
     Columns: table, row (its printed label), the spec (`model.backbone`, `model.se.*`), and what is printed of
     test/top1_error and test/top5_error (%), params and macs (NaN where nothing is), each with `KEY:digit`, the worth
-    of the last printed digit. Raises ValueError for an unknown table.
+    of the last printed digit. Raises ReportError for an unknown table.
     """
     names = list(_TABLES) if paper == "all" else [_named(paper).name]
     rows: pd.DataFrame = pd.DataFrame([row for name in names for row in _rows(_TABLES[name])], dtype=object)

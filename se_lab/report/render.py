@@ -53,7 +53,7 @@ class Table:
         """Write the table as text: terminal, markdown, csv, latex, json or html.
 
         CSV is the data alone, without notes. The terminal's text has escape codes only where stdout is a terminal.
-        Raises ValueError for another format.
+        Raises ReportError for another format.
         """
         if format not in FORMATS:
             raise unknown("format", format, FORMATS)
@@ -66,7 +66,7 @@ def _terminal(table: Table) -> str:
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    printed = RichTable(title=table.title, title_justify="left", box=box.SIMPLE_HEAD)
+    printed = RichTable(box=box.SIMPLE_HEAD)
     for shown in table.shown:
         printed.add_column(shown.column.heading, justify="left" if shown.is_text else "right")
     columns = [_aligned(shown, table.data) for shown in table.shown]
@@ -79,6 +79,7 @@ def _terminal(table: Table) -> str:
     out = io.StringIO()
     # A file or a pipe has no width that the table would have to fit.
     console = Console(file=out, force_terminal=interactive, width=None if interactive else 10_000, highlight=False)
+    console.print(Text(table.title, style="italic"), soft_wrap=True)
     console.print(printed)
     for note in table.notes:
         console.print(Text(note.replace("Bold:", "Bold, *:", 1)), soft_wrap=True)
@@ -87,7 +88,7 @@ def _terminal(table: Table) -> str:
 
 def _aligned(shown: Shown, data: pd.DataFrame) -> list[str]:
     """Cells whose decimal points line up under right justification, a star after those that are best."""
-    cells = _cells(shown, data)
+    cells = cell_texts(shown, data)
     tails = [cell[cell.find(" ±") :] if " ±" in cell else "" for cell in cells]
     width = max(map(len, tails), default=0)
     cells = [cell[: len(cell) - len(tail)] + tail.rjust(width) for cell, tail in zip(cells, tails, strict=True)]
@@ -99,7 +100,7 @@ def _aligned(shown: Shown, data: pd.DataFrame) -> list[str]:
 def _markdown(table: Table) -> str:
     columns = []
     for shown in table.shown:
-        cells = [cell.replace("|", r"\|") for cell in _cells(shown, table.data)]
+        cells = [cell.replace("|", r"\|") for cell in cell_texts(shown, table.data)]
         bold = table.data[shown.bold] if shown.bold else [False] * len(cells)
         cells = [f"**{cell}**" if best else cell for cell, best in zip(cells, bold, strict=True)]
         heading = shown.column.heading.replace("|", r"\|")
@@ -151,7 +152,7 @@ def _html(table: Table) -> str:
             parts.append(f"<td{kind}>{f'<strong>{text}</strong>' if best else text}</td>")
         return "".join(parts)
 
-    columns = [_cells(shown, table.data) for shown in table.shown]
+    columns = [cell_texts(shown, table.data) for shown in table.shown]
     head = "".join(f'<th scope="col">{html.escape(shown.column.heading)}</th>' for shown in table.shown)
     body = "\n".join(f"<tr>{cells(i)}</tr>" for i in range(len(table.data)))
     notes = "\n".join(f"<li>{html.escape(note)}</li>" for note in table.notes)
@@ -194,7 +195,7 @@ def _latex(table: Table) -> str:
 
 def _latex_column(shown: Shown, data: pd.DataFrame) -> tuple[str, list[str]]:
     """Return the column's letter and its cells."""
-    cells = _cells(shown, data)
+    cells = cell_texts(shown, data)
     if shown.is_text:
         return "l", [_tex(cell) for cell in cells]
     plain = [cell.replace(MINUS, "-").replace(",", "").replace("±", r"\pm") for cell in cells]
@@ -229,7 +230,7 @@ def _tex(text: str) -> str:
     return "".join(_TEX.get(char, char) for char in text)
 
 
-def _cells(shown: Shown, data: pd.DataFrame) -> list[str]:
+def cell_texts(shown: Shown, data: pd.DataFrame) -> list[str]:
     """Write the column's cells: `7.41 ± 0.32`; a dash where a number is missing, nothing where none belongs."""
     if shown.is_text:
         return list(_labels(shown, data))

@@ -11,7 +11,17 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from se_lab.report import predictions, published, statistics
-from se_lab.report.columns import COLUMNS, Column, column, interval_text, unknown, value_texts, with_prefix
+from se_lab.report.columns import (
+    COLUMNS,
+    Column,
+    ReportError,
+    column,
+    did_you_mean,
+    interval_text,
+    unknown,
+    value_texts,
+    with_prefix,
+)
 from se_lab.report.notes import not_measured, reading_notes, sign_flip_note, unequal_costs
 from se_lab.report.render import Shown, Table
 from se_lab.report.statistics import Floats
@@ -36,7 +46,7 @@ def ablation_table(
     `where` are those of `group_variants`. With `power`, a column says how many seeds it takes to tell a difference
     of that size (in the metric's unit) from none; with `paper` (`table_10_reduction`, or `10`) the SE paper's figures
     stand beside ours. Failed, missing and unpaired trials are left out and named in the notes.
-    Raises ValueError for no records, none finished, an unknown column, a metric that no trial has, two data sets.
+    Raises ReportError for no records, none finished, an unknown column, a metric that no trial has, two data sets.
     """
     study = group_variants(records, rows=rows, where=where)
     refuse_absent_metric(study, metric)
@@ -67,7 +77,7 @@ def ablation_table(
         elif key not in study.trials:
             raise unknown("column", key, [name for name in COLUMNS if name in study.trials])
         elif _kind(study, key) == "spec":
-            raise ValueError(f"{key} tells variants apart: name it among the rows, not the columns.")
+            raise ReportError(f"{key} tells variants apart: name it among the rows, not the columns.")
         else:
             values = study.per_variant(key, "median" if column(key, study.trials).kind == "timing" else "first")
             data[key] = values.astype(int) if (values % 1 == 0).all() else values
@@ -92,7 +102,7 @@ def pivot_table(
     """One row a value of the key `index`, one column a value of the key `across`, in each cell the metric.
 
     For example reduction ratios × backbones. Bold is as in `ablation_table`. A baseline that has no value of `across`
-    is named in a note. Raises ValueError where the two keys do not tell all variants apart, and as `ablation_table`.
+    is named in a note. Raises ReportError where the two keys do not tell all variants apart, and as `ablation_table`.
     """
     study = group_variants(records, rows=[index, across], where=where)
     refuse_absent_metric(study, metric)
@@ -124,17 +134,20 @@ def pivot_table(
 
 
 def refuse_absent_metric(study: Study, metric: str) -> None:
-    """Raise ValueError where no finished trial has a finite value of `metric`, with those there are."""
+    """Raise ReportError where no finished trial has a finite value of `metric`, with those there are."""
     finished = study.trials[study.trials["status"] == "finished"]
     if finished.empty:
         counts = study.trials["status"].value_counts(sort=False)
         listed = ", ".join(f"{count} {status}" for status, count in counts.items())
-        raise ValueError(f"None of the {len(study.trials)} trials has finished: {listed}.")
+        raise ReportError(f"None of the {len(study.trials)} trials has finished: {listed}.")
     measured = [
         str(key) for key in finished if "/" in str(key) and np.isfinite(pd.to_numeric(finished[key], "coerce")).any()
     ]
     if metric not in measured:
-        raise ValueError(f"No finished trial has a value of {metric!r}. Measured: {', '.join(measured) or 'nothing'}.")
+        hint = "" if metric in finished else did_you_mean(metric, measured)
+        raise ReportError(
+            f"No finished trial has a value of {metric!r}.{hint} Measured: {', '.join(measured) or 'nothing'}."
+        )
 
 
 def _default_columns(study: Study, metric: str) -> list[str]:
@@ -201,8 +214,10 @@ def _statistic(
             notes.append(f"p, Holm: corrected for the {int(np.isfinite(test.p).sum())} comparisons of this table.")
         return {key: statistics.holm(test.p) if key == "p_holm" else test.p}
     if key == "seeds_needed":
+        if power is not None and power <= 0:
+            raise ReportError(f"The difference to tell from none must be above zero, not {power:g}.")
         if power is None:
-            raise ValueError("The column seeds_needed needs power=, the difference that should be told from none.")
+            raise ReportError("The column seeds_needed needs power=, the difference that should be told from none.")
         sd = np.sqrt(_variances(differences))
         notes.append(
             f"Seeds needed: to tell a difference of {power:g} from none in 80 % of studies (paired t test at 0.05), "

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from se_lab.report.canvas import canvas
-from se_lab.report.columns import column
+from se_lab.report.columns import ReportError, column
 from se_lab.report.variants import BASELINE, Study, group_variants
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ _VARIANT: _Line = {"color": "#0072B2", "linewidth": 1.1}
 def read_curves(study: Study, keys: list[str]) -> pd.DataFrame:
     """Read metrics.csv of the finished trials: columns variant, seed, epoch and those of `keys` that are there.
 
-    Raises FileNotFoundError where no trial has a metrics.csv, ValueError where none has any of the keys.
+    Raises FileNotFoundError where no trial has a metrics.csv, ReportError where none has any of the keys.
     """
     finished = study.trials[study.trials["status"] == "finished"]
     frames = []
@@ -47,7 +47,7 @@ def read_curves(study: Study, keys: list[str]) -> pd.DataFrame:
         raise FileNotFoundError(f"None of the {len(finished)} finished trials has a metrics.csv in its folder.")
     curves: pd.DataFrame = pd.concat(frames, ignore_index=True)
     if not set(keys) & set(curves):
-        raise ValueError(f"The trials' metrics.csv has none of {', '.join(keys)}.")
+        raise ReportError(f"The trials' metrics.csv has none of {', '.join(keys)}.")
     return curves
 
 

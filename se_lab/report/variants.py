@@ -11,7 +11,7 @@ import pandas as pd
 import yaml
 from numpy.typing import NDArray
 
-from se_lab.report.columns import SPEC_SECTIONS, column, is_missing, unknown, value_text, value_texts
+from se_lab.report.columns import SPEC_SECTIONS, ReportError, column, is_missing, unknown, value_text, value_texts
 from se_lab.report.notes import missing_notes, some
 
 BASELINE = "no SE"
@@ -68,7 +68,7 @@ def filter_records(records: pd.DataFrame, where: Mapping[str, object]) -> pd.Dat
     """Keep the trials whose columns have the given values: {"model.se.squeeze": "max"}, or a list of allowed ones.
 
     Values match as they are printed, so text from a command line will do. A filter on `model.se`, the insertion apart,
-    keeps the nets without SE units, the baselines: they have no such value. Raises ValueError for an unknown column
+    keeps the nets without SE units, the baselines: they have no such value. Raises ReportError for an unknown column
     and for a filter that leaves nothing, with the values there are.
     """
     for key, wanted in where.items():
@@ -94,19 +94,19 @@ def group_variants(
     Varied keys are found from the records, never the seed; `rows` names them in another order, or fewer where those
     tell the variants apart as well. The baseline is the variant without SE units (insertion none) of the same
     group, that is with the same values of every key outside `model.se`.
-    Raises ValueError for no records, an unknown column, two data sets in one table, `rows` that mix variants, and
+    Raises ReportError for no records, an unknown column, two data sets in one table, `rows` that mix variants, and
     two trials of one variant and seed.
     """
     if records.empty:
-        raise ValueError("No trials: the records are empty.")
+        raise ReportError("No trials: the records are empty.")
     absent = [key for key in ("trial_id", "status") if key not in records]
     if absent:
-        raise ValueError(f"These are no records of trials: they have no {' and no '.join(absent)}.")
+        raise ReportError(f"These are no records of trials: they have no {' and no '.join(absent)}.")
     records, notes = _without_unrecorded(records)
     spec = [str(key) for key in records if str(key).startswith(SPEC_SECTIONS)]
     for key in rows or ():
         if key == "seed":
-            raise ValueError("The seed cannot tell variants apart: intervals are over seeds.")
+            raise ReportError("The seed cannot tell variants apart: intervals are over seeds.")
         if key not in spec:
             raise unknown("row key", key, spec)
     trials = _without_copies(filter_records(records, where or {}).reset_index(drop=True))
@@ -118,7 +118,7 @@ def group_variants(
     numbers = _codes(trials, keys, plain)
     if len(np.unique(numbers)) < len(np.unique(_codes(trials, found, plain))):
         hidden = [key for key in found if key not in keys]
-        raise ValueError(
+        raise ReportError(
             f"Rows by {', '.join(keys)} would mix trials that also differ in {', '.join(hidden)}: "
             f"add {'it' if len(hidden) == 1 else 'them'} to the rows, or filter with where."
         )
@@ -142,7 +142,7 @@ def _without_unrecorded(records: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]
     known = records["seed"].notna() if "seed" in records else pd.Series(False, index=records.index)
     counts = records.loc[~known, "status"].value_counts(sort=False)
     if not known.any():
-        raise ValueError(f"No trial has a record yet: {', '.join(f'{n} {status}' for status, n in counts.items())}.")
+        raise ReportError(f"No trial has a record yet: {', '.join(f'{n} {status}' for status, n in counts.items())}.")
     notes = [
         f"{count} {'trial' if count == 1 else 'trials'} {status}, of a variant that is not known before its record: "
         f"{some(records.loc[~known & (records['status'] == status), 'trial_id'])}."
@@ -170,9 +170,9 @@ def _refuse_two_data_sets(trials: pd.DataFrame) -> None:
         counts = seen.value_counts(sort=False)
         if len(counts) > 1:
             listed = ", ".join(f"{value} ({count} trials)" for value, count in counts.items())
-            raise ValueError(
+            raise ReportError(
                 f"The records mix {len(counts)} {what}, which no table can compare: {listed}. "
-                f"Choose one, e.g. where={{{key!r}: {counts.index[0]!r}}}."
+                f"Choose one, e.g. --where {key}={counts.index[0]}."
             )
 
 
@@ -264,4 +264,4 @@ def _refuse_doubles(trials: pd.DataFrame) -> None:
     twice = trials[trials.duplicated(["variant", "seed"], keep=False)]
     if len(twice):
         same = twice[(twice["variant"] == twice["variant"].iloc[0]) & (twice["seed"] == twice["seed"].iloc[0])]
-        raise ValueError(f"Trials {', '.join(same['trial_id'])} have one spec and one seed: keep one of them.")
+        raise ReportError(f"Trials {', '.join(same['trial_id'])} have one spec and one seed: keep one of them.")

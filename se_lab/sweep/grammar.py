@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,22 +13,18 @@ import numpy as np
 import yaml
 
 from se_lab.flags import parse_trial
-from se_lab.spec import ExecSpec, RunSpec, SpecError, check_choice, dotted, leaves, run_spec, seed_of
+from se_lab.spec import ExecSpec, RunSpec, SpecError, dotted, leaves, nearest, run_spec, seed_of
+from se_lab.sweep.axes import Finding, axis_findings, draw, grid_values
 
 TOP_LEVEL = (
     "program", "command", "method", "metric", "parameters", "name", "description", "project", "entity",
     "early_terminate", "run_cap",
 )  # fmt: skip
 METHODS = ("grid", "random")
-MACROS = (
-    "${env}",
-    "${interpreter}",
-    "${program}",
-    "${args}",
-    "${args_no_hyphens}",
-    "${args_json}",
-    "${args_json_file}",
-)
+LAUNCHERS = ("${env}", "${interpreter}", "${program}")
+MACROS = (*LAUNCHERS, "${args}", "${args_no_equals}", "${args_json_file}")
+"""The macros of W&B's agent that lead to `se-lab train`; the others write flags it does not read."""
+ENTRIES = (["se-lab", "train"], ["-m", "se_lab.cli", "train"], ["train"])
 
 
 @dataclass(frozen=True)
@@ -48,47 +44,27 @@ def read_sweep(path: str | Path, *, seed: int = 0) -> Sweep:
     """Read a W&B sweep spec and enumerate its trials.
 
     Fixed flags in `command` count for every trial, as they do under W&B's agent. Grid: parameters sorted by name, the
-    last varying fastest, as W&B's engine has it. Random: `run_cap` draws from a stream keyed by `seed`.
+    last varying fastest, as W&B's engine has it. Random: `run_cap` draws from a stream keyed by `seed`. run_cap counts
+    the points of the spec.
 
     Raises:
-        SpecError: naming the file, the key, what is allowed, and the nearest.
+        SpecError: naming the file and everything that is wrong: the key, what is allowed, and the nearest.
     """
-    path = Path(path)
+    spec = load_spec(path)
+    if found := list(problems(spec)):
+        lines = "".join(f"\n  {finding}" for finding in found)
+        raise SpecError(f"{path}: {found[0]}" if len(found) == 1 else f"{path}: {len(found)} things are wrong:{lines}")
     try:
-        text = path.read_text()
-    except FileNotFoundError:
-        raise SpecError(f"{path}: there is no such sweep spec") from None
-    try:
-        spec = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise SpecError(f"{path} is no YAML: {error}") from None
-    try:
-        return _read(spec, path.stem, seed)
+        points = points_of(spec, seed)
+        common, execution = common_of(spec)
+        trials: dict[str, RunSpec] = {}
+        for point in points:
+            trial = trial_of(common, point)
+            trials.setdefault(trial.trial_id, trial)
     except SpecError as error:
         raise SpecError(f"{path}: {error}") from None
-
-
-def _read(spec: Any, stem: str, seed: int) -> Sweep:
-    if not isinstance(spec, Mapping):
-        raise SpecError("a sweep spec is a mapping with method and parameters")
-    for key in spec:
-        check_choice("a top-level key", key, TOP_LEVEL)
-    check_choice("method", spec.get("method"), METHODS)
-    parameters = spec.get("parameters")
-    if not isinstance(parameters, Mapping) or not parameters:
-        raise SpecError("parameters is missing; it maps dotted keys to {value: …}, {values: […]} or a distribution")
-    flags = _fixed_flags(spec.get("command") or [])
-    common, execution = parse_trial(flags) if flags else (RunSpec(), ExecSpec())
-    base = dotted(common)
-    points = _grid(parameters) if spec["method"] == "grid" else _random(parameters, spec.get("run_cap"), seed)
-    if spec["method"] == "grid" and spec.get("run_cap") is not None:
-        points = points[: spec["run_cap"]]
-    trials: dict[str, RunSpec] = {}
-    for point in points:
-        trial = run_spec(base | leaves(point))
-        trials.setdefault(trial.trial_id, trial)
     return Sweep(
-        name=str(spec.get("name") or stem),
+        name=str(spec.get("name") or Path(path).stem),
         description=str(spec.get("description") or ""),
         trials=list(trials.values()),
         execution=execution,
@@ -96,94 +72,183 @@ def _read(spec: Any, stem: str, seed: int) -> Sweep:
     )
 
 
-def _fixed_flags(command: Sequence[Any]) -> list[str]:
-    """Return the flags in a spec's command, which every trial of it gets."""
-    tokens = [str(token) for token in command if str(token) not in MACROS]
-    for token in tokens:
-        if "${" in token:
-            raise SpecError(f"command has {token!r}; W&B expands a macro only where it is a whole token")
-    if tokens[:2] == ["se-lab", "train"]:
-        tokens = tokens[2:]
-    elif tokens[:3] == ["-m", "se_lab.cli", "train"]:
-        tokens = tokens[3:]
-    elif tokens[:1] == ["train"]:  # after ${program}
-        tokens = tokens[1:]
-    if tokens and not tokens[0].startswith("--"):
-        raise SpecError(f"command runs {' '.join(tokens)!r}; SE-Lab's trials are run by se-lab train and its flags")
-    return tokens
+def load_spec(path: str | Path) -> Any:
+    """Return what a YAML file holds.
 
-
-def _grid(parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
-    axes: list[list[Any]] = []
-    names = sorted(parameters)
-    for name in names:
-        axis = _axis(name, parameters[name])
-        if "values" not in axis:
-            raise SpecError(f"parameters.{name} is {axis!r}; a grid takes value or values")
-        axes.append(axis["values"])
-    return [dict(zip(names, point, strict=True)) for point in itertools.product(*axes)]
-
-
-def _random(parameters: Mapping[str, Any], run_cap: Any, seed: int) -> list[dict[str, Any]]:
-    if not isinstance(run_cap, int) or run_cap < 1:
-        raise SpecError(f"run_cap is {run_cap!r}; a random search needs the number of its trials")
-    axes = {name: _axis(name, parameters[name]) for name in sorted(parameters)}
-    points = []
-    for number in range(run_cap):
-        points.append(
-            {n: _draw(n, axis, np.random.default_rng(seed_of(seed, "sweep", number, n))) for n, axis in axes.items()}
-        )
-    return points
-
-
-def _axis(name: str, axis: Any) -> dict[str, Any]:
-    """Return a parameter's axis with `values`, or as a distribution."""
-    if not isinstance(axis, Mapping):
-        raise SpecError(f"parameters.{name} is {axis!r}; it must be {{value: …}}, {{values: […]}} or a distribution")
-    for key in axis:
-        check_choice(f"parameters.{name}: a key", key, ("value", "values", "probabilities", "distribution", *_BOUNDS))
-    if "value" in axis:
-        return {"values": [axis["value"]]}
-    if "values" in axis:
-        values = axis["values"]
-        if not isinstance(values, list) or not values:
-            raise SpecError(f"parameters.{name}.values is {values!r}; it must be a list of at least one value")
-        return dict(axis)
-    if "min" not in axis and "mu" not in axis:
-        raise SpecError(f"parameters.{name} is {dict(axis)!r}; it needs value, values, or min and max")
-    return dict(axis)
-
-
-_BOUNDS = ("min", "max", "mu", "sigma", "q")
-
-
-def _draw(name: str, axis: dict[str, Any], rng: np.random.Generator) -> Any:
-    if "values" in axis:
-        return axis["values"][rng.choice(len(axis["values"]), p=axis.get("probabilities"))]
-    whole = isinstance(axis.get("min"), int) and isinstance(axis.get("max"), int)
-    distribution = axis.get("distribution", "int_uniform" if whole else "uniform")
-    check_choice(f"parameters.{name}.distribution", distribution, tuple(_DISTRIBUTIONS))
+    Raises:
+        SpecError: for a file that is not there or no YAML.
+    """
     try:
-        return _DISTRIBUTIONS[distribution](axis, rng)
-    except KeyError as error:
-        raise SpecError(f"parameters.{name}: {distribution} needs {error.args[0]}") from None
+        return yaml.safe_load(Path(path).read_text())
+    except FileNotFoundError:
+        raise SpecError(f"{path}: there is no such sweep spec") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SpecError(f"{path} is no YAML: {error}") from None
 
 
-def _quantised(draw: Any) -> Any:
-    return lambda a, rng: float(round(draw(a, rng) / a.get("q", 1)) * a.get("q", 1))
+def common_of(spec: Mapping[str, Any]) -> tuple[RunSpec, ExecSpec]:
+    """Return what the fixed flags in `command` make of every trial."""
+    flags = fixed_flags(spec)
+    return parse_trial(flags) if flags else (RunSpec(), ExecSpec())
 
 
-_CONTINUOUS = {
-    "uniform": lambda a, rng: float(rng.uniform(a["min"], a["max"])),
-    "log_uniform": lambda a, rng: math.exp(rng.uniform(a["min"], a["max"])),  # W&B: the bounds are exponents
-    "log_uniform_values": lambda a, rng: math.exp(rng.uniform(math.log(a["min"]), math.log(a["max"]))),
-    "inv_log_uniform": lambda a, rng: 1 / math.exp(rng.uniform(a["min"], a["max"])),
-    "inv_log_uniform_values": lambda a, rng: 1 / math.exp(rng.uniform(math.log(1 / a["max"]), math.log(1 / a["min"]))),
-    "normal": lambda a, rng: float(rng.normal(a.get("mu", 0.0), a.get("sigma", 1.0))),
-    "log_normal": lambda a, rng: float(rng.lognormal(a.get("mu", 0.0), a.get("sigma", 1.0))),
-}
-_DISTRIBUTIONS: dict[str, Any] = {
-    "int_uniform": lambda a, rng: int(rng.integers(a["min"], a["max"], endpoint=True)),
-    **_CONTINUOUS,
-    **{f"q_{name}": _quantised(_CONTINUOUS[name]) for name in ("uniform", "log_uniform", "normal", "log_normal")},
-}
+def points_of(spec: Mapping[str, Any], seed: int) -> list[dict[str, Any]]:
+    """Return the points of a spec without problems: a value a parameter, as W&B's agent would hand them over."""
+    parameters = {name: spec["parameters"][name] for name in sorted(spec["parameters"])}
+    cap = spec.get("run_cap")
+    if spec["method"] == "grid":
+        axes = [grid_values(axis) for axis in parameters.values()]
+        points = itertools.islice(itertools.product(*axes), cap)
+        return [dict(zip(parameters, point, strict=True)) for point in points]
+    return [
+        {
+            name: draw(axis, np.random.default_rng(seed_of(seed, "sweep", number, name)).random())
+            for name, axis in parameters.items()
+        }
+        for number in range(spec["run_cap"])
+    ]
+
+
+def trial_of(common: RunSpec, point: Mapping[str, Any]) -> RunSpec:
+    """Return the trial of a point.
+
+    Raises:
+        SpecError: for a value its field cannot hold, or values that do not go together.
+    """
+    return run_spec(dotted(common) | leaves(point))
+
+
+def problems(spec: Any) -> Iterator[Finding]:
+    """Yield everything for which a spec cannot be run: what W&B refuses, and what would run other than it is written.
+
+    Values are checked as far as the spec alone tells; whether a trial can hold them is asked of the trial.
+    """
+    if not isinstance(spec, Mapping):
+        yield Finding("the file", f"it is {type(spec).__name__}", "a sweep spec is a mapping of method and parameters")
+        return
+    for key in spec:
+        if key not in TOP_LEVEL:
+            todo = f"allowed are {', '.join(TOP_LEVEL)}{nearest(str(key), TOP_LEVEL)}"
+            yield Finding(str(key), "no top-level key has this name", todo)
+    for key in ("program", "name", "description", "project", "entity"):
+        if key in spec and not isinstance(spec[key], str):
+            yield Finding(key, f"it is {spec[key]!r}", "it must be text")
+    yield from _method_problems(spec)
+    command = list(_command_problems(spec))
+    yield from command
+    if not command:
+        try:
+            common_of(spec)
+        except SpecError as error:
+            yield Finding("command", f"its fixed flags give no trial: {error}", "correct the flag")
+    parameters = spec.get("parameters")
+    if not isinstance(parameters, Mapping) or not parameters:
+        todo = "it maps dotted keys to {value: …}, {values: […]} or a distribution"
+        yield Finding("parameters", "parameters is missing" if not parameters else f"it is {parameters!r}", todo)
+        return
+    for name, axis in parameters.items():
+        yield from _name_problems(str(name), parameters)
+        yield from axis_findings(str(name), axis, str(spec.get("method")))
+    if not command:
+        yield from _fixed_and_varied(spec, fixed_flags(spec))
+
+
+def _method_problems(spec: Mapping[str, Any]) -> Iterator[Finding]:
+    method, cap = spec.get("method"), spec.get("run_cap")
+    if method == "bayes":
+        todo = "set method: random with a run_cap, or a grid; under W&B's own agents it would run"
+        yield Finding("method", "bayes looks at earlier trials, which cannot be done here", todo)
+    elif method not in METHODS:
+        todo = f"allowed are {', '.join(METHODS)}{nearest(str(method), METHODS)}"
+        yield Finding("method", f"it is {method!r}", todo)
+    if "early_terminate" in spec:
+        todo = "leave it out: every trial here runs to its end"
+        yield Finding("early_terminate", "trials cannot be stopped early here", todo)
+    if cap is None and method == "random":
+        yield Finding("run_cap", "run_cap is None", "a random search needs the number of its trials")
+    elif cap is not None and (type(cap) is not int or cap < 1):
+        yield Finding("run_cap", f"it is {cap!r}", "it must be an integer from 1 on")
+    metric = spec.get("metric")
+    if metric is None:
+        return
+    if not isinstance(metric, Mapping) or not isinstance(metric.get("name"), str):
+        yield Finding("metric", f"it is {metric!r}", "it must be {name: val/top1_error, goal: minimize}")
+        return
+    if metric.get("goal", "minimize") not in ("minimize", "maximize"):
+        what = f"it is {metric['goal']!r}, and W&B would minimize without a word"
+        yield Finding("metric.goal", what, "it must be minimize or maximize")
+    for key in metric:
+        if key not in (allowed := ("name", "goal", "target", "impute", "impute_while_running")):
+            yield Finding(f"metric.{key}", "W&B knows no such key", f"allowed are {', '.join(allowed)}")
+
+
+def _command_problems(spec: Mapping[str, Any]) -> Iterator[Finding]:
+    if (command := spec.get("command")) is None:
+        return
+    if not isinstance(command, list):
+        yield Finding("command", f"it is {command!r}", 'it must be a list: ["${env}", se-lab, train, "${args}"]')
+        return
+    tokens = [str(token) for token in command]
+    for token in tokens:
+        if "${envvar:" in token:
+            todo = "write the value itself, so that every trial is the same everywhere"
+            yield Finding("command", f"{token!r} is another value for each agent's environment", todo)
+        elif re.fullmatch(r"\$\{.*\}", token):
+            if token not in MACROS:
+                what = f"{token!r} is no macro that se-lab train can be called with, and W&B drops unknown ones"
+                yield Finding("command", what, f"use {', '.join(MACROS)}{nearest(token, MACROS)}")
+        elif "${" in token:
+            todo = 'write it as a token of its own: "--config", "${args_json_file}"'
+            yield Finding("command", f"{token!r}: W&B expands a macro only where it is a whole token", todo)
+    if "${args_json_file}" in tokens and tokens[tokens.index("${args_json_file}") - 1] != "--config":
+        yield Finding("command", "${args_json_file} is no flag", 'write "--config", "${args_json_file}"')
+    if not any(token.startswith("${args") for token in tokens):
+        what = "no token hands the parameters over: W&B would run one trial again and again"
+        yield Finding("command", what, 'add "${args}"')
+    if (flags := _after_entry(tokens)) is None or (flags and not flags[0].startswith(("--", "${"))):
+        run = " ".join(token for token in tokens if token not in MACROS)
+        what = f"it runs {run!r}, and SE-Lab's trials are run by se-lab train and its flags"
+        yield Finding("command", what, 'write ["${env}", se-lab, train, …, "${args}"]')
+
+
+def _after_entry(tokens: list[str]) -> list[str] | None:
+    """Return what follows `se-lab train` in a command, however that is written, or None."""
+    rest = [token for token in tokens if token not in LAUNCHERS]
+    for entry in ENTRIES:
+        if rest[: len(entry)] == entry:
+            return rest[len(entry) :]
+    return rest if not rest or rest[0].startswith(("--", "${")) else None
+
+
+def fixed_flags(spec: Mapping[str, Any]) -> list[str]:
+    """Return the flags in a spec's command, which every trial of it gets."""
+    tokens = _after_entry([str(token) for token in spec.get("command") or []]) or []
+    if "${args_json_file}" in tokens:
+        at = tokens.index("${args_json_file}")
+        tokens = tokens[: at - 1] + tokens[at + 1 :]
+    return [token for token in tokens if token not in MACROS]
+
+
+def _name_problems(name: str, parameters: Mapping[Any, Any]) -> Iterator[Finding]:
+    if whole := [str(section) for section in parameters if name.startswith(f"{section}.")]:
+        what = f"{name} is given twice: its section {whole[0]} is given whole as well"
+        yield Finding(f"parameters.{name}", what, "write one of the two")
+    try:
+        leaves({name: {}})
+    except SpecError as error:
+        yield Finding(f"parameters.{name}", str(error), "its name must be a field's, such as model.se.reduction")
+
+
+def _fixed_and_varied(spec: Mapping[str, Any], flags: list[str]) -> Iterator[Finding]:
+    """Yield flags that are fixed for all trials and a parameter at once: on a command line the later one counts."""
+    tokens = [str(token) for token in spec.get("command") or []]
+    handed = next((at for at, token in enumerate(tokens) if token.startswith("${args")), len(tokens))
+    for flag in flags:
+        key = flag.removeprefix("--").partition("=")[0]
+        for name in map(str, spec["parameters"]):
+            late = tokens.index(flag) > handed
+            if flag.startswith("--") and (key == name or (late and f"{key}.".startswith(f"{name}."))):
+                what = f"{flag} is fixed here and {name} a parameter: " + (
+                    "it comes after ${args} and would count for every trial" if late else "it would never count"
+                )
+                yield Finding("command", what, f"leave out {flag}, or the parameter")

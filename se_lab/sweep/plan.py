@@ -13,10 +13,10 @@ from rich.console import Console
 from rich.table import Table
 from torch.nn import functional as F
 
-from se_lab.complexity import Complexity, profile
+from se_lab.complexity import Complexity, Trace, count_variant, trace
 from se_lab.data import data_shape
 from se_lab.model import create_model
-from se_lab.spec import ExecSpec, RunSpec, dotted
+from se_lab.spec import ExecSpec, RunSpec, SESpec, dotted
 from se_lab.store import read_record, trial_folder
 from se_lab.sweep.grammar import Sweep
 from se_lab.sweep.view import label
@@ -93,17 +93,21 @@ def plan_sweep(sweep: Sweep, execution: ExecSpec, workers: int) -> Plan:
     """
     torch.set_num_threads(execution.threads)
     counted: dict[str, Complexity] = {}
+    traces: dict[str, Trace] = {}
     per_mac: dict[str, float] = {}
     planned: list[PlannedTrial] = []
     for trial in sweep.trials:
         classes, shape, images = data_shape(trial.data, root=execution.data_root)
         net = f"{dotted(trial.model)} {classes} {shape}"
+        alike = f"{trial.model.backbone} {shape}"
         if net not in counted:
+            plain = f"{dotted(dataclasses.replace(trial.model, se=SESpec()))} {classes} {shape}"
+            if plain not in traces:
+                traces[plain] = trace(trial.model, classes, shape)
+            counted[net] = count_variant(trial.model, traces[plain], classes, shape)
+        if alike not in per_mac:
             model = create_model(dataclasses.replace(trial.model, pretrained=False, init="timm"), classes, shape[0])
-            counted[net] = profile(model, shape)
-            alike = f"{trial.model.backbone} {shape}"
-            if alike not in per_mac:
-                per_mac[alike] = _time_step(model, shape, classes) / (TIMED_IMAGES * counted[net].macs)
+            per_mac[alike] = _time_step(model, shape, classes) / (TIMED_IMAGES * counted[net].macs)
         costs = counted[net]
         seconds = per_mac[f"{trial.model.backbone} {shape}"] * costs.macs * images * trial.train.epochs
         record = read_record(trial_folder(execution.store, trial.trial_id))

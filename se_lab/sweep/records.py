@@ -1,4 +1,4 @@
-"""Records by whatever names them: a sweep spec, a store, or several of either."""
+"""Records by whatever names them: a sweep spec, a store, a project or sweep of W&B, or several of these."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ def load_records(source: str | Path | Sequence[str | Path], store_folder: str | 
 
     Args:
         source: A sweep spec (its trials, in its order, found in the store; one that has not run has the status
-            missing and its spec), a store, or several of either.
+            missing and its spec), a store, wandb:ENTITY/PROJECT or wandb:ENTITY/PROJECT/SWEEP, or several of these.
         store_folder: The store that specs are looked up in; by default the variable SE_LAB_STORE, else runs/.
 
     Raises:
         SpecError: for a spec that cannot be read.
-        FileNotFoundError: for a store that is not there or holds no trial.
+        FileNotFoundError: for a store or a W&B project that is not there or holds no trial.
     """
     sources = [source] if isinstance(source, (str, Path)) else source
     frames = [_load(one, store_folder or ExecSpec().store) for one in sources]
@@ -31,6 +31,10 @@ def load_records(source: str | Path | Sequence[str | Path], store_folder: str | 
 
 
 def _load(source: str | Path, store_folder: str | Path) -> pd.DataFrame:
+    if str(source).startswith("wandb:"):
+        from se_lab.sweep.wandb import read_wandb
+
+        return read_wandb(str(source).removeprefix("wandb:"))
     if Path(source).suffix in (".yaml", ".yml"):
         return store.read_records(store_folder, {trial.trial_id: trial.flat() for trial in read_sweep(source).trials})
     return store.read_records(source)

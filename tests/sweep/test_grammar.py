@@ -1,7 +1,13 @@
 """A W&B sweep spec to trials: what W&B's agent would run, in its order."""
 
 import itertools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from hypothesis import given, settings
@@ -10,6 +16,8 @@ from hypothesis import strategies as st
 from se_lab.flags import parse_trial
 from se_lab.spec import SESpec, SpecError
 from se_lab.sweep import read_sweep
+from se_lab.sweep.axes import draw
+from se_lab.sweep.grammar import points_of, problems
 
 
 @pytest.fixture
@@ -86,14 +94,14 @@ def test_random_draws_lie_within_their_distributions_and_repeat(tmp_path_factory
         ({"parameters": {"seed": {"values": []}}}, "at least one value"),
         ({"parameters": {"seed": 3}}, "must be {value: …}"),
         ({"parameters": {"seed": {"vales": [3]}}}, "did you mean 'values'"),
-        ({"parameters": {"seed": {"min": 0, "max": 3}}}, "a grid takes value or values"),
+        ({"parameters": {"optim.lr": {"min": 0.1, "max": 0.3}}}, "a grid takes value or values"),
         ({"parameters": {}}, "parameters is missing"),
         ({"parameters": {"seed": {"value": 1}}, "methd": "grid"}, "did you mean 'method'"),
         ({"parameters": {"seed": {"value": 1}}, "method": "gird"}, "did you mean 'grid'"),
         ({"parameters": {"seed": {"value": 1}}, "method": "random"}, "run_cap is None"),
         ({"parameters": {"seed": {"value": 1}}, "command": ["python", "other.py"]}, "are run by se-lab train"),
         ({"parameters": {"seed": {"value": 1}}, "command": ["se-lab", "train", "--cfg=${args_json_file}"]}, "whole token"),
-        ({"parameters": {"seed": {"value": 1}}, "command": ["se-lab", "train", "--optm.lr=1"]}, "mean '--optim.lr'"),
+        ({"parameters": {"seed": {"value": 1}}, "command": ["se-lab", "train", "--optm.lr=1", "${args}"]}, "mean '--optim.lr'"),
         ({"parameters": {"model.se": {"value": {"reduction": 2}}, "model.se.bias": {"value": True}}}, "given twice")
     ],
 )  # fmt: skip
@@ -110,3 +118,137 @@ def test_a_file_that_is_missing_or_no_yaml_is_said(tmp_path):
     (tmp_path / "torn.yaml").write_text("parameters: {")
     with pytest.raises(SpecError, match="is no YAML"):
         read_sweep(tmp_path / "torn.yaml")
+
+
+@pytest.fixture(scope="module")
+def engine(pytestconfig):
+    """Return a function that asks W&B's own engine, which lives in a folder of its own under pytest's cache."""
+    folder = pytestconfig.cache.mkdir("sweeps-0.3.0")
+    if not (folder / "complete").exists():
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--target", str(folder)]
+        for wanted in (["--no-deps", "sweeps==0.3.0"], ["jsonschema", "jsonref"]):  # its own pins go with numpy 1 only
+            done = subprocess.run([*pip, *wanted], capture_output=True, text=True)
+            if done.returncode:
+                pytest.skip(f"sweeps 0.3.0 cannot be installed: {done.stderr.strip().splitlines()[-1]}")
+        (folder / "complete").touch()
+
+    def ask(questions):
+        script = Path(__file__).with_name("engine.py")
+        environment = os.environ | {"PYTHONPATH": str(folder), "PYTHONWARNINGS": "ignore"}
+        done = subprocess.run(
+            [sys.executable, str(script)], input=json.dumps(questions), capture_output=True, text=True, env=environment
+        )
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    return ask
+
+
+GRIDS = [
+    {"seed": {"values": [0, 1]}, "model.se.reduction": {"values": [16, 4]}, "data.batch_size": {"values": [32, 64]}},
+    {"model.se": {"values": [{"insertion": "none"}, {"reduction": 2}, {"stages": [2, 3]}]}, "seed": {"values": [2, 0]}},
+    {
+        "seed": {"min": 0, "max": 3},
+        "optim.lr": {"value": 0.5},
+        "train.epochs": {"distribution": "constant", "value": 3},
+    },
+    {"optim.lr": {"distribution": "q_uniform", "min": 0.1, "max": 0.5, "q": 0.1}, "seed": {"values": [1, 1, 0]}},
+    {"optim.lr": {"distribution": "q_uniform", "min": 1, "max": 4}, "Z": {"values": [1]}, "a": {"values": [2, 3.0, 3]}},
+]
+
+
+def test_a_grid_has_the_points_of_the_engine_in_its_order(engine):
+    specs = [{"method": "grid", "parameters": parameters} for parameters in GRIDS]
+    theirs = engine([{"grid": spec, "n": 100} for spec in specs])
+    assert [points_of(spec, 0) for spec in specs] == theirs
+    assert [len(points) for points in theirs] == [8, 6, 4, 8, 6]  # np.arange leaves 0.5 out, and 3.0 is 3
+    capped = [points_of(spec | {"run_cap": 3}, 0) for spec in specs]
+    assert capped == [points[:3] for points in theirs]
+
+
+AXES = [
+    {"value": 3},
+    {"values": ["a", "b", "c"]},
+    {"distribution": "categorical", "values": [1, 2]},
+    {"values": ["a", "b", "c"], "probabilities": [0.2, 0.5, 0.3]},
+    {"min": 16, "max": 64},
+    {"min": 0.0, "max": 0.1},
+    {"distribution": "uniform", "min": 0, "max": 4},
+    {"distribution": "log_uniform", "min": -9.0, "max": -2.0},
+    {"distribution": "log_uniform_values", "min": 0.001, "max": 0.1},
+    {"distribution": "inv_log_uniform", "min": 1, "max": 4},
+    {"distribution": "inv_log_uniform_values", "min": 0.001, "max": 0.1},
+    {"distribution": "normal"},
+    {"distribution": "normal", "mu": 3, "sigma": 0.5},
+    {"distribution": "log_normal", "mu": -3.0, "sigma": 0.5},
+    {"distribution": "beta", "a": 2, "b": 5},
+    {"distribution": "q_uniform", "min": 0.0, "max": 1.0, "q": 0.25},
+    {"distribution": "q_uniform", "min": 0, "max": 64, "q": 8},
+    {"distribution": "q_uniform", "min": 0.0, "max": 9.0},
+    {"distribution": "q_log_uniform", "min": 0, "max": 5, "q": 2},
+    {"distribution": "q_log_uniform_values", "min": 1, "max": 100, "q": 5},
+    {"distribution": "q_normal", "mu": 10, "sigma": 3, "q": 2},
+    {"distribution": "q_log_normal", "mu": 1.0, "sigma": 0.5, "q": 0.5},
+    {"distribution": "q_beta", "a": 2, "b": 5, "q": 0.1},
+]
+SHARES = np.linspace(0.0137, 0.9871, 41).tolist()  # none on the edge between two values
+
+
+def test_every_distribution_is_the_engines_at_every_quantile(engine):
+    theirs = engine([{"axis": axis, "u": SHARES} for axis in AXES])
+    for axis, (kind, values) in zip(AXES, theirs, strict=True):
+        ours = [draw(axis, u) for u in SHARES]
+        expected = values if isinstance(values[0], str) else pytest.approx(values, rel=1e-9, abs=1e-12)
+        assert ours == expected, (kind, axis)
+
+
+def test_draws_are_spread_evenly_over_the_quantiles():
+    parameters = {"seed": {"min": 0, "max": 9}, "optim.lr": {"min": 0.0, "max": 1.0}}
+    points = points_of({"method": "random", "parameters": parameters, "run_cap": 2000}, 0)
+    counts = np.bincount([point["seed"] for point in points])
+    assert len(counts) == 10 and ((counts - 200) ** 2 / 200).sum() < 27.9  # chi-squared, 9 degrees, 99.9 %
+    rates = np.sort([point["optim.lr"] for point in points])
+    assert np.abs(rates - np.linspace(0, 1, 2000)).max() < 1.95 / 2000**0.5  # Kolmogorov-Smirnov, 99.9 %
+    assert abs(np.corrcoef([p["seed"] for p in points], [p["optim.lr"] for p in points])[0, 1]) < 0.08
+
+
+REFUSED = [
+    {"seed": {"values": []}},
+    {"seed": {"vales": [1]}},
+    {"seed": {"min": 1, "max": 1}},
+    {"seed": {"min": 3, "max": 1}},
+    {"seed": {"min": 1}},
+    {"seed": {"values": [1, 2], "probabilities": [0.5]}},
+    {"seed": {"values": [1, 2], "probabilities": [0.5, 0.6]}},
+    {"seed": {"values": [1, 2], "probabilities": [-0.5, 1.5]}},
+    {"seed": {"distribution": "categorical", "values": [1, 2], "probabilities": [0.5, 0.5]}},
+    {"optim.lr": {"min": "1e-3", "max": 0.1}},
+    {"optim.lr": {"distribution": "log_uniform_values", "min": 0, "max": 1}},
+    {"optim.lr": {"distribution": "norml"}},
+    {"optim.lr": {"distribution": "normal", "min": 0.0, "max": 1.0}},
+    {"optim.lr": {"distribution": "normal", "sigma": -1}},
+    {"optim.lr": {"distribution": "q_uniform", "min": 0, "max": 1, "q": 0}},
+    {"optim.lr": {"distribution": "int_uniform", "min": 0.5, "max": 2}},
+    {"optim lr": {"value": 1}},
+]
+
+
+def test_what_the_engines_schema_refuses_is_refused(engine):
+    specs = [{"method": "random", "run_cap": 1, "parameters": parameters} for parameters in REFUSED]
+    specs += [
+        {"method": "random", "run_cap": 1, "parameters": {"seed": {"value": 1}}} | change
+        for change in ({"run_cap": 0}, {"run_cap": 1.5}, {"method": "gird"}, {"nme": "x"}, {"command": "se-lab"})
+    ]
+    specs += [{"method": "grid", "parameters": {"seed": {"value": 1}}, "metric": {"goal": "minimize"}}]
+    for spec, violations in zip(specs, engine([{"spec": spec} for spec in specs]), strict=True):
+        assert violations, spec
+        assert list(problems(spec)), (spec, violations)
+
+
+def test_what_is_accepted_here_the_engine_accepts(engine):
+    parameters = {f"p{number}": axis for number, axis in enumerate(AXES)}
+    spec = {"method": "random", "run_cap": 3, "name": "n", "description": "d", "program": "se-lab", "command": ["x"]}
+    deprecated = list(engine([{"spec": spec | {"parameters": parameters}}])[0])
+    assert len(deprecated) == 3 and all("specify base-e exponents" in violation for violation in deprecated)
+    shipped = sorted((Path(__file__).parents[2] / "sweeps").glob("*.yaml"))
+    assert engine([{"spec": yaml.safe_load(path.read_text())} for path in shipped]) == [[]] * len(shipped)

@@ -1,0 +1,29 @@
+"""Draw the SE paper's Figures 6 and 7 from a statistics file: python analysis/excitation_figures.py FILE [CLASSES].
+
+FILE is the excitations.safetensors that `se-lab excitations` writes; CLASSES are names, WordNet ids or numbers,
+separated by commas. Change the calls below for other units, channels or figures.
+"""
+
+import sys
+from pathlib import Path
+
+from se_lab.excitation_statistics import ExcitationStatistics
+from se_lab.report import save_figure
+from se_lab.report.excitation_figures import activation_figure, deviation_figure
+from se_lab.report.excitation_images import choose_classes
+
+
+def main(file: str, classes: str = "") -> None:
+    statistics = ExcitationStatistics.load(file)
+    chosen = choose_classes(classes.split(",") if classes else [], statistics.classes)
+    folder = Path(file).parent
+    for name, figure in (
+        ("figure_6", activation_figure(statistics, chosen)),
+        ("figure_7", deviation_figure(statistics, chosen)),
+    ):
+        for path in save_figure(figure, folder / name):
+            print(path)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,160 @@
+"""How much of timm can take SE units: `python benchmarks/coverage.py`, about six minutes on one core.
+
+Every convolutional model of timm is built on the meta device, patched, and run there at its own image size, which
+checks every unit's channels. Then a small net of each family is checked with numbers, on the CPU: one training step
+gives every SE unit a gradient, and with the gates forced to 1 the patched net equals the plain one to the bit, in
+double precision.
+
+The list of models is frozen in convolutional.txt; `--freeze` writes it anew. The rule: a model is convolutional if
+pixels meet only in convolutions and poolings, that is, if no module's class name says attention, self-attention, a
+state space, a recurrence or an MLP over tokens (RULE). Channel attention, split-attention and selective-kernel
+convolutions do not count against it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+import time
+import warnings
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+import timm
+import torch
+from timm.models._registry import _model_to_module
+from torch import nn
+
+from se_lab.insertion import insert_se
+from se_lab.spec import SESpec, SpecError
+from se_lab.squeeze_excite import SqueezeExcite
+
+LIST = Path(__file__).with_name("convolutional.txt")
+RULE = re.compile(r"Attention|Attn|LambdaLayer|SHSA|SHMA|MHSA|GPSA|LiteMLA|HSMSSD|LSTM|MlpMixer|ParallelScalingBlock")
+CONVOLUTIONS = ("SplitAttn", "SelectiveKernelAttn")
+
+
+def is_convolutional(net: nn.Module) -> bool:
+    """Apply the rule to a net."""
+    names = {type(module).__name__ for module in net.modules()} - set(CONVOLUTIONS)
+    return not any(RULE.search(name) for name in names)
+
+
+def build(name: str, device: str) -> nn.Module:
+    with torch.device(device):
+        net: nn.Module = timm.create_model(name)
+    return net.eval()
+
+
+def freeze() -> None:
+    names = [name for name in timm.list_models() if is_convolutional(build(name, "meta"))]
+    head = f"# timm {timm.__version__}, {len(names)} of {len(timm.list_models())} models"
+    LIST.write_text("\n".join([head, *names, ""]))
+    print(f"{len(names)} convolutional models in {LIST}")
+
+
+def frozen() -> list[str]:
+    return [line for line in LIST.read_text().splitlines() if not line.startswith("#")]
+
+
+def fits(name: str, se: SESpec, existing_se: str) -> str:
+    """Patch a model on the meta device and run it; return what is in the way, or nothing."""
+    net = build(name, "meta")
+    size = net.default_cfg["input_size"]  # type: ignore[index,union-attr]
+    try:
+        insert_se(net, se, existing_se)
+        net(torch.empty(1, *size, device="meta"))  # type: ignore[operator]
+    except SpecError as error:
+        return str(error).partition(";")[0]
+    except Exception as error:  # whatever it is, it is told by the model's name
+        return f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
+    return ""
+
+
+class One(nn.Module):
+    """A gate that leaves everything as it is."""
+
+    def forward(self, gate: torch.Tensor) -> torch.Tensor:
+        return torch.ones_like(gate)
+
+
+def works(name: str, existing_se: str) -> str:
+    """Check a small net with numbers; return what is wrong, or nothing."""
+    torch.manual_seed(0)
+    plain = timm.create_model(name)
+    torch.manual_seed(0)
+    patched = timm.create_model(name)
+    sites = insert_se(patched, SESpec(), existing_se)
+    side = 96
+    images = torch.randn(2, 3, side, side)
+    patched.train()(images).square().mean().backward()
+    for site in sites:
+        gradient = patched.get_submodule(site.path).reduce.weight.grad  # type: ignore[union-attr]
+        if gradient is None or not torch.isfinite(gradient).all():
+            return f"{site.name} gets no gradient"
+    missing, unexpected = patched.load_state_dict(plain.state_dict(), strict=False)
+    if unexpected or any(not key.startswith(tuple(site.path for site in sites)) for key in missing):
+        return "state-dict keys differ from timm's"
+    for unit in (module for module in patched.modules() if isinstance(module, SqueezeExcite)):
+        unit.gate = One()
+    with torch.no_grad():
+        same = torch.equal(patched.double().eval()(images.double()), plain.double().eval()(images.double()))
+    return "" if same else "with gates of 1 it differs from the plain net"
+
+
+def table(results: Iterable[tuple[str, str]]) -> str:
+    """Return the shares by family, and by name what is not covered."""
+    results = list(results)
+    total, good = Counter[str](), Counter[str]()
+    for name, problem in results:
+        total[_model_to_module[name]] += 1
+        good[_model_to_module[name]] += not problem
+    lines = [f"{'family':<22}{'covered':>9}{'of':>6}{'share':>8}"]
+    lines += [f"{name:<22}{good[name]:>9}{total[name]:>6}{good[name] / total[name]:>8.0%}" for name in sorted(total)]
+    covered = sum(good.values())
+    lines += [f"{'all':<22}{covered:>9}{len(results):>6}{covered / len(results):>8.1%}", "", "not covered:"]
+    lines += [f"  {name}: {problem}" for name, problem in results if problem] or ["  none"]
+    return "\n".join(lines)
+
+
+def smallest(names: Iterable[str]) -> list[str]:
+    """Return the model with the fewest parameters of each family."""
+    found: dict[str, tuple[int, str]] = {}
+    for name in names:
+        family = _model_to_module[name]
+        if name.startswith("test_"):
+            continue
+        params = sum(p.numel() for p in build(name, "meta").parameters())
+        found[family] = min(found.get(family, (params, name)), (params, name))
+    return [name for _, name in sorted(found.values())]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--freeze", action="store_true", help="Write the list of convolutional models anew.")
+    parser.add_argument("--insertion", default="standard", help="The insertion to patch with.")
+    parser.add_argument("--no-numbers", action="store_true", help="Leave out the check of a net of each family.")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore")
+    if options.freeze:
+        freeze()
+        return 0
+    start = time.perf_counter()
+    results = [(name, fits(name, SESpec(insertion=options.insertion), "keep")) for name in frozen()]
+    print(f"timm {timm.__version__}, insertion {options.insertion}\n{table(results)}")
+    wrong = []
+    if not options.no_numbers:
+        print("\na small net of each family, with numbers:")
+        for name in smallest(name for name, problem in results if not problem):
+            problem = works(name, "keep")
+            wrong += [name] if problem else []
+            print(f"  {_model_to_module[name]:<22}{name:<32}{problem or 'ok'}", flush=True)
+    print(f"{time.perf_counter() - start:.0f} s")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

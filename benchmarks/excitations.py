@@ -1,0 +1,99 @@
+"""What looking at excitations costs: `python benchmarks/excitations.py`, five minutes on one core.
+
+The same batch of random images goes through one net in three ways, in turn, again and again: plain inference;
+inference with statistics that stream (se_lab.excitation_statistics); inference with every gate kept, as one would do
+it without. Prints milliseconds an image (median over rounds), the ratio to plain inference (median of the ratios
+within a round; on a CPU of processor time, so that busy neighbours count less), and the memory for a validation set of
+ImageNet's size. Goals: 1.01 on a CPU, 1.02 on a GPU, 400 MB.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import timm
+import torch
+
+from se_lab.activations import capture_excitations
+from se_lab.excitation_statistics import ExcitationStatistics
+
+IMAGES = 50_000
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--backbone", default="seresnet50")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--size", type=int, default=224, help="Side of the images.")
+    parser.add_argument("--classes", type=int, default=1000)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--batches", type=int, default=1, help="Batches a round.")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--amp", action="store_true", help="bfloat16 under autocast.")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    device = torch.device(options.device)
+    clock = time.process_time if device.type == "cpu" else time.perf_counter
+    model = timm.create_model(options.backbone).eval().to(device, memory_format=torch.channels_last)
+    images = torch.randn(options.batch, 3, options.size, options.size).to(device, memory_format=torch.channels_last)
+    labels = torch.randint(options.classes, (options.batches, options.batch))
+    with capture_excitations(model) as capture:
+        streamed = ExcitationStatistics(capture.sites, [str(k) for k in range(options.classes)], device=device)
+    stored: list[torch.Tensor] = []
+
+    def plain() -> None:
+        for _ in labels:
+            model(images)
+
+    def streaming() -> None:
+        with capture_excitations(model) as capture:
+            for batch in labels:
+                model(images)
+                streamed.update(capture.excitations, batch)
+
+    def storing() -> None:
+        stored.clear()
+        with capture_excitations(model) as capture:
+            for _ in labels:
+                model(images)
+                stored.append(torch.cat(list(capture.excitations.values()), dim=1).float().cpu())
+
+    ways: dict[str, Callable[[], None]] = {"plain inference": plain, "streaming": streaming, "every gate kept": storing}
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=options.amp):
+        for number in range(options.rounds + 1):
+            for name, way in ways.items():
+                synchronize(device)
+                began = clock()
+                way()
+                synchronize(device)
+                if number:  # the first round warms up
+                    times[name].append(clock() - began)
+
+    gates = stored[0].shape[1]
+    memory = {"streaming": sum(t.numel() * t.element_size() for t in streamed.__dict__.values() if torch.is_tensor(t))}
+    memory["every gate kept"] = IMAGES * gates * 4
+    print(
+        f"{options.backbone}, {gates:,} gates, batch {options.batch}, {options.size} px, {device}, "
+        f"torch {torch.__version__}"
+    )
+    print(f"{'':<16} {'ms/image':>9} {'ratio':>7}  {'spread':>13}  {'MB for 50,000 images':>20}")
+    for name, seconds in times.items():
+        ratios = sorted(a / b for a, b in zip(seconds, times["plain inference"], strict=True))
+        low, high = ratios[len(ratios) // 4], ratios[-1 - len(ratios) // 4]
+        each = 1000 * statistics.median(seconds) / (options.batch * options.batches)
+        kept = f"{memory[name] / 1e6:,.0f}" if name in memory else ""
+        print(f"{name:<16} {each:9.2f} {statistics.median(ratios):7.4f}  {low:.4f}–{high:.4f}  {kept:>20}")
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""The cost of a grid of 200 SE variants of ResNet-50: `python benchmarks/profiling.py`, about two minutes on one core.
+
+Side by side, in one process: each net built and counted by fvcore, and one trace with the closed form for the rest. The
+counts of both are compared, all of them. The first way is timed on every `--every`-th variant and scaled up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+import time
+
+import torch
+
+from se_lab.complexity import count_variant, profile, trace
+from se_lab.model import create_model
+from se_lab.spec import ModelSpec, SESpec
+
+SIZE = (3, 224, 224)
+KEYS = ("params", "params_se", "macs", "macs_se", "elementwise", "elementwise_se", "activations")
+GRID = [
+    ModelSpec("resnet50", SESpec(insertion, reduction, squeeze, stages=stages), init="timm")
+    for insertion, reduction, squeeze, stages in itertools.product(
+        ("standard", "pre", "post", "identity", "conv3x3"), (2, 4, 8, 16, 32), ("avg", "max"), ("all", (2,), (3,), (4,))
+    )
+]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--every", type=int, default=10, help="Build and count every n-th variant in full.")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    sample = GRID[:: options.every]
+    count_variant(sample[0], trace(sample[0], 10, (3, 64, 64)), 10, (3, 64, 64))  # what is imported on first use
+
+    start = time.perf_counter()
+    traced = trace(GRID[0], 1000, SIZE)
+    one_trace = time.perf_counter() - start
+    fast = [count_variant(spec, traced, 1000, SIZE) for spec in GRID]
+    quick = time.perf_counter() - start
+
+    start = time.perf_counter()
+    full = [profile(create_model(spec, 1000), SIZE) for spec in sample]
+    slow = (time.perf_counter() - start) * len(GRID) / len(sample)
+
+    differing = sum(
+        getattr(a, key) != getattr(b, key) for a, b in zip(fast[:: options.every], full, strict=True) for key in KEYS
+    )
+    print(f"{len(GRID)} variants of resnet50 at {SIZE[1]} pixels")
+    print(f"each built and counted by fvcore   {slow:8.2f} s   ({len(sample)} timed, scaled)")
+    print(f"one trace and the closed form      {quick:8.2f} s   ({one_trace:.2f} s of it the trace)")
+    print(f"ratio                              {slow / quick:8.0f}")
+    print(f"ratio, with the trace at hand      {slow / (quick - one_trace):8.0f}")
+    print(f"counts that differ                 {differing:8} of {len(sample) * len(KEYS)}")
+    return 1 if differing else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

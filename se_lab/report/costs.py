@@ -1,0 +1,226 @@
+"""What nets cost, as rows: a net by stage and unit, the trials of a sweep, and the paper's figures beside ours."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import math
+import statistics
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from se_lab.complexity import Complexity, ModuleCost, Trace, count_variant, profile, trace
+from se_lab.data import data_shape
+from se_lab.insertion import Place, survey
+from se_lab.model import create_model
+from se_lab.report.published import BN_STATISTICS, PARAMS_SLACK, paper_rows
+from se_lab.spec import ModelSpec, RunSpec, SESpec, dotted, fields_of
+
+Row = dict[str, Any]
+Size = tuple[int, int, int]
+_TOTALS = ("params", "params_se", "macs", "macs_se", "elementwise", "elementwise_se", "activations")
+_NONE = ModuleCost(0, 0, 0, 0)
+
+
+def net_costs(spec: ModelSpec, num_classes: int = 1000, input_size: Size = (3, 224, 224)) -> list[Row]:
+    """Return a row for the whole net, each stage, each unit, and the rest (stem, transitions, head).
+
+    Columns: part, channels and hidden of the SE unit, and the counts of `Complexity`, each with what is SE's. The
+    net is counted by fvcore; `closed_form` says how the closed form's count differs from that: "equal", it should be.
+
+    Raises:
+        SpecError: for a spec that no net fits.
+    """
+    model = create_model(dataclasses.replace(spec, pretrained=False, init="timm"), num_classes, input_size[0])
+    counted = profile(model, input_size)
+    expected = count_variant(spec, trace(spec, num_classes, input_size), num_classes, input_size)
+    off = {key: getattr(expected, key) - getattr(counted, key) for key in _TOTALS}
+    told = ", ".join(f"{key} {value:+,}" for key, value in off.items() if value) or "equal"
+    rows = [{"part": "net", **{key: getattr(counted, key) for key in _TOTALS}, "closed_form": told}]
+    sites = {site.name: site for site in model.se_sites}  # type: ignore[union-attr]
+    places = [place for place in survey(model) if place.spots or place.name in sites]
+    units = []
+    for place in places:
+        site = sites.get(place.name)
+        se = counted.by_module.get(site.path, _NONE) if site else _NONE
+        whole = _summed(counted, _paths(model, place))
+        units.append(
+            {"part": place.name, "stage": place.stage, **_columns(whole, se)}
+            | ({"channels": site.channels, "hidden": site.hidden} if site else {})
+        )
+    for stage in sorted({place.stage for place in places}):
+        rows.append({"part": f"stage {stage}", **_sum(unit for unit in units if unit["stage"] == stage)})
+    rows.append({"part": "rest", **{key: rows[0][key] - _sum(units)[key] for key in _TOTALS}})
+    return rows + [{key: value for key, value in unit.items() if key != "stage"} for unit in units]
+
+
+def sweep_costs(trials: Iterable[RunSpec], root: str | Path = ".") -> list[Row]:
+    """Return a row a trial: trial_id, the flat model spec, and the counts; a backbone is counted once."""
+    traces: dict[str, Trace] = {}
+    rows = []
+    for trial in trials:
+        classes, shape, _ = data_shape(trial.data, root=root)
+        costs = cached_costs(trial.model, classes, shape, traces)
+        model = {key: value for key, value in trial.flat().items() if key.startswith("model.")}
+        rows.append({"trial_id": trial.trial_id, **model, **{key: getattr(costs, key) for key in _TOTALS}})
+    return rows
+
+
+def cached_costs(spec: ModelSpec, num_classes: int, input_size: Size, traces: dict[str, Trace]) -> Complexity:
+    """Return the costs of a spec, tracing its backbone unless `traces` has it."""
+    net = dotted(spec) | {"classes": num_classes, "size": input_size}
+    key = json.dumps({k: v for k, v in net.items() if not k.startswith("se.")}, sort_keys=True)
+    if key not in traces:
+        traces[key] = trace(spec, num_classes, input_size)
+    return count_variant(spec, traces[key], num_classes, input_size)
+
+
+def paper_costs() -> list[Row]:
+    """Return a row for each cost that the paper prints: table, row, figure, ours, published, deviation in %, reason.
+
+    Published figures and what is known about them: published.yaml. MACs at 224 pixels, 299 for Inception-ResNet-v2.
+    """
+    traces: dict[str, Trace] = {}
+    rows: list[Row] = []
+    for record in paper_rows().to_dict("records"):
+        printed = {str(name): value for name, value in record.items()}
+        if all(math.isnan(printed[key]) for key in ("params", "macs")):
+            continue
+        se = {name: printed[f"model.se.{name}"] for name, _ in fields_of(SESpec())}
+        spec = ModelSpec(printed["model.backbone"], SESpec(**{k: v for k, v in se.items() if v is not None and v == v}))
+        side = 299 if spec.backbone == "inception_resnet_v2" else 224
+        costs = cached_costs(spec, 1000, (3, side, side), traces)
+        for key in ("params", "macs"):
+            if math.isnan(printed[key]):
+                continue
+            ours = getattr(costs, key)
+            off = 100 * (ours / printed[key] - 1)
+            rows.append(
+                {
+                    "table": printed["table"],
+                    "row": printed["row"],
+                    "figure": key,
+                    "ours": ours,
+                    "published": round(printed[key]),
+                    "deviation_%": round(off, 2),
+                    "reason": _reason(printed, spec, key, costs),
+                }
+            )
+    return rows
+
+
+def measured(spec: ModelSpec, num_classes: int, input_size: Size, device: str, repeats: int = 10) -> Row:
+    """Return the median latency of one image in ms, eval mode, and the peak memory in MB, on a device.
+
+    On a CPU the peak is of weights and activations together with what PyTorch keeps, so it is left out.
+    """
+    model = create_model(dataclasses.replace(spec, pretrained=False, init="timm"), num_classes, input_size[0])
+    model.eval().to(device)
+    image = torch.randn(1, *input_size, device=device)
+    taken = []
+    on_gpu = device.startswith("cuda")
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats(device)
+    with torch.inference_mode():
+        for _ in range(repeats + 3):
+            start = time.perf_counter()
+            model(image)
+            if on_gpu:
+                torch.cuda.synchronize(device)
+            taken.append(1000 * (time.perf_counter() - start))
+    memory = round(torch.cuda.max_memory_allocated(device) / 1e6, 1) if on_gpu else None
+    return {"latency_ms": round(statistics.median(taken[3:]), 3), "peak_memory_MB": memory}
+
+
+def render(rows: Sequence[Row], form: str) -> str:
+    """Return rows as a table for the terminal, csv, or json."""
+    if form == "json":
+        return json.dumps(list(rows), indent=2)
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    if form == "csv":
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+        return text.getvalue().rstrip()
+    cells = [columns, *([_cell(row.get(key)) for key in columns] for row in rows)]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
+    number = [any(isinstance(row.get(key), (int, float)) for row in rows) for key in columns]
+    return "\n".join(
+        "  ".join(c.rjust(w) if n else c.ljust(w) for c, w, n in zip(line, widths, number, strict=True)).rstrip()
+        for line in cells
+    )
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def _reason(printed: Row, spec: ModelSpec, key: str, costs: Complexity) -> str:
+    """Say why our count is not the printed one, as far as it is known (published.yaml, notes)."""
+    ours = getattr(costs, key)
+    half = printed[f"{key}:digit"] / 2
+
+    def fits(count: int) -> bool:
+        return bool(abs(count - printed[key]) <= half * (1 + 1e-9))
+
+    if fits(ours):
+        return "as printed"
+    ablation = printed["table"] not in ("table_2_imagenet", "table_3_mobile")
+    if key == "params" and ablation:
+        if fits(ours + BN_STATISTICS):
+            return f"as printed with the {BN_STATISTICS:,} running statistics of the norms"
+        if abs(ours - printed[key]) <= PARAMS_SLACK:
+            return "fits neither with the norms' running statistics nor without; within 0.12M"
+    if key == "params" and spec.backbone == "shufflenet_v1_g3":
+        if spec.se.insertion != "none":
+            return "the paper leaves open which units: model.se.units=stride_1 gives its 2.4M"
+        return "the architecture as published has 1.87M; the paper cuts it off"
+    if spec.backbone == "inception_resnet_v2":
+        return "unexplained: at 299 pixels the published net's convolutions and linears come to 13.156G"
+    if spec.se.insertion != "none" and fits(ours + costs.elementwise_se // 2):
+        return "fits with one operation more for each element that SE scales"
+    return "unexplained: ours are convolutions and linears, the paper does not say what it counts"
+
+
+def _paths(model: nn.Module, place: Place) -> list[str]:
+    """Return the modules of a unit: its block; where that is a lone activation, the layers before it as well."""
+    parent, _, last = place.path.rpartition(".")
+    siblings = [name for name, _ in model.get_submodule(parent).named_children()]
+    paths = [place.path]
+    for name in reversed(siblings[: siblings.index(last)]):
+        if not isinstance(model.get_submodule(f"{parent}.{name}"), (nn.Conv2d, nn.BatchNorm2d)):
+            break
+        paths.append(f"{parent}.{name}")
+    return paths
+
+
+def _summed(counted: Complexity, paths: Iterable[str]) -> ModuleCost:
+    costs = [counted.by_module.get(path, _NONE) for path in paths]
+    return ModuleCost(*(sum(values) for values in zip(*(dataclasses.astuple(cost) for cost in costs), strict=True)))
+
+
+def _columns(whole: ModuleCost, se: ModuleCost) -> Row:
+    return {
+        "params": whole.params,
+        "params_se": se.params,
+        "macs": whole.macs,
+        "macs_se": se.macs,
+        "elementwise": whole.elementwise,
+        "elementwise_se": se.elementwise,
+        "activations": whole.activations,
+    }
+
+
+def _sum(rows: Iterable[Row]) -> Row:
+    rows = list(rows)
+    return {key: sum(row[key] for row in rows) for key in _TOTALS}

@@ -1,0 +1,213 @@
+"""One parameter of a W&B sweep spec: what W&B accepts, the values of a grid, and draws from its distributions.
+
+Held against W&B's own search engine, the package `sweeps` 0.3.0: the same schema, grids and inverse distributions.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.special import betaincinv, ndtri
+
+from se_lab.spec import nearest
+
+Axis = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something wrong with a sweep spec."""
+
+    where: str
+    """The key, such as parameters.optim.lr."""
+    what: str
+    """What is there, and what W&B or SE-Lab makes of it."""
+    todo: str
+    """What to write instead."""
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what}; {self.todo}"
+
+
+def _exponential(draw: Callable[[Axis, float], float]) -> Callable[[Axis, float], float]:
+    return lambda axis, u: math.exp(draw(axis, u))
+
+
+def _uniform(axis: Axis, u: float) -> float:
+    return float(axis["min"] + u * (axis["max"] - axis["min"]))
+
+
+def _log_uniform_values(axis: Axis, u: float) -> float:
+    low, high = math.log(axis["min"]), math.log(axis["max"])
+    return math.exp(low + u * (high - low))
+
+
+def _inv_log_uniform(axis: Axis, u: float) -> float:
+    return math.exp(-_uniform(axis, 1 - u))
+
+
+def _normal(axis: Axis, u: float) -> float:
+    return float(axis.get("mu", 0.0) + axis.get("sigma", 1.0) * ndtri(u))
+
+
+def _beta(axis: Axis, u: float) -> float:
+    return float(betaincinv(axis.get("a", 1), axis.get("b", 1), u))
+
+
+def _quantised(draw: Callable[[Axis, float], float]) -> Callable[[Axis, float], float]:
+    return lambda axis, u: float(np.round(draw(axis, u) / axis.get("q", 1.0)) * axis.get("q", 1.0))
+
+
+_BOUNDED, _GAUSSIAN, _SHAPED = ("min", "max"), ("mu", "sigma"), ("a", "b")
+_CONTINUOUS: dict[str, tuple[tuple[str, ...], Callable[[Axis, float], float]]] = {
+    "uniform": (_BOUNDED, _uniform),
+    "log_uniform": (_BOUNDED, _exponential(_uniform)),
+    "log_uniform_values": (_BOUNDED, _log_uniform_values),
+    "normal": (_GAUSSIAN, _normal),
+    "log_normal": (_GAUSSIAN, _exponential(_normal)),
+    "beta": (_SHAPED, _beta),
+}
+DISTRIBUTIONS: dict[str, tuple[tuple[str, ...], Callable[[Axis, float], Any]]] = {
+    "constant": (("value",), lambda axis, u: axis["value"]),
+    "categorical": (("values",), lambda axis, u: axis["values"][_whole(u, len(axis["values"]))]),
+    "categorical_w_probabilities": (
+        ("values", "probabilities"),
+        lambda axis, u: axis["values"][
+            min(int(np.searchsorted(np.cumsum(axis["probabilities"]), u, "right")), len(axis["values"]) - 1)
+        ],
+    ),
+    "int_uniform": (_BOUNDED, lambda axis, u: axis["min"] + _whole(u, axis["max"] - axis["min"] + 1)),
+    "inv_log_uniform": (_BOUNDED, _inv_log_uniform),
+    "inv_log_uniform_values": (_BOUNDED, _log_uniform_values),  # as the engine has it, min and max being the values'
+    **_CONTINUOUS,
+    **{f"q_{name}": ((*keys, "q"), _quantised(draw)) for name, (keys, draw) in _CONTINUOUS.items()},
+}
+"""Each distribution's keys, and its inverse: the value below which a share u of the draws lies."""
+
+_OPTIONAL = ("mu", "sigma", "a", "b", "q")
+_KEYS = ("value", "values", "probabilities", "distribution", *_BOUNDED, *_OPTIONAL)
+_IN_A_GRID = ("constant", "categorical", "int_uniform", "q_uniform")
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
+
+
+def _whole(u: float, count: int) -> int:
+    return max(math.ceil(u * count) - 1, 0)
+
+
+def axis_findings(name: str, axis: Any, method: str) -> Iterator[Finding]:
+    """Yield what W&B refuses, or does not do as it is written, of one parameter."""
+    where = f"parameters.{name}"
+    if not _NAME.fullmatch(name):
+        yield Finding(where, "W&B takes letters, digits, _ . and -, and no digit first", "write a field's dotted key")
+        return
+    if not isinstance(axis, Mapping):
+        yield Finding(where, f"it is {axis!r}", "it must be {value: …}, {values: […]} or a distribution")
+        return
+    if "parameters" in axis:
+        todo = f"write dotted keys such as {name}.…, or {name} with mappings as its values"
+        yield Finding(where, "a nested parameters block reaches a trial as one mapping, and W&B's checks skip it", todo)
+        return
+    unknown = [str(key) for key in axis if key not in _KEYS]
+    for key in unknown:
+        yield Finding(f"{where}.{key}", "W&B knows no such key", f"allowed are {', '.join(_KEYS)}{nearest(key, _KEYS)}")
+    if unknown:
+        return
+    given = axis.get("distribution", _inferred(axis))
+    if given is None:
+        yield Finding(where, f"{dict(axis)!r} says no distribution", "it needs value, values, or min and max")
+    elif given not in DISTRIBUTIONS:
+        todo = f"allowed are {', '.join(DISTRIBUTIONS)}{nearest(str(given), DISTRIBUTIONS)}"
+        yield Finding(f"{where}.distribution", f"it is {given!r}", todo)
+    elif wrong := list(_wrong_keys(where, axis, given)) or list(_wrong_values(where, axis, given)):
+        yield from wrong
+    elif method == "grid" and given not in _IN_A_GRID:
+        todo = "a grid takes value or values (also int_uniform and q_uniform); or set method: random"
+        yield Finding(where, f"it is {given}, which has no values to enumerate", todo)
+
+
+def _inferred(axis: Axis) -> str | None:
+    if "value" in axis:
+        return "constant"
+    if "values" in axis:
+        return "categorical_w_probabilities" if "probabilities" in axis else "categorical"
+    if "min" in axis and "max" in axis:
+        return "int_uniform" if all(type(axis[key]) is int for key in _BOUNDED) else "uniform"
+    return None
+
+
+def _wrong_keys(where: str, axis: Axis, distribution: str) -> Iterator[Finding]:
+    keys = DISTRIBUTIONS[distribution][0]
+    for key in keys:
+        if key not in axis and key not in _OPTIONAL:
+            yield Finding(where, f"{distribution} needs {key}", f"it takes {', '.join(keys)}")
+    for key in axis:
+        if key != "distribution" and key not in keys:
+            yield Finding(f"{where}.{key}", f"{distribution} has no {key}", f"it takes {', '.join(keys)}")
+
+
+def _wrong_values(where: str, axis: Axis, distribution: str) -> Iterator[Finding]:
+    if "values" in axis and (not isinstance(axis["values"], list) or not axis["values"]):
+        yield Finding(f"{where}.values", f"it is {axis['values']!r}", "it must be a list of at least one value")
+        return
+    if "probabilities" in axis:
+        shares = axis["probabilities"]
+        right = isinstance(shares, list) and all(_is_number(share) and share >= 0 for share in shares)
+        if not right or len(shares) != len(axis["values"]) or not np.isclose(sum(shares), 1):
+            todo = f"it must be {len(axis['values'])} numbers from 0 on that sum to 1"
+            yield Finding(f"{where}.probabilities", f"it is {shares!r}", todo)
+    numbers = [key for key in axis if key in (*_BOUNDED, *_OPTIONAL)]
+    for key in numbers:
+        value = axis[key]
+        if not _is_number(value):
+            text = "; YAML reads 1e-3 as text, and 1.0e-3 as a number" if isinstance(value, str) else ""
+            yield Finding(f"{where}.{key}", f"it is {value!r}", f"it must be a finite number{text}")
+        elif distribution == "int_uniform" and type(value) is not int:
+            yield Finding(f"{where}.{key}", f"it is {value!r}", "int_uniform takes integers")
+        elif (key == "sigma" and value < 0) or (key in ("q", "a", "b") and value <= 0):
+            yield Finding(f"{where}.{key}", f"it is {value!r}", "it must be above 0")
+        elif key == "min" and distribution.endswith("_values") and value <= 0:
+            yield Finding(f"{where}.{key}", f"it is {value!r}", "a logarithm needs it above 0")
+    if not {*_BOUNDED} <= {*numbers} or not all(_is_number(axis[key]) for key in _BOUNDED):
+        return
+    if axis["min"] >= axis["max"]:
+        yield Finding(where, f"min {axis['min']!r} is not less than max {axis['max']!r}", "write the smaller as min")
+    if "distribution" not in axis and type(axis["min"]) is not type(axis["max"]):
+        todo = "write both as integers or both with a decimal point, or say distribution: uniform"
+        yield Finding(where, f"wandb sweep refuses min {axis['min']!r} with max {axis['max']!r} as ambiguous", todo)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def grid_values(axis: Axis) -> list[Any]:
+    """Return the values of a parameter in a grid, each once, in the engine's order."""
+    distribution = axis.get("distribution", _inferred(axis))
+    if distribution == "constant":
+        return [handed_over(axis["value"])]
+    if distribution == "int_uniform":
+        return list(range(axis["min"], axis["max"] + 1))
+    if distribution == "q_uniform":
+        return [handed_over(value) for value in np.arange(axis["min"], axis["max"], axis.get("q", 1.0)).tolist()]
+    values = [handed_over(value) for value in axis["values"]]
+    return list({json.dumps(value, sort_keys=True, default=str): value for value in values}.values())
+
+
+def draw(axis: Axis, u: float) -> Any:
+    """Return the value of a parameter below which a share `u`, from 0 to 1, of its draws lies."""
+    return handed_over(DISTRIBUTIONS[axis.get("distribution", _inferred(axis))][1](axis, u))
+
+
+def handed_over(value: Any) -> Any:
+    """Return a value as W&B's agent gets it: through JSON as its server writes it, where 3.0 becomes 3."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, Mapping):
+        return {key: handed_over(inner) for key, inner in value.items()}
+    return [handed_over(inner) for inner in value] if isinstance(value, (list, tuple)) else value

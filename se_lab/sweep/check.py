@@ -1,0 +1,172 @@
+"""The linter of sweep specs: everything that W&B would refuse, or do other than it is written, found at once."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from se_lab.model import create_model
+from se_lab.spec import RunSpec, SpecError, leaves, nearest
+from se_lab.sweep.axes import Axis, Finding, draw, grid_values
+from se_lab.sweep.grammar import common_of, load_spec, points_of, problems, trial_of
+
+METRICS = tuple(f"{split}/{what}" for split in ("val", "test") for what in ("loss", "top1_error", "top5_error"))
+
+
+def check_sweep(path: str | Path) -> list[Finding]:
+    """Return everything that is wrong with a sweep spec; an empty list means that it runs alike here and under W&B.
+
+    Raises:
+        SpecError: for a file that is not there or no YAML.
+    """
+    spec = load_spec(path)
+    text = Path(path).read_text()
+    refused = list(problems(spec))
+    found = [*_twice_in_the_file(yaml.compose(text)), *refused]
+    if isinstance(spec, Mapping):
+        found += _done_otherwise(spec)
+        found += _trial_findings(spec, refused)
+    found += _agents_in_the_text(text)
+    return list(dict.fromkeys(found))
+
+
+def _twice_in_the_file(node: yaml.Node | None, where: str = "") -> Iterator[Finding]:
+    """Yield the keys that a mapping of the file has twice: YAML readers take the last, without a word."""
+    if isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            yield from _twice_in_the_file(item, where)
+    elif isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
+        for key, value in node.value:
+            name = f"{where}.{key.value}" if where else str(key.value)
+            if name in seen:
+                what = f"line {key.start_mark.line + 1} gives it a second time, and only the last counts"
+                yield Finding(name, what, "leave one of the two")
+            seen.add(name)
+            yield from _twice_in_the_file(value, name)
+
+
+def _done_otherwise(spec: Mapping[str, Any]) -> Iterator[Finding]:
+    """Yield what SE-Lab reads and W&B would do in another way."""
+    if "command" not in spec:
+        what = f"without it an agent runs: python {spec.get('program', '')} and the parameters"
+        yield Finding("command", what, 'write command: ["${env}", se-lab, train, "${args}"]')
+    if not spec.get("program"):
+        yield Finding(
+            "program", "W&B's agent asks for it even where the command does not use it", "write program: se-lab"
+        )
+    metric = spec.get("metric")
+    name = metric.get("name") if isinstance(metric, Mapping) else None
+    if isinstance(name, str) and name not in METRICS:
+        yield Finding(
+            "metric.name", f"no trial logs {name!r}", f"logged are {', '.join(METRICS)}{nearest(name, METRICS)}"
+        )
+    for key, axis in _parameters(spec).items():
+        if not isinstance(axis, Mapping):
+            continue
+        if (distribution := axis.get("distribution")) in ("log_uniform", "inv_log_uniform", "q_log_uniform"):
+            todo = f"write {distribution}_values, whose bounds are values"
+            yield Finding(f"parameters.{key}", f"W&B gave {distribution} up: its bounds are exponents of e", todo)
+        values = axis.get("values") if isinstance(axis.get("values"), list) else [axis.get("value", 0)]
+        if _has_null(values) and "${args_json_file}" not in (spec.get("command") or []):
+            todo = 'leave the field out, or hand over "--config", "${args_json_file}" in place of "${args}"'
+            yield Finding(f"parameters.{key}", "null reaches a trial as the text None", todo)
+
+
+def _parameters(spec: Mapping[str, Any]) -> dict[str, Any]:
+    parameters = spec.get("parameters")
+    return {str(key): axis for key, axis in parameters.items()} if isinstance(parameters, Mapping) else {}
+
+
+def _has_null(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return any(map(_has_null, value.values()))
+    return value is None or (isinstance(value, list) and any(map(_has_null, value)))
+
+
+def _trial_findings(spec: Mapping[str, Any], refused: list[Finding]) -> Iterator[Finding]:
+    """Yield values that no trial can have, nets that cannot be built, and points that are one trial."""
+    try:
+        common, _ = common_of(spec)
+    except (SpecError, TypeError, ValueError):
+        common = RunSpec()  # the command has findings of its own
+    wrong = {finding.where for finding in refused} | {finding.where.rpartition(".")[0] for finding in refused}
+    axes = {name: axis for name, axis in _parameters(spec).items() if f"parameters.{name}" not in wrong}
+    usual = {name: draw(axis, 0.5) for name, axis in axes.items()}
+    points = [] if refused else points_of(spec, 0)
+    trials: list[RunSpec | None] = []
+    for point in [*points, *(usual | {name: value} for name, axis in axes.items() for value in _extremes(axis))]:
+        trial, findings = _try(common, point)
+        trials.append(trial)
+        yield from findings
+    yield from _net_findings([trial for trial in trials if trial is not None])
+    if spec.get("method") == "grid":
+        yield from _one_trial(points, trials[: len(points)])
+
+
+def _extremes(axis: Axis) -> list[Any]:
+    """Return all values of a parameter, or the ends of its range."""
+    if "value" in axis or "values" in axis:
+        return grid_values(axis)
+    return [draw(axis, 0), draw(axis, 1)] if {"min", "a"} & {*axis} else []
+
+
+def _try(common: RunSpec, point: Mapping[str, Any]) -> tuple[RunSpec | None, list[Finding]]:
+    """Build the trial of a point; leave out what it cannot have, to see what else is wrong."""
+    findings: list[Finding] = []
+    try:
+        fields = leaves(point)
+    except SpecError as error:
+        return None, [_told(point, error)]
+    while True:
+        try:
+            trial = trial_of(common, fields)
+            return (None if findings else trial), findings
+        except SpecError as error:
+            findings.append(_told(point, error))
+            blamed = next((key for key in fields if str(error).startswith(f"{key} ")), None)
+            if blamed is None:
+                return None, findings
+            del fields[blamed]
+
+
+def _told(point: Mapping[str, Any], error: SpecError) -> Finding:
+    """Say an error of a trial as a finding of its spec."""
+    what, _, todo = str(error).partition("; ")
+    named = [name for name in point if re.search(rf"(^|[ '(]){re.escape(name)}\b", what)]
+    return Finding(f"parameters.{named[0]}" if named else "the trials", what, todo or "choose another value")
+
+
+def _net_findings(trials: list[RunSpec]) -> Iterator[Finding]:
+    for model in dict.fromkeys(str(trial.model) for trial in trials):
+        trial = next(trial for trial in trials if str(trial.model) == model)
+        try:
+            with torch.device("meta"):
+                create_model(trial.model, 10, 3)
+        except SpecError as error:
+            yield _told(dict.fromkeys(("model.se", "model.backbone", "model")), error)
+
+
+def _one_trial(points: list[dict[str, Any]], trials: list[RunSpec | None]) -> Iterator[Finding]:
+    first: dict[str, dict[str, Any]] = {}
+    twice: list[tuple[dict[str, Any], dict[str, Any]]] = []
+    for point, trial in zip(points, trials, strict=True):
+        if trial is not None and first.setdefault(trial.trial_id, point) is not point:
+            twice.append((first[trial.trial_id], point))
+    if twice:
+        one, other = ({key: p[key] for key in p if twice[0][0][key] != twice[0][1][key]} for p in twice[0])
+        what = f"{len(twice)} of {len(points)} points are a trial that another point is, as {one} and {other} are"
+        todo = "W&B would start each: leave them out, or write the section as one axis of mappings, each variant once"
+        yield Finding("parameters", what, todo)
+
+
+def _agents_in_the_text(text: str) -> Iterator[Finding]:
+    for number, line in enumerate(text.splitlines(), 1):
+        if re.search(r"wandb agent\b", line) and not re.search(r"\s(-f|--forward-signals)\b", line):
+            what = "an agent told to stop leaves its trial behind, alive, unless it forwards signals"
+            yield Finding(f"line {number}", what, "write wandb agent -f")

@@ -1,0 +1,279 @@
+"""Trials and W&B: under its agents, sent to it later, and read back from it. Disk stays the truth."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from se_lab import store
+from se_lab.spec import ExecSpec, RunSpec, SpecError, fields_of, run_spec
+from se_lab.store import RunRecord, TrialBusyError
+from se_lab.sweep.check import check_sweep
+from se_lab.sweep.grammar import load_spec, read_sweep
+from se_lab.sweep.view import label
+from se_lab.train import RESUME_ME, InterruptedTrialError, run
+
+POLL_SECONDS = 2.0
+REACH_AGENTS = ("store", "data_root")
+"""What of an ExecSpec an agent's trials get through their environment; the rest stands in the spec's command."""
+STATES = {"finished": "finished", "running": "running", "failed": "failed", "crashed": "failed", "killed": "failed"}
+"""W&B's states of a run whose record does not say; the others, such as preempted, are interrupted trials."""
+
+
+def run_for_agent(spec: RunSpec, execution: ExecSpec) -> RunRecord:
+    """Run the trial that a W&B agent asks for, in the run that the agent brought.
+
+    A trial that is finished in the store ends at once with its metrics; one that another worker is running is waited
+    for. SIGTERM leaves a checkpoint and marks the run as preempting, so that the server hands it out again.
+
+    Raises:
+        InterruptedTrialError: on SIGTERM or SIGINT; leave with a status other than 0.
+        Exception: whatever made the trial fail.
+    """
+    import wandb
+
+    folder = store.trial_folder(execution.store, spec.trial_id)
+    try:
+        with _stopped_by_signals():
+            while True:
+                try:
+                    record = run(spec, execution)
+                    break
+                except TrialBusyError as error:
+                    print(f"{error}; waiting for it", file=sys.stderr)
+                    while store.holder_of(folder) is not None:
+                        time.sleep(POLL_SECONDS)
+    except InterruptedTrialError:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)  # it has been heard
+        with _agents_run(spec, execution) as active:
+            active.mark_preempting()
+            active.finish(exit_code=RESUME_ME)
+        raise
+    except Exception:
+        if wandb.run is not None:
+            wandb.run.summary.update(_summary(spec, execution.store))
+            wandb.run.finish(exit_code=1)
+        raise
+    with _agents_run(spec, execution) as active:
+        active.summary.update(_summary(spec, execution.store))
+        active.finish()
+    return record
+
+
+@contextlib.contextmanager
+def _stopped_by_signals() -> Iterator[None]:
+    """End what is not training on SIGTERM and SIGINT; while it trains, `run` has handlers of its own."""
+
+    def stop(*_: object) -> None:
+        raise InterruptedTrialError
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _agents_run(spec: RunSpec, execution: ExecSpec) -> Iterator[Any]:
+    """Yield the W&B run that is being written, or begin the one that the agent brought."""
+    import wandb
+
+    if wandb.run is not None:
+        yield wandb.run
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        project = os.environ.get("WANDB_PROJECT", execution.project)
+        yield _begin(spec.trial_id, spec.flat(), folder, project=project, resume="allow")
+
+
+def _begin(trial_id: str, flat: dict[str, Any], folder: str, **options: Any) -> Any:
+    import wandb
+
+    settings = wandb.Settings(silent=True, console="off")
+    active = wandb.init(dir=folder, settings=settings, **options)
+    known = {key: value for key, value in flat.items() if value is not None} | {"trial_id": trial_id}
+    # keys that an agent set are locked to the sweep
+    active.config.update({key: value for key, value in known.items() if key not in active.config})
+    return active
+
+
+def _summary(spec: RunSpec, store_folder: str) -> dict[str, Any]:
+    """Return what a record holds beside its spec, under the columns of a table."""
+    row = store.read_records(store_folder, {spec.trial_id: spec.flat()}).to_dict("records")[0]
+    left = {key: value for key, value in row.items() if key not in spec.flat() and key not in ("trial_id", "folder")}
+    known = {str(key): value for key, value in left.items() if value is not None}
+    return known | {"columns": sorted(known)}  # a run's summary also has what was logged along the way
+
+
+def sync(source: str | Path, execution: ExecSpec, *, entity: str | None = None) -> list[tuple[str, str]]:
+    """Send the trials of a store or of a sweep spec to W&B: each once and whole, from its record and metrics.csv.
+
+    The run's id is the trial's; its group is the trial without its seed; its tags are the backbone, the insertion and
+    the sweep. What was sent is noted in the trial's folder as synced.json. A trial that has changed since, or was sent
+    in part, is sent anew, over the same run.
+
+    Returns:
+        (trial id, sent or already there or its status where there is no record to send) for each trial.
+
+    Raises:
+        SpecError: for a spec that cannot be read, or where W&B refuses.
+        FileNotFoundError: for a store that is not there.
+    """
+    import wandb
+    from wandb.errors import Error
+
+    folders: Sequence[Path]
+    if Path(source).suffix in (".yaml", ".yml"):
+        sweep = read_sweep(source)
+        name, folders = sweep.name, [store.trial_folder(execution.store, trial.trial_id) for trial in sweep.trials]
+    else:
+        name, folders = "", [Path(folder) for folder in store.read_records(source)["folder"]]
+    done = []
+    for folder in folders:
+        record = store.read_record(folder)
+        if record is None:
+            done.append((folder.name, "not finished"))
+            continue
+        mark = {"project": f"{entity or ''}/{execution.project}", "started": record.started, "status": record.status}
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            if json.loads((folder / "synced.json").read_text()) == mark:
+                done.append((folder.name, "already there"))
+                continue
+        try:
+            _send(record, folder, name, project=execution.project, entity=entity)
+        except (Error, wandb.errors.UsageError) as error:
+            raise SpecError(f"W&B did not take {folder.name}: {error}") from error
+        text = json.dumps(mark)
+        store.write_whole(folder / "synced.json", lambda file, text=text: file.write(text.encode()))  # type: ignore[misc]
+        done.append((folder.name, "sent"))
+    return done
+
+
+def _send(record: RunRecord, folder: Path, sweep: str, **where: Any) -> None:
+    flat = {key: value for key, value in record.spec.items() if value is not None}
+    trial = run_spec(flat)
+    variant = label(trial).rpartition(", seed ")[0]
+    tags = [tag for tag in (trial.model.backbone, trial.model.se.insertion, sweep) if tag]
+    identity = {"id": record.trial_id, "name": label(trial), "group": variant, "tags": tags, "mode": "online"}
+    with tempfile.TemporaryDirectory() as aside:
+        active = _begin(record.trial_id, flat | ({"sweep": sweep} if sweep else {}), aside, **identity, **where)
+        for row in _history(folder):
+            active.log(row, step=int(row["epoch"]))
+        active.summary.update(_summary(trial, str(folder.parent)))
+        active.finish(exit_code=0 if record.status == "finished" else 1)
+
+
+def _history(folder: Path) -> Iterator[dict[str, float]]:
+    if not (path := folder / "metrics.csv").exists():
+        return
+    with path.open(newline="") as file:
+        for row in csv.DictReader(file):
+            yield {key: float(value) for key, value in row.items() if value}
+
+
+def read_wandb(path: str) -> pd.DataFrame:
+    """Read the trials of a W&B project or sweep through its API, one row a trial, as `store.read_records` does.
+
+    Args:
+        path: entity/project or entity/project/sweep.
+
+    Raises:
+        SpecError: for a path of another form.
+        FileNotFoundError: where W&B has no trial there.
+    """
+    import wandb
+
+    entity, project, sweep = (*path.split("/"), None, None)[:3]
+    if not (entity and project) or path.count("/") > 2:
+        raise SpecError(f"wandb:{path} must be wandb:ENTITY/PROJECT or wandb:ENTITY/PROJECT/SWEEP")
+    only = {"$and": [{"sweep": sweep}]} if sweep else {}
+    try:
+        runs = list(wandb.Api().runs(f"{entity}/{project}", filters=only, order="+created_at", lazy=False))
+    except (wandb.errors.CommError, ValueError) as error:
+        raise FileNotFoundError(f"wandb:{path} cannot be read: {error}") from error
+    rows = [_row(one, f"wandb:{entity}/{project}/{one.id}") for one in runs if "trial_id" in one.config]
+    if not rows:
+        raise FileNotFoundError(f"wandb:{path} holds no trial of SE-Lab")
+    # a trial may have several runs, such as one in each of two sweeps: a finished one counts
+    table = pd.DataFrame(sorted(rows, key=lambda row: row["status"] != "finished"))
+    table = table.drop_duplicates("trial_id", ignore_index=True)
+    order = dict.fromkeys(row["trial_id"] for row in rows)
+    return table.set_index("trial_id").loc[list(order)].reset_index()
+
+
+def _row(one: Any, where: str) -> dict[str, Any]:
+    config, summary = one.config, dict(one.summary)
+    flat = {key: config.get(key) for key in RunSpec().flat()}
+    # W&B writes 1.0 as 1; a plugin's operator is unknown here unless its module is imported
+    with contextlib.suppress(SpecError):
+        flat = run_spec({key: value for key, value in flat.items() if value is not None}).flat()
+    status = summary.get("status") if one.state == "finished" else None
+    state = status or STATES.get(one.state, "interrupted")
+    metrics = [key for key in summary if key.startswith(("train/", "val/", "test/")) or key in ("params", "macs")]
+    shown = {key: summary[key] for key in summary.get("columns", metrics) if key not in ("status", "error")}
+    error = summary.get("error")
+    return {"trial_id": config["trial_id"], "status": state, "error": error, "folder": where} | flat | shown
+
+
+def sweep_through_wandb(file: str | Path, execution: ExecSpec, agents: int) -> pd.DataFrame:
+    """Register a sweep spec with W&B, run its trials here with `wandb agent -f` processes, and return its table.
+
+    SIGINT and SIGTERM stop the trials after their current batch, marked as preempting.
+
+    Raises:
+        SpecError: for a spec with findings, or options that cannot reach an agent's trials.
+    """
+    import wandb
+
+    if found := check_sweep(file):
+        raise SpecError(f"{file}: {found[0]}" + (f" (and {len(found) - 1} more: --check)" if found[1:] else ""))
+    sweep = read_sweep(file)
+    usual = dict(fields_of(sweep.execution))
+    for key, value in fields_of(execution):
+        if value != usual[key] and key not in (*REACH_AGENTS, "project"):
+            raise SpecError(f"--{key} cannot reach W&B's agents: write it into the spec's command")
+    spec = load_spec(file)
+    project = spec.get("project") or os.environ.get("WANDB_PROJECT") or execution.project
+    sweep_id = wandb.sweep(spec, project=project, entity=spec.get("entity"))
+    path = f"{os.environ.get('WANDB_ENTITY') or wandb.Api().default_entity}/{project}/{sweep_id}"
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+        "SE_LAB_STORE": str(Path(execution.store).absolute()),
+        "SE_LAB_DATA": str(Path(execution.data_root).absolute()),
+        # an agent gives up after a few failures by itself; whether trials failed is asked of their runs
+        "WANDB_AGENT_DISABLE_FLAPPING": "true",
+        "WANDB_AGENT_MAX_INITIAL_FAILURES": str(len(sweep.trials) + 1),
+    }
+    command = [sys.executable, "-m", "wandb", "agent", "-f", path]
+    running = [subprocess.Popen(command, env=environment, start_new_session=True) for _ in range(agents)]
+
+    def stop(*_: object) -> None:
+        for process in running:
+            process.terminate()
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        for process in running:
+            process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    table = read_wandb(path)
+    missing = [trial for trial in sweep.trials if trial.trial_id not in set(table["trial_id"])]
+    blanks = [{"trial_id": trial.trial_id, "status": "missing", **trial.flat()} for trial in missing]
+    return pd.concat([table, pd.DataFrame(blanks)], ignore_index=True) if blanks else table

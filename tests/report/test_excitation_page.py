@@ -1,0 +1,215 @@
+"""The explorer, driven in headless Chromium: every control answers within a second, without an error."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from excitation_nets import driven_images, driven_net
+from PIL import Image
+
+from se_lab.activations import GateSite
+from se_lab.excitation_statistics import ExcitationStatistics
+from se_lab.report.excitation_collect import Looking, collect
+from se_lab.report.excitation_page import write_page
+
+pytest.importorskip("plotly", reason="the page needs plotly")
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+DRIVER = shutil.which("chromedriver")
+
+
+def made_up(channels: list[int], classes: int, seed: int = 0) -> ExcitationStatistics:
+    """Statistics of units of that many channels in two stages, filled in without running any image."""
+    stream = torch.Generator().manual_seed(seed)
+    half = (len(channels) + 1) // 2
+    sites = [
+        GateSite(f"SE_{2 + i // half}_{i % half + 1}", 2 + i // half, i % half + 1, c, f"u{i}")
+        for i, c in enumerate(channels)
+    ]
+    statistics = ExcitationStatistics(sites, [f"class {k}" for k in range(classes)])
+    statistics.count += 50
+    statistics.images = 50 * classes
+    statistics.mean.copy_(torch.rand(statistics.mean.shape, generator=stream))
+    statistics.m2.fill_(50 * 0.01)
+    statistics.minimum.zero_()
+    statistics.maximum.fill_(1)
+    statistics.by_class[:, :, 40:80] = 7
+    statistics.by_channel[:, 40:80] = 7
+    statistics.about = {"backbone": "made up", "data": "nothing"}
+    return statistics
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    selenium = pytest.importorskip("selenium", reason="selenium drives the browser")
+    if CHROMIUM is None or DRIVER is None:
+        pytest.skip("chromium and chromedriver are not installed")
+    from selenium import webdriver
+    from selenium.webdriver.chrome.options import Options
+    from selenium.webdriver.chrome.service import Service
+
+    assert selenium
+    options = Options()
+    options.binary_location = CHROMIUM
+    profile = tmp_path_factory.mktemp("profile")
+    for flag in ("--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"):
+        options.add_argument(flag)
+    options.add_argument("--disable-dev-shm-usage")
+    options.add_argument(f"--user-data-dir={profile}")
+    options.add_argument("--window-size=1500,1700")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
+    yield driver
+    driver.quit()
+
+
+class Page:
+    """One page in the browser."""
+
+    def __init__(self, browser: Any, path: Path) -> None:
+        self.browser = browser
+        browser.get_log("browser")
+        browser.get(path.as_uri())
+        self.slowest = 0.0
+
+    def do(self, script: str) -> Any:
+        """Run JavaScript, wait until the browser has painted what came of it, and keep the slowest time in seconds."""
+        wait = "const done = arguments[0]; let r; {} requestAnimationFrame(() => setTimeout(() => done(r)));"
+        began = time.perf_counter()
+        result = self.browser.execute_async_script(wait.format(script))
+        self.slowest = max(self.slowest, time.perf_counter() - began)
+        return result
+
+    def set(self, id: str, value: object) -> None:
+        """Set a control as a user does, and let it tell the page."""
+        self.do(f'at("{id}").value = {str(value)!r}; at("{id}").dispatchEvent(new Event("change"));')
+
+    def click(self, id: str) -> None:
+        self.do(f'at("{id}").click();')
+
+    def traces(self, plot: str, look: int = 0) -> list[dict[str, Any]]:
+        return self.do(
+            f'r = document.querySelector("#look-{look} .{plot}").data'
+            ".map(t => ({x: t.x, y: t.y, name: t.name, customdata: t.customdata, fill: t.fill}));"
+        )
+
+    def errors(self) -> list[str]:
+        return [entry["message"] for entry in self.browser.get_log("browser") if entry["level"] != "INFO"]
+
+    def shot(self) -> np.ndarray:
+        path = self.browser.get_screenshot_as_png()
+        import io
+
+        return np.asarray(Image.open(io.BytesIO(path)).convert("RGB"))
+
+
+@pytest.fixture
+def page(browser: Any, tmp_path: Path) -> Callable[..., Page]:
+    def open_page(looks: list[tuple[str, ExcitationStatistics]], **options: Any) -> Page:
+        options = {"unit": looks[0][1].sites[0].name, "classes": [0, 1]} | options
+        return Page(browser, write_page(looks, tmp_path / "explorer.html", **options))
+
+    return open_page
+
+
+def test_units_stages_and_classes_are_chosen(page: Callable[..., Page]) -> None:
+    statistics = made_up([8, 60, 70, 90], 12)
+    view = page([("one", statistics)])
+    first = statistics.unit("SE_2_1")
+    lines = view.traces("profile")
+    assert [line["name"] for line in lines] == ["class 0", "class 1", "all classes"]
+    np.testing.assert_allclose(lines[1]["y"], first.mean[1], atol=1e-4)
+    np.testing.assert_allclose(lines[2]["y"], first.mean.mean(0), atol=1e-3)
+    view.set("unit", "SE_3_2")
+    assert len(view.traces("profile")[0]["y"]) == 8  # as many channels as are shown
+    view.set("count", 50)
+    lines = view.traces("profile")
+    channels = lines[0]["customdata"]
+    assert len(channels) == 50
+    np.testing.assert_allclose(lines[0]["y"], statistics.unit("SE_3_2").mean[0][channels], atol=1e-4)
+    view.set("stage", 2)
+    assert view.do('r = [...at("unit").options].map(o => o.value);') == ["SE_2_1", "SE_2_2"]
+    assert [trace["x"] for trace in view.traces("overview")] == [["SE_2_1", "SE_2_2"]] * 2
+    view.set("class", "CLASS 7")
+    assert [line["name"] for line in view.traces("profile")] == ["class 0", "class 1", "class 7", "all classes"]
+    view.do('at("chosen").querySelector("button").click();')
+    assert [line["name"] for line in view.traces("profile")] == ["class 1", "class 7", "all classes"]
+    assert view.errors() == []
+
+
+def test_channels_are_sorted_looked_at_and_shown_with_their_spread(page: Callable[..., Page], tmp_path: Path) -> None:
+    net, images = driven_net(), driven_images()
+    statistics = collect(net, images, tmp_path / "x.safetensors", Looking(extremes=True))
+    view = page([("driven", statistics)], picture=images.picture, classes=[2])
+    assert view.traces("profile")[0]["customdata"] == [0, 1, 2, 3]
+    for order in ("selectivity", "explained", "all"):
+        view.set("order", order)
+        assert view.traces("profile")[0]["customdata"][0] == 3  # the one channel that a class drives
+    view.click("spread")
+    assert [line["fill"] for line in view.traces("profile")] == ["toself", None, None]
+    view.set("channel", 3)
+    (bars,) = view.traces("one")
+    assert bars["y"][-1] == "pug"
+    np.testing.assert_allclose(bars["x"][-1], statistics.unit("SE_2_1").mean[2, 3], atol=1e-4)
+    titles = view.do(
+        'r = [...document.querySelectorAll(".pictures img")].map(i => [i.title, i.complete, i.naturalWidth]);'
+    )
+    assert len(titles) == 8
+    assert all(int(title.split()[1]) % 3 == 2 for title, _, _ in titles[:4])
+    assert all(complete and width for _, complete, width in titles)
+    view.do('document.querySelector(".profile").emit("plotly_click", {points: [{customdata: 1}]});')
+    assert view.do('r = at("channel").value;') == "1"
+    view.set("channel", 9)
+    assert view.traces("one") == []
+    assert view.errors() == []
+
+
+def test_two_nets_stand_side_by_side(page: Callable[..., Page]) -> None:
+    a, b = made_up([8, 6, 7], 5), made_up([8, 9], 5, seed=1)
+    view = page([("a", a), ("b", b)])
+    np.testing.assert_allclose(view.traces("profile", 1)[0]["y"], b.unit("SE_2_1").mean[0], atol=1e-4)
+    view.do('document.querySelector("#look-0 .overview").emit("plotly_click", {points: [{x: "SE_2_2"}]});')
+    assert "no SE_2_2" in view.do('r = document.querySelector("#look-1 .unit").textContent;')
+    view.click("compare")
+    assert view.do('r = document.querySelectorAll(".look").length;') == 1
+    view.click("compare")
+    assert view.do('r = document.querySelectorAll(".look").length;') == 2
+    assert view.errors() == []
+
+
+def test_a_page_of_one_net_offers_no_comparison(page: Callable[..., Page]) -> None:
+    view = page([("a", made_up([8], 5))])
+    assert view.do('r = getComputedStyle(at("compare-field")).display;') == "none"
+    assert view.do('r = at("thinned").textContent;') == ""
+    assert (view.shot() < 128).any()  # something is drawn
+
+
+def test_imagenets_size_stays_below_60_mb_and_answers_within_a_second(
+    page: Callable[..., Page], tmp_path: Path
+) -> None:
+    statistics = made_up([2048] * 16, 1000)
+    view = page([("large", statistics)], classes=[1, 254, 404, 972])
+    assert (tmp_path / "explorer.html").stat().st_size < 60e6
+    assert "Thinned" in view.do('r = at("thinned").textContent;')
+    channels = view.traces("profile")[0]["customdata"]
+    np.testing.assert_allclose(
+        view.traces("profile")[0]["y"], statistics.unit("SE_2_1").mean[1][channels], atol=1 / 255
+    )
+    most = view.do('r = Number(at("count").max);')
+    view.slowest = 0
+    view.set("unit", "SE_3_8")
+    view.set("order", "selectivity")
+    view.set("count", most)
+    view.set("class", "class 500")
+    view.click("spread")
+    view.set("channel", view.do("r = data.looks[0].units[15].kept[7];"))
+    view.set("stage", 2)
+    assert view.errors() == []
+    assert view.slowest < 1.0

@@ -1,0 +1,129 @@
+"""The linter: what W&B would refuse or silently change, said all at once."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from se_lab.cli import main
+from se_lab.sweep.check import check_sweep
+
+COMMAND = ["${env}", "se-lab", "train", "--recipe=digits", "${args}"]
+WHOLE = {"program": "se-lab", "method": "grid", "command": COMMAND, "parameters": {"seed": {"values": [0, 1]}}}
+
+
+@pytest.fixture
+def found(tmp_path):
+    """Return a maker of (where, text) pairs: what is found in the sound spec with some keys replaced."""
+
+    def find(**changes):
+        path = tmp_path / "sweep.yaml"
+        spec = {key: value for key, value in (WHOLE | changes).items() if value is not None}
+        path.write_text(yaml.safe_dump(spec))
+        return [(finding.where, str(finding)) for finding in check_sweep(path)]
+
+    return find
+
+
+def grid(**axes):
+    """Return parameters of value lists, `__` standing for the dot."""
+    return {"parameters": {name.replace("__", "."): {"values": values} for name, values in axes.items()}}
+
+
+def test_a_sound_spec_has_no_findings(found):
+    assert found() == []
+    axis = [{"insertion": "none"}, {"reduction": 2}, {"squeeze": "max", "stages": [2, 3]}]
+    assert found(**grid(model__se=axis, seed=[0, 1])) == []
+    draws = {"optim.lr": {"distribution": "log_uniform_values", "min": 0.001, "max": 0.1}}
+    assert found(method="random", run_cap=3, parameters=draws) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "where", "said"),
+    [
+        ({"commnd": []}, "commnd", "did you mean 'command'"),
+        ({"command": None}, "command", "python se-lab"),
+        ({"command": [*COMMAND[:4]]}, "command", "one trial again and again"),
+        ({"command": [*COMMAND, "${arg}"]}, "command", "did you mean '${args}'"),
+        ({"command": [*COMMAND, "--config=${args_json_file}"]}, "command", "only where it is a whole token"),
+        ({"command": [*COMMAND, "--seed=3"]}, "command", "would count for every trial"),
+        ({"command": ["se-lab", "train", "--seed=3", "${args}"]}, "command", "would never count"),
+        ({"command": ["se-lab", "train", "--data.name=${envvar:SET}", "${args}"]}, "command", "environment"),
+        ({"program": None}, "program", "write program: se-lab"),
+        ({"method": "bayes"}, "method", "set method: random"),
+        ({"early_terminate": {"type": "hyperband", "min_iter": 3}}, "early_terminate", "leave it out"),
+        ({"metric": {"name": "val/top1_error", "goal": "minimise"}}, "metric.goal", "W&B would minimize"),
+        ({"metric": {"name": "val_loss"}}, "metric.name", "did you mean 'val/loss'"),
+        (grid(model__se=[{"reduction": 2}], model__se__bias=[True]), "parameters.model.se.bias", "given twice"),
+        (grid(model__se__redction=[2]), "parameters.model.se.redction", "did you mean 'model.se.reduction'"),
+        (grid(model__se=[{"redction": 2}]), "parameters.model.se", "did you mean 'model.se.reduction'"),
+        (grid(data__image_size=[None, 16]), "parameters.data.image_size", "the text None"),
+        (grid(model__kwargs=[{"zero_init_last": None}]), "parameters.model.kwargs", "the text None"),
+        (grid(model__backbone=["cifar_resnet21"]), "parameters.model.backbone", "did you mean 'cifar_resnet"),
+        (grid(model__se__stages=[[6]]), "parameters.model.se", "stage 6"),
+        (grid(model__se__insertion=["none"], model__se__reduction=[2, 4, 8]), "parameters", "2 of 3 points"),
+        ({"parameters": {"model": {"parameters": {"se": {"value": {}}}}}}, "parameters.model", "dotted keys"),
+        ({"parameters": {"optim.lr": {"min": "1e-3", "max": 0.1}}}, "parameters.optim.lr.min", "reads 1e-3 as text"),
+        (
+            {"method": "random", "run_cap": 2, "parameters": {"optim.momentum": {"min": 0.5, "max": 1.5}}},
+            "parameters.optim.momentum",
+            "1.5; it must be at least 0 and at most 1",
+        ),
+        (
+            {"method": "random", "run_cap": 2, "parameters": {"optim.lr": {"min": 0, "max": 0.5}}},
+            "parameters.optim.lr",
+            "wandb sweep refuses",
+        ),
+        (
+            {
+                "method": "random",
+                "run_cap": 2,
+                "parameters": {"optim.lr": {"distribution": "log_uniform", "min": -9.0, "max": -2.0}},
+            },
+            "parameters.optim.lr",
+            "write log_uniform_values",
+        ),
+    ],
+)
+def test_each_trap_is_found_and_named(found, changes, where, said):
+    assert [(where, said)] == [(place, said if said in text else text) for place, text in found(**changes)]
+
+
+def test_null_is_right_where_the_agent_hands_over_json(found):
+    command = ["se-lab", "train", "--recipe=digits", "--config", "${args_json_file}"]
+    assert found(command=command, **grid(data__image_size=[None, 16])) == []
+
+
+def test_all_wrong_values_are_told_at_once(found):
+    axes = grid(model__se=[{"reduction": 0, "squeeze": "avrage"}, {"reduction": 4}], optim__lr=[0.1, -1], seed=[0.5])
+    said = [text for _, text in found(**axes)]
+    for wrong in ("model.se.reduction is 0", "model.se.squeeze is 'avrage'", "optim.lr is -1", "seed is 0.5"):
+        assert any(wrong in text for text in said), (wrong, said)
+    assert len(said) == 4
+
+
+def test_keys_given_twice_and_agents_that_orphan_trials_are_found_in_the_text(tmp_path):
+    path = tmp_path / "sweep.yaml"
+    text = yaml.safe_dump(WHOLE, sort_keys=False)
+    path.write_text(f"# then: wandb agent -f ENTITY/PROJECT/SWEEP\n{text}")
+    assert check_sweep(path) == []
+    path.write_text(f"# then: wandb agent ENTITY/PROJECT/SWEEP\n{text}  seed: {{value: 3}}\nmethod: grid\n")
+    assert [finding.where for finding in check_sweep(path)] == ["parameters.seed", "method", "line 1"]
+
+
+def test_the_command_lists_findings_and_says_so_in_its_exit_status(tmp_path, capsys):
+    path = tmp_path / "sweep.yaml"
+    path.write_text(yaml.safe_dump(WHOLE | {"commnd": [], "program": None}))
+    assert main(["sweep", str(path), "--check"]) == 1
+    printed = capsys.readouterr().out
+    assert "did you mean 'command'" in printed and "program: se-lab" in printed
+    path.write_text(yaml.safe_dump(WHOLE))
+    assert main(["sweep", str(path), "--check"]) == 0
+    printed = capsys.readouterr().out
+    assert "2 trials" in printed and "wandb agent -f" in printed
+
+
+def test_every_shipped_sweep_is_sound():
+    files = sorted((Path(__file__).parents[2] / "sweeps").glob("*.yaml"))
+    assert files
+    assert {file.name: [str(finding) for finding in check_sweep(file)] for file in files} == {f.name: [] for f in files}

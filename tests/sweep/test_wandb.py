@@ -1,0 +1,174 @@
+"""The real `wandb` command, its agents and its Api against an emulated server (wandb_server.py)."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+from wandb_server import ENTITY, emulated_server
+
+from se_lab import store
+from se_lab.cli import main
+from se_lab.spec import ExecSpec
+from se_lab.sweep import execute, load_records, read_sweep
+
+QUICK = ["--recipe=digits", "--train.epochs=1", "--data.batch_size=512", "--data.image_size=8"]
+SWEEP = {
+    "name": "tiny",
+    "program": "se-lab",
+    "method": "grid",
+    "project": "lab",
+    "command": ["${env}", "se-lab", "train", *QUICK, "${args}"],
+    "parameters": {"model.se": {"values": [{"insertion": "none"}, {"reduction": 4}]}, "seed": {"values": [0, 1, 2]}},
+}
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """Run the emulated server, and point every wandb that is started from here to it."""
+    with emulated_server() as state:
+        for name, value in {
+            "WANDB_BASE_URL": state.url,
+            "WANDB_API_KEY": "0" * 40,
+            "WANDB_DIR": str(tmp_path),
+            "WANDB_CONFIG_DIR": str(tmp_path / "config"),
+            "WANDB_CACHE_DIR": str(tmp_path / "cache"),
+            "WANDB_DATA_DIR": str(tmp_path / "data"),
+            "WANDB_AGENT_REPORT_INTERVAL": "0",
+            "SE_LAB_STORE": str(tmp_path / "store"),
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        }.items():
+            monkeypatch.setenv(name, value)
+        for name in ("WANDB_MODE", "WANDB_PROJECT", "WANDB_ENTITY", "WANDB_SWEEP_ID", "WANDB_RUN_ID", "WANDB_SILENT"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.chdir(tmp_path)
+        yield state
+
+
+def write(folder, **changes):
+    path = folder / "sweep.yaml"
+    path.write_text(yaml.safe_dump(SWEEP | changes))
+    return path
+
+
+def wandb(*arguments):
+    return [sys.executable, "-W", "ignore", "-m", "wandb", *arguments]
+
+
+def agent(sweep, *more):
+    return subprocess.Popen(
+        wandb("agent", "-f", *more, f"{ENTITY}/lab/{sweep}"),
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    )  # fmt: skip
+
+
+def alike(table):
+    """Return a table without what names its place, its rows and columns in one order."""
+    return table.drop(columns="folder").sort_values("trial_id", ignore_index=True).sort_index(axis=1)
+
+
+@pytest.mark.slow
+def test_wandb_sweep_and_three_agents_run_every_trial_once(server, tmp_path):
+    path = write(tmp_path)
+    trials = [trial.trial_id for trial in read_sweep(path).trials]
+    made = subprocess.run(wandb("sweep", str(path)), capture_output=True, text=True)
+    assert "sweep1" in made.stderr, made.stderr
+    agents = [agent("sweep1") for _ in range(3)]
+    said = [process.communicate(timeout=300)[0] for process in agents]
+    runs = server.runs_of("sweep1")
+    assert [run["state"] for run in runs] == ["finished"] * 6, said
+    assert sorted(run["config"]["trial_id"]["value"] for run in runs) == sorted(trials)
+    assert sorted(path.parent.name for path in (tmp_path / "store").glob("*/record.json")) == sorted(trials)
+
+    import wandb as client
+
+    through_api = client.Api().sweep(f"{ENTITY}/lab/sweep1").runs
+    assert sorted(run.config["trial_id"] for run in through_api) == sorted(trials)
+
+    from_disk = alike(load_records(path, tmp_path / "store"))
+    pd.testing.assert_frame_equal(alike(load_records(f"wandb:{ENTITY}/lab/sweep1")), from_disk)
+
+    # a sweep that shares two of the trials, in one command: they end at once, with the metrics in the store
+    stamps = {record: record.stat().st_mtime_ns for record in (tmp_path / "store").glob("*/record.json")}
+    shared = write(tmp_path, parameters=SWEEP["parameters"] | {"seed": {"values": [1]}})
+    assert main(["sweep", str(shared), "--wandb", "--agents", "2"]) == 0
+    assert [run["state"] for run in server.runs_of("sweep2")] == ["finished"] * 2
+    pd.testing.assert_frame_equal(alike(load_records(f"wandb:{ENTITY}/lab/sweep2")), alike(load_records(shared)))
+    assert stamps == {record: record.stat().st_mtime_ns for record in (tmp_path / "store").glob("*/record.json")}
+    assert not server.unknown
+
+
+@pytest.mark.slow
+def test_a_stopped_trial_is_handed_out_again_and_a_busy_one_is_waited_for(server, tmp_path):
+    parameters = {"train.epochs": {"value": 60}, "data.batch_size": {"value": 32}}
+    command = ["${env}", "se-lab", "train", "--recipe=digits", "${args}"]
+    path = write(tmp_path, parameters=parameters, command=command)
+    for _ in range(2):
+        subprocess.run(wandb("sweep", str(path)), check=True, capture_output=True)
+    (trial,) = read_sweep(path).trials
+    folder = tmp_path / "store" / trial.trial_id
+    first = agent("sweep1")
+    until(lambda: (folder / "metrics.csv").exists())
+    second = agent("sweep2")  # another sweep's agent gets the same trial, which the first is running
+    until(lambda: any(run["commands"] for run in server.runs_of("sweep2")))
+    time.sleep(15)
+    assert len(list((folder / "claims").glob("0*[0-9]"))) == 1, "two workers had the trial"
+    os.kill(first.pid, signal.SIGTERM)
+    said = first.communicate(timeout=60)[0]
+    (preempted,) = server.runs_of("sweep1")
+    assert (preempted["state"], preempted["exitcode"]) == ("preempted", 75), said
+    os.kill(second.pid, signal.SIGTERM)  # which has the trial by now, or is about to
+    said = second.communicate(timeout=60)[0]
+    assert server.runs_of("sweep2")[0]["state"] == "preempted", said
+    assert main(["train", "--recipe=digits", "--train.epochs=60", "--data.batch_size=32", "--wandb=false"]) == 0
+    third = agent("sweep1")
+    said = third.communicate(timeout=120)[0]
+    assert (preempted["state"], preempted["commands"]) == ("finished", ["run", "resume"]), said
+    record = store.read_record(folder)
+    assert preempted["summary"]["test/top1_error"] == record.metrics["test/top1_error"]
+    epochs = [int(line.split(",")[0]) for line in (folder / "metrics.csv").read_text().splitlines()[1:]]
+    assert epochs == list(range(60))
+
+
+def until(true, seconds=90):
+    """Wait until something is so."""
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it did not come about"
+        time.sleep(0.1)
+
+
+def test_offline_trials_are_sent_once_and_whole(server, tmp_path, capsys):
+    path = write(tmp_path, parameters={"model.se": SWEEP["parameters"]["model.se"]})
+    here = ExecSpec(wandb=False, project="sent")
+    trials = read_sweep(path).trials
+    execute(trials[:1], here, 1, lambda _: None)
+    assert main(["sync", str(path), "--project=sent"]) == 0
+    told = capsys.readouterr().out.split()
+    assert told == [trials[0].trial_id, "sent", trials[1].trial_id, "not", "finished"]
+    (run,) = server.runs.values()
+    assert (run["name"], run["group"]) == (trials[0].trial_id, "cifar_resnet20 no SE")
+    assert sorted(run["tags"]) == ["cifar_resnet20", "none", "tiny"] and run["config"]["sweep"]["value"] == "tiny"
+    assert [row["epoch"] for row in run["history"]] == [0]
+    execute(trials, here, 1, lambda _: None)
+    assert main(["sync", str(path), "--project=sent"]) == 0
+    assert [line.split(" ", 1)[1] for line in capsys.readouterr().out.splitlines()] == ["already there", "sent"]
+    assert {run["name"]: run["ends"] for run in server.runs.values()} == {trial.trial_id: 1 for trial in trials}
+    from_disk = alike(load_records(path))
+    pd.testing.assert_frame_equal(alike(load_records(f"wandb:{ENTITY}/sent")), from_disk)
+    assert not server.unknown
+
+
+def test_what_is_not_there_is_said(server, tmp_path, capsys):
+    assert main(["table", "wandb:nobody"]) == 2
+    assert "wandb:ENTITY/PROJECT" in capsys.readouterr().err
+    assert main(["table", f"wandb:{ENTITY}/nothing"]) == 2
+    assert "holds no trial" in capsys.readouterr().err
+    path = write(tmp_path)
+    assert main(["sweep", str(path), "--wandb", "--device=cpu"]) == 2
+    assert "write it into the spec's command" in capsys.readouterr().err
