@@ -58,11 +58,14 @@ def _train(argv: list[str]) -> int:
     spec, execution = parse_trial(argv, parser)
     from se_lab.train import RESUME_ME, InterruptedTrialError, run
 
-    if execution.wandb and "WANDB_SWEEP_ID" in os.environ:  # an agent of W&B's calls
-        from se_lab.sweep.wandb import run_for_agent as run
     print(f"trial {spec.trial_id} in {Path(execution.store, spec.trial_id)}")
     try:
-        record = run(spec, execution)
+        if execution.wandb and "WANDB_SWEEP_ID" in os.environ:  # an agent of W&B's calls
+            from se_lab.sweep.wandb import run_for_agent
+
+            record = run_for_agent(spec, execution)
+        else:
+            record = run(spec, execution)
     except InterruptedTrialError:
         print(f"stopped; the same command goes on with trial {spec.trial_id}", file=sys.stderr)
         return RESUME_ME
@@ -241,6 +244,27 @@ def _plot(argv: list[str]) -> int:
     return 2 if left_out and (options.kind or not written) else 0
 
 
+def _report(argv: list[str]) -> int:
+    parser = _runs_parser("se-lab report", "One page of a study that needs nothing else: table, figures, every trial.")
+    parser.add_argument("-o", "--output", default="report.html", help="The page to write.")
+    options = parser.parse_args(argv)
+    from se_lab.report import write_report
+    from se_lab.sweep import read_sweep
+
+    records = _records(options)
+    sweeps = [read_sweep(run) for run in options.runs if Path(run).suffix in (".yaml", ".yml")]
+    page = write_report(
+        records,
+        options.output,
+        title=", ".join(sweep.name for sweep in sweeps) or f"Trials in {', '.join(options.runs)}",
+        question=[sweep.description for sweep in sweeps if sweep.description],
+        metric=options.metric,
+        where=_where(options.where),
+    )
+    print(page)
+    return 0
+
+
 def _excitations(argv: list[str]) -> int:
     import argparse
 
@@ -251,6 +275,7 @@ def _excitations(argv: list[str]) -> int:
     )
     parser.add_argument("nets", nargs="*", metavar="CHECKPOINT|timm:NAME", help="Checkpoints, or folders of trials.")
     parser.add_argument("--sweep", nargs="+", metavar="RUNS", help="Every trial of sweep specs or stores instead.")
+    _add_where(parser)
     parser.add_argument("--store", help="Where the trials of specs are; by default SE_LAB_STORE, else runs.")
     parser.add_argument("--data", help="digits or folder:PATH; by default what a trial was tested with.")
     parser.add_argument(
@@ -288,8 +313,10 @@ def _excitations(argv: list[str]) -> int:
         looking=looking,
     )
     if options.sweep:
+        from se_lab.report import filter_records
+
         options.runs = options.sweep
-        written = look_across(_records(options), request)
+        written = look_across(filter_records(_records(options), _where(options.where)), request)
     else:
         written = look_into(options.nets, request)
     for path in written:
@@ -354,10 +381,14 @@ def _runs_parser(prog: str, description: str, runs: str = "+") -> Any:
     parser.add_argument("runs", nargs=runs, metavar="RUNS", help="Sweep specs (their trials, in the store) or stores.")
     parser.add_argument("--store", help="Where the trials of specs are; by default SE_LAB_STORE, else runs.")
     parser.add_argument("--metric", default="test/top1_error", help="What is compared; test/top1_error by default.")
+    _add_where(parser)
+    return parser
+
+
+def _add_where(parser: Any) -> None:
     parser.add_argument(
         "--where", nargs="+", default=[], metavar="KEY=VALUE", help="Only trials with these values; of one key, any."
     )
-    return parser
 
 
 def _where(pairs: Sequence[str]) -> dict[str, Any]:
@@ -385,6 +416,7 @@ VERBS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "models": ("the backbones that can take SE units", _models),
     "sync": ("send trials that ran offline to W&B", _sync),
     "plot": ("figures of trials that have run", _plot),
+    "report": ("one page of a study: table, figures, every trial", _report),
     "excitations": ("what the SE units of trained nets do", _excitations),
 }
 

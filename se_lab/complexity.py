@@ -15,8 +15,9 @@ from fvcore.nn import FlopCountAnalysis
 from fvcore.nn.jit_handles import addmm_flop_jit, conv_flop_jit, linear_flop_jit
 from torch import Tensor, nn
 
-from se_lab.insertion import Place, Site, Spot, choose, insert_se, name_of, survey
+from se_lab.insertion import Site, insert_se
 from se_lab.model import build_backbone, create_model
+from se_lab.places import Place, Spot, choose, name_of, survey
 from se_lab.spec import ModelSpec, SESpec
 from se_lab.squeeze_excite import SqueezeExcite, hidden_width
 

@@ -10,7 +10,7 @@ import timm
 import torch
 
 import se_lab.backbones  # noqa: F401  (registers SE-Lab's own nets with timm)
-from se_lab.insertion import Place, survey
+from se_lab.places import Place, survey
 from se_lab.spec import INSERTIONS, SpecError, nearest
 
 

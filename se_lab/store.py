@@ -5,6 +5,7 @@
                    predictions.npz   per test image: key, label, top5, correct
                    last.ckpt, previous.ckpt, best.ckpt
                    claims/           who worked on it, in turn
+<store>/.index.json                  rows of records that are over, to be read at once (record_index)
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ from pathlib import Path
 from typing import IO, Any
 
 import pandas as pd
+
+from se_lab.record_index import FILE as INDEX
+from se_lab.record_index import Columns, Stamp, append, load_index, order_by, stamp_of, take
 
 HEARTBEAT_SECONDS = 5.0
 LEASE_SECONDS = 60.0
@@ -111,7 +115,7 @@ def read_record(folder: Path) -> RunRecord | None:
 
 
 def read_records(store: str | Path, wanted: Mapping[str, dict[str, Any]] | None = None) -> pd.DataFrame:
-    """Read a store, one row a trial.
+    """Read a store, one row a trial; records that have not changed since the last reading come from its index.
 
     Columns: trial_id, status (finished, failed, running, interrupted, missing), error, folder, the flat spec, metrics,
     params, params_se, macs, macs_se, elementwise, timings, code_version, data_digest.
@@ -124,25 +128,42 @@ def read_records(store: str | Path, wanted: Mapping[str, dict[str, Any]] | None 
         FileNotFoundError: where the store is no folder, or holds no trial and none is asked for by id.
     """
     store = Path(store)
+    if wanted is None and not store.is_dir():
+        raise FileNotFoundError(f"{store} is no folder of trials")
+    names = sorted(os.listdir(store)) if wanted is None else wanted
+    stamps = {name: stamp_of(store / name / "record.json") for name in names}
     if wanted is None:
-        if not store.is_dir():
-            raise FileNotFoundError(f"{store} is no folder of trials")
-        names = sorted(
-            path.name for path in store.iterdir() if (path / "record.json").exists() or (path / "claims").is_dir()
-        )
-        if not names:
+        stamps = {name: stamp for name, stamp in stamps.items() if stamp or (store / name / "claims").is_dir()}
+        if not stamps:
             raise FileNotFoundError(f"{store} holds no trial")
-        rows = sorted((_row(store, name, {}) for name in names), key=_by_content)
+    trials, columns = _read_columns(store, stamps, wanted)
+    if wanted is None:
+        order = order_by(columns, [*(key for key in columns if "." in key or key == "seed"), "trial_id"])
     else:
-        rows = [_row(store, trial_id, spec) for trial_id, spec in wanted.items()]
-    table: pd.DataFrame = pd.DataFrame(rows)
+        place = {trial: number for number, trial in enumerate(trials)}
+        order = [place[trial] for trial in wanted]
+    table: pd.DataFrame = pd.DataFrame(take(columns, order))
+    table.insert(3, "folder", [str(trial_folder(store, trials[number])) for number in order])
     return table
 
 
-def _by_content(row: dict[str, Any]) -> list[tuple[str, Any]]:
-    """Sort trials that no spec has put in order: by their fields, numbers as numbers."""
-    fields = [value for key, value in row.items() if "." in key or key == "seed"]
-    return [(type(v).__name__, v if isinstance(v, (int, float, str)) else str(v)) for v in fields]
+def _read_columns(
+    store: Path, stamps: Mapping[str, Stamp | None], wanted: Mapping[str, dict[str, Any]] | None
+) -> tuple[list[str], Columns]:
+    """Return trials and their rows: from the index where its stamp is the record's, else read, and then kept in it."""
+    index = load_index(store)
+    known = [number for number, trial in enumerate(index.trials) if stamps.get(trial) == index.stamps[number]]
+    fresh = sorted(stamps.keys() - {index.trials[number] for number in known})
+    rows = [_row(store, trial, (wanted or {}).get(trial, {})) for trial in fresh]
+    over = {trial: stamp for trial in fresh if (stamp := stamps[trial])}
+    if over:
+        # of what was not asked for, a whole reading has seen that it is gone
+        others = [number for number, trial in enumerate(index.trials) if wanted is not None and trial not in stamps]
+        kept = index.take([*known, *others])
+        kept.add(over, [row for row in rows if row["trial_id"] in over])
+        with contextlib.suppress(OSError):  # a store that cannot be written is read all the same
+            write_whole(store / INDEX, lambda file: file.write(kept.to_bytes()))
+    return [*(index.trials[number] for number in known), *fresh], append(take(index.columns, known), rows)
 
 
 def _row(store: Path, trial_id: str, spec: dict[str, Any]) -> dict[str, Any]:
@@ -152,13 +173,12 @@ def _row(store: Path, trial_id: str, spec: dict[str, Any]) -> dict[str, Any]:
         status = "missing"
         if folder.is_dir():
             status = "running" if holder_of(folder) else "interrupted"
-        return {"trial_id": trial_id, "status": status, "error": None, "folder": str(folder), **spec}
+        return {"trial_id": trial_id, "status": status, "error": None, **spec}
     costs = ("params", "params_se", "macs", "macs_se", "elementwise")
     return {
         "trial_id": trial_id,
         "status": record.status,
         "error": record.error.strip().rpartition("\n")[2] if record.error else None,
-        "folder": str(folder),
         **record.spec,
         **record.metrics,
         **{cost: record.complexity.get(cost) for cost in costs},

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from se_lab.flags import import_plugins
 from se_lab.model import create_model
 from se_lab.spec import RunSpec, SpecError, nearest, run_spec
 from se_lab.store import RunRecord, read_record
@@ -42,8 +42,7 @@ def load_trained(path: str | Path) -> tuple[nn.Module, RunSpec]:
     except Exception as error:  # torch raises whatever its readers do
         raise SpecError(f"{path} is no checkpoint of SE-Lab's: {type(error).__name__}: {error}") from error
     weights = {key.removeprefix("model."): value for key, value in state.items() if key.startswith("model.")}
-    for plugin in record.execution.get("plugins", []):  # operators that the spec names
-        importlib.import_module(plugin)
+    import_plugins(record.execution.get("plugins", ""))  # operators that the spec names
     spec = run_spec(record.spec)
     model = _untrained(spec, record, weights)
     own = model.state_dict()

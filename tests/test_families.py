@@ -188,6 +188,10 @@ def test_shufflenet_with_units_of_stride_one_has_the_printed_parameters():
         ("shufflenet_v1_g3", [4, 8, 4]),  # Zhang et al. 2018, Table 1
         ("resnet50_v1", [3, 4, 6, 3]),
         ("dla34", [2, 4, 4, 2]),  # Yu et al. 2018, Table 1: levels 3 to 6 of [1, 1, 1, 2, 2, 1], two blocks a tree
+        ("dpn68", [3, 4, 12, 3]),  # Chen et al. 2017, Table 1
+        ("rexnet_100", [1, 2, 2, 3 + 3, 5]),  # Han et al. 2021: units by stride
+        ("legacy_xception", [1, 1, 1 + 8, 1]),  # Chollet 2017, Figure 5: entry, eight in the middle, exit
+        ("selecsls42", [2, 2, 2]),
         ("inception_v4", [4, 8, 4]),  # 4 A, reduction and 7 B, reduction and 3 C
         ("hrnet_w18_small", [1, 4, 6, 8, 4]),  # one bottleneck; modules of 2 units a branch; one unit a head branch
     ],

@@ -363,3 +363,41 @@ def test_a_net_is_patched_once():
     insert_se(net, SESpec())
     with pytest.raises(SpecError, match="already has SE-Lab's units"):
         insert_se(net, SESpec())
+
+
+TEN = (
+    "mobilenetv1_100",
+    "shufflenet_v1_g3",
+    "bn_inception",
+    "vgg16_bn",
+    "resnet50_v1",
+    "resnext50_32x4d",
+    "inception_resnet_v2",
+    "resnet101_v1",
+    "resnext101_32x4d",
+    "resnet152_v1",
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TEN)
+def test_backbones_of_the_paper_can_do_all_that_plain_ones_can(name):
+    torch.manual_seed(0)
+    side = 96 if name == "inception_resnet_v2" else 64
+    x = torch.randn(2, 3, side, side)
+    net, again = (timm.create_model(name, num_classes=10).eval() for _ in range(2))
+    for each in (net, again):
+        insert_se(each, SESpec())
+    again.load_state_dict(net.state_dict())
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        expected = net(x)
+        assert torch.equal(again(x), expected)
+        for other in (
+            torch.export.export(net, (x,)).module(),
+            torch.compile(net, backend="aot_eager", fullgraph=True),
+            again.to(memory_format=torch.channels_last),
+        ):
+            torch.testing.assert_close(other(x), expected, rtol=1e-4, atol=1e-4)
+    net.train()(x).square().mean().backward()
+    assert all(p.grad is not None for p in net.parameters())

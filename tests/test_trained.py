@@ -26,7 +26,7 @@ def trial(folder: Path, **train: str) -> RunSpec:
 
 
 def first_weight(model: torch.nn.Module) -> float:
-    return float(next(model.parameters()).flatten()[0])
+    return float(next(model.parameters()).detach().flatten()[0])
 
 
 def test_a_checkpoint_becomes_its_net_with_its_spec(tmp_path: Path) -> None:

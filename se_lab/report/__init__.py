@@ -5,6 +5,7 @@ from se_lab.report.columns import COLUMNS, Column, ReportError
 from se_lab.report.comparisons import difference_figure, reduction_figure
 from se_lab.report.gallery import COSTS, KINDS, draw_figures
 from se_lab.report.overview import heatmap_figure, parallel_figure
+from se_lab.report.page import write_report
 from se_lab.report.paper_costs import count_paper_costs
 from se_lab.report.plots import tradeoff_figure
 from se_lab.report.published import paper_cost_table, paper_rows
@@ -36,4 +37,5 @@ __all__ = [
     "save_figure",
     "tradeoff_figure",
     "training_figure",
+    "write_report",
 ]

@@ -18,8 +18,8 @@ from torch import nn
 
 from se_lab.complexity import Complexity, ModuleCost, Trace, count_variant, profile, trace
 from se_lab.data import data_shape
-from se_lab.insertion import Place, survey
 from se_lab.model import create_model
+from se_lab.places import Place, survey
 from se_lab.report.published import BN_STATISTICS, PARAMS_SLACK, paper_rows
 from se_lab.spec import ModelSpec, RunSpec, SESpec, dotted, fields_of
 

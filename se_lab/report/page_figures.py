@@ -30,7 +30,7 @@ Figure = dict[str, Any]
 
 
 def tradeoff(study: Study, metric: str, costs: Sequence[str]) -> Figure | None:
-    """A metric against each cost that the trials have: a mean a variant with its interval, a small point a trial."""
+    """Plot a metric against each cost there is: a variant's mean with its interval, and a small point a trial."""
     trials, of = _finished(study, metric), column(metric, study.trials)
     estimate = statistics.t_interval(study.by_seed(metric).to_numpy())
     family, names = families(study)
@@ -57,7 +57,7 @@ def tradeoff(study: Study, metric: str, costs: Sequence[str]) -> Figure | None:
             face = [("white" if study.is_baseline[i] else color) for i in mine]
             traces.append(
                 _points(x[mine], estimate.mean[mine], hover, _data(mine), size=10)
-                | {"name": _safe(name), "showlegend": bool(name), "error_y": _bars(estimate.half_width[mine])}
+                | {"name": _safe(name), "showlegend": bool(name), "error_y": _bars(estimate.half_width[mine], color)}
             )
             traces[-1]["marker"] |= {"color": face, "symbol": symbol, "line": {"color": color, "width": 2}}
         told = there if len(there) <= 20 else front
@@ -73,23 +73,23 @@ def tradeoff(study: Study, metric: str, costs: Sequence[str]) -> Figure | None:
 
 
 def differences(study: Study, metric: str) -> Figure | None:
-    """Each variant's paired difference to its baseline with its interval, and a point a seed."""
+    """Plot each variant's paired difference to its baseline with its interval, and a point a seed."""
     pairs, of = paired_matrix(study, metric), column(metric, study.trials)
     estimate = statistics.t_interval(pairs)
     rows = np.flatnonzero(estimate.n > 0)
     trials = _finished(study, metric)
-    delta = pairs[trials["variant"], study.by_seed(metric).columns.get_indexer(trials["seed"])]
+    seeds = study.by_seed(metric).columns.get_indexer(pd.Index(trials["seed"]))
+    delta = pairs[trials["variant"].to_numpy(dtype=int), seeds]
     trials, delta = trials[np.isfinite(delta)], delta[np.isfinite(delta)]
     place = np.full(len(estimate.n), -1.0)
     place[rows] = np.arange(len(rows))[::-1]
     unit = "points" if of.unit == "%" else of.unit
     hover = [
-        f"<b>{_name(study, i)}</b><br>{interval_text(estimate.mean[i], estimate.half_width[i], of.decimals, signed=True)}"
-        f" {unit}, {estimate.n[i]} pairs"
-        for i in rows
+        f"<b>{_name(study, i)}</b><br>{interval_text(mean, half, of.decimals, signed=True)} {unit}, {n} pairs"
+        for i, mean, half, n in zip(rows, *(values[rows] for values in estimate), strict=True)
     ]
     dots = _points(estimate.mean[rows], place[rows], hover, _data(rows), size=10)
-    dots |= {"error_x": _bars(estimate.half_width[rows])}
+    dots |= {"error_x": _bars(estimate.half_width[rows], COLORS[0])}
     filled = [COLORS[0] if told else "white" for told in estimate.excludes_zero[rows]]
     dots["marker"] |= {"symbol": "square", "color": filled, "line": {"color": COLORS[0], "width": 2}}
     traces = [_trial_points(study, trials, delta, delta, of, color="#888", signed=True), dots]
@@ -105,7 +105,7 @@ def differences(study: Study, metric: str) -> Figure | None:
 
 
 def reduction(study: Study, metric: str) -> Figure | None:
-    """A metric over the reduction ratio, a curve for each setting of the other varied keys."""
+    """Plot a metric over the reduction ratio, a curve for each setting of the other varied keys."""
     if REDUCTION not in study.se_keys:
         return None
     of = column(metric, study.trials)
@@ -119,7 +119,11 @@ def reduction(study: Study, metric: str) -> Figure | None:
         hover = [_mean_text(study, i, estimate, of) for i in mine]
         color, symbol = _look(number)
         points = _points(ratio[mine], estimate.mean[mine], hover, _data(mine), size=9)
-        points |= {"mode": "lines+markers", "line": {"color": color}, "error_y": _bars(estimate.half_width[mine])}
+        points |= {
+            "mode": "lines+markers",
+            "line": {"color": color},
+            "error_y": _bars(estimate.half_width[mine], color),
+        }
         points |= {"name": _safe(name), "showlegend": bool(name)}
         points["marker"] |= {"color": color, "symbol": symbol}
         traces.append(points)
@@ -136,7 +140,7 @@ def reduction(study: Study, metric: str) -> Figure | None:
 
 
 def curves(study: Study, metric: str) -> Figure | None:
-    """A curve a trial by epoch, solid in validation, dashed in training. None where no trial kept its epochs."""
+    """Plot a curve a trial by epoch, in validation and in training. None where no trial kept its epochs."""
     name = metric.split("/", 1)[-1]
     keys = [f"{split}/{name}" for split in ("val", "train")]
     try:
@@ -180,7 +184,8 @@ def curves(study: Study, metric: str) -> Figure | None:
 
 def _finished(study: Study, metric: str) -> pd.DataFrame:
     values = pd.to_numeric(study.trials[metric], errors="coerce")
-    return study.trials[(study.trials["status"] == "finished") & np.isfinite(values)]
+    finished: pd.DataFrame = study.trials[(study.trials["status"] == "finished") & np.isfinite(values)]
+    return finished
 
 
 def _first(table: pd.DataFrame, variant: int) -> Any:
@@ -206,7 +211,7 @@ def _trial_points(
     values = [number_text(value, of.decimals, signed=signed) for value in y]
     hover = [f"{text}<br>{value} {of.unit}" for (_, text), value in zip(found, values, strict=True)]
     data = [[int(variant), number] for variant, (number, _) in zip(trials["variant"], found, strict=True)]
-    points = _points(x, y, hover, data, size=5)
+    points = _points(x, y, hover, data, size=6)
     points["marker"] |= {"color": color, "opacity": 0.55}
     return points | {"showlegend": False}
 
@@ -239,11 +244,11 @@ def _look(number: int) -> tuple[str, str]:
     return (COLORS[number % len(COLORS)], SYMBOLS[number % len(SYMBOLS)]) if number >= 0 else ("#000", SYMBOLS[0])
 
 
-def _bars(half: Floats) -> Figure:
-    return {"type": "data", "array": _list(np.nan_to_num(half)), "thickness": 1.2, "width": 3}
+def _bars(half: Floats, color: str) -> Figure:
+    return {"type": "data", "color": color, "array": _list(np.nan_to_num(half)), "thickness": 1.2, "width": 3}
 
 
-def _mean_text(study: Study, variant: int, estimate: statistics.Estimate, of: Column) -> str:
+def _mean_text(study: Study, variant: Any, estimate: statistics.Estimate, of: Column) -> str:
     value = interval_text(estimate.mean[variant], estimate.half_width[variant], of.decimals)
     return f"<b>{_name(study, variant)}</b><br>{value} {of.unit}, {estimate.n[variant]} seeds"
 

@@ -112,9 +112,7 @@ def beside_paper(study: Study, data: pd.DataFrame, paper: str) -> tuple[pd.DataF
     places = {_place(row, table): number for number, row in enumerate(rows.to_dict("records"))}
     at = np.array([places.get(_place(spec, table), -1) for spec in ours.to_dict("records")])
     printed = rows.reindex(at).reset_index(drop=True)
-    on_data = ours["data.name"].map(lambda name: re.search(table.data, value_text(name).lower()) is not None)
-    on_net = ours["model.backbone"].isin(ABLATED) if table.axis else True
-    same = ((at >= 0) & on_data & on_net).to_numpy()
+    same = (at >= 0) & np.array([_is_papers(spec, table) for spec in ours.to_dict("records")])
 
     data, shown = data.copy(), []
     for key in ("test/top1_error", "test/top5_error"):
@@ -135,6 +133,25 @@ def beside_paper(study: Study, data: pd.DataFrame, paper: str) -> tuple[pd.DataF
             data[f"{key}:agrees"] = np.where(same, agreement(data[key], printed, key), "")
             shown += _cost_shown(printed, key)
     return data, shown, _notes(table, rows, at, same)
+
+
+def costs_beside_paper(study: Study) -> Table | None:
+    """Set the counted costs of variants that are the paper's nets, on its data set, beside what its tables print.
+
+    None where no variant is one of them.
+    """
+    ours, found = _specs(study), []
+    counted = {f"counted_{key}": study.per_variant(key, "first") for key in ("params", "macs") if key in study.trials}
+    for table in _TABLES.values():
+        rows = paper_rows(table.name)
+        rows = rows[rows[["params", "macs"]].notna().any(axis=1)]
+        places = {_place(row, table): number for number, row in zip(rows.index, rows.to_dict("records"), strict=True)}
+        for variant, spec in enumerate(ours.to_dict("records")):
+            at = places.get(_place(spec, table)) if _is_papers(spec, table) else None
+            if at is not None:
+                values = {key: costs[variant] for key, costs in counted.items()}
+                found.append({**rows.loc[at], **values, "model.backbone": spec["model.backbone"]})
+    return paper_cost_table(pd.DataFrame(found)) if found and len(counted) == 2 else None
 
 
 def paper_cost_table(costs: pd.DataFrame) -> Table:
@@ -247,6 +264,12 @@ def _place(spec: Mapping[Any, Any], table: _Paper) -> tuple[str, ...]:
     net = (nets[0] if nets else "another",) if table.axis is None else ()
     keys = ("insertion",) if spec[INSERTION] == "none" else _SE_KEYS
     return net + tuple(value_text(spec[f"model.se.{key}"]) for key in keys)
+
+
+def _is_papers(spec: Mapping[Any, Any], table: _Paper) -> bool:
+    """Tell whether a trial's data set, and in an ablation its net, are those of the paper's table."""
+    on_data = re.search(table.data, value_text(spec["data.name"]).lower()) is not None
+    return on_data and (table.axis is None or spec["model.backbone"] in ABLATED)
 
 
 def _baselines(rows: pd.DataFrame, printed: pd.DataFrame, key: str) -> NDArray[np.float64]:

@@ -105,7 +105,7 @@ def _begin(trial_id: str, flat: dict[str, Any], folder: str, **options: Any) -> 
     import wandb
 
     settings = wandb.Settings(silent=True, console="off")
-    active = wandb.init(dir=folder, settings=settings, **options)
+    active: Any = wandb.init(dir=folder, settings=settings, **options)
     known = {key: value for key, value in flat.items() if value is not None} | {"trial_id": trial_id}
     # keys that an agent set are locked to the sweep
     active.config.update({key: value for key, value in known.items() if key not in active.config})
@@ -210,10 +210,12 @@ def read_wandb(path: str) -> pd.DataFrame:
     if not rows:
         raise FileNotFoundError(f"wandb:{path} holds no trial of SE-Lab")
     # a trial may have several runs, such as one in each of two sweeps: a finished one counts
-    table = pd.DataFrame(sorted(rows, key=lambda row: row["status"] != "finished"))
-    table = table.drop_duplicates("trial_id", ignore_index=True)
-    order = dict.fromkeys(row["trial_id"] for row in rows)
-    return table.set_index("trial_id").loc[list(order)].reset_index()
+    best: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        if best.setdefault(row["trial_id"], row)["status"] != "finished":
+            best[row["trial_id"]] = row
+    table: pd.DataFrame = pd.DataFrame(list(best.values()))
+    return table
 
 
 def _row(one: Any, where: str) -> dict[str, Any]:

@@ -19,6 +19,8 @@ from se_lab.sweep import read_sweep
 from se_lab.sweep.axes import draw
 from se_lab.sweep.grammar import points_of, problems
 
+SEED = {"seed": {"value": 1}}
+
 
 @pytest.fixture
 def write(tmp_path):
@@ -100,8 +102,8 @@ def test_random_draws_lie_within_their_distributions_and_repeat(tmp_path_factory
         ({"parameters": {"seed": {"value": 1}}, "method": "gird"}, "did you mean 'grid'"),
         ({"parameters": {"seed": {"value": 1}}, "method": "random"}, "run_cap is None"),
         ({"parameters": {"seed": {"value": 1}}, "command": ["python", "other.py"]}, "are run by se-lab train"),
-        ({"parameters": {"seed": {"value": 1}}, "command": ["se-lab", "train", "--cfg=${args_json_file}"]}, "whole token"),
-        ({"parameters": {"seed": {"value": 1}}, "command": ["se-lab", "train", "--optm.lr=1", "${args}"]}, "mean '--optim.lr'"),
+        ({"parameters": SEED, "command": ["se-lab", "train", "--cfg=${args_json_file}"]}, "whole token"),
+        ({"parameters": SEED, "command": ["se-lab", "train", "--optm.lr=1", "${args}"]}, "mean '--optim.lr'"),
         ({"parameters": {"model.se": {"value": {"reduction": 2}}, "model.se.bias": {"value": True}}}, "given twice")
     ],
 )  # fmt: skip

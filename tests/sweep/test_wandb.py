@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import wandb as client
 import yaml
 from wandb_server import ENTITY, emulated_server
 
@@ -45,9 +46,12 @@ def server(tmp_path, monkeypatch):
         }.items():
             monkeypatch.setenv(name, value)
         for name in ("WANDB_MODE", "WANDB_PROJECT", "WANDB_ENTITY", "WANDB_SWEEP_ID", "WANDB_RUN_ID", "WANDB_SILENT"):
-            monkeypatch.delenv(name, raising=False)
+            monkeypatch.setenv(name, "")  # so that what wandb puts there is taken back as well
+            monkeypatch.delenv(name)
         monkeypatch.chdir(tmp_path)
+        client.teardown()  # a process of wandb's that another test started knows another server
         yield state
+        client.teardown()
 
 
 def write(folder, **changes):
@@ -84,8 +88,6 @@ def test_wandb_sweep_and_three_agents_run_every_trial_once(server, tmp_path):
     assert [run["state"] for run in runs] == ["finished"] * 6, said
     assert sorted(run["config"]["trial_id"]["value"] for run in runs) == sorted(trials)
     assert sorted(path.parent.name for path in (tmp_path / "store").glob("*/record.json")) == sorted(trials)
-
-    import wandb as client
 
     through_api = client.Api().sweep(f"{ENTITY}/lab/sweep1").runs
     assert sorted(run.config["trial_id"] for run in through_api) == sorted(trials)
@@ -133,6 +135,17 @@ def test_a_stopped_trial_is_handed_out_again_and_a_busy_one_is_waited_for(server
     assert preempted["summary"]["test/top1_error"] == record.metrics["test/top1_error"]
     epochs = [int(line.split(",")[0]) for line in (folder / "metrics.csv").read_text().splitlines()[1:]]
     assert epochs == list(range(60))
+
+
+@pytest.mark.slow
+def test_a_failing_trial_is_a_failed_run_that_tells_why(server, tmp_path):
+    command = ["${env}", "se-lab", "train", *QUICK, "--optim.schedule=constant", "${args}"]
+    path = write(tmp_path, command=command, parameters={"optim.lr": {"values": [1e25]}})
+    subprocess.run(wandb("sweep", str(path)), check=True, capture_output=True)
+    said = agent("sweep1", "--count", "1").communicate(timeout=120)[0]
+    assert [run["state"] for run in server.runs_of("sweep1")] == ["failed"], said
+    (row,) = load_records(f"wandb:{ENTITY}/lab/sweep1").to_dict("records")
+    assert row["status"] == "failed" and "the training loss is nan or infinite" in row["error"]
 
 
 def until(true, seconds=90):

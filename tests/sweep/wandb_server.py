@@ -189,7 +189,8 @@ class Server:
         user = {"name": ENTITY, "username": ENTITY}
         return kept | {
             "config": json.dumps(run["config"]), "summaryMetrics": json.dumps(run["summary"]), "user": user,
-            "historyLineCount": len(run["history"]), "historyKeys": {"keys": {key: {} for key in keys}, "lastStep": len(keys)},
+            "historyLineCount": len(run["history"]),
+            "historyKeys": {"keys": {key: {} for key in keys}, "lastStep": len(run["history"]) - 1},
             "createdAt": NOW, "heartbeatAt": NOW, "description": None, "notes": None, "commit": None, "readOnly": False,
             "systemMetrics": "{}", "exitcode": run["exitcode"],
         }  # fmt: skip
