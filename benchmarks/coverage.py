@@ -19,7 +19,7 @@ import sys
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import timm
@@ -59,18 +59,19 @@ def frozen() -> list[str]:
     return [line for line in LIST.read_text().splitlines() if not line.startswith("#")]
 
 
-def fits(name: str, se: SESpec, existing_se: str) -> str:
-    """Patch a model on the meta device and run it; return what is in the way, or nothing."""
+def fits(name: str, se: SESpec, existing_se: str) -> tuple[str, int]:
+    """Patch a model on the meta device and run it; return what is in the way, or nothing, and its parameters."""
     net = build(name, "meta")
+    params = sum(p.numel() for p in net.parameters())
     size = net.default_cfg["input_size"]  # type: ignore[index,union-attr]
     try:
         insert_se(net, se, existing_se)
         net(torch.empty(1, *size, device="meta"))  # type: ignore[operator]
     except SpecError as error:
-        return str(error).partition(";")[0]
+        return str(error).partition(";")[0], params
     except Exception as error:  # whatever it is, it is told by the model's name
-        return f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
-    return ""
+        return f"{type(error).__name__}: {str(error).splitlines()[0][:120]}", params
+    return "", params
 
 
 class One(nn.Module):
@@ -119,16 +120,13 @@ def table(results: Iterable[tuple[str, str]]) -> str:
     return "\n".join(lines)
 
 
-def smallest(names: Iterable[str]) -> list[str]:
+def smallest(params: Mapping[str, int]) -> list[str]:
     """Return the model with the fewest parameters of each family."""
-    found: dict[str, tuple[int, str]] = {}
-    for name in names:
-        family = _model_to_module[name]
-        if name.startswith("test_"):
-            continue
-        params = sum(p.numel() for p in build(name, "meta").parameters())
-        found[family] = min(found.get(family, (params, name)), (params, name))
-    return [name for _, name in sorted(found.values())]
+    found: dict[str, str] = {}
+    for name in sorted(params, key=lambda name: params[name]):
+        if not name.startswith("test_"):
+            found.setdefault(_model_to_module[name], name)
+    return list(found.values())
 
 
 def main() -> int:
@@ -143,12 +141,13 @@ def main() -> int:
         freeze()
         return 0
     start = time.perf_counter()
-    results = [(name, fits(name, SESpec(insertion=options.insertion), "keep")) for name in frozen()]
-    print(f"timm {timm.__version__}, insertion {options.insertion}\n{table(results)}")
+    found = {name: fits(name, SESpec(insertion=options.insertion), "keep") for name in frozen()}
+    results = [(name, problem) for name, (problem, _) in found.items()]
+    print(f"timm {timm.__version__}, insertion {options.insertion}\n{table(results)}", flush=True)
     wrong = []
     if not options.no_numbers:
         print("\na small net of each family, with numbers:")
-        for name in smallest(name for name, problem in results if not problem):
+        for name in smallest({name: params for name, (problem, params) in found.items() if not problem}):
             problem = works(name, "keep")
             wrong += [name] if problem else []
             print(f"  {_model_to_module[name]:<22}{name:<32}{problem or 'ok'}", flush=True)

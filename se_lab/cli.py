@@ -210,8 +210,9 @@ def _table(argv: list[str]) -> int:
         )
     text = table.render(options.format)
     if options.format == "csv":
-        print("\n".join(table.notes), file=sys.stderr)
+        print(*table.notes, sep="\n", file=sys.stderr)
     if options.output:
+        Path(options.output).parent.mkdir(parents=True, exist_ok=True)
         Path(options.output).write_text(text if text.endswith("\n") else text + "\n", encoding="utf-8")
     else:
         print(text, end="" if text.endswith("\n") else "\n")

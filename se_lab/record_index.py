@@ -7,12 +7,16 @@ file system has them, and is read anew where they differ. Deleted, torn or stale
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
 
 FILE = ".index.json"
 VERSION = 1
@@ -44,7 +48,8 @@ class Index:
 
     def to_bytes(self) -> bytes:
         """Return the file's content."""
-        whole = {"version": VERSION, "trials": self.trials, "stamps": self.stamps, "columns": self.columns}
+        columns = {key: _packed(values) for key, values in self.columns.items()}
+        whole = {"version": VERSION, "trials": self.trials, "stamps": self.stamps, "columns": columns}
         return json.dumps(whole, separators=(",", ":")).encode()
 
 
@@ -54,17 +59,19 @@ def load_index(store: Path) -> Index:
         whole = json.loads((store / FILE).read_bytes())
         if whole["version"] != VERSION:
             return Index()
-        index = Index(whole["trials"], [tuple(stamp) for stamp in whole["stamps"]], whole["columns"])
+        trials = whole["trials"]
+        columns = {key: _unpacked(values, len(trials)) for key, values in whole["columns"].items()}
+        index = Index(trials, [(time, size) for time, size in whole["stamps"]], columns)
     except (OSError, ValueError, KeyError, TypeError):
         return Index()
     lengths = {len(index.trials), len(index.stamps), *map(len, index.columns.values())}
     return index if len(lengths) == 1 else Index()
 
 
-def stamp_of(record: Path) -> Stamp | None:
+def stamp_of(record: str) -> Stamp | None:
     """Return the stamp of a record.json, None where there is none."""
     try:
-        found = record.stat()
+        found = os.stat(record)  # noqa: PTH116 (of ten thousand, a Path costs more than the question itself)
     except (FileNotFoundError, NotADirectoryError):
         return None
     return found.st_mtime_ns, found.st_size
@@ -72,7 +79,12 @@ def stamp_of(record: Path) -> Stamp | None:
 
 def take(columns: Columns, places: Sequence[int]) -> Columns:
     """Return the rows at those places, in that order."""
-    return {key: [values[place] for place in places] for key, values in columns.items()}
+    if list(places) == list(range(len(next(iter(columns.values()), [])))):
+        return columns
+    if len(places) < 2:
+        return {key: [values[place] for place in places] for key, values in columns.items()}
+    chosen = itemgetter(*places)
+    return {key: list(chosen(values)) for key, values in columns.items()}
 
 
 def append(columns: Columns, rows: Iterable[dict[str, Any]]) -> Columns:
@@ -93,8 +105,23 @@ def order_by(columns: Columns, keys: Sequence[str]) -> list[int]:
     return [int(place) for place in np.lexsort(ranks[::-1])]
 
 
-def _ranks(values: list[Any]) -> list[int]:
-    """Return each value's place among the distinct ones: by type, then as numbers or as text."""
-    sortable = [(type(v).__name__, v if isinstance(v, (int, float, str)) else str(v)) for v in values]
-    rank = {value: number for number, value in enumerate(sorted(set(sortable)))}
-    return [rank[value] for value in sortable]
+def _packed(values: list[Any]) -> list[Any] | dict[str, Any]:
+    """Return a column as the file has it: most are the same all through, and are kept once."""
+    same = len(set(map(type, values))) == 1 and values.count(values[0]) == len(values)
+    return {"all": values[0]} if same else values
+
+
+def _unpacked(values: list[Any] | dict[str, Any], length: int) -> list[Any]:
+    return [values["all"]] * length if isinstance(values, dict) else values
+
+
+def _ranks(values: list[Any]) -> NDArray[np.intp]:
+    """Return each value's place among the distinct ones: nothing first, then by type, as numbers or as text."""
+    try:
+        codes, distinct = pd.factorize(pd.Series(values, dtype=object), use_na_sentinel=False)
+    except TypeError:  # lists and mappings have no hash
+        return _ranks([str(value) for value in values])
+    keys = [("", "") if value is None or value != value else (type(value).__name__, value) for value in distinct]
+    rank = np.empty(len(keys), dtype=np.intp)
+    rank[sorted(range(len(keys)), key=keys.__getitem__)] = np.arange(len(keys))
+    return rank[codes]

@@ -131,7 +131,7 @@ def read_records(store: str | Path, wanted: Mapping[str, dict[str, Any]] | None 
     if wanted is None and not store.is_dir():
         raise FileNotFoundError(f"{store} is no folder of trials")
     names = sorted(os.listdir(store)) if wanted is None else wanted
-    stamps = {name: stamp_of(store / name / "record.json") for name in names}
+    stamps = {name: stamp_of(f"{store}/{name}/record.json") for name in names}
     if wanted is None:
         stamps = {name: stamp for name, stamp in stamps.items() if stamp or (store / name / "claims").is_dir()}
         if not stamps:
@@ -143,33 +143,39 @@ def read_records(store: str | Path, wanted: Mapping[str, dict[str, Any]] | None 
         place = {trial: number for number, trial in enumerate(trials)}
         order = [place[trial] for trial in wanted]
     table: pd.DataFrame = pd.DataFrame(take(columns, order))
-    table.insert(3, "folder", [str(trial_folder(store, trials[number])) for number in order])
+    table.insert(3, "folder", [f"{store}{os.sep}{trials[number]}" for number in order])
     return table
 
 
 def _read_columns(
     store: Path, stamps: Mapping[str, Stamp | None], wanted: Mapping[str, dict[str, Any]] | None
 ) -> tuple[list[str], Columns]:
-    """Return trials and their rows: from the index where its stamp is the record's, else read, and then kept in it."""
+    """Return trials and their rows: from the index where its stamp is the record's, else read, and then kept in it.
+
+    Besides the trials with stamps there may be others, whose rows the index has and `wanted` has not.
+    """
     index = load_index(store)
-    known = [number for number, trial in enumerate(index.trials) if stamps.get(trial) == index.stamps[number]]
-    fresh = sorted(stamps.keys() - {index.trials[number] for number in known})
-    rows = [_row(store, trial, (wanted or {}).get(trial, {})) for trial in fresh]
+    known = {trial for trial, stamp in zip(index.trials, index.stamps, strict=True) if stamps.get(trial) == stamp}
+    # of what was not asked for, a whole reading has seen that it is gone
+    stay = [n for n, trial in enumerate(index.trials) if trial in known or (wanted is not None and trial not in stamps)]
+    index = index.take(stay)
+    fresh = sorted(stamps.keys() - known)
+    rows = {trial: _row(store, trial, (wanted or {}).get(trial, {})) for trial in fresh}
     over = {trial: stamp for trial in fresh if (stamp := stamps[trial])}
-    if over:
-        # of what was not asked for, a whole reading has seen that it is gone
-        others = [number for number, trial in enumerate(index.trials) if wanted is not None and trial not in stamps]
-        kept = index.take([*known, *others])
-        kept.add(over, [row for row in rows if row["trial_id"] in over])
+    few = len(over) * 20 < len(index.trials)  # to read a twentieth again costs less than to write the index anew
+    if over and not few:
+        index.add(over, [rows.pop(trial) for trial in over])
         with contextlib.suppress(OSError):  # a store that cannot be written is read all the same
-            write_whole(store / INDEX, lambda file: file.write(kept.to_bytes()))
-    return [*(index.trials[number] for number in known), *fresh], append(take(index.columns, known), rows)
+            write_whole(store / INDEX, lambda file: file.write(index.to_bytes()))
+    return [*index.trials, *rows], append(index.columns, rows.values())
 
 
 def _row(store: Path, trial_id: str, spec: dict[str, Any]) -> dict[str, Any]:
-    folder = trial_folder(store, trial_id)
-    record = read_record(folder)
-    if record is None:
+    try:
+        with open(f"{store}/{trial_id}/record.json", "rb") as file:  # noqa: PTH123 (a Path takes longer than the file)
+            record = json.loads(file.read())
+    except FileNotFoundError:
+        folder = trial_folder(store, trial_id)
         status = "missing"
         if folder.is_dir():
             status = "running" if holder_of(folder) else "interrupted"
@@ -177,14 +183,14 @@ def _row(store: Path, trial_id: str, spec: dict[str, Any]) -> dict[str, Any]:
     costs = ("params", "params_se", "macs", "macs_se", "elementwise")
     return {
         "trial_id": trial_id,
-        "status": record.status,
-        "error": record.error.strip().rpartition("\n")[2] if record.error else None,
-        **record.spec,
-        **record.metrics,
-        **{cost: record.complexity.get(cost) for cost in costs},
-        **record.timings,
-        "code_version": record.versions.get("se-lab"),
-        "data_digest": record.data.get("digest"),
+        "status": record["status"],
+        "error": record["error"].strip().rpartition("\n")[2] if record.get("error") else None,
+        **record["spec"],
+        **record.get("metrics", {}),
+        **{cost: record.get("complexity", {}).get(cost) for cost in costs},
+        **record.get("timings", {}),
+        "code_version": record.get("versions", {}).get("se-lab"),
+        "data_digest": record.get("data", {}).get("digest"),
     }
 
 

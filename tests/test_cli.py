@@ -35,6 +35,10 @@ def test_help_answers_without_pytorch():
         (["train", "--optim.lr=much"], "optim.lr"),
         (["sweep", "nothing.yaml"], "no such sweep spec"),
         (["table", "nowhere"], "no folder of trials"),
+        (["table", "."], "holds no trial"),
+        (["table"], "give RUNS"),
+        (["table", "--costs-only", "--paper=table_10_reductoin"], "Did you mean 'table_10_reduction'?"),
+        (["table", "--costs-only", "--paper=table_11_squeeze"], "prints no costs"),
         (["train", "--data.name=folder:/nowhere"], "/nowhere/train is missing"),
     ],
 )
@@ -80,7 +84,8 @@ def swept(tmp_path):
     spec = tmp_path / "sweep.yaml"
     command = ["${env}", "se-lab", "train", *QUICK[:-1], "${args}"]
     parameters = {"model.se": {"values": [{"insertion": "none"}, {"reduction": 4}]}, "seed": {"values": [0, 1]}}
-    spec.write_text(yaml.safe_dump({"method": "grid", "command": command, "parameters": parameters}))
+    about = {"description": "What does SE change?", "method": "grid", "command": command, "parameters": parameters}
+    spec.write_text(yaml.safe_dump(about))
     assert main(["sweep", str(spec), "--store", str(tmp_path / "store"), "--wandb=false", "--workers=2"]) == 0
     return spec, tmp_path / "store"
 
@@ -90,9 +95,15 @@ def test_sweep_then_table_then_plot(swept, tmp_path, capsys):
     assert main(["table", str(spec), "--store", str(store), "--format", "csv", "-o", str(tmp_path / "t.csv")]) == 0
     lines = (tmp_path / "t.csv").read_text().splitlines()
     assert len(lines) == 3 and "no SE" in lines[1]
+    assert "95 % t interval" in capsys.readouterr().err  # a CSV file has no place for notes
     assert main(["plot", str(spec), "--store", str(store), "-o", str(tmp_path / "figures")]) == 0
-    assert (tmp_path / "figures/tradeoff.png").read_bytes().startswith(b"\x89PNG")
-    assert "<svg" in (tmp_path / "figures/tradeoff.svg").read_text()
+    assert (tmp_path / "figures/tradeoff_macs.png").read_bytes().startswith(b"\x89PNG")
+    assert "<svg" in (tmp_path / "figures/curves.svg").read_text()
+    # two variants, one of them without a reduction ratio: no curve over it, no second key for a heat map
+    said = capsys.readouterr().err.splitlines()
+    assert [line.split()[0] for line in said if "left out:" in line] == ["reduction", "heatmap"]
+    assert main(["report", str(spec), "--store", str(store), "-o", str(tmp_path / "page/report.html")]) == 0
+    assert "What does SE change?" in (tmp_path / "page/report.html").read_text()
 
 
 def test_dry_run_lists_trials_and_their_cost_and_runs_none(tmp_path, capsys, monkeypatch):

@@ -358,6 +358,14 @@ def test_an_insertion_that_a_net_has_no_place_for_is_refused_with_those_it_has()
         insert_se(copy.deepcopy(meta("vgg11")), SESpec(insertion="identity"))
 
 
+def test_units_take_the_nets_type_and_mode():
+    net = small().to(torch.bfloat16).eval()
+    for site in insert_se(net, SESpec()):
+        unit = net.get_submodule(site.path)
+        assert unit.reduce.weight.dtype == torch.bfloat16
+        assert not unit.training
+
+
 def test_a_net_is_patched_once():
     net = copy.deepcopy(meta("resnet18"))
     insert_se(net, SESpec())

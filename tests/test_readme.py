@@ -44,6 +44,9 @@ def test_every_command_exists_with_its_flags(capsys):
         assert verb in VERBS
         with pytest.raises(SystemExit, match="0"):
             main([verb, "--help"])
+        if verb == "profile":  # which takes the flags of train
+            with pytest.raises(SystemExit, match="0"):
+                main(["train", "--help"])
         told = capsys.readouterr().out
         for flag in re.findall(r"--[\w.-]+", " ".join(arguments)):
             assert flag in told, f"se-lab {verb} has no {flag}"

@@ -7,6 +7,7 @@ import dataclasses
 import io
 import json
 import math
+import resource
 import statistics
 import time
 from collections.abc import Iterable, Sequence
@@ -116,27 +117,30 @@ def paper_costs() -> list[Row]:
     return rows
 
 
-def measured(spec: ModelSpec, num_classes: int, input_size: Size, device: str, repeats: int = 10) -> Row:
-    """Return the median latency of one image in ms, eval mode, and the peak memory in MB, on a device.
+def measured(spec: ModelSpec, num_classes: int, input_size: Size, device: str, repeats: int = 20) -> Row:
+    """Return the median latency of one image in ms, eval mode, and the peak memory in MB.
 
-    On a CPU the peak is of weights and activations together with what PyTorch keeps, so it is left out.
+    `device` is one of ExecSpec's. The peak is what the net allocates on a GPU, and of the whole process elsewhere.
     """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     model = create_model(dataclasses.replace(spec, pretrained=False, init="timm"), num_classes, input_size[0])
     model.eval().to(device)
     image = torch.randn(1, *input_size, device=device)
-    taken = []
-    on_gpu = device.startswith("cuda")
+    on_gpu = device == "cuda"
     if on_gpu:
-        torch.cuda.reset_peak_memory_stats(device)
+        torch.cuda.reset_peak_memory_stats()
+    taken = []
     with torch.inference_mode():
-        for _ in range(repeats + 3):
+        for _ in range(repeats + 3):  # the first few warm up
             start = time.perf_counter()
             model(image)
             if on_gpu:
-                torch.cuda.synchronize(device)
+                torch.cuda.synchronize()
             taken.append(1000 * (time.perf_counter() - start))
-    memory = round(torch.cuda.max_memory_allocated(device) / 1e6, 1) if on_gpu else None
-    return {"latency_ms": round(statistics.median(taken[3:]), 3), "peak_memory_MB": memory}
+    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    memory = torch.cuda.max_memory_allocated() / 1e6 if on_gpu else kilobytes * 1024 / 1e6
+    return {"device": device, "latency_ms": round(statistics.median(taken[3:]), 3), "peak_memory_MB": round(memory, 1)}
 
 
 def render(rows: Sequence[Row], form: str) -> str:

@@ -173,7 +173,7 @@ def curves(study: Study, metric: str) -> Figure | None:
                 }
                 trace |= {"visible": True if place < _VISIBLE else "legendonly", "meta": [int(variant), trial]}
                 traces.append(trace)
-    settled = table[table["epoch"] > table["epoch"].max() / 10][keys].to_numpy(dtype=float)
+    settled = table[table["epoch"] >= table["epoch"].max() / 10][keys].to_numpy(dtype=float)
     choice = _choice("", traces, "epoch", of.heading.removeprefix("val "))
     choice["layout"]["yaxis"] |= {"range": [0, 1.05 * float(np.nanmax(settled)) or 1.0]}
     note = "A line a trial: solid in validation, dotted in training. Click a name to show or hide it."

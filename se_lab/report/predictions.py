@@ -58,6 +58,8 @@ def _pairs(study: Study, metric: str) -> Iterator[tuple[int, list[tuple[NDArray[
         raise ReportError(f"Predictions are kept of test images and top-1 or top-5 errors, not for {metric!r}.")
     top = 5 if "top5" in metric else 1
     finished = study.trials[study.trials["status"] == "finished"]
+    if "folder" not in finished:
+        raise ReportError("These records name no folders, where the predictions of a trial are kept: read the store.")
     folders = finished.set_index(["variant", "seed"])["folder"].to_dict()
     seeds = sorted({seed for _, seed in folders})
     errors = {at: image_errors(folder, top) for at, folder in folders.items()}

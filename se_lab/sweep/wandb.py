@@ -275,7 +275,10 @@ def sweep_through_wandb(file: str | Path, execution: ExecSpec, agents: int) -> p
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    table = read_wandb(path)
+    try:
+        table = read_wandb(path)
+    except FileNotFoundError:  # no trial got as far as a run
+        table = pd.DataFrame({"trial_id": []})
     missing = [trial for trial in sweep.trials if trial.trial_id not in set(table["trial_id"])]
     blanks = [{"trial_id": trial.trial_id, "status": "missing", **trial.flat()} for trial in missing]
     return pd.concat([table, pd.DataFrame(blanks)], ignore_index=True) if blanks else table

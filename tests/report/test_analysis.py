@@ -38,6 +38,7 @@ def test_ablation_table_prints_the_table(run: Callable[..., None], capsys: pytes
     [
         ("tradeoff.py", [f"f_{cost}.{end}" for cost in ("macs", "params", "step_ms") for end in ("png", "svg")]),
         ("training_curves.py", ["f.png", "f.svg"]),
+        ("report.py", ["f"]),
     ],
 )
 def test_figures_are_written_where_asked(

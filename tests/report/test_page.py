@@ -161,3 +161,11 @@ def test_costs_stand_beside_the_papers_where_net_and_data_are_its_own(study: Mak
     agree = next(column for column in data["paper"]["columns"] if column["label"] == "params agree")
     assert "yes" in agree["cells"]
     assert page_data(write_report(study(variants), tmp_path / "other.html"))["paper"] is None
+
+
+def test_records_that_name_no_folder_give_a_page_without_curves_and_environments(
+    reduction_study: pd.DataFrame, tmp_path: Path
+) -> None:
+    data = page_data(write_report(reduction_study.drop(columns="folder"), tmp_path / "report.html"))
+    assert [figure["id"] for figure in data["figures"]] == ["tradeoff", "differences", "reduction"]
+    assert len(data["trials"]) == 15 and data["environments"] == []

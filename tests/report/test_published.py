@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from se_lab.report import ablation_table, paper_cost_table, paper_rows
+from se_lab.report import ablation_table, count_paper_costs, paper_cost_table, paper_rows
 
 Make = Callable[..., pd.DataFrame]
 TOP1 = "test/top1_error"
@@ -138,3 +138,20 @@ def test_the_cost_table_needs_no_run_and_leaves_no_printed_cost_out() -> None:
     assert table.data.set_index("variant").loc["MobileNet", "params:agrees"] == ""
     for format in ("terminal", "markdown", "latex", "csv", "json", "html"):
         assert "SE-MobileNet" in table.render(format)
+
+
+def test_the_papers_nets_are_counted_without_training_and_told_one_by_one() -> None:
+    told: list[str] = []
+    table = paper_cost_table(count_paper_costs("3", told.append))
+    params = by_variant(table)["params"]
+    # counted on the architectures independently: published.yaml, `counted`, units without FC biases
+    assert params.to_dict() == {
+        "MobileNet": 4_231_976,
+        "SE-MobileNet": 4_711_720,
+        "ShuffleNet": 1_865_728,
+        "SE-ShuffleNet": 2_476_144,
+    }
+    assert list(by_variant(table)["params:agrees"]) == ["yes", "yes", "no, +3.7 %", "no, +3.2 %"]  # 4.2, 4.7, 1.8, 2.4
+    assert [line.split(":")[0] for line in told] == list(params.index)
+    with pytest.raises(ValueError, match="prints no costs"):
+        count_paper_costs("11")

@@ -1,0 +1,18 @@
+"""Write the report of RUNS, one HTML page: python analysis/report.py RUNS [PAGE].
+
+RUNS is a sweep spec (its trials, found in the store), a store, or wandb:entity/project[/sweep]. Change the call below
+for a title, the question that the study asks, or fewer trials: where={"model.se.reduction": [4, 16]}.
+"""
+
+import sys
+
+from se_lab import load_records
+from se_lab.report import write_report
+
+
+def main(runs: str, page: str = "report.html") -> None:
+    print(write_report(load_records(runs), page, title=runs, question=["What do SE units change?"]))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,130 @@
+"""The verbs table and plot over a store: what is asked for is what comes, and what cannot come is said in a line."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import se_lab.sweep.records
+from se_lab.cli import main
+
+Make = Callable[..., pd.DataFrame]
+Run = Callable[..., tuple[int, str, str]]
+TOP1 = "test/top1_error"
+
+
+@pytest.fixture
+def records(study: Make) -> pd.DataFrame:
+    """Make a baseline and four variants of two backbones, three seeds each; r=4 is 1 point better beyond doubt."""
+    errors = {None: [8.0, 8.4, 8.2], 4: [7.0, 7.5, 7.2], 16: [8.1, 8.5, 8.6]}
+    variants = [
+        ({"model.backbone": net, **({"reduction": r} if r else {"insertion": "none"})}, [e + add for e in errors[r]])
+        for net, add in (("small", 0.0), ("large", -2.0))
+        for r in errors
+    ]
+    return study(variants)
+
+
+@pytest.fixture
+def run(records: pd.DataFrame, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    monkeypatch.setattr(se_lab.sweep.records, "load_records", lambda runs, folder: records)
+
+    def call(*argv: str) -> tuple[int, str, str]:
+        status = main(list(argv))
+        return status, *capsys.readouterr()
+
+    return call
+
+
+def test_rows_columns_and_filters_are_those_asked_for(run: Run) -> None:
+    asked = ["--where", "model.backbone=small", "model.se.reduction=4", "--columns", TOP1, "difference", "params"]
+    status, out, _ = run("table", "runs", *asked, "--format", "markdown")
+    assert status == 0
+    lines = [line for line in out.splitlines() if line.startswith("| ")]
+    assert [cell.strip() for cell in lines[0].strip("|").split("|")] == [
+        "insertion", "top-1 error (%)", "Δ top-1 error (points)", "params (k)",
+    ]  # fmt: skip
+    assert len(lines) == 4 and "7.23 ± 0.63" in lines[3]
+    either = ["--where", "model.se.reduction=4", "model.se.reduction=16"]
+    assert run("table", "runs", *either, "--rows", "model.se.reduction", "model.backbone")[0] == 0
+
+
+def test_a_pivot_has_a_row_a_ratio_and_a_column_a_backbone(run: Run) -> None:
+    status, out, notes = run("table", "runs", "--pivot", "model.se.reduction", "model.backbone", "--format", "csv")
+    rows = {row["variant"]: row for row in csv.DictReader(io.StringIO(out))}
+    assert status == 0 and list(rows) == ["no SE", "4", "16"]
+    assert float(rows["4"]["large"]) == pytest.approx((7.0 + 7.5 + 7.2) / 3 - 2)
+    assert "95 % t interval" in notes and "95 %" not in out
+
+
+def test_power_adds_the_seeds_that_a_difference_needs(run: Run) -> None:
+    status, out, _ = run("table", "runs", "--power", "0.1", "--format", "json")
+    assert status == 0
+    assert {"seeds_needed"} <= {column["key"] for column in json.loads(out)["columns"]}
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--columns", "parms"], "Did you mean 'params'?"),
+        (["--rows", "model.se.reducton"], "Did you mean 'model.se.reduction'?"),
+        (["--where", "model.bakbone=small"], "Did you mean 'model.backbone'?"),
+        (["--where", "model.se.reduction=5"], "Known: –, 4, 16"),
+        (["--where", "model.se.reduction"], "--where takes KEY=VALUE"),
+        (["--metric", "test/top1_eror"], "Did you mean 'test/top1_error'?"),
+        (["--paper", "table_10_reductoin"], "Did you mean 'table_10_reduction'?"),
+        (["--pivot", "model.se.reduction", "model.bakbone"], "Did you mean 'model.backbone'?"),
+        (["--pivot", "model.se.reduction", "model.backbone", "--power", "1"], "--power does not go with --pivot"),
+        (["--power", "-1"], "must be above zero"),
+        (["--costs-only"], "give RUNS, or else"),
+    ],
+)
+def test_what_cannot_be_is_said_in_one_line(run: Run, argv: list[str], said: str) -> None:
+    status, out, err = run("table", "runs", *argv)
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert said in err
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (
+            lambda r: r.assign(**{"data.name": ["a", "b"] * 9}),
+            "mix 2 data sets, which no table can compare: a (9 trials)",
+        ),
+        (lambda r: r.assign(**{TOP1: float("nan")}), "No finished trial has a value of 'test/top1_error'"),
+        (lambda r: r.assign(status="running"), "None of the 18 trials has finished: 18 running"),
+        (lambda r: r.head(0), "No trials"),
+    ],
+)
+@pytest.mark.parametrize("verb", ["table", "plot", "report"])
+def test_records_of_which_no_table_can_be_made_are_refused_by_every_verb(
+    records: pd.DataFrame,
+    run: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    verb: str,
+    spoil: Callable,
+    said: str,
+) -> None:
+    monkeypatch.setattr(se_lab.sweep.records, "load_records", lambda runs, folder: spoil(records))
+    status, out, err = run(verb, "runs", "-o", str(tmp_path / "out"))
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert said in err and not (tmp_path / "out").exists()
+
+
+def test_plot_draws_what_it_can_and_says_what_it_cannot(run: Run, tmp_path: Path) -> None:
+    status, out, err = run("plot", "runs", "-o", str(tmp_path), "--formats", "svg")
+    names = ["tradeoff_params", "tradeoff_macs", "tradeoff_step_ms", "differences", "reduction", "heatmap", "parallel"]
+    assert status == 0 and [Path(line).stem for line in out.split()] == names
+    assert err.startswith("curves left out: None of the 18 finished trials has a metrics.csv")
+    only = tmp_path / "only"
+    assert run("plot", "runs", "-o", str(only), "--kind", "tradeoff", "--cost", "macs", "--formats", "pdf")[0] == 0
+    assert [path.name for path in only.iterdir()] == ["tradeoff_macs.pdf"]
+    assert run("plot", "runs", "-o", str(only), "--kind", "curves")[0] == 2
