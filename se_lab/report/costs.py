@@ -21,8 +21,9 @@ from se_lab.complexity import Complexity, ModuleCost, Trace, count_variant, prof
 from se_lab.data import data_shape
 from se_lab.model import create_model
 from se_lab.places import Place, survey
-from se_lab.report.published import BN_STATISTICS, PARAMS_SLACK, paper_rows
-from se_lab.spec import ModelSpec, RunSpec, SESpec, dotted, fields_of
+from se_lab.report.paper_costs import count_paper_costs, unit_of
+from se_lab.report.published import BN_STATISTICS, PARAMS_SLACK
+from se_lab.spec import ModelSpec, RunSpec, dotted
 
 Row = dict[str, Any]
 Size = tuple[int, int, int]
@@ -88,16 +89,9 @@ def paper_costs() -> list[Row]:
 
     Published figures and what is known about them: published.yaml. MACs at 224 pixels, 299 for Inception-ResNet-v2.
     """
-    traces: dict[str, Trace] = {}
     rows: list[Row] = []
-    for record in paper_rows().to_dict("records"):
-        printed = {str(name): value for name, value in record.items()}
-        if all(math.isnan(printed[key]) for key in ("params", "macs")):
-            continue
-        se = {name: printed[f"model.se.{name}"] for name, _ in fields_of(SESpec())}
-        spec = ModelSpec(printed["model.backbone"], SESpec(**{k: v for k, v in se.items() if v is not None and v == v}))
-        side = 299 if spec.backbone == "inception_resnet_v2" else 224
-        costs = cached_costs(spec, 1000, (3, side, side), traces)
+    for printed in count_paper_costs(say=lambda _: None).to_dict("records"):
+        spec, costs = ModelSpec(printed["model.backbone"], unit_of(printed)), printed["costs"]
         for key in ("params", "macs"):
             if math.isnan(printed[key]):
                 continue
@@ -169,7 +163,7 @@ def _cell(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
-def _reason(printed: Row, spec: ModelSpec, key: str, costs: Complexity) -> str:
+def _reason(printed: dict[Any, Any], spec: ModelSpec, key: str, costs: Complexity) -> str:
     """Say why our count is not the printed one, as far as it is known (published.yaml, notes)."""
     ours = getattr(costs, key)
     half = printed[f"{key}:digit"] / 2

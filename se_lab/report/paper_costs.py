@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 
 from se_lab.report.columns import ReportError
 from se_lab.report.published import paper_rows
 from se_lab.report.variants import INSERTION
 from se_lab.spec import ModelSpec, SESpec
+
+if TYPE_CHECKING:
+    from se_lab.complexity import Complexity
 
 CROP = {"inception_resnet_v2": 299}
 """The side of the image where it is not 224 (published.yaml, Table 2)."""
@@ -20,8 +23,9 @@ CROP = {"inception_resnet_v2": 299}
 def count_paper_costs(paper: str = "all", say: Callable[[str], None] = print) -> pd.DataFrame:
     """Count every net whose parameters or MACs the paper's table of that name prints, or all tables.
 
-    Returns the rows of `paper_rows` that print a cost, with `counted_params` and `counted_macs`. A backbone of 1000
-    classes is run once, which takes seconds, and tells the cost of all its variants; `say` is told of each variant.
+    Returns the rows of `paper_rows` that print a cost, with `counted_params`, `counted_macs`, and `costs`: the whole
+    Complexity. A backbone of 1000 classes is run once, which takes seconds, and tells the cost of all its variants;
+    `say` is told of each.
     Raises ReportError for an unknown table and for one that prints no costs.
     """
     from se_lab.complexity import trace  # PyTorch, which no other table needs
@@ -30,20 +34,23 @@ def count_paper_costs(paper: str = "all", say: Callable[[str], None] = print) ->
     rows = rows[rows[["params", "macs"]].notna().any(axis=1)].reset_index(drop=True)
     if rows.empty:
         raise ReportError(f"The paper's {paper} prints no costs.")
-    counted = np.empty((len(rows), 2))
+    counted: dict[Any, Complexity] = {}
     for backbone, variants in rows.groupby("model.backbone", sort=False):
         side = CROP.get(str(backbone), 224)
         traced = trace(ModelSpec(str(backbone)), 1000, (3, side, side))
         for at, row in zip(variants.index, variants.to_dict("records"), strict=True):
-            cost = traced.variant(_se_spec(row))
-            counted[at] = cost.params, cost.macs
+            cost = counted[at] = traced.variant(unit_of(row))
             say(f"{row['row']}: {cost.params:,} parameters, {cost.macs:,} MACs")
-    costs: pd.DataFrame = rows.assign(counted_params=counted[:, 0], counted_macs=counted[:, 1])
-    return costs
+    costs = [counted[at] for at in rows.index]
+    told: pd.DataFrame = rows.assign(
+        counted_params=[cost.params for cost in costs], counted_macs=[cost.macs for cost in costs], costs=costs
+    )
+    return told
 
 
-def _se_spec(row: dict[str, object]) -> SESpec:
+def unit_of(row: Mapping[Any, Any]) -> SESpec:
+    """Return the SE units of a row of `paper_rows`."""
     if row[INSERTION] == "none":
         return SESpec(insertion="none")
     named = {field.name: row[f"model.se.{field.name}"] for field in fields(SESpec) if f"model.se.{field.name}" in row}
-    return SESpec(**named)  # type: ignore[arg-type]
+    return SESpec(**named)

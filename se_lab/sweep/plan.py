@@ -129,9 +129,11 @@ def _time_step(model: torch.nn.Module, shape: tuple[int, int, int], classes: int
 
 
 def duration(seconds: float) -> str:
-    """Return 90 seconds as '1 min 30 s', 4,000 as '1 h 7 min'."""
+    """Return 90 seconds as '1 min 30 s', 4,000 as '1 h 7 min', and more than two days as days."""
     if seconds < 60:
         return f"{max(round(seconds), 1)} s"
     if seconds < 3600:
         return f"{int(seconds // 60)} min {round(seconds % 60)} s"
+    if seconds > 2 * 86400:
+        return f"{seconds / 86400:,.0f} days"
     return f"{int(seconds // 3600)} h {round(seconds % 3600 / 60)} min"
