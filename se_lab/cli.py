@@ -333,7 +333,13 @@ def _profile(argv: list[str]) -> int:
         description="Parameters, MACs and element operations of a net (give the flags of train), or of a sweep's nets.",
     )
     parser.add_argument("--sweep", metavar="SPEC", help="A W&B sweep spec: a row for each of its trials.")
-    parser.add_argument("--against-paper", action="store_true", help="Every cost the SE paper prints, beside ours.")
+    parser.add_argument(
+        "--against-paper",
+        nargs="?",
+        const="all",
+        metavar="TABLE",
+        help="Every cost that the SE paper prints, or one of its tables, beside ours.",
+    )
     parser.add_argument("--image-size", type=int, default=224, help="Side of the image in pixels.")
     parser.add_argument("--classes", type=int, default=1000, help="Outputs of the classifier.")
     parser.add_argument("--measure", action="store_true", help="Measure latency and peak memory on this device, too.")
@@ -345,7 +351,7 @@ def _profile(argv: list[str]) -> int:
     from se_lab.report import costs
 
     if options.against_paper:
-        rows = costs.paper_costs()
+        rows = costs.paper_costs(options.against_paper)
     elif options.sweep:
         from se_lab.sweep import read_sweep
 

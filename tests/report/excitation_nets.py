@@ -28,7 +28,7 @@ def write_trial(store: Path, *, seed: int = 0, epoch: int = 0, data: str = "digi
     state = {f"model.{key}": value for key, value in model.state_dict().items()}
     for name in ("last.ckpt", "best.ckpt"):
         torch.save({"state_dict": state, "epoch": epoch}, folder / name)
-    record = RunRecord(spec.trial_id, "finished", spec.flat(), {"plugins": []}, data={"classes": 10})
+    record = RunRecord(spec.trial_id, "finished", spec.flat(), {"plugins": ""}, data={"classes": 10})
     record.metrics = {"test/top1_error": 90.0}
     write_record(folder, record)
     return folder
