@@ -31,7 +31,7 @@ _HOMES = {
     "Complexity": "complexity",
     "run": "train",
     "RunRecord": "store",
-    "load_records": "sweep",
+    "load_records": "sweep.records",
 }
 __all__ = list(_HOMES)
 

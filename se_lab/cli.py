@@ -94,7 +94,8 @@ def _sweep(argv: list[str]) -> int:
     import_plugins(execution.plugins)
     if options.check:
         return _check(options.spec)
-    from se_lab.sweep import check_trials, execute, read_sweep
+    from se_lab.sweep.execute import check_trials, execute
+    from se_lab.sweep.grammar import read_sweep
 
     sweep = read_sweep(options.spec, seed=options.sweep_seed)
     options, execution = parse_execution(parser, argv, sweep.execution)
@@ -156,8 +157,8 @@ def _sync(argv: list[str]) -> int:
 
 
 def _check(file: str) -> int:
-    from se_lab.sweep import read_sweep
     from se_lab.sweep.check import check_sweep
+    from se_lab.sweep.grammar import read_sweep
 
     if found := check_sweep(file):
         print("\n".join([f"{file}: {len(found)} finding(s)", *(f"  {finding}" for finding in found)]))
@@ -250,7 +251,7 @@ def _report(argv: list[str]) -> int:
     parser.add_argument("-o", "--output", default="report.html", help="The page to write.")
     options = parser.parse_args(argv)
     from se_lab.report import write_report
-    from se_lab.sweep import read_sweep
+    from se_lab.sweep.grammar import read_sweep
 
     records = _records(options)
     sweeps = [read_sweep(run) for run in options.runs if Path(run).suffix in (".yaml", ".yml")]
@@ -353,7 +354,7 @@ def _profile(argv: list[str]) -> int:
     if options.against_paper:
         rows = costs.paper_costs(options.against_paper)
     elif options.sweep:
-        from se_lab.sweep import read_sweep
+        from se_lab.sweep.grammar import read_sweep
 
         rows = costs.sweep_costs(read_sweep(options.sweep).trials, execution.data_root)
     else:

@@ -156,7 +156,8 @@ def test_a_plugin_adds_an_operator(tmp_path, monkeypatch, capsys):
 
 
 def test_every_shipped_sweep_parses_and_every_trial_builds_its_net():
-    from se_lab.sweep import check_trials, read_sweep
+    from se_lab.sweep.execute import check_trials
+    from se_lab.sweep.grammar import read_sweep
 
     files = sorted((Path(__file__).parent.parent / "sweeps").glob("*.yaml"))
     assert files

@@ -8,7 +8,7 @@ import pytest
 
 from se_lab.cli import VERBS, main
 from se_lab.squeeze_excite import SQUEEZE
-from se_lab.sweep import read_sweep
+from se_lab.sweep.grammar import read_sweep
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text()

@@ -1,7 +1,1 @@
-"""A W&B sweep spec, its trials, and their execution."""
-
-from se_lab.sweep.execute import Outcome, check_trials, execute
-from se_lab.sweep.grammar import Sweep, read_sweep
-from se_lab.sweep.records import load_records
-
-__all__ = ["Outcome", "Sweep", "check_trials", "execute", "load_records", "read_sweep"]
+"""A W&B sweep spec, its trials, and their execution: here, under W&B's agents, and later sent to it."""

@@ -14,7 +14,9 @@ import pytest
 import yaml
 
 from se_lab.spec import ExecSpec, ModelSpec, RunSpec, SESpec, SpecError
-from se_lab.sweep import check_trials, execute, load_records, read_sweep
+from se_lab.sweep.execute import check_trials, execute
+from se_lab.sweep.grammar import read_sweep
+from se_lab.sweep.records import load_records
 from se_lab.task import ClassificationTask
 
 SWEEP = {

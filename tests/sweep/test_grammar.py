@@ -15,9 +15,8 @@ from hypothesis import strategies as st
 
 from se_lab.flags import parse_trial
 from se_lab.spec import SESpec, SpecError
-from se_lab.sweep import read_sweep
 from se_lab.sweep.axes import draw
-from se_lab.sweep.grammar import points_of, problems
+from se_lab.sweep.grammar import points_of, problems, read_sweep
 
 SEED = {"seed": {"value": 1}}
 

@@ -7,8 +7,7 @@ import yaml
 
 from se_lab.flags import parse_trial
 from se_lab.spec import SESpec
-from se_lab.sweep import read_sweep
-from se_lab.sweep.grammar import fixed_flags, points_of
+from se_lab.sweep.grammar import fixed_flags, points_of, read_sweep
 
 SWEEPS = Path(__file__).parents[2] / "sweeps"
 PUBLISHED = yaml.safe_load((Path(__file__).parents[2] / "se_lab/report/published.yaml").read_text())

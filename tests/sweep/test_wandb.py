@@ -16,7 +16,9 @@ from wandb_server import ENTITY, emulated_server
 from se_lab import store
 from se_lab.cli import main
 from se_lab.spec import ExecSpec
-from se_lab.sweep import execute, load_records, read_sweep
+from se_lab.sweep.execute import execute
+from se_lab.sweep.grammar import read_sweep
+from se_lab.sweep.records import load_records
 
 QUICK = ["--recipe=digits", "--train.epochs=1", "--data.batch_size=512", "--data.image_size=8"]
 SWEEP = {
