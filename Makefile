@@ -7,7 +7,7 @@ BIN := .venv/bin
 demo: .venv/.demo
 	$(BIN)/se-lab sweep sweeps/demo.yaml --workers 2
 	$(BIN)/se-lab table sweeps/demo.yaml
-	$(BIN)/se-lab plot sweeps/demo.yaml --kind tradeoff -o docs
+	$(BIN)/se-lab plot sweeps/demo.yaml --kind tradeoff --cost params -o docs
 	$(BIN)/se-lab excitations --sweep sweeps/demo.yaml --where seed=0 model.se.reduction=4 -o runs/excitations
 	cp runs/*/excitations/figure_6.png docs/
 
