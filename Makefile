@@ -15,7 +15,7 @@ test: .venv/.dev
 	$(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses 8 --dist worksteal
 
 test-all: test
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow -n auto --maxprocesses 8 --dist worksteal
 
 lint: .venv/.dev
 	$(BIN)/ruff check .
