@@ -87,7 +87,7 @@ def _sweep(argv: list[str]) -> int:
     parser.add_argument("--agents", type=int, default=1, help="With a bare --wandb: agents of W&B's at a time.")
     # bare, --wandb runs the sweep through W&B; with a value it is the field of ExecSpec
     through_wandb = any(
-        a == "--wandb" and b not in ("true", "false") for a, b in zip(argv, [*argv[1:], ""], strict=True)
+        a == "--wandb" and b not in ("true", "false") for a, b in zip(argv, [*argv[1:], ""], strict=False)
     )
     argv = [token for token in argv if token != "--wandb" or not through_wandb]
     options, execution = parse_execution(parser, argv)

@@ -41,7 +41,7 @@ def parse_trial(arguments: Sequence[str], parser: ArgumentParser | None = None) 
         parsed = parser.parse_args(_files_first(arguments))
         instance = parser.instantiate(parsed)
     except ArgumentError as error:
-        raise SpecError(_explain(str(error))) from None
+        raise SpecError(_explain(str(error), parser)) from None
     run = RunSpec(**{name: getattr(instance, name) for name, _ in fields_of(RunSpec())})
     execution = ExecSpec(**{name: getattr(instance, name) for name, _ in fields_of(ExecSpec())})
     return run, execution
@@ -66,7 +66,7 @@ def parse_execution(
     try:
         parsed = parser.instantiate(parser.parse_args(list(arguments)))
     except ArgumentError as error:
-        raise SpecError(_explain(str(error))) from None
+        raise SpecError(_explain(str(error), parser)) from None
     return parsed, ExecSpec(**{name: getattr(parsed, name) for name, _ in fields_of(ExecSpec())})
 
 
@@ -120,11 +120,10 @@ def _tokens(arguments: Sequence[str]) -> list[tuple[str, str | None]]:
     return tokens
 
 
-def _explain(message: str) -> str:
+def _explain(message: str, parser: ArgumentParser) -> str:
     """Add the nearest flag to jsonargparse's complaint of an unknown one."""
     head, _, flags = message.partition("unrecognized arguments: ")
     if not flags:
         return message
-    known = [f"--{key}" for key in (*RunSpec().flat(), *(name for name, _ in fields_of(ExecSpec())))]
     given = flags.split()[0].partition("=")[0]
-    return f"{head}unrecognized arguments: {flags}{nearest(given, known)}"
+    return f"{head}unrecognized arguments: {flags}{nearest(given, parser._option_string_actions)}"

@@ -34,6 +34,8 @@ def test_help_answers_without_pytorch():
         (["train", "--plugins=no_such_module"], "no_such_module"),
         (["train", "--optim.lr=much"], "optim.lr"),
         (["sweep", "nothing.yaml"], "no such sweep spec"),
+        (["sweep"], "spec"),
+        (["sweep", "nothing.yaml", "--wokers=2"], "did you mean '--workers'"),
         (["table", "nowhere"], "no folder of trials"),
         (["table", "."], "holds no trial"),
         (["table"], "give RUNS"),
