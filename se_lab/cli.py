@@ -32,17 +32,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     try:
         return VERBS[verb][1](rest)
-    except (SpecError, ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         if not _is_told_plainly(error):
             raise
         print(f"se-lab {verb}: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"se-lab {verb}: stopped", file=sys.stderr)
+        return 75 if verb in ("train", "sweep") else 130
 
 
 def _is_told_plainly(error: Exception) -> bool:
     """Tell whether an error's message is all a user needs; whoever raised a DataError has loaded se_lab.data."""
     data = sys.modules.get("se_lab.data")
-    return isinstance(error, (SpecError, FileNotFoundError)) or (data is not None and isinstance(error, data.DataError))
+    wrong_paths = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
+    return isinstance(error, (SpecError, *wrong_paths)) or (data is not None and isinstance(error, data.DataError))
 
 
 def _overview() -> str:

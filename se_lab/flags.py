@@ -74,15 +74,15 @@ def import_plugins(names: str) -> None:
     """Import a user's modules, separated by commas, which may lie in the current folder, before any name is checked.
 
     Raises:
-        SpecError: for a module that is not there.
+        SpecError: for a module that is not there or cannot be imported.
     """
     if "" not in sys.path:
         sys.path.insert(0, "")
     for name in filter(None, names.split(",")):
         try:
             importlib.import_module(name.strip())
-        except ModuleNotFoundError as error:
-            raise SpecError(f"plugins has {name!r}: {error}") from error
+        except Exception as error:  # a user's module can raise anything
+            raise SpecError(f"plugins has {name!r}: {type(error).__name__}: {error}") from error
 
 
 def recipes() -> list[str]:

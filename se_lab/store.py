@@ -27,6 +27,7 @@ import pandas as pd
 
 from se_lab.record_index import FILE as INDEX
 from se_lab.record_index import Columns, Stamp, append, load_index, order_by, stamp_of, take
+from se_lab.spec import SpecError
 
 HEARTBEAT_SECONDS = 5.0
 LEASE_SECONDS = 60.0
@@ -107,11 +108,20 @@ def write_record(folder: Path, record: RunRecord) -> RunRecord:
 
 
 def read_record(folder: Path) -> RunRecord | None:
-    """Return the record of a trial, or None where it is not over."""
+    """Return the record of a trial, or None where it is not over.
+
+    Raises:
+        SpecError: for a file that is no record, which SE-Lab never leaves behind.
+    """
+    path = folder / "record.json"
     try:
-        return RunRecord(**json.loads((folder / "record.json").read_text()))
+        return RunRecord(**json.loads(path.read_text()))
     except FileNotFoundError:
         return None
+    except (ValueError, TypeError) as error:
+        raise SpecError(
+            f"{path} is no record ({error}); remove it, and the trial goes on from its checkpoint"
+        ) from error
 
 
 def read_records(store: str | Path, wanted: Mapping[str, dict[str, Any]] | None = None) -> pd.DataFrame:

@@ -8,7 +8,7 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-from timm.optim import create_optimizer_v2
+from timm.optim import create_optimizer_v2, list_optimizers
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from torch import Tensor
@@ -19,10 +19,16 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from se_lab.data import Batch
 from se_lab.model import create_model
-from se_lab.spec import OptimSpec, RunSpec, seed_of
+from se_lab.spec import OptimSpec, RunSpec, check_choice, seed_of
 
 TIMM_OPTIMIZERS = {"sgd": "momentum", "nesterov": "sgd"}
 """timm calls SGD with Nesterov momentum sgd; here sgd is the paper's, with plain momentum."""
+
+
+def check_optimizer(optim: OptimSpec) -> None:
+    """Raise SpecError for an optimizer that timm does not have, naming the nearest."""
+    name = TIMM_OPTIMIZERS.get(optim.name, optim.name).removeprefix("lookahead_")
+    check_choice("optim.name", name, ("nesterov", *map(str, list_optimizers())))
 
 
 class ClassificationTask(L.LightningModule):

@@ -33,9 +33,9 @@ from se_lab import store
 from se_lab.complexity import profile
 from se_lab.data import ImageData, check_split, create_data
 from se_lab.flags import import_plugins
-from se_lab.spec import ExecSpec, RunSpec
+from se_lab.spec import ExecSpec, RunSpec, SpecError
 from se_lab.store import RunRecord
-from se_lab.task import ClassificationTask
+from se_lab.task import ClassificationTask, check_optimizer
 
 RESUME_ME = 75
 """The exit status of a trial that was told to stop and can go on (EX_TEMPFAIL)."""
@@ -78,6 +78,9 @@ def run(spec: RunSpec, execution: ExecSpec | None = None, *, progress: Progress 
     folder = store.trial_folder(execution.store, spec.trial_id)
     if (record := _finished(folder)) is not None:
         return record
+    check_optimizer(spec.optim)
+    if execution.device == "cuda" and not torch.cuda.is_available():
+        raise SpecError("device is 'cuda', and PyTorch finds no GPU here; auto takes one where there is one")
     torch.set_num_threads(execution.threads)
     data = create_data(
         spec.data, spec.seed, root=execution.data_root, workers=execution.data_workers, download=execution.download

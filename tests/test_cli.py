@@ -35,6 +35,8 @@ def test_help_answers_without_pytorch():
         (["train", "--optim.lr=much"], "optim.lr"),
         (["sweep", "nothing.yaml"], "no such sweep spec"),
         (["sweep"], "spec"),
+        (["sweep", "."], "directory"),
+        (["train", "--optim.name=adamwx", "--wandb=false"], "did you mean 'adamw"),
         (["sweep", "nothing.yaml", "--wokers=2"], "did you mean '--workers'"),
         (["table", "nowhere"], "no folder of trials"),
         (["table", "."], "holds no trial"),

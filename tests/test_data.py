@@ -236,3 +236,26 @@ def test_wrong_folders_are_refused_by_name(tmp_path):
     (tmp_path / "torn/train/dog/3.png").write_bytes(b"no picture")
     with pytest.raises(DataError, match=r"1 of 24 images cannot be read: .*train/dog/3\.png"):
         create_data(DataSpec(f"folder:{tmp_path}/torn"), 0)
+
+
+def test_16_bit_images_are_scaled_not_clipped_and_odd_ones_refused(tmp_path):
+    make_folder(tmp_path / "deep")
+    ramp = np.linspace(300, 60000, 400).astype(np.uint16).reshape(20, 20)
+    Image.fromarray(ramp).save(tmp_path / "deep/train/cat/0.png")
+    spec = DataSpec(f"folder:{tmp_path}/deep", image_size=16, batch_size=12, val_fraction=0.0, augment="none")
+    data = create_data(spec, 0)
+    (images, _, number), *_ = all_batches(data.train_dataloader())
+    picture = images[number.tolist().index(0)]
+    assert picture.std() > 0.5, "a ramp of greys has become one colour"
+    Image.fromarray(np.ones((20, 20), np.float32)).save(tmp_path / "deep/train/cat/1.tiff")
+    with pytest.raises(DataError, match=r"train/cat/1\.tiff.*mode F"):
+        create_data(spec, 0)
+
+
+def test_a_truncated_jpeg_is_found_before_training(tmp_path):
+    spec = make_folder(tmp_path)
+    path = tmp_path / "val/dog/9.jpg"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(DataError, match=r"val/dog/9\.jpg cannot be read: image file is truncated"):
+        create_data(spec, 0)

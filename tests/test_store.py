@@ -8,7 +8,7 @@ import time
 import pytest
 
 from se_lab import store
-from se_lab.spec import ModelSpec, RunSpec, SESpec
+from se_lab.spec import ModelSpec, RunSpec, SESpec, SpecError
 from se_lab.store import ClaimLostError, RunRecord, TrialBusyError
 
 
@@ -164,3 +164,10 @@ def test_an_empty_or_absent_store_is_said(tmp_path):
         store.read_records(tmp_path)
     with pytest.raises(FileNotFoundError, match="no folder of trials"):
         store.read_records(tmp_path / "nowhere")
+
+
+def test_a_file_that_is_no_record_is_named(tmp_path):
+    (tmp_path / "abc").mkdir()
+    (tmp_path / "abc/record.json").write_text('{"trial_id": "abc')
+    with pytest.raises(SpecError, match=r"abc/record\.json is no record"):
+        store.read_records(tmp_path)

@@ -111,7 +111,7 @@ class FolderImages(Dataset[tuple[Tensor, int, int]]):
             torch.manual_seed(seed)
             random.seed(seed)
             np.random.seed(seed % 2**32)
-            image = self.transform(_open(self.files[number]).convert("RGB"))
+            image = self.transform(_open(self.files[number]))
         return image, self.labels[number], number
 
 
@@ -138,18 +138,22 @@ def _check_readable(paths: list[Path], most: int = 20_000) -> None:
     unreadable = []
     for path in paths:
         try:
-            with Image.open(path) as image:
-                image.verify()
+            _open(path)
         except Exception as error:  # PIL raises whatever its decoders do
-            unreadable.append(f"{path} ({error})")
+            unreadable.append(str(error))
     if unreadable:
         raise DataError(f"{len(unreadable)} of {len(paths)} images cannot be read: {'; '.join(unreadable[:10])}")
 
 
 def _open(path: Path) -> Image.Image:
+    """Read a whole image as RGB: 16 bits a channel come down to 8, which PIL's own conversion would clip to white."""
     try:
-        image = Image.open(path)
+        image: Image.Image = Image.open(path)
         image.load()
+        if image.mode.startswith("I;16"):
+            image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
+        elif image.mode in ("I", "F"):
+            raise ValueError(f"pixels of mode {image.mode}; images have 8 or 16 bits a channel")
+        return image.convert("RGB")
     except Exception as error:  # PIL raises whatever its decoders do
         raise DataError(f"{path} cannot be read: {error}") from error
-    return image

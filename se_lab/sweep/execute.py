@@ -23,6 +23,7 @@ from se_lab.data import data_shape
 from se_lab.model import create_model
 from se_lab.spec import ExecSpec, RunSpec, SpecError
 from se_lab.squeeze_excite import SqueezeExcite
+from se_lab.task import check_optimizer
 from se_lab.train import RESUME_ME, InterruptedTrialError, run
 
 BUSY = 76
@@ -62,6 +63,7 @@ def check_trials(trials: Sequence[RunSpec], *, root: str = ".") -> list[str]:
     shapes = {trial.data: data_shape(trial.data, root=root) for trial in trials}
     checked: set[str] = set()
     for trial in trials:
+        check_optimizer(trial.optim)
         classes, (channels, _, _), images = shapes[trial.data]
         if not images:
             raise SpecError(f"data.name is {trial.data.name!r}, and its training split is empty")
@@ -222,9 +224,19 @@ def _work(trial: RunSpec, execution: ExecSpec, writer: Connection, parent: int) 
         code = BUSY
     except Exception:
         traceback.print_exc()
+        _record_failure(trial, execution, traceback.format_exc())
     finally:
         log.flush()
         os._exit(code)  # no exit handlers: they belong to the process this one was forked from
+
+
+def _record_failure(trial: RunSpec, execution: ExecSpec, error: str) -> None:
+    """Keep the traceback of a trial that failed before it had a record to write it into."""
+    folder = store.trial_folder(execution.store, trial.trial_id)
+    with contextlib.suppress(Exception), store.claim(folder):
+        if store.read_record(folder) is None:
+            flat, where = trial.flat(), dataclasses.asdict(execution)
+            store.write_record(folder, store.RunRecord(trial.trial_id, "failed", flat, where, error=error))
 
 
 def _follow(parent: int) -> None:
