@@ -119,9 +119,11 @@ def read_record(folder: Path) -> RunRecord | None:
     except FileNotFoundError:
         return None
     except (ValueError, TypeError) as error:
-        raise SpecError(
-            f"{path} is no record ({error}); remove it, and the trial goes on from its checkpoint"
-        ) from error
+        raise _no_record(folder, error) from error
+
+
+def _no_record(folder: Path, error: Exception) -> SpecError:
+    return SpecError(f"{folder / 'record.json'} is no record ({error}); remove it, and the trial goes on")
 
 
 def read_records(store: str | Path, wanted: Mapping[str, dict[str, Any]] | None = None) -> pd.DataFrame:
@@ -184,6 +186,8 @@ def _row(store: Path, trial_id: str, spec: dict[str, Any]) -> dict[str, Any]:
     try:
         with open(f"{store}/{trial_id}/record.json", "rb") as file:  # noqa: PTH123 (a Path takes longer than the file)
             record = json.loads(file.read())
+    except ValueError as error:
+        raise _no_record(trial_folder(store, trial_id), error) from error
     except FileNotFoundError:
         folder = trial_folder(store, trial_id)
         status = "missing"
