@@ -1,0 +1,58 @@
+"""What the benchmarks share: sides that take turns, the median of their ratios, and a Markdown table.
+
+The sides of a comparison run in turn within each round, and a ratio is taken within a round: what else the machine
+does at the time burdens both.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """One side's time over another's: the median over rounds and the quartiles."""
+
+    median: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.median:.3f} ({self.low:.3f}–{self.high:.3f})"
+
+
+def interleave(
+    sides: Mapping[str, Callable[[], object]], rounds: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, list[float]]:
+    """Run every side once a round, in turn, and return its seconds by round; a first round warms up and is left out.
+
+    A side on a GPU ends with its own synchronize.
+    """
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for number in range(rounds + 1):
+        for name, side in sides.items():
+            began = clock()
+            side()
+            if number:
+                times[name].append(clock() - began)
+    return times
+
+
+def ratio(times: Mapping[str, Sequence[float]], side: str, base: str) -> Ratio:
+    """Return how many times longer a side takes than the base, from the ratios within each round."""
+    ratios = sorted(a / b for a, b in zip(times[side], times[base], strict=True))
+    quarter = len(ratios) // 4
+    return Ratio(statistics.median(ratios), ratios[quarter], ratios[-1 - quarter])
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Return a Markdown table, its columns padded so that it reads in a terminal too."""
+    cells = [[str(cell) for cell in row] for row in (columns, *rows)]
+    widths = [max(len(row[n]) for row in cells) for n in range(len(columns))]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in cells
+    ]
+    return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])

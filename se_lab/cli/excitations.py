@@ -1,0 +1,67 @@
+"""se-lab excitations."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from se_lab.cli.runs import add_where, records_of, where_of
+from se_lab.spec import SpecError
+
+
+def excitations(argv: list[str]) -> int:
+    """Write statistics, figures and the page of trained nets."""
+    parser = argparse.ArgumentParser(
+        prog="se-lab excitations",
+        description="What the SE units of trained nets do: statistics of their gates, the SE paper's Figures 6 and 7, "
+        "and a page to explore them. An interrupted run goes on where it stopped.",
+    )
+    parser.add_argument("nets", nargs="*", metavar="CHECKPOINT|timm:NAME", help="Checkpoints, or folders of trials.")
+    parser.add_argument("--sweep", nargs="+", metavar="RUNS", help="Every trial of sweep specs or stores instead.")
+    add_where(parser)
+    parser.add_argument("--store", help="Where the trials of specs are; by default SE_LAB_STORE, else runs.")
+    parser.add_argument("--data", help="digits or folder:PATH; by default what a trial was tested with.")
+    parser.add_argument(
+        "--classes", default="", help="For the figures, separated by commas: names, WordNet ids, numbers."
+    )
+    parser.add_argument("--images-per-class", type=int, help="As many random images of each class; by default all.")
+    parser.add_argument("--redundancy", action="store_true", help="The error with each unit held at its mean as well.")
+    parser.add_argument(
+        "--thumbnails", action="store_true", help="Show the images that excite a channel most and least."
+    )
+    parser.add_argument("-o", "--output", help="The folder to write into; by default excitations/ in a trial's folder.")
+    parser.add_argument("--batch-size", type=int, default=64, help="Images at a time.")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="Where the net runs.")
+    parser.add_argument("--data-workers", type=int, default=2, help="Processes that read files.")
+    parser.add_argument("--wandb", metavar="PROJECT", help="Give the trials' W&B runs histograms and figures.")
+    options = parser.parse_args(argv)
+    if bool(options.nets) == bool(options.sweep):
+        raise SpecError("se-lab excitations takes checkpoints or timm:NAME, or else --sweep RUNS")
+    from se_lab.report.excitation_collect import Looking
+    from se_lab.report.excitations import Request, look_across, look_into
+    from se_lab.spec import ExecSpec
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr)
+
+    looking = Looking(options.images_per_class, options.device, options.thumbnails, options.redundancy, say)
+    request = Request(
+        data=options.data,
+        classes=[name for name in options.classes.split(",") if name.strip()],
+        output=options.output,
+        batch_size=options.batch_size,
+        root=ExecSpec().data_root,
+        workers=options.data_workers,
+        wandb=options.wandb,
+        looking=looking,
+    )
+    if options.sweep:
+        from se_lab.report import filter_records
+
+        options.runs = options.sweep
+        written = look_across(filter_records(records_of(options), where_of(options.where)), request)
+    else:
+        written = look_into(options.nets, request)
+    for path in written:
+        print(path)
+    return 0

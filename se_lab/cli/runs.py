@@ -1,0 +1,47 @@
+"""Flags of the verbs that read trials which have run."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from se_lab.spec import SpecError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def runs_parser(prog: str, description: str, runs: str = "+") -> ArgumentParser:
+    """Return a parser with RUNS, --store, --metric and --where."""
+    parser = ArgumentParser(prog=prog, description=description)
+    parser.add_argument("runs", nargs=runs, metavar="RUNS", help="Sweep specs (their trials, in the store) or stores.")
+    parser.add_argument("--store", help="Where the trials of specs are; by default SE_LAB_STORE, else runs.")
+    parser.add_argument("--metric", default="test/top1_error", help="What is compared; test/top1_error by default.")
+    add_where(parser)
+    return parser
+
+
+def add_where(parser: ArgumentParser) -> None:
+    """Add --where."""
+    parser.add_argument(
+        "--where", nargs="+", default=[], metavar="KEY=VALUE", help="Only trials with these values; of one key, any."
+    )
+
+
+def where_of(pairs: Sequence[str]) -> dict[str, Any]:
+    """Read KEY=VALUE pairs; a key that comes several times has any of its values."""
+    values: dict[str, list[str]] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise SpecError(f"--where takes KEY=VALUE, such as model.se.squeeze=max, not {pair!r}")
+        values.setdefault(key, []).append(value)
+    return {key: several[0] if len(several) == 1 else several for key, several in values.items()}
+
+
+def records_of(options: Namespace) -> pd.DataFrame:
+    """Read the trials that the flags name."""
+    from se_lab.sweep.records import load_records
+
+    return load_records(options.runs, options.store)
