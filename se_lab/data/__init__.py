@@ -6,11 +6,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from se_lab.data.base import Batch, Batches, DataError, ImageData
-from se_lab.data.files import FolderData
+from se_lab.data.folders import FolderData
+from se_lab.data.hub import open_hub
 from se_lab.data.memory import CifarData, DigitsData
+from se_lab.data.shards import ShardData
 from se_lab.spec import DataSpec, SpecError
 
-__all__ = ["KNOWN", "Batch", "Batches", "DataError", "ImageData", "check_split", "create_data", "data_shape"]
+__all__ = [
+    "KNOWN",
+    "Batch",
+    "Batches",
+    "DataError",
+    "DataShape",
+    "ImageData",
+    "check_split",
+    "create_data",
+    "data_shape",
+]
 
 
 @dataclass(frozen=True)
@@ -22,19 +34,26 @@ class Known:
     image_size: int
     train_images: int
     """Before any are held out for validation."""
+    test_images: int
 
 
 KNOWN = {
-    "digits": Known(10, 1, 8, 1437),
-    "cifar10": Known(10, 3, 32, 50_000),
-    "cifar100": Known(100, 3, 32, 50_000),
-    "imagenet": Known(1000, 3, 224, 1_281_167),
-    "places365": Known(365, 3, 224, 1_803_460),
+    "digits": Known(10, 1, 8, 1437, 360),
+    "cifar10": Known(10, 3, 32, 50_000, 10_000),
+    "cifar100": Known(100, 3, 32, 50_000, 10_000),
+    "imagenet": Known(1000, 3, 224, 1_281_167, 50_000),
+    "places365": Known(365, 3, 224, 1_803_460, 36_500),
 }
 
 
 def create_data(
-    spec: DataSpec, seed: int, *, root: str | Path = ".", workers: int = 0, download: bool = False
+    spec: DataSpec,
+    seed: int,
+    *,
+    root: str | Path = ".",
+    workers: int = 0,
+    download: bool = False,
+    accumulate: int = 1,
 ) -> ImageData:
     """Open the data set of a spec.
 
@@ -44,14 +63,27 @@ def create_data(
         root: Where relative paths start, and where cifar10, cifar100, imagenet and places365 lie.
         workers: Processes that read files.
         download: Fetch CIFAR where it is missing.
+        accumulate: Micro-batches of a training step on each device; the loaders ask the trainer for its ranks.
 
     Raises:
         DataError: naming the folder or file that cannot be used.
+        SpecError: for a batch that cannot be dealt out, here or, where ranks are in the way, by the loaders.
     """
+    data = _open(spec, seed, root, workers, download)
+    data.accumulate = accumulate
+    data.share().micro_batch(spec.batch_size)
+    return data
+
+
+def _open(spec: DataSpec, seed: int, root: str | Path, workers: int, download: bool) -> ImageData:
     if spec.name == "digits":
         return DigitsData(spec, seed)
     if spec.name in ("cifar10", "cifar100"):
         return CifarData(spec, seed, root, download)
+    if spec.name.startswith("wds:"):
+        return ShardData(spec, seed, root, workers)
+    if spec.name.startswith("hf:"):
+        return open_hub(spec, seed, root, workers)
     data = FolderData(spec, seed, root, workers)
     if spec.name in KNOWN and len(data.classes) != KNOWN[spec.name].classes:
         raise DataError(
@@ -60,13 +92,26 @@ def create_data(
     return data
 
 
-def data_shape(spec: DataSpec, *, root: str | Path = ".") -> tuple[int, tuple[int, int, int], int]:
-    """Return classes, (C, H, W) of an image, and training images, without opening a set where they are known."""
+@dataclass(frozen=True)
+class DataShape:
+    """What nets and plans need to know of a data set."""
+
+    classes: int
+    shape: tuple[int, int, int]
+    """(C, H, W) of an image."""
+    sizes: dict[str, int]
+    """Images of the train, val and test splits."""
+
+
+def data_shape(spec: DataSpec, *, root: str | Path = ".") -> DataShape:
+    """Return what is known of a set without opening it, about as many images as it has; else open it."""
     if (known := KNOWN.get(spec.name)) is not None:
         size = spec.image_size or known.image_size
-        return known.classes, (known.in_chans, size, size), round(known.train_images * (1 - spec.val_fraction))
+        val = known.classes * round(spec.val_fraction * known.train_images / known.classes)
+        sizes = {"train": known.train_images - val, "val": val, "test": known.test_images}
+        return DataShape(known.classes, (known.in_chans, size, size), sizes)
     data = create_data(spec, 0, root=root)
-    return len(data.classes), (data.in_chans, data.image_size, data.image_size), data.sizes["train"]
+    return DataShape(len(data.classes), (data.in_chans, data.image_size, data.image_size), data.sizes)
 
 
 def check_split(spec: DataSpec, sizes: dict[str, int], needs: str) -> None:

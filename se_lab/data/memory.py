@@ -11,15 +11,17 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.datasets import CIFAR10, CIFAR100
 
+from se_lab.data.augment import DRAWS, crop, remove, removes
 from se_lab.data.base import SPLITS, Batch, Batches, DataError, ImageData, KeyedSampler, digest_of, stratified_split
-from se_lab.spec import DataSpec, seed_of
+from se_lab.data.rand_augment import RandAugment
+from se_lab.spec import DataSpec, SpecError, seed_of
 
 
 class TensorBatches(Batches):
     """Batches of a set that lies in memory, augmented and normalised a batch at a time, where the images are."""
 
     def __init__(self, data: MemoryData, split: str, sampler: KeyedSampler) -> None:
-        super().__init__(sampler, data.spec.batch_size)
+        super().__init__(sampler, data.spec.batch_size, data.share())
         self.data, self.split = data, split
         self.augment = split == "train" and data.spec.augment == "standard"
 
@@ -28,29 +30,37 @@ class TensorBatches(Batches):
         images, labels = self.data.tensors(self.split)
         pad, flips, size = self.data.pad, self.data.flips, images.shape[-1]
         order = self.sampler.order()
-        stream = torch.Generator().manual_seed(seed_of(self.sampler.seed or 0, "augment", self.sampler.epoch))
-        # row i is image i's, whatever batch it falls into
-        corners = torch.randint(2 * pad + 1, (self.sampler.size, 2), generator=stream)
-        flipped = torch.rand(self.sampler.size, generator=stream) < 0.5
+        rows = order + self.sampler.turns() * self.sampler.size  # of the tables below
+        corners, flipped, removed = (
+            torch.cat(parts) for parts in zip(*map(self.draws, range(self.sampler.repeats)), strict=True)
+        )
         for number in range(skip, len(self)):
-            index = order[number * self.batch_size : (number + 1) * self.batch_size]
-            here = index.to(images.device)
+            places = self.places(number)
+            here, row = order[places].to(images.device), rows[places]
             batch = images[here]
             if self.augment:
-                batch = crop(F.pad(batch, [pad] * 4), corners[index].to(images.device), size)
+                batch = crop(F.pad(batch, [pad] * 4), corners[row].to(images.device), size)
                 if flips:
-                    mirror = flipped[index].to(images.device)
+                    mirror = flipped[row].to(images.device)
                     batch = torch.where(mirror[:, None, None, None], batch.flip(3), batch)
-            yield self.data.normalise(batch), labels[here], here
+            if self.augment and self.data.rand_augment is not None:
+                seed, epoch = self.sampler.seed or 0, self.sampler.epoch
+                keys = [seed_of(seed, "rand_augment", epoch, place) for place in row.tolist()]
+                batch = self.data.rand_augment(batch, keys)
+            batch = self.data.normalise(batch)
+            if self.augment:
+                batch = remove(batch, removed[row], self.data.spec)
+            yield batch, labels[here], here
 
-
-def crop(images: Tensor, corners: Tensor, size: int) -> Tensor:
-    """Cut a square out of each image, (N, C, H, W) -> (N, C, size, size), at its corner, (N, 2) rows and columns."""
-    span = torch.arange(size, device=images.device)
-    rows = corners[:, 0, None] + span
-    columns = corners[:, 1, None] + span
-    number = torch.arange(len(images), device=images.device)[:, None, None]
-    return images[number, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
+    def draws(self, turn: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return an epoch's corners, flips, and draws for what is removed: row i is image i's, whatever its batch."""
+        size = self.sampler.size
+        stream = torch.Generator().manual_seed(self.sampler.key("augment", turn))
+        corners = torch.randint(2 * self.data.pad + 1, (size, 2), generator=stream)
+        flipped = torch.rand(size, generator=stream) < 0.5
+        stream.manual_seed(self.sampler.key("remove", turn))
+        spec = self.data.spec
+        return corners, flipped, torch.rand(size, DRAWS if removes(spec) else 0, generator=stream)
 
 
 class MemoryData(ImageData):
@@ -68,11 +78,16 @@ class MemoryData(ImageData):
         self.mean, self.std = images.mean((0, 2, 3), keepdim=True), images.std((0, 2, 3), keepdim=True)
         self.splits = splits
         self.sizes = {split: len(labels) for split, (_, labels) in splits.items()}
+        self.rand_augment = None
+        if spec.rand_augment:
+            if images.shape[1] != 3:
+                raise SpecError(f"data.rand_augment is for colour images, and {spec.name} has none")
+            self.rand_augment = RandAugment(spec.rand_augment, self.mean[0, :, 0, 0].round())
         self.in_chans, self.image_size = images.shape[1], spec.image_size or images.shape[-1]
 
     def tensors(self, split: str) -> tuple[Tensor, Tensor]:
         """Return images and labels of a split on the trainer's device."""
-        device = self.trainer.strategy.root_device if self.trainer is not None else torch.device("cpu")
+        device = self.device()
         images, labels = self.splits[split]
         if images.device != device:
             self.splits[split] = images, labels = images.to(device), labels.to(device)
@@ -80,7 +95,7 @@ class MemoryData(ImageData):
 
     def normalise(self, images: Tensor) -> Tensor:
         """Return images of zero mean and unit deviation a channel, in the size of the spec."""
-        images = (images.float() - self.mean.to(images.device)) / self.std.to(images.device)
+        images = images.float().sub_(self.mean.to(images.device)).div_(self.std.to(images.device))
         if images.shape[-1] != self.image_size:
             images = F.interpolate(images, size=self.image_size, mode="bilinear", align_corners=False)
         return images

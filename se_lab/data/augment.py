@@ -1,0 +1,127 @@
+"""Augmentation of a batch of tensors where it lies; what is drawn for an image is keyed to it, never to its batch."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import random
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from timm.data import Mixup
+from torch import Tensor
+
+from se_lab.spec import DataSpec, SpecError
+
+TRIES = 10
+"""Rectangles that random erasing draws until one fits, as timm does."""
+DRAWS = 2 + 2 + 4 * TRIES
+"""Uniform numbers that an image's cutout and random erasing take."""
+
+
+def crop(images: Tensor, corners: Tensor, size: int) -> Tensor:
+    """Cut a square out of each image, (N, C, H, W) -> (N, C, size, size), at its corner, (N, 2) rows and columns."""
+    windows = images.unfold(2, size, 1).unfold(3, size, 1)  # (N, C, rows, columns, size, size), a view
+    return windows[torch.arange(len(images), device=images.device), :, corners[:, 0], corners[:, 1]]
+
+
+def removes(spec: DataSpec) -> bool:
+    """Tell whether anything is to be cut out of the training images."""
+    return bool(spec.cutout or spec.random_erasing)
+
+
+def remove(images: Tensor, draws: Tensor, spec: DataSpec) -> Tensor:
+    """Apply cutout, then random erasing, to normalised images, (N, C, H, W), as far as the spec has them.
+
+    Args:
+        images: Of mean 0 and deviation 1.
+        draws: Uniform numbers in [0, 1), (N, DRAWS), on the CPU: a row an image.
+        spec: Says which.
+    """
+    if spec.cutout:
+        box = _cutout_boxes(draws[:, :2], images.shape[2:], spec.cutout)
+        images = images.masked_fill(_inside(box, images), 0)
+    if spec.random_erasing:
+        boxes = _erasing_boxes(draws[:, 3:-1], images.shape[2:])
+        boxes[draws[:, 2] >= spec.random_erasing] = 0
+        noise = torch.zeros_like(images)
+        for row in (boxes[:, 1] > boxes[:, 0]).nonzero()[:, 0].tolist():
+            stream = torch.Generator(images.device).manual_seed(int(draws[row, -1] * 2**24))
+            noise[row] = torch.randn(images.shape[1:], generator=stream, device=images.device)
+        images = torch.where(_inside(boxes, images), noise, images)
+    return images
+
+
+def _cutout_boxes(draws: Tensor, size: torch.Size, side: int) -> Tensor:
+    """Return the (N, 4) tops, bottoms, lefts and rights of squares centred on any pixel, cut at the borders.
+
+    DeVries & Taylor 2017, section 3.2: a part of the square may lie outside the image.
+    """
+    height, width = size
+    centres = (draws * torch.tensor([height, width])).long()
+    low, high = centres - side // 2, centres - side // 2 + side
+    return torch.stack([low[:, 0], high[:, 0], low[:, 1], high[:, 1]], 1)
+
+
+def _erasing_boxes(draws: Tensor, size: torch.Size) -> Tensor:
+    """Return the boxes of Zhong et al. 2020 with timm's ranges: 2 % to a third of the image, aspect 0.3 to 1/0.3."""
+    height, width = size
+    tries = draws.view(len(draws), TRIES, 4)
+    area = (0.02 + (1 / 3 - 0.02) * tries[..., 0]) * height * width
+    aspect = torch.exp((1 - 2 * tries[..., 1]) * math.log(0.3))
+    high, wide = (area * aspect).sqrt().round(), (area / aspect).sqrt().round()
+    fits = (high < height) & (wide < width)
+    top, left = (tries[..., 2] * (height - high + 1)).floor(), (tries[..., 3] * (width - wide + 1)).floor()
+    boxes = torch.stack([top, top + high, left, left + wide], -1) * fits[..., None]
+    return boxes[torch.arange(len(draws)), fits.int().argmax(1)].long()
+
+
+def _inside(boxes: Tensor, images: Tensor) -> Tensor:
+    """Return (N, 1, H, W): whether a pixel is in its image's box."""
+    top, bottom, left, right = boxes.to(images.device)[:, :, None].unbind(1)
+    rows = torch.arange(images.shape[2], device=images.device)
+    columns = torch.arange(images.shape[3], device=images.device)
+    vertical, horizontal = (top <= rows) & (rows < bottom), (left <= columns) & (columns < right)
+    return (vertical[:, :, None] & horizontal[:, None, :])[:, None]
+
+
+class Mixer:
+    """Mixup and cutmix by timm, with one share a training step, whichever of its micro-batches an image is in."""
+
+    def __init__(self, spec: DataSpec, classes: int) -> None:
+        self.mixup = Mixup(spec.mixup, spec.cutmix, label_smoothing=0.0, num_classes=classes)  # type: ignore[no-untyped-call]
+
+    def __call__(self, images: Tensor, labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+        """Mix each image with its mirror in the batch: image N - 1 - i with image i.
+
+        Returns:
+            Images (N, C, H, W) and the shares of the classes (N, classes). The images' memory is reused.
+        """
+        with keyed_globals(seed):
+            mixed, shares = self.mixup(images, labels)
+        return mixed, shares
+
+
+def check_mixing(micro_batch: int) -> None:
+    """Raise SpecError for a micro-batch that does not fall into pairs."""
+    if micro_batch % 2:
+        raise SpecError(
+            f"mixup and cutmix mix pairs of images, and a device gets {micro_batch} at a time: change "
+            "data.batch_size so that it gets an even number"
+        )
+
+
+@contextlib.contextmanager
+def keyed_globals(seed: int) -> Iterator[None]:
+    """Key the global streams, from which torchvision and timm draw, for as long as it takes; then as they were."""
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)

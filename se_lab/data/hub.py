@@ -1,0 +1,240 @@
+"""Hugging Face data sets: a folder on this machine, read at random, or one of the hub's, streamed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from se_lab.data.base import Batches, DataError, digest_of
+from se_lab.data.images import EncodedBatches, EncodedData, Item, Key, make_item, no_item
+from se_lab.spec import DataSpec, seed_of
+
+SPLIT_NAMES = {"train": ("train",), "val": ("validation", "val", "valid", "dev"), "test": ("test",)}
+BUFFER = 4096
+"""Images of the buffer through which a streamed training split is shuffled."""
+
+
+def open_hub(spec: DataSpec, seed: int, root: str | Path, workers: int) -> EncodedData:
+    """Open hf:PATH, a folder under the root that `save_to_disk` wrote or that load_dataset reads, or hf:NAME, streamed.
+
+    Raises:
+        DataError: for a set that is not there, has no images or labels, or lacks a split.
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise DataError("hf: needs a package that is missing: pip install 'se-lab[shards]'") from error
+    name = spec.name.removeprefix("hf:")
+    path = Path(root, name).expanduser()
+    try:
+        if (path / "dataset_dict.json").exists():
+            return HubData(spec, seed, workers, datasets.load_from_disk(str(path)))
+        if path.is_dir():
+            return HubData(spec, seed, workers, datasets.load_dataset(str(path)))
+        return StreamedData(spec, seed, workers, datasets.load_dataset(name, streaming=True))
+    except DataError:
+        raise
+    except Exception as error:  # whatever its readers and the network raise
+        raise DataError(
+            f"{spec.name} cannot be opened, neither as the folder {path} nor on the hub: {error}"
+        ) from error
+
+
+class HubData(EncodedData):
+    """A set on this machine: like folders, in the full permutation of (seed, epoch)."""
+
+    def __init__(self, spec: DataSpec, seed: int, workers: int, found: Mapping[str, Any]) -> None:
+        super().__init__(spec, seed, workers)
+        image, label, self.classes = _columns(spec.name, next(iter(found.values())).features)
+        sources = {split: Rows(found[name], name, image, label) for split, name in _names(found).items()}
+        sources = {split: rows for split, rows in sources.items() if split == "train" or max(rows.labels) >= 0}
+        if not self.classes:
+            self.classes = [str(number) for number in range(max(sources["train"].labels) + 1)]
+        held_out = _held_out(spec.name, sources)
+        self.digest = digest_of(*(part for rows in sources.values() for part in rows.identity()))
+        count = len(self.classes)
+        bad = {
+            name: f"its label is {label}, and there are {count} classes from 0 on"
+            for rows in sources.values()
+            for name, label in zip(rows.names, rows.labels, strict=True)
+            if not 0 <= label < count
+        }
+        val = sources[held_out[0]] if len(held_out) == 2 else None
+        self.set_splits(sources["train"], val, sources[held_out[-1]], bad)
+
+
+class Rows:
+    """The rows of a split, still encoded."""
+
+    remote = False
+
+    def __init__(self, rows: Any, name: str, image: str, label: str) -> None:
+        from datasets import Image
+
+        self.rows, self.image = rows.select_columns([image]).cast_column(image, Image(decode=False)), image
+        self.labels = [-1 if value is None else int(value) for value in rows.select_columns([label])[label]]
+        self.names = [f"{name}/{number}" for number in range(len(self.labels))]
+
+    def read(self, numbers: Sequence[int]) -> list[bytes]:
+        """Return the encoded images of these numbers."""
+        return [_encoded(image) for image in self.rows[list(numbers)][self.image]]
+
+    def identity(self) -> tuple[bytes, ...]:
+        """Return what tells this split from another: its labels, and some of its images."""
+        some = range(0, len(self.labels), max(len(self.labels) // 64, 1))
+        return (np.array(self.labels).tobytes(), *self.read(some))
+
+
+class StreamedData(EncodedData):
+    """A set of the hub, read as it comes over the network; nothing is kept.
+
+    The order of a training epoch is that of datasets' shuffle, keyed by (seed, epoch): the set's files in random order,
+    some at a time, through a buffer of BUFFER images. Another version of datasets may order them otherwise. The process
+    reads the stream and hands encoded images to its workers, so that the order depends on no number of workers. Each
+    rank reads the whole stream, and decodes its share alone. An epoch that was interrupted is read again from its
+    start, and not decoded, up to where it stopped. Augmentation is keyed by the image's place in the epoch's order.
+    """
+
+    def __init__(self, spec: DataSpec, seed: int, workers: int, found: Mapping[str, Any]) -> None:
+        super().__init__(spec, seed, workers)
+        from datasets import Image
+
+        first = next(iter(found.values()))
+        if first.features is None:
+            raise DataError(f"{spec.name} does not say what its columns are; download it and name the folder")
+        self.image, self.label, self.classes = _columns(spec.name, first.features)
+        if not self.classes:
+            raise DataError(f"{spec.name} does not say how many classes column {self.label!r} has")
+        columns = [self.image, self.label]
+        self.streams = {
+            split: found[name].select_columns(columns).cast_column(self.image, Image(decode=False))
+            for split, name in _names(found).items()
+        }
+        unlabelled = [s for s in self.streams if s != "train" and next(iter(self.streams[s]))[self.label] in (None, -1)]
+        held_out = _held_out(spec.name, [split for split in self.streams if split not in unlabelled])
+        self.streams["test"] = self.streams[held_out[-1]]
+        names = _names(found)
+        counts = {split: _count(spec.name, found[names[split]], names[split]) for split in ("train", *held_out)}
+        self.sizes = {"train": counts["train"], "val": 0, "test": counts[held_out[-1]]}
+        if len(held_out) == 2:
+            self.sizes["val"] = counts["val"]
+        elif spec.val_fraction:
+            raise DataError(
+                f"{spec.name} is streamed and has no validation split of its own, and of a stream none can be held "
+                "out: set data.val_fraction=0, or download it and name the folder"
+            )
+        self.digest = digest_of(f"{spec.name} {getattr(first.info, 'version', '')} {self.sizes}".encode())
+
+    def batches(self, split: str) -> Batches:
+        """Return the loader of a split."""
+        return StreamBatches(self, split)
+
+    def test_keys(self) -> Sequence[str]:
+        """Return the test images' places in the stream."""
+        return [f"test/{number}" for number in range(self.sizes["test"])]
+
+
+class StreamBatches(EncodedBatches):
+    """Batches of a stream, whose encoded images go to the workers with their keys."""
+
+    def __init__(self, data: StreamedData, split: str) -> None:
+        images = StreamedImages(data, split)
+        super().__init__(data, images, data._sampler(split))
+        self.stream, self.split, self.columns = data.streams[split], split, (data.image, data.label)
+
+    def keys(self, skip: int) -> Iterator[list[tuple[Key, bytes, int]]]:
+        """Yield keys, encoded images and labels of each batch of this epoch, from number `skip` on."""
+        sampler, repeats = self.sampler, self.sampler.repeats
+        stream = self.stream
+        if self.training:
+            seed = seed_of(sampler.seed or 0, "order", sampler.epoch) % 2**32
+            stream = stream.shuffle(seed=seed, buffer_size=BUFFER)
+        image, label = self.columns
+        rows = enumerate(stream)
+        held: dict[int, Mapping[str, Any]] = {}
+        step = self.micro_batch * self.share.ranks * self.share.accumulate
+        for number in range(skip, len(self)):
+            places = self.places(number).tolist()
+            first = number // self.share.accumulate * step if self.training else places[0]
+            held = {place: row for place, row in held.items() if place >= first // repeats}
+            while not all(place // repeats in held for place in places):
+                place, row = next(rows, (-1, {}))
+                if place < 0:
+                    raise DataError(
+                        f"{self.data.spec.name} has fewer images in its {self.split} split than the {sampler.size} "
+                        "that it says"
+                    )
+                if place >= first // repeats:
+                    held[place] = row
+            chosen = [(place, held[place // repeats]) for place in places]
+            yield [
+                ((sampler.epoch, place // repeats, place % repeats), _encoded(row[image]), row[label])
+                for place, row in chosen
+            ]
+
+
+class StreamedImages(Dataset[Item]):
+    """Decodes what comes with its key; an image that cannot be read is left out."""
+
+    def __init__(self, data: StreamedData, split: str) -> None:
+        self.transform, self.spec, self.seed, self.split = data.transform(split), data.spec, data.seed, split
+        self.count = len(data.classes)
+
+    def __getitems__(self, entries: Sequence[tuple[Key, bytes, int]]) -> list[Item]:
+        """Return the images of a batch."""
+        return [self._item(*entry) for entry in entries]
+
+    def _item(self, key: Key, encoded: bytes, label: int | None) -> Item:
+        name = f"{self.split}/{key[1]} of epoch {key[0]}"
+        if label is not None and 0 <= label < self.count:
+            return make_item(key, encoded, label, name, self)
+        return no_item(key, f"{name}: its label is {label}, and there are {self.count} classes from 0 on", self.spec)
+
+
+def _columns(name: str, features: Mapping[str, Any]) -> tuple[str, str, list[str]]:
+    """Return the columns of images and of labels, and the names of the classes, if they are there."""
+    from datasets import ClassLabel, Image, Value
+
+    images = [column for column, kind in features.items() if isinstance(kind, Image)]
+    classes = [column for column, kind in features.items() if isinstance(kind, ClassLabel)]
+    numbers = [column for column, kind in features.items() if isinstance(kind, Value) and "int" in kind.dtype]
+    likely = [c for c in ("label", "labels", "fine_label") if c in classes] + classes
+    likely += [c for c in ("label", "labels") if c in numbers]
+    if not images or not likely:
+        raise DataError(f"{name} has no {'labels' if images else 'images'} among its columns: {', '.join(features)}")
+    kind = features[likely[0]]
+    return images[0], likely[0], list(kind.names) if isinstance(kind, ClassLabel) else []
+
+
+def _names(found: Mapping[str, Any]) -> dict[str, str]:
+    """Return what the set calls our splits."""
+    return {split: name for split, names in SPLIT_NAMES.items() for name in names[::-1] if name in found}
+
+
+def _held_out(name: str, splits: Mapping[str, Any] | Sequence[str]) -> list[str]:
+    held_out = [split for split in ("val", "test") if split in splits]
+    if "train" not in splits or not held_out:
+        raise DataError(f"{name} has the labelled splits {', '.join(splits)}; it needs train, and validation or test")
+    return held_out
+
+
+def _count(name: str, rows: Any, split: str) -> int:
+    known = (rows.info.splits or {}).get(split)
+    if known is None or not known.num_examples:
+        raise DataError(f"{name} does not say how many images its {split} split has; download it and name the folder")
+    return int(known.num_examples)
+
+
+def _encoded(image: Mapping[str, Any] | None) -> bytes:
+    if image is None:
+        return b""
+    if image["bytes"] is not None:
+        return bytes(image["bytes"])
+    try:
+        return Path(image["path"]).read_bytes()
+    except OSError as error:
+        raise DataError(f"{image['path']} cannot be read: {error.strerror}") from error

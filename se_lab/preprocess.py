@@ -1,0 +1,94 @@
+"""How images reach a trained net: as its trial fed it, or as timm feeds its pretrained nets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import nn
+
+from se_lab.data import KNOWN, create_data
+from se_lab.spec import DataSpec, RunSpec, SpecError, nearest
+
+IN_MEMORY = ("digits", "cifar10", "cifar100")
+"""Sets that are normalised by the mean and deviation of their own training images."""
+
+
+def open_pretrained(name: str) -> tuple[nn.Module, dict[str, Any]]:
+    """Return a pretrained net of timm's, in eval mode on the CPU, and its data config (input_size, crop_pct, mean …).
+
+    Args:
+        name: A model name with or without a tag, such as seresnet50.ra2_in1k.
+
+    Raises:
+        SpecError: for a name timm does not know, or weights that cannot be had.
+    """
+    check_pretrained(name)
+    try:
+        model: nn.Module = timm.create_model(name, pretrained=True)
+    except (OSError, RuntimeError) as error:
+        raise SpecError(
+            f"the weights of {name} cannot be had: {str(error).splitlines()[0]}; timm fetches them from the Hugging "
+            "Face hub once, and keeps them in HF_HOME"
+        ) from error
+    config: dict[str, Any] = timm.data.resolve_model_data_config(model)  # type: ignore[no-untyped-call]
+    return model.eval(), config
+
+
+def check_pretrained(name: str) -> None:
+    """Raise SpecError for a name that timm does not know; folders and hub repositories it can only try."""
+    if ":" not in name and not timm.is_model(arch := name.split(".")[0]):
+        raise SpecError(f"timm has no net called {arch!r}{nearest(arch, timm.list_models())}")
+
+
+def input_size(data: DataSpec) -> tuple[int, int, int]:
+    """Return (C, H, W) of the images that a set's nets take; no set is opened."""
+    known = KNOWN.get(data.name)
+    side = data.image_size or (known.image_size if known else 224)
+    return known.in_chans if known else 3, side, side
+
+
+def trial_config(spec: RunSpec, root: str | Path = ".") -> dict[str, Any]:
+    """Return timm's data config of a trial's net: input_size (C, H, W), crop_pct, interpolation, mean, std.
+
+    Mean and deviation are in shares of the pixels' full range, as timm has them.
+
+    Args:
+        spec: The trial.
+        root: Where CIFAR lies: the statistics of a set in memory are those of its training images.
+
+    Raises:
+        DataError: where they are needed and the set is not there.
+    """
+    data = spec.data
+    config: dict[str, Any] = {"input_size": input_size(data), "interpolation": "bilinear"}
+    if data.name not in IN_MEMORY:
+        return config | {"crop_pct": data.crop_pct, "mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}
+    images: Any = create_data(data, spec.seed, root=root)
+    mean, std = (tuple((values / 255).flatten().tolist()) for values in (images.mean, images.std))
+    return config | {"crop_pct": 1.0, "mean": mean, "std": std}
+
+
+def class_names(spec: RunSpec, classes: int, root: str | Path = ".") -> list[str] | None:
+    """Return the names of a trial's classes in the order of its net's outputs, or None where its data is not there."""
+    if spec.data.name in IN_MEMORY:
+        return list(create_data(spec.data, spec.seed, root=root).classes)
+    folder = Path(root, spec.data.name.removeprefix("folder:"), "train").expanduser()
+    names = sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+    return names if len(names) == classes else None
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the device of that name; auto is a GPU where there is one.
+
+    Raises:
+        SpecError: for cuda where PyTorch finds no GPU.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise SpecError("device is 'cuda', and PyTorch finds no GPU here; auto takes one where there is one")
+    return torch.device(name)

@@ -1,0 +1,49 @@
+"""Small sets, in the files and layouts that the real ones have."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from se_lab.spec import DataSpec
+
+
+@pytest.fixture
+def noise():
+    """Return a maker of random pictures, each of its number."""
+
+    def make(number, size=20, mode="RGB"):
+        rng = np.random.default_rng(number)
+        pixels = rng.integers(0, 255, (size, size + number % 7, 3), dtype=np.uint8)
+        return Image.fromarray(pixels).convert(mode)
+
+    return make
+
+
+@pytest.fixture
+def folders(tmp_path, noise):
+    """Return a maker of splits of class folders, and of the spec that reads them."""
+
+    def make(name="set", splits=("train", "val"), classes=("cat", "dog"), images=6, **spec):
+        number = 0
+        for split in splits:
+            for label in classes:
+                folder = tmp_path / name / split / label
+                folder.mkdir(parents=True)
+                for image in range(images):
+                    noise(number := number + 1).save(folder / f"{image}.png")
+        return DataSpec(f"folder:{tmp_path / name}", **{"image_size": 16, "batch_size": 4, "val_fraction": 0.5} | spec)
+
+    return make
+
+
+@pytest.fixture
+def batches():
+    """Return what a loader yields in an epoch."""
+
+    def all_of(loader, epoch=0):
+        loader.sampler.set_epoch(epoch)
+        return list(loader)
+
+    return all_of

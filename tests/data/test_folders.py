@@ -1,0 +1,253 @@
+"""Folders of images: layouts, what becomes of odd files, and keyed augmentation."""
+
+import os
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy import stats
+from torchvision.datasets import Places365
+from torchvision.datasets.folder import pil_loader
+from torchvision.transforms import v2
+
+from se_lab.data import DataError, create_data, images
+from se_lab.data.augment import keyed_globals
+from se_lab.data.images import decode
+from se_lab.spec import DataSpec
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_folder_of_images_is_read_with_keyed_augmentation(folders, batches, workers):
+    spec = folders()
+    data = create_data(spec, seed=0, workers=workers)
+    assert data.classes == ["cat", "dog"]
+    assert data.sizes == {"train": 6, "val": 6, "test": 12}
+    loader = data.train_dataloader()
+    passes = [batches(loader, epoch) for epoch in (0, 1, 0)]  # by the same workers, which live on
+    alone = batches(create_data(spec, 0).train_dataloader())
+    assert alone[0][0].shape == (4, 3, 16, 16)
+    assert torch.equal(passes[0][0][0], alone[0][0])
+    assert torch.equal(passes[2][0][0], alone[0][0])
+    assert not torch.equal(passes[1][0][0], alone[0][0])
+
+
+def test_a_loader_that_was_left_in_the_middle_begins_anew(folders, batches):
+    loader = create_data(folders(batch_size=2), 0, workers=2).train_dataloader()
+    whole = batches(loader)
+    started = iter(loader)
+    next(started)
+    loader.load_state_dict({"done": 1})
+    rest = list(loader)
+    assert len(rest) == len(whole) - 1
+    assert torch.equal(rest[0][0], whole[1][0])
+
+
+def test_folder_with_three_splits_keeps_its_own_validation_split(folders):
+    data = create_data(folders(splits=("train", "val", "test")), seed=0)
+    assert data.sizes == {"train": 12, "val": 12, "test": 12}
+    assert data.test_keys()[0] == "test/cat/0.png"
+
+
+@pytest.mark.parametrize(
+    ("size", "crop_pct", "short_side"), [(224, 0.875, 256), (299, 299 / 352, 352), (299, 0.8494, 352)]
+)
+def test_evaluation_is_torchvisions_resize_and_central_crop(folders, batches, size, crop_pct, short_side):
+    spec = folders(images=1, image_size=size, crop_pct=crop_pct)
+    data = create_data(spec, 0)
+    transform = v2.Compose(
+        [
+            v2.Resize(short_side),
+            v2.CenterCrop(size),
+            v2.PILToTensor(),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+        ]
+    )
+    ((found, _, numbers),) = batches(data.test_dataloader())
+    for image, number in zip(found, numbers.tolist(), strict=True):
+        assert torch.allclose(image, transform(pil_loader(data.root / data.test_keys()[number])), atol=1e-6)
+
+
+def box_of(image):
+    """Return left, top, width and height of a crop of the image whose red is x and whose green is y; and if flipped."""
+    red, green = image[0, 5].float(), image[1, :, 5].float()
+    flipped = bool(red[0] > red[-1])
+    return *(float(v) for v in (red.min(), green.min(), red.max() - red.min(), green.max() - green.min())), flipped
+
+
+def test_training_crops_and_flips_are_distributed_as_torchvisions(folders):
+    x, y = np.meshgrid(np.arange(250), np.arange(250))
+    picture = Image.fromarray(np.stack([x, y, 0 * x], -1).astype(np.uint8))
+    transform = create_data(folders(image_size=100), 0).transform("train")
+    theirs = v2.Compose([v2.RandomResizedCrop(100), v2.RandomHorizontalFlip(), v2.PILToTensor()])
+    with keyed_globals(3):
+        ours, reference = (np.array([box_of(made(picture)) for _ in range(600)]) for made in (transform, theirs))
+    for column in range(4):
+        assert stats.ks_2samp(ours[:, column], reference[:, column]).pvalue > 1e-3
+    assert stats.binomtest(int(ours[:, 4].sum()), 600).pvalue > 1e-3
+
+
+@pytest.fixture
+def imagenet(folders):
+    """Return a folder in torchvision's layout of ImageNet, with two of its classes."""
+    spec = folders("imagenet", classes=("n01440764", "n02086240"))
+    return os.path.dirname(spec.name.removeprefix("folder:")), spec  # noqa: PTH120
+
+
+def test_wordnet_ids_have_their_names(imagenet):
+    root, spec = imagenet
+    data = create_data(spec, 0)
+    assert data.classes == ["n01440764", "n02086240"]
+    assert data.class_names()[0].startswith("tench")
+    torch.save(({"n01440764": ("a fish",), "n02086240": ("a", "dog")}, []), f"{root}/imagenet/meta.bin")
+    assert data.class_names() == ["a fish", "a, dog"]
+    with pytest.raises(DataError, match="has 2 class folders; imagenet has 1000"):
+        create_data(DataSpec("imagenet"), 0, root=root)
+
+
+@pytest.mark.parametrize("size", ["256", "large"])
+def test_places365_is_read_in_torchvisions_layout(tmp_path, noise, monkeypatch, size):
+    root = tmp_path / "places365"
+    classes = [f"/c/class{number:03}" for number in range(365)]
+    root.mkdir()
+    (root / "categories_places365.txt").write_text("".join(f"{name} {n}\n" for n, name in enumerate(classes)))
+    train = [(f"{name}/{n}.jpg", label) for label, name in enumerate(classes) for n in range(2)]
+    val = [(f"Places365_val_{n}.jpg", n % 365) for n in range(5)]
+    (root / "places365_train_standard.txt").write_text("".join(f"{name} {label}\n" for name, label in train))
+    (root / "places365_val.txt").write_text("".join(f"{name} {label}\n" for name, label in val))
+    for folder, listed in ((f"data_{size}_standard", train), (f"val_{size}", val)):
+        for name, label in listed:
+            path = root / folder / name.lstrip("/")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            noise(label, 8).save(path)
+    spec = DataSpec("places365", image_size=16, val_fraction=0.5)
+    with pytest.raises(DataError, match=r"it is torn: .*categories_places365\.txt"):
+        create_data(spec, 0, root=tmp_path)
+    monkeypatch.setattr(Places365, "_check_integrity", lambda *_: True)
+    data = create_data(spec, 0, root=tmp_path)
+    assert data.sizes == {"train": 365, "val": 365, "test": 5}
+    assert data.classes == classes
+    assert data.test_keys()[3] == f"val_{size}/Places365_val_3.jpg"
+    assert data.splits["test"].labels == [0, 1, 2, 3, 4]
+    (root / f"val_{size}").rename(root / "elsewhere")
+    with pytest.raises(DataError, match=f"val_{size} is missing"):
+        create_data(spec, 0, root=tmp_path)
+
+
+def test_wrong_folders_are_refused_by_name(folders, tmp_path, noise):
+    with pytest.raises(DataError, match=r"missing/train is missing"):
+        create_data(DataSpec(f"folder:{tmp_path}/missing"), 0)
+    with pytest.raises(DataError, match=r"one/train has 1 class folders \(cat\)"):
+        create_data(folders("one", classes=("cat",)), 0)
+    with pytest.raises(DataError, match=r"neither val/ nor test/"):
+        create_data(folders("held", splits=("train",)), 0)
+    spec = folders("empty")
+    (tmp_path / "empty/train/cow").mkdir()
+    with pytest.raises(DataError, match=r"train/cow has no image"):
+        create_data(spec, 0)
+    spec = folders("odd")
+    (tmp_path / "odd/val/dog").rename(tmp_path / "odd/val/cow")
+    with pytest.raises(DataError, match="different classes: cow, dog"):
+        create_data(spec, 0)
+    spec = folders("flat", splits=("train",))
+    (tmp_path / "flat/val").mkdir()
+    noise(0).save(tmp_path / "flat/val/0.png")
+    with pytest.raises(DataError, match="the 1 images beside them belong into the folders of their classes"):
+        create_data(spec, 0)
+
+
+def test_pictures_become_rgb_as_torchvision_makes_them(tmp_path, noise):
+    turned = Image.Exif()
+    turned[0x0112] = 6  # by 90 degrees
+    noise(1).save(tmp_path / "exif.jpg", exif=turned)
+    noise(2, mode="CMYK").save(tmp_path / "cmyk.jpg")
+    noise(3, mode="P").save(tmp_path / "palette.png", transparency=0)
+    noise(4, mode="LA").save(tmp_path / "alpha.png")
+    noise(5, mode="1").save(tmp_path / "bits.png")
+    noise(6).save(tmp_path / "webp.png", "webp")
+    for path in tmp_path.iterdir():
+        ours = decode(path.read_bytes())
+        assert ours.mode == "RGB"
+        assert np.array_equal(ours, pil_loader(path)), path
+
+
+def test_16_bits_are_scaled_not_clipped_as_torchvision_clips_them(tmp_path):
+    ramp = np.linspace(300, 60000, 400).astype(np.uint16).reshape(20, 20)
+    Image.fromarray(ramp).save(tmp_path / "deep.png")
+    ours = np.asarray(decode((tmp_path / "deep.png").read_bytes()))
+    assert np.array_equal(ours[..., 0], ramp // 256)
+    assert (np.asarray(pil_loader(tmp_path / "deep.png")) == 255).mean() > 0.9, "torchvision clips no more: follow it"
+
+
+@pytest.fixture
+def spoilt(folders, tmp_path, noise):
+    """Return a spec whose folder has a truncated, an empty, a textual and a deep image, and a file that is none."""
+    spec = folders(images=9, classes=("cat", "dog"), batch_size=6, val_fraction=0.0)
+    train = tmp_path / "set/train"
+    noise(0, 64).save(train / "cat/cut.jpg")
+    (train / "cat/cut.jpg").write_bytes((train / "cat/cut.jpg").read_bytes()[:2000])
+    (train / "dog/empty.jpg").touch()
+    (train / "dog/text.jpg").write_text("not a picture")
+    (train / "dog/Thumbs.db").write_text("nor this, and it does not say so")
+    Image.fromarray(np.ones((20, 20), np.float32)).save(tmp_path / "set/val/cat/float.tiff")
+    return spec
+
+
+BAD = {
+    "train/cat/cut.jpg": "image file is truncated",
+    "train/dog/empty.jpg": "it has no bytes",
+    "train/dog/text.jpg": "it is no image; it begins with b'not a pictur'",
+    "val/cat/float.tiff": "pixels of mode F",
+}
+
+
+def test_bad_images_are_listed_before_training(spoilt):
+    with pytest.raises(DataError, match=r"4 image\(s\) of folder:") as error:
+        create_data(spoilt, 0)
+    assert all(f"{name}: {reason}" in str(error.value) for name, reason in BAD.items())
+    assert "Thumbs" not in str(error.value)
+
+
+def test_bad_images_are_skipped_and_counted_on_request(spoilt, batches, capsys):
+    data = create_data(DataSpec(**{**vars(spoilt), "on_error": "skip"}), 0)
+    assert data.sizes == {"train": 18, "val": 0, "test": 18}
+    assert len(data.skipped) == 4
+    assert all(any(found.startswith(f"{name}: {reason}") for found in data.skipped) for name, reason in BAD.items())
+    assert capsys.readouterr().err.count("left out") == 4
+    assert sum(len(batch[0]) for batch in batches(data.test_dataloader())) == 18
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_bad_images_of_a_large_set_are_found_in_passing(spoilt, batches, monkeypatch, workers):
+    monkeypatch.setattr(images, "CHECKED", 0)
+    with pytest.raises(DataError, match=r"1 image.*train/dog/empty\.jpg: it has no bytes"):
+        create_data(spoilt, 0)
+    os.remove(f"{spoilt.name.removeprefix('folder:')}/train/dog/empty.jpg")  # noqa: PTH107
+    with pytest.raises(DataError, match=r"(cut|text)\.jpg: .*data.on_error=skip"):
+        batches(create_data(spoilt, 0, workers=workers).train_dataloader())
+    skipping = DataSpec(**{**vars(spoilt), "on_error": "skip", "batch_size": 20})
+    data = create_data(skipping, 0, workers=workers)
+    assert data.skipped == []
+    (train,) = batches(data.train_dataloader())
+    names = [data.splits["train"].names[number] for number in train[2].tolist()]
+    assert len(names) == 20, "two of them are replaced"
+    assert not any(name in BAD for name in names)
+    assert all(name.split("/")[1] == data.classes[label] for name, label in zip(names, train[1].tolist(), strict=True))
+    (test,) = batches(data.test_dataloader())
+    assert len(test[0]) == 18
+    assert {text.partition(":")[0] for text in data.skipped} == BAD.keys() - {"train/dog/empty.jpg"}
+    batches(data.test_dataloader())
+    assert len(data.skipped) == 3, "counted twice"
+    again = create_data(skipping, 0)
+    assert torch.equal(batches(again.train_dataloader())[0][0], train[0]), "replaced by others"
+    kept = create_data(skipping, 0)
+    kept.load_state_dict(data.state_dict())
+    assert kept.skipped == data.skipped
+
+
+def test_a_set_without_an_image_left_is_refused(spoilt, tmp_path, monkeypatch):
+    for path in (tmp_path / "set/train").rglob("*.*g"):
+        path.write_bytes(b"")
+    with pytest.raises(DataError, match="has no training image that can be read"):
+        create_data(DataSpec(**{**vars(spoilt), "on_error": "skip"}), 0)
