@@ -27,6 +27,8 @@ _HOMES = {
     "capture_excitations": "activations",
     "ExcitationStatistics": "excitation_statistics",
     "load_trained": "trained",
+    "load_exported": "export",
+    "detection_backbone": "detection",
     "profile": "complexity",
     "Complexity": "complexity",
     "run": "train",

@@ -419,8 +419,12 @@ LAYOUTS: dict[str, Layout] = {
 }
 """Layouts by the full name of the block's class; a subclass has its parent's."""
 
-UNIT_WHEN: dict[str, str] = {"timm.models._efficientnet_blocks.ConvBnAct": "has_skip"}
-"""Blocks that are units only if an attribute holds: MobileNetV3's last stage is one 1×1 convolution."""
+UNIT_WHEN: dict[str, str] = {
+    "timm.models._efficientnet_blocks.ConvBnAct": "has_skip",
+    "timm.models.metaformer.MetaFormerBlock": "no token_mixer.qkv",
+}
+"""Blocks that are units only if an attribute holds, or is not there: MobileNetV3's last stage is one 1×1 convolution,
+CAFormer's last two are of attention, on tokens."""
 
 BY_STRIDE: Final = "by stride"
 STAGES: dict[str, tuple[str | tuple[str, ...], ...] | Literal["by stride"]] = {

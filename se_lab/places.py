@@ -185,7 +185,7 @@ def _flat_units(container: str, features: nn.Module) -> Iterator[tuple[str, Hash
             channels = module.out_channels
         elif _strides(module):
             pools += 1
-        elif channels and not isinstance(module, nn.BatchNorm2d):
+        elif channels and not isinstance(module, (nn.BatchNorm2d, nn.SyncBatchNorm)):
             yield f"{container}.{name}", pools, {"standard": Spot(f"{container}.{name}", "block", channels)}
             channels = 0
 
@@ -256,8 +256,9 @@ def _get(block: nn.Module, path: str) -> Any:
 def _holds(block: nn.Module, when: str) -> bool:
     if not when:
         return True
-    attribute = when.removeprefix("no ")
-    value = getattr(block, attribute)
+    value: object = block
+    for attribute in when.removeprefix("no ").split("."):
+        value = getattr(value, attribute, None)
     return (value is None or value is False) == when.startswith("no ")
 
 

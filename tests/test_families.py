@@ -309,6 +309,13 @@ def first(output):
     return output[0] if isinstance(output, list) else output
 
 
+def test_of_a_net_with_attention_only_the_convolutional_units_count():
+    net = on_meta("caformer_s18")
+    sites = insert_se(net, SESpec())
+    assert {site.stage for site in sites} == {2, 3}
+    net(torch.empty(1, 3, 64, 64, device="meta"))
+
+
 def test_a_net_without_known_units_is_refused():
     with pytest.raises(SpecError, match="no unit that SE-Lab knows"):
         find_places(on_meta("vit_tiny_patch16_224"))

@@ -21,6 +21,9 @@ VERBS: dict[str, tuple[str, str]] = {
     "profile": ("costs", "what nets cost: parameters, MACs, element operations"),
     "models": ("costs", "the backbones that can take SE units"),
     "excitations": ("excitations", "what the SE units of trained nets do"),
+    "eval": ("export", "the test error of a trained net, on its own images or others"),
+    "export": ("export", "a trained net for timm, TorchScript, ONNX, detectors"),
+    "gc": ("store", "what of a store can go"),
     "sync": ("sweep", "send trials that ran offline to W&B"),
 }
 """Each verb's module and what it does."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
+from se_lab.cli.parser import Parser
+from se_lab.spec import SpecError
 
 
 def profile(argv: list[str]) -> int:
     """Print what nets cost."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="se-lab profile",
         description="Parameters, MACs and element operations of a net (give the flags of train), or of a sweep's nets.",
     )
@@ -24,9 +25,15 @@ def profile(argv: list[str]) -> int:
     parser.add_argument("--measure", action="store_true", help="Measure latency and peak memory on this device, too.")
     parser.add_argument("--format", default="table", choices=("table", "csv", "json"), help="How it is written.")
     options, flags = parser.parse_known_args(argv)
-    from se_lab.flags import parse_trial
+    from se_lab.flags import parse_trial, trial_parser
 
-    spec, execution = parse_trial(flags)
+    try:
+        spec, execution = parse_trial(flags)
+    except SpecError as error:
+        told = str(error).partition("; did you mean")[0]
+        if "unrecognized arguments" not in told:
+            raise
+        parser.error(told, trial_parser()._option_string_actions)
     from se_lab.report import costs
 
     if options.against_paper:
@@ -46,7 +53,7 @@ def profile(argv: list[str]) -> int:
 
 def models(argv: list[str]) -> int:
     """List backbones that can take SE units."""
-    parser = argparse.ArgumentParser(prog="se-lab models", description="Backbones that can take SE units.")
+    parser = Parser(prog="se-lab models", description="Backbones that can take SE units.")
     parser.add_argument("pattern", nargs="?", default="*", metavar="PATTERN", help="Such as 'resnet*', or part of it.")
     options = parser.parse_args(argv)
     from se_lab.listing import list_backbones
@@ -54,6 +61,6 @@ def models(argv: list[str]) -> int:
     seen = able = 0
     for listing in list_backbones(options.pattern):
         print(listing.text(), flush=True)
-        seen, able = seen + 1, able + bool(listing.places)
+        seen, able = seen + 1, able + bool(listing.insertions)
     print(f"{able} of {seen} can take SE units")
     return 0

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 
+from se_lab.cli.parser import Parser
 from se_lab.cli.runs import add_where, records_of, where_of
 from se_lab.spec import SpecError
 
 
 def excitations(argv: list[str]) -> int:
     """Write statistics, figures and the page of trained nets."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="se-lab excitations",
         description="What the SE units of trained nets do: statistics of their gates, the SE paper's Figures 6 and 7, "
         "and a page to explore them. An interrupted run goes on where it stopped.",

@@ -92,19 +92,17 @@ def report(argv: list[str]) -> int:
     """Write the page of a study."""
     parser = runs_parser("se-lab report", "One page of a study that needs nothing else: table, figures, every trial.")
     parser.add_argument("-o", "--output", default="report.html", help="The page to write.")
+    parser.add_argument("--wandb", metavar="PROJECT", help="Put page and table on W&B too, offline by default.")
     options = parser.parse_args(argv)
-    from se_lab.report import write_report
+    from se_lab.report import send_report, write_report
     from se_lab.sweep.grammar import read_sweep
 
-    records = records_of(options)
+    records, where = records_of(options), where_of(options.where)
     sweeps = [read_sweep(run) for run in options.runs if Path(run).suffix in (".yaml", ".yml")]
-    page = write_report(
-        records,
-        options.output,
-        title=", ".join(sweep.name for sweep in sweeps) or f"Trials in {', '.join(options.runs)}",
-        question=[sweep.description for sweep in sweeps if sweep.description],
-        metric=options.metric,
-        where=where_of(options.where),
-    )
+    title = ", ".join(sweep.name for sweep in sweeps) or f"Trials in {', '.join(options.runs)}"
+    question = [sweep.description for sweep in sweeps if sweep.description]
+    page = write_report(records, options.output, title=title, question=question, metric=options.metric, where=where)
     print(page)
+    if options.wandb:
+        print(send_report(records, page, options.wandb, title=title, metric=options.metric, where=where))
     return 0

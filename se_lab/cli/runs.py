@@ -6,6 +6,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from se_lab.cli.parser import Parser
 from se_lab.spec import SpecError
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 def runs_parser(prog: str, description: str, runs: str = "+") -> ArgumentParser:
     """Return a parser with RUNS, --store, --metric and --where."""
-    parser = ArgumentParser(prog=prog, description=description)
+    parser = Parser(prog=prog, description=description)
     parser.add_argument("runs", nargs=runs, metavar="RUNS", help="Sweep specs (their trials, in the store) or stores.")
     parser.add_argument("--store", help="Where the trials of specs are; by default SE_LAB_STORE, else runs.")
     parser.add_argument("--metric", default="test/top1_error", help="What is compared; test/top1_error by default.")

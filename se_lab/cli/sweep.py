@@ -14,13 +14,19 @@ from se_lab.spec import SpecError
 def sweep(argv: list[str]) -> int:
     """Run a sweep, or say what it would do."""
     from se_lab.flags import execution_parser, import_plugins, parse_execution
+    from se_lab.sweep.slurm import SlurmSpec
 
     parser = execution_parser("se-lab sweep", "Run every trial of a W&B sweep spec here; run again, it goes on.")
     parser.add_argument("spec", metavar="SPEC", help="A W&B sweep spec.")
-    parser.add_argument("--workers", type=int, default=1, help="Trials at a time.")
-    parser.add_argument("--sweep-seed", type=int, default=0, help="Seeds a random search.")
+    parser.add_argument("--workers", default="1", metavar="N|auto", help="Trials at a time; auto: as many as pay.")
+    parser.add_argument("--retries", type=int, default=1, help="Further tries of a trial, where another can help.")
+    parser.add_argument("--sweep-seed", type=int, default=0, help="Seeds a random or a bayes search.")
     parser.add_argument("--dry-run", action="store_true", help="List the trials and what they will cost; run none.")
-    parser.add_argument("--format", default="table", choices=("table", "json"), help="How --dry-run lists them.")
+    parser.add_argument("--format", default="table", choices=("table", "json"), help="How --dry-run and --status list.")
+    parser.add_argument("--status", action="store_true", help="Tell how each trial stands; run none.")
+    parser.add_argument("--executor", default="local", choices=("local", "slurm"), help="Where trials run.")
+    parser.add_class_arguments(SlurmSpec, "slurm")
+    parser.add_argument("--wait", action="store_true", help="With --executor slurm: return when all trials are over.")
     parser.add_argument("--check", action="store_true", help="Tell what W&B would refuse or change; run none.")
     parser.add_argument("--agents", type=int, default=1, help="With a bare --wandb: agents of W&B's at a time.")
     # bare, --wandb runs the sweep through W&B; with a value it is the field of ExecSpec
@@ -32,41 +38,87 @@ def sweep(argv: list[str]) -> int:
     import_plugins(execution.plugins)
     if options.check:
         return _check(options.spec)
-    from se_lab.sweep.execute import check_trials, execute
     from se_lab.sweep.grammar import read_sweep
 
     sweep = read_sweep(options.spec, seed=options.sweep_seed)
     options, execution = parse_execution(parser, argv, sweep.execution)
-    if options.workers < 1:
-        raise SpecError(f"--workers is {options.workers}; it must be at least 1")
-    if through_wandb:
+    if sweep.search is not None:  # whose proposals are in the store
+        sweep = read_sweep(options.spec, seed=options.sweep_seed, store_folder=execution.store)
+    if options.status:
+        return _status(sweep, options, execution)
+    from se_lab.sweep.execute import check_trials
+
+    if options.workers != "auto" and not (options.workers.isdigit() and int(options.workers)):
+        raise SpecError(f"--workers is {options.workers!r}; it must be auto or a number from 1 on")
+    if options.retries < 0:
+        raise SpecError(f"--retries is {options.retries}; it must be at least 0")
+    if options.executor == "local" and (options.wait or options.slurm != SlurmSpec()):
+        raise SpecError("--slurm.… and --wait need --executor slurm")
+    if through_wandb and options.executor == "local":
         return _sweep_through_wandb(options, execution)
-    remarks = check_trials(sweep.trials, root=execution.data_root)
+    samples = [*sweep.trials, *(sweep.search.corners() if sweep.search is not None else [])]
+    remarks = check_trials(samples, execution=execution, looks_at=sweep.looks_at)
+    if sweep.search is not None:
+        remarks.append("bayes: Optuna's Gaussian process proposes here, W&B's own engine under --wandb")
     if options.dry_run:
         from se_lab.sweep.plan import plan_sweep
 
-        plan = plan_sweep(sweep, execution, options.workers)
+        plan = plan_sweep(sweep, execution, _workers(sweep, options, execution))
         print(json.dumps(plan.listing(), indent=2) if options.format == "json" else plan.text(remarks))
         return 0
     for remark in remarks:
         print(remark, file=sys.stderr)
+    if options.executor == "slurm":
+        if options.workers == "auto":
+            raise SpecError("--workers auto looks at this machine; with --executor slurm give a number")
+        return _sweep_on_slurm(sweep, options, execution, through_wandb)
+    return _sweep_here(sweep, options, execution)
+
+
+def _sweep_here(sweep: Any, options: Any, execution: Any) -> int:
+    from se_lab.sweep.execute import common_reason, execute
     from se_lab.sweep.view import SweepView
     from se_lab.train import RESUME_ME
 
-    with SweepView(sweep.trials) as view:
-        outcomes = execute(sweep.trials, execution, options.workers, view)
+    workers = _workers(sweep, options, execution)
+    total = sweep.search.cap if sweep.search is not None else len(sweep.trials)
+    with SweepView(total) as view:
+        outcomes = execute(
+            sweep.trials,
+            execution,
+            workers,
+            view,
+            retries=options.retries,
+            search=sweep.search,
+            early_stop=sweep.early_stop,
+        )
     counts = Counter(outcome.status for outcome in outcomes)
     print(f"{sweep.name}: " + ", ".join(f"{count} {status}" for status, count in sorted(counts.items())))
+    verdict = common_reason(outcomes)
+    if verdict is not None:
+        why, count = verdict
+        print(f"the sweep was stopped: {count} of its trials failed for one reason: {why}", file=sys.stderr)
     for outcome in outcomes:
-        if outcome.status in ("failed", "lost"):
-            folder = Path(execution.store, outcome.trial.trial_id)
-            print(f"  {outcome.status}: {outcome.trial.trial_id}, see {folder / 'log.txt'}", file=sys.stderr)
-    if counts["failed"] or counts["lost"]:
+        if outcome.status == "failed" and (verdict is None or outcome.error != verdict[0]):
+            log = Path(execution.store, outcome.trial.trial_id, "log.txt")
+            print(f"  failed: {outcome.trial.trial_id}, {outcome.error}; see {log}", file=sys.stderr)
+    if counts["failed"]:
         return 1
-    if counts["interrupted"]:
+    if counts["interrupted"] or counts["not started"]:
         print("stopped; the same command goes on where it stopped", file=sys.stderr)
         return RESUME_ME
     return 0
+
+
+def _workers(sweep: Any, options: Any, execution: Any) -> int:
+    if options.workers != "auto":
+        return int(options.workers)
+    from se_lab.sweep.workers import choose_workers
+
+    workers: int
+    workers, why = choose_workers(sweep.trials or sweep.search.corners(), execution)
+    print(f"--workers auto: {workers} at a time, {why}", file=sys.stderr)
+    return workers
 
 
 def _sweep_through_wandb(options: Any, execution: Any) -> int:
@@ -77,6 +129,37 @@ def _sweep_through_wandb(options: Any, execution: Any) -> int:
     counts = Counter(sweep_through_wandb(options.spec, execution, options.agents)["status"])
     print(f"{options.spec}: " + ", ".join(f"{count} {status}" for status, count in sorted(counts.items())))
     return 0 if set(counts) == {"finished"} else 1
+
+
+def _status(sweep: Any, options: Any, execution: Any) -> int:
+    from se_lab.sweep.status import listing, standings, summary, table
+
+    stood = standings(sweep, execution.store)
+    if options.format == "json":
+        print(json.dumps(listing(stood), indent=2))
+    else:
+        print(f"{table(stood)}\n{summary(sweep, stood)}")
+    return 0
+
+
+def _sweep_on_slurm(sweep: Any, options: Any, execution: Any, through_wandb: bool) -> int:
+    from se_lab.sweep.slurm import submit_agents, submit_trials, wait_for
+    from se_lab.sweep.status import OVER, SUBMISSIONS, standings, summary
+
+    if through_wandb:
+        jobs = submit_agents(options.spec, sweep, execution, options.slurm)
+    else:
+        tasks = {"workers": int(options.workers), "retries": options.retries}
+        jobs = submit_trials(sweep, execution, options.slurm, **tasks)
+    print(f"submitted to Slurm: {', '.join(jobs)}" if jobs else "nothing to submit")
+    if options.wait:
+        stood = wait_for(sweep, execution.store)
+        print(summary(sweep, stood))
+        return int(any(s.status not in OVER for s in stood))
+    print(summary(sweep, standings(sweep, execution.store)))
+    print(f"how it stands: se-lab sweep {options.spec} --status --store {execution.store}")
+    print(f"logs of jobs:  {Path(execution.store, SUBMISSIONS)}")
+    return 0
 
 
 def sync(argv: list[str]) -> int:
@@ -102,7 +185,11 @@ def _check(file: str) -> int:
     if found := check_sweep(file):
         print("\n".join([f"{file}: {len(found)} finding(s)", *(f"  {finding}" for finding in found)]))
         return 1
-    print(f"{file}: {len(read_sweep(file).trials)} trials, the same here and under W&B")
+    sweep = read_sweep(file)
+    if sweep.search is None:
+        print(f"{file}: {len(sweep.trials)} trials, the same here and under W&B")
+    else:
+        print(f"{file}: {sweep.search.cap} trials, proposed by Optuna here and by W&B's own engine there")
     print(f"  here:      se-lab sweep {file}")
     print(f"  with W&B:  wandb sweep {file}, then wandb agent -f SWEEP (-f: a stopped agent stops its trial too)")
     return 0

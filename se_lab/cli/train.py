@@ -6,17 +6,33 @@ import os
 import sys
 from pathlib import Path
 
+from se_lab.stopping import RESUME_ME, InterruptedTrialError, left_when_told
+
 
 def train(argv: list[str]) -> int:
-    """Run one trial."""
+    """Run one trial, or rehearse it."""
+    with left_when_told():
+        return _train(argv)
+
+
+def _train(argv: list[str]) -> int:
     from se_lab.flags import parse_trial, trial_parser
 
     parser = trial_parser(prog="se-lab train", description="Run one trial, or go on with it.")
-    spec, execution = parse_trial(argv, parser)
-    from se_lab.train import RESUME_ME, InterruptedTrialError, run
+    parser.add_argument(
+        "--dry-run", action="store_true", help="Build it, take two steps, save and load it, and tell what it will take."
+    )
+    spec, execution = parse_trial([flag for flag in argv if flag != "--dry-run"], parser)
+    from se_lab.train import run
 
-    print(f"trial {spec.trial_id} in {Path(execution.store, spec.trial_id)}")
     try:
+        if "--dry-run" in argv:
+            from se_lab.rehearse import rehearse
+
+            rehearsal = rehearse(spec, execution)
+            print(rehearsal.text())
+            return int(rehearsal.disk_bytes > rehearsal.free_bytes)
+        print(f"trial {spec.trial_id} in {Path(execution.store, spec.trial_id)}")
         if execution.wandb and "WANDB_SWEEP_ID" in os.environ:  # an agent of W&B's calls
             from se_lab.sweep.wandb import run_for_agent
 

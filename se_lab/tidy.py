@@ -1,0 +1,200 @@
+"""What of a store can go. Records, metrics.csv and predictions stay, and so does a trial that is being worked on."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import time
+import uuid
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from se_lab import store
+from se_lab.spec import SpecError, check_choice
+from se_lab.store import RunRecord
+
+KEEP = ("tested", "last", "best", "none")
+STAY = ("record.json", "metrics.csv", "predictions.npz")
+CLAIM_DAYS = 1.0
+"""A claim that others came after is of no more use; after so long no worker can still be about to take its number."""
+ASIDE_SECONDS = 3600.0
+"""What was written aside is a dead worker's after so long: not all who write in a trial's folder hold its claim."""
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """A file or folder that can go."""
+
+    path: Path
+    bytes: int
+    """Of the file, or of all files in the folder."""
+    files: int
+    kind: str
+    """checkpoint, foreign trial, written aside, old claim, or synced W&B run."""
+    trial_id: str
+
+
+_HEX = "[0-9a-f]" * 32
+
+
+def find_leftovers(
+    folder: str | Path,
+    *,
+    keep: Collection[str] = ("last", "best"),
+    named: Collection[str] | None = None,
+    days: float = 0,
+) -> list[Leftover]:
+    """Return what of a store can go, trial by trial.
+
+    Args:
+        folder: The store.
+        keep: Which checkpoints of finished trials stay: last, best, tested (the one of the two that was tested), none.
+            One that stands in for a missing last.ckpt stays as well, and so does what an unfinished trial goes on from.
+        named: The trials that somebody still wants: of all others everything but the results goes. By default all.
+        days: Only of trials that have rested for so long.
+
+    Raises:
+        SpecError: for an unknown checkpoint to keep, or a number of days below 0.
+        FileNotFoundError: for a store that is not there.
+    """
+    for name in keep:
+        check_choice("--keep", name, KEEP)
+    if "none" in keep and len(set(keep)) > 1:
+        raise SpecError(f"--keep is {' '.join(keep)}: none goes with no other")
+    if not days >= 0:
+        raise SpecError(f"--older is {days:g}; it must be at least 0 days")
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is no folder of trials")
+    found = [_leftover(path, "written aside", "") for path in _aside(folder, f".*.{_HEX}")]
+    for trial in sorted(path for path in folder.iterdir() if _is_trial(path)):
+        if store.holder_of(trial) is None and _rested(trial) >= 86400 * days:
+            found += _of_trial(trial, keep, named)
+    return found
+
+
+def delete(
+    folder: str | Path,
+    *,
+    keep: Collection[str] = ("last", "best"),
+    named: Collection[str] | None = None,
+    days: float = 0,
+) -> tuple[list[Leftover], list[str]]:
+    """Delete what `find_leftovers` finds, and return what went and the trials that were left alone, being worked on.
+
+    Each trial is claimed while it is tidied, and looked at anew under the claim.
+    """
+    listed = find_leftovers(folder, keep=keep, named=named, days=days)
+    gone, busy = [], []
+    for trial_id in dict.fromkeys(one.trial_id for one in listed):
+        trial = Path(folder) / trial_id
+        if not trial_id:
+            gone += [one for one in listed if not one.trial_id and _remove(one)]
+            continue
+        try:
+            with store.claim(trial) as claim:
+                for one in _of_trial(trial, keep, named, (claim.path.name,)):
+                    claim.check()
+                    gone += [one] if _remove(one) else []
+                _remove_if_empty(trial, claim)
+        except (store.TrialBusyError, store.ClaimLostError):
+            busy.append(trial_id)
+    return gone, busy
+
+
+def _is_trial(path: Path) -> bool:
+    return not path.name.startswith(".") and ((path / "record.json").is_file() or (path / "claims").is_dir())
+
+
+def _rested(trial: Path) -> float:
+    """Return the seconds since anything of the trial itself changed."""
+    own = [path for path in trial.iterdir() if path.name != "claims"]
+    return time.time() - max((path.stat().st_mtime for path in own), default=trial.stat().st_mtime)
+
+
+def _of_trial(
+    trial: Path, keep: Collection[str], named: Collection[str] | None, held: Sequence[str] = ()
+) -> Iterator[Leftover]:
+    record = store.read_record(trial)
+    for part in (trial, trial / "excitations", trial / "claims"):
+        for path in _aside(part, ".*"):
+            yield _leftover(path, "written aside", trial.name)
+    foreign = named is not None and trial.name not in named
+    if foreign:
+        for path in sorted(trial.iterdir()):
+            if path.name not in (*STAY, "claims", "wandb", "synced.json") and not path.name.startswith("."):
+                yield _leftover(path, "foreign trial", trial.name)
+    elif record is not None and record.status == "finished":
+        for path in _spare_checkpoints(trial, record, keep):
+            yield _leftover(path, "checkpoint", trial.name)
+    for path in _synced(trial, record):
+        yield _leftover(path, "synced W&B run", trial.name)
+    for path in _old_claims(trial / "claims", held):
+        yield _leftover(path, "old claim", trial.name)
+
+
+def _spare_checkpoints(trial: Path, record: RunRecord, keep: Collection[str]) -> list[Path]:
+    tested = "best" if record.spec.get("train.select") == "best" else "last"
+    names = {f"{tested if name == 'tested' else name}.ckpt" for name in keep if name != "none"}
+    there = {path.name for path in trial.glob("*.ckpt")}
+    if "last.ckpt" in names and "last.ckpt" not in there:
+        names.add("previous.ckpt")
+    return [trial / name for name in sorted(there - names)]
+
+
+def _synced(trial: Path, record: RunRecord | None) -> list[Path]:
+    """Return W&B's folders of runs that W&B has: marked by `wandb sync`, or sent by `se-lab sync` as the record is."""
+    sent = False
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        mark = json.loads((trial / "synced.json").read_text())
+        sent = record is not None and (mark["started"], mark["status"]) == (record.started, record.status)
+    runs = [path for path in (trial / "wandb").glob("*run-*") if path.is_dir()]
+    return sorted(path for path in runs if sent or any(path.glob("*.wandb.synced")))
+
+
+def _old_claims(claims: Path, held: Sequence[str]) -> list[Path]:
+    """Return the claims that others came after long ago, and what says that they were released."""
+    numbers = sorted(path.name for path in claims.glob("*") if path.name.isdigit())
+    now = time.time()
+    old: list[Path] = []
+    for number in numbers[: -1 - len(held)]:  # who finds the highest number may be about to take the next
+        path = claims / number
+        with contextlib.suppress(FileNotFoundError):
+            if now - path.stat().st_mtime > 86400 * CLAIM_DAYS:
+                old += [one for one in (path, path.with_suffix(".released")) if one.exists()]
+    return old
+
+
+def _aside(folder: Path, pattern: str) -> list[Path]:
+    """Return what dead workers had not yet renamed into place."""
+    now = time.time()
+    return sorted(path for path in folder.glob(pattern) if now - path.lstat().st_mtime > ASIDE_SECONDS)
+
+
+def _leftover(path: Path, kind: str, trial_id: str) -> Leftover:
+    files = [one for one in path.rglob("*") if one.is_file() and not one.is_symlink()] if path.is_dir() else [path]
+    size = sum(one.lstat().st_size for one in files)
+    return Leftover(path, size, len(files), kind, trial_id)
+
+
+def _remove(leftover: Leftover) -> bool:
+    try:
+        if leftover.path.is_dir() and not leftover.path.is_symlink():
+            shutil.rmtree(leftover.path)
+        else:
+            leftover.path.unlink()
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _remove_if_empty(trial: Path, claim: store.Claim) -> None:
+    """Remove the folder of a trial of which nothing but claims is left: renamed first, so that nobody works in it."""
+    if {path.name for path in trial.iterdir()} - {"claims"}:
+        return
+    claim.check()
+    aside = trial.with_name(f".{trial.name}.{uuid.uuid4().hex}")
+    trial.rename(aside)
+    shutil.rmtree(aside)
