@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-all lint clean
+.PHONY: demo test test-all bench lint clean
 
 demo: .venv/.demo
 	$(BIN)/se-lab sweep sweeps/demo.yaml --workers 2
@@ -16,6 +16,9 @@ test: .venv/.dev
 
 test-all: test
 	$(BIN)/python -m pytest -m slow -n auto --maxprocesses 8 --dist worksteal
+
+bench: .venv/.dev
+	$(BIN)/python benchmarks/run.py
 
 lint: .venv/.dev
 	$(BIN)/ruff check .

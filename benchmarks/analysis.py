@@ -1,8 +1,8 @@
 """How fast and in how much memory a large study is read and tabled: python benchmarks/analysis.py [--trials 10000].
 
 Makes a store of finished trials with 100 epochs each, and the same rows as two CSV files, one of trials and one of
-epochs. Reads both in turn, in one run, the best of five, and prints ratios beside their limits: load within 3 times
-pandas' reading of the CSV files, a table within a fifth of the load, all in under 1 GB.
+epochs. Reads both in turn and prints ratios beside their limits: load within 3 times pandas' reading of the CSV files,
+a table within a fifth of the load, all in under 1 GB. What merely opening the files takes stands beside the first load.
 """
 
 from __future__ import annotations
@@ -10,27 +10,25 @@ from __future__ import annotations
 import argparse
 import json
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
+from measure import interleave, ratio, table
 
 from se_lab.record_index import FILE
 from se_lab.report import ablation_table, group_variants
 from se_lab.report.training_curves import read_curves
 from se_lab.spec import RunSpec
-from se_lab.store import read_records
+from se_lab.store import read_bytes, read_records
 
 KEYS = ["val/top1_error", "train/top1_error"]
 SEEDS = 5
 EPOCHS = 100
-ROUNDS = 5
 
 
 def make_store(folder: Path, trials: int) -> None:
@@ -64,20 +62,10 @@ def make_store(folder: Path, trials: int) -> None:
         epochs.assign(**dict(zip(names, curve.T, strict=True))).to_csv(trial / "metrics.csv", index=False)
 
 
-def best(calls: dict[str, Callable[[], Any]]) -> dict[str, float]:
-    """Return the seconds of the fastest of each call's turns, in rounds, so that a slow minute slows all."""
-    taken: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(ROUNDS):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            taken[name].append(time.perf_counter() - start)
-    return {name: min(seconds) for name, seconds in taken.items()}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trials", type=int, default=10_000)
+    parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--load-only", metavar="STORE", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.load_only:  # in a process of its own, whose peak memory is that of a load and a table
@@ -88,48 +76,75 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as name:
         store = Path(name, "store")
-        print(f"{options.trials:,} trials of {EPOCHS} epochs: making them …", flush=True)
+        print(f"{options.trials:,} trials of {EPOCHS} epochs: making them …", file=sys.stderr, flush=True)
         make_store(store, options.trials)
-        records = read_records(store)
-        study = group_variants(records)
-        curves = read_curves(study, KEYS)
-        rows, epochs = Path(name, "rows.csv"), Path(name, "epochs.csv")
-        records.to_csv(rows, index=False)
-        pd.concat([pd.read_csv(f"{folder}/metrics.csv") for folder in study.trials["folder"]]).assign(
-            variant=curves["variant"].to_numpy(), seed=curves["seed"].to_numpy()
-        ).to_csv(epochs, index=False)
-        wanted = ["epoch", *KEYS, "variant", "seed"]
-
-        def read_anew() -> None:
-            (store / FILE).unlink()
-            read_records(store)
-
-        calls = {
-            "first": read_anew,
-            "second": lambda: read_records(store),
-            "csv rows": lambda: pd.read_csv(rows),
-            "epochs": lambda: read_curves(study, KEYS),
-            "csv epochs": lambda: pd.read_csv(epochs, usecols=wanted),
-            "table": lambda: ablation_table(records),
-        }
-        first, second, csv_rows, by_epoch, csv_epochs, table = best(calls).values()
+        times = timed(store, options.rounds)
         command = [sys.executable, __file__, "--load-only", str(store)]
         peak = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout) / 1e6
+    print(f"{options.trials:,} trials of {EPOCHS} epochs; seconds, and ratios with their quartiles.\n")
+    print(table(["", "seconds", "against", "ratio", "limit"], [*compared(times), memory(peak)]))
 
-    csv = csv_rows + csv_epochs
+
+def timed(store: Path, rounds: int) -> dict[str, list[float]]:
+    """Return the seconds of each reading by round, and those of what they consist of."""
+    records = read_records(store)
+    study = group_variants(records)
+    curves = read_curves(study, KEYS)
+    rows, epochs = store.with_name("rows.csv"), store.with_name("epochs.csv")
+    records.to_csv(rows, index=False)
+    pd.concat([pd.read_csv(f"{folder}/metrics.csv") for folder in study.trials["folder"]]).assign(
+        variant=curves["variant"].to_numpy(), seed=curves["seed"].to_numpy()
+    ).to_csv(epochs, index=False)
+    folders = list(records["folder"])
+
+    def read_anew() -> None:
+        (store / FILE).unlink()
+        read_records(store)
+
+    times = interleave(
+        {
+            "first": read_anew,
+            "second": lambda: read_records(store),
+            "rows": lambda: pd.read_csv(rows),
+            "by epoch": lambda: read_curves(study, KEYS),
+            "epochs": lambda: pd.read_csv(epochs, usecols=["epoch", *KEYS, "variant", "seed"]),
+            "records opened": lambda: [read_bytes(f"{folder}/record.json") for folder in folders],
+            "epochs opened": lambda: [read_bytes(f"{folder}/metrics.csv") for folder in folders],
+            "table": lambda: ablation_table(records),
+        },
+        rounds,
+    )
+
+    def both(one: str, other: str) -> list[float]:
+        return [a + b for a, b in zip(times[one], times[other], strict=True)]
+
+    return times | {
+        "csv": both("rows", "epochs"),
+        "opened": both("records opened", "epochs opened"),
+        "first load": both("first", "by epoch"),
+        "second load": both("second", "by epoch"),
+    }
+
+
+def compared(times: dict[str, list[float]]) -> list[list[str]]:
     lines = [
-        ("trials and epochs, first reading", first + by_epoch, csv, 3.0),
-        ("trials and epochs, from the index", second + by_epoch, csv, 3.0),
-        ("trials alone, first reading", first, csv_rows, None),
-        ("trials alone, from the index", second, csv_rows, 3.0),
-        ("epochs alone", by_epoch, csv_epochs, 3.0),
-        ("the table, against the first load", table, first + by_epoch, 0.2),
-        ("the table, against the second load", table, second + by_epoch, 0.2),
+        ("the second load: rows from the index, epochs from the folders", "second load", "csv", "3.0"),
+        ("of it the rows", "second", "rows", "–"),
+        ("of it the epochs", "by epoch", "epochs", "3.0"),
+        ("the first load, which opens every record", "first load", "csv", "3.0"),
+        ("its floor: every file opened and read, nothing parsed", "opened", "csv", "–"),
+        ("the table, against the second load", "table", "second load", "0.2"),
+        ("the table, against the first load", "table", "first load", "0.2"),
     ]
-    print(f"{'':<36}{'ours (s)':>10}{'other (s)':>11}{'ratio':>8}{'limit':>7}")
-    for what, ours, other, limit in lines:
-        print(f"{what:<36}{ours:>10.3f}{other:>11.3f}{ours / other:>8.2f}{limit or '–':>7}")
-    print(f"{'peak memory of a load and a table':<36}{peak:>10.2f} GB{'':>16}{1.0:>7}")
+    names = {"csv": "CSV of trials + CSV of epochs", "rows": "CSV of trials", "epochs": "CSV of epochs"}
+    return [
+        [what, f"{statistics.median(times[ours]):.3f}", names.get(to, to), str(ratio(times, ours, to)), limit]
+        for what, ours, to, limit in lines
+    ]
+
+
+def memory(peak: float) -> list[str]:
+    return ["peak memory of a load and a table, GB", f"{peak:.2f}", "–", "–", "1.0"]
 
 
 if __name__ == "__main__":

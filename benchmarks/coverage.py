@@ -24,6 +24,7 @@ from pathlib import Path
 
 import timm
 import torch
+from measure import table
 from timm.models._registry import _model_to_module
 from torch import nn
 
@@ -105,19 +106,18 @@ def works(name: str, existing_se: str) -> str:
     return "" if same else "with gates of 1 it differs from the plain net"
 
 
-def table(results: Iterable[tuple[str, str]]) -> str:
+def shares(results: Iterable[tuple[str, str]]) -> str:
     """Return the shares by family, and by name what is not covered."""
     results = list(results)
     total, good = Counter[str](), Counter[str]()
     for name, problem in results:
         total[_model_to_module[name]] += 1
         good[_model_to_module[name]] += not problem
-    lines = [f"{'family':<22}{'covered':>9}{'of':>6}{'share':>8}"]
-    lines += [f"{name:<22}{good[name]:>9}{total[name]:>6}{good[name] / total[name]:>8.0%}" for name in sorted(total)]
+    rows = [[name, good[name], total[name], f"{good[name] / total[name]:.0%}"] for name in sorted(total)]
     covered = sum(good.values())
-    lines += [f"{'all':<22}{covered:>9}{len(results):>6}{covered / len(results):>8.1%}", "", "not covered:"]
-    lines += [f"  {name}: {problem}" for name, problem in results if problem] or ["  none"]
-    return "\n".join(lines)
+    rows.append(["all", covered, len(results), f"{covered / len(results):.1%}"])
+    missing = [f"- {name}: {problem}" for name, problem in results if problem] or ["none"]
+    return "\n".join([table(["family", "covered", "of", "share"], rows), "", "Not covered:", "", *missing])
 
 
 def smallest(params: Mapping[str, int]) -> list[str]:
@@ -143,15 +143,16 @@ def main() -> int:
     start = time.perf_counter()
     found = {name: fits(name, SESpec(insertion=options.insertion), "keep") for name in frozen()}
     results = [(name, problem) for name, (problem, _) in found.items()]
-    print(f"timm {timm.__version__}, insertion {options.insertion}\n{table(results)}", flush=True)
+    print(f"timm {timm.__version__}, insertion {options.insertion}\n\n{shares(results)}", flush=True)
     wrong = []
     if not options.no_numbers:
-        print("\na small net of each family, with numbers:")
+        checked = []
         for name in smallest({name: params for name, (problem, params) in found.items() if not problem}):
             problem = works(name, "keep")
             wrong += [name] if problem else []
-            print(f"  {_model_to_module[name]:<22}{name:<32}{problem or 'ok'}", flush=True)
-    print(f"{time.perf_counter() - start:.0f} s")
+            checked.append([_model_to_module[name], name, problem or "ok"])
+        print(f"\nA small net of each family, with numbers:\n\n{table(['family', 'net', 'result'], checked)}")
+    print(f"\n{time.perf_counter() - start:.0f} s")
     return 1 if wrong else 0
 
 

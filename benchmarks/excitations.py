@@ -4,7 +4,7 @@ The same batch of random images goes through one net in three ways, in turn, aga
 inference with statistics that stream (se_lab.excitation_statistics); inference with every gate kept, as one would do
 it without. Prints milliseconds an image (median over rounds), the ratio to plain inference (median of the ratios
 within a round; on a CPU of processor time, so that busy neighbours count less), and the memory for a validation set of
-ImageNet's size. Goals: 1.01 on a CPU, 1.02 on a GPU, 400 MB.
+ImageNet's size, with the limits beside them.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections.abc import Callable
 
 import timm
 import torch
+from measure import interleave, ratio, table
 
 from se_lab.activations import capture_excitations
 from se_lab.excitation_statistics import ExcitationStatistics
@@ -63,31 +64,25 @@ def main() -> None:
                 stored.append(torch.cat(list(capture.excitations.values()), dim=1).float().cpu())
 
     ways: dict[str, Callable[[], None]] = {"plain inference": plain, "streaming": streaming, "every gate kept": storing}
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=options.amp):
-        for number in range(options.rounds + 1):
-            for name, way in ways.items():
-                synchronize(device)
-                began = clock()
-                way()
-                synchronize(device)
-                if number:  # the first round warms up
-                    times[name].append(clock() - began)
 
+    def synchronized(way: Callable[[], None]) -> Callable[[], None]:
+        return lambda: (way(), synchronize(device))[1]
+
+    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=options.amp):
+        times = interleave({name: synchronized(way) for name, way in ways.items()}, options.rounds, clock)
     gates = stored[0].shape[1]
     memory = {"streaming": sum(t.numel() * t.element_size() for t in streamed.__dict__.values() if torch.is_tensor(t))}
     memory["every gate kept"] = IMAGES * gates * 4
-    print(
-        f"{options.backbone}, {gates:,} gates, batch {options.batch}, {options.size} px, {device}, "
-        f"torch {torch.__version__}"
-    )
-    print(f"{'':<16} {'ms/image':>9} {'ratio':>7}  {'spread':>13}  {'MB for 50,000 images':>20}")
+    print(f"{options.backbone}, {gates:,} gates, batch {options.batch}, {options.size} px, {device}\n")
+    rows = []
     for name, seconds in times.items():
-        ratios = sorted(a / b for a, b in zip(seconds, times["plain inference"], strict=True))
-        low, high = ratios[len(ratios) // 4], ratios[-1 - len(ratios) // 4]
         each = 1000 * statistics.median(seconds) / (options.batch * options.batches)
-        kept = f"{memory[name] / 1e6:,.0f}" if name in memory else ""
-        print(f"{name:<16} {each:9.2f} {statistics.median(ratios):7.4f}  {low:.4f}–{high:.4f}  {kept:>20}")
+        against = "–" if name == "plain inference" else str(ratio(times, name, "plain inference"))
+        limit = ("1.01" if device.type == "cpu" else "1.02") if name == "streaming" else "–"
+        kept = f"{memory[name] / 1e6:,.0f}" if name in memory else "–"
+        rows.append([name, f"{each:.2f}", against, limit, kept, "400" if name == "streaming" else "–"])
+    headings = ["", "ms/image", "ratio to plain", "limit", f"MB for {IMAGES:,} images", "limit"]
+    print(table(headings, rows))
 
 
 def synchronize(device: torch.device) -> None:

@@ -12,6 +12,7 @@ import sys
 import time
 
 import torch
+from measure import table
 
 from se_lab.complexity import count_variant, profile, trace
 from se_lab.model import create_model
@@ -48,12 +49,14 @@ def main() -> int:
     differing = sum(
         getattr(a, key) != getattr(b, key) for a, b in zip(fast[:: options.every], full, strict=True) for key in KEYS
     )
-    print(f"{len(GRID)} variants of resnet50 at {SIZE[1]} pixels")
-    print(f"each built and counted by fvcore   {slow:8.2f} s   ({len(sample)} timed, scaled)")
-    print(f"one trace and the closed form      {quick:8.2f} s   ({one_trace:.2f} s of it the trace)")
-    print(f"ratio                              {slow / quick:8.0f}")
-    print(f"ratio, with the trace at hand      {slow / (quick - one_trace):8.0f}")
-    print(f"counts that differ                 {differing:8} of {len(sample) * len(KEYS)}")
+    print(f"{len(GRID)} variants of resnet50 at {SIZE[1]} pixels, {len(sample)} of them timed and scaled up\n")
+    rows = [
+        ["each built and counted by fvcore", f"{slow:.2f}", "–"],
+        ["one trace and the closed form", f"{quick:.2f}", f"{slow / quick:.0f}"],
+        ["the same with the trace at hand", f"{quick - one_trace:.2f}", f"{slow / (quick - one_trace):.0f}"],
+    ]
+    print(table(["", "seconds", "times faster"], rows))
+    print(f"\nCounts that differ: {differing} of {len(sample) * len(KEYS)}; limit 0.")
     return 1 if differing else 0
 
 

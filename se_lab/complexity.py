@@ -15,7 +15,7 @@ from fvcore.nn import FlopCountAnalysis
 from fvcore.nn.jit_handles import addmm_flop_jit, conv_flop_jit, linear_flop_jit
 from torch import Tensor, nn
 
-from se_lab.insertion import Site, insert_se
+from se_lab.insertion import insert_se
 from se_lab.model import build_backbone, create_model
 from se_lab.places import Place, Spot, choose, name_of, survey
 from se_lab.spec import ModelSpec, SESpec
@@ -91,14 +91,6 @@ def profile(model: nn.Module, input_size: tuple[int, int, int] = (3, 224, 224)) 
         by_module=by_module,
         uncounted=uncounted,
     )
-
-
-def closed_form(sites: Iterable[Site], *, bias: bool = False) -> int:
-    """Return the parameters of SE units, (2/r) Σ_s N_s C_s² (equation 5), with C/r the whole-numbered hidden width.
-
-    Without biases it is also their MACs for one image, where the squeeze pools.
-    """
-    return sum(2 * site.channels * site.hidden + bias * (site.hidden + site.channels) for site in sites)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,9 @@
 
 The file is a cache and nothing else: each trial's row is kept under the size and the time of its record.json as the
 file system has them, and is read anew where they differ. Deleted, torn or stale it costs time, never a wrong number.
+
+It is safetensors: (N, 2) stamps, and of each column (N,) numbers, which are the values themselves or places in the
+list of its distinct values that the header has. The rows stand in the order in which a reading gives them.
 """
 
 from __future__ import annotations
@@ -9,8 +12,8 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from operator import itemgetter
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,53 +21,96 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-FILE = ".index.json"
-VERSION = 1
+FILE = ".index.safetensors"
+VERSION = 2
 """Part of the file: another is not read. It goes up when the columns of a row change their meaning."""
+
+STAMPS = ".stamps"
 
 Stamp = tuple[int, int]
 """Time of last change in ns, and size in bytes."""
-Columns = dict[str, list[Any]]
 
 
-@dataclass
+@dataclass(frozen=True)
+class Values:
+    """A column: plain numbers, or places in a list of distinct values of any kind that JSON has."""
+
+    numbers: NDArray[Any]
+    """(N,)"""
+    distinct: list[Any] | None = None
+
+    def take(self, places: NDArray[np.intp]) -> Values:
+        """Return the column of the rows at those places; a value that no row has any more is dropped."""
+        if self.distinct is None:
+            return Values(self.numbers[places])
+        left, numbers = np.unique(self.numbers[places], return_inverse=True)
+        return Values(numbers.astype(np.int32), [self.distinct[code] for code in left])
+
+    def to_list(self) -> list[Any]:
+        """Return the values one by one."""
+        if self.distinct is None:
+            return list(self.numbers.tolist())
+        return [self.distinct[code] for code in self.numbers]
+
+    def to_array(self) -> Any:
+        """Return the values as pandas would keep them in a column of its own."""
+        return self.numbers if self.distinct is None else pd.Series(self.distinct).array.take(self.numbers)
+
+
+Columns = dict[str, Values]
+
+
+@dataclass(frozen=True)
 class Index:
-    """Rows of records that are over, as columns of equal length, each trial with the stamp of its record."""
+    """Rows of records that are over, each trial with the stamp of its record."""
 
     trials: list[str] = field(default_factory=list)
-    stamps: list[Stamp] = field(default_factory=list)
+    stamps: NDArray[np.int64] = field(default_factory=lambda: np.empty((0, 2), np.int64))
     columns: Columns = field(default_factory=dict)
 
     def take(self, places: Sequence[int]) -> Index:
         """Return the index of the trials at those places."""
-        trials, stamps = [self.trials[place] for place in places], [self.stamps[place] for place in places]
-        return Index(trials, stamps, take(self.columns, places))
+        if list(places) == list(range(len(self.trials))):
+            return self
+        trials = [self.trials[place] for place in places]
+        return Index(trials, self.stamps[np.asarray(places, np.intp)], take(self.columns, places))
 
-    def add(self, stamps: Mapping[str, Stamp], rows: Sequence[dict[str, Any]]) -> None:
-        """Put trials in with the stamps of their records and their rows."""
-        self.trials += stamps
-        self.stamps += stamps.values()
-        self.columns = append(self.columns, rows)
+    def add(self, stamps: Mapping[str, Stamp], rows: Sequence[dict[str, Any]]) -> Index:
+        """Return the index with more trials, the stamps of their records and their rows, in order."""
+        seen = np.concatenate([self.stamps, np.array(list(stamps.values()), np.int64).reshape(-1, 2)])
+        whole = replace(self, trials=[*self.trials, *stamps], stamps=seen, columns=append(self.columns, rows))
+        return whole.take(order_of(whole.columns))
 
     def to_bytes(self) -> bytes:
         """Return the file's content."""
-        columns = {key: _packed(values) for key, values in self.columns.items()}
-        whole = {"version": VERSION, "trials": self.trials, "stamps": self.stamps, "columns": columns}
-        return json.dumps(whole, separators=(",", ":")).encode()
+        from safetensors.numpy import save
+
+        kept = {key: values for key, values in self.columns.items() if not _is_constant(values)}
+        distinct = [[key, values.distinct] for key, values in self.columns.items()]
+        header = json.dumps({"version": VERSION, "trials": self.trials, "distinct": distinct}, separators=(",", ":"))
+        tensors = {key: np.ascontiguousarray(values.numbers) for key, values in kept.items()}
+        return bytes(save({**tensors, STAMPS: self.stamps}, metadata={"header": header}))
 
 
 def load_index(store: Path) -> Index:
     """Read the index of a store; an empty one where there is none that can be read."""
+    from safetensors import SafetensorError, safe_open
+
     try:
-        whole = json.loads((store / FILE).read_bytes())
-        if whole["version"] != VERSION:
-            return Index()
-        trials = whole["trials"]
-        columns = {key: _unpacked(values, len(trials)) for key, values in whole["columns"].items()}
-        index = Index(trials, [(time, size) for time, size in whole["stamps"]], columns)
-    except (OSError, ValueError, KeyError, TypeError):
+        with safe_open(store / FILE, "np") as file:
+            header = json.loads((file.metadata() or {})["header"])
+            if header["version"] != VERSION:
+                return Index()
+            trials, there = header["trials"], set(file.keys())
+            same = np.zeros(len(trials), np.int32)
+            columns = {
+                key: Values(file.get_tensor(key) if key in there else same, distinct)
+                for key, distinct in header["distinct"]
+            }
+            index = Index(trials, file.get_tensor(STAMPS), columns)
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError):
         return Index()
-    lengths = {len(index.trials), len(index.stamps), *map(len, index.columns.values())}
+    lengths = {len(index.trials), len(index.stamps), *(len(values.numbers) for values in columns.values())}
     return index if len(lengths) == 1 else Index()
 
 
@@ -79,49 +125,70 @@ def stamp_of(record: str) -> Stamp | None:
 
 def take(columns: Columns, places: Sequence[int]) -> Columns:
     """Return the rows at those places, in that order."""
-    if list(places) == list(range(len(next(iter(columns.values()), [])))):
-        return columns
-    if len(places) < 2:
-        return {key: [values[place] for place in places] for key, values in columns.items()}
-    chosen = itemgetter(*places)
-    return {key: list(chosen(values)) for key, values in columns.items()}
+    chosen = np.asarray(places, np.intp)
+    return {key: values.take(chosen) for key, values in columns.items()}
 
 
 def append(columns: Columns, rows: Iterable[dict[str, Any]]) -> Columns:
     """Return the columns with more rows; a key that a row does not have is None."""
     added = list(rows)
-    if not added:
-        return columns
-    before = len(next(iter(columns.values()), []))
-    keys = dict.fromkeys([*columns, *(key for row in added for key in row)])
-    return {key: columns.get(key, [None] * before) + [row.get(key) for row in added] for key in keys}
+    before = Values(np.zeros(_length(columns), np.int32), [None])
+    blank = dict.fromkeys([*columns, *chain.from_iterable(dict.fromkeys(map(tuple, added)))])
+    cells = zip(*((blank | row).values() for row in added), strict=True)
+    new = {key: _coded(list(values)) for key, values in zip(blank, cells, strict=True)}
+    return {key: _joined(columns.get(key, before), new[key]) for key in blank} if columns else new
 
 
-def order_by(columns: Columns, keys: Sequence[str]) -> list[int]:
-    """Return the order of the rows by those columns, the first above all, numbers as numbers."""
-    ranks = [_ranks(columns[key]) for key in keys if columns[key].count(columns[key][0]) < len(columns[key])]
-    if not ranks:
-        return list(range(len(next(iter(columns.values())))))
-    return [int(place) for place in np.lexsort(ranks[::-1])]
+def order_of(columns: Columns) -> list[int]:
+    """Return the order of the rows by spec and trial, the first key above all, numbers as numbers."""
+    keys = [*(key for key in columns if "." in key or key == "seed"), "trial_id"]
+    ranks = [_ranks(columns[key]) for key in keys if not _is_constant(columns[key])]
+    return [int(place) for place in np.lexsort(ranks[::-1])] if ranks else list(range(_length(columns)))
 
 
-def _packed(values: list[Any]) -> list[Any] | dict[str, Any]:
-    """Return a column as the file has it: most are the same all through, and are kept once."""
-    same = len(set(map(type, values))) == 1 and values.count(values[0]) == len(values)
-    return {"all": values[0]} if same else values
+def _length(columns: Columns) -> int:
+    return len(next(iter(columns.values())).numbers) if columns else 0
 
 
-def _unpacked(values: list[Any] | dict[str, Any], length: int) -> list[Any]:
-    return [values["all"]] * length if isinstance(values, dict) else values
+def _is_constant(values: Values) -> bool:
+    return values.distinct is not None and len(values.distinct) == 1
 
 
-def _ranks(values: list[Any]) -> NDArray[np.intp]:
+def _coded(values: list[Any]) -> Values:
+    """Pack a column: most are the same all through, and the others numbers or a few words."""
+    kinds = set(map(type, values))
+    if len(kinds) == 1 and values.count(values[0]) == len(values):
+        return Values(np.zeros(len(values), np.int32), values[:1])
+    if len(kinds) == 1 and kinds <= {int, float, bool}:
+        numbers = np.array(values)
+        if numbers.dtype.kind in "ifb":  # an integer beyond 64 bits is none of these
+            return Values(numbers)
+    return _in_places(values)
+
+
+def _in_places(values: list[Any]) -> Values:
+    keys = values if set(map(type, values)) <= {str, type(None)} else list(map(repr, values))  # 1, 1.0, True are equal
+    known = dict(zip(keys, values, strict=True))
+    place = dict(zip(known, range(len(known)), strict=True))
+    return Values(np.fromiter(map(place.__getitem__, keys), np.int32, len(keys)), list(known.values()))
+
+
+def _joined(first: Values, second: Values) -> Values:
+    if first.distinct is None and second.distinct is None and first.numbers.dtype == second.numbers.dtype:
+        return Values(np.concatenate([first.numbers, second.numbers]))
+    if first.distinct is None or second.distinct is None:
+        return _coded(first.to_list() + second.to_list())
+    both = _in_places(first.distinct + second.distinct)
+    of_first, of_second = np.split(both.numbers, [len(first.distinct)])
+    return Values(np.concatenate([of_first[first.numbers], of_second[second.numbers]]), both.distinct)
+
+
+def _ranks(values: Values) -> NDArray[Any]:
     """Return each value's place among the distinct ones: nothing first, then by type, as numbers or as text."""
-    try:
-        codes, distinct = pd.factorize(pd.Series(values, dtype=object), use_na_sentinel=False)
-    except TypeError:  # lists and mappings have no hash
-        return _ranks([str(value) for value in values])
-    keys = [("", "") if value is None or value != value else (type(value).__name__, value) for value in distinct]
+    if values.distinct is None:
+        return values.numbers
+    plain = [value if isinstance(value, (int, float, str, type(None))) else str(value) for value in values.distinct]
+    keys = [("", "") if value is None else (type(value).__name__, value) for value in plain]
     rank = np.empty(len(keys), dtype=np.intp)
     rank[sorted(range(len(keys)), key=keys.__getitem__)] = np.arange(len(keys))
-    return rank[codes]
+    return np.asarray(rank[values.numbers])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+import timm
 
 from se_lab import SpecError
 from se_lab.cli import main
@@ -12,9 +13,34 @@ from se_lab.listing import list_backbones
 from se_lab.report import costs
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """Keep what was seen in a folder of the test's own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "se-lab"
+
+
+def test_a_net_that_was_seen_is_not_built_again(cache, monkeypatch):
+    first = [*list_backbones("resnet10t"), *list_backbones("resnet1*t")]
+    monkeypatch.setattr(timm, "create_model", lambda name: pytest.fail(f"{name} is built again"))
+    assert list(list_backbones("resnet1*t")) == first[1:]
+    assert first[0] in first[1:] and len(first) > 2
+
+
+@pytest.mark.parametrize("spoilt", ["", "[", '[{"name": "resnet10t"}]', '[{"nom": "resnet10t"}]'])
+def test_a_cache_that_cannot_be_read_or_is_of_another_timm_costs_nothing_but_time(cache, monkeypatch, spoilt):
+    (good,) = list_backbones("resnet10t")
+    (file,) = cache.iterdir()
+    if "name" in spoilt:  # well-formed, and wrong: what another timm's net would be
+        monkeypatch.setattr(timm, "__version__", "0.0.0")
+    file.write_text(spoilt)
+    assert list(list_backbones("resnet10t")) == [good]
+    assert list(list_backbones("resnet10t")) == [good]
+
+
 def test_a_backbone_is_listed_with_stages_units_channels_and_insertions():
     (listing,) = list_backbones("resnet50")
-    assert listing.units == {2: 3, 3: 4, 4: 6, 5: 3}  # He et al. 2016, Table 1
+    assert listing.units == {"2": 3, "3": 4, "4": 6, "5": 3}  # He et al. 2016, Table 1
     assert listing.insertions == dict.fromkeys(("standard", "pre", "post", "identity", "conv3x3"), 16)
     assert "C 256-2048" in listing.text()
 
@@ -30,7 +56,7 @@ def test_a_net_with_se_of_its_own_says_so_and_a_transformer_has_no_place():
     (efficient,) = list_backbones("efficientnet_b0")
     assert efficient.text().endswith("; 16 of its own")
     (vit,) = list_backbones("vit_tiny_patch16_224")
-    assert not vit.places and "no unit" in vit.text()
+    assert not vit.insertions and "no unit" in vit.text()
 
 
 def test_an_unknown_name_is_refused_with_the_nearest():

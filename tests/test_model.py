@@ -31,8 +31,10 @@ def save(plain, path, form):
 @pytest.mark.parametrize(
     ("name", "form"), [("w.safetensors", "safetensors"), ("w.pt", "state dict"), ("w.ckpt", "checkpoint")]
 )
-def test_weights_of_the_plain_net_load_before_insertion(plain, tmp_path, name, form):
+def test_weights_of_the_plain_net_load_before_insertion(plain, tmp_path, name, form, monkeypatch):
     save(plain, tmp_path / name, form)
+    if form == "safetensors":  # newer versions of torch read them too, the oldest that SE-Lab takes does not
+        monkeypatch.setattr(torch, "load", None)
     spec = ModelSpec("cifar_resnet20", SESpec(insertion="pre"), pretrained=str(tmp_path / name))
     state = create_model(spec, 4).state_dict()
     assert all(torch.equal(state[key], value) for key, value in plain.state_dict().items())

@@ -6,10 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from timm.layers.drop import DropPath
 from torch import nn
 
-from se_lab.backbones.net import ConvNet, Factory, build, drop_path_rates, layer_types
+from se_lab.backbones.net import ConvNet, Factory, build, layer_types, residual_stages
 
 # Mean and standard deviation of the training images' pixels, by the number of classes: CIFAR-10 and CIFAR-100.
 STATISTICS = {
@@ -56,33 +55,15 @@ class CifarNet(ConvNet):
         self.act1 = act(inplace=True) if "act" in stem else nn.Identity()
         self.add_feature("act1", stem_channels, 1)
 
-        rates = iter(drop_path_rates(drop_path_rate, 3 * units))
-        stages = []
-        in_channels = stem_channels
-        for index, width in enumerate(channels):
-            blocks = []
-            for position in range(units):
-                rate = next(rates)
-                blocks.append(
-                    unit(
-                        in_channels,
-                        width,
-                        stride=2 if index > 0 and position == 0 else 1,
-                        drop_path=DropPath(rate) if rate > 0 else None,
-                        act_layer=act,
-                        norm_layer=norm,
-                        **factory,
-                    )
-                )
-                in_channels = width
-            stages.append(nn.Sequential(*blocks))
-            last = index == len(channels) - 1
-            self.add_feature("act" if last else f"layer{index + 1}", width, 2**index)
+        layers = {"act_layer": act, "norm_layer": norm, **factory}
+        stages = residual_stages(unit, stem_channels, channels, [units] * 3, (1, 2, 2), drop_path_rate, **layers)
+        for name, width, reduction in zip(("layer1", "layer2", "act"), channels, (1, 2, 4), strict=True):
+            self.add_feature(name, width, reduction)
         self.layer1, self.layer2, self.layer3 = stages
 
-        self.norm = norm(in_channels, **factory) if "norm" in tail else nn.Identity()
+        self.norm = norm(channels[-1], **factory) if "norm" in tail else nn.Identity()
         self.act = act(inplace=True) if "act" in tail else nn.Identity()
-        self.add_head(in_channels, global_pool, factory)
+        self.add_head(channels[-1], global_pool, factory)
         self.init_weights(zero_init_last)
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypedDict
 
 import torch
 from timm.layers.classifier import create_classifier
 from timm.layers.create_act import get_act_layer
 from timm.layers.create_norm import get_norm_layer
+from timm.layers.drop import DropPath
 from timm.models import build_model_with_cfg
 from torch import nn
 from torch.nn import functional as F
@@ -111,6 +112,33 @@ def layer_types(act_layer: Any, norm_layer: Any) -> tuple[Any, Any]:
 def drop_path_rates(drop_path_rate: float, depth: int) -> list[float]:
     """Stochastic depth's linear decay: 0 at the first of `depth` units, `drop_path_rate` at the last."""
     return [drop_path_rate * unit / max(depth - 1, 1) for unit in range(depth)]
+
+
+def residual_stages(
+    unit: Callable[..., nn.Module],
+    in_channels: int,
+    channels: Sequence[int],
+    units: Sequence[int],
+    strides: Sequence[int],
+    drop_path_rate: float,
+    **layers: Any,
+) -> list[nn.Sequential]:
+    """Make stages of `units` units at `channels`, the first of each with the stage's stride.
+
+    A unit is `unit(in_channels, channels, stride=…, drop_path=…, **layers)`; how often its branch is dropped rises
+    linearly (`drop_path_rates`).
+    """
+    rates = iter(drop_path_rates(drop_path_rate, sum(units)))
+    stages = []
+    for width, count, stride in zip(channels, units, strides, strict=True):
+        blocks = []
+        for position in range(count):
+            rate = next(rates)
+            drop_path = DropPath(rate) if rate > 0 else None
+            blocks.append(unit(in_channels, width, stride=1 if position else stride, drop_path=drop_path, **layers))
+            in_channels = width
+        stages.append(nn.Sequential(*blocks))
+    return stages
 
 
 def imagenet_cfg(paper: str, first_conv: str) -> dict[str, Any]:

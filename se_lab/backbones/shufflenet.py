@@ -7,14 +7,14 @@ Convolutions have no bias, the classifier has one.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
-from timm.layers.drop import DropPath
 from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
-from se_lab.backbones.net import ConvNet, Factory, build, drop_path_rates, imagenet_cfg, layer_types
+from se_lab.backbones.net import ConvNet, Factory, build, imagenet_cfg, layer_types, residual_stages
 from se_lab.backbones.residual import Add, Concat, ResidualUnit
 
 UNITS = (4, 8, 4)
@@ -38,6 +38,7 @@ class ShuffleUnit(ResidualUnit):
 
     (N, in_channels, H, W) to (N, channels, ⌈H / stride⌉, ⌈W / stride⌉). The branch ends in `bn3`. With stride 1 its
     `channels` are added to the input; with stride 2 its `channels` − `in_channels` stand after the averaged input.
+    An input of at most `narrow` channels meets a first 1×1 without groups.
     """
 
     def __init__(
@@ -46,7 +47,7 @@ class ShuffleUnit(ResidualUnit):
         channels: int,
         stride: int = 1,
         groups: int = 3,
-        group_first: bool = True,
+        narrow: int = 0,
         drop_path: nn.Module | None = None,
         act_layer: Any = nn.ReLU,
         norm_layer: Any = nn.BatchNorm2d,
@@ -58,7 +59,9 @@ class ShuffleUnit(ResidualUnit):
             super().__init__(nn.AvgPool2d(3, stride, padding=1), drop_path, Concat())
         width = channels // 4
         outputs = channels if stride == 1 else channels - in_channels
-        self.conv1 = nn.Conv2d(in_channels, width, 1, groups=groups if group_first else 1, bias=False, **factory)
+        self.conv1 = nn.Conv2d(
+            in_channels, width, 1, groups=groups if in_channels > narrow else 1, bias=False, **factory
+        )
         self.bn1 = norm_layer(width, **factory)
         self.act1 = act_layer(inplace=True)
         self.shuffle = ChannelShuffle(groups)
@@ -115,32 +118,14 @@ class ShuffleNet(ConvNet):
         self.add_feature("act1", stem_channels, 2)
         self.add_feature("maxpool", stem_channels, 4)
 
-        rates = iter(drop_path_rates(drop_path_rate, sum(UNITS)))
-        stages = []
-        in_channels = stem_channels
-        for index, (units, width) in enumerate(zip(UNITS, channels, strict=True)):
-            blocks = []
-            for position in range(units):
-                rate = next(rates)
-                blocks.append(
-                    ShuffleUnit(
-                        in_channels,
-                        width,
-                        stride=2 if position == 0 else 1,
-                        groups=groups,
-                        group_first=index > 0 or position > 0,
-                        drop_path=DropPath(rate) if rate > 0 else None,
-                        act_layer=act,
-                        norm_layer=norm,
-                        **factory,
-                    )
-                )
-                in_channels = width
-            stages.append(nn.Sequential(*blocks))
+        unit = partial(ShuffleUnit, groups=groups, narrow=stem_channels)
+        layers = {"act_layer": act, "norm_layer": norm, **factory}
+        stages = residual_stages(unit, stem_channels, channels, UNITS, (2, 2, 2), drop_path_rate, **layers)
+        for index, width in enumerate(channels):
             self.add_feature(f"layer{index + 1}", width, 8 * 2**index)
         self.layer1, self.layer2, self.layer3 = stages
 
-        self.add_head(in_channels, global_pool, factory)
+        self.add_head(channels[-1], global_pool, factory)
         self.init_weights(zero_init_last)
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:

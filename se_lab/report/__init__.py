@@ -11,6 +11,7 @@ from se_lab.report.plots import tradeoff_figure
 from se_lab.report.published import paper_cost_table, paper_rows
 from se_lab.report.render import FORMATS, Table
 from se_lab.report.tables import ablation_table, pivot_table
+from se_lab.report.to_wandb import send_report
 from se_lab.report.training_curves import training_figure
 from se_lab.report.variants import filter_records, group_variants
 
@@ -35,6 +36,7 @@ __all__ = [
     "pivot_table",
     "reduction_figure",
     "save_figure",
+    "send_report",
     "tradeoff_figure",
     "training_figure",
     "write_report",

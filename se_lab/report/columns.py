@@ -5,13 +5,14 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral, Real
 from typing import Literal
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from se_lab.spec import SpecError
 
@@ -138,13 +139,23 @@ def value_text(value: object) -> str:
 
 
 def value_texts(values: pd.Series) -> pd.Series:
-    """Write each value of a column as `value_text` does, each distinct one once where they can be hashed."""
+    """Write each value of a column as `value_text` does."""
+    codes, distinct = distinct_values(values)
+    texts = np.array([value_text(value) for value in distinct], dtype=object)[codes]
+    written: pd.Series = pd.Series(texts, index=values.index, dtype=object)
+    return written
+
+
+def distinct_values(values: pd.Series) -> tuple[NDArray[np.intp], Sequence[object]]:
+    """(N,) numbers of the distinct values in order of appearance, nothing among them, and those values."""
     try:
         codes, distinct = pd.factorize(values, use_na_sentinel=False)
-    except TypeError:
-        return pd.Series([value_text(value) for value in values], index=values.index, dtype=object)
-    texts = [value_text(value) for value in distinct]
-    return pd.Series([texts[code] for code in codes], index=values.index, dtype=object)
+    except TypeError:  # lists and mappings have no hash
+        whole = values.tolist()
+        keys = list(map(repr, whole))
+        known = dict(zip(keys, whole, strict=True))
+        return pd.factorize(np.array(keys, dtype=object))[0], list(known.values())
+    return codes, list(distinct)
 
 
 def number_text(value: float, decimals: int | None, *, signed: bool = False) -> str:

@@ -19,6 +19,8 @@ from torch import nn
 
 from se_lab.complexity import Complexity, ModuleCost, Trace, count_variant, profile, trace
 from se_lab.data import data_shape
+from se_lab.fused import form_of
+from se_lab.insertion import Site
 from se_lab.model import create_model
 from se_lab.places import Place, survey
 from se_lab.report.paper_costs import count_paper_costs, unit_of
@@ -34,8 +36,9 @@ _NONE = ModuleCost(0, 0, 0, 0)
 def net_costs(spec: ModelSpec, num_classes: int = 1000, input_size: Size = (3, 224, 224)) -> list[Row]:
     """Return a row for the whole net, each stage, each unit, and the rest (stem, transitions, head).
 
-    Columns: part, channels and hidden of the SE unit, and the counts of `Complexity`, each with what is SE's. The
-    net is counted by fvcore; `closed_form` says how the closed form's count differs from that: "equal", it should be.
+    Columns: part, channels, hidden and fused form of the SE unit (`fused.form_of`), and the counts of `Complexity`,
+    each with what is SE's. The net is counted by fvcore; `closed_form` says how the closed form's count differs from
+    that: "equal", it should be.
 
     Raises:
         SpecError: for a spec that no net fits.
@@ -55,7 +58,7 @@ def net_costs(spec: ModelSpec, num_classes: int = 1000, input_size: Size = (3, 2
         whole = _summed(counted, _paths(model, place))
         units.append(
             {"part": place.name, "stage": place.stage, **_columns(whole, se)}
-            | ({"channels": site.channels, "hidden": site.hidden} if site else {})
+            | ({"channels": site.channels, "hidden": site.hidden, "fused": _form(spec, model, site)} if site else {})
         )
     for stage in sorted({place.stage for place in places}):
         rows.append({"part": f"stage {stage}", **_sum(unit for unit in units if unit["stage"] == stage)})
@@ -68,8 +71,8 @@ def sweep_costs(trials: Iterable[RunSpec], root: str | Path = ".") -> list[Row]:
     traces: dict[str, Trace] = {}
     rows = []
     for trial in trials:
-        classes, shape, _ = data_shape(trial.data, root=root)
-        costs = cached_costs(trial.model, classes, shape, traces)
+        data = data_shape(trial.data, root=root)
+        costs = cached_costs(trial.model, data.classes, data.shape, traces)
         model = {key: value for key, value in trial.flat().items() if key.startswith("model.")}
         rows.append({"trial_id": trial.trial_id, **model, **{key: getattr(costs, key) for key in _TOTALS}})
     return rows
@@ -78,7 +81,7 @@ def sweep_costs(trials: Iterable[RunSpec], root: str | Path = ".") -> list[Row]:
 def cached_costs(spec: ModelSpec, num_classes: int, input_size: Size, traces: dict[str, Trace]) -> Complexity:
     """Return the costs of a spec, tracing its backbone unless `traces` has it."""
     net = dotted(spec) | {"classes": num_classes, "size": input_size}
-    key = json.dumps({k: v for k, v in net.items() if not k.startswith("se.")}, sort_keys=True)
+    key = json.dumps({k: v for k, v in net.items() if not k.startswith("se.") and k != "fused"}, sort_keys=True)
     if key not in traces:
         traces[key] = trace(spec, num_classes, input_size)
     return count_variant(spec, traces[key], num_classes, input_size)
@@ -188,6 +191,10 @@ def _reason(printed: dict[Any, Any], spec: ModelSpec, key: str, costs: Complexit
     if spec.se.insertion != "none" and fits(ours + costs.elementwise_se // 2):
         return "fits with one operation more for each element that SE scales"
     return "unexplained: ours are convolutions and linears, the paper does not say what it counts"
+
+
+def _form(spec: ModelSpec, model: nn.Module, site: Site) -> str:
+    return "off" if spec.fused == "off" else form_of(model, site.path)
 
 
 def _paths(model: nn.Module, place: Place) -> list[str]:

@@ -15,9 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from se_lab.activations import ExcitationError, capture_excitations, gate_sites, replace_gate
+from se_lab.evaluate import output_numbers
 from se_lab.excitation_statistics import ExcitationStatistics
+from se_lab.preprocess import check_pretrained, open_pretrained
 from se_lab.report.excitation_images import LabelledImages, open_images
-from se_lab.spec import DataSpec, RunSpec, nearest
+from se_lab.spec import DataSpec, RunSpec, SpecError
 from se_lab.trained import load_trained
 
 SAVE_SECONDS = 30.0
@@ -81,19 +83,11 @@ def open_net(source: str | Path) -> TrainedNet:
 
 
 def _pretrained(name: str) -> TrainedNet:
+    check_pretrained(name)
     arch = name.split(".")[0]
-    if not timm.is_model(arch):
-        raise ExcitationError(f"timm has no net called {arch!r}{nearest(arch, timm.list_models())}")
     with torch.device("meta"):
         gate_sites(timm.create_model(arch))  # whether it has units is known before its weights are fetched
-    try:
-        model = timm.create_model(name, pretrained=True).eval()
-    except (OSError, RuntimeError) as error:
-        raise ExcitationError(
-            f"the weights of {name} cannot be had: {str(error).splitlines()[0]}; timm fetches them from the Hugging "
-            "Face hub once, and keeps them in HF_HOME"
-        ) from error
-    config = timm.data.resolve_model_data_config(model)  # type: ignore[no-untyped-call]
+    model, config = open_pretrained(name)
     return TrainedNet(f"timm:{name}", model, None, {"source": f"timm:{name}", "backbone": arch}, config)
 
 
@@ -186,23 +180,15 @@ def redundancy(
 
 
 def output_of_class(model: nn.Module, classes: Sequence[str]) -> Tensor:
-    """Return the number of the net's output for each class, (K,): its own order, or by WordNet id for ImageNet nets.
+    """Return the number of the net's output for each class, (K,), as `se_lab.evaluate.output_numbers`.
 
     Raises:
         ExcitationError: where the net's outputs are not these classes.
     """
-    from timm.data import ImageNetInfo
-
-    outputs = int(getattr(model, "num_classes", len(classes)))
-    if outputs == len(classes):
-        return torch.arange(outputs)
-    ids = ImageNetInfo().label_names()  # type: ignore[no-untyped-call]
-    if outputs == len(ids) and all(name in ids for name in classes):
-        return torch.tensor([ids.index(name) for name in classes])
-    raise ExcitationError(
-        f"the net tells {outputs} classes apart and the images have {len(classes)} ({', '.join(classes[:3])} …): their "
-        "error cannot be measured; look without --redundancy, or at images of the net's own classes"
-    )
+    try:
+        return output_numbers(model, classes, "the net")
+    except SpecError as error:
+        raise ExcitationError(f"{error}; their error cannot be measured, look without --redundancy") from None
 
 
 def _run(

@@ -20,6 +20,9 @@ Looks = Sequence[tuple[str, ExcitationStatistics]]
 """Statistics of nets, each with its label."""
 
 
+DECADES = tuple(step * 10**power for power in range(4) for step in (1, 2, 5))
+
+
 def saturation_figure(statistics: ExcitationStatistics) -> Figure:
     """Share of each unit's gates below 0.05 and above 0.95, in %, over all images and channels."""
     units = [statistics.unit(site.name) for site in statistics.sites]
@@ -89,6 +92,9 @@ def overlay_figure(looks: Looks) -> Figure:
                 axes.stairs(counts / counts.sum() / np.diff(edges)[:-1], edges[:-1], **line_style(number), label=label)
             axes.set_xlim(min(reach) - 0.02, max(reach) + 0.02)
             axes.set_yscale("symlog", linthresh=1)
+            ticks = [tick for tick in (0, 0.5, *DECADES) if tick <= axes.get_ylim()[1]]
+            axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+            axes.minorticks_off()
             axes.set_title(f"stage {stage}")
             axes.set_xlabel("gate")
         for spare in panels[len(stages) :]:
@@ -127,11 +133,13 @@ def redundancy_figure(statistics: ExcitationStatistics) -> Figure:
     with single(6.4, 1.4 + 0.24 * len(names)) as (figure, axes):
         y = np.arange(len(names))[::-1]
         change = np.array([errors[name] - errors[""] for name in names])
-        axes.barh(y, change, color=["C1" if value > 0 else "C0" for value in change])
+        colors = ["C1" if value > 0 else "C0" for value in change]
+        axes.barh(y, change, height=0.5, color=colors)
+        axes.scatter(change, y, s=22, color=colors, zorder=3)  # a change of nothing is seen as well
         axes.axvline(0, color="black", linewidth=0.8)
         axes.set_yticks(y, names)
-        span = max(float(np.abs(change).max()), 0.1)
-        axes.set_xlim(min(change.min(), 0) - 0.08 * span, max(change.max(), 0) + 0.08 * span)
+        span = max(float(np.abs(change).max()), 0.5)
+        axes.set_xlim(min(change.min(), 0) - 0.08 * span, max(change.max(), 0.5 * span) + 0.08 * span)
         axes.set_xlabel("change of the top-1 error in percentage points")
         axes.set_title(f"Each unit's gate held at its mean ({errors['']:.2f} % error as it is)")
         axes.grid(axis="y", visible=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ from se_lab.report.excitation_collect import Looking, TrainedNet, collect, open_
 from se_lab.report.excitation_images import LabelledImages, choose_classes
 from se_lab.report.excitation_measures import closed_histogram
 from se_lab.report.excitation_page import write_page
+from se_lab.report.to_wandb import wandb_run
 from se_lab.report.variants import INSERTION, group_variants
 
 if TYPE_CHECKING:
@@ -185,20 +185,12 @@ def _send(net: TrainedNet, statistics: ExcitationStatistics, folder: Path, proje
     """Give a trial's W&B run its histograms and figures under excitations/…, offline unless W&B's variables say so."""
     import wandb
 
-    run = wandb.init(
-        project=project,
-        id=net.about.get("trial_id"),
-        name=None if "trial_id" in net.about else net.label,
-        resume="allow",
-        dir=folder,
-        mode=os.environ.get("WANDB_MODE", "offline"),  # type: ignore[arg-type]
-        settings=wandb.Settings(silent=True, console="off"),
-    )
     values: dict[str, Any] = {
         f"excitations/{path.stem}": wandb.Image(str(path)) for path in sorted(folder.glob("*.png"))
     }
     for site in statistics.sites:
         histogram = closed_histogram(statistics.unit(site.name))
         values[f"excitations/{site.name}"] = wandb.Histogram(np_histogram=histogram)
-    run.log(values)
-    run.finish()
+    label = None if "trial_id" in net.about else net.label
+    with wandb_run(project, folder, id=net.about.get("trial_id"), name=label, resume="allow") as run:
+        run.log(values)

@@ -18,7 +18,9 @@ from se_lab.report.variants import BASELINE, Study, group_variants
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_MOST_NUMBERS = 200  # cells of a heat map beyond which numbers would not be legible
+MOST_NUMBERS = 200
+"""Cells of a heat map beyond which numbers would not be legible."""
+Scale = tuple[str, Floats, list[tuple[float, str]]]
 
 
 def heatmap_figure(
@@ -47,7 +49,7 @@ def heatmap_figure(
                 label.set_horizontalalignment("right")
         axes.grid(visible=False)
         axes.spines[:].set_visible(False)
-        if means.size <= _MOST_NUMBERS:
+        if means.size <= MOST_NUMBERS:
             for (row, cell), value in np.ndenumerate(means):
                 dark = np.isfinite(value) and sum(image.cmap(image.norm(value))[:3]) < 1.5
                 text = number_text(value, of.decimals)
@@ -74,13 +76,7 @@ def parallel_figure(
         raise ReportError("Parallel coordinates compare variants, and only one has finished.")
     of = column(metric, study.trials)
     order = drawn[np.argsort(mean[drawn] if of.better == "higher" else -mean[drawn], kind="stable")]
-    scales = [_key_scale(study, key) for key in study.keys]
-    scales += [
-        _number_scale(study.per_variant(key, "first").to_numpy(), key)
-        for key in ("params", "macs")
-        if key in study.trials and study.trials[key].nunique() > 1
-    ]
-    scales.append(_number_scale(mean, metric, study))
+    scales = parallel_scales(study, metric, mean)
     heights = np.column_stack([height for _, height, _ in scales])
 
     with canvas(1.5 + 1.25 * len(scales), 4.2) as (figure, (axes,)):
@@ -110,7 +106,17 @@ def parallel_figure(
     return figure
 
 
-def _key_scale(study: Study, key: str) -> tuple[str, Floats, list[tuple[float, str]]]:
+def parallel_scales(study: Study, metric: str, mean: Floats) -> list[Scale]:
+    """Heading, heights (V,) from 0 to 1 and ticks of each axis: varied keys, costs that differ, the metric."""
+    costs = [key for key in ("params", "macs") if key in study.trials and study.trials[key].nunique() > 1]
+    return [
+        *(_key_scale(study, key) for key in study.keys),
+        *(_number_scale(study.per_variant(key, "first").to_numpy(), key) for key in costs),
+        _number_scale(mean, metric, study),
+    ]
+
+
+def _key_scale(study: Study, key: str) -> Scale:
     """Heading, heights (V,) and ticks of a varied key: its values in order, evenly spaced, the baseline lowest."""
     values = study.variants[key]
     texts = value_texts(values).mask(study.is_baseline & key.startswith("model.se."), BASELINE)
@@ -125,7 +131,7 @@ def _key_scale(study: Study, key: str) -> tuple[str, Floats, list[tuple[float, s
     return column(key, study.trials).label, texts.map(heights).to_numpy(dtype=float), ticks
 
 
-def _number_scale(values: Floats, key: str, study: Study | None = None) -> tuple[str, Floats, list[tuple[float, str]]]:
+def _number_scale(values: Floats, key: str, study: Study | None = None) -> Scale:
     """Heading, heights (V,) and five ticks of a number, to scale."""
     low, high = float(np.nanmin(values)), float(np.nanmax(values))
     of = column(key, study.trials if study else ())

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from se_lab.report import page_figures as draw
+from se_lab.report import page_overview
 from se_lab.report.columns import column, is_missing, number_text, value_text, value_texts
 from se_lab.report.gallery import COSTS
 from se_lab.report.published import costs_beside_paper
@@ -70,6 +71,8 @@ def write_report(
             draw.differences(study, metric),
             draw.reduction(study, metric),
             draw.curves(study, metric),
+            page_overview.heatmap(study, metric),
+            page_overview.parallel(study, metric),
         )
         data["figures"] = [figure for figure in drawn if figure]
     costs = costs_beside_paper(study)

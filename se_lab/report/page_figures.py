@@ -57,19 +57,19 @@ def tradeoff(study: Study, metric: str, costs: Sequence[str]) -> Figure | None:
             face = [("white" if study.is_baseline[i] else color) for i in mine]
             traces.append(
                 _points(x[mine], estimate.mean[mine], hover, _data(mine), size=10)
-                | {"name": _safe(name), "showlegend": bool(name), "error_y": _bars(estimate.half_width[mine], color)}
+                | {"name": escaped(name), "showlegend": bool(name), "error_y": _bars(estimate.half_width[mine], color)}
             )
             traces[-1]["marker"] |= {"color": face, "symbol": symbol, "line": {"color": color, "width": 2}}
         told = there if len(there) <= 20 else front
         labels = short_names(study.variants) if names else list(study.variants["variant"])
         traces.append(
-            {"type": "scatter", "mode": "text", "x": _list(x[told]), "y": _list(estimate.mean[told]),
-             "text": [f"  {_safe(labels[i])}" for i in told], "textposition": "middle right", "hoverinfo": "skip",
+            {"type": "scatter", "mode": "text", "x": as_list(x[told]), "y": as_list(estimate.mean[told]),
+             "text": [f"  {escaped(labels[i])}" for i in told], "textposition": "top right", "hoverinfo": "skip",
              "showlegend": False}
         )  # fmt: skip
-        choices.append(_choice(cost.label, traces, cost.heading, of.heading))
+        choices.append(as_choice(cost.label, traces, cost.heading, of.heading))
     note = f"{means(estimate.n)}; small points are trials. Hollow: the baseline."
-    return _figure("tradeoff", f"{of.label} against cost", choices, note)
+    return as_figure("tradeoff", f"{of.label} against cost", choices, note)
 
 
 def differences(study: Study, metric: str) -> Figure | None:
@@ -93,15 +93,16 @@ def differences(study: Study, metric: str) -> Figure | None:
     filled = [COLORS[0] if told else "white" for told in estimate.excludes_zero[rows]]
     dots["marker"] |= {"symbol": "square", "color": filled, "line": {"color": COLORS[0], "width": 2}}
     traces = [_trial_points(study, trials, delta, delta, of, color="#888", signed=True), dots]
-    traces[0]["y"] = _list(place[trials["variant"]])
-    choice = _choice("", traces, f"Δ {of.label} to {BASELINE}" + (f" ({unit})" if unit else ""), "")
-    names = [_safe(study.variants["variant"].iloc[i]) for i in rows]
+    traces[0]["y"] = as_list(place[trials["variant"]])
+    choice = as_choice("", traces, f"Δ {of.label} to {BASELINE}" + (f" ({unit})" if unit else ""), "")
+    names = [escaped(study.variants["variant"].iloc[i]) for i in rows]
     choice["layout"] |= {"height": 140 + 26 * len(rows)}
-    choice["layout"]["yaxis"] |= {"tickvals": _list(place[rows]), "ticktext": names, "range": [-0.7, len(rows) - 0.3]}
+    choice["layout"]["yaxis"] |= {"tickvals": as_list(place[rows]), "ticktext": names, "range": [-0.7, len(rows) - 0.3]}
     choice["layout"]["xaxis"] |= {"zerolinecolor": "#444", "zerolinewidth": 1.5}
-    note = f"Paired {means(estimate.n[rows]).lower()}; small points are seeds." if len(rows) else ""
-    note += " A filled square has an interval that excludes zero."
-    return _figure("differences", "What each variant changes", [choice] if len(rows) else [], note)
+    several = len(rows) > 0 and estimate.n.max() > 1
+    note = f"Paired {means(estimate.n[rows]).lower()}; small points are seeds." if several else "One seed, no interval."
+    note += " A filled square has an interval that excludes zero." if several else ""
+    return as_figure("differences", "What each variant changes", [choice] if len(rows) else [], note)
 
 
 def reduction(study: Study, metric: str) -> Figure | None:
@@ -124,19 +125,19 @@ def reduction(study: Study, metric: str) -> Figure | None:
             "line": {"color": color},
             "error_y": _bars(estimate.half_width[mine], color),
         }
-        points |= {"name": _safe(name), "showlegend": bool(name)}
+        points |= {"name": escaped(name), "showlegend": bool(name)}
         points["marker"] |= {"color": color, "symbol": symbol}
         traces.append(points)
     ends = [float(np.nanmin(ratio)), float(np.nanmax(ratio))]
     for i in np.flatnonzero(study.is_baseline & np.isfinite(estimate.mean)):
         traces.append(
-            _line(ends, [estimate.mean[i]] * 2, "#555", name=_safe(study.variants["variant"].iloc[i]), dash="dash")
+            _line(ends, [estimate.mean[i]] * 2, "#555", name=escaped(study.variants["variant"].iloc[i]), dash="dash")
             | {"hoverinfo": "name"}
         )
     ticks = sorted({float(value) for value in ratio[~np.isnan(ratio)]})
-    choice = _choice("", traces, "reduction ratio r", of.heading)
+    choice = as_choice("", traces, "reduction ratio r", of.heading)
     choice["layout"]["xaxis"] |= {"type": "log", "tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]}
-    return _figure("reduction", "The reduction ratio", [choice], f"{means(estimate.n)}. Dashed: the baseline.")
+    return as_figure("reduction", "The reduction ratio", [choice], f"{means(estimate.n)}. Dashed: the baseline.")
 
 
 def curves(study: Study, metric: str) -> Figure | None:
@@ -174,12 +175,12 @@ def curves(study: Study, metric: str) -> Figure | None:
                 trace |= {"visible": True if place < _VISIBLE else "legendonly", "meta": [int(variant), trial]}
                 traces.append(trace)
     settled = table[table["epoch"] >= table["epoch"].max() / 10][keys].to_numpy(dtype=float)
-    choice = _choice("", traces, "epoch", of.heading.removeprefix("val "))
+    choice = as_choice("", traces, "epoch", of.heading.removeprefix("val "))
     choice["layout"]["yaxis"] |= {"range": [0, 1.05 * float(np.nanmax(settled)) or 1.0]}
     note = "A line a trial: solid in validation, dotted in training. Click a name to show or hide it."
     if len(kept) < len(ranked):
         note += f" {len(ranked) - len(kept)} variants that end worse are left out."
-    return _figure("curves", "Training", [choice], note)
+    return as_figure("curves", "Training", [choice], note)
 
 
 def _finished(study: Study, metric: str) -> pd.DataFrame:
@@ -197,7 +198,8 @@ def _numbers(study: Study) -> Mapping[Any, tuple[int, str]]:
     trials = study.trials
     names = trial_names(trials, study.variants)
     texts = [
-        f"<b>{_safe(name)}</b><br>trial {_safe(trial)}" for name, trial in zip(names, trials["trial_id"], strict=True)
+        f"<b>{escaped(name)}</b><br>trial {escaped(trial)}"
+        for name, trial in zip(names, trials["trial_id"], strict=True)
     ]
     keys = zip(trials["variant"], trials["seed"], strict=True)
     return dict(zip(keys, enumerate(texts), strict=True))
@@ -218,21 +220,23 @@ def _trial_points(
 
 def _points(x: Any, y: Any, hover: list[str], data: list[list[int]], *, size: int) -> Figure:
     return {
-        "type": "scatter", "mode": "markers", "x": _list(x), "y": _list(y), "hovertext": hover, "hoverinfo": "text",
+        "type": "scatter", "mode": "markers", "x": as_list(x), "y": as_list(y), "hovertext": hover, "hoverinfo": "text",
         "customdata": data, "marker": {"size": size}, "showlegend": False,
     }  # fmt: skip
 
 
 def _line(x: Any, y: Any, color: str, *, name: str, hoverinfo: str = "text", dash: str = "solid") -> Figure:
-    line = {"type": "scatter", "mode": "lines", "y": _list(y), "name": name, "hoverinfo": hoverinfo}
-    return line | ({} if x is None else {"x": _list(x)}) | {"line": {"color": color, "dash": dash, "width": 1.5}}
+    line = {"type": "scatter", "mode": "lines", "y": as_list(y), "name": name, "hoverinfo": hoverinfo}
+    return line | ({} if x is None else {"x": as_list(x)}) | {"line": {"color": color, "dash": dash, "width": 1.5}}
 
 
-def _figure(key: str, title: str, choices: list[Figure], note: str) -> Figure | None:
+def as_figure(key: str, title: str, choices: list[Figure], note: str) -> Figure | None:
+    """Return a section of the page: a title, one plot or several to choose from, a note; None without a plot."""
     return {"id": key, "title": title, "choices": choices, "note": note} if choices else None
 
 
-def _choice(label: str, traces: list[Figure], x: str, y: str) -> Figure:
+def as_choice(label: str, traces: list[Figure], x: str, y: str) -> Figure:
+    """Return a plot with the titles of its axes; the label is what a reader chooses it by."""
     layout: Figure = {
         "xaxis": {"title": {"text": x}, "automargin": True},
         "yaxis": {"title": {"text": y}, "automargin": True},
@@ -245,7 +249,7 @@ def _look(number: int) -> tuple[str, str]:
 
 
 def _bars(half: Floats, color: str) -> Figure:
-    return {"type": "data", "color": color, "array": _list(np.nan_to_num(half)), "thickness": 1.2, "width": 3}
+    return {"type": "data", "color": color, "array": as_list(np.nan_to_num(half)), "thickness": 1.2, "width": 3}
 
 
 def _mean_text(study: Study, variant: Any, estimate: statistics.Estimate, of: Column) -> str:
@@ -254,18 +258,18 @@ def _mean_text(study: Study, variant: Any, estimate: statistics.Estimate, of: Co
 
 
 def _name(study: Study, variant: int) -> str:
-    return _safe(study.variants["variant"].iloc[variant])
+    return escaped(study.variants["variant"].iloc[variant])
 
 
 def _data(variants: Any) -> list[list[int]]:
     return [[int(variant), -1] for variant in variants]
 
 
-def _list(values: Any) -> list[float | None]:
+def as_list(values: Any) -> list[float | None]:
     """Numbers with six digits, which no screen can tell from more; None where there is none."""
     return [float(f"{value:.6g}") if np.isfinite(value) else None for value in np.asarray(values, dtype=float)]
 
 
-def _safe(text: object) -> str:
+def escaped(text: object) -> str:
     """Escape what Plotly would read as markup."""
     return html.escape(str(text), quote=False)

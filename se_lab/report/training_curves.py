@@ -13,6 +13,7 @@ import pandas as pd
 from se_lab.report.canvas import canvas
 from se_lab.report.columns import ReportError, column
 from se_lab.report.variants import BASELINE, Study, group_variants
+from se_lab.store import read_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,10 +44,9 @@ def read_curves(study: Study, keys: list[str]) -> pd.DataFrame:
     if "folder" not in finished:
         raise ReportError("These records name no folders, where the epochs of a trial are kept: read the store itself.")
     alike: dict[bytes, list[tuple[int, int, bytes]]] = {}
-    for variant, seed, folder in finished[["variant", "seed", "folder"]].itertuples(index=False):
+    for variant, seed, folder in zip(*(finished[key].tolist() for key in ("variant", "seed", "folder")), strict=True):
         with contextlib.suppress(FileNotFoundError):
-            with open(f"{folder}/metrics.csv", "rb") as file:  # noqa: PTH123 (a Path takes longer than the file)
-                heading, _, rows = file.read().partition(b"\n")
+            heading, _, rows = read_bytes(f"{folder}/metrics.csv").partition(b"\n")
             alike.setdefault(heading, []).append((variant, seed, rows.rstrip() + b"\n"))
     frames = []
     for heading, files in alike.items():
@@ -55,10 +55,11 @@ def read_curves(study: Study, keys: list[str]) -> pd.DataFrame:
         frame = pd.read_csv(whole, usecols=lambda name: name == "epoch" or name in keys, skip_blank_lines=False)
         lines = [text.count(b"\n") for text in texts]
         frame = frame.assign(variant=np.repeat(variants, lines), seed=np.repeat(seeds, lines))
-        frames.append(frame[frame["epoch"].notna()])
+        there = frame["epoch"].notna()
+        frames.append(frame if there.all() else frame[there].reset_index(drop=True))
     if not frames:
         raise FileNotFoundError(f"None of the {len(finished)} finished trials has a metrics.csv in its folder.")
-    curves: pd.DataFrame = pd.concat(frames, ignore_index=True)
+    curves: pd.DataFrame = frames[0] if len(frames) == 1 else pd.concat(frames, ignore_index=True)
     if not set(keys) & set(curves):
         raise ReportError(f"The trials' metrics.csv has none of {', '.join(keys)}.")
     return curves

@@ -11,7 +11,16 @@ import pandas as pd
 import yaml
 from numpy.typing import NDArray
 
-from se_lab.report.columns import SPEC_SECTIONS, ReportError, column, is_missing, unknown, value_text, value_texts
+from se_lab.report.columns import (
+    SPEC_SECTIONS,
+    ReportError,
+    column,
+    distinct_values,
+    is_missing,
+    unknown,
+    value_text,
+    value_texts,
+)
 from se_lab.report.notes import missing_notes, some
 
 BASELINE = "no SE"
@@ -52,10 +61,12 @@ class Study:
 
     def by_seed(self, metric: str) -> pd.DataFrame:
         """(V, S) a metric of the finished trials, NaN where there is none; columns are the seeds."""
-        done = self.trials[self.trials["status"] == "finished"]
-        values = pd.to_numeric(done[metric], errors="coerce").replace([np.inf, -np.inf], np.nan)
-        wide = done.assign(value=values).pivot(index="variant", columns="seed", values="value")
-        table: pd.DataFrame = wide.reindex(self.variants.index)
+        done = (self.trials["status"] == "finished").to_numpy()
+        values = pd.to_numeric(self.trials[metric], errors="coerce").to_numpy(dtype=float)[done]
+        codes, seeds = pd.factorize(self.trials["seed"].to_numpy()[done], sort=True)
+        wide = np.full((len(self.variants), len(seeds)), np.nan)
+        wide[self.trials["variant"].to_numpy()[done], codes] = np.where(np.isfinite(values), values, np.nan)
+        table: pd.DataFrame = pd.DataFrame(wide, index=self.variants.index, columns=pd.Index(seeds, name="seed"))
         return table
 
     def per_variant(self, key: str, how: str) -> pd.Series:
@@ -183,11 +194,12 @@ def _is_plain(trials: pd.DataFrame) -> NDArray[np.bool_]:
 
 
 def _factorize(values: pd.Series) -> NDArray[np.intp]:
-    """(N,) numbers of the distinct values in order of appearance, −1 for nothing; lists and mappings by their text."""
-    try:
-        return pd.factorize(values)[0]
-    except TypeError:
-        return pd.factorize(values.map(lambda value: None if is_missing(value) else value_text(value)))[0]
+    """(N,) numbers of the distinct values, −1 for nothing; lists and mappings by their text."""
+    if pd.api.types.is_object_dtype(values):
+        codes, distinct = distinct_values(values)
+        texts = [None if is_missing(value) else value_text(value) for value in distinct]
+        return np.asarray(pd.factorize(np.array(texts, dtype=object))[0][codes])
+    return pd.factorize(values)[0]
 
 
 def _codes(frame: pd.DataFrame, keys: Sequence[str], plain: NDArray[np.bool_] | None = None) -> NDArray[np.intp]:
@@ -209,9 +221,14 @@ def _varied_keys(trials: pd.DataFrame, spec: Sequence[str], plain: NDArray[np.bo
 
     The insertion alone tells a baseline from its only SE variant.
     """
-    outside = [key for key in spec if not key.startswith(_SE) and len(np.unique(_factorize(trials[key]))) > 1]
-    with_units = trials[~plain]
-    inside = [key for key in spec if key.startswith(_SE) and len(np.unique(_factorize(with_units[key]))) > 1]
+
+    def varies(values: pd.Series) -> bool:
+        codes = _factorize(values)
+        return bool(len(codes)) and bool(codes.min() != codes.max())
+
+    with_units = trials.loc[~plain, [key for key in spec if key.startswith(_SE)]]
+    outside = [key for key in spec if key not in with_units and varies(trials[key])]
+    inside = [key for key in with_units if varies(with_units[key])]
     if not inside and plain.any() and not plain.all():
         inside = [INSERTION]
     return (*outside, *inside)

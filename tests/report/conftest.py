@@ -124,16 +124,17 @@ def with_curves(tmp_path: Path) -> Callable[[pd.DataFrame], pd.DataFrame]:
 @pytest.fixture(scope="session")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """Start headless Chromium with a profile of its own, which keeps what pages write to the console."""
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    names = ("chromium", "chromium-browser", "google-chrome")
+    chromium, driver = next(filter(None, map(shutil.which, names)), None), shutil.which("chromedriver")
     if not (chromium and driver):
         pytest.skip("there is no chromium with chromedriver to open the page in")
     webdriver = pytest.importorskip("selenium.webdriver")
     options = webdriver.ChromeOptions()
     options.binary_location = chromium
     profile = tmp_path_factory.mktemp("profile")
-    for flag in ("headless", "no-sandbox", "disable-gpu", "disable-background-networking", "window-size=1360,1600"):
+    quiet = ("headless", "no-sandbox", "disable-gpu", "disable-dev-shm-usage", "disable-background-networking")
+    for flag in (*quiet, "window-size=1500,1700", f"user-data-dir={profile}"):
         options.add_argument(f"--{flag}")
-    options.add_argument(f"--user-data-dir={profile}")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     opened = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
     yield opened

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
-import time
-from collections.abc import Callable, Iterator
+import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,6 @@ from se_lab.activations import GateSite
 from se_lab.excitation_statistics import ExcitationStatistics
 from se_lab.report.excitation_collect import Looking, collect
 from se_lab.report.excitation_page import write_page
-
-pytest.importorskip("plotly", reason="the page needs plotly")
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-DRIVER = shutil.which("chromedriver")
 
 
 def made_up(channels: list[int], classes: int, seed: int = 0) -> ExcitationStatistics:
@@ -46,46 +40,29 @@ def made_up(channels: list[int], classes: int, seed: int = 0) -> ExcitationStati
     return statistics
 
 
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    selenium = pytest.importorskip("selenium", reason="selenium drives the browser")
-    if CHROMIUM is None or DRIVER is None:
-        pytest.skip("chromium and chromedriver are not installed")
-    from selenium import webdriver
-    from selenium.webdriver.chrome.options import Options
-    from selenium.webdriver.chrome.service import Service
-
-    assert selenium
-    options = Options()
-    options.binary_location = CHROMIUM
-    profile = tmp_path_factory.mktemp("profile")
-    for flag in ("--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"):
-        options.add_argument(flag)
-    options.add_argument("--disable-dev-shm-usage")
-    options.add_argument(f"--user-data-dir={profile}")
-    options.add_argument("--window-size=1500,1700")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
-    yield driver
-    driver.quit()
-
-
 class Page:
     """One page in the browser."""
 
     def __init__(self, browser: Any, path: Path) -> None:
         self.browser = browser
         browser.get_log("browser")
+        # the page's own work, which other processes of the machine do not lengthen
+        browser.execute_cdp_cmd("Performance.enable", {"timeDomain": "threadTicks"})
         browser.get(path.as_uri())
         self.slowest = 0.0
 
     def do(self, script: str) -> Any:
-        """Run JavaScript, wait until the browser has painted what came of it, and keep the slowest time in seconds."""
+        """Run JavaScript, wait until the browser has painted what came of it, and keep the most seconds it took."""
         wait = "const done = arguments[0]; let r; {} requestAnimationFrame(() => setTimeout(() => done(r)));"
-        began = time.perf_counter()
+        began = self.busy()
         result = self.browser.execute_async_script(wait.format(script))
-        self.slowest = max(self.slowest, time.perf_counter() - began)
+        self.slowest = max(self.slowest, self.busy() - began)
         return result
+
+    def busy(self) -> float:
+        """Return the seconds of processor time that the page's thread has taken."""
+        metrics = self.browser.execute_cdp_cmd("Performance.getMetrics", {})["metrics"]
+        return float(next(one["value"] for one in metrics if one["name"] == "TaskDuration"))
 
     def set(self, id: str, value: object) -> None:
         """Set a control as a user does, and let it tell the page."""
@@ -104,10 +81,7 @@ class Page:
         return [entry["message"] for entry in self.browser.get_log("browser") if entry["level"] != "INFO"]
 
     def shot(self) -> np.ndarray:
-        path = self.browser.get_screenshot_as_png()
-        import io
-
-        return np.asarray(Image.open(io.BytesIO(path)).convert("RGB"))
+        return np.asarray(Image.open(io.BytesIO(self.browser.get_screenshot_as_png())).convert("RGB"))
 
 
 @pytest.fixture
@@ -212,4 +186,4 @@ def test_imagenets_size_stays_below_60_mb_and_answers_within_a_second(
     view.set("channel", view.do("r = data.looks[0].units[15].kept[7];"))
     view.set("stage", 2)
     assert view.errors() == []
-    assert view.slowest < 1.0
+    assert 0.01 < view.slowest < 1.0

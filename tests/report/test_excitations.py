@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -279,20 +278,17 @@ def test_across_a_sweep_variants_are_overlaid_and_baselines_left_out(tmp_path: P
     store = tmp_path / "store"
     for se in ({"excitation": "sigmoid"}, {"excitation": "tanh"}, {"insertion": "none"}):
         write_trial(store, **se)
-    seen: dict[str, list[str]] = {}
-    run = SimpleNamespace(log=lambda values: seen.setdefault("keys", []).extend(values), finish=lambda: None)
-    fake = SimpleNamespace(
-        init=lambda **options: seen.setdefault("ids", []).append(options["id"]) or run,
-        Settings=lambda **options: None,
-        Image=lambda path: path,
-        Histogram=lambda np_histogram: len(np_histogram[1]) - len(np_histogram[0]),
-    )
-    monkeypatch.setitem(sys.modules, "wandb", fake)
+    monkeypatch.delenv("WANDB_MODE")  # offline, as it is when nothing is said
+    for name in ("WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / name))
     written = look_across(read_records(store), Request(output=tmp_path / "out", wandb="p"))
     assert len([path for path in written if path.name == "figure_6.png"]) == 2
     assert (tmp_path / "out" / "explorer.html").exists()
-    assert len(seen["ids"]) == 2
-    assert {"excitations/SE_2_1", "excitations/SE_4_3"} <= set(seen["keys"])
+    runs = list(store.glob("*/excitations/wandb/offline-run-*/*.wandb"))
+    assert len(runs) == 2
+    for run in runs:  # a trial's run has its id
+        assert run.stem == f"run-{run.parents[3].name}"
+        assert b"excitations/SE_2_1" in run.read_bytes() and b"excitations/SE_4_3" in run.read_bytes()
     looks = [
         (path.parent.parent.name, ExcitationStatistics.load(path)) for path in written if path.suffix == ".safetensors"
     ]

@@ -85,7 +85,7 @@ def test_the_page_sorts_filters_and_shows_hostile_data_as_text(
     browser.find_element("id", "filter").clear()
 
     drawn = browser.execute_script("return [...document.querySelectorAll('.plot')].map(plot => plot.id)")
-    assert drawn == ["tradeoff-plot", "differences-plot", "reduction-plot", "curves-plot"]
+    assert drawn == ["tradeoff-plot", "differences-plot", "reduction-plot", "curves-plot", "parallel-plot"]
     behind = browser.execute_script(
         "return document.getElementById('tradeoff-plot').data.flatMap(trace => trace.hovertext ?? [])"
     )
@@ -98,6 +98,56 @@ def test_the_page_sorts_filters_and_shows_hostile_data_as_text(
     assert browser.execute_script("return performance.getEntriesByType('resource').length") == 0
     assert [entry for entry in browser.get_log("browser") if entry["level"] != "INFO"] == []
     assert browser.save_screenshot(str(tmp_path / "page.png"))
+
+
+@pytest.fixture
+def two_keys(study: Make) -> pd.DataFrame:
+    """Records of a baseline and two ratios in each of two backbones, one of whose names is markup; b has no r=8."""
+    errors = {"a": (9.0, 7.0, 7.5), f"b{HOSTILE}": (8.0, 6.0)}
+    variants = ({"insertion": "none"}, {"reduction": 4}, {"reduction": 8})
+    return study(
+        [
+            ({"model.backbone": name, **variant}, [error, error + 1])
+            for name, several in errors.items()
+            for variant, error in zip(variants, several, strict=False)
+        ]
+    )
+
+
+def test_a_sweep_is_seen_at_a_glance_and_the_filter_chooses_from_it(
+    two_keys: pd.DataFrame, browser: Any, tmp_path: Path
+) -> None:
+    browser.get_log("browser")
+    browser.get(write_report(two_keys, tmp_path / "report.html").as_uri())
+
+    def data(figure: str, what: str) -> Any:
+        return browser.execute_script(f"return document.getElementById('{figure}-plot').data.map(t => {what})")
+
+    (cells,) = data("heatmap", "({x: t.x, y: t.y, z: t.z, text: t.text})")
+    assert cells["y"] == ["no SE", "4", "8"]
+    assert cells["z"] == [[9.5, 8.5], [7.5, 6.5], [8.0, None]]  # means of error and error + 1
+    assert cells["text"] == [["9.50", "8.50"], ["7.50", "6.50"], ["8.00", "–"]]
+    shown = browser.find_elements("css selector", "#heatmap-plot .heatmap-label")
+    assert [label.text for label in shown] == ["9.50", "8.50", "7.50", "6.50", "8.00", "–"]
+
+    # backbone, reduction, params and the metric from 6.5 to 9.5; the best is drawn last, and darkest
+    lines = data("parallel", "({y: t.y, color: t.line.color, text: t.hovertext})")
+    assert [round(line["y"][-1], 3) for line in lines] == [1.0, 0.667, 0.5, 0.333, 0.0]
+    assert "r=4" in lines[-1]["text"] and lines[-1]["color"] == "rgb(0, 34, 78)"  # cividis at 0
+    assert [line["y"][1] for line in lines] == [0.0, 0.0, 1.0, 0.5, 0.5]  # no SE, 4, 8 evenly from the bottom
+    ticks = browser.find_elements("css selector", "#parallel-plot .annotation")
+    assert {"no SE", "4", "8", "9.50", "6.50"} <= {tick.text for tick in ticks}
+    assert any(HOSTILE in tick.text for tick in ticks)
+
+    browser.find_element("id", "filter").send_keys("r=4")
+    assert data("heatmap", "t.z") == [[[None, None], [7.5, 6.5], [None, None]]]
+    assert data("parallel", "t.visible") == [False, False, False, True, True]
+    browser.find_element("id", "filter").send_keys("\ue003" * 3)  # Backspace
+    assert data("heatmap", "t.z") == [cells["z"]]
+    assert data("parallel", "t.visible") == [True] * 5
+    browser.execute_script("document.getElementById('heatmap-plot').emit('plotly_click', {points: [{data: {}}]})")
+    assert browser.execute_script("return window.pwned") is None
+    assert [entry for entry in browser.get_log("browser") if entry["level"] != "INFO"] == []
 
 
 def test_200_trials_of_100_epochs_take_less_than_6_mb(study: Make, tmp_path: Path) -> None:
@@ -167,5 +217,5 @@ def test_records_that_name_no_folder_give_a_page_without_curves_and_environments
     reduction_study: pd.DataFrame, tmp_path: Path
 ) -> None:
     data = page_data(write_report(reduction_study.drop(columns="folder"), tmp_path / "report.html"))
-    assert [figure["id"] for figure in data["figures"]] == ["tradeoff", "differences", "reduction"]
+    assert [figure["id"] for figure in data["figures"]] == ["tradeoff", "differences", "reduction", "parallel"]
     assert len(data["trials"]) == 15 and data["environments"] == []

@@ -1,0 +1,123 @@
+"""Run the CPU benchmarks and rewrite their tables in RESULTS.md: `python benchmarks/run.py [NAME ...]`, or make bench.
+
+Each benchmark is a script beside this one that prints Markdown. Its section of RESULTS.md stands between two comments
+of its name and says when, at which commit and on what it was measured; all else in the file is left as it is: the
+figures of a GPU (gpu.py) and of the long ones (coverage.py, chaos.py). All together take less than 15 minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import datetime
+import importlib.metadata
+import os
+import platform
+import re
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "RESULTS.md"
+BENCHMARKS = {
+    "se_unit": "",
+    "network": "",
+    "scaling": "",
+    "data": "",
+    "sweep": "",
+    "trial_start": "",
+    "profiling": "--every 20",
+    "excitations": "--batch 16 --rounds 5",
+    "analysis": "",
+}
+"""The scripts and what they are called with, in the order of RESULTS.md."""
+LIMIT_SECONDS = 600
+"""What one of them may take."""
+PACKAGES = ("torch", "timm", "lightning", "numpy", "pandas")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    there = [name for name in BENCHMARKS if (HERE / f"{name}.py").exists()]
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"Only these, of {', '.join(there)}.")
+    names = parser.parse_args().names or there
+    if unknown := sorted(set(names) - set(there)):
+        parser.error(f"no benchmark is called {', '.join(unknown)}; there are {', '.join(there)}")
+    failed = []
+    for name in names:
+        began = time.monotonic()
+        measured = measure(name)
+        print(f"{name}: {time.monotonic() - began:.0f} s{'' if measured else ', FAILED'}", flush=True)
+        if measured is None:
+            failed.append(name)
+        else:
+            text = RESULTS.read_text(encoding="utf-8") if RESULTS.exists() else "# Measured\n"
+            RESULTS.write_text(with_section(text, name, measured), encoding="utf-8")
+    return 1 if failed else 0
+
+
+def measure(name: str) -> str | None:
+    """Run a benchmark and return its section, None where it failed, whose section then stays as it was."""
+    command = ["python", f"benchmarks/{name}.py", *shlex.split(BENCHMARKS[name])]
+    load = os.getloadavg()[0]
+    try:
+        done = subprocess.run(
+            [sys.executable, *command[1:]],
+            cwd=HERE.parent,
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+            timeout=LIMIT_SECONDS,
+        )
+    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return None
+    about = ast.get_docstring(ast.parse((HERE / f"{name}.py").read_text(encoding="utf-8"))) or name
+    title = re.split(r"[:.]\s", about, maxsplit=1)[0]
+    return f"## {title}\n\n`{shlex.join(command)}` · {circumstances(load)}\n\n{done.stdout.strip()}"
+
+
+def circumstances(load: float) -> str:
+    """Return date, commit, processor, cores, load and versions."""
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
+    date = datetime.datetime.now(datetime.timezone.utc).date()
+    return (
+        f"{date} · commit {commit()} · {processor()}, {os.cpu_count()} cores, load {load:.1f} before · "
+        f"Python {platform.python_version()}, {versions}"
+    )
+
+
+def commit() -> str:
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], cwd=HERE, capture_output=True, text=True).stdout.strip()
+
+    changed = git("status", "--porcelain", "--", "../se_lab", ".", ":!RESULTS.md")
+    return (git("rev-parse", "--short", "HEAD") or "not known") + (" with changes" if changed else "")
+
+
+def processor() -> str:
+    try:
+        found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+    except OSError:
+        found = None
+    return found[1] if found else platform.processor() or platform.machine()
+
+
+def with_section(text: str, name: str, section: str) -> str:
+    """Return the file's text with a section put in place of the one of that name, or after the last of those before."""
+    start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    whole = f"{start}\n{section}\n{end}\n"
+    if start in text and end in text:
+        before, after = text.partition(start)[0], text.partition(end)[2]
+        return before + whole + after.removeprefix("\n")
+    earlier = list(BENCHMARKS)[: list(BENCHMARKS).index(name)]
+    marks = [f"<!-- /{one} -->\n" for one in earlier if f"<!-- /{one} -->\n" in text]
+    place = text.index(marks[-1]) + len(marks[-1]) if marks else text.index("\n") + 1
+    return f"{text[:place]}\n{whole}{text[place:]}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

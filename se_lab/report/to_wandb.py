@@ -1,0 +1,74 @@
+"""What goes to W&B from here: the report of a study, and runs that pictures are given to. Offline unless told else."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from se_lab.report.columns import ReportError, value_texts
+from se_lab.report.render import Table
+from se_lab.report.tables import ablation_table
+
+
+def send_report(
+    records: pd.DataFrame,
+    page: Path,
+    project: str,
+    *,
+    title: str,
+    metric: str = "test/top1_error",
+    where: Mapping[str, object] | None = None,
+) -> str:
+    """Put a study's table, as a wandb.Table, and its page, as wandb.Html, on W&B: a run of the job type report.
+
+    The table is left out where no trial has finished. Returns where the run is: an address, or offline the folder that
+    `wandb sync` takes. Raises ReportError where W&B refuses.
+    """
+    import wandb
+
+    with wandb_run(project, page.parent, name=title, job_type="report") as run:
+        run.config.update({"metric": metric, "trials": len(records)})
+        values: dict[str, Any] = {"report/page": wandb.Html(str(page), inject=False)}
+        if records["status"].eq("finished").any():
+            table = ablation_table(records, metric=metric, where=where)
+            values["report/table"] = wandb.Table(dataframe=as_frame(table))
+            run.summary["notes"] = "\n".join(table.notes)
+        run.log(values)
+        return str(Path(run.dir).parent if run.offline else run.url)
+
+
+@contextmanager
+def wandb_run(project: str, folder: Path, **about: Any) -> Iterator[Any]:
+    """Yield a run of W&B's, offline unless WANDB_MODE says otherwise; what it writes is under `folder`.
+
+    Raises ReportError where W&B refuses.
+    """
+    import wandb
+
+    settings = wandb.Settings(silent=True, console="off")
+    mode: Any = os.environ.get("WANDB_MODE", "offline")
+    try:
+        with wandb.init(project=project, dir=folder, mode=mode, settings=settings, **about) as run:
+            yield run
+    except (wandb.errors.Error, wandb.errors.UsageError) as error:
+        raise ReportError(f"W&B did not take it: {error}") from error
+
+
+def as_frame(table: Table) -> pd.DataFrame:
+    """Return what a table prints, numbers as numbers in the printed unit, half-widths of intervals beside them."""
+    columns: dict[str, Any] = {}
+    for shown in table.shown:
+        heading = shown.column.heading
+        if shown.is_text:
+            columns[heading] = value_texts(table.data[shown.value])
+            continue
+        columns[heading] = pd.to_numeric(table.data[shown.value], errors="coerce").astype(float) / shown.divisor
+        if shown.half:
+            columns[f"± {heading}"] = table.data[shown.half].astype(float) / shown.divisor
+    frame: pd.DataFrame = pd.DataFrame({"variant": table.data["variant"].astype(str), **columns})
+    return frame
