@@ -1,0 +1,106 @@
+"""Sets in memory, augmented a batch at a time, against PIL images in a DataLoader with two workers: time of an epoch.
+
+Both sides give float batches, cropped, flipped and normalised, with torchvision's transforms on the PIL side; the sides
+take turns. `python benchmarks/data.py --images 10000 --rounds 5`
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from measure import interleave, ratio, table
+from PIL import Image
+from sklearn.datasets import load_digits
+from timm.data.auto_augment import rand_augment_transform
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import v2
+
+from se_lab.data import create_data
+from se_lab.data.memory import MemoryData
+from se_lab.data.rand_augment import posterize_all
+from se_lab.spec import DataSpec
+
+LIMIT = 5
+"""Times that memory has to be faster."""
+RAND_AUGMENT = "rand-m9-mstd0.5-inc1"
+
+
+class Cifar(MemoryData):
+    """Random images of CIFAR's shape, under CIFAR's augmentation."""
+
+    pad, flips = 4, True
+
+    def __init__(self, spec: DataSpec, images: int) -> None:
+        pixels = torch.randint(256, (images, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+        labels = torch.arange(images) % 10
+        super().__init__(spec, 0, dict.fromkeys(("train", "val", "test"), (pixels, labels)))
+        self.classes = [str(number) for number in range(10)]
+
+
+class Pictures(Dataset[tuple[torch.Tensor, int]]):
+    """Images (N, H, W, [C]) of bytes that become PIL images one by one, as torchvision's CIFAR10 does it."""
+
+    def __init__(self, pixels: np.ndarray, labels: list[int], transform: Callable[[Image.Image], torch.Tensor]) -> None:
+        self.pixels, self.labels, self.transform = pixels, labels, transform
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __getitem__(self, number: int) -> tuple[torch.Tensor, int]:
+        return self.transform(Image.fromarray(self.pixels[number])), self.labels[number]
+
+
+def sides(data: MemoryData, batch_size: int) -> dict[str, Callable[[], object]]:
+    """Return an epoch of a set in memory, and one of the same images by PIL and a DataLoader."""
+    pixels, labels = data.splits["train"]
+    steps = [v2.RandomCrop(pixels.shape[-1], padding=data.pad)]
+    steps += [v2.RandomHorizontalFlip()] * data.flips
+    if data.spec.rand_augment:
+        bilinear = {"interpolation": Image.Resampling.BILINEAR}
+        steps.append(posterize_all(rand_augment_transform(data.spec.rand_augment, bilinear)))
+    mean, std = (values.flatten().tolist() for values in (data.mean / 255, data.std / 255))
+    steps += [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)]
+    arrays = pixels.permute(0, 2, 3, 1).squeeze(3).contiguous().numpy()
+    pictures = Pictures(arrays, labels.tolist(), v2.Compose(steps))
+    workers = DataLoader(pictures, batch_size, shuffle=True, drop_last=True, num_workers=2, persistent_workers=True)
+    memory = data.train_dataloader()
+
+    def epoch(loader: object) -> Callable[[], object]:
+        return lambda: [batch[0].shape for batch in loader]
+
+    return {"memory": epoch(memory), "PIL, 2 workers": epoch(workers)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--images", type=int, default=10_000, help="of the CIFAR-shaped set")
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    spec = DataSpec(batch_size=options.batch_size)
+    cifar = DataSpec("cifar10", batch_size=options.batch_size)
+    sets = {
+        f"digits, {len(load_digits().images)} images of 8×8": create_data(spec, 0),
+        f"CIFAR's shape, {options.images} images": Cifar(cifar, options.images),
+        f"the same, {RAND_AUGMENT}": Cifar(
+            DataSpec("cifar10", batch_size=options.batch_size, rand_augment=RAND_AUGMENT), options.images
+        ),
+    }
+    rows = []
+    for name, data in sets.items():
+        times = interleave(sides(data, options.batch_size), options.rounds)
+        seconds = [sorted(values)[len(values) // 2] for values in times.values()]
+        limit = f"at least {LIMIT}" if not data.spec.rand_augment else ""
+        rows.append(
+            (name, *(f"{1000 * value:.0f}" for value in seconds), ratio(times, "PIL, 2 workers", "memory"), limit)
+        )
+    columns = ("set", "memory (ms an epoch)", "PIL + DataLoader (ms)", "times faster (quartiles)", "limit")
+    print(table(columns, rows))
+
+
+if __name__ == "__main__":
+    main()
