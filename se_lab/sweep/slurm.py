@@ -1,0 +1,356 @@
+"""The trials of a sweep on a Slurm cluster: an array of jobs, each running its share of them as a sweep here would.
+
+Each task of the array is handed its trials by name and takes them through `execute`: the scheduler shares them out, a
+trial has one job to be asked about, and the store's claims see to it that none is trained twice, whoever else is at
+work. Only trials that look at one another (a search, an early stop) go to every task alike, which then takes what is
+left, as several sweeps on one store do.
+
+Near the time limit, and when it is preempted, a task gets SIGTERM, as a sweep here does: trials save their state and
+stop. If Slurm still counts the job as running then, it is put back into the queue and goes on later; one that was
+cancelled stays cancelled. This is the one way by which a trial is requeued: submitit's runs in a signal handler, which
+forked workers would inherit, and gives up after a few times; Lightning's knows nothing of the other trials.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from se_lab import store
+from se_lab.spec import ExecSpec, RunSpec, SpecError
+from se_lab.stopping import RESUME_ME, InterruptedTrialError
+from se_lab.sweep.grammar import Sweep
+from se_lab.sweep.status import SUBMISSIONS, Standing, Submission, job_name, live_jobs, standings, trials_of
+
+ARRAY_SIZE = 1000
+"""The longest array that Slurm takes unless it is told otherwise (MaxArraySize)."""
+FRUITLESS_RESTARTS = 3
+"""A job that was requeued this often and then stops without having saved anything is given up."""
+POLL_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class SlurmSpec:
+    """What each task of the array asks for; the cluster's own default where nothing is given."""
+
+    partition: str = ""
+    """The partition."""
+    time: str = "60"
+    """Time limit as sbatch takes it: minutes, hours:minutes:seconds, days-hours. A trial may take longer: it is saved
+    near the limit, and goes on in the same job, requeued."""
+    gpus: int = 0
+    """GPUs a node."""
+    cpus: int = 0
+    """CPU cores a process."""
+    mem: str = ""
+    """Memory a node, such as 16G."""
+    account: str = ""
+    """The account to charge."""
+    qos: str = ""
+    """Quality of service."""
+    nodelist: str = ""
+    """Only these nodes."""
+    trials_per_task: int = 1
+    """How many trials a task takes, one after the other: more where a trial is short beside its start."""
+    array_parallelism: int = 256
+    """Tasks at a time."""
+    grace: int = 90
+    """Seconds before the limit at which trials are told to save and stop; Slurm may be a minute early."""
+    extra: dict[str, Any] = field(default_factory=dict)
+    """Any other options of sbatch, such as {constraint: a100, exclude: n7}."""
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that nothing can be made of; the rest is for sbatch to judge."""
+        for name, low in {"gpus": 0, "cpus": 0, "trials_per_task": 1, "array_parallelism": 1, "grace": 1}.items():
+            if getattr(self, name) < low:
+                raise SpecError(f"slurm.{name} is {getattr(self, name)}; it must be at least {low}")
+
+    def options(self) -> dict[str, Any]:
+        """Return options of sbatch, by their own names."""
+        named = {
+            "partition": self.partition, "time": self.time, "gpus-per-node": self.gpus, "cpus-per-task": self.cpus,
+            "mem": self.mem, "account": self.account, "qos": self.qos, "nodelist": self.nodelist,
+        }  # fmt: skip
+        return {name: value for name, value in named.items() if value} | self.extra
+
+
+@dataclass(frozen=True)
+class Share:
+    """What a task of the array works on."""
+
+    sweep: Sweep
+    """With the trials of this share alone, unless they look at one another."""
+    execution: ExecSpec
+    workers: int
+    retries: int
+
+
+def submit_trials(
+    sweep: Sweep, execution: ExecSpec, slurm: SlurmSpec, *, workers: int = 1, retries: int = 1
+) -> list[str]:
+    """Hand the trials that nobody has yet to Slurm.
+
+    What is over, running somewhere, or in the queue already is left alone. Trials over several nodes get an array of
+    their own, a trial a task.
+
+    Args:
+        sweep: The sweep.
+        execution: Where and how trials run; the store must lie on a file system that the nodes share.
+        slurm: What a task asks for.
+        workers: Trials at a time within a task.
+        retries: How often a task tries a trial again, where that can help.
+
+    Returns:
+        The jobs, one an array; none if there is nothing to do.
+
+    Raises:
+        SpecError: where submitit or Slurm is missing, or sbatch refuses.
+    """
+    left = [standing.trial for standing in standings(sweep, execution.store) if standing.open]
+    if sweep.search is not None or sweep.early_stop is not None:
+        return _submit_alike(Share(sweep, execution, workers, retries), len(left), slurm)
+    ids = []
+    for nodes in sorted({trial.train.nodes for trial in left}):
+        alike = [trial for trial in left if trial.train.nodes == nodes]
+        each = slurm.trials_per_task if nodes == 1 else 1
+        shares = [alike[start : start + each] for start in range(0, len(alike), each)]
+        for start in range(0, len(shares), ARRAY_SIZE):
+            some = shares[start : start + ARRAY_SIZE]
+            work = [Share(replace(sweep, trials=share), execution, workers, retries) for share in some]
+            jobs = _submit(sweep, execution, slurm, run_share, work, ranks_of=some[0][0])
+            groups = [([job], [trial.trial_id for trial in share]) for job, share in zip(jobs, some, strict=True)]
+            Submission(job_name(sweep), each, groups).note(_folder(execution))
+            ids.append(jobs[0].partition("_")[0])
+    return ids
+
+
+def _submit_alike(share: Share, left: int, slurm: SlurmSpec) -> list[str]:
+    """Hand a sweep whose trials look at one another to as many tasks as it can use and has not yet."""
+    sweep, root = share.sweep, share.execution.store
+    if any(trial.train.nodes > 1 for trial in sweep.trials):
+        raise SpecError("trials over several nodes cannot look at one another on Slurm: leave early_terminate out")
+    if sweep.search is not None:
+        left += sweep.search.cap - len(sweep.search.proposed(root))
+    tasks = min(-(-left // slurm.trials_per_task), slurm.array_parallelism, ARRAY_SIZE) - live_jobs(sweep, root)
+    if tasks < 1:
+        return []
+    jobs = _submit(sweep, share.execution, slurm, run_share, [share] * tasks)
+    trials = [trial.trial_id for trial in sweep.trials]
+    Submission(job_name(sweep), max(len(trials), 1), [(jobs, trials)]).note(_folder(share.execution))
+    return [jobs[0].partition("_")[0]]
+
+
+def submit_agents(file: str | Path, sweep: Sweep, execution: ExecSpec, slurm: SlurmSpec) -> list[str]:
+    """Register a sweep spec with W&B, and hand Slurm an agent of W&B's for each trial that nobody has yet.
+
+    Args:
+        file: The spec.
+        sweep: What it says.
+        execution: Whose store the trials go to; the rest of it stands in the spec's command.
+        slurm: What a task asks for; each takes one trial.
+
+    Returns:
+        The jobs, one an array; none, and no new sweep at W&B, if there is nothing to do.
+
+    Raises:
+        SpecError: for a spec with findings, options that cannot reach an agent's trials, or what sbatch refuses.
+    """
+    if sweep.search is not None:
+        raise SpecError("a bayes search knows its trials one by one: without --wandb, Slurm's tasks share it")
+    if any(trial.train.nodes > 1 for trial in sweep.trials):
+        raise SpecError("an agent of W&B's runs a trial on one node; without --wandb, Slurm's tasks run on several")
+    left = [standing.trial.trial_id for standing in standings(sweep, execution.store) if standing.open]
+    if not left:
+        return []
+    path, environment = register_sweep(file, execution)
+    ids = []
+    for start in range(0, len(left), ARRAY_SIZE):
+        some = left[start : start + ARRAY_SIZE]
+        jobs = _submit(sweep, execution, slurm, run_agent, [(path, environment)] * len(some))
+        Submission(job_name(sweep), 1, [(jobs, some)]).note(_folder(execution))
+        ids.append(jobs[0].partition("_")[0])
+    return ids
+
+
+def register_sweep(file: str | Path, execution: ExecSpec) -> tuple[str, dict[str, str]]:
+    """Register a sweep spec with W&B; return ENTITY/PROJECT/SWEEP, and the variables that its agents need."""
+    import wandb
+
+    from se_lab.spec import fields_of
+    from se_lab.sweep.check import check_sweep
+    from se_lab.sweep.grammar import load_spec, read_sweep
+    from se_lab.sweep.wandb import REACH_AGENTS
+
+    if found := check_sweep(file):
+        raise SpecError(f"{file}: {found[0]}" + (f" (and {len(found) - 1} more: --check)" if found[1:] else ""))
+    sweep = read_sweep(file)
+    usual = dict(fields_of(sweep.execution))
+    for key, value in fields_of(execution):
+        if value != usual[key] and key not in (*REACH_AGENTS, "project"):
+            raise SpecError(f"--{key} cannot reach W&B's agents: write it into the spec's command")
+    spec = load_spec(file)
+    project = spec.get("project") or os.environ.get("WANDB_PROJECT") or execution.project
+    sweep_id = wandb.sweep(spec, project=project, entity=spec.get("entity"))
+    path = f"{os.environ.get('WANDB_ENTITY') or wandb.Api().default_entity}/{project}/{sweep_id}"
+    return path, {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+        "SE_LAB_STORE": str(Path(execution.store).absolute()),
+        "SE_LAB_DATA": str(Path(execution.data_root).absolute()),
+        # an agent gives up after a few failures by itself; whether trials failed is asked of their runs
+        "WANDB_AGENT_DISABLE_FLAPPING": "true",
+        "WANDB_AGENT_MAX_INITIAL_FAILURES": str(len(sweep.trials) + 1),
+    }
+
+
+def wait_for(sweep: Sweep, store_folder: str | Path) -> list[Standing]:
+    """Return how the trials stand when none is queued or running any more."""
+    while True:
+        busy, stood = live_jobs(sweep, store_folder), standings(sweep, store_folder)
+        if not busy and not any(standing.status in ("queued", "running") for standing in stood):
+            return stood
+        time.sleep(POLL_SECONDS)
+
+
+def run_share(share: Share) -> None:
+    """Run a task's trials, in the job; what is left when it is told to stop goes back into the queue with it."""
+    with _stop_heard() as stop:
+        from se_lab.sweep.execute import common_reason, execute
+        from se_lab.sweep.view import SweepView
+
+        sweep, before = share.sweep, _saved(share)
+        if stop.is_set():
+            _leave(made_progress=False)
+        if any(trial.train.nodes > 1 for trial in sweep.trials):
+            return _run_rank(share)
+        with SweepView(sweep.search.cap if sweep.search is not None else len(sweep.trials)) as view:
+            outcomes = execute(
+                sweep.trials,
+                share.execution,
+                share.workers,
+                view,
+                retries=share.retries,
+                search=sweep.search,
+                early_stop=sweep.early_stop,
+            )
+    if common_reason(outcomes) is None and any(o.status in ("interrupted", "not started") for o in outcomes):
+        _leave(made_progress=_saved(share) != before)
+    if bad := [f"{o.trial.trial_id} {o.status}" for o in outcomes if o.status in ("failed", "not started")]:
+        raise RuntimeError(", ".join(bad))
+
+
+def _run_rank(share: Share) -> None:
+    """Run one of the processes of the one trial that a task over several nodes has."""
+    from se_lab.train import run
+
+    before = _saved(share)
+    try:
+        run(share.sweep.trials[0], share.execution)
+    except InterruptedTrialError:
+        _leave(made_progress=_saved(share) != before)
+
+
+def run_agent(work: tuple[str, Mapping[str, str]]) -> None:
+    """Run one trial of W&B's, in the job; an agent that is told to stop marks its run as preempting."""
+    path, environment = work
+    with _stop_heard() as stop:
+        command = [sys.executable, "-m", "wandb", "agent", "-f", "--count", "1", path]
+        agent = subprocess.Popen(command, env=os.environ | dict(environment))
+        while agent.poll() is None and not stop.wait(0.5):
+            pass
+        if stop.is_set():
+            agent.terminate()
+            agent.wait()
+            _leave(made_progress=True)
+
+
+def _submit(
+    sweep: Sweep,
+    execution: ExecSpec,
+    slurm: SlurmSpec,
+    function: Callable[[Any], None],
+    work: Sequence[Any],
+    *,
+    ranks_of: RunSpec | None = None,
+) -> list[str]:
+    """Submit an array, a call of the function a task, and return its jobs."""
+    try:
+        import submitit
+    except ModuleNotFoundError:
+        raise SpecError('--executor slurm needs submitit: pip install "se-lab[slurm]"') from None
+    train = ranks_of.train if ranks_of is not None and ranks_of.train.nodes > 1 else None
+    # on one node a task is the batch script itself, and its Python alone hears the warning, not what it has started
+    options = slurm.options() | {"signal": f"{'' if train else 'B:'}TERM@{slurm.grace}", "requeue": True}
+    python = shlex.quote(sys.executable)
+    try:
+        executor = submitit.SlurmExecutor(_folder(execution), python=python if train else f"exec {python}")
+        executor.update_parameters(
+            job_name=job_name(sweep),
+            nodes=train.nodes if train else 1,
+            ntasks_per_node=train.devices if train else 1,
+            array_parallelism=slurm.array_parallelism,
+            use_srun=train is not None,
+            additional_parameters=options,
+        )
+        with _outside_of_jobs():
+            jobs = executor.map_array(function, work)
+    except (RuntimeError, submitit.core.utils.FailedJobError) as error:
+        raise SpecError(f"Slurm did not take the sweep: {str(error).strip().rpartition(chr(10))[2]}") from error
+    return [job.job_id for job in jobs]
+
+
+def _folder(execution: ExecSpec) -> Path:
+    return Path(execution.store, SUBMISSIONS)
+
+
+@contextlib.contextmanager
+def _outside_of_jobs() -> Iterator[None]:
+    """Hide the job that this runs in, if it does: sbatch would take its settings over."""
+    from submitit.helpers import clean_env
+
+    where = {name: value for name, value in os.environ.items() if name == "SLURM_CONF"}
+    with clean_env() if "SLURM_JOB_ID" in os.environ else contextlib.nullcontext():
+        os.environ.update(where)
+        yield
+
+
+@contextlib.contextmanager
+def _stop_heard() -> Iterator[threading.Event]:
+    """Hear SIGTERM from the job's first moment on; while trials run, `execute` has a handler of its own."""
+    stop = threading.Event()
+    before = signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _saved(share: Share) -> list[int]:
+    """Return what changes when a trial saves its state or is over."""
+    root = share.execution.store
+    folders = [store.trial_folder(root, trial.trial_id) for trial in trials_of(share.sweep, root)]
+    files = [folder / name for folder in folders for name in ("last.ckpt", "record.json")]
+    return [file.stat().st_mtime_ns if file.exists() else 0 for file in files]
+
+
+def _leave(*, made_progress: bool) -> None:
+    """End the job, and put it back into the queue unless it was cancelled, or would go round for ever."""
+    job = os.environ["SLURM_JOB_ID"]
+    if os.environ.get("SLURM_PROCID", "0") == "0":
+        said = subprocess.run(
+            ["squeue", "--all", "--noheader", "--format=%T", f"--jobs={job}"], capture_output=True, text=True
+        )
+        if not made_progress and int(os.environ.get("SLURM_RESTART_COUNT", "0")) >= FRUITLESS_RESTARTS:
+            print("not requeued: nothing was saved in this run of the job; give it more time", file=sys.stderr)
+        elif said.stdout.strip() == "RUNNING":  # where it was preempted at once, it is in the queue already
+            subprocess.run(["scontrol", "requeue", job], check=True)
+    sys.exit(RESUME_ME)

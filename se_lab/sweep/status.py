@@ -1,0 +1,193 @@
+"""How the trials of a sweep stand: in the store, in Slurm's queue, or no longer anywhere."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import shutil
+import subprocess
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from se_lab import store
+from se_lab.spec import RunSpec, SpecError
+from se_lab.sweep.grammar import Sweep
+
+SUBMISSIONS = ".slurm"
+"""The folder of a store with what was submitted from it: <job>.json a submission, and the logs of its jobs."""
+OVER = ("done", "stopped")
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How a trial stands."""
+
+    trial: RunSpec
+    status: str
+    """done, stopped (given up early), failed, running, queued (a job of Slurm's will take it), lost (its job left the
+    queue without a result), interrupted (the same for one that ran without Slurm), or missing."""
+    job: str = ""
+    """The job that has it, will take it or has lost it, with Slurm's word for its state: 12_3 PENDING. 12_* is any of
+    an array."""
+    error: str | None = None
+    """The last line of a failed trial's traceback."""
+
+    @property
+    def open(self) -> bool:
+        """Whether somebody must still take it."""
+        return self.status not in (*OVER, "running", "queued")
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What one call handed to Slurm."""
+
+    name: str
+    """Of its jobs."""
+    trials_per_job: int
+    """How many trials a job takes at most."""
+    groups: Sequence[tuple[Sequence[str], Sequence[str]]]
+    """(jobs, the trials that these take)."""
+
+    def note(self, folder: Path) -> None:
+        """Write it down, so that the next call knows what is queued."""
+        text = json.dumps(asdict(self))
+        first = self.groups[0][0][0].partition("_")[0]
+        store.write_whole(folder / f"{first}.json", lambda file: file.write(text.encode()))
+
+
+def job_name(sweep: Sweep) -> str:
+    """Return the name that the jobs of a sweep have in the queue."""
+    return "se-lab-" + re.sub(r"[^A-Za-z0-9_.-]+", "-", sweep.name)
+
+
+def trials_of(sweep: Sweep, store_folder: str | Path) -> list[RunSpec]:
+    """Return the trials of a sweep; of a search those that it has proposed by now."""
+    return sweep.search.proposed(store_folder) if sweep.search is not None else sweep.trials
+
+
+def standings(sweep: Sweep, store_folder: str | Path) -> list[Standing]:
+    """Return how each trial of a sweep stands.
+
+    Raises:
+        SpecError: where trials were handed to Slurm and its queue cannot be asked.
+    """
+    trials = trials_of(sweep, store_folder)
+    if not trials:  # of a search that has not begun
+        return []
+    rows = store.read_records(store_folder, {trial.trial_id: trial.flat() for trial in trials}).to_dict("records")
+    states = {str(row["trial_id"]): _state(row["status"], sweep) for row in rows}
+    waiting = {trial_id for trial_id, state in states.items() if state in ("failed", "interrupted", "missing")}
+    asked_of = waiting | {t for t, state in states.items() if state == "running" and shutil.which("squeue")}
+    submitted = [one for one in _submissions(store_folder) if _takes(one[1], asked_of)]
+    jobs = _queue({one.name for _, one in submitted}) if submitted else {}
+    taken: dict[str, str] = {}
+    handed: dict[str, str] = {}
+    for when, one in submitted:
+        for ours, theirs in one.groups:
+            live = [job for job in ours if job in jobs]
+            running = [trial for trial in theirs if states.get(trial) == "running"]
+            # what has failed since was this job's to fail
+            left = [
+                t for t in theirs if t in waiting and not (states[t] == "failed" and _over_at(store_folder, t) > when)
+            ]
+            handed |= dict.fromkeys(left, ours[0] if len(ours) == 1 else f"{ours[0].partition('_')[0]}_*")
+            if live:
+                said = f"{live[0]} {jobs[live[0]]}" if len(ours) == 1 else f"{live[0].partition('_')[0]}_*"
+                room = max(len(live) * one.trials_per_job - len(running), 0)
+                taken |= dict.fromkeys([*left[:room], *running], said)
+    stood = []
+    for trial, row in zip(trials, rows, strict=True):
+        status, job = states[trial.trial_id], taken.get(trial.trial_id, "")
+        if trial.trial_id in waiting and job:
+            status = "queued"
+        elif trial.trial_id in handed and status != "failed":
+            status, job = "lost", handed[trial.trial_id]
+        stood.append(Standing(trial, status, job, row["error"] if status == "failed" else None))
+    return stood
+
+
+def live_jobs(sweep: Sweep, store_folder: str | Path) -> int:
+    """Return how many jobs of a sweep are queued or running.
+
+    Raises:
+        SpecError: where there were some and Slurm's queue cannot be asked.
+    """
+    submitted = [one for _, one in _submissions(store_folder) if one.name == job_name(sweep)]
+    if not submitted:
+        return 0
+    jobs = _queue({job_name(sweep)})
+    return sum(job in jobs for one in submitted for ours, _ in one.groups for job in ours)
+
+
+def _state(status: str, sweep: Sweep) -> str:
+    if status == "stopped" and sweep.early_stop is None:
+        return "interrupted"  # another sweep has given it up, this one does not
+    return "done" if status == "finished" else status
+
+
+def _submissions(store_folder: str | Path) -> list[tuple[float, Submission]]:
+    """Return what was submitted from a store, and when."""
+    found = []
+    for path in Path(store_folder, SUBMISSIONS).glob("*.json"):
+        try:
+            found.append((path.stat().st_mtime, Submission(**json.loads(path.read_text()))))
+        except (ValueError, TypeError) as error:
+            raise SpecError(f"{path} is no submission ({error}); remove it") from error
+    return sorted(found, key=lambda one: one[0])
+
+
+def _takes(one: Submission, trials: set[str]) -> bool:
+    return any(not trials.isdisjoint(theirs) for _, theirs in one.groups)
+
+
+def _over_at(store_folder: str | Path, trial_id: str) -> float:
+    return (store.trial_folder(store_folder, trial_id) / "record.json").stat().st_mtime
+
+
+def _queue(names: set[str]) -> dict[str, str]:
+    """Return the state of every queued or running job that has one of these names."""
+    if shutil.which("squeue") is None:
+        raise SpecError("trials were handed to Slurm, and there is no squeue here to ask about them")
+    command = ["squeue", "--all", "--noheader", "--array", "--format=%i %T", f"--name={','.join(sorted(names))}"]
+    said = subprocess.run(command, capture_output=True, text=True)
+    if said.returncode:
+        raise SpecError(f"Slurm's queue cannot be asked: {said.stderr.strip()}")
+    return {job: state for job, _, state in (line.partition(" ") for line in said.stdout.splitlines())}
+
+
+def listing(stood: Sequence[Standing]) -> list[dict[str, Any]]:
+    """Return a dictionary a trial: trial_id, status, job, error, spec (flat)."""
+    return [
+        {"trial_id": s.trial.trial_id, "status": s.status, "job": s.job, "error": s.error, "spec": s.trial.flat()}
+        for s in stood
+    ]
+
+
+def table(stood: Sequence[Standing]) -> str:
+    """Return a row a trial, with the fields that vary in the sweep."""
+    from rich.console import Console
+    from rich.table import Table
+
+    flats = [s.trial.flat() for s in stood]
+    # None is a field that cannot matter, such as the reduction of a trial without SE units
+    varied = [key for key in flats[0] if len({str(flat[key]) for flat in flats} - {"None"}) > 1] if flats else []
+    shown = Table()
+    for name in ("trial", *(key.rpartition(".")[2] for key in varied), "status", "job", ""):
+        shown.add_column(name)
+    for s, flat in zip(stood, flats, strict=True):
+        values = ("" if flat[key] is None else str(flat[key]) for key in varied)
+        shown.add_row(s.trial.trial_id, *values, s.status, s.job, s.error or "")
+    console = Console(file=io.StringIO(), width=140)
+    console.print(shown, markup=False)
+    return console.file.getvalue().rstrip()  # type: ignore[attr-defined, no-any-return]
+
+
+def summary(sweep: Sweep, stood: Sequence[Standing]) -> str:
+    """Return 'NAME: 3 done, 2 queued'."""
+    counts = Counter(s.status for s in stood)
+    return f"{sweep.name}: " + (", ".join(f"{n} {status}" for status, n in sorted(counts.items())) or "no trial yet")

@@ -1,0 +1,55 @@
+"""How the trials of a sweep stand, without Slurm."""
+
+import json
+
+import pytest
+
+from se_lab import store
+from se_lab.cli import main
+from se_lab.spec import SpecError
+from se_lab.store import RunRecord
+from se_lab.sweep.grammar import read_sweep
+from se_lab.sweep.status import Submission, standings, summary
+
+
+def test_a_sweep_that_ran_here_is_told_trial_by_trial(sweep_file, tmp_path, capsys):
+    path = sweep_file(seed=range(5))
+    trials = read_sweep(path).trials
+    folders = [tmp_path / "store" / trial.trial_id for trial in trials]
+    for trial, folder, status in zip(trials, folders, ("finished", "failed"), strict=False):
+        error = None if status == "finished" else "Traceback ...\nMemoryError: no more"
+        store.write_record(folder, RunRecord(trial.trial_id, status, trial.flat(), {}, error=error))
+    with store.claim(folders[2]):
+        pass
+    with store.claim(folders[3]):
+        assert main(["sweep", str(path), "--status", f"--store={tmp_path / 'store'}", "--format=json"]) == 0
+        listed = json.loads(capsys.readouterr().out)
+        assert main(["sweep", str(path), "--status", f"--store={tmp_path / 'store'}"]) == 0
+        table = capsys.readouterr().out
+    assert [row["status"] for row in listed] == ["done", "failed", "interrupted", "running", "missing"]
+    assert [row["trial_id"] for row in listed] == [trial.trial_id for trial in trials]
+    assert listed[1]["error"] == "MemoryError: no more" and listed[0]["spec"]["seed"] == 0
+    assert "MemoryError: no more" in table and "seed" in table
+    assert table.endswith("tiny: 1 done, 1 failed, 1 interrupted, 1 missing, 1 running\n")
+
+
+def test_where_slurms_queue_cannot_be_asked_nothing_is_guessed(sweep_file, tmp_path, monkeypatch):
+    sweep = read_sweep(sweep_file(seed=[0, 1]))
+    ids = [trial.trial_id for trial in sweep.trials]
+    Submission("se-lab-tiny", 1, [(["7_0"], ids[:1]), (["7_1"], ids[1:])]).note(tmp_path / ".slurm")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(SpecError, match="there is no squeue here"):
+        standings(sweep, tmp_path)
+    for trial in sweep.trials:
+        folder = tmp_path / trial.trial_id
+        store.write_record(folder, RunRecord(trial.trial_id, "finished", trial.flat(), {}))
+    assert summary(sweep, standings(sweep, tmp_path)) == "tiny: 2 done"  # nothing that Slurm would have to be asked
+
+
+def test_flags_for_slurm_without_slurm_are_refused(sweep_file, tmp_path, capsys):
+    here = [str(sweep_file(seed=[0])), f"--store={tmp_path / 'store'}"]
+    assert main(["sweep", *here, "--slurm.partition=gpu"]) == 2
+    assert "need --executor slurm" in capsys.readouterr().err
+    assert main(["sweep", *here, "--executor=slurm", "--slurm.trials_per_task=0"]) == 2
+    assert "slurm.trials_per_task is 0; it must be at least 1" in capsys.readouterr().err
+    assert not (tmp_path / "store").exists()
