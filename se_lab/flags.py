@@ -6,11 +6,13 @@ import importlib
 import sys
 from collections.abc import Sequence
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
+import yaml
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
-from se_lab.spec import ExecSpec, RunSpec, SpecError, check_choice, fields_of, nearest
+from se_lab.spec import ExecSpec, RunSpec, SpecError, check_choice, fields_of, leaves, nearest, run_spec
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
@@ -21,7 +23,7 @@ def trial_parser(**options: Any) -> ArgumentParser:
     parser.add_argument("--config", action="config", help="YAML file of fields, read before the flags.")
     parser.add_argument("--recipe", metavar="NAME", help=f"A recipe of SE-Lab's, read first: {', '.join(recipes())}.")
     parser.add_class_arguments(RunSpec)
-    parser.add_class_arguments(ExecSpec)
+    parser.add_class_arguments(ExecSpec, skip={"recipe"})
     return parser
 
 
@@ -34,7 +36,7 @@ def parse_trial(arguments: Sequence[str], parser: ArgumentParser | None = None) 
     Raises:
         SpecError: saying which flag or value is wrong, what is allowed, and the nearest.
     """
-    for value in _values_of("--plugins", arguments):
+    for value in [*_values_of("--plugins", arguments), *map(_plugins_in, _values_of("--config", arguments))]:
         import_plugins(value)
     parser = parser or trial_parser()
     try:
@@ -43,14 +45,28 @@ def parse_trial(arguments: Sequence[str], parser: ArgumentParser | None = None) 
     except ArgumentError as error:
         raise SpecError(_explain(str(error), parser)) from None
     run = RunSpec(**{name: getattr(instance, name) for name, _ in fields_of(RunSpec())})
-    execution = ExecSpec(**{name: getattr(instance, name) for name, _ in fields_of(ExecSpec())})
-    return run, execution
+    return run, _execution_of(instance, recipe="".join(_values_of("--recipe", arguments)[-1:]))
+
+
+def recipe_changes(name: str, spec: RunSpec) -> dict[str, Any] | None:
+    """Return a recipe's name and what of it a trial has otherwise, as {key: [the recipe's, the trial's]}.
+
+    A recipe is all of its data, optim and train sections, whether its file names a field or leaves it at its default;
+    of the other sections, what its file names. None stands for no recipe.
+    """
+    if not name:
+        return None
+    values = leaves(yaml.safe_load(Path(_recipe_file(name)).read_text()))
+    before, now = run_spec(values).flat(), spec.flat()
+    its_own = {key for key in before if key in values or key.startswith(("data.", "optim.", "train."))}
+    changed = {key: [before[key], now[key]] for key in before if key in its_own and before[key] != now[key]}
+    return {"name": name, "changed": changed}
 
 
 def execution_parser(prog: str, description: str) -> ArgumentParser:
     """Return a parser with every field of ExecSpec."""
     parser = ArgumentParser(prog=prog, description=description, exit_on_error=False)
-    parser.add_class_arguments(ExecSpec)
+    parser.add_class_arguments(ExecSpec, skip={"recipe"})
     return parser
 
 
@@ -62,12 +78,13 @@ def parse_execution(
     Raises:
         SpecError: saying which flag or value is wrong.
     """
-    parser.set_defaults(dict(fields_of(defaults or ExecSpec())))
+    defaults = defaults or ExecSpec()
+    parser.set_defaults({name: value for name, value in fields_of(defaults) if name != "recipe"})
     try:
         parsed = parser.instantiate(parser.parse_args(list(arguments)))
     except ArgumentError as error:
         raise SpecError(_explain(str(error), parser)) from None
-    return parsed, ExecSpec(**{name: getattr(parsed, name) for name, _ in fields_of(ExecSpec())})
+    return parsed, _execution_of(parsed, recipe=defaults.recipe)
 
 
 def import_plugins(names: str) -> None:
@@ -83,6 +100,21 @@ def import_plugins(names: str) -> None:
             importlib.import_module(name.strip())
         except Exception as error:  # a user's module can raise anything
             raise SpecError(f"plugins has {name!r}: {type(error).__name__}: {error}") from error
+
+
+def _execution_of(parsed: Any, recipe: str) -> ExecSpec:
+    fields = {name: getattr(parsed, name) for name, _ in fields_of(ExecSpec()) if name != "recipe"}
+    return ExecSpec(**fields, recipe=recipe)
+
+
+def _plugins_in(file: str) -> str:
+    """Return the plugins that a configuration file names; what is wrong with the file is said by who reads it."""
+    try:
+        values = yaml.safe_load(Path(file).read_text())
+    except (OSError, yaml.YAMLError):
+        return ""
+    plugins = values.get("plugins", "") if isinstance(values, dict) else ""
+    return plugins if isinstance(plugins, str) else ""
 
 
 def recipes() -> list[str]:

@@ -10,15 +10,19 @@ import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from timm.layers import convert_sync_batchnorm
 from torch import nn
 
 import se_lab.backbones  # noqa: F401  (registers SE-Lab's own nets with timm)
+from se_lab.fused import fuse
 from se_lab.insertion import Site, insert_se
 from se_lab.spec import ModelSpec, SpecError, nearest, seed_of
 from se_lab.squeeze_excite import SqueezeExcite
 
 
-def create_model(spec: ModelSpec, num_classes: int, in_chans: int = 3, *, seed: int = 0) -> nn.Module:
+def create_model(
+    spec: ModelSpec, num_classes: int, in_chans: int = 3, *, seed: int = 0, sync_bn: bool = False
+) -> nn.Module:
     """Build the net of a spec, with its SE units listed in `model.se_sites`.
 
     Weights come from streams keyed by name: the backbone's by (seed, parameter), a unit's by (seed, site). All
@@ -29,6 +33,7 @@ def create_model(spec: ModelSpec, num_classes: int, in_chans: int = 3, *, seed: 
         num_classes: Outputs of the classifier.
         in_chans: Channels of the input images, (N, in_chans, H, W).
         seed: Seeds every weight that is drawn.
+        sync_bn: Let batch norms see the images of all ranks.
 
     Raises:
         SpecError: for a backbone timm does not know, arguments it refuses, or SE units that do not fit.
@@ -42,6 +47,8 @@ def create_model(spec: ModelSpec, num_classes: int, in_chans: int = 3, *, seed: 
             _zero_init_last(model, spec.backbone)
     if isinstance(spec.pretrained, str):
         _load_plain_weights(model, spec.pretrained)
+    if sync_bn:  # before there are SE units, whose hooks a conversion would drop
+        model = convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
     with torch.random.fork_rng(devices=[]):
         sites: list[Site] = insert_se(model, spec.se, spec.existing_se)
     for site in sites:
@@ -51,6 +58,8 @@ def create_model(spec: ModelSpec, num_classes: int, in_chans: int = 3, *, seed: 
         if spec.se.start == "identity":
             _start_as_identity(unit, spec.se.excitation)
     model.se_sites = sites  # type: ignore[assignment]
+    if spec.fused == "on":  # auto is for who knows the device and how long it will run
+        fuse(model)
     return model
 
 

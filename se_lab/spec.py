@@ -129,12 +129,16 @@ class ModelSpec:
     """Start of the weights: he (He et al. 2015), zero_init_last (He, and each branch's last norm at 0), or timm."""
     kwargs: dict[str, Any] = field(default_factory=dict)
     """Further arguments of timm's constructor, such as {drop_path_rate: 0.1}."""
+    fused: str = "auto"
+    """SE units as few passes over memory: on, off, or auto: where that is proven faster on the device, and the trial
+    long enough to pay for compiling. The same parameters and, but for rounding, the same numbers."""
 
     def __post_init__(self) -> None:
         """Refuse unknown choices; whether the backbone exists is asked of timm when it is built."""
         _coerce_fields(self, "model")
         check_choice("model.existing_se", self.existing_se, ("refuse", "keep", "replace"))
         check_choice("model.init", self.init, ("he", "zero_init_last", "timm"))
+        check_choice("model.fused", self.fused, ("auto", "on", "off"))
 
 
 @dataclass(frozen=True)
@@ -142,14 +146,28 @@ class DataSpec:
     """The images, how they are split, and how they reach the net."""
 
     name: str = "digits"
-    """digits (scikit-learn's 1,797 handwritten digits), cifar10, cifar100, imagenet, places365, or folder:PATH (train/
-    and val/ or test/, a folder a class)."""
+    """digits (scikit-learn's 1,797 handwritten digits), cifar10, cifar100, imagenet, places365, folder:PATH (train/ and
+    val/ or test/, a folder a class), wds:TRAIN.tar,TEST.tar (webdataset shards, or TRAIN,VAL,TEST; braces such as
+    {000..127} count, and s3:// and http:// do), or hf:NAME (a Hugging Face data set: a folder on disk, or streamed)."""
     image_size: int | None = None
     """Side of the square images in pixels; by default the data set's own: 8 for digits, 224 for folders."""
     batch_size: int = 128
     """Images a training step."""
     augment: str = "standard"
     """standard: the data set's usual training augmentation; none: the evaluation transform."""
+    rand_augment: str = ""
+    """RandAugment after crop and flip, in timm's words, such as rand-m9-mstd0.5-inc1."""
+    random_erasing: float = 0.0
+    """Probability that a rectangle of a training image becomes noise (Zhong et al. 2020)."""
+    cutout: int = 0
+    """Side in pixels of the square that is zeroed in each training image (DeVries & Taylor 2017); 16 on CIFAR-10."""
+    mixup: float = 0.0
+    """Alpha of mixup (Zhang et al. 2018): training images and labels are mixed in pairs, a share a batch."""
+    cutmix: float = 0.0
+    """Alpha of cutmix (Yun et al. 2019); with mixup, each batch has one or the other."""
+    repeats: int = 1
+    """Repeated augmentation (Hoffer et al. 2020): times that an image comes in a row, augmented anew; an epoch has as
+    many images as without, of fewer originals."""
     crop_pct: float = 0.875
     """Evaluation of files: the centre crop's share of the short side, 224/256 in the paper (299/352 for
     Inception-ResNet-v2)."""
@@ -157,18 +175,30 @@ class DataSpec:
     """Share of the training images held out for validation, where the data set has no validation split of its own."""
     split_seed: int = 0
     """Seeds the split, apart from the trial's seed: all seeds of a study share one split."""
+    on_error: str = "stop"
+    """An image that cannot be read, or has a label out of range: stop, or skip it, count it and record it."""
 
     def __post_init__(self) -> None:
         """Refuse what no loader can serve."""
         _coerce_fields(self, "data")
-        if not self.name.startswith("folder:"):
-            check_choice("data.name", self.name, (*DATA_SETS, "folder:PATH"))
+        if not self.name.startswith(("folder:", "wds:", "hf:")):
+            check_choice("data.name", self.name, (*DATA_SETS, "folder:PATH", "wds:TRAIN.tar,TEST.tar", "hf:NAME"))
         _check_range("data.crop_pct", self.crop_pct, low=0, high=1, open_low=True)
         if self.image_size is not None:
             _check_range("data.image_size", self.image_size, low=8)
         _check_range("data.batch_size", self.batch_size, low=1)
         _check_range("data.val_fraction", self.val_fraction, low=0, high=0.5)
         check_choice("data.augment", self.augment, ("standard", "none"))
+        check_choice("data.on_error", self.on_error, ("stop", "skip"))
+        for name in ("cutout", "mixup", "cutmix"):
+            _check_range(f"data.{name}", getattr(self, name), low=0)
+        _check_range("data.random_erasing", self.random_erasing, low=0, high=1)
+        _check_range("data.repeats", self.repeats, low=1)
+        if self.rand_augment and not self.rand_augment.startswith("rand-"):
+            raise SpecError(f"data.rand_augment is {self.rand_augment!r}; timm's form is rand-m9-mstd0.5-inc1")
+        on = [n for n in ("rand_augment", "random_erasing", "cutout", "mixup", "cutmix") if getattr(self, n)]
+        if self.augment == "none" and on:
+            raise SpecError(f"data.augment is 'none', and data.{on[0]} is on; choose one")
 
 
 @dataclass(frozen=True)
@@ -228,22 +258,43 @@ class TrainSpec:
     label_smoothing: float = 0.0
     """Probability mass the loss spreads over all classes (training only)."""
     precision: str = "fp32"
-    """fp32, bf16 or fp16: the arithmetic of the net (autocast); weights stay fp32."""
+    """fp32, bf16 or fp16: the arithmetic of the net (autocast); weights stay fp32. fp64: everything in double."""
     channels_last: bool = False
     """Keep images and activations in channels-last memory order, which GPUs prefer in 16 bits."""
     clip_norm: float = 0.0
     """Clip the gradient's norm to this; 0 does not."""
     select: str = "last"
     """The weights that are tested: last, or best (lowest validation loss; needs a validation split)."""
+    ema: float = 0.0
+    """Decay of an exponential moving average of the weights, a step at a time, which is what is validated and tested
+    (0.9999 is usual); 0 keeps none."""
+    devices: int = 1
+    """Devices of a node that share every batch (DDP): GPUs, or processes on a CPU."""
+    nodes: int = 1
+    """Nodes that share every batch."""
+    accumulate: int = 1
+    """Micro-batches that a device takes its share of a batch in, one after the other."""
+    sync_bn: bool = False
+    """Batch norms see the images of all devices, not only their own."""
+    compile: bool = False
+    """Compile the net with torch.compile."""
 
     def __post_init__(self) -> None:
         """Refuse what no run can be."""
         _coerce_fields(self, "train")
         _check_range("train.epochs", self.epochs, low=1)
         _check_range("train.label_smoothing", self.label_smoothing, low=0, high=0.999)
-        check_choice("train.precision", self.precision, ("fp32", "bf16", "fp16"))
+        check_choice("train.precision", self.precision, ("fp32", "bf16", "fp16", "fp64"))
         _check_range("train.clip_norm", self.clip_norm, low=0)
         check_choice("train.select", self.select, ("last", "best"))
+        _check_range("train.ema", self.ema, low=0, high=0.9999999)
+        for name in ("devices", "nodes", "accumulate"):
+            _check_range(f"train.{name}", getattr(self, name), low=1)
+
+    @property
+    def ranks(self) -> int:
+        """Processes that share every batch."""
+        return self.devices * self.nodes
 
 
 @dataclass(frozen=True)
@@ -262,10 +313,22 @@ class RunSpec:
     """Seeds weights, data order, augmentation and dropout, each a stream of its own."""
 
     def __post_init__(self) -> None:
-        """Refuse combinations that would let a test image decide something."""
+        """Refuse fields that do not go together, such as ones that would let a test image decide something."""
         _coerce_fields(self, "")
         _check_range("seed", self.seed, low=0)
-        if self.data.val_fraction == 0 and not self.data.name.startswith("folder:"):
+        if self.optim.warmup_epochs >= self.train.epochs and self.optim.warmup_epochs:
+            raise SpecError(
+                f"optim.warmup_epochs is {self.optim.warmup_epochs} and train.epochs is {self.train.epochs}; the "
+                "warm-up must end before the training does"
+            )
+        if self.data.batch_size % (parts := self.train.ranks * self.train.accumulate):
+            below = self.data.batch_size - self.data.batch_size % parts
+            raise SpecError(
+                f"data.batch_size is {self.data.batch_size}, the images of a step in all, and train.devices, nodes and "
+                f"accumulate deal it out in {parts} equal parts; the nearest that can be are "
+                f"{' and '.join(str(size) for size in (below, below + parts) if size)}"
+            )
+        if self.data.val_fraction == 0 and self.data.name in DATA_SETS:
             for key, needs in (
                 ("optim.schedule", self.optim.schedule == "plateau"),
                 ("train.select", self.train.select == "best"),
@@ -317,6 +380,10 @@ class ExecSpec:
     """The W&B project."""
     plugins: str = ""
     """Modules to import first, separated by commas, such as one that adds a squeeze operator."""
+    checkpoint_minutes: float = 10.0
+    """Minutes between checkpoints within an epoch; each epoch ends with one anyway."""
+    recipe: str = ""
+    """The recipe of SE-Lab's that was read first; the record says what differs from it."""
 
     def __post_init__(self) -> None:
         """Refuse what no machine can do."""
@@ -324,6 +391,18 @@ class ExecSpec:
         check_choice("device", self.device, ("auto", "cpu", "cuda", "mps"))
         _check_range("threads", self.threads, low=1)
         _check_range("data_workers", self.data_workers, low=0)
+        _check_range("checkpoint_minutes", self.checkpoint_minutes, low=0, open_low=True)
+
+
+def label(trial: RunSpec) -> str:
+    """Return a trial in few words: 'cifar_resnet20 standard r=4, seed 1'."""
+    se = trial.model.se
+    if se.insertion == "none":
+        return f"{trial.model.backbone} no SE, seed {trial.seed}"
+    extras = [value for value, usual in ((se.squeeze, "avg"), (se.excitation, "sigmoid")) if value != usual]
+    if se.stages != "all":
+        extras.append(f"stages {','.join(map(str, se.stages))}")
+    return " ".join([trial.model.backbone, se.insertion, f"r={se.reduction}", *extras]) + f", seed {trial.seed}"
 
 
 def run_spec(values: Mapping[str, Any]) -> RunSpec:

@@ -79,13 +79,17 @@ class SqueezeExcite(nn.Module):
         """Scale x, (N, C, H, W), by its gate."""
         z = self.squeeze(x)
         if z.dim() == 2:
-            s = self.excitation(self.expand(F.relu(self.reduce(z))))
-            scaled: Tensor = x * self.gate(s)[:, :, None, None]
+            scaled: Tensor = x * self.excite(z)[:, :, None, None]
         else:
             hidden = F.relu(F.conv2d(z, self.reduce.weight[:, :, None, None], self.reduce.bias))
             s = self.excitation(F.conv2d(hidden, self.expand.weight[:, :, None, None], self.expand.bias))
             scaled = x * self.gate(s)
         return scaled
+
+    def excite(self, z: Tensor) -> Tensor:
+        """Return the gate of squeezed maps, (N, C) -> (N, C)."""
+        s: Tensor = self.gate(self.excitation(self.expand(F.relu(self.reduce(z)))))
+        return s
 
     def extra_repr(self) -> str:
         """Name the operators."""

@@ -5,7 +5,7 @@
                    predictions.npz   per test image: key, label, top5, correct
                    last.ckpt, previous.ckpt, best.ckpt
                    claims/           who worked on it, in turn
-<store>/.index.json                  rows of records that are over, to be read at once (record_index)
+<store>/.index.safetensors           rows of records that are over, to be read at once (record_index)
 """
 
 from __future__ import annotations
@@ -26,12 +26,15 @@ from typing import IO, Any
 import pandas as pd
 
 from se_lab.record_index import FILE as INDEX
-from se_lab.record_index import Columns, Stamp, append, load_index, order_by, stamp_of, take
+from se_lab.record_index import Columns, Stamp, append, load_index, order_of, stamp_of, take
 from se_lab.spec import SpecError
 
 HEARTBEAT_SECONDS = 5.0
 LEASE_SECONDS = 60.0
 """A claim whose heart has not beaten for this long is dead. On the worker's own host its death is seen at once."""
+
+
+_PART = 1 << 16
 
 
 class TrialBusyError(RuntimeError):
@@ -48,10 +51,12 @@ class RunRecord:
 
     trial_id: str
     status: str
-    """finished or failed."""
+    """finished, failed, or stopped (given up early by its sweep)."""
     spec: dict[str, Any]
     """Flat, under dotted keys; None where an SE field cannot matter."""
     execution: dict[str, Any]
+    recipe: dict[str, Any] | None = None
+    """The recipe's name and, under changed, what the trial has otherwise: {key: [the recipe's, the trial's]}."""
     sites: list[dict[str, Any]] = field(default_factory=list)
     complexity: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
@@ -67,6 +72,8 @@ class RunRecord:
     """ISO 8601, UTC."""
     error: str | None = None
     """The traceback of a failed trial."""
+    error_kind: str | None = None
+    """Why it failed, as se_lab.failures has it: out of memory, NaN loss, disk full, lost process, …"""
 
 
 def trial_folder(store: str | Path, trial_id: str) -> Path:
@@ -98,6 +105,18 @@ def clear_leftovers(folder: Path) -> None:
     for path in folder.glob(".*"):
         if path.is_file():
             path.unlink(missing_ok=True)
+
+
+def read_bytes(path: str) -> bytes:
+    """Read a small file; of ten thousand, opening them as Python does takes twice as long as this."""
+    file = os.open(path, os.O_RDONLY)
+    try:
+        parts = [os.read(file, _PART)]
+        while len(parts[-1]) == _PART:
+            parts.append(os.read(file, _PART))
+        return b"".join(parts)
+    finally:
+        os.close(file)
 
 
 def write_record(folder: Path, record: RunRecord) -> RunRecord:
@@ -142,32 +161,34 @@ def read_records(store: str | Path, wanted: Mapping[str, dict[str, Any]] | None 
     store = Path(store)
     if wanted is None and not store.is_dir():
         raise FileNotFoundError(f"{store} is no folder of trials")
-    names = sorted(os.listdir(store)) if wanted is None else wanted
+    names = os.listdir(store) if wanted is None else wanted
     stamps = {name: stamp_of(f"{store}/{name}/record.json") for name in names}
     if wanted is None:
         stamps = {name: stamp for name, stamp in stamps.items() if stamp or (store / name / "claims").is_dir()}
         if not stamps:
             raise FileNotFoundError(f"{store} holds no trial")
     trials, columns = _read_columns(store, stamps, wanted)
-    if wanted is None:
-        order = order_by(columns, [*(key for key in columns if "." in key or key == "seed"), "trial_id"])
-    else:
+    if wanted is not None:
         place = {trial: number for number, trial in enumerate(trials)}
         order = [place[trial] for trial in wanted]
-    table: pd.DataFrame = pd.DataFrame(take(columns, order))
-    table.insert(3, "folder", [f"{store}{os.sep}{trials[number]}" for number in order])
+        trials, columns = [trials[number] for number in order], take(columns, order)
+    arrays = {key: values.to_array() for key, values in columns.items()}
+    folders = [f"{store}{os.sep}{trial}" for trial in trials]
+    first = ("trial_id", "status", "error")
+    table: pd.DataFrame = pd.DataFrame({**{key: arrays.pop(key, []) for key in first}, "folder": folders, **arrays})
     return table
 
 
 def _read_columns(
     store: Path, stamps: Mapping[str, Stamp | None], wanted: Mapping[str, dict[str, Any]] | None
 ) -> tuple[list[str], Columns]:
-    """Return trials and their rows: from the index where its stamp is the record's, else read, and then kept in it.
+    """Return trials and their rows, in order: of the index where its stamp is the record's, else read and kept in it.
 
     Besides the trials with stamps there may be others, whose rows the index has and `wanted` has not.
     """
     index = load_index(store)
-    known = {trial for trial, stamp in zip(index.trials, index.stamps, strict=True) if stamps.get(trial) == stamp}
+    seen = zip(index.trials, map(tuple, index.stamps.tolist()), strict=True)
+    known = {trial for trial, stamp in seen if stamps.get(trial) == stamp}
     # of what was not asked for, a whole reading has seen that it is gone
     stay = [n for n, trial in enumerate(index.trials) if trial in known or (wanted is not None and trial not in stamps)]
     index = index.take(stay)
@@ -176,16 +197,19 @@ def _read_columns(
     over = {trial: stamp for trial in fresh if (stamp := stamps[trial])}
     few = len(over) * 20 < len(index.trials)  # to read a twentieth again costs less than to write the index anew
     if over and not few:
-        index.add(over, [rows.pop(trial) for trial in over])
+        index = index.add(over, [rows.pop(trial) for trial in over])
         with contextlib.suppress(OSError):  # a store that cannot be written is read all the same
             write_whole(store / INDEX, lambda file: file.write(index.to_bytes()))
-    return [*index.trials, *rows], append(index.columns, rows.values())
+    if not rows:
+        return index.trials, index.columns
+    columns = append(index.columns, rows.values())
+    order, trials = order_of(columns), [*index.trials, *rows]
+    return [trials[number] for number in order], take(columns, order)
 
 
 def _row(store: Path, trial_id: str, spec: dict[str, Any]) -> dict[str, Any]:
     try:
-        with open(f"{store}/{trial_id}/record.json", "rb") as file:  # noqa: PTH123 (a Path takes longer than the file)
-            record = json.loads(file.read())
+        record = json.loads(_without_sites(read_bytes(f"{store}/{trial_id}/record.json")).decode())
     except ValueError as error:
         raise _no_record(trial_folder(store, trial_id), error) from error
     except FileNotFoundError:
@@ -194,18 +218,32 @@ def _row(store: Path, trial_id: str, spec: dict[str, Any]) -> dict[str, Any]:
         if folder.is_dir():
             status = "running" if holder_of(folder) else "interrupted"
         return {"trial_id": trial_id, "status": status, "error": None, **spec}
-    costs = ("params", "params_se", "macs", "macs_se", "elementwise")
+    costs = record.get("complexity", {})
     return {
         "trial_id": trial_id,
         "status": record["status"],
         "error": record["error"].strip().rpartition("\n")[2] if record.get("error") else None,
         **record["spec"],
         **record.get("metrics", {}),
-        **{cost: record.get("complexity", {}).get(cost) for cost in costs},
+        "params": costs.get("params"),
+        "params_se": costs.get("params_se"),
+        "macs": costs.get("macs"),
+        "macs_se": costs.get("macs_se"),
+        "elementwise": costs.get("elementwise"),
         **record.get("timings", {}),
         "code_version": record.get("versions", {}).get("se-lab"),
         "data_digest": record.get("data", {}).get("digest"),
     }
+
+
+def _without_sites(record: bytes) -> bytes:
+    """Cut the sites, which no row shows and which are half the text, out of a record as `write_record` lays it out.
+
+    No string of JSON holds a line's end, so such lines can only be those of the record itself.
+    """
+    before, found, rest = record.partition(b'\n  "sites": [\n')
+    after = rest.find(b"\n  ],\n")
+    return before + rest[after + 5 :] if found and after >= 0 else record
 
 
 def _without_nan(value: Any) -> Any:
@@ -264,7 +302,7 @@ def claim(folder: Path) -> Iterator[Claim]:
     if latest is not None and _is_held(latest):
         raise TrialBusyError(f"{folder.name} is being worked on by {describe_holder(folder)}")
     path = claims / f"{int(latest.name) + 1 if latest else 1:06d}"
-    if not _create(path, json.dumps(_identity())):
+    if not create_once(path, json.dumps(_identity())):
         raise TrialBusyError(f"{folder.name} was claimed by another worker a moment ago")
     held = Claim(path)
     try:
@@ -298,8 +336,11 @@ def _latest(claims: Path) -> Path | None:
     return claims / max(names) if names else None
 
 
-def _create(path: Path, text: str) -> bool:
-    """Create a file with its content, unless it exists: a hard link is atomic on every file system, NFS included."""
+def create_once(path: Path, text: str) -> bool:
+    """Create a file with its content, and return whether it was this call that did: of many that try, one does.
+
+    A hard link is atomic on every file system, NFS included.
+    """
     aside = path.with_name(f".{uuid.uuid4().hex}")
     aside.write_text(text)
     try:

@@ -1,94 +1,116 @@
-"""Image classification as a LightningModule: loss, errors in %, optimizer and schedule."""
+"""Image classification as a LightningModule: the net, its training step, and its evaluation."""
 
 from __future__ import annotations
 
+import itertools
 import time
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
-from timm.optim import create_optimizer_v2, list_optimizers
-from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
-from torch import Tensor
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import ReduceLROnPlateau
-from torchmetrics import MeanMetric, MetricCollection
-from torchmetrics.classification import MulticlassAccuracy
 
 from se_lab.data import Batch
+from se_lab.distributed import gathered, share_buffers
+from se_lab.metrics import Sums
 from se_lab.model import create_model
-from se_lab.spec import OptimSpec, RunSpec, check_choice, seed_of
+from se_lab.optimize import create_optimizer, create_schedule, onecycle
+from se_lab.spec import RunSpec, seed_of
+from se_lab.sync_bn import sync_on_cpu
 
-TIMM_OPTIMIZERS = {"sgd": "momentum", "nesterov": "sgd"}
-"""timm calls SGD with Nesterov momentum sgd; here sgd is the paper's, with plain momentum."""
-
-
-def check_optimizer(optim: OptimSpec) -> None:
-    """Raise SpecError for an optimizer that timm does not have, naming the nearest."""
-    name = TIMM_OPTIMIZERS.get(optim.name, optim.name).removeprefix("lookahead_")
-    check_choice("optim.name", name, ("nesterov", *map(str, list_optimizers())))
+Row = dict[str, float]
+"""What is known of an epoch: epoch, lr, train/…, val/…, images_per_s."""
 
 
 class ClassificationTask(L.LightningModule):
     """One trial's net and how it learns.
 
-    Everything a resumed run needs is in its checkpoint: the plateau schedule, and the sums of an epoch that was
-    interrupted. Schedules are set from the epoch, not counted, so that a restart cannot miss or repeat a step.
+    Everything a resumed run needs is in its checkpoint: the plateau schedule, the sums of an epoch that was
+    interrupted, and the row of one that was trained and not yet validated. Schedules are set from the epoch, not
+    counted, so that a restart cannot miss or repeat a step. Nothing is logged on the way, and no GPU is waited for.
     """
 
     def __init__(self, spec: RunSpec, num_classes: int, in_chans: int) -> None:
         super().__init__()
-        self.spec = spec
-        self.model = create_model(spec.model, num_classes, in_chans, seed=spec.seed)
+        self.spec, self.num_classes = spec, num_classes
+        sync_bn = spec.train.sync_bn and spec.train.ranks > 1
+        self.model = create_model(spec.model, num_classes, in_chans, seed=spec.seed, sync_bn=sync_bn)
         self.layout = torch.channels_last if spec.train.channels_last else torch.contiguous_format
         self.model.to(memory_format=self.layout)
-        self.train_sums = MetricCollection(_metrics(num_classes, top5=False))
-        self.val_sums = MetricCollection(_metrics(num_classes))
-        self.test_sums = MetricCollection(_metrics(num_classes))
-        self.history: list[dict[str, float]] = []
-        """One row an epoch: epoch, lr, train/…, val/…, images_per_s."""
-        self.predictions: dict[str, list[np.ndarray[Any, Any]]] = {"image": [], "label": [], "top5": []}
+        self.ema = ModelEmaV3(self.model, decay=spec.train.ema).requires_grad_(False) if spec.train.ema else None
+        self.history: list[Row] = []
+        """A row an epoch."""
+        self.open_row: Row | None = None
+        """The row of an epoch whose training is over and whose validation is not."""
+        self.predictions: dict[str, np.ndarray[Any, Any]] = {}
+        """Of the last evaluation that kept them: image, label, top5."""
+        self._sums = Sums(num_classes, top5=False)
+        self._all_sums: list[Tensor] = []
         self._epoch_of_sums = -1
         self._epoch_started = 0.0
         self._images_seen = 0
         self._plateau_state: dict[str, Any] | None = None
         self._bad_batch = torch.tensor(-1)
+        self._loaders: dict[str, Iterable[Batch]] = {}
+
+    @property
+    def tested(self) -> nn.Module:
+        """The net that is validated and tested: the moving average's, where there is one."""
+        return self.model if self.ema is None else self.ema.module
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits, (N, C, H, W) -> (N, classes)."""
-        logits: Tensor = self.model(images.contiguous(memory_format=self.layout))
+        return self._logits(self.model, images)
+
+    def _logits(self, net: nn.Module, images: Tensor) -> Tensor:
+        logits: Tensor = net(images.contiguous(memory_format=self.layout))
         return logits
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Make timm's optimizer; the schedule stays with this module."""
-        optim = self.spec.optim
-        name = TIMM_OPTIMIZERS.get(optim.name, optim.name)
-        optimizer = create_optimizer_v2(self.model, name, optim.lr, optim.weight_decay, optim.momentum)
-        self.schedule = _schedule(optimizer, optim, self.spec.train.epochs)
+        optimizer = create_optimizer(self.model, self.spec.optim)
+        self.schedule = create_schedule(optimizer, self.spec.optim, self.spec.train.epochs)
         if self._plateau_state is not None and isinstance(self.schedule, ReduceLROnPlateau):
             self.schedule.load_state_dict(self._plateau_state)
         return optimizer
 
+    def setup(self, stage: str) -> None:
+        """Make batch norms that ranks share ready for a CPU."""
+        if self.trainer.strategy.root_device.type == "cpu":
+            sync_on_cpu(self.model)
+
+    def on_fit_start(self) -> None:
+        """Compile the net, where that is asked for."""
+        if self.spec.train.compile:  # in place, so that the keys of its state dict stay
+            self.model.compile()
+            self.tested.compile()
+
     def on_train_start(self) -> None:
         """Count the steps of the whole run, for schedules that go step by step."""
-        batches = int(self.trainer.num_training_batches)
-        self._steps = batches * self.spec.train.epochs
-        self._warmup_steps = batches * self.spec.optim.warmup_epochs
+        steps = int(self.trainer.num_training_batches) // self.spec.train.accumulate
+        self._steps = steps * self.spec.train.epochs
+        self._warmup_steps = steps * self.spec.optim.warmup_epochs
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Key the dropout stream to (seed, step), and begin an epoch's schedule and sums with its first batch."""
-        torch.manual_seed(seed_of(self.spec.seed, "dropout", self.global_step))
+        part = (batch_idx % self.spec.train.accumulate, self.global_rank)
+        key = () if part == (0, 0) else part
+        torch.manual_seed(seed_of(self.spec.seed, "dropout", self.global_step, *key))
         if self._epoch_of_sums != self.current_epoch:
             self._epoch_of_sums = self.current_epoch
-            self.train_sums.reset()
+            self._sums.reset(self.device)
             self._epoch_started, self._images_seen = time.perf_counter(), 0
             if isinstance(self.schedule, Scheduler):
                 self.schedule.step(self.current_epoch)
         if self.spec.optim.schedule == "onecycle":
             rate = self.spec.optim.lr * onecycle(self.global_step, self._steps, self._warmup_steps)
-            for group in self.optimizers().param_groups:  # type: ignore[union-attr]
+            for group in self._optimizer.param_groups:
                 group["lr"] = rate
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -98,7 +120,8 @@ class ClassificationTask(L.LightningModule):
         smoothing = self.spec.train.label_smoothing
         losses = F.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="none")
         loss = losses.mean()
-        _add(self.train_sums, losses.detach(), logits.detach(), labels)
+        dominant = labels.argmax(1) if labels.ndim == 2 else labels  # mixup and cutmix give shares of classes
+        self._sums.add(losses.detach(), logits.detach().argmax(1, keepdim=True), dominant)
         self._images_seen += len(images)
         self._watch(loss.detach(), batch_idx)
         return loss
@@ -107,121 +130,106 @@ class ClassificationTask(L.LightningModule):
         """Raise FloatingPointError soon after a loss that is no number; asking a GPU each step would make it wait."""
         self._bad_batch = self._bad_batch.to(loss.device)
         first = ~torch.isfinite(loss) & (self._bad_batch < 0)
-        self._bad_batch = torch.where(first, batch_idx, self._bad_batch)
+        self._bad_batch = torch.where(first, batch_idx // self.spec.train.accumulate, self._bad_batch)
         if (loss.is_cpu or batch_idx % 50 == 49 or self.trainer.is_last_batch) and (bad := int(self._bad_batch)) >= 0:
-            lr = self.optimizers().param_groups[0]["lr"]  # type: ignore[union-attr]
+            lr = self._optimizer.param_groups[0]["lr"]
             raise FloatingPointError(
                 f"the training loss is nan or infinite in batch {bad} of epoch {self.current_epoch}, lr {lr:g}"
             )
 
-    def on_train_epoch_end(self) -> None:
-        """Write the epoch's row, and let the plateau schedule look at the validation loss."""
-        row = {
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Take the step, and let the moving average follow."""
+        super().optimizer_step(*args, **kwargs)
+        if self.ema is not None:
+            self.ema.update(self.model, step=self.global_step + 1)
+
+    def close_training(self) -> None:
+        """Open the row of an epoch whose batches are done."""
+        seconds = max(time.perf_counter() - self._epoch_started, 1e-9)
+        self.open_row = {
             "epoch": self.current_epoch,
-            "lr": self.optimizers().param_groups[0]["lr"],  # type: ignore[union-attr]
-            **_read(self.train_sums, "train"),
-            **{key: float(value) for key, value in self.trainer.callback_metrics.items() if key.startswith("val/")},
+            "lr": self._optimizer.param_groups[0]["lr"],
+            **self._sums.read("train"),
+            "images_per_s": round(self._images_seen * self.spec.train.ranks / seconds, 1),
         }
-        speed = self._images_seen / max(time.perf_counter() - self._epoch_started, 1e-9)
-        self.history = [past for past in self.history if past["epoch"] < row["epoch"]]
-        self.history.append({**row, "images_per_s": round(speed, 1)})
-        self.log_dict({key: value for key, value in self.history[-1].items() if not key.startswith(("val/", "epoch"))})
+
+    def close_epoch(self, validation: Row) -> Row:
+        """Complete the epoch's row, let the plateau schedule look at its validation loss, and return it."""
+        assert self.open_row is not None
+        row = {key: value for key, value in self.open_row.items() if key != "images_per_s"}
+        row |= {**validation, "images_per_s": self.open_row["images_per_s"]}
+        self.history = [past for past in self.history if past["epoch"] < row["epoch"]] + [row]
+        self.open_row = None
         if isinstance(self.schedule, ReduceLROnPlateau):
             self.schedule.step(row["val/loss"])
+        return row
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Add a batch to the validation sums."""
-        self._evaluate(batch, self.val_sums)
+    @torch.no_grad()
+    def evaluate(
+        self, split: str, after_batch: Callable[[], None] = lambda: None, most: int | None = None, keep: bool = False
+    ) -> Row:
+        """Return loss in nats and errors in % over a split, all ranks together.
 
-    def on_validation_epoch_end(self) -> None:
-        """Log the validation loss and errors."""
-        self.log_dict(_read(self.val_sums, "val"))
-        self.val_sums.reset()
+        Args:
+            split: val or test.
+            after_batch: Called after each batch; may raise to stop.
+            most: Batches to take; all by default.
+            keep: Keep what is predicted for each image in `predictions`.
+        """
+        trainer, net = self.trainer, self.tested
+        device = trainer.strategy.root_device
+        self.to(device)  # Lightning leaves a net on the CPU when training is over
+        share_buffers(net)
+        sums, parts = Sums(self.num_classes), []
+        sums.reset(device)
+        net.eval()
+        try:
+            with trainer.precision_plugin.val_step_context():
+                for batch in itertools.islice(self._batches(split), most):
+                    images, labels, numbers = [part.to(device, non_blocking=True) for part in batch]
+                    logits = self._logits(net, trainer.precision_plugin.convert_input(images))
+                    best = logits.topk(min(5, logits.shape[1]), dim=1).indices
+                    sums.add(F.cross_entropy(logits, labels, reduction="none"), best, labels)
+                    if keep:
+                        parts.append([part.cpu().numpy() for part in (numbers, labels, best)])
+                    after_batch()
+        finally:
+            self.model.train()
+        if keep:
+            all_parts = itertools.chain.from_iterable(gathered(parts))
+            image, label, top5 = (np.concatenate(arrays) for arrays in zip(*all_parts, strict=True))
+            order = np.argsort(image)
+            self.predictions = {"image": image[order], "label": label[order], "top5": top5[order]}
+        return sums.read(split)
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Add a batch to the test sums, and keep what was predicted for each image."""
-        logits = self._evaluate(batch, self.test_sums)
-        best = logits.topk(min(5, logits.shape[1]), dim=1).indices
-        for name, values in zip(self.predictions, (batch[2], batch[1], best), strict=True):
-            self.predictions[name].append(values.cpu().numpy())
+    def _batches(self, split: str) -> Iterable[Batch]:
+        if split not in self._loaders:
+            self._loaders[split] = self.trainer.datamodule.batches(split)  # type: ignore[attr-defined]
+        return self._loaders[split]
 
-    def on_test_epoch_end(self) -> None:
-        """Log the test loss and errors."""
-        self.log_dict(_read(self.test_sums, "test"))
-        self.test_sums.reset()
-
-    def _evaluate(self, batch: Batch, sums: MetricCollection) -> Tensor:
-        images, labels, _ = batch
-        logits: Tensor = self(images)
-        _add(sums, F.cross_entropy(logits, labels, reduction="none"), logits, labels)
-        return logits
+    @property
+    def _optimizer(self) -> torch.optim.Optimizer:
+        return self.trainer.optimizers[0]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what a resumed run needs beside weights and optimizer."""
+        """Keep what a resumed run needs beside weights and optimizer; `gather_sums` has asked the other ranks."""
         plateau = self.schedule.state_dict() if isinstance(self.schedule, ReduceLROnPlateau) else None
         checkpoint["se_lab"] = {
             "history": self.history,
+            "open_row": self.open_row,
             "plateau": plateau,
-            "sums": {name: dict(metric.metric_state) for name, metric in self.train_sums.items()},
+            "sums": self._all_sums,
             "epoch_of_sums": self._epoch_of_sums,
         }
+
+    def gather_sums(self) -> None:
+        """Let rank 0 have every rank's sums, for the checkpoint that it is about to write."""
+        self._all_sums = gathered(self._sums.totals.cpu())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take it back."""
         state = checkpoint["se_lab"]
-        self.history, self._plateau_state = state["history"], state["plateau"]
+        self.history, self.open_row, self._plateau_state = state["history"], state["open_row"], state["plateau"]
         self._epoch_of_sums = state["epoch_of_sums"]
         self._epoch_started = time.perf_counter()
-        for name, metric in self.train_sums.items():
-            for key, value in state["sums"][name].items():
-                setattr(metric, key, value)
-            metric._update_count = 1  # torchmetrics warns of a metric that was read before any update
-
-
-def onecycle(step: int, steps: int, warmup: int) -> float:
-    """Return the share of the peak rate at a step: up linearly over `warmup` steps, down linearly to 0 at the end."""
-    return min((step + 1) / (warmup + 1), (steps - step) / max(steps - warmup, 1))
-
-
-def _schedule(optimizer: torch.optim.Optimizer, optim: OptimSpec, epochs: int) -> Scheduler | ReduceLROnPlateau | None:
-    """Return timm's schedule; for plateau PyTorch's, since timm's is deprecated and keeps no state to resume from."""
-    if optim.schedule == "plateau":
-        return ReduceLROnPlateau(optimizer, mode="min", factor=optim.decay_rate, patience=optim.patience)
-    if optim.schedule == "onecycle":
-        return None
-    schedule, _ = create_scheduler_v2(
-        optimizer,
-        sched=optim.schedule,
-        num_epochs=epochs,
-        decay_epochs=optim.decay_epochs,
-        decay_milestones=[epoch + 1 for epoch in optim.milestones],  # timm drops one epoch before the one it is told
-        decay_rate=optim.decay_rate,
-        warmup_epochs=optim.warmup_epochs,
-        warmup_lr=optim.lr / max(optim.warmup_epochs, 1),
-    )
-    assert isinstance(schedule, Scheduler)
-    return schedule
-
-
-def _metrics(num_classes: int, top5: bool = True) -> dict[str, Any]:
-    metrics: dict[str, Any] = {
-        "loss": MeanMetric(nan_strategy="disable"),  # the other strategies hide a NaN, and this one ignores weights
-        "top1_error": MulticlassAccuracy(num_classes, top_k=1, average="micro", validate_args=False),
-    }
-    if top5 and num_classes > 5:  # with five classes it is 0 whatever the net says
-        metrics["top5_error"] = MulticlassAccuracy(num_classes, top_k=5, average="micro", validate_args=False)
-    return metrics
-
-
-def _add(sums: MetricCollection, losses: Tensor, logits: Tensor, labels: Tensor) -> None:
-    for name, metric in sums.items():
-        if name == "loss":
-            metric.update(losses)
-        else:
-            metric.update(logits, labels)
-
-
-def _read(sums: MetricCollection, split: str) -> dict[str, float]:
-    """Return loss in nats and errors in %."""
-    values = {name: float(metric.compute()) for name, metric in sums.items()}
-    return {f"{split}/{name}": 100 * (1 - v) if name.endswith("_error") else v for name, v in values.items()}
+        self._sums.totals = state["sums"][self.global_rank].to(self.trainer.strategy.root_device)

@@ -17,6 +17,8 @@ from se_lab.store import RunRecord, read_record
 def load_trained(path: str | Path) -> tuple[nn.Module, RunSpec]:
     """Build the net of a checkpoint, in eval mode on the CPU, and return it with its trial's spec.
 
+    Of a trial that keeps a moving average of its weights, those are the net's.
+
     Args:
         path: A trial's checkpoint, beside its record.json, or the trial's folder: its best.ckpt where the trial was
             tested with its best weights, else its last.ckpt.
@@ -41,7 +43,8 @@ def load_trained(path: str | Path) -> tuple[nn.Module, RunSpec]:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
     except Exception as error:  # torch raises whatever its readers do
         raise SpecError(f"{path} is no checkpoint of SE-Lab's: {type(error).__name__}: {error}") from error
-    weights = {key.removeprefix("model."): value for key, value in state.items() if key.startswith("model.")}
+    tested = "ema.module." if record.spec.get("train.ema") else "model."
+    weights = {key.removeprefix(tested): value for key, value in state.items() if key.startswith(tested)}
     import_plugins(record.execution.get("plugins", ""))  # operators that the spec names
     spec = run_spec(record.spec)
     model = _untrained(spec, record, weights)

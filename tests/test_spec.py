@@ -56,6 +56,9 @@ se_specs = st.builds(
         ({"data.val_fraction": 0, "optim.schedule": "plateau"}, "no test image decides"),
         ({"seed": -1}, "at least 0"),
         ({"train.epochs": True}, "must be an integer"),
+        ({"optim.warmup_epochs": 10}, "must end before the training does"),
+        ({"train.precision": "fp46"}, "did you mean 'fp64'"),
+        ({"train.ema": 1}, "at most 1"),
     ],
 )
 def test_wrong_value_is_refused_with_what_is_allowed(values, said):

@@ -10,12 +10,14 @@ import signal
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from sklearn.metrics import accuracy_score, log_loss, top_k_accuracy_score
 
 from se_lab import train
 from se_lab.data import create_data
+from se_lab.keeper import TrialKeeper
 from se_lab.model import create_model
-from se_lab.spec import ExecSpec, ModelSpec, OptimSpec, SESpec, SpecError, TrainSpec
+from se_lab.spec import DataSpec, ExecSpec, ModelSpec, OptimSpec, SESpec, SpecError, TrainSpec
 from se_lab.store import read_record, trial_folder
 from se_lab.task import ClassificationTask
 from se_lab.train import InterruptedTrialError, run
@@ -32,14 +34,27 @@ VARIANTS = [
 def stop_after(monkeypatch, batches):
     """Ask the trial to stop after this many batches, as a signal does."""
     handed_out = []
-    original = train.TrialKeeper.on_train_batch_end
+    original = TrialKeeper.on_train_batch_end
 
     def counting(self, *args):
         handed_out.append(1)
-        self.stop_asked |= len(handed_out) == batches
+        self.stop.asked |= len(handed_out) == batches
         original(self, *args)
 
-    monkeypatch.setattr(train.TrialKeeper, "on_train_batch_end", counting)
+    monkeypatch.setattr(TrialKeeper, "on_train_batch_end", counting)
+
+
+def class_folders(root, classes=5, images=8):
+    """Make train/ and val/ of a few random images a class, and return the spec that reads them."""
+    rng = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for label in range(classes):
+            folder = root / split / f"class{label}"
+            folder.mkdir(parents=True)
+            for number in range(images):
+                pixels = rng.integers(0, 255, (20, 20, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{number}.png")
+    return DataSpec(f"folder:{root}", image_size=16, batch_size=8, val_fraction=0.25)
 
 
 def history(execution, spec):
@@ -141,12 +156,15 @@ def test_a_torn_checkpoint_is_said_and_the_one_before_is_used(quick, here, tmp_p
 def test_sigterm_after_the_last_batch_loses_nothing(quick, here, monkeypatch):
     spec = quick()
 
-    def terminate(self, *_):
+    original = ClassificationTask.evaluate
+
+    def terminate(self, *args):
         if self.current_epoch == 1:
             os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(ClassificationTask, "on_validation_start", terminate)
+        patch.setattr(ClassificationTask, "evaluate", terminate)
         with contextlib.suppress(InterruptedTrialError):
             run(spec, here)
     steps = []
@@ -225,18 +243,13 @@ def test_best_weights_are_those_of_the_lowest_validation_loss(quick, here):
 
 
 def test_with_five_classes_there_is_no_top5_error(tmp_path, here, quick):
-    from tests.test_data import make_folder
-
-    data = make_folder(tmp_path / "images", images=8)
-    spec = quick(data=dataclasses.replace(data, image_size=16))
+    spec = quick(data=class_folders(tmp_path / "images"))
     metrics = run(spec, dataclasses.replace(here, data_workers=0)).metrics
     assert "test/top1_error" in metrics and not any("top5" in key for key in metrics)
 
 
 def test_what_needs_validation_images_is_refused_where_a_folder_holds_none_out(tmp_path, here, quick):
-    from tests.test_data import make_folder
-
-    data = dataclasses.replace(make_folder(tmp_path / "images"), val_fraction=0.0)
+    data = dataclasses.replace(class_folders(tmp_path / "images"), val_fraction=0.0)
     with pytest.raises(SpecError, match=r"train\.select=best looks at validation images"):
         run(quick(data=data, train=TrainSpec(epochs=1, select="best")), here)
     assert not trial_folder(here.store, quick(data=data).trial_id).exists()

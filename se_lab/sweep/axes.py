@@ -199,6 +199,11 @@ def grid_values(axis: Axis) -> list[Any]:
     return list({json.dumps(value, sort_keys=True, default=str): value for value in values}.values())
 
 
+def is_categorical(axis: Axis) -> bool:
+    """Tell whether a parameter has values, or one, instead of a range."""
+    return "value" in axis or "values" in axis
+
+
 def draw(axis: Axis, u: float) -> Any:
     """Return the value of a parameter below which a share `u`, from 0 to 1, of its draws lies."""
     return handed_over(DISTRIBUTIONS[axis.get("distribution", _inferred(axis))][1](axis, u))

@@ -66,6 +66,10 @@ def _done_otherwise(spec: Mapping[str, Any]) -> Iterator[Finding]:
         yield Finding(
             "metric.name", f"no trial logs {name!r}", f"logged are {', '.join(METRICS)}{nearest(name, METRICS)}"
         )
+    stop = spec.get("early_terminate")
+    if isinstance(stop, Mapping) and "strict" not in stop:
+        what = "where it is left out W&B's documentation says false and its engine true"
+        yield Finding("early_terminate.strict", what, "write strict: true or strict: false")
     for key, axis in _parameters(spec).items():
         if not isinstance(axis, Mapping):
             continue
@@ -98,7 +102,7 @@ def _trial_findings(spec: Mapping[str, Any], refused: list[Finding]) -> Iterator
     wrong = {finding.where for finding in refused} | {finding.where.rpartition(".")[0] for finding in refused}
     axes = {name: axis for name, axis in _parameters(spec).items() if f"parameters.{name}" not in wrong}
     usual = {name: draw(axis, 0.5) for name, axis in axes.items()}
-    points = [] if refused else points_of(spec, 0)
+    points = [] if refused or spec["method"] == "bayes" else points_of(spec, 0)
     trials: list[RunSpec | None] = []
     for point in [*points, *(usual | {name: value} for name, axis in axes.items() for value in _extremes(axis))]:
         trial, findings = _try(common, point)

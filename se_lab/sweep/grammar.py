@@ -15,12 +15,14 @@ import yaml
 from se_lab.flags import parse_trial
 from se_lab.spec import ExecSpec, RunSpec, SpecError, dotted, leaves, nearest, run_spec, seed_of
 from se_lab.sweep.axes import Finding, axis_findings, draw, grid_values
+from se_lab.sweep.bayes import BayesSearch
+from se_lab.sweep.early_stop import VALIDATION_METRICS, Hyperband, Metric, early_stop_problems, hyperband_of
 
 TOP_LEVEL = (
     "program", "command", "method", "metric", "parameters", "name", "description", "project", "entity",
     "early_terminate", "run_cap",
 )  # fmt: skip
-METHODS = ("grid", "random")
+METHODS = ("grid", "random", "bayes")
 LAUNCHERS = ("${env}", "${interpreter}", "${program}")
 MACROS = (*LAUNCHERS, "${args}", "${args_no_equals}", "${args_json_file}")
 """The macros of W&B's agent that lead to `se-lab train`; the others write flags it does not read."""
@@ -34,18 +36,34 @@ class Sweep:
     name: str
     description: str
     trials: list[RunSpec]
+    """Of a bayes search those that it has proposed in the store by now."""
     execution: ExecSpec
     """Defaults from the spec's own command."""
     repeated: int
     """Points of the spec that are trials it already has, such as r=4 and r=8 without SE units."""
+    search: BayesSearch | None = None
+    early_stop: Hyperband | None = None
+
+    @property
+    def looks_at(self) -> str | None:
+        """What in the sweep looks at a validation metric, as an error would say it."""
+        if self.search is not None:
+            return f"method=bayes on {self.search.metric.name}"
+        return f"early_terminate on {self.early_stop.metric.name}" if self.early_stop is not None else None
 
 
-def read_sweep(path: str | Path, *, seed: int = 0) -> Sweep:
+def read_sweep(path: str | Path, *, seed: int = 0, store_folder: str | Path | None = None) -> Sweep:
     """Read a W&B sweep spec and enumerate its trials.
 
     Fixed flags in `command` count for every trial, as they do under W&B's agent. Grid: parameters sorted by name, the
     last varying fastest, as W&B's engine has it. Random: `run_cap` draws from a stream keyed by `seed`. run_cap counts
-    the points of the spec.
+    the points of the spec. Bayes: what was proposed so far, and the search that proposes more.
+
+    Args:
+        path: The spec.
+        seed: Of a random or a bayes search.
+        store_folder: The store that keeps what a bayes search has proposed; by default that of the spec's own
+            command, or the variable SE_LAB_STORE, else runs/.
 
     Raises:
         SpecError: naming the file and everything that is wrong: the key, what is allowed, and the nearest.
@@ -55,8 +73,16 @@ def read_sweep(path: str | Path, *, seed: int = 0) -> Sweep:
         lines = "".join(f"\n  {finding}" for finding in found)
         raise SpecError(f"{path}: {found[0]}" if len(found) == 1 else f"{path}: {len(found)} things are wrong:{lines}")
     try:
-        points = points_of(spec, seed)
         common, execution = common_of(spec)
+        metric = metric_of(spec)
+        search = None
+        if spec["method"] == "bayes":
+            assert metric is not None
+            search = BayesSearch(spec["parameters"], common, metric, spec["run_cap"], seed)
+            points = [dotted(trial) for trial in search.proposed(store_folder or execution.store)]
+            search.corners()
+        else:
+            points = points_of(spec, seed)
         trials: dict[str, RunSpec] = {}
         for point in points:
             trial = trial_of(common, point)
@@ -69,6 +95,8 @@ def read_sweep(path: str | Path, *, seed: int = 0) -> Sweep:
         trials=list(trials.values()),
         execution=execution,
         repeated=len(points) - len(trials),
+        search=search,
+        early_stop=hyperband_of(spec, metric) if metric is not None and "early_terminate" in spec else None,
     )
 
 
@@ -92,8 +120,17 @@ def common_of(spec: Mapping[str, Any]) -> tuple[RunSpec, ExecSpec]:
     return parse_trial(flags) if flags else (RunSpec(), ExecSpec())
 
 
+def metric_of(spec: Mapping[str, Any]) -> Metric | None:
+    """Return the metric of a spec without problems."""
+    given = spec.get("metric")
+    if given is None:
+        return None
+    goal = given.get("goal", "minimize")
+    return Metric(given["name"], goal == "maximize", given.get("target"), given.get("impute", "worst"))
+
+
 def points_of(spec: Mapping[str, Any], seed: int) -> list[dict[str, Any]]:
-    """Return the points of a spec without problems: a value a parameter, as W&B's agent would hand them over."""
+    """Return the points of a grid or a random search: a value a parameter, as W&B's agent would hand them over."""
     parameters = {name: spec["parameters"][name] for name in sorted(spec["parameters"])}
     cap = spec.get("run_cap")
     if spec["method"] == "grid":
@@ -155,25 +192,31 @@ def problems(spec: Any) -> Iterator[Finding]:
 
 def _method_problems(spec: Mapping[str, Any]) -> Iterator[Finding]:
     method, cap = spec.get("method"), spec.get("run_cap")
-    if method == "bayes":
-        todo = "set method: random with a run_cap, or a grid; under W&B's own agents it would run"
-        yield Finding("method", "bayes looks at earlier trials, which cannot be done here", todo)
-    elif method not in METHODS:
+    if method not in METHODS:
         todo = f"allowed are {', '.join(METHODS)}{nearest(str(method), METHODS)}"
         yield Finding("method", f"it is {method!r}", todo)
+    looking = [what for what in ("bayes", "early_terminate") if what in (method, *spec)]
     if "early_terminate" in spec:
-        todo = "leave it out: every trial here runs to its end"
-        yield Finding("early_terminate", "trials cannot be stopped early here", todo)
-    if cap is None and method == "random":
-        yield Finding("run_cap", "run_cap is None", "a random search needs the number of its trials")
+        yield from early_stop_problems(spec["early_terminate"])
+    if cap is None and method in ("random", "bayes"):
+        yield Finding("run_cap", "run_cap is None", f"a {method} search needs the number of its trials")
     elif cap is not None and (type(cap) is not int or cap < 1):
         yield Finding("run_cap", f"it is {cap!r}", "it must be an integer from 1 on")
     metric = spec.get("metric")
-    if metric is None:
+    if metric is None and not looking:
         return
     if not isinstance(metric, Mapping) or not isinstance(metric.get("name"), str):
-        yield Finding("metric", f"it is {metric!r}", "it must be {name: val/top1_error, goal: minimize}")
+        what = f"it is {metric!r}" if metric is not None else f"{looking[0]} needs one"
+        yield Finding("metric", what, "it must be {name: val/top1_error, goal: minimize}")
         return
+    if looking and metric["name"] not in VALIDATION_METRICS:
+        todo = f"allowed are {', '.join(VALIDATION_METRICS)}{nearest(metric['name'], VALIDATION_METRICS)}"
+        what = f"{looking[0]} would look at {metric['name']!r}, and no test image decides anything"
+        yield Finding("metric.name", what, todo)
+    if metric.get("impute", "worst") not in ("worst", "best", "latest"):
+        yield Finding("metric.impute", f"it is {metric['impute']!r}", "it must be worst, best or latest")
+    if isinstance(target := metric.get("target", 0), bool) or not isinstance(target, (int, float)):
+        yield Finding("metric.target", f"it is {target!r}", "it must be a number")
     if metric.get("goal", "minimize") not in ("minimize", "maximize"):
         what = f"it is {metric['goal']!r}, and W&B would minimize without a word"
         yield Finding("metric.goal", what, "it must be minimize or maximize")

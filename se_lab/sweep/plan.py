@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import shutil
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,12 +16,12 @@ from rich.table import Table
 from torch.nn import functional as F
 
 from se_lab.complexity import Complexity, Trace, count_variant, trace
-from se_lab.data import data_shape
+from se_lab.data import DataShape, data_shape
 from se_lab.model import create_model
-from se_lab.spec import ExecSpec, RunSpec, SESpec, dotted
+from se_lab.rehearse import PREDICTION_BYTES
+from se_lab.spec import ExecSpec, RunSpec, SESpec, dotted, label
 from se_lab.store import read_record, trial_folder
 from se_lab.sweep.grammar import Sweep
-from se_lab.sweep.view import label
 
 TIMED_IMAGES = 16
 
@@ -33,6 +35,8 @@ class PlannedTrial:
     macs: int
     seconds: float
     """Estimated."""
+    bytes: int
+    """What its folder grows to, about."""
     done: bool
 
 
@@ -41,13 +45,24 @@ class Plan:
     """A sweep's trials and their cost."""
 
     sweep: Sweep
+    store: str
     trials: list[PlannedTrial]
     workers: int
+    to_come: PlannedTrial | None = None
+    """One like those that a search has yet to propose."""
+
+    @property
+    def left(self) -> list[PlannedTrial]:
+        """What is still to be run, proposed or not."""
+        search = self.sweep.search
+        more = search.cap - len(self.trials) if search is not None else 0
+        planned = [planned for planned in self.trials if not planned.done]
+        return planned + [self.to_come] * more if self.to_come is not None else planned
 
     @property
     def seconds(self) -> float:
         """Estimated time of what is left."""
-        return sum(planned.seconds for planned in self.trials if not planned.done) / self.workers
+        return sum(planned.seconds for planned in self.left) / self.workers
 
     def listing(self) -> list[dict[str, Any]]:
         """Return a dictionary a trial: trial_id, spec (flat), params, macs."""
@@ -69,9 +84,12 @@ class Plan:
             values = [label(p.trial), *(str(flat[key]) for key in keys)]
             done = "finished" if p.done else ""
             table.add_row(p.trial.trial_id, *values, f"{p.params:,}", f"{p.macs:,}", duration(p.seconds), done)
-        left = sum(not p.done for p in self.trials)
+        total = self.sweep.search.cap if self.sweep.search is not None else len(self.trials)
+        needed, free = sum(p.bytes for p in self.left), free_bytes(self.store)
         lines = [
-            f"{len(self.trials)} trials, {left} to run: about {duration(self.seconds)} with {self.workers} worker(s)"
+            f"{total} trials, {len(self.left)} to run: about {duration(self.seconds)} with {self.workers} worker(s), "
+            f"and {needed / 2**30:,.2f} GiB of the {free / 2**30:,.1f} that are free in {self.store}"
+            + (": NOT ENOUGH" if needed > free else "")
         ]
         if self.sweep.repeated:
             lines.append(f"{self.sweep.repeated} points of the spec are trials it already has, and run once")
@@ -82,7 +100,7 @@ class Plan:
     def _varied(self) -> list[str]:
         """Return the keys that vary and that a trial's label does not say."""
         flats = [p.trial.flat() for p in self.trials]
-        varied = [key for key in flats[0] if len({str(flat[key]) for flat in flats}) > 1]
+        varied = [key for key in (flats[0] if flats else ()) if len({str(flat[key]) for flat in flats}) > 1]
         return [key for key in varied if key not in ("model.backbone", "seed") and not key.startswith("model.se.")]
 
 
@@ -96,8 +114,10 @@ def plan_sweep(sweep: Sweep, execution: ExecSpec, workers: int) -> Plan:
     traces: dict[str, Trace] = {}
     per_mac: dict[str, float] = {}
     planned: list[PlannedTrial] = []
-    for trial in sweep.trials:
-        classes, shape, images = data_shape(trial.data, root=execution.data_root)
+    like = sweep.search.corners()[:1] if sweep.search is not None else []
+    for trial in [*sweep.trials, *like]:
+        data = data_shape(trial.data, root=execution.data_root)
+        classes, shape, images = data.classes, data.shape, data.sizes["train"]
         net = f"{dotted(trial.model)} {classes} {shape}"
         alike = f"{trial.model.backbone} {shape}"
         if net not in counted:
@@ -112,8 +132,26 @@ def plan_sweep(sweep: Sweep, execution: ExecSpec, workers: int) -> Plan:
         seconds = per_mac[f"{trial.model.backbone} {shape}"] * costs.macs * images * trial.train.epochs
         record = read_record(trial_folder(execution.store, trial.trial_id))
         done = record is not None and record.status == "finished"
-        planned.append(PlannedTrial(trial, costs.params, costs.macs, seconds, done))
-    return Plan(sweep, planned, workers)
+        size = folder_bytes(trial, costs.params, data)
+        planned.append(PlannedTrial(trial, costs.params, costs.macs, seconds, size, done))
+    return Plan(sweep, execution.store, planned[: len(sweep.trials)], workers, planned[-1] if like else None)
+
+
+def folder_bytes(trial: RunSpec, params: int, data: DataShape) -> int:
+    """Return about what a trial's folder grows to: two checkpoints, the best weights, predictions."""
+    plain = trial.optim.name in ("sgd", "nesterov", "momentum")
+    states = int(trial.optim.momentum > 0) if plain else 2
+    weights = 4 * params * (2 if trial.train.ema else 1)
+    best = weights if data.sizes["val"] else 0
+    return 2 * (weights + 4 * params * states) + best + PREDICTION_BYTES * data.sizes["test"]
+
+
+def free_bytes(folder: str) -> int:
+    """Return what is free on the disk of a folder, whether or not that is there yet."""
+    path = Path(folder).absolute()
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free
 
 
 def _time_step(model: torch.nn.Module, shape: tuple[int, int, int], classes: int) -> float:

@@ -36,5 +36,6 @@ def _load(source: str | Path, store_folder: str | Path) -> pd.DataFrame:
 
         return read_wandb(str(source).removeprefix("wandb:"))
     if Path(source).suffix in (".yaml", ".yml"):
-        return store.read_records(store_folder, {trial.trial_id: trial.flat() for trial in read_sweep(source).trials})
+        trials = read_sweep(source, store_folder=store_folder).trials
+        return store.read_records(store_folder, {trial.trial_id: trial.flat() for trial in trials})
     return store.read_records(source)

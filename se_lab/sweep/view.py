@@ -9,15 +9,16 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from se_lab.spec import RunSpec
+from se_lab.spec import label
 from se_lab.sweep.execute import Event
 
 
 class SweepView:
     """Shows events. It starts no thread: worker processes are forked while it is up."""
 
-    def __init__(self, trials: list[RunSpec]) -> None:
-        self.total = len(trials)
+    def __init__(self, total: int) -> None:
+        """Take the number of trials."""
+        self.total = total
         self.done = 0
         self.started = time.monotonic()
         self.live = sys.stderr.isatty()
@@ -59,7 +60,7 @@ class SweepView:
         else:
             if (task := self.tasks.pop(trial.trial_id, None)) is not None:
                 self.progress.remove_task(task)
-            if status not in ("busy", "interrupted"):
+            if status not in ("busy", "interrupted") and not status.startswith("again"):
                 self.done += 1
                 self.progress.update(self.all, completed=self.done)
             if status != "skipped":
@@ -67,14 +68,3 @@ class SweepView:
                 self.progress.console.print(line, highlight=False, markup=False)
         if self.live:
             self.progress.refresh()
-
-
-def label(trial: RunSpec) -> str:
-    """Return a trial in few words: 'cifar_resnet20 standard r=4, seed 1'."""
-    se = trial.model.se
-    if se.insertion == "none":
-        return f"{trial.model.backbone} no SE, seed {trial.seed}"
-    extras = [value for value, usual in ((se.squeeze, "avg"), (se.excitation, "sigmoid")) if value != usual]
-    if se.stages != "all":
-        extras.append(f"stages {','.join(map(str, se.stages))}")
-    return " ".join([trial.model.backbone, se.insertion, f"r={se.reduction}", *extras]) + f", seed {trial.seed}"

@@ -18,16 +18,18 @@ from typing import Any
 import pandas as pd
 
 from se_lab import store
-from se_lab.spec import ExecSpec, RunSpec, SpecError, fields_of, run_spec
+from se_lab.spec import ExecSpec, RunSpec, SpecError, fields_of, label, run_spec
+from se_lab.stopping import RESUME_ME, SIGNALS, InterruptedTrialError, Stop, heard
 from se_lab.store import RunRecord, TrialBusyError
 from se_lab.sweep.check import check_sweep
 from se_lab.sweep.grammar import load_spec, read_sweep
-from se_lab.sweep.view import label
-from se_lab.train import RESUME_ME, InterruptedTrialError, run
+from se_lab.train import run
 
 POLL_SECONDS = 2.0
 REACH_AGENTS = ("store", "data_root")
 """What of an ExecSpec an agent's trials get through their environment; the rest stands in the spec's command."""
+COUNTS = ("params", "params_se", "macs", "macs_se", "elementwise")
+"""The columns of whole numbers; W&B writes others as such where they happen to be."""
 STATES = {"finished": "finished", "running": "running", "failed": "failed", "crashed": "failed", "killed": "failed"}
 """W&B's states of a run whose record does not say; the others, such as preempted, are interrupted trials."""
 
@@ -36,7 +38,8 @@ def run_for_agent(spec: RunSpec, execution: ExecSpec) -> RunRecord:
     """Run the trial that a W&B agent asks for, in the run that the agent brought.
 
     A trial that is finished in the store ends at once with its metrics; one that another worker is running is waited
-    for. SIGTERM leaves a checkpoint and marks the run as preempting, so that the server hands it out again.
+    for. SIGTERM leaves a checkpoint and marks the run as preempting, so that the server hands it out again; one that
+    W&B itself ended, as early_terminate does, is not handed out again.
 
     Raises:
         InterruptedTrialError: on SIGTERM or SIGINT; leave with a status other than 0.
@@ -46,7 +49,7 @@ def run_for_agent(spec: RunSpec, execution: ExecSpec) -> RunRecord:
 
     folder = store.trial_folder(execution.store, spec.trial_id)
     try:
-        with _stopped_by_signals():
+        with heard(Stop()):  # while it waits for another worker; `run` hears them itself
             while True:
                 try:
                     record = run(spec, execution)
@@ -56,10 +59,13 @@ def run_for_agent(spec: RunSpec, execution: ExecSpec) -> RunRecord:
                     while store.holder_of(folder) is not None:
                         time.sleep(POLL_SECONDS)
     except InterruptedTrialError:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (*SIGNALS, signal.SIGINT):
             signal.signal(number, signal.SIG_IGN)  # it has been heard
         with _agents_run(spec, execution) as active:
-            active.mark_preempting()
+            if _given_up(active):
+                active.summary["status"] = "stopped"
+            else:
+                active.mark_preempting()
             active.finish(exit_code=RESUME_ME)
         raise
     except Exception:
@@ -73,19 +79,13 @@ def run_for_agent(spec: RunSpec, execution: ExecSpec) -> RunRecord:
     return record
 
 
-@contextlib.contextmanager
-def _stopped_by_signals() -> Iterator[None]:
-    """End what is not training on SIGTERM and SIGINT; while it trains, `run` has handlers of its own."""
+def _given_up(active: Any) -> bool:
+    """Tell whether W&B ended a run, by early_terminate or by a click: it must not be handed out again."""
+    with contextlib.suppress(Exception):  # not part of wandb's public interface
+        from wandb.sdk.launch.api import LaunchApi
 
-    def stop(*_: object) -> None:
-        raise InterruptedTrialError
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        return bool(LaunchApi().check_stop_requested(active.project, active.entity, active.id))
+    return False
 
 
 @contextlib.contextmanager
@@ -139,7 +139,7 @@ def sync(source: str | Path, execution: ExecSpec, *, entity: str | None = None) 
 
     folders: Sequence[Path]
     if Path(source).suffix in (".yaml", ".yml"):
-        sweep = read_sweep(source)
+        sweep = read_sweep(source, store_folder=execution.store)
         name, folders = sweep.name, [store.trial_folder(execution.store, trial.trial_id) for trial in sweep.trials]
     else:
         name, folders = "", [Path(folder) for folder in store.read_records(source)["folder"]]
@@ -175,7 +175,7 @@ def _send(record: RunRecord, folder: Path, sweep: str, **where: Any) -> None:
         for row in _history(folder):
             active.log(row, step=int(row["epoch"]))
         active.summary.update(_summary(trial, str(folder.parent)))
-        active.finish(exit_code=0 if record.status == "finished" else 1)
+        active.finish(exit_code=int(record.status == "failed"))
 
 
 def _history(folder: Path) -> Iterator[dict[str, float]]:
@@ -224,10 +224,11 @@ def _row(one: Any, where: str) -> dict[str, Any]:
     # W&B writes 1.0 as 1; a plugin's operator is unknown here unless its module is imported
     with contextlib.suppress(SpecError):
         flat = run_spec({key: value for key, value in flat.items() if value is not None}).flat()
-    status = summary.get("status") if one.state == "finished" else None
+    status = summary.get("status") if one.state == "finished" or summary.get("status") == "stopped" else None
     state = status or STATES.get(one.state, "interrupted")
     metrics = [key for key in summary if key.startswith(("train/", "val/", "test/")) or key in ("params", "macs")]
     shown = {key: summary[key] for key in summary.get("columns", metrics) if key not in ("status", "error")}
+    shown |= {key: float(value) for key, value in shown.items() if type(value) is int and key not in COUNTS}
     error = summary.get("error")
     return {"trial_id": config["trial_id"], "status": state, "error": error, "folder": where} | flat | shown
 
@@ -259,7 +260,9 @@ def sweep_through_wandb(file: str | Path, execution: ExecSpec, agents: int) -> p
         "SE_LAB_DATA": str(Path(execution.data_root).absolute()),
         # an agent gives up after a few failures by itself; whether trials failed is asked of their runs
         "WANDB_AGENT_DISABLE_FLAPPING": "true",
-        "WANDB_AGENT_MAX_INITIAL_FAILURES": str(len(sweep.trials) + 1),
+        "WANDB_AGENT_MAX_INITIAL_FAILURES": str(
+            (sweep.search.cap if sweep.search is not None else len(sweep.trials)) + 1
+        ),
     }
     command = [sys.executable, "-m", "wandb", "agent", "-f", path]
     running = [subprocess.Popen(command, env=environment, start_new_session=True) for _ in range(agents)]
@@ -279,6 +282,7 @@ def sweep_through_wandb(file: str | Path, execution: ExecSpec, agents: int) -> p
         table = read_wandb(path)
     except FileNotFoundError:  # no trial got as far as a run
         table = pd.DataFrame({"trial_id": []})
-    missing = [trial for trial in sweep.trials if trial.trial_id not in set(table["trial_id"])]
+    own = [] if sweep.search is not None else sweep.trials  # W&B's own search proposes other trials than ours
+    missing = [trial for trial in own if trial.trial_id not in set(table["trial_id"])]
     blanks = [{"trial_id": trial.trial_id, "status": "missing", **trial.flat()} for trial in missing]
     return pd.concat([table, pd.DataFrame(blanks)], ignore_index=True) if blanks else table

@@ -8,7 +8,7 @@ import sys
 
 from sweeps.params import HyperParameter
 
-from sweeps import next_runs, schema_violations_from_proposed_config
+from sweeps import SweepRun, next_runs, schema_violations_from_proposed_config, stop_runs
 
 
 def answer(question):
@@ -19,6 +19,13 @@ def answer(question):
     if "grid" in question:
         runs = next_runs(question["grid"], [], validate=False, n=question["n"])
         return [{name: entry["value"] for name, entry in run.config.items()} for run in runs if run is not None]
+    if "stop" in question:
+        name = question["stop"]["metric"]["name"]
+        runs = [
+            SweepRun(name=str(number), state=state, history=[{name: value} for value in history])
+            for number, (state, history) in enumerate(question["runs"])
+        ]
+        return sorted(int(run.name) for run in stop_runs(question["stop"], runs))
     try:
         return schema_violations_from_proposed_config(question["spec"])
     except (ValueError, AssertionError) as error:

@@ -50,8 +50,21 @@ def test_a_sound_spec_has_no_findings(found):
         ({"command": ["se-lab", "train", "--seed=3", "${args}"]}, "command", "would never count"),
         ({"command": ["se-lab", "train", "--data.name=${envvar:SET}", "${args}"]}, "command", "environment"),
         ({"program": None}, "program", "write program: se-lab"),
-        ({"method": "bayes"}, "method", "set method: random"),
-        ({"early_terminate": {"type": "hyperband", "min_iter": 3}}, "early_terminate", "leave it out"),
+        (
+            {"method": "bayes", "run_cap": 2, "metric": {"name": "test/loss"}},
+            "metric.name",
+            "no test image decides anything",
+        ),
+        (
+            {"early_terminate": {"type": "hyperband", "min_iter": 3, "strict": True}},
+            "metric",
+            "early_terminate needs one",
+        ),
+        (
+            {"early_terminate": {"type": "hyperband", "min_iter": 3}, "metric": {"name": "val/loss"}},
+            "early_terminate.strict",
+            "W&B's documentation says false and its engine true",
+        ),
         ({"metric": {"name": "val/top1_error", "goal": "minimise"}}, "metric.goal", "W&B would minimize"),
         ({"metric": {"name": "val_loss"}}, "metric.name", "did you mean 'val/loss'"),
         (grid(model__se=[{"reduction": 2}], model__se__bias=[True]), "parameters.model.se.bias", "given twice"),

@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from se_lab import store
+from se_lab.cli import main
 from se_lab.spec import ExecSpec, ModelSpec, RunSpec, SESpec, SpecError
-from se_lab.sweep.execute import check_trials, execute
+from se_lab.sweep.execute import Outcome, check_trials, common_reason, execute
 from se_lab.sweep.grammar import read_sweep
 from se_lab.sweep.records import load_records
 from se_lab.task import ClassificationTask
@@ -116,13 +118,111 @@ def test_a_killed_worker_is_lost_and_its_trial_goes_on_later(spec_file, here):
             holder = json.loads(next((Path(here.store) / trials[0].trial_id / "claims").glob("00*1")).read_text())
             os.kill(holder["pid"], signal.SIGKILL)
 
-    assert [o.status for o in execute(trials, here, 1, kill_in_the_second_epoch)] == ["lost", "finished"]
+    outcomes = execute(trials, here, 1, kill_in_the_second_epoch, retries=0)
+    assert [(o.status, o.kind) for o in outcomes] == [("failed", "lost process"), ("finished", None)]
+    record = store.read_record(Path(here.store) / trials[0].trial_id)
+    assert (record.status, record.error_kind) == ("failed", "lost process") and "SIGKILL" in record.error
     epochs.clear()
     assert [o.status for o in execute(trials, here, 1, lambda e: epochs.append(e.row.get("epoch")))] == [
         "finished",
         "skipped",
     ]
     assert 0 not in epochs, "the trial began anew instead of going on"
+
+
+@pytest.fixture
+def fail(monkeypatch, tmp_path):
+    """Return a setter of the error that each of the first `times` training steps of some trials raises."""
+    original = ClassificationTask.training_step
+
+    def set_error(error, which=lambda trial: True, times=10**9):
+        def step(self, *args):
+            if which(self.spec):
+                mark = tmp_path / f"failed-{self.spec.trial_id}"
+                tried = len(mark.read_text()) if mark.exists() else 0
+                if tried < times:
+                    mark.write_text("x" * (tried + 1))
+                    error() if callable(error) and not isinstance(error, type) else None
+                    raise error
+            return original(self, *args)
+
+        monkeypatch.setattr(ClassificationTask, "training_step", step)
+        return lambda trial: len((tmp_path / f"failed-{trial.trial_id}").read_text())
+
+    return set_error
+
+
+def test_what_may_pass_is_tried_again_and_what_cannot_is_not(spec_file, here, fail):
+    one, other = read_sweep(spec_file).trials[:2]
+    events = []
+    fail(ConnectionResetError("the file server hung up"), lambda trial: trial == one, times=1)
+    outcomes = execute([one], here, 1, lambda event: events.append(event.status), retries=1)
+    assert [o.status for o in outcomes] == ["finished"] and "again: network" in events
+    tries = fail(FloatingPointError("the training loss is nan"))
+    outcomes = execute([other], here, 1, lambda event: None, retries=3)
+    assert [(o.status, o.kind) for o in outcomes] == [("failed", "NaN loss")] and tries(other) == 1
+    assert store.read_record(Path(here.store) / other.trial_id).error_kind == "NaN loss"
+
+
+def test_a_lost_process_goes_on_from_its_checkpoint_and_is_given_up_after_its_retries(spec_file, here, fail):
+    (trial,) = read_sweep(spec_file).trials[:1]
+    tries = fail(lambda: os.kill(os.getpid(), signal.SIGKILL))
+    outcomes = execute([trial], here, 1, lambda event: None, retries=2)
+    assert [(o.status, o.kind) for o in outcomes] == [("failed", "lost process")] and tries(trial) == 3
+
+
+def test_out_of_memory_beside_another_trial_is_tried_again_alone(spec_file, here, fail):
+    trials = read_sweep(spec_file).trials[:3]
+    running, crowds = set(), []
+
+    def watch(event):
+        (running.add if event.status == "running" else running.discard)(event.trial.trial_id)
+        if event.trial == trials[1] and event.status == "running":
+            crowds.append(len(running))
+
+    tries = fail(MemoryError("out of memory"), lambda trial: trial == trials[1], times=1)
+    assert [o.status for o in execute(trials, here, 2, watch)] == ["finished"] * 3
+    assert tries(trials[1]) == 1 and crowds[0] == 2 and crowds[-1] == 1
+
+
+def test_a_sweep_whose_trials_fail_for_one_reason_stops_and_says_it_once(tmp_path, fail, capsys):
+    path = tmp_path / "sweep.yaml"
+    path.write_text(yaml.safe_dump(SWEEP | {"parameters": {"seed": {"values": list(range(9))}}}))
+    fail(OSError(28, "No space left on device"), lambda trial: trial.seed != 1)
+    assert main(["sweep", str(path), "--store", str(tmp_path / "store"), "--wandb=false"]) == 1
+    told = capsys.readouterr()
+    assert "5 failed, 1 finished, 3 not started" in told.out
+    assert told.err.count("No space left") == 1 and "5 of its trials failed for one reason" in told.err
+
+
+def test_a_few_failures_or_failures_of_many_kinds_stop_nothing():
+    trial = RunSpec()
+
+    def some(status, count, kind=None, error=None):
+        return [Outcome(trial, status, kind, error)] * count
+
+    assert common_reason(some("failed", 4, "disk full", "x")) is None
+    assert common_reason(some("failed", 5, "disk full", "x") + some("finished", 5)) is None
+    assert common_reason(some("failed", 5, "disk full", "x") + some("finished", 4)) == ("x", 5)
+    assert common_reason(some("failed", 5, "disk full", "x") + some("skipped", 50)) == ("x", 5)
+    kinds = ["disk full", "NaN loss", "network", "out of memory", "data loader"]
+    assert common_reason([o for kind in kinds for o in some("failed", 2, kind, "x")]) is None
+    # an error without a kind is one reason by its type, whatever it says
+    many = [Outcome(trial, "failed", "error", f"KeyError: {number}") for number in range(5)]
+    assert common_reason(many) == ("KeyError: 0", 5)
+
+
+def test_a_trial_that_failed_meanwhile_in_another_process_is_not_tried_here(spec_file, here, fail):
+    first, second = read_sweep(spec_file).trials[:2]
+    tries = fail(FloatingPointError("the training loss is nan"), lambda trial: trial == second)
+
+    def other_process(event):
+        if event.trial == first and event.row:
+            execute([second], here, 1, lambda event: None)
+
+    outcomes = execute([first, second], here, 1, other_process)
+    assert [(o.status, o.kind) for o in outcomes] == [("finished", None), ("failed", "NaN loss")]
+    assert tries(second) == 4, "once for each epoch of the first, as a sweep begun anew, and never in this one"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -138,7 +238,7 @@ def test_a_signal_leaves_everything_resumable(spec_file, tmp_path, number, undis
     while not list(store.glob("*/metrics.csv")):
         time.sleep(0.05)
     os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=240)
     assert process.returncode == 75, err
     assert "goes on where it stopped" in err and "interrupted" in out
     subprocess.run(command(spec_file, store), check=True, capture_output=True)

@@ -139,6 +139,48 @@ def test_a_stopped_trial_is_handed_out_again_and_a_busy_one_is_waited_for(server
     assert epochs == list(range(60))
 
 
+def long_trial(tmp_path):
+    """Register a sweep of one trial that takes a while, and return it and its folder."""
+    parameters = {"train.epochs": {"value": 40}, "data.batch_size": {"value": 64}}
+    command = ["${env}", "se-lab", "train", "--recipe=digits", "${args}"]
+    path = write(tmp_path, parameters=parameters, command=command)
+    subprocess.run(wandb("sweep", str(path)), check=True, capture_output=True)
+    (trial,) = read_sweep(path).trials
+    return tmp_path / "store" / trial.trial_id
+
+
+@pytest.mark.slow
+def test_one_agent_goes_on_with_a_trial_that_was_preempted_under_it(server, tmp_path):
+    folder = long_trial(tmp_path)
+    process = agent("sweep1")
+    until(lambda: (folder / "metrics.csv").exists())
+    pid = store.holder_of(folder)["pid"]
+    os.kill(pid, signal.SIGTERM)  # the trial alone: the agent lives, and asks for more
+    said = process.communicate(timeout=300)[0]
+    (run,) = server.runs_of("sweep1")
+    assert (run["state"], run["commands"], run["ends"]) == ("finished", ["run", "resume"], 2), said
+    assert store.read_record(folder).status == "finished"
+    epochs = [int(line.split(",")[0]) for line in (folder / "metrics.csv").read_text().splitlines()[1:]]
+    assert epochs == list(range(40))
+    seen = [row["epoch"] for row in run["history"] if "epoch" in row and "val/loss" in row]
+    assert sorted(set(seen)) == list(range(40)), "an epoch is missing from the run's history"
+    from_api = alike(load_records(f"wandb:{ENTITY}/lab/sweep1"))
+    pd.testing.assert_frame_equal(from_api, alike(load_records(tmp_path / "sweep.yaml")))
+
+
+@pytest.mark.slow
+def test_a_trial_that_wandb_stops_is_not_handed_out_again(server, tmp_path):
+    folder = long_trial(tmp_path)
+    process = agent("sweep1")
+    until(lambda: (folder / "metrics.csv").exists())
+    (run,) = server.runs_of("sweep1")
+    run["stopped"] = True  # what early_terminate and the button in the browser do
+    said = process.communicate(timeout=300)[0]
+    assert run["commands"] == ["run"] and run["state"] == "failed", said
+    assert load_records(f"wandb:{ENTITY}/lab/sweep1")["status"].tolist() == ["stopped"]
+    assert load_records(tmp_path / "sweep.yaml")["status"].tolist() == ["interrupted"]
+
+
 @pytest.mark.slow
 def test_a_failing_trial_is_a_failed_run_that_tells_why(server, tmp_path):
     command = ["${env}", "se-lab", "train", *QUICK, "--optim.schedule=constant", "${args}"]
@@ -150,7 +192,7 @@ def test_a_failing_trial_is_a_failed_run_that_tells_why(server, tmp_path):
     assert row["status"] == "failed" and "the training loss is nan or infinite" in row["error"]
 
 
-def until(true, seconds=90):
+def until(true, seconds=240):
     """Wait until something is so."""
     end = time.monotonic() + seconds
     while not true():

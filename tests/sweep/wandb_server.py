@@ -98,8 +98,10 @@ class Server:
     def heartbeat(self, given):
         """Hand out one run at a time to an agent that has none, and exit when none is left and none is running."""
         sweep = self.sweeps[self.agents[given["id"]]]
-        commands = []
-        if not json.loads(given["runState"]):
+        running = json.loads(given["runState"])
+        commands = [{"type": "stop", "run_id": run["name"]} for run in self.runs_of(sweep["name"]) if run["stopped"]]
+        commands = [command for command in commands if command["run_id"] in running]
+        if not running:
             runs = self.runs_of(sweep["name"])
             preempted = next((run for run in runs if run["state"] == "preempted"), None)
             if preempted:
@@ -127,6 +129,7 @@ class Server:
             "id": f"{project}/{name}", "name": name, "project": project, "sweepName": sweep, "state": "running",
             "config": {}, "summary": {}, "history": [], "commands": [], "tags": [], "group": None, "preempting": False,
             "exitcode": None, "displayName": name, "begun": False, "ends": 0, "jobType": None,
+            "stopped": False,
         }  # fmt: skip
         return self.runs.setdefault((project, name), fresh)
 
@@ -173,12 +176,14 @@ class Server:
         return {"project": project | {"runs": {"edges": edges, "pageInfo": end}}}
 
     def get_run(self, given):
-        run = self.runs.get((given.get("project"), given.get("name") or given.get("run") or given.get("runName")))
+        names = [given.get(key) for key in ("name", "run", "runName", "runId")]
+        project = given.get("project") or given.get("projectName")
+        run = self.runs.get((project, next(filter(None, names), None)))
         if run is None or not run["begun"]:
             return {"project": {"run": None}}
         lines = [json.dumps(row) for row in run["history"]]
         low, high = given.get("minStep") or 0, given.get("maxStep") or len(lines)
-        history = {"history": lines[low:high], "sampledHistory": [run["history"]], "stopped": False}
+        history = {"history": lines[low:high], "sampledHistory": [run["history"]], "stopped": run["stopped"]}
         return {"project": {"internalId": "1", "run": self.shown(run) | history | {"projectId": "1"}}}
 
     def shown(self, run):

@@ -1,0 +1,144 @@
+"""How the cost of fused SE tails grows: `python benchmarks/scaling.py`, two minutes on two cores.
+
+The tails BN → SE → add → ReLU of a ResNet's units, forward and backward, at the shapes they have in the net (the
+convolutions between them left out, since they drown what is looked for). Depth, resolution, batch and the number of SE
+units go up in turn. The pass count predicts time = units · t0 + bytes of the maps · t1, where t0 is what a unit on maps
+of a pixel takes and t1 comes from the first row alone; and memory = 2 maps a unit, x and the output, and the
+coefficients by image and channel that a unit on maps of a pixel keeps as well. Goal: within 10 %.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from dataclasses import dataclass
+
+import torch
+from measure import table
+from torch import Tensor, nn
+
+from se_lab.fused import units
+from se_lab.squeeze_excite import SqueezeExcite
+
+UNITS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+CHANNELS = (256, 512, 1024, 2048)
+
+
+@dataclass(frozen=True)
+class Point:
+    """A net and its images; `stages` is how many of the four, from the last, have SE units."""
+
+    depth: int = 50
+    size: int = 224
+    batch: int = 8
+    stages: int = 4
+
+    def shapes(self) -> list[tuple[int, tuple[int, int, int, int]]]:
+        """Return (units, shape of their maps) by stage."""
+        found = [
+            (count, (self.batch, channels, self.size // 4 >> stage, self.size // 4 >> stage))
+            for stage, (count, channels) in enumerate(zip(UNITS[self.depth], CHANNELS, strict=True))
+        ]
+        return found[4 - self.stages :]
+
+    def map_bytes(self) -> int:
+        """Return the bytes of all units' maps, each once."""
+        return sum(4 * count * n * c * h * w for count, (n, c, h, w) in self.shapes())
+
+    def units(self) -> int:
+        """Return how many units have SE."""
+        return sum(count for count, _ in self.shapes())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--depths", type=int, nargs="*", default=[50, 101, 152], choices=UNITS)
+    parser.add_argument("--sizes", type=int, nargs="*", default=[96, 160, 224, 288, 384])
+    parser.add_argument("--batches", type=int, nargs="*", default=[4, 8, 16])
+    parser.add_argument("--stages", type=int, nargs="*", default=[1, 2, 3, 4])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    base = Point()
+    points = [("base", base)]
+    points += [("depth", Point(depth=depth)) for depth in options.depths]
+    points += [("resolution", Point(size=size)) for size in options.sizes]
+    points += [("batch", Point(batch=batch)) for batch in options.batches]
+    points += [("units", Point(stages=stages)) for stages in options.stages]
+    tails = {shape: Tail(shape) for _, point in points for _, shape in point.shapes()}
+    pixel = {channels: Tail((base.batch, channels, 1, 1)) for channels in CHANNELS}
+    coefficients = {channels: tail.kept() / base.batch for channels, tail in pixel.items()}
+    times: dict[Point, list[float]] = {}
+    fixed = []
+    for number in range(options.rounds + 1):
+        first = statistics.mean(tail.seconds(3) / 3 for tail in pixel.values())
+        for point in dict.fromkeys(point for _, point in points):
+            taken = sum(tails[shape].seconds(count) for count, shape in point.shapes())
+            if number:
+                times.setdefault(point, []).append(taken)
+        if number:
+            fixed.append(first)
+    t0 = statistics.median(fixed)
+    t1 = (statistics.median(times[base]) - base.units() * t0) / base.map_bytes()
+    rows = []
+    for series, point in points:
+        seconds = statistics.median(times[point])
+        predicted = point.units() * t0 + point.map_bytes() * t1
+        to_keep = 2 * point.map_bytes() + sum(count * n * coefficients[c] for count, (n, c, *_) in point.shapes())
+        kept = sum(count * tails[shape].kept() for count, shape in point.shapes())
+        rows.append(
+            [
+                *(series, point.depth, point.size, point.batch, point.units()),
+                *(f"{1000 * seconds:.1f}", f"{1000 * predicted:.1f}", deviation(seconds, predicted)),
+                *(f"{kept / 1e6:.1f}", f"{to_keep / 1e6:.1f}", deviation(kept, to_keep)),
+            ]
+        )
+    print(f"{options.threads} threads; a unit's fixed cost t0 is {1000 * t0:.2f} ms\n")
+    columns = ("series", "ResNet-", "px", "batch", "SE units", "ms", "predicted", "off", "MB kept", "predicted", "off")
+    print(table(columns, rows))
+
+
+def deviation(measured: float, predicted: float) -> str:
+    off = measured / predicted - 1
+    return f"{off:+.1%}" + ("" if abs(off) <= 0.1 else " !")
+
+
+class Tail:
+    """A fused tail on maps of a shape, which all units of that shape share."""
+
+    def __init__(self, shape: tuple[int, int, int, int]) -> None:
+        self.shape = shape
+        self.norm, self.unit = nn.BatchNorm2d(shape[1]), SqueezeExcite(shape[1])
+
+    def seconds(self, count: int) -> float:
+        """Return the time of `count` forward and backward passes."""
+        x, shortcut = (torch.randn(self.shape).requires_grad_() for _ in range(2))
+        grad = torch.randn(self.shape)
+        began = time.perf_counter()
+        for _ in range(count):
+            units.tail(x, shortcut, self.norm, self.unit, None, "relu").backward(grad)
+            x.grad = shortcut.grad = None
+        return time.perf_counter() - began
+
+    def kept(self) -> int:
+        """Return the bytes that are saved for the backward pass."""
+        storages: dict[int, int] = {}
+        weights = {p.untyped_storage().data_ptr() for p in (*self.norm.parameters(), *self.unit.parameters())}
+
+        def keep(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in weights:
+                storages[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        x, shortcut = (torch.randn(self.shape).requires_grad_() for _ in range(2))
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            out = units.tail(x, shortcut, self.norm, self.unit, None, "relu")
+        assert out.requires_grad
+        return sum(storages.values())
+
+
+if __name__ == "__main__":
+    main()

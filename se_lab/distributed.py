@@ -1,0 +1,157 @@
+"""Several processes that train one trial: who is which rank, and what they tell each other."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from lightning.pytorch.strategies import DDPStrategy
+from torch import Tensor, nn
+
+from se_lab.spec import SpecError, TrainSpec
+
+TIMEOUT = timedelta(minutes=30)
+"""How long a rank waits for one that it hears nothing of, such as one on a node that has gone away."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which of a trial's processes this one is."""
+
+    rank: int = 0
+    local: int = 0
+    """Its number on its node, and the number of its GPU."""
+    ranks: int = 1
+    slurm: bool = False
+
+
+def find_place(train: TrainSpec) -> Place | None:
+    """Return which rank of a trial this process is, or None where its ranks are still to be started.
+
+    Raises:
+        SpecError: where whoever started the ranks started another number than the trial has.
+    """
+    env = os.environ
+    if train.ranks == 1:
+        return Place()
+    if "RANK" in env and "WORLD_SIZE" in env:
+        place = Place(int(env["RANK"]), int(env.get("LOCAL_RANK", 0)), int(env["WORLD_SIZE"]))
+    elif "SLURM_STEP_ID" in env and (tasks := int(env.get("SLURM_STEP_NUM_TASKS", 1))) > 1:
+        place = Place(int(env["SLURM_PROCID"]), int(env["SLURM_LOCALID"]), tasks, slurm=True)
+    else:
+        return None
+    if place.ranks != train.ranks:
+        raise SpecError(
+            f"train.devices is {train.devices} and train.nodes {train.nodes}: {train.ranks} processes, and "
+            f"{'srun' if place.slurm else 'torchrun'} started {place.ranks}"
+        )
+    return place
+
+
+@contextlib.contextmanager
+def joined(place: Place, device: str) -> Iterator[None]:
+    """Let this process talk to the other ranks: through gloo, and NCCL for what lies on GPUs."""
+    if place.ranks == 1:
+        yield
+        return
+    if place.slurm:
+        _name_meeting_point()
+    if device == "cuda":
+        torch.cuda.set_device(place.local)
+    backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
+    dist.init_process_group(backend, rank=place.rank, world_size=place.ranks, timeout=TIMEOUT)
+    yield
+    dist.destroy_process_group()  # not after an error: it would wait for ranks that may be gone
+
+
+def trainer_options(place: Place, train: TrainSpec) -> dict[str, Any]:
+    """Return what Lightning's Trainer is to know of the ranks."""
+    if place.ranks == 1:  # said, since Lightning would take a batch job of Slurm's for a rank, and requeue it itself
+        return {"devices": 1, "plugins": [LightningEnvironment()]}
+    os.environ.setdefault("SLURM_NTASKS_PER_NODE", str(train.devices))  # Lightning insists on it under srun
+    environment = SLURMEnvironment(auto_requeue=False) if place.slurm else TorchElasticEnvironment()
+    # the buffers of rank 0 are those that count; they are handed round before an evaluation, not at every step
+    strategy = DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True, timeout=TIMEOUT)
+    return {
+        "devices": train.devices,
+        "num_nodes": train.nodes,
+        "strategy": strategy,
+        "plugins": [environment],
+        "use_distributed_sampler": False,
+    }
+
+
+def add_up(tensor: Tensor) -> Tensor:
+    """Return the sum over ranks of a tensor of one shape on all of them."""
+    if not dist.is_initialized():
+        return tensor
+    total = tensor.clone()
+    dist.all_reduce(total)
+    return total
+
+
+def gathered(mine: T) -> list[T]:
+    """Return what each rank has, by rank, on every rank."""
+    if not dist.is_initialized():
+        return [mine]
+    parts: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, mine)
+    return parts
+
+
+def shared(of_rank_0: T) -> T:
+    """Return on every rank what rank 0 has."""
+    if not dist.is_initialized():
+        return of_rank_0
+    box = [of_rank_0]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def share_buffers(net: nn.Module) -> None:
+    """Give every rank the buffers of rank 0: without SyncBN each has statistics of its own."""
+    if dist.is_initialized():
+        for buffer in net.buffers():
+            dist.broadcast(buffer, src=0)
+
+
+class Agreement:
+    """What the ranks agree on after each step: the largest of what they ask for, heard of a step later.
+
+    The answer travels while the next step is computed. It goes through gloo, so that no GPU has to be waited for.
+    """
+
+    def __init__(self) -> None:
+        self._pending: tuple[Tensor, Any] | None = None
+
+    def ask(self, wish: int) -> int:
+        """Tell the others what this rank wants, and return the largest wish of the step before; alone, of this one."""
+        if not dist.is_initialized():
+            return wish
+        answer = 0
+        if self._pending is not None:
+            tensor, work = self._pending
+            work.wait()
+            answer = int(tensor)
+        tensor = torch.tensor(wish)
+        self._pending = tensor, dist.all_reduce(tensor, dist.ReduceOp.MAX, async_op=True)
+        return answer
+
+
+def _name_meeting_point() -> None:
+    """Tell PyTorch where the ranks of an srun meet: on its first node, at a port of this job's step."""
+    job, step = int(os.environ["SLURM_JOB_ID"]), int(os.environ["SLURM_STEP_ID"])
+    nodes = os.environ.get("SLURM_STEP_NODELIST", os.environ.get("SLURM_NODELIST", "127.0.0.1"))
+    os.environ.setdefault("MASTER_ADDR", SLURMEnvironment.resolve_root_node_address(nodes))
+    os.environ.setdefault("MASTER_PORT", str(15000 + (job * 7 + step) % 15000))

@@ -1,0 +1,90 @@
+"""Why a trial failed, and whether to try again can help."""
+
+from __future__ import annotations
+
+import errno
+import signal
+from collections.abc import Callable, Iterator
+
+OK_AGAIN = ("lost process", "data loader", "network")
+"""Kinds that may go well the next time, in the same place."""
+OUT_OF_MEMORY, NAN_LOSS, DISK_FULL, BROKEN_DEVICE, LOST, LOADER, NETWORK, OTHER = (
+    "out of memory", "NaN loss", "disk full", "broken device", "lost process", "data loader", "network", "error",
+)  # fmt: skip
+
+_WORDS: dict[str, tuple[str, ...]] = {
+    OUT_OF_MEMORY: ("out of memory", "can't allocate memory", "cannot allocate memory", "cublas_status_alloc_failed"),
+    LOADER: ("dataloader worker", "too many open files"),
+    DISK_FULL: (
+        "no space left on device", "disk quota exceeded",
+        "enforce fail at inline_container", "file write failed",  # PyTorch's words for a write that fell short
+    ),
+    BROKEN_DEVICE: (
+        "uncorrectable ecc", "cuda error: unknown error", "unspecified launch failure", "gpu is lost", "nccl error",
+        "cuda driver", "device not ready", "no cuda-capable device", "cuda-capable device(s) is/are busy",
+        "hardware error", "stale file handle", "input/output error",
+    ),
+    NETWORK: ("connection refused", "connection reset", "name resolution", "network is unreachable", "timed out"),
+}  # fmt: skip
+"""What the messages of errors say that have no type of their own: RuntimeErrors of PyTorch and of CUDA."""
+_ERRNO = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), DISK_FULL),
+    **dict.fromkeys((errno.EIO, errno.ESTALE), BROKEN_DEVICE),
+    **dict.fromkeys((errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ETIMEDOUT), NETWORK),
+    errno.EMFILE: LOADER,
+    errno.ENOMEM: OUT_OF_MEMORY,
+}
+
+
+def failure_kind(error: BaseException) -> str:
+    """Return why a trial failed: the kind of its error, or of one that led to it; 'error' for what has no kind here."""
+    kinds = (kind for link in _chain(error) for test in _TESTS if (kind := test(link)) is not None)
+    return next(kinds, OTHER)
+
+
+def reason(error: str) -> str:
+    """Return the last line of a traceback: the error's type and what it says."""
+    return error.strip().rpartition("\n")[2]
+
+
+def death(exit_code: int) -> str:
+    """Say how a process ended that left no record, by its exit code as `multiprocessing` has it."""
+    if exit_code >= 0:
+        return f"its process left with status {exit_code} and no record"
+    name = signal.Signals(-exit_code).name if -exit_code in set(signal.Signals) else f"signal {-exit_code}"
+    hint = {
+        "SIGKILL": ", as by a system that is out of memory",
+        "SIGBUS": ", as by a full disk or full shared memory",
+        "SIGSEGV": ", a crash outside Python",
+    }.get(name, "")
+    return f"its process was ended by {name}{hint}"
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
+def _by_type(error: BaseException) -> str | None:
+    if isinstance(error, FloatingPointError):
+        return NAN_LOSS
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return OUT_OF_MEMORY
+    if isinstance(error, OSError) and error.errno in _ERRNO:
+        return _ERRNO[error.errno]
+    if isinstance(error, (ConnectionError, TimeoutError)) or type(error).__name__ in ("CommError", "URLError"):
+        return NETWORK
+    return None
+
+
+def _by_message(error: BaseException) -> str | None:
+    if not isinstance(error, (RuntimeError, OSError)):
+        return None
+    text = str(error).lower()
+    return next((kind for kind, words in _WORDS.items() if any(word in text for word in words)), None)
+
+
+_TESTS: tuple[Callable[[BaseException], str | None], ...] = (_by_type, _by_message)

@@ -1,0 +1,197 @@
+"""A search that looks at earlier trials: Optuna's Gaussian process proposes what W&B's would under its own agents.
+
+What was proposed is on disk before it runs, a file each, which of many processes on one store one creates:
+
+<store>/.searches/<search>/000001.json    where it lies in the space, and the trial's flat spec
+
+and what came of it is in the trials' records. So a search goes on wherever it stands, and any number of processes
+share it. A proposal follows from the seed, its number, and what is known by then.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from se_lab import store
+from se_lab.spec import RunSpec, SpecError, dotted, leaves, run_spec, seed_of
+from se_lab.sweep.axes import Axis, draw, grid_values, is_categorical
+from se_lab.sweep.child import in_a_child
+from se_lab.sweep.early_stop import Metric
+
+Place = dict[str, float]
+"""A point of the space: of each parameter that varies the quantile, from 0 to 1, or the number of the value."""
+GIVE_UP = 20
+"""Proposals in a row that are trials the search already has: then a free one is drawn at random."""
+
+
+@dataclass(frozen=True)
+class BayesSearch:
+    """A search, as its spec describes it."""
+
+    parameters: Mapping[str, Axis]
+    common: RunSpec
+    metric: Metric
+    cap: int
+    """Trials in all."""
+    seed: int
+
+    @property
+    def search_id(self) -> str:
+        """12 hexadecimal digits: the hash of everything but the cap, which may be raised."""
+        parts = [self.parameters, dotted(self.common), self.metric.name, self.metric.maximize, self.seed]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+    def proposed(self, folder: str | Path) -> list[RunSpec]:
+        """Return the trials that were proposed in a store so far, in order."""
+        return [trial for _, trial in self._proposals(folder)]
+
+    def propose(self, folder: str | Path) -> RunSpec | None:
+        """Put one more trial into the store's list and return it; None once the cap or the target is reached.
+
+        Raises:
+            SpecError: without Optuna, or for a point that no trial can have.
+        """
+        while True:
+            earlier = self._proposals(folder)
+            values = [self._value(folder, trial) for _, trial in earlier]
+            if len(earlier) >= self.cap or self._reached(values):
+                return None
+            found = in_a_child(self._next, earlier, values)
+            if found is None:
+                return None
+            place, flat = found
+            path = self._list(folder) / f"{len(earlier) + 1:06d}.json"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if store.create_once(path, json.dumps({"place": place, "spec": flat})):
+                return run_spec(flat)
+
+    def corners(self) -> list[RunSpec]:
+        """Return trials of the middle of the space and of each parameter's ends or values, to see whether they exist.
+
+        Raises:
+            SpecError: for a point that no trial can have.
+        """
+        middle: Place = {name: 0 if is_categorical(axis) else 0.5 for name, axis in self._varied().items()}
+        ends = {n: range(len(grid_values(a))) if is_categorical(a) else (0.0, 1.0) for n, a in self._varied().items()}
+        places = [middle, *(middle | {name: end} for name, values in ends.items() for end in values)]
+        return [self._trial(place) for place in places]
+
+    def _list(self, folder: str | Path) -> Path:
+        return Path(folder, ".searches", self.search_id)
+
+    def _proposals(self, folder: str | Path) -> list[tuple[Place, RunSpec]]:
+        read = [json.loads(path.read_text()) for path in sorted(self._list(folder).glob("[0-9]*.json"))]
+        return [(one["place"], run_spec(one["spec"])) for one in read]
+
+    def _value(self, folder: str | Path, trial: RunSpec) -> float | str:
+        """Return the best a trial came to, smaller better; failed, or running where it is not over."""
+        there = store.trial_folder(folder, trial.trial_id)
+        record = store.read_record(there)
+        if record is None:
+            return "running"
+        history = self.metric.history(there)
+        if record.status == "failed":
+            if not history or self.metric.impute == "worst":
+                return "failed"
+            return min(history) if self.metric.impute == "best" else history[-1]
+        return min(history) if history else "failed"
+
+    def _reached(self, values: list[float | str]) -> bool:
+        if self.metric.target is None:
+            return False
+        target = -self.metric.target if self.metric.maximize else self.metric.target
+        return any(isinstance(value, float) and value <= target for value in values)
+
+    def _varied(self) -> dict[str, Axis]:
+        return {n: a for n, a in sorted(self.parameters.items()) if not is_categorical(a) or len(grid_values(a)) > 1}
+
+    def _trial(self, place: Place) -> RunSpec:
+        point = {}
+        for name, axis in self.parameters.items():
+            if is_categorical(axis):
+                point[name] = grid_values(axis)[int(place.get(name, 0))]
+            else:
+                point[name] = draw(axis, place[name])
+        return run_spec(dotted(self.common) | leaves(point))
+
+    def _next(
+        self, earlier: list[tuple[Place, RunSpec]], values: list[float | str]
+    ) -> tuple[Place, dict[str, Any]] | None:
+        """Return a place whose trial is a new one, and its flat spec; None where the space seems used up."""
+        known = {trial.trial_id for _, trial in earlier}
+        places = [place for place, _ in earlier]
+        axes, number = self._varied(), len(earlier) + 1
+        settled = [value for value in values if isinstance(value, float)]
+        start = max(2 * len(axes), 4)
+        for attempt in range(10 * GIVE_UP):
+            seed = seed_of(self.seed, "bayes", number, attempt)
+            if len(settled) < start or attempt >= GIVE_UP or not axes:
+                place = _anywhere(axes, seed)
+            else:
+                place = suggest(axes, places, _imputed(values, max(settled)), seed)
+            if (trial := self._trial(place)).trial_id not in known:
+                return place, trial.flat()
+        return None
+
+
+def suggest(axes: Mapping[str, Axis], places: list[Place], values: list[float | None], seed: int) -> Place:
+    """Return where a Gaussian process expects the most, given each place's value, smaller better; None: not over.
+
+    Raises:
+        SpecError: without Optuna.
+    """
+    optuna = import_optuna()
+    space = {
+        name: optuna.distributions.CategoricalDistribution(list(range(len(grid_values(axis)))))
+        if is_categorical(axis)
+        else optuna.distributions.FloatDistribution(0.0, 1.0)
+        for name, axis in axes.items()
+    }
+    sampler = optuna.samplers.GPSampler(seed=seed % 2**32, n_startup_trials=1)
+    study = optuna.create_study(sampler=sampler)
+    state = optuna.trial.TrialState
+    for place, value in zip(places, values, strict=True):
+        over = {"value": value, "state": state.COMPLETE} if value is not None else {"state": state.RUNNING}
+        study.add_trial(optuna.trial.create_trial(params=place, distributions=space, **over))
+    return dict(study.ask(space).params)
+
+
+def import_optuna() -> Any:
+    """Return Optuna, silenced.
+
+    Raises:
+        SpecError: where it is not installed.
+    """
+    try:
+        import optuna
+    except ImportError:
+        raise SpecError("method is bayes, which Optuna does here; pip install 'se-lab[bayes]' installs it") from None
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna
+
+
+def _anywhere(axes: Mapping[str, Axis], seed: int) -> Place:
+    shares = {name: float(np.random.default_rng(seed_of(seed, name)).random()) for name in axes}
+    return {
+        name: _of_a_value(axis, shares[name]) if is_categorical(axis) else shares[name] for name, axis in axes.items()
+    }
+
+
+def _of_a_value(axis: Axis, share: float) -> int:
+    """Return the number of a value by its probability."""
+    values = grid_values(axis)
+    if "probabilities" in axis:
+        return values.index(draw(axis, share))
+    return min(int(share * len(values)), len(values) - 1)
+
+
+def _imputed(values: list[float | str], worst: float) -> list[float | None]:
+    """Give a failed trial the worst value that was seen, as W&B does, and none to one that is not over."""
+    return [value if isinstance(value, float) else worst if value == "failed" else None for value in values]

@@ -1,0 +1,105 @@
+"""Hyperband as W&B stops runs with it: a trial that is worse than 1/eta of those that got as far is given up.
+
+Held against W&B's own engine, the package `sweeps` 0.3.0. An iteration is an epoch.
+"""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from se_lab.sweep.axes import Finding
+
+VALIDATION_METRICS = ("val/loss", "val/top1_error", "val/top5_error")
+"""What a search or an early stop may look at: no test image decides anything."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What a search optimises and an early stop compares."""
+
+    name: str
+    maximize: bool = False
+    target: float | None = None
+    """No new trial is proposed once one has reached it."""
+    impute: str = "worst"
+    """What counts for a failed trial: the worst of all, or the best or the latest of its own epochs."""
+
+    def history(self, folder: Path) -> list[float]:
+        """Return the metric epoch by epoch from a trial's metrics.csv, what is no number left out, smaller better."""
+        try:
+            with (folder / "metrics.csv").open(newline="") as file:
+                values = [float(row[self.name]) for row in csv.DictReader(file) if row.get(self.name)]
+        except FileNotFoundError:
+            return []
+        return [-value if self.maximize else value for value in values if math.isfinite(value)]
+
+
+@dataclass(frozen=True)
+class Hyperband:
+    """When to give a trial up."""
+
+    metric: Metric
+    bands: tuple[int, ...]
+    """The epochs, counted from 1, after which trials are compared."""
+    eta: float
+    strict: bool
+    """Compare a trial by its value at the band; else by its best so far."""
+
+    def stops(self, own: Sequence[float], everyone: Iterable[Sequence[float]]) -> bool:
+        """Tell whether a trial is to be given up, from its history and those of all trials, its own among them."""
+        reached = [band for band in self.bands if band <= len(own)]
+        if not reached:
+            return False
+        band = reached[-1]
+        values = sorted(history[band - 1] for history in everyone if len(history) >= band)
+        threshold = values[int(len(values) * (1 / self.eta))]
+        return (own[band - 1] if self.strict else min(own)) > threshold
+
+
+def hyperband_of(spec: Mapping[str, Any], metric: Metric) -> Hyperband:
+    """Return the early stop of a spec without problems; eta is 3 and strict true where absent, as the engine has it."""
+    given = spec["early_terminate"]
+    eta = given.get("eta", 3)
+    return Hyperband(metric, tuple(_bands(given, eta)), eta, given.get("strict", True))
+
+
+def _bands(given: Mapping[str, Any], eta: float) -> list[int]:
+    if "max_iter" in given:
+        shares = itertools.accumulate(range(given["s"]), lambda band, _: band / eta, initial=given["max_iter"])
+        return sorted(int(share) for share in itertools.islice(shares, 1, None) if share >= 1)
+    bands = itertools.accumulate(range(99), lambda band, _: band * eta, initial=given["min_iter"])
+    return [int(band) for band in bands]
+
+
+def early_stop_problems(given: Any) -> Iterator[Finding]:
+    """Yield what is wrong with a spec's early_terminate."""
+    where = "early_terminate"
+    if not isinstance(given, Mapping) or given.get("type") != "hyperband":
+        yield Finding(where, f"it is {given!r}", "it must be {type: hyperband, min_iter: 3}, W&B's only kind")
+        return
+    known = ("type", "min_iter", "max_iter", "eta", "s", "strict")
+    for key in given:
+        if key not in known:
+            yield Finding(f"{where}.{key}", "W&B knows no such key", f"allowed are {', '.join(known)}")
+    if not ({"min_iter", "max_iter"} & {*given}) or ("max_iter" in given and "s" not in given):
+        yield Finding(where, f"it is {dict(given)!r}", "it needs min_iter, or max_iter and s")
+        return
+    counts = {key: given[key] for key in ("min_iter", "max_iter", "s") if key in given}
+    wrong = [key for key, value in counts.items() if type(value) is not int or value < 1]
+    for key in wrong:
+        yield Finding(f"{where}.{key}", f"it is {given[key]!r}", "it must be an integer from 1 on")
+    eta = given.get("eta", 3)
+    if isinstance(eta, bool) or not isinstance(eta, (int, float)) or not 1 < eta < math.inf:
+        yield Finding(f"{where}.eta", f"it is {eta!r}", "it must be a number above 1")
+        return
+    if not isinstance(given.get("strict", True), bool):
+        yield Finding(f"{where}.strict", f"it is {given['strict']!r}", "it must be true or false")
+    if not wrong and not _bands(given, eta):
+        todo = "choose a larger max_iter or a smaller eta"
+        yield Finding(where, f"no epoch is left to compare at: max_iter {given['max_iter']} / eta is below 1", todo)

@@ -1,0 +1,117 @@
+"""How many trials at a time pay on this machine: as many as its cores and its memory take, or as its GPU gains from."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from se_lab.data import DataShape, data_shape
+from se_lab.model import create_model
+from se_lab.rehearse import rehearse
+from se_lab.spec import ExecSpec, RunSpec
+from se_lab.sweep.child import in_a_child
+
+GAIN = 1.1
+"""Twice as many trials at a time must get at least this much more done together."""
+SHARE = 0.85
+"""Of the memory that is free; the rest is room for what a rehearsal does not show."""
+REHEARSAL_SECONDS = 2.0
+WARM_UP = 3
+"""Steps that are not timed."""
+CONTEXT_BYTES = 600 << 20
+"""What CUDA takes for a process before any tensor."""
+
+
+def choose_workers(trials: Sequence[RunSpec], execution: ExecSpec) -> tuple[int, str]:
+    """Return how many of the trials to run at a time, and why, from a rehearsal of a few steps of the largest."""
+    trial = max(trials, key=_weight)
+    cores = max(available_cores() // (execution.threads * trial.train.ranks), 1)
+    tried = in_a_child(rehearse, trial, execution)
+    on_gpu = tried.device_bytes > 0
+    free = in_a_child(_free_gpu_memory) if on_gpu else _free_memory()
+    needed = tried.device_bytes + CONTEXT_BYTES if on_gpu else tried.host_bytes
+    most = min(cores, max(int(SHARE * free / needed), 1), len(trials))
+    limits = f"{cores} by cores, {needed / 2**30:.1f} GiB each of {free / 2**30:.0f} free"
+    if not on_gpu or trial.train.ranks > 1:
+        return (1 if on_gpu else most), limits
+    data = data_shape(trial.data, root=execution.data_root)
+    workers, speed = 1, _together(trial, data, 1)
+    tries = [f"1 trains {speed:,.0f} images/s"]
+    while 2 * workers <= most:
+        together = _together(trial, data, 2 * workers)
+        tries.append(f"{2 * workers} together {together:,.0f}")
+        if together < GAIN * speed:
+            break
+        workers, speed = 2 * workers, together
+    return workers, f"{', '.join(tries)}; {limits}"
+
+
+def available_cores() -> int:
+    """Return the cores this process may use, a container's quota included."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        cores = min(cores, max(int(quota) // int(period), 1))
+    return cores
+
+
+def speed_on_gpu(trial: RunSpec, data: DataShape) -> float:
+    """Return the images a second that a trial's net trains on, on random images for a moment."""
+    torch.set_num_threads(1)
+    layout = torch.channels_last if trial.train.channels_last else torch.contiguous_format
+    net: torch.nn.Module = create_model(trial.model, data.classes, data.shape[0]).cuda().train()
+    net.to(memory_format=layout)
+    optimizer = torch.optim.SGD(net.parameters(), lr=1e-9, momentum=0.9)
+    images = torch.randn(trial.data.batch_size, *data.shape, device="cuda").to(memory_format=layout)
+    labels = torch.randint(data.classes, (trial.data.batch_size,), device="cuda")
+    kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(trial.train.precision)
+    began, steps = time.perf_counter(), -WARM_UP
+    while time.perf_counter() - began < REHEARSAL_SECONDS or steps < 1:
+        with torch.autocast("cuda", kind, enabled=kind is not None):
+            loss = F.cross_entropy(net(images), labels)
+        torch.autograd.backward(loss)
+        optimizer.step()
+        optimizer.zero_grad()
+        torch.cuda.synchronize()
+        steps += 1
+        if steps == 0:
+            began = time.perf_counter()
+    return steps * len(images) / (time.perf_counter() - began)
+
+
+def _together(trial: RunSpec, data: DataShape, count: int) -> float:
+    """Return the images a second of several trials at once."""
+    pool: Any
+    with multiprocessing.get_context("fork").Pool(count) as pool:
+        return float(sum(pool.starmap(speed_on_gpu, [(trial, data)] * count, 1)))
+
+
+def _weight(trial: RunSpec) -> float:
+    with torch.device("meta"):
+        model = create_model(trial.model, 10, 3)
+    size = trial.data.image_size or 1
+    return float(sum(p.numel() for p in model.parameters())) * trial.data.batch_size * size**2
+
+
+def _free_gpu_memory() -> int:
+    return int(torch.cuda.mem_get_info()[0])
+
+
+def _free_memory() -> int:
+    """Return the bytes that the system, or the container, has left."""
+    free = 8 << 30  # where nothing tells
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        line = next(x for x in Path("/proc/meminfo").read_text().splitlines() if x.startswith("MemAvailable"))
+        free = int(line.split()[1]) * 1024
+    with contextlib.suppress(OSError, ValueError):
+        group = Path("/sys/fs/cgroup")
+        free = min(free, int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+    return free

@@ -1,0 +1,114 @@
+"""What the fused forms read, write and keep, counted without a clock."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+from torch import nn
+from torch._inductor import config, metrics
+
+from se_lab import SESpec
+from se_lab.fused import passes, units
+from se_lab.squeeze_excite import SqueezeExcite
+
+SHAPE = (4, 32, 40, 40)
+MAP = 4 * 32 * 40 * 40 * 4  # bytes of one
+
+
+def bare(x, shortcut, norm, unit):
+    return torch.relu(norm(x) + shortcut)
+
+
+def plain(x, shortcut, norm, unit):
+    return torch.relu(unit(norm(x)) + shortcut)
+
+
+def tail(x, shortcut, norm, unit):
+    return units.tail(x, shortcut, norm, unit, None, "relu")
+
+
+def alone(x, shortcut, norm, unit):
+    return units.scale(x, unit)
+
+
+def inner(x, shortcut, norm, unit):
+    return units.inner(x, norm, unit)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _counting():
+    """Let Inductor count the bytes of what it compiles, which it does for its log alone."""
+    log = logging.getLogger("torch._inductor.compile_fx.__inductor_metrics")
+    torch._logging.set_logs(inductor_metrics=True)
+    log.propagate = False
+    with config.patch(force_disable_caches=True):
+        yield
+    torch._logging.set_logs()
+    passes._compiled.cache_clear()
+
+
+def maps_moved(function, training, compiled):
+    """Return the maps that kernels read and write, forward and backward, each kernel counted once."""
+    torch.set_num_threads(1)
+    norm, unit = nn.BatchNorm2d(SHAPE[1]).train(training), SqueezeExcite(SHAPE[1], SESpec())
+    x, shortcut = (torch.randn(SHAPE, requires_grad=training) for _ in range(2))
+    torch._dynamo.reset()
+    passes._compiled.cache_clear()
+    metrics.reset()
+    run = torch.compile(function, fullgraph=True, dynamic=False) if compiled else function
+    with torch.set_grad_enabled(training):
+        out = run(x, shortcut, norm, unit)
+        if training:
+            out.backward(torch.ones(SHAPE))
+    return metrics.num_bytes_accessed / MAP
+
+
+def saved_maps(function):
+    """Return the maps that are kept for the backward pass, each once."""
+    norm, unit = nn.BatchNorm2d(SHAPE[1]), SqueezeExcite(SHAPE[1], SESpec())
+    x, shortcut = (torch.randn(SHAPE, requires_grad=True) for _ in range(2))
+    kept = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        out = function(x, shortcut, norm, unit)
+    assert out.requires_grad
+    return sum(kept.values()) / MAP
+
+
+def test_a_fused_tail_keeps_what_the_plain_tail_without_se_keeps():
+    def eager(x, shortcut, norm, unit):  # as timm has it: in place where it can be
+        return torch.relu_(norm(x).add_(shortcut))
+
+    assert saved_maps(eager) == pytest.approx(2, abs=0.02)  # x, and the output
+    assert saved_maps(tail) == pytest.approx(2, abs=0.02)
+    assert saved_maps(inner) == pytest.approx(1, abs=0.02)  # x alone, not relu's output
+    assert saved_maps(alone) == pytest.approx(1, abs=0.02)
+
+
+def test_each_pass_reads_and_writes_each_map_once():
+    # moments: x. apply: x, shortcut, out. backward: grad, out, x, g; g, x, dx
+    assert maps_moved(tail, training=True, compiled=False) == pytest.approx(4 + 7, abs=0.15)
+    assert maps_moved(tail, training=False, compiled=False) == pytest.approx(4, abs=0.1)
+    # x; x; x, out. backward: grad, x; grad, x, dx
+    assert maps_moved(inner, training=True, compiled=False) == pytest.approx(4 + 5, abs=0.15)
+    # x; x, out. backward: grad, x; and grad, dx by the kernel that made out of x, which counts once
+    assert maps_moved(alone, training=True, compiled=False) == pytest.approx(3 + 2, abs=0.15)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("training", [True, False], ids=["training", "inference"])
+def test_a_compiled_fused_tail_moves_hardly_more_than_one_without_se(training):
+    without = maps_moved(bare, training, compiled=True)
+    fused = maps_moved(tail, training, compiled=True)
+    if training:
+        assert fused <= 1.05 * without
+    else:  # one more: the squeeze comes before the first value is written
+        assert fused <= without + 1.05
+    assert maps_moved(plain, training, compiled=True) > 1.3 * without

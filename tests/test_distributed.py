@@ -1,0 +1,165 @@
+"""Several ranks train one trial as one process would, and none is left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from se_lab.distributed import Place, find_place
+from se_lab.flags import import_plugins
+from se_lab.spec import DataSpec, ExecSpec, ModelSpec, OptimSpec, RunSpec, SESpec, SpecError, TrainSpec
+from se_lab.store import read_record, trial_folder
+from se_lab.train import run
+
+TINY = {"units": 1}
+
+FROZEN = """
+import timm
+from timm.models import register_model
+
+@register_model
+def frozen_net(pretrained=False, **kwargs):
+    net = timm.create_model("cifar_resnet20", units=1, **kwargs)
+
+    def train(mode=True):
+        type(net).train(net, mode)
+        for module in net.modules():
+            if "BatchNorm" in type(module).__name__:
+                module.train(False)
+        return net
+
+    net.train = train
+    train()
+    return net
+"""
+
+
+@pytest.fixture
+def frozen(tmp_path, monkeypatch):
+    """Return the plugin of a net whose batch norms keep their statistics."""
+    (tmp_path / "frozen_nets.py").write_text(FROZEN)
+    monkeypatch.syspath_prepend(tmp_path)
+    import_plugins("frozen_nets")
+    return "frozen_nets"
+
+
+def ten_steps(model: ModelSpec, **train) -> RunSpec:
+    """Two epochs of digits in five steps each, in double precision."""
+    return RunSpec(
+        model=model,
+        data=DataSpec(batch_size=256),
+        optim=OptimSpec(lr=0.05, schedule="cosine"),
+        train=TrainSpec(epochs=2, precision="fp64", **train),
+    )
+
+
+def weights(execution: ExecSpec, spec: RunSpec) -> dict[str, torch.Tensor]:
+    path = trial_folder(execution.store, spec.trial_id) / "last.ckpt"
+    state: dict[str, torch.Tensor] = torch.load(path, weights_only=True)["state_dict"]
+    return state
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["SyncBN", "frozen statistics"])
+def test_two_ranks_train_as_one_with_the_same_total_batch(here, frozen, how):
+    if how == "SyncBN":
+        model, shared = ModelSpec("cifar_resnet20", SESpec(reduction=4), kwargs=TINY), {"sync_bn": True}
+    else:
+        model, shared = ModelSpec("frozen_net", SESpec(reduction=4)), {"accumulate": 2}
+        here = replace(here, plugins=frozen)
+    one, two = ten_steps(model), ten_steps(model, devices=2, **shared)
+    alone, together = run(one, here), run(two, here)
+    for key, value in weights(here, one).items():
+        torch.testing.assert_close(weights(here, two)[key], value, rtol=0, atol=1e-9, msg=key)
+    assert together.metrics == pytest.approx(alone.metrics, rel=0, abs=1e-9)
+    predictions = [np.load(trial_folder(here.store, spec.trial_id) / "predictions.npz") for spec in (one, two)]
+    assert all(np.array_equal(predictions[0][key], predictions[1][key]) for key in ("key", "label", "top5"))
+
+
+def command(spec: RunSpec, store: str) -> list[str]:
+    values = {key: value for key, value in spec.flat().items() if value is not None}
+    flags = [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in values.items()]
+    return [sys.executable, "-m", "se_lab.cli", "train", *flags, f"--store={store}", "--wandb=false", "--device=cpu"]
+
+
+def ranks_of(process: subprocess.Popen[str]) -> dict[int, int]:
+    """Return the process of each rank that a command has started."""
+    found = {}
+    for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+        variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        found |= {int(v.removeprefix(b"RANK=")): int(pid) for v in variables if v.startswith(b"RANK=")}
+    return found
+
+
+def epochs_done(folder: Path) -> int:
+    return len((folder / "metrics.csv").read_text().splitlines()) - 1 if (folder / "metrics.csv").exists() else 0
+
+
+def wait_for_epoch(process: subprocess.Popen[str], folder: Path, epoch: int) -> None:
+    while epochs_done(folder) < epoch:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_a_trial_of_two_ranks_survives_a_lost_rank_and_a_signal(here, tmp_path):
+    spec = RunSpec(
+        model=ModelSpec("cifar_resnet20", SESpec(reduction=4), kwargs={**TINY, "drop_path_rate": 0.2}),
+        data=DataSpec(batch_size=32, mixup=0.2),
+        train=TrainSpec(epochs=6, devices=2, ema=0.9),
+    )
+    folder = trial_folder(here.store, spec.trial_id)
+    start = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+
+    first = subprocess.Popen(command(spec, here.store), **start)
+    wait_for_epoch(first, folder, 1)
+    others = ranks_of(first)
+    os.kill(others[1], signal.SIGKILL)
+    assert first.wait(60) == 1
+    assert not any(Path(f"/proc/{pid}").exists() for pid in others.values())
+    assert "rank 1 of 2 is lost" in read_record(folder).error
+
+    second = subprocess.Popen(command(spec, here.store), **start)
+    wait_for_epoch(second, folder, 3)
+    second.send_signal(signal.SIGTERM)
+    assert second.wait(60) == 75, second.communicate()
+    assert epochs_done(folder) < 6
+
+    assert subprocess.run(command(spec, here.store), capture_output=True, check=False).returncode == 0
+    whole = replace(here, store=str(tmp_path / "whole"), device="cpu")
+    undisturbed = run(spec, whole)
+    assert read_record(folder).metrics == undisturbed.metrics
+    again = weights(here, spec)
+    assert all(torch.equal(again[key], value) for key, value in weights(whole, spec).items())
+
+
+def test_ranks_are_those_that_srun_or_torchrun_started(monkeypatch):
+    train = TrainSpec(devices=2, nodes=2)
+    for name in ("RANK", "WORLD_SIZE", "SLURM_STEP_ID"):
+        monkeypatch.delenv(name, raising=False)
+    assert find_place(TrainSpec()) == Place()
+    assert find_place(train) is None
+    slurm = {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "3", "SLURM_LOCALID": "1"}
+    for name, value in slurm.items():
+        monkeypatch.setenv(name, value)
+    assert find_place(train) == Place(rank=3, local=1, ranks=4, slurm=True)
+    with pytest.raises(SpecError, match="3 processes, and srun started 4"):
+        find_place(TrainSpec(devices=3))
+    for name, value in {"RANK": "2", "LOCAL_RANK": "0", "WORLD_SIZE": "4"}.items():
+        monkeypatch.setenv(name, value)
+    assert find_place(train) == Place(rank=2, local=0, ranks=4)
+
+
+def test_a_batch_that_cannot_be_dealt_out_is_refused():
+    with pytest.raises(SpecError, match=r"data\.batch_size is 10,.*in 4 equal parts; .* 8 and 12"):
+        RunSpec(data=DataSpec(batch_size=10), train=TrainSpec(devices=2, accumulate=2))
