@@ -172,6 +172,8 @@ def submit_agents(file: str | Path, sweep: Sweep, execution: ExecSpec, slurm: Sl
     left = [standing.trial.trial_id for standing in standings(sweep, execution.store) if standing.open]
     if not left:
         return []
+    from se_lab.sweep.wandb import register_sweep
+
     path, environment = register_sweep(file, execution)
     ids = []
     for start in range(0, len(left), ARRAY_SIZE):
@@ -180,36 +182,6 @@ def submit_agents(file: str | Path, sweep: Sweep, execution: ExecSpec, slurm: Sl
         Submission(job_name(sweep), 1, [(jobs, some)]).note(_folder(execution))
         ids.append(jobs[0].partition("_")[0])
     return ids
-
-
-def register_sweep(file: str | Path, execution: ExecSpec) -> tuple[str, dict[str, str]]:
-    """Register a sweep spec with W&B; return ENTITY/PROJECT/SWEEP, and the variables that its agents need."""
-    import wandb
-
-    from se_lab.spec import fields_of
-    from se_lab.sweep.check import check_sweep
-    from se_lab.sweep.grammar import load_spec, read_sweep
-    from se_lab.sweep.wandb import REACH_AGENTS
-
-    if found := check_sweep(file):
-        raise SpecError(f"{file}: {found[0]}" + (f" (and {len(found) - 1} more: --check)" if found[1:] else ""))
-    sweep = read_sweep(file)
-    usual = dict(fields_of(sweep.execution))
-    for key, value in fields_of(execution):
-        if value != usual[key] and key not in (*REACH_AGENTS, "project"):
-            raise SpecError(f"--{key} cannot reach W&B's agents: write it into the spec's command")
-    spec = load_spec(file)
-    project = spec.get("project") or os.environ.get("WANDB_PROJECT") or execution.project
-    sweep_id = wandb.sweep(spec, project=project, entity=spec.get("entity"))
-    path = f"{os.environ.get('WANDB_ENTITY') or wandb.Api().default_entity}/{project}/{sweep_id}"
-    return path, {
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
-        "SE_LAB_STORE": str(Path(execution.store).absolute()),
-        "SE_LAB_DATA": str(Path(execution.data_root).absolute()),
-        # an agent gives up after a few failures by itself; whether trials failed is asked of their runs
-        "WANDB_AGENT_DISABLE_FLAPPING": "true",
-        "WANDB_AGENT_MAX_INITIAL_FAILURES": str(len(sweep.trials) + 1),
-    }
 
 
 def wait_for(sweep: Sweep, store_folder: str | Path) -> list[Standing]:

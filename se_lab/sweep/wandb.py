@@ -241,31 +241,10 @@ def sweep_through_wandb(file: str | Path, execution: ExecSpec, agents: int) -> p
     Raises:
         SpecError: for a spec with findings, or options that cannot reach an agent's trials.
     """
-    import wandb
-
-    if found := check_sweep(file):
-        raise SpecError(f"{file}: {found[0]}" + (f" (and {len(found) - 1} more: --check)" if found[1:] else ""))
     sweep = read_sweep(file)
-    usual = dict(fields_of(sweep.execution))
-    for key, value in fields_of(execution):
-        if value != usual[key] and key not in (*REACH_AGENTS, "project"):
-            raise SpecError(f"--{key} cannot reach W&B's agents: write it into the spec's command")
-    spec = load_spec(file)
-    project = spec.get("project") or os.environ.get("WANDB_PROJECT") or execution.project
-    sweep_id = wandb.sweep(spec, project=project, entity=spec.get("entity"))
-    path = f"{os.environ.get('WANDB_ENTITY') or wandb.Api().default_entity}/{project}/{sweep_id}"
-    environment = os.environ | {
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
-        "SE_LAB_STORE": str(Path(execution.store).absolute()),
-        "SE_LAB_DATA": str(Path(execution.data_root).absolute()),
-        # an agent gives up after a few failures by itself; whether trials failed is asked of their runs
-        "WANDB_AGENT_DISABLE_FLAPPING": "true",
-        "WANDB_AGENT_MAX_INITIAL_FAILURES": str(
-            (sweep.search.cap if sweep.search is not None else len(sweep.trials)) + 1
-        ),
-    }
+    path, environment = register_sweep(file, execution)
     command = [sys.executable, "-m", "wandb", "agent", "-f", path]
-    running = [subprocess.Popen(command, env=environment, start_new_session=True) for _ in range(agents)]
+    running = [subprocess.Popen(command, env=os.environ | environment, start_new_session=True) for _ in range(agents)]
 
     def stop(*_: object) -> None:
         for process in running:
@@ -286,3 +265,34 @@ def sweep_through_wandb(file: str | Path, execution: ExecSpec, agents: int) -> p
     missing = [trial for trial in own if trial.trial_id not in set(table["trial_id"])]
     blanks = [{"trial_id": trial.trial_id, "status": "missing", **trial.flat()} for trial in missing]
     return pd.concat([table, pd.DataFrame(blanks)], ignore_index=True) if blanks else table
+
+
+def register_sweep(file: str | Path, execution: ExecSpec) -> tuple[str, dict[str, str]]:
+    """Register a sweep spec with W&B; return ENTITY/PROJECT/SWEEP, and the variables that its agents need.
+
+    Raises:
+        SpecError: for a spec with findings, or options that cannot reach an agent's trials.
+    """
+    import wandb
+
+    if found := check_sweep(file):
+        raise SpecError(f"{file}: {found[0]}" + (f" (and {len(found) - 1} more: --check)" if found[1:] else ""))
+    sweep = read_sweep(file)
+    usual = dict(fields_of(sweep.execution))
+    for key, value in fields_of(execution):
+        if value != usual[key] and key not in (*REACH_AGENTS, "project"):
+            raise SpecError(f"--{key} cannot reach W&B's agents: write it into the spec's command")
+    spec = load_spec(file)
+    project = spec.get("project") or os.environ.get("WANDB_PROJECT") or execution.project
+    sweep_id = wandb.sweep(spec, project=project, entity=spec.get("entity"))
+    path = f"{os.environ.get('WANDB_ENTITY') or wandb.Api().default_entity}/{project}/{sweep_id}"
+    return path, {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+        "SE_LAB_STORE": str(Path(execution.store).absolute()),
+        "SE_LAB_DATA": str(Path(execution.data_root).absolute()),
+        # an agent gives up after a few failures by itself; whether trials failed is asked of their runs
+        "WANDB_AGENT_DISABLE_FLAPPING": "true",
+        "WANDB_AGENT_MAX_INITIAL_FAILURES": str(
+            (sweep.search.cap if sweep.search is not None else len(sweep.trials)) + 1
+        ),
+    }
