@@ -91,24 +91,23 @@ class TrialKeeper(Checkpoint):
             raise InterruptedTrialError
 
     def on_train_epoch_end(self, trainer: L.Trainer, task: L.LightningModule) -> None:
-        """Validate the epoch, save it, and report its row."""
+        """Finish the epoch, and stop the trial if that was asked."""
         assert isinstance(task, ClassificationTask)
         task.gather_sums()
         task.close_training()
         self.finish_epoch(trainer, task)
-        self._save(trainer, "last.ckpt")
         if any(gathered(self.stop.asked)) and trainer.current_epoch + 1 < task.spec.train.epochs:
             raise InterruptedTrialError
 
     def finish_epoch(self, trainer: L.Trainer, task: ClassificationTask, *, saved: bool = False) -> None:
-        """Validate an epoch that is trained, keep its weights if they are the best, and report its row.
+        """Validate an epoch that is trained, save it, keep its weights if they are the best, and report its row.
 
         `saved` says that the checkpoint on the disk is that of the trained epoch. A trial that is told to stop during
         the validation saves that before it leaves; resumed, it begins with the validation.
         """
 
         def stop_if_told() -> None:
-            if self.stop.asked:
+            if self._told():
                 if not saved:
                     self._save(trainer, "last.ckpt")
                 raise InterruptedTrialError
@@ -119,6 +118,8 @@ class TrialKeeper(Checkpoint):
         if (loss := row.get("val/loss", float("inf"))) < self.best_loss:
             self.best_loss = loss
             self._save(trainer, "best.ckpt", weights_only=True)
+        if not saved:
+            self._save(trainer, "last.ckpt")
         error = None
         if self.claim is not None:
             write_history(self.folder, task.history)
@@ -134,8 +135,12 @@ class TrialKeeper(Checkpoint):
 
     def stop_testing(self) -> None:
         """Leave the test where it is, if the trial was told to stop: its checkpoint is the end of training."""
-        if self.stop.asked:
+        if self._told():
             raise InterruptedTrialError
+
+    def _told(self) -> bool:
+        """Tell, after a batch of an evaluation, whether a rank was told to stop; all hear of it after the same one."""
+        return self._ranks.ask(STOP if self.stop.asked else GO_ON) == STOP
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run goes on with."""

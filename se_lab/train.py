@@ -21,13 +21,14 @@ from se_lab import store
 from se_lab.checkpoints import newest_checkpoint
 from se_lab.data import ImageData, create_data
 from se_lab.distributed import Place, find_place, joined, shared, trainer_options
-from se_lab.failures import LOST, failure_kind
+from se_lab.failures import LOST, failure_kind, reason
 from se_lab.flags import import_plugins
+from se_lab.fused import choose, fuse
 from se_lab.keeper import Progress, StoppedEarlyError, TrialKeeper
 from se_lab.launch import LostRankError, launch
 from se_lab.preflight import check_before, check_built, check_norms, device_of
 from se_lab.record import new_record
-from se_lab.spec import ExecSpec, RunSpec, label
+from se_lab.spec import ExecSpec, RunSpec, SpecError, label
 from se_lab.stopping import RESUME_ME, InterruptedTrialError, Stop, heard
 from se_lab.store import RunRecord
 from se_lab.task import ClassificationTask
@@ -75,16 +76,28 @@ def run(spec: RunSpec, execution: ExecSpec | None = None, *, progress: Progress 
 
 
 def _run_ranks(spec: RunSpec, execution: ExecSpec, folder: Path, progress: Progress | None) -> RunRecord:
-    """Run a trial in processes of their own; where one dies and cannot say so, its record says it."""
+    """Run a trial in processes of their own; what ended it in another rank than 0, its record says too."""
     try:
         record: RunRecord = launch("run", spec, execution, progress)
-    except LostRankError as error:
-        with contextlib.suppress(store.TrialBusyError), store.claim(folder):
-            lost = store.read_record(folder) or RunRecord(spec.trial_id, "failed", spec.flat(), vars(execution))
-            lost.status, lost.error, lost.error_kind = "failed", f"{type(error).__name__}: {error}", LOST
-            store.write_record(folder, lost)
+    except (SpecError, store.TrialBusyError, store.ClaimLostError):
+        raise
+    except Exception as error:
+        if isinstance(error, LostRankError) or (folder / "claims").is_dir():  # else nothing has begun
+            _record_failure(spec, execution, folder, error)
         raise
     return record
+
+
+def _record_failure(spec: RunSpec, execution: ExecSpec, folder: Path, error: Exception) -> None:
+    """Write what ended a trial, unless rank 0 has: it may be gone, or know no more than that another rank has left."""
+    with contextlib.suppress(store.TrialBusyError), store.claim(folder):
+        record = store.read_record(folder) or RunRecord(spec.trial_id, "failed", spec.flat(), vars(execution))
+        text = "".join(traceback.format_exception(error))
+        if record.status == "finished" or (record.error and reason(record.error) == reason(text)):
+            return
+        record.status, record.error = "failed", text
+        record.error_kind = LOST if isinstance(error, LostRankError) else failure_kind(error)
+        store.write_record(folder, record)
 
 
 def _run_here(
@@ -100,6 +113,10 @@ def _run_here(
         if (done := shared(_finished(folder) if place.rank == 0 else None)) is not None:
             return tell_other_images(done, data)
         record = new_record(spec, execution, data, task)
+        images = data.sizes["train"] * spec.train.epochs
+        fused, record.host["fused"] = choose(spec.model.fused, device_of(execution), record.complexity["macs"], images)
+        if fused:
+            fuse(task)
         if claim is not None:
             store.clear_leftovers(folder)
         try:

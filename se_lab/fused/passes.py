@@ -176,9 +176,9 @@ def _kernel(name: str) -> Callable[..., Any] | None:
     own: dict[str, Callable[..., Any]] = {
         "moments": kernels.moments,
         "mean": lambda x: kernels.moments(x)[0],
-        "apply": lambda x, centre, scale, shift, *rest: kernels.apply(x, scale, shift - scale * centre, *rest),
+        "apply": lambda x, centre, scale, shift, shortcut, act: kernels.apply(x, scale, shift, shortcut, act, centre),
         "backward_moments": kernels.backward_moments,
-        "backward_input": lambda g, x, centre, p, q, r: kernels.backward_input(g, x, p, q, r - q * centre),
+        "backward_input": lambda g, x, centre, p, q, r: kernels.backward_input(g, x, p, q, r, centre),
     }
     return own.get(name)
 

@@ -1,0 +1,25 @@
+"""Trials with fused SE units: told in the record, and the plain trial in all else."""
+
+import dataclasses
+
+import pytest
+
+from se_lab import run
+from se_lab.fused import choice, units
+from se_lab.spec import TrainSpec
+
+
+def test_a_fused_trial_is_the_plain_one_in_float64(quick, here, monkeypatch):
+    calls, tail = [], units.tail
+    monkeypatch.setattr(units, "tail", lambda *given: calls.append(given) or tail(*given))
+    plain = quick(train=TrainSpec(epochs=1, precision="fp64"))
+    expected = run(plain, dataclasses.replace(here, store=f"{here.store}/plain"))
+    assert not calls
+    assert expected.host["fused"] == "off: too short a trial to pay for compiling"
+    monkeypatch.setitem(choice.PAYS_FROM, "cpu", 0.0)
+    told = run(plain, here)
+    if told.host["fused"].startswith("off"):
+        pytest.skip(told.host["fused"])
+    assert calls
+    assert told.host["fused"] == "on: long enough to pay for compiling"
+    assert told.metrics == pytest.approx(expected.metrics, rel=1e-9)
