@@ -19,7 +19,7 @@ set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 def trial_parser(**options: Any) -> ArgumentParser:
     """Return a parser with every field of RunSpec and ExecSpec under its dotted key, --config and --recipe."""
-    parser = ArgumentParser(exit_on_error=False, **options)
+    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False, **options)
     parser.add_argument("--config", action="config", help="YAML file of fields, read before the flags.")
     parser.add_argument("--recipe", metavar="NAME", help=f"A recipe of SE-Lab's, read first: {', '.join(recipes())}.")
     parser.add_class_arguments(RunSpec)
@@ -65,7 +65,7 @@ def recipe_changes(name: str, spec: RunSpec) -> dict[str, Any] | None:
 
 def execution_parser(prog: str, description: str) -> ArgumentParser:
     """Return a parser with every field of ExecSpec."""
-    parser = ArgumentParser(prog=prog, description=description, exit_on_error=False)
+    parser = ArgumentParser(prog=prog, description=description, exit_on_error=False, allow_abbrev=False)
     parser.add_class_arguments(ExecSpec, skip={"recipe"})
     return parser
 

@@ -127,14 +127,20 @@ class ClassificationTask(L.LightningModule):
         return loss
 
     def _watch(self, loss: Tensor, batch_idx: int) -> None:
-        """Raise FloatingPointError soon after a loss that is no number; asking a GPU each step would make it wait."""
+        """Raise FloatingPointError soon after a loss that is no number, on all ranks, whichever of them had it.
+
+        Asking a GPU or the other ranks each step would make this one wait.
+        """
         self._bad_batch = self._bad_batch.to(loss.device)
         first = ~torch.isfinite(loss) & (self._bad_batch < 0)
         self._bad_batch = torch.where(first, batch_idx // self.spec.train.accumulate, self._bad_batch)
-        if (loss.is_cpu or batch_idx % 50 == 49 or self.trainer.is_last_batch) and (bad := int(self._bad_batch)) >= 0:
+        at_once = loss.is_cpu and self.spec.train.ranks == 1
+        if not (at_once or batch_idx % 50 == 49 or self.trainer.is_last_batch):
+            return
+        if found := [bad for bad in gathered(int(self._bad_batch)) if bad >= 0]:
             lr = self._optimizer.param_groups[0]["lr"]
             raise FloatingPointError(
-                f"the training loss is nan or infinite in batch {bad} of epoch {self.current_epoch}, lr {lr:g}"
+                f"the training loss is nan or infinite in batch {min(found)} of epoch {self.current_epoch}, lr {lr:g}"
             )
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:

@@ -19,7 +19,7 @@ from lightning.pytorch.callbacks import RichProgressBar
 
 from se_lab import store
 from se_lab.checkpoints import newest_checkpoint
-from se_lab.data import ImageData, create_data
+from se_lab.data import ImageData, create_data, present_digest
 from se_lab.distributed import Place, find_place, joined, shared, trainer_options
 from se_lab.failures import LOST, failure_kind, reason
 from se_lab.flags import import_plugins
@@ -66,7 +66,8 @@ def run(spec: RunSpec, execution: ExecSpec | None = None, *, progress: Progress 
     folder = store.trial_folder(execution.store, spec.trial_id)
     place = find_place(spec.train)
     if (place is None or place.ranks == 1) and (record := _finished(folder)) is not None:
-        return record
+        images = sum(record.data.get("images", {}).values())
+        return tell_other_images(record, present_digest(spec.data, images, root=execution.data_root))
     check_before(spec, execution)
     if place is None:
         return _run_ranks(spec, execution, folder, progress)
@@ -111,7 +112,7 @@ def _run_here(
     with claimed(folder, place) as claim:
         # by another worker, while this one was building
         if (done := shared(_finished(folder) if place.rank == 0 else None)) is not None:
-            return tell_other_images(done, data)
+            return tell_other_images(done, data.digest)
         record = new_record(spec, execution, data, task)
         images = data.sizes["train"] * spec.train.epochs
         fused, record.host["fused"] = choose(spec.model.fused, device_of(execution), record.complexity["macs"], images)
@@ -177,12 +178,13 @@ def _finished(folder: Path) -> RunRecord | None:
     return record if record is not None and record.status == "finished" else None
 
 
-def tell_other_images(record: RunRecord, data: ImageData) -> RunRecord:
-    """Say it where a trial was finished with other images than are there now, and return its record."""
-    if (before := record.data.get("digest")) not in (None, data.digest):
+def tell_other_images(record: RunRecord, digest: str | None) -> RunRecord:
+    """Say it where a trial was finished with other images than are there now, as far as is known; return its record."""
+    before = record.data.get("digest")
+    if digest is not None and before not in (None, digest):
         print(
             f"trial {record.trial_id} was finished with other images (digest {before}) than are there now "
-            f"({data.digest}); its record is of those",
+            f"({digest}); its record is of those",
             file=sys.stderr,
         )
     return record
@@ -217,6 +219,8 @@ def _train_and_test(
     tested: dict[str, float] = {}
     if record.status == "finished":
         if task.spec.train.select == "best":
+            if keeper.best_loss == float("inf"):
+                raise FloatingPointError("the validation loss was nan or infinite in every epoch: no weights are best")
             best = torch.load(folder / "best.ckpt", map_location="cpu", weights_only=True)
             task.load_state_dict(best["state_dict"])
         tested = task.evaluate("test", keeper.stop_testing, keep=True)

@@ -30,6 +30,7 @@ def test_help_answers_without_pytorch():
         (["train", "--model.se.redction=2"], "did you mean '--model.se.reduction'"),
         (["train", "--model.se.squeeze=avrage"], "allowed are avg, max, none"),
         (["train", "--recipe=digts"], "did you mean 'digits'"),
+        (["train", "--recip=digits"], "did you mean '--recipe'"),
         (["train", "--model.backbone=resnt50", "--wandb=false"], "did you mean"),
         (["train", "--plugins=no_such_module"], "no_such_module"),
         (["train", "--optim.lr=much"], "optim.lr"),

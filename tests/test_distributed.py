@@ -14,7 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.distributed import TCPStore
 
+from se_lab.data import DataError
 from se_lab.distributed import Place, find_place
 from se_lab.flags import import_plugins
 from se_lab.spec import DataSpec, ExecSpec, ModelSpec, OptimSpec, RunSpec, SESpec, SpecError, TrainSpec
@@ -41,6 +43,31 @@ def frozen_net(pretrained=False, **kwargs):
     net.train = train
     train()
     return net
+"""
+
+
+TROUBLE = """
+import os, signal
+from se_lab.data import DataError
+from se_lab.task import ClassificationTask as Task
+
+kind, rank, step, evaluate = os.environ["TROUBLE"], os.environ.get("RANK"), Task.training_step, Task.evaluate
+seen = []
+
+def trouble(self, batch, batch_idx):
+    seen.append(batch_idx)
+    if rank == "1" and len(seen) == 4 and kind == "data":
+        raise DataError("an image cannot be read")
+    if rank == "1" and len(seen) == 4 and kind == "nan":
+        batch = (batch[0] * float("nan"), *batch[1:])
+    return step(self, batch, batch_idx)
+
+def stop(self, part, after_batch, *args, **kwargs):
+    if rank == "1" and part == "val" and kind == "stop":
+        os.kill(os.getpid(), signal.SIGTERM)
+    return evaluate(self, part, after_batch, *args, **kwargs)
+
+Task.training_step, Task.evaluate = trouble, stop
 """
 
 
@@ -141,6 +168,51 @@ def test_a_trial_of_two_ranks_survives_a_lost_rank_and_a_signal(here, tmp_path):
     assert read_record(folder).metrics == undisturbed.metrics
     again = weights(here, spec)
     assert all(torch.equal(again[key], value) for key, value in weights(whole, spec).items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("trouble", "said", "kind"),
+    [("data", "DataError: an image cannot be read", "error"), ("nan", "infinite in batch 3 of epoch 0", "NaN loss")],
+)
+def test_what_ends_a_trial_in_another_rank_is_in_its_record(here, tmp_path, monkeypatch, trouble, said, kind):
+    (tmp_path / "trouble_in_rank_1.py").write_text(TROUBLE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("TROUBLE", trouble)
+    spec = RunSpec(
+        model=ModelSpec("cifar_resnet20", kwargs=TINY), data=DataSpec(batch_size=128), train=TrainSpec(devices=2)
+    )
+    with pytest.raises((DataError, FloatingPointError)):
+        run(spec, replace(here, plugins="trouble_in_rank_1"))
+    record = read_record(trial_folder(here.store, spec.trial_id))
+    assert (record.status, record.error_kind) == ("failed", kind)
+    assert said in record.error.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_all_ranks_stop_in_an_evaluation_where_one_is_told(here, tmp_path):
+    (tmp_path / "trouble_in_rank_1.py").write_text(TROUBLE)
+    spec = RunSpec(
+        model=ModelSpec("cifar_resnet20", kwargs=TINY),
+        data=DataSpec(batch_size=64, val_fraction=0.4),
+        train=TrainSpec(epochs=2, devices=2),
+    )
+    meeting = TCPStore("127.0.0.1", 0, None, is_master=True, wait_for_workers=False)
+    started = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(meeting.port)}
+    started |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TROUBLE": "stop", "PYTHONPATH": os.pathsep.join(sys.path)}
+    ranks = [
+        subprocess.Popen(
+            [*command(spec, here.store), "--plugins=trouble_in_rank_1"],
+            env={**os.environ, **started, "RANK": str(rank), "LOCAL_RANK": str(rank), "GROUP_RANK": "0"},
+            cwd=tmp_path,
+        )
+        for rank in range(2)
+    ]
+    assert [rank.wait(120) for rank in ranks] == [75, 75]
+    folder = trial_folder(here.store, spec.trial_id)
+    assert not (folder / "record.json").exists()
+    saved = torch.load(folder / "last.ckpt", weights_only=True)["se_lab"]
+    assert saved["open_row"]["epoch"] == 0  # trained, and not yet validated
 
 
 def test_ranks_are_those_that_srun_or_torchrun_started(monkeypatch):

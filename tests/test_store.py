@@ -92,6 +92,45 @@ def test_a_process_number_that_is_used_again_does_not_pass_for_the_worker(tmp_pa
         assert store.holder_of(tmp_path) is None
 
 
+def _create_all(folder, number, start, won):
+    text = f"{number}" * 500_000
+    start.wait()
+    for name in range(40):
+        if store.create_once(folder / f"{name:02d}", text):
+            won.put((name, number))
+        content = (folder / f"{name:02d}").read_text()
+        if len(content) != 500_000 or len(set(content)) != 1:
+            won.put((name, "torn"))
+
+
+def test_of_many_that_create_a_file_one_does_and_nobody_reads_half_of_it(tmp_path):
+    context = multiprocessing.get_context("fork")
+    start, won = context.Barrier(4), context.Manager().Queue()
+    workers = [context.Process(target=_create_all, args=(tmp_path, number, start, won)) for number in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    winners = [won.get() for _ in range(won.qsize())]
+    assert sorted(name for name, _ in winners) == list(range(40))
+    assert all((tmp_path / f"{name:02d}").read_text()[0] == str(number) for name, number in winners)
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_link_that_nfs_reports_as_there_already_is_told_from_anothers(tmp_path, monkeypatch):
+    link = os.link
+
+    def repeated(source, target):
+        link(source, target)
+        raise FileExistsError(target)  # the answer to the first request was lost
+
+    monkeypatch.setattr(os, "link", repeated)
+    assert store.create_once(tmp_path / "file", "mine")
+    assert not store.create_once(tmp_path / "file", "another's")
+    assert (tmp_path / "file").read_text() == "mine"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 def _race(folder, start, winners):
     start.wait()
     won = 0

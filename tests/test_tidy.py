@@ -118,6 +118,22 @@ def test_trials_that_no_spec_names_keep_their_results_alone(folder, tmp_path):
     assert set(store.read_records(folder)["status"]) == {"finished"}
 
 
+def test_searches_submissions_and_the_index_stay(folder):
+    store.read_records(folder)
+    proposal, submission = folder / ".searches" / "0123456789ab" / "000001.json", folder / ".slurm" / "17.json"
+    log = folder / ".slurm" / "17_0_log.out"
+    kept = [proposal, submission, log, *folder.glob(".index*")]
+    assert len(kept) == 4
+    for path in kept[:3]:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{}")
+    for path in [*kept, *(path.parent for path in kept[:3])]:
+        os.utime(path, (LONG_AGO, LONG_AGO))
+    before = {path: path.read_bytes() for path in kept}
+    delete(folder, keep=["none"], named=set())
+    assert {path: path.read_bytes() for path in kept} == before
+
+
 def test_what_dead_workers_left_aside_goes_when_it_is_old(folder):
     trial = folder / spec().trial_id
     old = [trial / ".last.ckpt.123", trial / "claims" / f".{'0' * 32}", folder / f".index.json.{'a' * 32}"]

@@ -190,10 +190,30 @@ def test_a_trial_that_fails_keeps_its_traceback_and_can_be_tried_anew(quick, her
     assert run(spec, here).status == "finished"
 
 
+def test_a_finished_trial_says_so_where_its_images_have_changed(quick, here, tmp_path, capsys):
+    spec = quick(data=class_folders(tmp_path / "images"), epochs=1)
+    here = dataclasses.replace(here, data_workers=0)
+    first = run(spec, here)
+    assert run(spec, here) == first and "other images" not in capsys.readouterr().err
+    (tmp_path / "images" / "train" / "class0" / "0.png").unlink()
+    assert run(spec, here) == first
+    assert f"other images (digest {first.data['digest']})" in capsys.readouterr().err
+    (tmp_path / "images").rename(tmp_path / "gone")
+    assert run(spec, here) == first
+
+
 def test_a_loss_that_is_no_number_fails_the_trial(quick, here):
     spec = quick(optim=OptimSpec(lr=1e20, schedule="constant"))
     with pytest.raises(FloatingPointError, match=r"nan or infinite in batch \d of epoch 0, lr 1e\+20"):
         run(spec, here)
+
+
+def test_without_a_validation_loss_no_weights_are_best(quick, here, monkeypatch):
+    spec = quick(train=TrainSpec(epochs=1, select="best"))
+    monkeypatch.setattr(ClassificationTask, "evaluate", lambda *_, **__: {"val/loss": float("nan")})
+    with pytest.raises(FloatingPointError, match="in every epoch: no weights are best"):
+        run(spec, here)
+    assert read_record(trial_folder(here.store, spec.trial_id)).error_kind == "NaN loss"
 
 
 def test_the_record_says_what_was_run_and_what_it_costs(quick, here):

@@ -40,7 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         print(f"se-lab {__version__}")
         return 0
-    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.jit")  # timm's import
+    for module in ("torch.jit", "lightning.pytorch.utilities._pytree"):  # timm's import, Lightning's loaders
+        warnings.filterwarnings("ignore", category=FutureWarning, module=module)
     verb, *rest = argv
     if verb not in VERBS:
         print(f"se-lab: no verb is called {verb!r}{nearest(verb, VERBS)}; se-lab --help lists them", file=sys.stderr)

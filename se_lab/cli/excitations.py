@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from se_lab.cli.parser import Parser
-from se_lab.cli.runs import add_where, records_of, where_of
+from se_lab.cli.runs import add_store, add_where, records_of, where_of
 from se_lab.spec import SpecError
 
 
@@ -19,7 +19,7 @@ def excitations(argv: list[str]) -> int:
     parser.add_argument("nets", nargs="*", metavar="CHECKPOINT|timm:NAME", help="Checkpoints, or folders of trials.")
     parser.add_argument("--sweep", nargs="+", metavar="RUNS", help="Every trial of sweep specs or stores instead.")
     add_where(parser)
-    parser.add_argument("--store", help="Where the trials of specs are; by default SE_LAB_STORE, else runs.")
+    add_store(parser)
     parser.add_argument("--data", help="digits or folder:PATH; by default what a trial was tested with.")
     parser.add_argument(
         "--classes", default="", help="For the figures, separated by commas: names, WordNet ids, numbers."

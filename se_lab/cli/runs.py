@@ -14,13 +14,19 @@ if TYPE_CHECKING:
 
 
 def runs_parser(prog: str, description: str, runs: str = "+") -> ArgumentParser:
-    """Return a parser with RUNS, --store, --metric and --where."""
+    """Return a parser with RUNS, --store, --sweep-seed, --metric and --where."""
     parser = Parser(prog=prog, description=description)
     parser.add_argument("runs", nargs=runs, metavar="RUNS", help="Sweep specs (their trials, in the store) or stores.")
-    parser.add_argument("--store", help="Where the trials of specs are; by default SE_LAB_STORE, else runs.")
+    add_store(parser)
     parser.add_argument("--metric", default="test/top1_error", help="What is compared; test/top1_error by default.")
     add_where(parser)
     return parser
+
+
+def add_store(parser: ArgumentParser) -> None:
+    """Add --store and --sweep-seed."""
+    parser.add_argument("--store", help="Where the trials of specs are; by default SE_LAB_STORE, else runs.")
+    parser.add_argument("--sweep-seed", type=int, default=0, help="What a random or a bayes search had.")
 
 
 def add_where(parser: ArgumentParser) -> None:
@@ -45,4 +51,4 @@ def records_of(options: Namespace) -> pd.DataFrame:
     """Read the trials that the flags name."""
     from se_lab.sweep.records import load_records
 
-    return load_records(options.runs, options.store)
+    return load_records(options.runs, options.store, sweep_seed=options.sweep_seed)

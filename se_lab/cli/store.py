@@ -37,6 +37,9 @@ def gc(argv: list[str]) -> int:
         help="Checkpoints of finished trials to keep: last and best by default; tested is the one that was tested.",
     )
     parser.add_argument("--specs", nargs="+", metavar="SPEC", help="Clear the trials that none of these specs names.")
+    parser.add_argument(
+        "--sweep-seed", type=int, nargs="+", default=[0], metavar="N", help="What random and bayes searches had."
+    )
     parser.add_argument("--older", type=float, default=0, metavar="DAYS", help="Only trials that rested for so long.")
     parser.add_argument("--paths", action="store_true", help="Name every file and folder.")
     parser.add_argument("--delete", action="store_true", help="Delete; without it nothing changes.")
@@ -45,10 +48,11 @@ def gc(argv: list[str]) -> int:
     from se_lab.sweep.grammar import read_sweep
     from se_lab.tidy import delete, find_leftovers
 
-    named = None
+    named, store = None, options.store or ExecSpec().store
     if options.specs:
-        named = {trial.trial_id for spec in options.specs for trial in read_sweep(spec).trials}
-    store = options.store or ExecSpec().store
+        asked = [(spec, seed) for spec in options.specs for seed in options.sweep_seed]
+        sweeps = [read_sweep(spec, seed=seed, store_folder=store) for spec, seed in asked]
+        named = {trial.trial_id for sweep in sweeps for trial in sweep.trials}
     how = {"keep": options.keep, "named": named, "days": options.older}
     busy: list[str] = []
     if options.delete:

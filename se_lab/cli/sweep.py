@@ -128,7 +128,7 @@ def _sweep_through_wandb(options: Any, execution: Any) -> int:
         raise SpecError(f"--agents is {options.agents}; it must be at least 1")
     counts = Counter(sweep_through_wandb(options.spec, execution, options.agents)["status"])
     print(f"{options.spec}: " + ", ".join(f"{count} {status}" for status, count in sorted(counts.items())))
-    return 0 if set(counts) == {"finished"} else 1
+    return 0 if counts and set(counts) <= {"finished", "stopped"} else 1
 
 
 def _status(sweep: Any, options: Any, execution: Any) -> int:
@@ -138,7 +138,7 @@ def _status(sweep: Any, options: Any, execution: Any) -> int:
     if options.format == "json":
         print(json.dumps(listing(stood), indent=2))
     else:
-        print(f"{table(stood)}\n{summary(sweep, stood)}")
+        print("\n".join([*([table(stood)] if stood else []), summary(sweep, stood)]))
     return 0
 
 
@@ -169,11 +169,12 @@ def sync(argv: list[str]) -> int:
     parser = execution_parser("se-lab sync", "Send trials that ran offline to W&B, each once and whole.")
     parser.add_argument("runs", nargs="+", metavar="RUNS", help="Sweep specs (their trials, in the store) or stores.")
     parser.add_argument("--entity", help="The W&B user or team; by default your own.")
+    parser.add_argument("--sweep-seed", type=int, default=0, help="What a random or a bayes search had.")
     options, execution = parse_execution(parser, argv)
     from se_lab.sweep.wandb import sync
 
     for source in options.runs:
-        for trial_id, status in sync(source, execution, entity=options.entity):
+        for trial_id, status in sync(source, execution, entity=options.entity, sweep_seed=options.sweep_seed):
             print(f"{trial_id} {status}")
     return 0
 

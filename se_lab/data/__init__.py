@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
 from se_lab.data.base import Batch, Batches, DataError, ImageData
-from se_lab.data.folders import FolderData
+from se_lab.data.folders import FolderData, folder_digest
 from se_lab.data.hub import open_hub
+from se_lab.data.images import CHECKED
 from se_lab.data.memory import CifarData, DigitsData
 from se_lab.data.shards import ShardData
 from se_lab.spec import DataSpec, SpecError
@@ -22,6 +24,7 @@ __all__ = [
     "check_split",
     "create_data",
     "data_shape",
+    "present_digest",
 ]
 
 
@@ -112,6 +115,23 @@ def data_shape(spec: DataSpec, *, root: str | Path = ".") -> DataShape:
         return DataShape(known.classes, (known.in_chans, size, size), sizes)
     data = create_data(spec, 0, root=root)
     return DataShape(len(data.classes), (data.in_chans, data.image_size, data.image_size), data.sizes)
+
+
+def present_digest(spec: DataSpec, images: int, *, root: str | Path = ".") -> str | None:
+    """Return the digest of the images that are there now, where that takes a moment: of folders of few images.
+
+    Sets in memory are checked against checksums: under one name they are the same. Of larger sets, of shards and of
+    streams, and where the images are gone, it is None.
+
+    Args:
+        spec: Which images.
+        images: About how many.
+        root: Where relative paths start.
+    """
+    if spec.name.startswith("folder:") and images <= CHECKED:
+        with contextlib.suppress(DataError, OSError):
+            return folder_digest(spec, root)
+    return None
 
 
 def check_split(spec: DataSpec, sizes: dict[str, int], needs: str) -> None:

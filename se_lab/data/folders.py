@@ -43,13 +43,8 @@ class FolderData(EncodedData):
 
     def __init__(self, spec: DataSpec, seed: int, root: str | Path, workers: int) -> None:
         super().__init__(spec, seed, workers)
-        self.root = Path(root, spec.name.removeprefix("folder:")).expanduser()  # imagenet and places365: root/<name>
-        if spec.name == "places365" and (self.root / "places365_train_standard.txt").exists():
-            self.classes, train, val, test = _places365(self.root)
-        else:
-            self.classes, train, val, test = _folders(self.root)
-        sizes = {name: (self.root / name).stat().st_size for part in (train, val, test) if part for name in part.names}
-        self.digest = digest_of("\n".join(sorted(f"{name} {size}" for name, size in sizes.items())).encode())
+        self.root, (self.classes, train, val, test), sizes = _look(spec, root)
+        self.digest = _digest(sizes)
         self.set_splits(train, val, test, {name: "it has no bytes" for name, size in sizes.items() if not size})
 
     def class_names(self) -> list[str]:
@@ -66,8 +61,30 @@ class FolderData(EncodedData):
         return [", ".join(words.get(name, [name])) for name in self.classes]
 
 
+def folder_digest(spec: DataSpec, root: str | Path) -> str:
+    """Return the digest that a FolderData would have, from a look at names and sizes alone.
+
+    Raises:
+        DataError: as FolderData does.
+    """
+    return _digest(_look(spec, root)[2])
+
+
 Splits = tuple[list[str], Files, Files | None, Files]
 """Classes, and the train, val and test split; no val where it is to be held out of train."""
+
+
+def _look(spec: DataSpec, root: str | Path) -> tuple[Path, Splits, dict[str, int]]:
+    """Return where a set lies, its splits, and the bytes of each file."""
+    folder = Path(root, spec.name.removeprefix("folder:")).expanduser()  # imagenet and places365: root/<name>
+    lists = spec.name == "places365" and (folder / "places365_train_standard.txt").exists()
+    splits = _places365(folder) if lists else _folders(folder)
+    sizes = {name: (folder / name).stat().st_size for part in splits[1:] if part for name in part.names}
+    return folder, splits, sizes
+
+
+def _digest(sizes: dict[str, int]) -> str:
+    return digest_of("\n".join(sorted(f"{name} {size}" for name, size in sizes.items())).encode())
 
 
 def _folders(root: Path) -> Splits:

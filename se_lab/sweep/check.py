@@ -68,7 +68,7 @@ def _done_otherwise(spec: Mapping[str, Any]) -> Iterator[Finding]:
         )
     stop = spec.get("early_terminate")
     if isinstance(stop, Mapping) and "strict" not in stop:
-        what = "where it is left out W&B's documentation says false and its engine true"
+        what = "W&B's engine takes strict: true where it is not given"
         yield Finding("early_terminate.strict", what, "write strict: true or strict: false")
     for key, axis in _parameters(spec).items():
         if not isinstance(axis, Mapping):

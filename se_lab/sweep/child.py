@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
@@ -36,6 +37,8 @@ def in_a_child(function: Callable[..., T], *arguments: Any) -> T:
 
 
 def _answer(writer: Connection, function: Callable[..., Any], arguments: Sequence[Any]) -> None:
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # the parent tells of Ctrl-C
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         writer.send((None, function(*arguments)))
     except Exception as error:

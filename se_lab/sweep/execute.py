@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 import multiprocessing
 import os
 import signal
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -15,7 +17,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from typing import Any
+from pathlib import Path
+from typing import Any, TextIO
 
 import torch
 
@@ -160,7 +163,7 @@ def execute(
         An outcome a trial, in the order of the trials.
 
     Raises:
-        SpecError: for a search without Optuna.
+        SpecError: for a search without Optuna, or a store that cannot be written.
     """
     # A forked worker must not inherit threads: with one thread PyTorch makes none.
     torch.set_num_threads(1)
@@ -211,6 +214,8 @@ def execute(
             settle(over)
         else:
             waiting.append(_Entry(trial))
+    if waiting or search_goes_on:
+        _check_writable(execution.store)
     with shared_service(execution.wandb and bool(waiting or search_goes_on)), _stop_on_signal() as stop:
         while ((waiting or search_goes_on) and not stop.is_set()) or running:
             while len(running) < workers and not stop.is_set() and (entry := next_entry()) is not None:
@@ -243,6 +248,15 @@ def execute(
     for entry in waiting:
         outcomes[entry.trial.trial_id] = Outcome(entry.trial, "not started")
     return [outcomes[trial.trial_id] for trial in everyone]
+
+
+def _check_writable(folder: str) -> None:
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise SpecError(f"store is {folder!r}, where nothing can be written: {error.strerror}") from error
 
 
 def common_reason(outcomes: Sequence[Outcome]) -> tuple[str, int] | None:
@@ -389,11 +403,6 @@ def _work(
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_follow, args=(parent,), daemon=True).start()
     folder = store.trial_folder(execution.store, trial.trial_id)
-    folder.mkdir(parents=True, exist_ok=True)
-    log = (folder / "log.txt").open("a", buffering=1)
-    for descriptor in (1, 2):
-        os.dup2(log.fileno(), descriptor)
-    sys.stdout = sys.stderr = log  # a notebook's are no descriptors
 
     def progress(row: Mapping[str, float]) -> None:
         with contextlib.suppress(OSError):
@@ -403,15 +412,22 @@ def _work(
             if early_stop.stops(early_stop.metric.history(folder), map(early_stop.metric.history, folders)):
                 raise StoppedEarlyError
 
+    log: TextIO = io.StringIO()
     code = 1
     try:
+        folder.mkdir(parents=True, exist_ok=True)
+        log = (folder / "log.txt").open("a", buffering=1)
+        for descriptor in (1, 2):
+            os.dup2(log.fileno(), descriptor)
+        sys.stdout = sys.stderr = log  # a notebook's are no descriptors
         code = STOPPED if run(trial, execution, progress=progress).status == "stopped" else 0
     except InterruptedTrialError:
         code = RESUME_ME
     except store.TrialBusyError:
         code = BUSY
     except Exception as error:
-        traceback.print_exc()
+        with contextlib.suppress(OSError):  # of a full disk, which is told all the same
+            traceback.print_exc(file=log)
         kind, text = failure_kind(error), traceback.format_exc()
         if not isinstance(error, store.ClaimLostError):
             _record_failure(trial, execution, text, kind)
@@ -419,7 +435,8 @@ def _work(
             writer.send((kind, reason(text)))
     finally:
         finish_run(code)
-        log.flush()
+        with contextlib.suppress(OSError):
+            log.flush()
         os._exit(code)  # no exit handlers: they belong to the process this one was forked from
 
 

@@ -95,7 +95,8 @@ class Plan:
             lines.append(f"{self.sweep.repeated} points of the spec are trials it already has, and run once")
         console = Console(file=io.StringIO(), width=140)
         console.print(table)
-        return "\n".join([console.file.getvalue().rstrip(), *lines, *remarks])  # type: ignore[attr-defined]
+        shown = [console.file.getvalue().rstrip()] if self.trials else []  # type: ignore[attr-defined]
+        return "\n".join([*shown, *lines, *remarks])
 
     def _varied(self) -> list[str]:
         """Return the keys that vary and that a trial's label does not say."""

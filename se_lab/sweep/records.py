@@ -12,30 +12,33 @@ from se_lab.spec import ExecSpec
 from se_lab.sweep.grammar import read_sweep
 
 
-def load_records(source: str | Path | Sequence[str | Path], store_folder: str | Path | None = None) -> pd.DataFrame:
+def load_records(
+    source: str | Path | Sequence[str | Path], store_folder: str | Path | None = None, *, sweep_seed: int = 0
+) -> pd.DataFrame:
     """Read trials into a table, one row a trial; see `store.read_records` for its columns.
 
     Args:
         source: A sweep spec (its trials, in its order, found in the store; one that has not run has the status
             missing and its spec), a store, wandb:ENTITY/PROJECT or wandb:ENTITY/PROJECT/SWEEP, or several of these.
         store_folder: The store that specs are looked up in; by default the variable SE_LAB_STORE, else runs/.
+        sweep_seed: Of specs whose search is random or bayes.
 
     Raises:
         SpecError: for a spec that cannot be read.
         FileNotFoundError: for a store or a W&B project that is not there or holds no trial.
     """
     sources = [source] if isinstance(source, (str, Path)) else source
-    frames = [_load(one, store_folder or ExecSpec().store) for one in sources]
+    frames = [_load(one, store_folder or ExecSpec().store, sweep_seed) for one in sources]
     records: pd.DataFrame = pd.concat(frames, ignore_index=True).drop_duplicates("trial_id", ignore_index=True)
     return records
 
 
-def _load(source: str | Path, store_folder: str | Path) -> pd.DataFrame:
+def _load(source: str | Path, store_folder: str | Path, sweep_seed: int) -> pd.DataFrame:
     if str(source).startswith("wandb:"):
         from se_lab.sweep.wandb import read_wandb
 
         return read_wandb(str(source).removeprefix("wandb:"))
     if Path(source).suffix in (".yaml", ".yml"):
-        trials = read_sweep(source, store_folder=store_folder).trials
+        trials = read_sweep(source, seed=sweep_seed, store_folder=store_folder).trials
         return store.read_records(store_folder, {trial.trial_id: trial.flat() for trial in trials})
     return store.read_records(source)

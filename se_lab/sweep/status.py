@@ -169,13 +169,13 @@ def listing(stood: Sequence[Standing]) -> list[dict[str, Any]]:
 
 
 def table(stood: Sequence[Standing]) -> str:
-    """Return a row a trial, with the fields that vary in the sweep."""
+    """Return a row for each trial, of one at least, with the fields that vary in the sweep."""
     from rich.console import Console
     from rich.table import Table
 
     flats = [s.trial.flat() for s in stood]
     # None is a field that cannot matter, such as the reduction of a trial without SE units
-    varied = [key for key in flats[0] if len({str(flat[key]) for flat in flats} - {"None"}) > 1] if flats else []
+    varied = [key for key in flats[0] if len({str(flat[key]) for flat in flats} - {"None"}) > 1]
     shown = Table()
     for name in ("trial", *(key.rpartition(".")[2] for key in varied), "status", "job", ""):
         shown.add_column(name)

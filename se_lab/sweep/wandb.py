@@ -120,7 +120,9 @@ def _summary(spec: RunSpec, store_folder: str) -> dict[str, Any]:
     return known | {"columns": sorted(known)}  # a run's summary also has what was logged along the way
 
 
-def sync(source: str | Path, execution: ExecSpec, *, entity: str | None = None) -> list[tuple[str, str]]:
+def sync(
+    source: str | Path, execution: ExecSpec, *, entity: str | None = None, sweep_seed: int = 0
+) -> list[tuple[str, str]]:
     """Send the trials of a store or of a sweep spec to W&B: each once and whole, from its record and metrics.csv.
 
     The run's id is the trial's; its group is the trial without its seed; its tags are the backbone, the insertion and
@@ -139,7 +141,7 @@ def sync(source: str | Path, execution: ExecSpec, *, entity: str | None = None) 
 
     folders: Sequence[Path]
     if Path(source).suffix in (".yaml", ".yml"):
-        sweep = read_sweep(source, store_folder=execution.store)
+        sweep = read_sweep(source, seed=sweep_seed, store_folder=execution.store)
         name, folders = sweep.name, [store.trial_folder(execution.store, trial.trial_id) for trial in sweep.trials]
     else:
         name, folders = "", [Path(folder) for folder in store.read_records(source)["folder"]]

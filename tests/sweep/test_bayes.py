@@ -144,6 +144,20 @@ def test_a_sweep_goes_on_where_it_stopped_to_the_same_trials(tmp_path, capsys, m
     assert [json.loads(file.read_text())["spec"]["optim.lr"] for file in files] == table["optim.lr"].tolist()
 
 
+def test_a_search_of_another_seed_is_found_by_its_seed(tmp_path, capsys):
+    path, folder = tmp_path / "sweep.yaml", str(tmp_path / "store")
+    path.write_text(yaml.safe_dump(spec(run_cap=1)))
+    assert main(["sweep", str(path), "--wandb=false", "--store", folder, "--sweep-seed=5"]) == 0
+    assert load_records(path, folder).empty
+    assert load_records(path, folder, sweep_seed=5)["status"].tolist() == ["finished"]
+    assert main(["table", str(path), "--store", folder, "--sweep-seed=5"]) == 0
+    capsys.readouterr()
+    # its checkpoints are wanted, wherever the store is
+    for seeds, trials in (["0"], 1), (["0", "5"], 0):
+        assert main(["gc", folder, "--specs", str(path), "--paths", "--sweep-seed", *seeds]) == 0
+        assert capsys.readouterr().out.count("last.ckpt") == trials
+
+
 def test_two_workers_take_what_another_process_has_left(read, tmp_path, here):
     sweep = read(run_cap=3)
     left = sweep.search.propose(here.store)  # by a process that died before it ran

@@ -63,7 +63,7 @@ def test_a_sound_spec_has_no_findings(found):
         (
             {"early_terminate": {"type": "hyperband", "min_iter": 3}, "metric": {"name": "val/loss"}},
             "early_terminate.strict",
-            "W&B's documentation says false and its engine true",
+            "W&B's engine takes strict: true",
         ),
         ({"metric": {"name": "val/top1_error", "goal": "minimise"}}, "metric.goal", "W&B would minimize"),
         ({"metric": {"name": "val_loss"}}, "metric.name", "did you mean 'val/loss'"),

@@ -1,6 +1,7 @@
 """Sweeps on this machine: each trial once, whatever happens to the workers."""
 
 import json
+import multiprocessing
 import os
 import random
 import signal
@@ -171,18 +172,54 @@ def test_a_lost_process_goes_on_from_its_checkpoint_and_is_given_up_after_its_re
     assert [(o.status, o.kind) for o in outcomes] == [("failed", "lost process")] and tries(trial) == 3
 
 
-def test_out_of_memory_beside_another_trial_is_tried_again_alone(spec_file, here, fail):
-    trials = read_sweep(spec_file).trials[:3]
-    running, crowds = set(), []
+def _hold(folder, held, let_go):
+    with store.claim(folder):
+        held.set()
+        let_go.wait(120)
+
+
+def test_out_of_memory_beside_another_trial_is_tried_again_alone(spec_file, here, fail, monkeypatch):
+    monkeypatch.setattr("se_lab.sweep.execute.POLL_SECONDS", 0.05)
+    first, large, third = read_sweep(spec_file).trials[:3]
+    context = multiprocessing.get_context("fork")
+    held, let_go = context.Event(), context.Event()
+    other = context.Process(target=_hold, args=(Path(here.store) / third.trial_id, held, let_go))
+    other.start()
+    held.wait()
+    running, begun = set(), []
 
     def watch(event):
-        (running.add if event.status == "running" else running.discard)(event.trial.trial_id)
-        if event.trial == trials[1] and event.status == "running":
-            crowds.append(len(running))
+        name = event.trial.trial_id
+        if event.status == "running" and name not in running:
+            begun.append((name, frozenset(running)))
+        (running.add if event.status == "running" else running.discard)(name)
+        if event.trial == large and event.row:  # in its second try: what another process had is free from now on
+            let_go.set()
+            other.join()
 
-    tries = fail(MemoryError("out of memory"), lambda trial: trial == trials[1], times=1)
-    assert [o.status for o in execute(trials, here, 2, watch)] == ["finished"] * 3
-    assert tries(trials[1]) == 1 and crowds[0] == 2 and crowds[-1] == 1
+    tries = fail(MemoryError("out of memory"), lambda trial: trial == large, times=1)
+    assert [o.status for o in execute([first, large, third], here, 2, watch)] == ["finished", "finished", "finished"]
+    assert tries(large) == 1
+    assert begun == [
+        (first.trial_id, frozenset()),
+        (large.trial_id, {first.trial_id}),
+        (large.trial_id, frozenset()),  # not before the first was over
+        (third.trial_id, frozenset()),  # and not beside it
+    ]
+
+
+def test_a_store_that_cannot_be_written_is_told_before_any_trial_begins(spec_file):
+    trials = read_sweep(spec_file).trials
+    with pytest.raises(SpecError, match="nothing can be written"):
+        execute(trials, ExecSpec(store="/proc/none", wandb=False), 1, lambda event: pytest.fail("it began"))
+
+
+def test_a_worker_that_cannot_open_its_log_says_so(spec_file, here):
+    (trial,) = read_sweep(spec_file).trials[:1]
+    (Path(here.store) / trial.trial_id / "log.txt").mkdir(parents=True)
+    (outcome,) = execute([trial], here, 1, lambda event: None)
+    assert (outcome.status, outcome.kind) == ("failed", "error") and "IsADirectoryError" in outcome.error
+    assert "IsADirectoryError" in store.read_record(Path(here.store) / trial.trial_id).error
 
 
 def test_a_sweep_whose_trials_fail_for_one_reason_stops_and_says_it_once(tmp_path, fail, capsys):

@@ -1,6 +1,12 @@
 """How many trials at a time: what cores and memory take, and never a share of a trial."""
 
 import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -55,6 +61,24 @@ def test_on_a_gpu_more_are_taken_as_long_as_they_get_more_done(machine, quick, h
 def test_it_looks_at_a_real_trial_of_the_largest_net(quick, here):
     count, said = choose_workers([quick(SESpec(insertion="none")), quick()], here)
     assert 1 <= count <= 2 and "GiB each of" in said
+
+
+def test_ctrl_c_ends_a_child_without_a_traceback():
+    script = "import time; from se_lab.sweep.child import in_a_child; print(flush=True); in_a_child(time.sleep, 60)"
+    process = subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    process.stdout.readline()
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    while not children.read_text():
+        time.sleep(0.05)
+    time.sleep(0.5)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.communicate(timeout=60)[1].count("Traceback") == 1  # the parent's own
 
 
 def test_a_child_leaves_no_trace_and_hands_over_what_it_raises():
