@@ -2,6 +2,7 @@
 
 import csv
 import subprocess
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -55,8 +56,9 @@ def results(path, folder):
 
 
 def run_here(path, folder):
-    """Run the sweep without Slurm, and return its results."""
-    execute(read_sweep(path).trials, ExecSpec(store=str(folder), wandb=False), 1, lambda _: None)
+    """Run the sweep without Slurm, in a process that no other test has used, and return its results."""
+    command = [sys.executable, "-m", "se_lab.cli", "sweep", path, f"--store={folder}", "--wandb=false"]
+    subprocess.run(command, check=True)
     return results(path, folder)
 
 
