@@ -33,7 +33,7 @@ def records(study: Make) -> pd.DataFrame:
 
 @pytest.fixture
 def run(records: pd.DataFrame, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    monkeypatch.setattr(se_lab.sweep.records, "load_records", lambda runs, folder: records)
+    monkeypatch.setattr(se_lab.sweep.records, "load_records", lambda runs, folder, sweep_seed: records)
 
     def call(*argv: str) -> tuple[int, str, str]:
         status = main(list(argv))
@@ -113,7 +113,7 @@ def test_records_of_which_no_table_can_be_made_are_refused_by_every_verb(
     spoil: Callable,
     said: str,
 ) -> None:
-    monkeypatch.setattr(se_lab.sweep.records, "load_records", lambda runs, folder: spoil(records))
+    monkeypatch.setattr(se_lab.sweep.records, "load_records", lambda runs, folder, sweep_seed: spoil(records))
     status, out, err = run(verb, "runs", "-o", str(tmp_path / "out"))
     assert (status, out, err.count("\n")) == (2, "", 1)
     assert said in err and not (tmp_path / "out").exists()
