@@ -115,7 +115,8 @@ def with_section(text: str, name: str, section: str) -> str:
         return before + whole + after.removeprefix("\n")
     earlier = list(BENCHMARKS)[: list(BENCHMARKS).index(name)]
     marks = [f"<!-- /{one} -->\n" for one in earlier if f"<!-- /{one} -->\n" in text]
-    place = text.index(marks[-1]) + len(marks[-1]) if marks else text.index("\n") + 1
+    first = text.find("\n<!-- ")
+    place = text.index(marks[-1]) + len(marks[-1]) if marks else first if first >= 0 else len(text)
     return f"{text[:place]}\n{whole}{text[place:]}"
 
 
