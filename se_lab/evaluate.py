@@ -67,6 +67,8 @@ def evaluate(
 ) -> Evaluation:
     """Test a net: on its trial's own test images to the very numbers of the trial's record, on one machine.
 
+    Of a trial that ran its SE units fused because that paid (`model.fused=auto`), up to rounding: here it runs plain.
+
     Args:
         source: A trial's folder or checkpoint, or timm:NAME, which is fed as timm feeds it (its pretrained_cfg).
         data: A data set by the name that a spec would give it, or folder:PATH: the images of PATH/test, else of

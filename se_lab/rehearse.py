@@ -14,16 +14,18 @@ from typing import Any
 import lightning as L
 import torch
 
+from se_lab.complexity import profile
 from se_lab.data import ImageData
 from se_lab.distributed import Place, find_place, joined, shared
 from se_lab.flags import import_plugins
 from se_lab.keeper import TrialKeeper
 from se_lab.launch import launch
+from se_lab.model import create_model
 from se_lab.preflight import check_before, check_built, check_norms, device_of
 from se_lab.spec import ExecSpec, RunSpec
 from se_lab.stopping import Stop, heard
 from se_lab.task import ClassificationTask
-from se_lab.train import claimed, create_trainer, open_data
+from se_lab.train import claimed, create_trainer, fuse_where_it_pays, open_data
 
 PREDICTION_BYTES = 64
 """About what predictions.npz takes an image."""
@@ -92,11 +94,13 @@ def _rehearse_here(
     spec: RunSpec, execution: ExecSpec, place: Place, folder: Path, data: ImageData, stop: Stop
 ) -> Rehearsal:
     shape = (data.in_chans, data.image_size, data.image_size)
+    macs = profile(create_model(spec.model, len(data.classes), data.in_chans), shape).macs
     clock = _Clock()
 
     def fit(checkpoint: Path | None) -> ClassificationTask:
         task = ClassificationTask(spec, len(data.classes), data.in_chans)
         check_norms(task.model, spec, shape)
+        fuse_where_it_pays(task, execution, data, macs)
         with claimed(folder, place) as claim:
             keeper = TrialKeeper(folder, claim, stop, minutes=execution.checkpoint_minutes, val_batches=1)
             callbacks = [clock, keeper] if checkpoint is None else [keeper]

@@ -114,10 +114,7 @@ def _run_here(
         if (done := shared(_finished(folder) if place.rank == 0 else None)) is not None:
             return tell_other_images(done, data.digest)
         record = new_record(spec, execution, data, task)
-        images = data.sizes["train"] * spec.train.epochs
-        fused, record.host["fused"] = choose(spec.model.fused, device_of(execution), record.complexity["macs"], images)
-        if fused:
-            fuse(task)
+        record.host["fused"] = fuse_where_it_pays(task, execution, data, record.complexity["macs"])
         if claim is not None:
             store.clear_leftovers(folder)
         try:
@@ -156,6 +153,22 @@ def open_data(spec: RunSpec, execution: ExecSpec, place: Place) -> ImageData:
     data = opened(True) if place.local == 0 else None
     shared(None)
     return data or opened(False)
+
+
+def fuse_where_it_pays(task: ClassificationTask, execution: ExecSpec, data: ImageData, macs: int) -> str:
+    """Let a trial's SE units run fused, if its spec says so or that pays, and return which and why.
+
+    Args:
+        task: The trial, whose nets are changed in place.
+        execution: Where it trains.
+        data: Its images.
+        macs: Multiply-accumulates of an image's forward pass.
+    """
+    images = data.sizes["train"] * task.spec.train.epochs
+    fused, why = choose(task.spec.model.fused, device_of(execution), macs, images)
+    if fused:
+        fuse(task)
+    return why
 
 
 @contextlib.contextmanager
