@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 
 from se_lab import run
-from se_lab.fused import choice, units
+from se_lab.fused import choice, passes, units
+from se_lab.rehearse import rehearse
 from se_lab.spec import TrainSpec
 
 
@@ -23,3 +24,16 @@ def test_a_fused_trial_is_the_plain_one_in_float64(quick, here, monkeypatch):
     assert calls
     assert told.host["fused"] == "on: long enough to pay for compiling"
     assert told.metrics == pytest.approx(expected.metrics, rel=1e-9)
+
+
+def test_a_rehearsal_runs_what_the_trial_would(quick, here, monkeypatch):
+    calls, tail = [], units.tail
+    monkeypatch.setattr(units, "tail", lambda *given: calls.append(given) or tail(*given))
+    trial = quick(train=TrainSpec(epochs=1, precision="fp64"))
+    rehearse(trial, here)
+    assert not calls
+    if not passes.compiles("cpu"):
+        pytest.skip("no compiler here")
+    monkeypatch.setitem(choice.PAYS_FROM, "cpu", 0.0)
+    rehearse(trial, here)
+    assert calls
