@@ -43,6 +43,8 @@ class ClassificationTask(L.LightningModule):
         self.model = create_model(spec.model, num_classes, in_chans, seed=spec.seed, sync_bn=sync_bn)
         self.layout = torch.channels_last if spec.train.channels_last else torch.contiguous_format
         self.model.to(memory_format=self.layout)
+        if spec.train.precision == "fp64":  # before a checkpoint is loaded, which Lightning's plugin does not wait for
+            self.model.double()
         self.ema = ModelEmaV3(self.model, decay=spec.train.ema).requires_grad_(False) if spec.train.ema else None
         self.history: list[Row] = []
         """A row an epoch."""

@@ -216,37 +216,45 @@ def _train_and_test(
 ) -> None:
     keeper = TrialKeeper(folder, claim, stop, minutes=execution.checkpoint_minutes, progress=progress)
     bar = [RichProgressBar(leave=True)] if progress is None and place.rank == 0 and sys.stderr.isatty() else []
-    logger = wandb_logger(task.spec, record, folder, execution) if execution.wandb and claim is not None else False
-    trainer = create_trainer(task.spec, execution, place, folder, callbacks=[keeper, *bar], logger=logger)
-    checkpoint = shared(newest_checkpoint(folder) if claim is not None else None)
-    record.status = "finished"
-    try:
-        trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-        stop.at_once = False
-        if task.open_row is not None:  # of the last epoch, which was resumed in its validation
-            keeper.finish_epoch(trainer, task, saved=True)
-    except SystemExit:  # Lightning's own answer to a second Ctrl-C
-        raise InterruptedTrialError from None
-    except StoppedEarlyError:
-        record.status = "stopped"
-    tested: dict[str, float] = {}
-    if record.status == "finished":
-        if task.spec.train.select == "best":
-            if keeper.best_loss == float("inf"):
-                raise FloatingPointError("the validation loss was nan or infinite in every epoch: no weights are best")
-            best = torch.load(folder / "best.ckpt", map_location="cpu", weights_only=True)
-            task.load_state_dict(best["state_dict"])
-        tested = task.evaluate("test", keeper.stop_testing, keep=True)
-        if claim is not None:
-            _write_predictions(folder, task, data)
-    last = {key: value for key, value in task.history[-1].items() if key.startswith(("train/", "val/"))}
-    record.metrics = last | tested
-    record.timings = keeper.timings()
-    if data.skipped:
-        record.data["skipped"] = data.skipped
-    for active in trainer.loggers:
-        active.log_metrics({**record.metrics, "params": record.complexity["params"], "macs": record.complexity["macs"]})
-        active.finalize("success")
+    logged = wandb_logger(task.spec, record, folder, execution) if execution.wandb and claim is not None else None
+    with logged or contextlib.nullcontext(False) as logger:
+        trainer = create_trainer(task.spec, execution, place, folder, callbacks=[keeper, *bar], logger=logger)
+        checkpoint = shared(newest_checkpoint(folder) if claim is not None else None)
+        record.status = "finished"
+        try:
+            trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+            stop.at_once = False
+            if task.open_row is not None:  # of the last epoch, which was resumed in its validation
+                keeper.finish_epoch(trainer, task, saved=True)
+        except SystemExit:  # Lightning's own answer to a second Ctrl-C
+            raise InterruptedTrialError from None
+        except StoppedEarlyError:
+            record.status = "stopped"
+        tested = _test(task, data, folder, keeper, claim) if record.status == "finished" else {}
+        last = {key: value for key, value in task.history[-1].items() if key.startswith(("train/", "val/"))}
+        record.metrics = last | tested
+        record.timings = keeper.timings()
+        if data.skipped:
+            record.data["skipped"] = data.skipped
+        costs = {key: record.complexity[key] for key in ("params", "macs")}
+        for active in trainer.loggers:
+            active.log_metrics(record.metrics | costs)
+            active.finalize("success")
+
+
+def _test(
+    task: ClassificationTask, data: ImageData, folder: Path, keeper: TrialKeeper, claim: store.Claim | None
+) -> dict[str, float]:
+    """Test the weights that the spec selects, keep their predictions, and return the metrics."""
+    if task.spec.train.select == "best":
+        if keeper.best_loss == float("inf"):
+            raise FloatingPointError("the validation loss was nan or infinite in every epoch: no weights are best")
+        best = torch.load(folder / "best.ckpt", map_location="cpu", weights_only=True)
+        task.load_state_dict(best["state_dict"])
+    tested = task.evaluate("test", keeper.stop_testing, keep=True)
+    if claim is not None:
+        _write_predictions(folder, task, data)
+    return tested
 
 
 def create_trainer(spec: RunSpec, execution: ExecSpec, place: Place, folder: Path, **options: Any) -> L.Trainer:
@@ -270,13 +278,18 @@ def create_trainer(spec: RunSpec, execution: ExecSpec, place: Place, folder: Pat
     return trainer
 
 
-def wandb_logger(spec: RunSpec, record: RunRecord, folder: Path, execution: ExecSpec) -> Any:
-    """Return Lightning's WandbLogger: offline unless W&B's own variables say otherwise."""
+@contextlib.contextmanager
+def wandb_logger(spec: RunSpec, record: RunRecord, folder: Path, execution: ExecSpec) -> Iterator[Any]:
+    """Yield Lightning's WandbLogger: offline unless W&B's own variables say otherwise.
+
+    An agent's run, and one that the caller has open, is logged to and left open.
+    """
     import wandb
     from lightning.pytorch.loggers import WandbLogger
 
     agent = "WANDB_SWEEP_ID" in os.environ  # an agent brings the run's id, and it is online unless told otherwise
     mode = os.environ.get("WANDB_MODE", "online" if agent else "offline")
+    ours = wandb.run is None and not agent
     logger = WandbLogger(
         project=os.environ.get("WANDB_PROJECT", execution.project),
         id=None if agent else spec.trial_id,
@@ -289,7 +302,14 @@ def wandb_logger(spec: RunSpec, record: RunRecord, folder: Path, execution: Exec
     run = logger.experiment
     # keys that the agent set are locked to the sweep: what it brought stays as it is
     run.config.update({k: v for k, v in (flat | {"trial_id": spec.trial_id}).items() if k not in run.config})
-    return logger
+    try:
+        yield logger
+    except BaseException:
+        if ours:
+            run.finish(exit_code=1)
+        raise
+    if ours:
+        run.finish()
 
 
 def _write_predictions(folder: Path, task: ClassificationTask, data: ImageData) -> None:

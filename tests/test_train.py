@@ -10,6 +10,7 @@ import signal
 import numpy as np
 import pytest
 import torch
+import wandb
 from PIL import Image
 from sklearn.metrics import accuracy_score, log_loss, top_k_accuracy_score
 
@@ -115,7 +116,8 @@ def test_an_interrupted_trial_goes_on_to_the_very_same_numbers(quick, here, tmp_
         epochs=3,
         optim=OptimSpec(schedule=schedule, decay_epochs=1, patience=0),
         model=ModelSpec("cifar_resnet20", SESpec(reduction=4), kwargs={"drop_path_rate": 0.2}),
-        train=TrainSpec(epochs=3, select="best"),
+        # in double, weights that pass through single on their way back are others
+        train=TrainSpec(epochs=3, select="best", precision="fp64" if schedule == "step" else "fp32"),
     )
     whole = dataclasses.replace(here, store=str(tmp_path / "whole"))
     undisturbed = run(spec, whole)
@@ -302,6 +304,21 @@ def test_without_wandb_variables_a_trial_logs_offline(quick, tmp_path, monkeypat
     spec = quick(epochs=1)
     run(spec, ExecSpec(store=str(tmp_path)))
     assert list((tmp_path / spec.trial_id / "wandb").glob(f"offline-run-*-{spec.trial_id}/run-{spec.trial_id}.wandb"))
+
+
+def test_each_trial_of_a_process_is_a_wandb_run_of_its_own(quick, tmp_path, monkeypatch):
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    failing = quick(optim=OptimSpec(lr=1e30))
+    with pytest.raises(FloatingPointError):
+        run(failing, ExecSpec(store=str(tmp_path)))
+    with wandb.init(project="mine", dir=tmp_path, mode="offline") as mine:
+        inside = quick(epochs=1, seed=1)
+        run(inside, ExecSpec(store=str(tmp_path)))
+        assert wandb.run is mine and mine.config["trial_id"] == inside.trial_id
+    run(quick(epochs=1), ExecSpec(store=str(tmp_path)))
+    assert wandb.run is None
+    begun = [spec.trial_id for spec in (failing, quick(epochs=1)) if list(tmp_path.glob(f"{spec.trial_id}/wandb/off*"))]
+    assert begun == [failing.trial_id, quick(epochs=1).trial_id]
 
 
 def test_precision_and_memory_order_are_those_of_the_spec(quick, here, monkeypatch):

@@ -53,7 +53,8 @@ def wandb_run(project: str, folder: Path, **about: Any) -> Iterator[Any]:
     settings = wandb.Settings(silent=True, console="off")
     mode: Any = os.environ.get("WANDB_MODE", "offline")
     try:
-        with wandb.init(project=project, dir=folder, mode=mode, settings=settings, **about) as run:
+        # a run that the caller has open is another's
+        with wandb.init(project=project, dir=folder, mode=mode, settings=settings, reinit="create_new", **about) as run:
             yield run
     except (wandb.errors.Error, wandb.errors.UsageError) as error:
         raise ReportError(f"W&B did not take it: {error}") from error
