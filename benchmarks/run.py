@@ -27,7 +27,7 @@ BENCHMARKS = {
     "network": "",
     "scaling": "",
     "data": "",
-    "sweep": "",
+    "sweep": "--plain-trials 5",
     "trial_start": "",
     "profiling": "--every 20",
     "excitations": "--batch 16 --rounds 5",
