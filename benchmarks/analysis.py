@@ -105,7 +105,7 @@ def timed(store: Path, rounds: int) -> dict[str, list[float]]:
         {
             "first": read_anew,
             "second": lambda: read_records(store),
-            "rows": lambda: pd.read_csv(rows),
+            "rows": lambda: pd.read_csv(rows, low_memory=False),  # in parts, a column of few words has two types
             "by epoch": lambda: read_curves(study, KEYS),
             "epochs": lambda: pd.read_csv(epochs, usecols=["epoch", *KEYS, "variant", "seed"]),
             "records opened": lambda: [read_bytes(f"{folder}/record.json") for folder in folders],

@@ -27,7 +27,7 @@ BENCHMARKS = {
     "network": "",
     "scaling": "",
     "data": "",
-    "sweep": "--plain-trials 5",
+    "sweep": "--plain-trials 5 --channels-last",
     "trial_start": "",
     "profiling": "--every 20",
     "excitations": "--batch 16 --rounds 5",

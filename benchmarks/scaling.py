@@ -1,10 +1,12 @@
-"""How the cost of fused SE tails grows: `python benchmarks/scaling.py`, two minutes on two cores.
+"""How the cost of fused SE tails grows: `python benchmarks/scaling.py`, three minutes on two cores.
 
 The tails BN → SE → add → ReLU of a ResNet's units, forward and backward, at the shapes they have in the net (the
 convolutions between them left out, since they drown what is looked for). Depth, resolution, batch and the number of SE
-units go up in turn. The pass count predicts time = units · t0 + bytes of the maps · t1, where t0 is what a unit on maps
-of a pixel takes and t1 comes from the first row alone; and memory = 2 maps a unit, x and the output, and the
-coefficients by image and channel that a unit on maps of a pixel keeps as well. Goal: within 10 %.
+units go up in turn. The pass count predicts a unit's time: a fixed cost, which is what a unit with as many channels
+takes on maps of a pixel, and the time in which PyTorch reads eight maps of that shape and writes three newly allocated
+ones, by clone and sum, in the same round; caches and page faults then burden both sides. Nothing is fitted. And memory
+= 2 maps a unit, x and the output, and the coefficients by image and channel that a unit on maps of a pixel keeps as
+well. Goal: within 10 %.
 """
 
 from __future__ import annotations
@@ -70,22 +72,26 @@ def main() -> None:
     tails = {shape: Tail(shape) for _, point in points for _, shape in point.shapes()}
     pixel = {channels: Tail((base.batch, channels, 1, 1)) for channels in CHANNELS}
     coefficients = {channels: tail.kept() / base.batch for channels, tail in pixel.items()}
-    times: dict[Point, list[float]] = {}
-    fixed = []
+    different = list(dict.fromkeys(point for _, point in points))
+    times: dict[Point, list[float]] = {point: [] for point in different}
+    predictions: dict[Point, list[float]] = {point: [] for point in different}
+    fixed: dict[int, list[float]] = {channels: [] for channels in CHANNELS}
     for number in range(options.rounds + 1):
-        first = statistics.mean(tail.seconds(3) / 3 for tail in pixel.values())
-        for point in dict.fromkeys(point for _, point in points):
-            taken = sum(tails[shape].seconds(count) for count, shape in point.shapes())
+        first = {channels: tail.seconds(3) / 3 for channels, tail in pixel.items()}
+        for point in different:
+            taken = predicted = 0.0
+            for count, shape in point.shapes():
+                taken += tails[shape].seconds(count)
+                predicted += count * first[shape[1]] + tails[shape].seconds_to_move(count)
             if number:
-                times.setdefault(point, []).append(taken)
+                times[point].append(taken)
+                predictions[point].append(predicted)
         if number:
-            fixed.append(first)
-    t0 = statistics.median(fixed)
-    t1 = (statistics.median(times[base]) - base.units() * t0) / base.map_bytes()
+            for channels, seconds in first.items():
+                fixed[channels].append(seconds)
     rows = []
     for series, point in points:
-        seconds = statistics.median(times[point])
-        predicted = point.units() * t0 + point.map_bytes() * t1
+        seconds, predicted = statistics.median(times[point]), statistics.median(predictions[point])
         to_keep = 2 * point.map_bytes() + sum(count * n * coefficients[c] for count, (n, c, *_) in point.shapes())
         kept = sum(count * tails[shape].kept() for count, shape in point.shapes())
         rows.append(
@@ -95,7 +101,8 @@ def main() -> None:
                 *(f"{kept / 1e6:.1f}", f"{to_keep / 1e6:.1f}", deviation(kept, to_keep)),
             ]
         )
-    print(f"{options.threads} threads; a unit's fixed cost t0 is {1000 * t0:.2f} ms\n")
+    told = ", ".join(f"{1000 * statistics.median(seconds):.2f}" for seconds in fixed.values())
+    print(f"{options.threads} threads; a unit's fixed cost with {', '.join(map(str, CHANNELS))} channels: {told} ms\n")
     columns = ("series", "ResNet-", "px", "batch", "SE units", "ms", "predicted", "off", "MB kept", "predicted", "off")
     print(table(columns, rows))
 
@@ -120,6 +127,21 @@ class Tail:
         for _ in range(count):
             units.tail(x, shortcut, self.norm, self.unit, None, "relu").backward(grad)
             x.grad = shortcut.grad = None
+        return time.perf_counter() - began
+
+    def seconds_to_move(self, count: int) -> float:
+        """Return the time in which PyTorch reads 8 maps and writes 3 new ones, `count` times.
+
+        Forward the tail reads x; x and the shortcut, and writes the output. Backward it reads the output's gradient,
+        the output and x, and writes the shortcut's gradient; reads that and x, and writes the gradient of x.
+        """
+        x, shortcut, grad = (torch.randn(self.shape) for _ in range(3))
+        began = time.perf_counter()
+        for _ in range(count):
+            written = [each.clone() for each in (x, shortcut, grad)]
+            for each in (*written, x, grad):
+                each.sum()
+            del written
         return time.perf_counter() - began
 
     def kept(self) -> int:

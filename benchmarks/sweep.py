@@ -60,7 +60,7 @@ def main() -> int:
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"))
     parser.add_argument("--workers", default="auto")
-    parser.add_argument("--channels-last", action="store_true", help="the memory layout on our side")
+    parser.add_argument("--channels-last", action="store_true", help="the memory layout on our side, but for digits")
     parser.add_argument("--no-agreement", action="store_true", help="leave out the check on digits")
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="sweep"))

@@ -79,6 +79,8 @@ def trainer_options(place: Place, train: TrainSpec) -> dict[str, Any]:
     """Return what Lightning's Trainer is to know of the ranks."""
     if place.ranks == 1:  # said, since Lightning would take a batch job of Slurm's for a rank, and requeue it itself
         return {"devices": 1, "plugins": [LightningEnvironment()]}
+    # else Lightning takes the machine's cores, whatever the trial was told
+    os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
     os.environ.setdefault("SLURM_NTASKS_PER_NODE", str(train.devices))  # Lightning insists on it under srun
     environment = SLURMEnvironment(auto_requeue=False) if place.slurm else TorchElasticEnvironment()
     # the buffers of rank 0 are those that count; they are handed round before an evaluation, not at every step

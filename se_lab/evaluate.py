@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from se_lab.data import Batch, DataError, create_data
-from se_lab.data.images import decode
+from se_lab.data.pictures import decode
 from se_lab.metrics import Sums
 from se_lab.preprocess import IN_MEMORY, open_pretrained, pick_device, trial_config
 from se_lab.spec import DataSpec, RunSpec, SpecError

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,8 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
-from se_lab.spec import ExecSpec, RunSpec, SpecError, check_choice, fields_of, leaves, nearest, run_spec
+from se_lab.mistakes import as_known, told
+from se_lab.spec import ExecSpec, RunSpec, SpecError, check_choice, fields_of, leaves, run_spec
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
@@ -27,8 +30,10 @@ def trial_parser(**options: Any) -> ArgumentParser:
     return parser
 
 
-def parse_trial(arguments: Sequence[str], parser: ArgumentParser | None = None) -> tuple[RunSpec, ExecSpec]:
-    """Read a trial from flags.
+def parse_trial(
+    arguments: Sequence[str], parser: ArgumentParser | None = None, *, beside: Collection[str] = ()
+) -> tuple[RunSpec, ExecSpec]:
+    """Read a trial from flags; `beside` are those that the verb has taken itself, which an unknown one may mean.
 
     A recipe and configuration files count before all flags, wherever they stand: W&B's agent sorts what it hands over.
     Plugins are imported before names are checked.
@@ -38,14 +43,15 @@ def parse_trial(arguments: Sequence[str], parser: ArgumentParser | None = None) 
     """
     for value in [*_values_of("--plugins", arguments), *map(_plugins_in, _values_of("--config", arguments))]:
         import_plugins(value)
-    parser = parser or trial_parser()
+    parser, recipe = parser or trial_parser(), "".join(_values_of("--recipe", arguments)[-1:])
+    arguments = as_known(_files_first(arguments), parser._option_string_actions)
     try:
-        parsed = parser.parse_args(_files_first(arguments))
+        parsed = parser.parse_args(arguments)
         instance = parser.instantiate(parsed)
     except ArgumentError as error:
-        raise SpecError(_explain(str(error), parser)) from None
+        raise _mistake(error, [*parser._option_string_actions, *beside], arguments) from None
     run = RunSpec(**{name: getattr(instance, name) for name, _ in fields_of(RunSpec())})
-    return run, _execution_of(instance, recipe="".join(_values_of("--recipe", arguments)[-1:]))
+    return run, _execution_of(instance, recipe)
 
 
 def recipe_changes(name: str, spec: RunSpec) -> dict[str, Any] | None:
@@ -81,9 +87,10 @@ def parse_execution(
     defaults = defaults or ExecSpec()
     parser.set_defaults({name: value for name, value in fields_of(defaults) if name != "recipe"})
     try:
-        parsed = parser.instantiate(parser.parse_args(list(arguments)))
+        arguments = as_known(arguments, parser._option_string_actions)
+        parsed = parser.instantiate(parser.parse_args(arguments))
     except ArgumentError as error:
-        raise SpecError(_explain(str(error), parser)) from None
+        raise _mistake(error, parser._option_string_actions, arguments) from None
     return parsed, _execution_of(parsed, recipe=defaults.recipe)
 
 
@@ -152,10 +159,38 @@ def _tokens(arguments: Sequence[str]) -> list[tuple[str, str | None]]:
     return tokens
 
 
-def _explain(message: str, parser: ArgumentParser) -> str:
-    """Add the nearest flag to jsonargparse's complaint of an unknown one."""
-    head, _, flags = message.partition("unrecognized arguments: ")
-    if not flags:
-        return message
-    given = flags.split()[0].partition("=")[0]
-    return f"{head}unrecognized arguments: {flags}{nearest(given, parser._option_string_actions)}"
+def _mistake(error: ArgumentError, flags: Collection[str], arguments: Sequence[str]) -> SpecError:
+    """Return jsonargparse's complaint as the field's own, which says what is allowed; else in SE-Lab's words."""
+    key = (re.findall(r'Parser key "([\w.]+)"', str(error)) or [""])[0]
+    given = [_yaml_of(value) for value in _values_of(f"--{key}", arguments)]
+    for file in _values_of("--config", arguments):
+        with contextlib.suppress(OSError, yaml.YAMLError):
+            given += _under(key, yaml.safe_load(Path(file).read_text()))
+    for value in given:
+        try:
+            if key in dict(fields_of(ExecSpec())):
+                ExecSpec(**{key: value})
+            else:
+                run_spec({key: value})
+        except SpecError as own:
+            if "no field is called" not in str(own) or key.partition(".")[0] in dict(fields_of(RunSpec())):
+                return own
+    return SpecError(told(str(error), flags))
+
+
+def _yaml_of(text: str) -> Any:
+    """Return a flag's value as YAML has it, and what is no YAML as it stands."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def _under(key: str, values: Any) -> list[Any]:
+    """Return what a configuration file has under a dotted key, written whole or nested, or nothing."""
+    for name, value in values.items() if isinstance(values, dict) else ():
+        if name == key:
+            return [value]
+        if key.startswith(f"{name}."):
+            return _under(key.removeprefix(f"{name}."), value)
+    return []

@@ -67,6 +67,8 @@ class TrialKeeper(Checkpoint):
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
         self._saved = time.perf_counter()
         self.stop.at_once = False
+        if any(gathered(self.stop.asked)):  # while the others were built
+            raise InterruptedTrialError
         if task.open_row is not None:
             self.finish_epoch(trainer, task, saved=True)
 
@@ -85,6 +87,7 @@ class TrialKeeper(Checkpoint):
         wanted = self._ranks.ask(STOP if self.stop.asked else SAVE if due else GO_ON)
         if wanted == GO_ON or trainer.is_last_batch:  # the epoch's end is a moment away
             return
+        task.check_finite()
         task.gather_sums()
         self._save(trainer, "last.ckpt")
         if wanted == STOP:
@@ -93,6 +96,7 @@ class TrialKeeper(Checkpoint):
     def on_train_epoch_end(self, trainer: L.Trainer, task: L.LightningModule) -> None:
         """Finish the epoch, and stop the trial if that was asked."""
         assert isinstance(task, ClassificationTask)
+        task.check_finite()
         task.gather_sums()
         task.close_training()
         self.finish_epoch(trainer, task)

@@ -182,6 +182,8 @@ class _Watch:
         """Return what rank 0 returned, or raise what was the first to go wrong."""
         codes = [rank.code for rank in self.ranks]
         if told or RESUME_ME in codes:
+            if diverged := [error for error in self._errors if isinstance(error, FloatingPointError)]:
+                raise diverged[0]  # it would again
             if any(codes):
                 raise InterruptedTrialError
             return self._result  # the last batch was done when the signal came

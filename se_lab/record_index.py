@@ -13,7 +13,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ VERSION = 2
 """Part of the file: another is not read. It goes up when the columns of a row change their meaning."""
 
 STAMPS = ".stamps"
+
+_AT_ONCE = 1_000  # rows that are packed together: more would leave the processor's cache
 
 Stamp = tuple[int, int]
 """Time of last change in ns, and size in bytes."""
@@ -75,7 +77,7 @@ class Index:
         trials = [self.trials[place] for place in places]
         return Index(trials, self.stamps[np.asarray(places, np.intp)], take(self.columns, places))
 
-    def add(self, stamps: Mapping[str, Stamp], rows: Sequence[dict[str, Any]]) -> Index:
+    def add(self, stamps: Mapping[str, Stamp], rows: Iterable[dict[str, Any]]) -> Index:
         """Return the index with more trials, the stamps of their records and their rows, in order."""
         seen = np.concatenate([self.stamps, np.array(list(stamps.values()), np.int64).reshape(-1, 2)])
         whole = replace(self, trials=[*self.trials, *stamps], stamps=seen, columns=append(self.columns, rows))
@@ -131,12 +133,15 @@ def take(columns: Columns, places: Sequence[int]) -> Columns:
 
 def append(columns: Columns, rows: Iterable[dict[str, Any]]) -> Columns:
     """Return the columns with more rows; a key that a row does not have is None."""
-    added = list(rows)
-    before = Values(np.zeros(_length(columns), np.int32), [None])
-    blank = dict.fromkeys([*columns, *chain.from_iterable(dict.fromkeys(map(tuple, added)))])
-    cells = zip(*((blank | row).values() for row in added), strict=True)
-    new = {key: _coded(list(values)) for key, values in zip(blank, cells, strict=True)}
-    return {key: _joined(columns.get(key, before), new[key]) for key in blank} if columns else new
+    left = iter(rows)
+    parts = [columns] if columns else []
+    while some := list(islice(left, _AT_ONCE)):
+        parts.append(_packed(some))
+    if len(parts) == 1:
+        return parts[0]
+    nothing = [Values(np.zeros(_length(part), np.int32), [None]) for part in parts]
+    keys = dict.fromkeys(chain.from_iterable(parts))
+    return {key: _joined([part.get(key, blank) for part, blank in zip(parts, nothing, strict=True)]) for key in keys}
 
 
 def order_of(columns: Columns) -> list[int]:
@@ -154,11 +159,18 @@ def _is_constant(values: Values) -> bool:
     return values.distinct is not None and len(values.distinct) == 1
 
 
-def _coded(values: list[Any]) -> Values:
+def _packed(rows: Sequence[dict[str, Any]]) -> Columns:
+    shapes = dict.fromkeys(map(tuple, rows))
+    blank = dict.fromkeys(chain.from_iterable(shapes))
+    cells = zip(*(row.values() if len(shapes) == 1 else (blank | row).values() for row in rows), strict=True)
+    return {key: _coded(values) for key, values in zip(blank, cells, strict=True)}
+
+
+def _coded(values: Sequence[Any]) -> Values:
     """Pack a column: most are the same all through, and the others numbers or a few words."""
     kinds = set(map(type, values))
     if len(kinds) == 1 and values.count(values[0]) == len(values):
-        return Values(np.zeros(len(values), np.int32), values[:1])
+        return Values(np.zeros(len(values), np.int32), list(values[:1]))
     if len(kinds) == 1 and kinds <= {int, float, bool}:
         numbers = np.array(values)
         if numbers.dtype.kind in "ifb":  # an integer beyond 64 bits is none of these
@@ -166,21 +178,24 @@ def _coded(values: list[Any]) -> Values:
     return _in_places(values)
 
 
-def _in_places(values: list[Any]) -> Values:
+def _in_places(values: Sequence[Any]) -> Values:
     keys = values if set(map(type, values)) <= {str, type(None)} else list(map(repr, values))  # 1, 1.0, True are equal
     known = dict(zip(keys, values, strict=True))
     place = dict(zip(known, range(len(known)), strict=True))
     return Values(np.fromiter(map(place.__getitem__, keys), np.int32, len(keys)), list(known.values()))
 
 
-def _joined(first: Values, second: Values) -> Values:
-    if first.distinct is None and second.distinct is None and first.numbers.dtype == second.numbers.dtype:
-        return Values(np.concatenate([first.numbers, second.numbers]))
-    if first.distinct is None or second.distinct is None:
-        return _coded(first.to_list() + second.to_list())
-    both = _in_places(first.distinct + second.distinct)
-    of_first, of_second = np.split(both.numbers, [len(first.distinct)])
-    return Values(np.concatenate([of_first[first.numbers], of_second[second.numbers]]), both.distinct)
+def _joined(parts: Sequence[Values]) -> Values:
+    kinds = {part.numbers.dtype if part.distinct is None else None for part in parts}
+    if len(kinds) == 1 and None not in kinds:
+        return Values(np.concatenate([part.numbers for part in parts]))
+    lists = [part.distinct for part in parts if part.distinct is not None]
+    if len(lists) < len(parts):
+        return _coded([value for part in parts for value in part.to_list()])
+    every = _in_places([value for distinct in lists for value in distinct])
+    places = np.split(every.numbers, np.cumsum([len(distinct) for distinct in lists])[:-1])
+    numbers = [place[part.numbers] for place, part in zip(places, parts, strict=True)]
+    return Values(np.concatenate(numbers), every.distinct)
 
 
 def _ranks(values: Values) -> NDArray[Any]:

@@ -25,7 +25,7 @@ from se_lab.preflight import check_before, check_built, check_norms, device_of
 from se_lab.spec import ExecSpec, RunSpec
 from se_lab.stopping import Stop, heard
 from se_lab.task import ClassificationTask
-from se_lab.train import claimed, create_trainer, fuse_where_it_pays, open_data
+from se_lab.train import claimed, create_trainer, fuse_where_it_pays, leave_if_told, open_data
 
 PREDICTION_BYTES = 64
 """About what predictions.npz takes an image."""
@@ -84,9 +84,14 @@ def rehearse(spec: RunSpec, execution: ExecSpec) -> Rehearsal:
         rehearsal: Rehearsal = launch("rehearse", spec, execution)
         return rehearsal
     torch.set_num_threads(execution.threads)
-    with heard(Stop()) as stop, joined(place, device_of(execution)), tempfile.TemporaryDirectory() as name:
+    with (
+        heard(Stop(at_once=place.ranks == 1)) as stop,
+        joined(place, device_of(execution)),
+        tempfile.TemporaryDirectory() as name,
+    ):
         data = open_data(spec, execution, place)
         check_built(spec, data)
+        leave_if_told(stop)
         return _rehearse_here(spec, execution, place, Path(shared(name)), data, stop)
 
 

@@ -47,6 +47,8 @@ def heard(stop: Stop) -> Iterator[Stop]:
                 continue  # a worker of a sweep: Ctrl-C goes to the sweep, which asks by SIGTERM
             with contextlib.suppress(ValueError):  # not the main thread: whoever runs it there handles signals
                 before[number] = signal.signal(number, stop)
+        if before:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # what came while this process started comes now
         yield stop
     finally:
         for number, handler in before.items():
@@ -55,13 +57,19 @@ def heard(stop: Stop) -> Iterator[Stop]:
 
 @contextlib.contextmanager
 def left_when_told() -> Iterator[None]:
-    """Let the signals end this process at once with RESUME_ME, where it has nothing to lose: while it starts."""
+    """Let the signals end this process at once with RESUME_ME, where it has nothing to lose: while it starts.
+
+    One of several ranks takes them when they are `heard`: if it left alone, the others would wait for it.
+    """
     before: dict[signal.Signals, Any] = {}
     for number in SIGNALS:
         with contextlib.suppress(ValueError):  # not the main thread
             before[number] = signal.signal(number, lambda *_: os._exit(RESUME_ME))
+    several = any(int(os.environ.get(name) or 1) > 1 for name in ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS"))
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS if several else ())
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)

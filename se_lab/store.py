@@ -27,6 +27,7 @@ import pandas as pd
 
 from se_lab.record_index import FILE as INDEX
 from se_lab.record_index import Columns, Stamp, append, load_index, order_of, stamp_of, take
+from se_lab.record_rows import row_of
 from se_lab.spec import SpecError
 
 HEARTBEAT_SECONDS = 5.0
@@ -193,57 +194,31 @@ def _read_columns(
     stay = [n for n, trial in enumerate(index.trials) if trial in known or (wanted is not None and trial not in stamps)]
     index = index.take(stay)
     fresh = sorted(stamps.keys() - known)
-    rows = {trial: _row(store, trial, (wanted or {}).get(trial, {})) for trial in fresh}
     over = {trial: stamp for trial in fresh if (stamp := stamps[trial])}
     few = len(over) * 20 < len(index.trials)  # to read a twentieth again costs less than to write the index anew
     if over and not few:
-        index = index.add(over, [rows.pop(trial) for trial in over])
+        index = index.add(over, (_row(store, trial, {}) for trial in over))
         with contextlib.suppress(OSError):  # a store that cannot be written is read all the same
             write_whole(store / INDEX, lambda file: file.write(index.to_bytes()))
-    if not rows:
+        fresh = [trial for trial in fresh if trial not in over]
+    if not fresh:
         return index.trials, index.columns
-    columns = append(index.columns, rows.values())
-    order, trials = order_of(columns), [*index.trials, *rows]
+    columns = append(index.columns, (_row(store, trial, (wanted or {}).get(trial, {})) for trial in fresh))
+    order, trials = order_of(columns), [*index.trials, *fresh]
     return [trials[number] for number in order], take(columns, order)
 
 
 def _row(store: Path, trial_id: str, spec: dict[str, Any]) -> dict[str, Any]:
     try:
-        record = json.loads(_without_sites(read_bytes(f"{store}/{trial_id}/record.json")).decode())
+        return row_of(trial_id, read_bytes(f"{store}/{trial_id}/record.json"))
     except ValueError as error:
         raise _no_record(trial_folder(store, trial_id), error) from error
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         folder = trial_folder(store, trial_id)
         status = "missing"
         if folder.is_dir():
             status = "running" if holder_of(folder) else "interrupted"
         return {"trial_id": trial_id, "status": status, "error": None, **spec}
-    costs = record.get("complexity", {})
-    return {
-        "trial_id": trial_id,
-        "status": record["status"],
-        "error": record["error"].strip().rpartition("\n")[2] if record.get("error") else None,
-        **record["spec"],
-        **record.get("metrics", {}),
-        "params": costs.get("params"),
-        "params_se": costs.get("params_se"),
-        "macs": costs.get("macs"),
-        "macs_se": costs.get("macs_se"),
-        "elementwise": costs.get("elementwise"),
-        **record.get("timings", {}),
-        "code_version": record.get("versions", {}).get("se-lab"),
-        "data_digest": record.get("data", {}).get("digest"),
-    }
-
-
-def _without_sites(record: bytes) -> bytes:
-    """Cut the sites, which no row shows and which are half the text, out of a record as `write_record` lays it out.
-
-    No string of JSON holds a line's end, so such lines can only be those of the record itself.
-    """
-    before, found, rest = record.partition(b'\n  "sites": [\n')
-    after = rest.find(b"\n  ],\n")
-    return before + rest[after + 5 :] if found and after >= 0 else record
 
 
 def _without_nan(value: Any) -> Any:

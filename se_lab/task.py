@@ -58,7 +58,7 @@ class ClassificationTask(L.LightningModule):
         self._epoch_started = 0.0
         self._images_seen = 0
         self._plateau_state: dict[str, Any] | None = None
-        self._bad_batch = torch.tensor(-1)
+        self._bad_batch, self._bad_rate = torch.tensor(-1), torch.tensor(0.0)
         self._loaders: dict[str, Iterable[Batch]] = {}
 
     @property
@@ -88,10 +88,14 @@ class ClassificationTask(L.LightningModule):
             sync_on_cpu(self.model)
 
     def on_fit_start(self) -> None:
-        """Compile the net, where that is asked for."""
-        if self.spec.train.compile:  # in place, so that the keys of its state dict stay
-            self.model.compile()
-            self.tested.compile()
+        """Compile the net, where that is asked for: last of all that changes it.
+
+        In place, so that the keys of its state dict stay; and each shape for itself: left to PyTorch, what is compiled
+        would depend on the shape that came first, and a trial resumed in its validation would end with other weights.
+        """
+        if self.spec.train.compile:
+            self.model.compile(dynamic=False)
+            self.tested.compile(dynamic=False)
 
     def on_train_start(self) -> None:
         """Count the steps of the whole run, for schedules that go step by step."""
@@ -129,20 +133,34 @@ class ClassificationTask(L.LightningModule):
         return loss
 
     def _watch(self, loss: Tensor, batch_idx: int) -> None:
-        """Raise FloatingPointError soon after a loss that is no number, on all ranks, whichever of them had it.
+        """Note the first loss that is no number, and raise FloatingPointError soon after it.
 
         Asking a GPU or the other ranks each step would make this one wait.
         """
-        self._bad_batch = self._bad_batch.to(loss.device)
+        self._bad_batch, self._bad_rate = self._bad_batch.to(loss.device), self._bad_rate.to(loss.device)
         first = ~torch.isfinite(loss) & (self._bad_batch < 0)
         self._bad_batch = torch.where(first, batch_idx // self.spec.train.accumulate, self._bad_batch)
-        at_once = loss.is_cpu and self.spec.train.ranks == 1
-        if not (at_once or batch_idx % 50 == 49 or self.trainer.is_last_batch):
-            return
-        if found := [bad for bad in gathered(int(self._bad_batch)) if bad >= 0]:
-            lr = self._optimizer.param_groups[0]["lr"]
+        self._bad_rate = torch.where(first, self._rate, self._bad_rate)
+        if (loss.is_cpu and self.spec.train.ranks == 1) or batch_idx % 50 == 49:
+            self._check_losses()
+
+    def _check_losses(self) -> None:
+        if found := [bad for bad in gathered((int(self._bad_batch), float(self._bad_rate))) if bad[0] >= 0]:
+            batch, rate = min(found)
             raise FloatingPointError(
-                f"the training loss is nan or infinite in batch {min(found)} of epoch {self.current_epoch}, lr {lr:g}"
+                f"the training loss is nan or infinite in batch {batch} of epoch {self.current_epoch}, lr {rate:g}"
+            )
+
+    def check_finite(self) -> None:
+        """Raise FloatingPointError if a loss of any rank or a weight is no number; for all ranks, between two steps.
+
+        A checkpoint is preceded by this: what is saved can be gone on from.
+        """
+        self._check_losses()
+        if not torch.stack([torch.isfinite(weight).all() for weight in self.model.parameters()]).all():
+            batch = self.trainer.fit_loop.batch_idx // self.spec.train.accumulate
+            raise FloatingPointError(
+                f"weights are nan or infinite after batch {batch} of epoch {self.current_epoch}, lr {self._rate:g}"
             )
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
@@ -156,7 +174,7 @@ class ClassificationTask(L.LightningModule):
         seconds = max(time.perf_counter() - self._epoch_started, 1e-9)
         self.open_row = {
             "epoch": self.current_epoch,
-            "lr": self._optimizer.param_groups[0]["lr"],
+            "lr": self._rate,
             **self._sums.read("train"),
             "images_per_s": round(self._images_seen * self.spec.train.ranks / seconds, 1),
         }
@@ -218,6 +236,10 @@ class ClassificationTask(L.LightningModule):
     @property
     def _optimizer(self) -> torch.optim.Optimizer:
         return self.trainer.optimizers[0]
+
+    @property
+    def _rate(self) -> float:
+        return float(self._optimizer.param_groups[0]["lr"])
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what a resumed run needs beside weights and optimizer; `gather_sums` has asked the other ranks."""

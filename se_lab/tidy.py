@@ -68,7 +68,8 @@ def find_leftovers(
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is no folder of trials")
-    found = [_leftover(path, "written aside", "") for path in _aside(folder, f".*.{_HEX}")]
+    aside = [*_aside(folder, f".*.{_HEX}"), *_aside(folder, f".searches/*/.{_HEX}")]
+    found = [_leftover(path, "written aside", "") for path in aside]
     for trial in sorted(path for path in folder.iterdir() if _is_trial(path)):
         if store.holder_of(trial) is None and _rested(trial) >= 86400 * days:
             found += _of_trial(trial, keep, named)

@@ -20,7 +20,7 @@ from lightning.pytorch.callbacks import RichProgressBar
 from se_lab import store
 from se_lab.checkpoints import newest_checkpoint
 from se_lab.data import ImageData, create_data, present_digest
-from se_lab.distributed import Place, find_place, joined, shared, trainer_options
+from se_lab.distributed import Place, find_place, gathered, joined, shared, trainer_options
 from se_lab.failures import LOST, failure_kind, reason
 from se_lab.flags import import_plugins
 from se_lab.fused import choose, fuse
@@ -72,7 +72,7 @@ def run(spec: RunSpec, execution: ExecSpec | None = None, *, progress: Progress 
     if place is None:
         return _run_ranks(spec, execution, folder, progress)
     torch.set_num_threads(execution.threads)
-    with heard(Stop()) as stop, joined(place, device_of(execution)):
+    with heard(Stop(at_once=place.ranks == 1)) as stop, joined(place, device_of(execution)):
         return _run_here(spec, execution, folder, place, stop, progress)
 
 
@@ -107,8 +107,10 @@ def _run_here(
     """Run a trial in this process, alone or as one of its ranks."""
     data = open_data(spec, execution, place)
     check_built(spec, data)
+    leave_if_told(stop)
     task = ClassificationTask(spec, len(data.classes), data.in_chans)
     check_norms(task.model, spec, (data.in_chans, data.image_size, data.image_size))
+    leave_if_told(stop)
     with claimed(folder, place) as claim:
         # by another worker, while this one was building
         if (done := shared(_finished(folder) if place.rank == 0 else None)) is not None:
@@ -120,7 +122,9 @@ def _run_here(
         try:
             _train_and_test(record, task, data, folder, execution, place, claim, stop, progress)
         except Exception as error:
-            if stop.asked:  # another rank has left before this one could
+            if stop.asked and not isinstance(error, FloatingPointError):  # another rank may have left before this one
+                what = "".join(traceback.format_exception_only(error)).strip()
+                print(f"told to stop, and stopped by an error, which is not recorded: {what}", file=sys.stderr)
                 raise InterruptedTrialError from error
             record.status, record.error = "failed", traceback.format_exc()
             record.error_kind = failure_kind(error)
@@ -133,6 +137,12 @@ def _run_here(
             return record
         claim.check()
         return store.write_record(folder, record)
+
+
+def leave_if_told(stop: Stop) -> None:
+    """Raise InterruptedTrialError on all ranks if one was told to stop; while there is nothing to save yet."""
+    if any(gathered(stop.asked)):
+        raise InterruptedTrialError
 
 
 def open_data(spec: RunSpec, execution: ExecSpec, place: Place) -> ImageData:

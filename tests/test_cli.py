@@ -36,9 +36,27 @@ def test_help_answers_without_pytorch():
         (["train", "--optim.lr=much"], "optim.lr"),
         (["sweep", "nothing.yaml"], "no such sweep spec"),
         (["sweep"], "spec"),
-        (["sweep", "."], "directory"),
+        (["sweep", "."], ". is a directory; a sweep spec is a YAML file"),
         (["train", "--optim.name=adamwx", "--wandb=false"], "did you mean 'adamw"),
         (["sweep", "nothing.yaml", "--wokers=2"], "did you mean '--workers'"),
+        (["train", "--model.fused=onn"], "model.fused is 'onn'; allowed are auto, on, off; did you mean 'on'"),
+        (["train", "--model.se.redction", "4"], "no flag is called '--model.se.redction'; did you mean"),
+        (["train", "--model.se={redction: 4}"], "no field is called 'model.se.redction'; did you mean"),
+        (["train", "--model.se.stages=al"], "model.se.stages is 'al'; it must be all or a list"),
+        (["train", "--model.se.reduction=2.5"], "model.se.reduction is 2.5; it must be an integer"),
+        (["train", "--wandb=maybe"], "wandb is 'maybe'; it must be true or false"),
+        (["train", "stray"], "nothing takes 'stray'"),
+        (["train", "--checkpoint-minutes=0"], "checkpoint_minutes is 0.0; it must be above 0"),
+        (["profile", "--model.se.redction=4"], "did you mean '--model.se.reduction'"),
+        (["profile", "--against-papr"], "did you mean '--against-paper'"),
+        (
+            ["sweep", "nothing.yaml", "--executor=slrum"],
+            "--executor is 'slrum'; allowed are local, slurm; did you mean",
+        ),
+        (["sweep", "nothing.yaml", "--slurm.gpus=one"], "slurm.gpus is 'one'; it must be an integer"),
+        (["sweep", "nothing.yaml", "--retries=one"], "retries is 'one'; it must be an integer"),
+        (["gc", "nowhere", "--keep=lst"], "--keep is 'lst'; allowed are tested, last, best, none; did you mean 'last'"),
+        (["eval", "nowhere", "--batch-size=big"], "--batch-size is 'big'; it must be an integer"),
         (["table", "nowhere"], "no folder of trials"),
         (["table", "."], "holds no trial"),
         (["table"], "give RUNS"),
@@ -52,6 +70,23 @@ def test_wrong_input_is_said_plainly_and_costs_nothing(argv, said, capsys, tmp_p
     assert main(argv) == 2
     assert said in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("flags", [["--data-root=/x", "--sweep-seed=3"], ["--data_root", "/x", "--sweep_seed", "3"]])
+@pytest.mark.parametrize("verb", ["sweep", "sync"])
+def test_flags_are_read_with_dashes_and_with_underscores(verb, flags, capsys):
+    assert main([verb, "nothing.yaml", *flags]) == 2
+    assert "no such sweep spec" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("root", ["--data-root=nowhere", "--data_root=nowhere"])
+@pytest.mark.parametrize("verb", ["train", "profile"])
+def test_those_of_a_trial_too(verb, root, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    argv = [verb, root, "--model.existing-se=keep", "--data.name=folder:images", "--wandb=false"]
+    sweep = Path(__file__).parent.parent / "sweeps/demo.yaml"
+    assert main([*argv, f"--sweep={sweep}"] if verb == "profile" else [*argv, "--dry_run"]) == (verb == "train") * 2
+    assert verb == "profile" or "nowhere/images/train is missing" in capsys.readouterr().err
 
 
 def test_train_runs_a_trial_and_tells_its_errors(tmp_path, capsys):

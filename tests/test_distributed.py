@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -58,8 +61,10 @@ def trouble(self, batch, batch_idx):
     seen.append(batch_idx)
     if rank == "1" and len(seen) == 4 and kind == "data":
         raise DataError("an image cannot be read")
-    if rank == "1" and len(seen) == 4 and kind == "nan":
+    if rank == "1" and len(seen) == 4 and kind.startswith("nan"):
         batch = (batch[0] * float("nan"), *batch[1:])
+    if rank == "1" and len(seen) == 4 and kind == "nan, told to stop":
+        os.kill(os.getpid(), signal.SIGTERM)
     return step(self, batch, batch_idx)
 
 def stop(self, part, after_batch, *args, **kwargs):
@@ -68,6 +73,28 @@ def stop(self, part, after_batch, *args, **kwargs):
     return evaluate(self, part, after_batch, *args, **kwargs)
 
 Task.training_step, Task.evaluate = trouble, stop
+"""
+
+SLOW = """
+import os, pathlib, time
+from se_lab import train
+
+rank, slow_rank, when = os.environ.get("RANK"), *os.environ["SLOW"].split()
+open_data = train.open_data
+
+def wait_here():
+    pathlib.Path(f"here-{rank}").touch()
+    if rank == slow_rank:
+        time.sleep(4)
+
+def slowly(*args):
+    wait_here()
+    return open_data(*args)
+
+if when == "building":
+    train.open_data = slowly
+else:
+    wait_here()
 """
 
 
@@ -119,6 +146,23 @@ def command(spec: RunSpec, store: str) -> list[str]:
     return [sys.executable, "-m", "se_lab.cli", "train", *flags, f"--store={store}", "--wandb=false", "--device=cpu"]
 
 
+@contextlib.contextmanager
+def two_ranks(line: list[str], cwd: Path, **variables: str) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Start a command as two ranks, with the variables that torchrun sets, and leave none behind."""
+    meeting = TCPStore("127.0.0.1", 0, None, is_master=True, wait_for_workers=False)
+    started = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(meeting.port), "GROUP_RANK": "0"}
+    started |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "PYTHONPATH": os.pathsep.join(sys.path), **variables}
+    ranks = [
+        subprocess.Popen(line, env={**os.environ, **started, "RANK": str(n), "LOCAL_RANK": str(n)}, cwd=cwd)
+        for n in range(2)
+    ]
+    try:
+        yield ranks
+    finally:
+        for rank in ranks:
+            rank.kill()
+
+
 def ranks_of(process: subprocess.Popen[str]) -> dict[int, int]:
     """Return the process of each rank that a command has started."""
     found = {}
@@ -126,6 +170,42 @@ def ranks_of(process: subprocess.Popen[str]) -> dict[int, int]:
         variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
         found |= {int(v.removeprefix(b"RANK=")): int(pid) for v in variables if v.startswith(b"RANK=")}
     return found
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
+
+
+@pytest.mark.slow
+def test_torchrun_trains_what_the_command_alone_does(here, tmp_path):
+    spec = RunSpec(
+        model=ModelSpec("cifar_resnet20", SESpec(reduction=4), kwargs={**TINY, "drop_path_rate": 0.2}),
+        data=DataSpec(batch_size=256),
+        train=TrainSpec(epochs=2, devices=2, ema=0.9),
+    )
+    here = replace(here, device="cpu")
+    alone = run(spec, here)
+    started = str(tmp_path / "started")
+    of_nodes = replace(spec, train=replace(spec.train, devices=1, nodes=2))
+    port = free_port()
+    launches = [(spec, ["--standalone", "--nproc_per_node=2"])]
+    for node in range(2):
+        meeting = ["--master_addr=127.0.0.1", f"--master_port={port}"]
+        launches.append((of_nodes, ["--nnodes=2", f"--node_rank={node}", "--nproc_per_node=1", *meeting]))
+    torchruns = [
+        subprocess.Popen([sys.executable, "-m", "torch.distributed.run", *how, *command(trial, started)[1:]])
+        for trial, how in launches
+    ]
+    assert [process.wait(240) for process in torchruns] == [0, 0, 0]
+    whole = weights(here, spec)
+    for trial in (spec, of_nodes):
+        record = read_record(trial_folder(started, trial.trial_id))
+        assert record.metrics == alone.metrics
+        state = weights(replace(here, store=started), trial)
+        assert state.keys() == whole.keys() and all(torch.equal(state[key], whole[key]) for key in whole)
 
 
 def epochs_done(folder: Path) -> int:
@@ -190,6 +270,32 @@ def test_what_ends_a_trial_in_another_rank_is_in_its_record(here, tmp_path, monk
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("trouble", "minutes", "steps"), [("nan", 1e-9, 3), ("nan, told to stop", 10, 0)])
+def test_no_checkpoint_holds_weights_after_a_loss_that_is_no_number(
+    here, tmp_path, monkeypatch, trouble, minutes, steps
+):
+    (tmp_path / "trouble_in_rank_1.py").write_text(TROUBLE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("TROUBLE", trouble)
+    spec = RunSpec(
+        model=ModelSpec("cifar_resnet20", kwargs=TINY),
+        data=DataSpec(batch_size=128),
+        optim=OptimSpec(lr=0.3, schedule="onecycle", warmup_epochs=4),
+        train=TrainSpec(epochs=10, devices=2),
+    )
+    execution = replace(here, plugins="trouble_in_rank_1", checkpoint_minutes=minutes)
+    # the fourth step of the 40, of ten an epoch, in which the rate rises to 0.3
+    with pytest.raises(FloatingPointError, match=r"infinite in batch 3 of epoch 0, lr 0\.0292683"):
+        run(spec, execution)
+    folder = trial_folder(here.store, spec.trial_id)
+    assert read_record(folder).status == "failed"
+    assert (folder / "last.ckpt").exists() == bool(steps)
+    if steps:  # taken before it
+        assert torch.load(folder / "last.ckpt", weights_only=True)["global_step"] == steps
+        assert all(torch.isfinite(value).all() for value in weights(here, spec).values())
+
+
+@pytest.mark.slow
 def test_all_ranks_stop_in_an_evaluation_where_one_is_told(here, tmp_path):
     (tmp_path / "trouble_in_rank_1.py").write_text(TROUBLE)
     spec = RunSpec(
@@ -197,22 +303,27 @@ def test_all_ranks_stop_in_an_evaluation_where_one_is_told(here, tmp_path):
         data=DataSpec(batch_size=64, val_fraction=0.4),
         train=TrainSpec(epochs=2, devices=2),
     )
-    meeting = TCPStore("127.0.0.1", 0, None, is_master=True, wait_for_workers=False)
-    started = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(meeting.port)}
-    started |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TROUBLE": "stop", "PYTHONPATH": os.pathsep.join(sys.path)}
-    ranks = [
-        subprocess.Popen(
-            [*command(spec, here.store), "--plugins=trouble_in_rank_1"],
-            env={**os.environ, **started, "RANK": str(rank), "LOCAL_RANK": str(rank), "GROUP_RANK": "0"},
-            cwd=tmp_path,
-        )
-        for rank in range(2)
-    ]
-    assert [rank.wait(120) for rank in ranks] == [75, 75]
+    with two_ranks([*command(spec, here.store), "--plugins=trouble_in_rank_1"], tmp_path, TROUBLE="stop") as ranks:
+        assert [rank.wait(120) for rank in ranks] == [75, 75]
     folder = trial_folder(here.store, spec.trial_id)
     assert not (folder / "record.json").exists()
     saved = torch.load(folder / "last.ckpt", weights_only=True)["se_lab"]
     assert saved["open_row"]["epoch"] == 0  # trained, and not yet validated
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("told", [0, 1])
+@pytest.mark.parametrize("when", ["starting", "building"])
+def test_all_ranks_leave_where_one_is_told_before_there_is_anything_to_save(here, tmp_path, when, told):
+    (tmp_path / "slow_rank_1.py").write_text(SLOW)
+    spec = RunSpec(model=ModelSpec("cifar_resnet20", kwargs=TINY), train=TrainSpec(devices=2))
+    with two_ranks([*command(spec, here.store), "--plugins=slow_rank_1"], tmp_path, SLOW=f"1 {when}") as ranks:
+        while not all((tmp_path / f"here-{rank}").exists() for rank in range(2)):
+            assert all(rank.poll() is None for rank in ranks)
+            time.sleep(0.05)
+        ranks[told].terminate()
+        assert [rank.wait(60) for rank in ranks] == [75, 75]
+    assert not trial_folder(here.store, spec.trial_id).exists()
 
 
 def test_ranks_are_those_that_srun_or_torchrun_started(monkeypatch):

@@ -145,6 +145,29 @@ def test_checkpoints_come_by_the_clock_too(small, here, monkeypatch):
     assert saved.count("last.ckpt") == 5  # after four of five steps, and at the end of the epoch
 
 
+def test_no_checkpoint_holds_weights_that_are_no_numbers(small, here):
+    # the first loss is fine, the step that follows it is not
+    spec = small(optim=OptimSpec(lr=1e38, weight_decay=100, schedule="constant"))
+    with pytest.raises(FloatingPointError, match=r"weights are nan or infinite after batch 0 of epoch 0, lr 1e\+38"):
+        run(spec, dataclasses.replace(here, checkpoint_minutes=1e-9))
+    folder = trial_folder(here.store, spec.trial_id)
+    assert read_record(folder).error_kind == "NaN loss" and not (folder / "last.ckpt").exists()
+
+
+def test_an_error_beside_a_signal_is_said(small, here, monkeypatch, capfd):
+    def told_and_failing(self, *_):
+        self.trainer.callbacks[0].stop.asked = True
+        raise ConnectionResetError("a rank has gone")
+
+    spec = small()
+    with monkeypatch.context() as patch:
+        patch.setattr(ClassificationTask, "training_step", told_and_failing)
+        with pytest.raises(InterruptedTrialError):
+            run(spec, here)
+    assert read_record(trial_folder(here.store, spec.trial_id)) is None
+    assert "not recorded: ConnectionResetError: a rank has gone\n" in capfd.readouterr().err
+
+
 def test_a_full_disk_stops_the_trial_with_its_last_checkpoint_whole(small, here, whole, monkeypatch):
     spec = small()
     folder = trial_folder(here.store, spec.trial_id)

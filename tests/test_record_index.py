@@ -12,9 +12,9 @@ import pandas as pd
 import pytest
 from safetensors.numpy import save
 
-from se_lab import store
+from se_lab import record_index, store
 from se_lab.record_index import FILE
-from se_lab.spec import ModelSpec, RunSpec, SESpec
+from se_lab.spec import ModelSpec, RunSpec, SESpec, SpecError
 
 
 def keep(folder: Path, reduction: int, error: float) -> str:
@@ -110,9 +110,12 @@ ODD = [1, 1.0, True, None, "1", [2, 3], {}, [], 2**70, "a", -0.0, 0.1 + 0.2]
 
 @pytest.mark.parametrize("values", [ODD, [1, None, 3], [1.5, 2.5], [True, False], [3, 3], [None], [[1], [1]]])
 @pytest.mark.parametrize("first", [0, 1, 5])
-def test_every_value_comes_back_as_it_was_however_often_it_was_kept(
-    tmp_path: Path, values: list[object], first: int
+@pytest.mark.parametrize("at_once", [1, 2, 1000])
+def test_every_value_comes_back_as_it_was_however_it_was_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, values: list[object], first: int, at_once: int
 ) -> None:
+    monkeypatch.setattr(record_index, "_AT_ONCE", at_once)
+
     def write(numbers: range) -> None:
         for number in numbers:
             record = {"status": "finished", "spec": {"seed": number}, "metrics": {"odd": values[number]}}
@@ -141,6 +144,14 @@ def test_a_part_of_the_index_reads_as_a_store_of_that_part(tmp_path: Path) -> No
     anew = store.read_records(tmp_path / "part", {"c": {}, "a": {}})
     assert list(part["trial_id"]) == ["c", "a"]
     pd.testing.assert_frame_equal(part.drop(columns="folder"), anew.drop(columns="folder"))
+
+
+def test_a_record_without_a_status_or_a_spec_is_named(tmp_path: Path) -> None:
+    (tmp_path / "abc").mkdir()
+    for text in ('{"status": "finished"}', '{"spec": {}}', "[]", '{"status": "finished", "spec": {"seed": NaN}}'):
+        (tmp_path / "abc" / "record.json").write_text(text)
+        with pytest.raises(SpecError, match=r"abc/record\.json is no record"):
+            store.read_records(tmp_path)
 
 
 @pytest.mark.parametrize("indent", [None, 2, 4])

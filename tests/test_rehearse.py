@@ -27,6 +27,18 @@ def test_a_rehearsal_tells_what_the_run_then_takes(quick, here):
     assert rehearsal.disk_bytes == pytest.approx(used, rel=0.15)
 
 
+@pytest.mark.slow
+def test_two_devices_rehearse_as_two(quick, here):
+    spec = quick(data=DataSpec(batch_size=64), train=TrainSpec(epochs=2, devices=2, accumulate=2))
+    rehearsal = rehearse(spec, here)
+    assert not Path(here.store).exists()
+    assert rehearsal.steps == 2 * (1295 // 64)
+    assert rehearsal.images_per_s == pytest.approx(64_000 / rehearsal.step_ms)
+    run(spec, here)
+    checkpoint = trial_folder(here.store, spec.trial_id) / "last.ckpt"
+    assert rehearsal.checkpoint_bytes == pytest.approx(checkpoint.stat().st_size, rel=0.05)
+
+
 def test_a_rehearsal_finds_what_would_make_the_trial_fail(quick, here, monkeypatch):
     monkeypatch.setattr(ClassificationTask, "on_load_checkpoint", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):

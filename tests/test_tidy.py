@@ -136,8 +136,11 @@ def test_searches_submissions_and_the_index_stay(folder):
 
 def test_what_dead_workers_left_aside_goes_when_it_is_old(folder):
     trial = folder / spec().trial_id
+    search = folder / ".searches" / "0123456789ab"
+    search.mkdir(parents=True)
     old = [trial / ".last.ckpt.123", trial / "claims" / f".{'0' * 32}", folder / f".index.json.{'a' * 32}"]
-    fresh = [trial / ".last.ckpt.124", folder / f".index.json.{'b' * 32}"]
+    old.append(search / f".{'c' * 32}")  # of a process that was killed as it put a proposal in place
+    fresh = [trial / ".last.ckpt.124", folder / f".index.json.{'b' * 32}", search / f".{'d' * 32}"]
     for path in old + fresh:
         path.write_bytes(b"half")
     for path in old:

@@ -321,6 +321,42 @@ def test_each_trial_of_a_process_is_a_wandb_run_of_its_own(quick, tmp_path, monk
     assert begun == [failing.trial_id, quick(epochs=1).trial_id]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("fused", ["off", "on"])
+def test_a_compiled_trial_goes_on_to_the_very_same_numbers_and_they_are_the_plain_ones(
+    quick, here, tmp_path, monkeypatch, fused
+):
+    def spec(fused, **how):
+        model = ModelSpec("cifar_resnet20", SESpec(reduction=4), fused=fused, kwargs={"units": 1})
+        return quick(model=model, train=TrainSpec(epochs=2, precision="fp64", ema=0.8, **how))
+
+    def told_in_validation(self, split, *args, **kwargs):
+        self.trainer.callbacks[0].stop.asked = split == "val"
+        return evaluate(self, split, *args, **kwargs)
+
+    plain, compiled = spec("off"), spec(fused, compile=True)
+    whole = dataclasses.replace(here, store=str(tmp_path / "whole"))
+    expected = run(plain, whole).metrics
+    torch._dynamo.reset()
+    undisturbed = run(compiled, whole)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 1
+    assert undisturbed.metrics == pytest.approx(expected, rel=1e-9)
+    torch._dynamo.reset()
+    evaluate = ClassificationTask.evaluate
+    with monkeypatch.context() as patch:
+        patch.setattr(ClassificationTask, "evaluate", told_in_validation)
+        with pytest.raises(InterruptedTrialError):
+            run(compiled, here)
+    torch._dynamo.reset()  # as another process would
+    assert run(compiled, here).metrics == undisturbed.metrics
+    states = [
+        torch.load(trial_folder(e.store, s.trial_id) / "last.ckpt", weights_only=True)["state_dict"]
+        for e, s in ((here, compiled), (whole, compiled), (whole, plain))
+    ]
+    assert states[0].keys() == states[1].keys() == states[2].keys()
+    assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
+
+
 def test_precision_and_memory_order_are_those_of_the_spec(quick, here, monkeypatch):
     seen = []
     original = ClassificationTask.forward

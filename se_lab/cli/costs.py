@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+from argparse import Namespace
+from typing import TYPE_CHECKING
+
 from se_lab.cli.parser import Parser
-from se_lab.spec import SpecError
+
+if TYPE_CHECKING:
+    from se_lab.spec import RunSpec
 
 
 def profile(argv: list[str]) -> int:
@@ -13,6 +19,7 @@ def profile(argv: list[str]) -> int:
         description="Parameters, MACs and element operations of a net (give the flags of train), or of a sweep's nets.",
     )
     parser.add_argument("--sweep", metavar="SPEC", help="A W&B sweep spec: a row for each of its trials.")
+    parser.add_argument("--sweep-seed", type=int, default=0, help="What a random or a bayes search had, or will have.")
     parser.add_argument(
         "--against-paper",
         nargs="?",
@@ -25,23 +32,15 @@ def profile(argv: list[str]) -> int:
     parser.add_argument("--measure", action="store_true", help="Measure latency and peak memory on this device, too.")
     parser.add_argument("--format", default="table", choices=("table", "csv", "json"), help="How it is written.")
     options, flags = parser.parse_known_args(argv)
-    from se_lab.flags import parse_trial, trial_parser
+    from se_lab.flags import parse_trial
 
-    try:
-        spec, execution = parse_trial(flags)
-    except SpecError as error:
-        told = str(error).partition("; did you mean")[0]
-        if "unrecognized arguments" not in told:
-            raise
-        parser.error(told, trial_parser()._option_string_actions)
+    spec, execution = parse_trial(flags, beside=parser._option_string_actions)
     from se_lab.report import costs
 
     if options.against_paper:
         rows = costs.paper_costs(options.against_paper)
     elif options.sweep:
-        from se_lab.sweep.grammar import read_sweep
-
-        rows = costs.sweep_costs(read_sweep(options.sweep).trials, execution.data_root)
+        rows = costs.sweep_costs(_trials_of(options, execution.store), execution.data_root)
     else:
         size = (3, options.image_size, options.image_size)
         rows = costs.net_costs(spec.model, options.classes, size)
@@ -49,6 +48,19 @@ def profile(argv: list[str]) -> int:
             rows[0] |= costs.measured(spec.model, options.classes, size, execution.device)
     print(costs.render(rows, options.format))
     return 0
+
+
+def _trials_of(options: Namespace, store: str) -> list[RunSpec]:
+    """Return a sweep's trials, and say which those of a search are."""
+    from se_lab.sweep.grammar import read_sweep
+
+    sweep = read_sweep(options.sweep, seed=options.sweep_seed, store_folder=store)
+    if sweep.search is None:
+        return sweep.trials
+    proposed = f"{len(sweep.trials)} of {sweep.search.cap} trials are proposed in {store}"
+    instead = "" if sweep.trials else "; these are the middle and the ends of its space"
+    print(f"bayes: {proposed} with --sweep-seed {options.sweep_seed}{instead}", file=sys.stderr)
+    return sweep.trials or sweep.search.corners()
 
 
 def models(argv: list[str]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections import Counter
 from pathlib import Path
@@ -55,7 +56,7 @@ def sweep(argv: list[str]) -> int:
     if options.executor == "local" and (options.wait or options.slurm != SlurmSpec()):
         raise SpecError("--slurm.… and --wait need --executor slurm")
     if through_wandb and options.executor == "local":
-        return _sweep_through_wandb(options, execution)
+        return _sweep_through_wandb(sweep, options, execution)
     samples = [*sweep.trials, *(sweep.search.corners() if sweep.search is not None else [])]
     remarks = check_trials(samples, execution=execution, looks_at=sweep.looks_at)
     if sweep.search is not None:
@@ -121,14 +122,27 @@ def _workers(sweep: Any, options: Any, execution: Any) -> int:
     return workers
 
 
-def _sweep_through_wandb(options: Any, execution: Any) -> int:
-    from se_lab.sweep.wandb import sweep_through_wandb
+def _sweep_through_wandb(sweep: Any, options: Any, execution: Any) -> int:
+    from se_lab.stopping import RESUME_ME
+    from se_lab.sweep.wandb import register_sweep, run_agents, table_of
 
     if options.agents < 1:
         raise SpecError(f"--agents is {options.agents}; it must be at least 1")
-    counts = Counter(sweep_through_wandb(options.spec, execution, options.agents)["status"])
+    path, environment = register_sweep(options.spec, execution)
+    to_the_end = run_agents(path, environment, options.agents)
+    counts = Counter(table_of(sweep, path)["status"])
     print(f"{options.spec}: " + ", ".join(f"{count} {status}" for status, count in sorted(counts.items())))
-    return 0 if counts and set(counts) <= {"finished", "stopped"} else 1
+    if counts and set(counts) <= {"finished", "stopped"}:
+        return 0
+    if to_the_end:
+        return 1
+    variables = " ".join(f"{name}={shlex.quote(environment[name])}" for name in ("SE_LAB_STORE", "SE_LAB_DATA"))
+    print(
+        f"stopped; this goes on with it at W&B:  {variables} wandb agent -f {path}\n"
+        "the same command goes on as well, as a new sweep there, in which what is finished ends at once",
+        file=sys.stderr,
+    )
+    return RESUME_ME
 
 
 def _status(sweep: Any, options: Any, execution: Any) -> int:
@@ -137,6 +151,8 @@ def _status(sweep: Any, options: Any, execution: Any) -> int:
     stood = standings(sweep, execution.store)
     if options.format == "json":
         print(json.dumps(listing(stood), indent=2))
+        if sweep.search is not None:  # whose trials to come stand in no list
+            print(summary(sweep, stood), file=sys.stderr)
     else:
         print("\n".join([*([table(stood)] if stood else []), summary(sweep, stood)]))
     return 0
@@ -157,7 +173,8 @@ def _sweep_on_slurm(sweep: Any, options: Any, execution: Any, through_wandb: boo
         print(summary(sweep, stood))
         return int(any(s.status not in OVER for s in stood))
     print(summary(sweep, standings(sweep, execution.store)))
-    print(f"how it stands: se-lab sweep {options.spec} --status --store {execution.store}")
+    told = f"{shlex.quote(options.spec)} --status --store {shlex.quote(execution.store)}"
+    print(f"how it stands: se-lab sweep {told}")
     print(f"logs of jobs:  {Path(execution.store, SUBMISSIONS)}")
     return 0
 
@@ -180,17 +197,21 @@ def sync(argv: list[str]) -> int:
 
 
 def _check(file: str) -> int:
-    from se_lab.sweep.check import check_sweep
+    from se_lab.sweep.check import check_sweep, sweep_remarks
     from se_lab.sweep.grammar import read_sweep
 
-    if found := check_sweep(file):
-        print("\n".join([f"{file}: {len(found)} finding(s)", *(f"  {finding}" for finding in found)]))
+    found, remarks = check_sweep(file), [f"  remark: {remark}" for remark in sweep_remarks(file)]
+    if found:
+        print("\n".join([f"{file}: {len(found)} finding(s)", *(f"  {finding}" for finding in found), *remarks]))
         return 1
     sweep = read_sweep(file)
     if sweep.search is None:
         print(f"{file}: {len(sweep.trials)} trials, the same here and under W&B")
     else:
         print(f"{file}: {sweep.search.cap} trials, proposed by Optuna here and by W&B's own engine there")
-    print(f"  here:      se-lab sweep {file}")
-    print(f"  with W&B:  wandb sweep {file}, then wandb agent -f SWEEP (-f: a stopped agent stops its trial too)")
+    for remark in remarks:
+        print(remark)
+    name = shlex.quote(file)
+    print(f"  here:      se-lab sweep {name}")
+    print(f"  with W&B:  wandb sweep {name}, then wandb agent -f SWEEP (-f: a stopped agent stops its trial too)")
     return 0

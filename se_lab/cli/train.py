@@ -17,22 +17,28 @@ def train(argv: list[str]) -> int:
 
 def _train(argv: list[str]) -> int:
     from se_lab.flags import parse_trial, trial_parser
+    from se_lab.mistakes import as_known
 
     parser = trial_parser(prog="se-lab train", description="Run one trial, or go on with it.")
     parser.add_argument(
         "--dry-run", action="store_true", help="Build it, take two steps, save and load it, and tell what it will take."
     )
-    spec, execution = parse_trial([flag for flag in argv if flag != "--dry-run"], parser)
+    flags = as_known(argv, parser._option_string_actions)
+    spec, execution = parse_trial([flag for flag in flags if flag != "--dry-run"], parser)
+    from se_lab.distributed import find_place
     from se_lab.train import run
 
+    place = find_place(spec.train)
+    first = place is None or place.rank == 0  # under torchrun or srun each rank is a command of its own
     try:
-        if "--dry-run" in argv:
+        if "--dry-run" in flags:
             from se_lab.rehearse import rehearse
 
             rehearsal = rehearse(spec, execution)
             print(rehearsal.text())
             return int(rehearsal.disk_bytes > rehearsal.free_bytes)
-        print(f"trial {spec.trial_id} in {Path(execution.store, spec.trial_id)}")
+        if first:
+            print(f"trial {spec.trial_id} in {Path(execution.store, spec.trial_id)}")
         if execution.wandb and "WANDB_SWEEP_ID" in os.environ:  # an agent of W&B's calls
             from se_lab.sweep.wandb import run_for_agent
 
@@ -42,6 +48,7 @@ def _train(argv: list[str]) -> int:
     except InterruptedTrialError:
         print(f"stopped; the same command goes on with trial {spec.trial_id}", file=sys.stderr)
         return RESUME_ME
-    for key, value in record.metrics.items():
-        print(f"{key:<18} {value:.4g}")
+    if first:
+        for key, value in record.metrics.items():
+            print(f"{key:<18} {value:.4g}")
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -175,6 +176,34 @@ class StreamBatches(EncodedBatches):
                 ((sampler.epoch, place // repeats, place % repeats), _encoded(row[image]), row[label])
                 for place, row in chosen
             ]
+
+
+class Passing:
+    """The test images of a stream by number, read as they pass; going back takes another pass from the start."""
+
+    remote = True
+
+    def __init__(self, data: StreamedData) -> None:
+        """Read the labels through. Raise DataError for one out of range."""
+        self.rows, self.image = data.streams["test"], data.image
+        labels = [row[data.label] for row in self.rows.select_columns([data.label])]
+        self.names, count = [f"test/{number}" for number in range(len(labels))], len(data.classes)
+        for name, label in zip(self.names, labels, strict=True):
+            if label is None or not 0 <= label < count:
+                raise DataError(f"{name}: its label is {label}, and there are {count} classes from 0 on")
+        self.labels: list[int] = labels
+        self._pass: Iterator[Any] = iter(())
+        self._next = len(labels)
+
+    def read(self, numbers: Sequence[int]) -> list[bytes]:
+        """Return the encoded images of these numbers; soonest where they rise, from call to call."""
+        found = {}
+        for number in sorted(set(numbers)):
+            if number < self._next:
+                self._pass, self._next = iter(self.rows), 0
+            row = next(itertools.islice(self._pass, number - self._next, None))
+            found[number], self._next = _encoded(row[self.image]), number + 1
+        return [found[number] for number in numbers]
 
 
 class StreamedImages(Dataset[Item]):

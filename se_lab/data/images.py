@@ -1,37 +1,28 @@
-"""Encoded images: read, decoded and cut to size by worker processes, then normalised a batch at a time on the device.
-
-Images become RGB as torchvision makes them: CMYK, palette and grey ones are converted, a transparency is dropped, and
-the rotation that a camera notes in EXIF is not applied, as in the training of the published nets. Of 16 bits a channel
-the upper 8 stay, which torchvision would clip to white.
-"""
+"""Encoded images: read, decoded and cut to size by worker processes, normalised a batch at a time on the device."""
 
 from __future__ import annotations
 
-import io
-import math
 import random
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
-import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
-from timm.data.auto_augment import RandAugment
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from se_lab.data import dali
 from se_lab.data.augment import DRAWS, keyed_globals, remove, removes
 from se_lab.data.base import SPLITS, Batch, Batches, DataError, ImageData, KeyedSampler, stratified_split
-from se_lab.data.rand_augment import posterize_all
-from se_lab.spec import DataSpec, SpecError, seed_of
+from se_lab.data.pictures import PilTransform, normaliser, why_unreadable
+from se_lab.spec import DataSpec, seed_of
 
 Key = tuple[int, int, int]
 """An image of a pass: epoch, number in the split, and which repetition it is."""
-Item = tuple[Tensor, int, int, Tensor, list[str]]
-"""An image (C, H, W) as bytes, its label and number, draws for what is removed, and what had to be left out for it."""
+Item = tuple[Tensor | dali.Cut | None, int, int, Tensor, list[str], str]
+"""An image (C, H, W) as bytes, or as DALI takes it, or none; its label and number; draws for what is removed; what had
+to be left out for it; its name."""
 
 CHECKED = 20_000
 """Sets on this machine with no more images are decoded before training starts; larger ones are found out in passing."""
@@ -60,6 +51,18 @@ class Source(Protocol):
         ...
 
 
+class Transform(Protocol):
+    """What makes an image of a split. It is sent to worker processes."""
+
+    def open(self, encoded: bytes) -> Any:
+        """Return what the image is made of. Raise what its decoder raises for one that cannot be read."""
+        ...
+
+    def __call__(self, opened: Any, /) -> Tensor | dali.Cut:
+        """Return the image, (3, H, W) bytes, or what DALI makes it of, by draws from the global streams."""
+        ...
+
+
 class Part:
     """Some of the images of a source."""
 
@@ -81,7 +84,9 @@ class EncodedData(ImageData):
         self.workers = workers
         self.in_chans, self.image_size = 3, spec.image_size or 224
         self.splits: dict[str, Source] = {}
-        _transform(spec, self.image_size, training=True)  # a RandAugment that timm cannot read is said now
+        if spec.decoder == "dali":
+            dali.check_installed()
+        self.transform("train")  # a RandAugment that timm cannot read is said now
 
     def set_splits(self, train: Source, val: Source | None, test: Source, bad: dict[str, str]) -> None:
         """Take the splits, less those images that are bad, and hold out validation images if there are none.
@@ -131,14 +136,15 @@ class EncodedData(ImageData):
         return self.splits["test"].names
 
     def batches(self, split: str) -> Batches:
-        """Return the loader of a split: random resized crop and flip in training, else the central crop."""
+        """Return the loader of a split."""
         images = DecodedImages(self.splits[split], self.transform(split), self.spec, self.seed, split == "train")
         return EncodedBatches(self, images, self._sampler(split))
 
-    def transform(self, split: str) -> Callable[[Image.Image], Tensor]:
-        """Return what makes an image of a split a tensor of bytes, (3, H, W)."""
-        training = split == "train" and self.spec.augment == "standard"
-        return _transform(self.spec, self.image_size, training)
+    def transform(self, split: str) -> Transform:
+        """Return what makes the images of a split: random resized crop and flip in training, else the central crop."""
+        make: Callable[[DataSpec, int, bool], Transform]
+        make = dali.DaliTransform if self.spec.decoder == "dali" else PilTransform
+        return make(self.spec, self.image_size, split == "train" and self.spec.augment == "standard")
 
 
 class EncodedBatches(Batches):
@@ -147,31 +153,38 @@ class EncodedBatches(Batches):
     def __init__(self, data: EncodedData, images: Dataset[Item], sampler: KeyedSampler) -> None:
         super().__init__(sampler, data.spec.batch_size, data.share())
         self.data = data
+        self._decoder: dali.Decoder | None = None
         self._keys: Iterable[list[Any]] = ()
         self._loader = DataLoader(
             images,
             batch_sampler=_Renewed(self),
             num_workers=data.workers,
             persistent_workers=data.workers > 0,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=torch.cuda.is_available() and data.spec.decoder == "pil",
             collate_fn=_collate,
         )
 
     def load(self, skip: int) -> Iterator[Batch]:
-        """Yield the batches that the workers decode."""
+        """Yield the batches that the workers decode, or DALI of what they read."""
         self._keys = self.keys(skip)
         device = self.data.device()
-        mean, std = (
-            torch.tensor(v, device=device)[:, None, None] for v in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
-        )
-        for images, labels, numbers, draws, left_out in self._loader:
+        normalise = normaliser(device)
+        for images, labels, numbers, draws, left_out, _ in self._loaded(device):
             self.data.note(left_out)
             if images is None:
                 raise DataError(f"no image of a batch can be read: {'; '.join(left_out[:10])}")
-            batch = images.to(device, non_blocking=True).float().div_(255).sub_(mean).div_(std)
+            batch = normalise(images.to(device, non_blocking=True))
             if self.training:
                 batch = remove(batch, draws, self.data.spec)
             yield batch, labels.to(device, non_blocking=True), numbers
+
+    def _loaded(self, device: torch.device) -> Iterable[tuple[Any, ...]]:
+        if self.data.spec.decoder == "pil":
+            return self._loader
+        if self._decoder is None:
+            most = self.micro_batch + 1  # the last batch of an evaluation may have one more
+            self._decoder = dali.Decoder(self.data.image_size, most, max(self.data.workers, 1), device)
+        return self._decoder.ahead(self._loader)
 
     def keys(self, skip: int) -> Iterator[list[Any]]:
         """Yield what is asked of the workers for each batch of this epoch, from number `skip` on."""
@@ -195,9 +208,7 @@ class DecodedImages(Dataset[Item]):
     One that cannot be read is replaced in training by another, which its key chooses, and left out in evaluation.
     """
 
-    def __init__(
-        self, source: Source, transform: Callable[[Image.Image], Tensor], spec: DataSpec, seed: int, training: bool
-    ) -> None:
+    def __init__(self, source: Source, transform: Transform, spec: DataSpec, seed: int, training: bool) -> None:
         self.source, self.transform, self.spec = source, transform, spec
         self.seed, self.training = seed, training
 
@@ -211,7 +222,7 @@ class DecodedImages(Dataset[Item]):
         item = make_item(key, encoded, self.source.labels[number], self.source.names[number], self)
         left_out = item[4]
         stream = random.Random(seed_of(self.seed, "replace", *key))
-        while self.training and not item[0].numel():
+        while self.training and item[0] is None:
             number = stream.randrange(len(self.source.labels))
             (encoded,) = self.source.read([number])
             key = (epoch, number, turn)
@@ -219,13 +230,13 @@ class DecodedImages(Dataset[Item]):
             left_out += item[4]
             if len(left_out) == 10:
                 raise DataError(f"ten images in turn cannot be read: {'; '.join(left_out)}")
-        return (*item[:4], left_out)
+        return (*item[:4], left_out, item[5])
 
 
 class Making(Protocol):
     """How an item is made of an encoded image."""
 
-    transform: Callable[[Image.Image], Tensor]
+    transform: Transform
     spec: DataSpec
     seed: int
 
@@ -235,85 +246,44 @@ def make_item(key: Key, encoded: bytes, label: int, name: str, making: Making) -
     epoch, number, turn = key
     spec = making.spec
     try:
-        picture = decode(encoded)
+        opened = making.transform.open(encoded)
     except Exception as error:  # PIL raises whatever its decoders do
         return no_item(key, f"{name}: {error}", spec)
     with keyed_globals(seed_of(making.seed, "augment", epoch, number, *([turn] if turn else []))):
-        image = making.transform(picture)
+        image = making.transform(opened)
         draws = torch.rand(DRAWS if removes(spec) else 0)
-    return image, label, number, draws, []
+    return image, label, number, draws, [], name
 
 
 def no_item(key: Key, reason: str, spec: DataSpec) -> Item:
     """Return an item without a picture, or raise DataError unless the spec says to skip such images."""
     if spec.on_error == "stop":
         raise DataError(f"{reason} (data.on_error=skip goes on without such images)")
-    return torch.empty(0), 0, key[1], torch.empty(0), [reason]
+    return None, 0, key[1], torch.empty(0), [reason], ""
 
 
-def decode(encoded: bytes) -> Image.Image:
-    """Return a whole image as RGB, whatever its file calls itself.
-
-    Raises:
-        Exception: of PIL's decoders, or ValueError, with a message that says what is wrong.
-    """
-    if not encoded:
-        raise ValueError("it has no bytes")
-    try:
-        image: Image.Image = Image.open(io.BytesIO(encoded))
-    except UnidentifiedImageError:
-        raise ValueError(f"it is no image; it begins with {encoded[:12]!r}") from None
-    image.load()
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
-    elif image.mode in ("I", "F"):
-        raise ValueError(f"pixels of mode {image.mode}; images have 8 or 16 bits a channel")
-    return image.convert("RGB")
-
-
-def _transform(spec: DataSpec, size: int, training: bool) -> Callable[[Image.Image], Tensor]:
-    """Return timm's transforms, up to bytes."""
-    short_side = math.floor(size / spec.crop_pct)
-    try:
-        transform: Any = create_transform(
-            (3, size, size),
-            is_training=training,
-            color_jitter=None,  # type: ignore[arg-type]
-            auto_augment=spec.rand_augment or None,
-            crop_pct=size / (short_side + 0.5),  # of which timm takes the floor again
-            use_prefetcher=True,
-        )
-    except (AssertionError, ValueError, KeyError) as error:
-        raise SpecError(
-            f"data.rand_augment is {spec.rand_augment!r}, which timm cannot read ({error}); an example is "
-            "rand-m9-mstd0.5-inc1"
-        ) from error
-    for step in transform.transforms:
-        if isinstance(step, RandAugment):
-            posterize_all(step)
-    return cast(Callable[[Image.Image], Tensor], transform)
-
-
-def _collate(items: list[Item]) -> tuple[Tensor | None, Tensor, Tensor, Tensor, list[str]]:
+def _collate(
+    items: list[Item],
+) -> tuple[Tensor | dali.Cuts | None, Tensor, Tensor, Tensor | None, list[str], list[str]]:
     left_out = [text for item in items for text in item[4]]
-    items = [item for item in items if item[0].numel()]
+    items = [item for item in items if item[0] is not None]
     labels, numbers = (torch.tensor([item[part] for item in items]) for part in (1, 2))
     if not items:
-        return None, labels, numbers, torch.empty(0), left_out
-    images, draws = (torch.stack([item[part] for item in items]) for part in (0, 3))  # type: ignore[misc]
-    return images, labels, numbers, draws, left_out
+        return None, labels, numbers, None, left_out, []
+    pictures: list[Any] = [item[0] for item in items]
+    images = dali.collate(pictures) if isinstance(pictures[0], dali.Cut) else torch.stack(pictures)
+    return images, labels, numbers, torch.stack([item[3] for item in items]), left_out, [item[5] for item in items]
 
 
 def _unreadable(sources: Sequence[Source]) -> dict[str, str]:
     """Decode every image, and return the names of those that cannot be, with the reason."""
 
-    def look(source: Source, number: int) -> tuple[str, str] | None:
+    def look(source: Source, number: int) -> tuple[str, str]:
         try:
-            decode(source.read([number])[0])
-            return None
-        except Exception as error:  # PIL raises whatever its decoders do
+            return source.names[number], why_unreadable(source.read([number])[0])
+        except DataError as error:
             return source.names[number], str(error)
 
     with ThreadPoolExecutor(4) as pool:
         found = [pool.map(look, [source] * len(source.labels), range(len(source.labels))) for source in sources]
-        return dict(bad for results in found for bad in results if bad)
+        return {name: reason for results in found for name, reason in results if reason}

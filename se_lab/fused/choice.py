@@ -6,7 +6,8 @@ from se_lab.fused.passes import compiles
 
 PAYS_FROM: dict[str, float] = {"cpu": 3e13}
 """By device type where fused units are proven faster (benchmarks/RESULTS.md): the multiply-accumulates of a training
-run, forward and backward, from which on that is worth the minute that compiling takes."""
+run, forward and backward, from which on that is worth the minute that compiling takes. On two cores, ResNet-50 in NCHW,
+a step of 8 images, 3 · 8 · 4.1e9 of them, is 0.20 s shorter: 2e-12 s each, and 60 s / 2e-12 s = 3e13."""
 
 
 def choose(mode: str, device: str, macs: int, images: int) -> tuple[bool, str]:

@@ -36,6 +36,20 @@ def mean(x: Tensor) -> Tensor:
     return pivot.to(exact) + (_sum(_wide(x) - _map(pivot)) / (x.shape[2] * x.shape[3])).to(exact)
 
 
+def squeezed(x: Tensor, mean_of: Tensor, factor: Tensor, offset: Tensor) -> Tensor:
+    """Return the mean over H and W of factor · (x − mean_of) + offset, (N, C), from coefficients of shape (C,)."""
+    return _wide(factor) * (mean(x) - _wide(mean_of)) + _wide(offset)
+
+
+def gated(
+    x: Tensor, gate: Tensor, mean_of: Tensor, factor: Tensor, offset: Tensor, shortcut: Tensor, activation: str
+) -> Tensor:
+    """Return act(gate · (factor · (x − mean_of) + offset) + shortcut), from a gate (N, C) and coefficients (C,)."""
+    mean_of, factor, offset = (_wide(c)[None, :, None, None] for c in (mean_of, factor, offset))
+    y = _map(gate) * (factor * (_wide(x) - mean_of) + offset) + shortcut
+    return (torch.relu(y) if activation == "relu" else y).to(x.dtype)
+
+
 def apply(x: Tensor, centre: Tensor, scale: Tensor, shift: Tensor, shortcut: Tensor | None, activation: str) -> Tensor:
     """Return act(scale · (x − centre) + shift + shortcut), the activation relu or identity."""
     y = _affine(x, centre, scale, shift)
@@ -55,7 +69,7 @@ def backward_moments(
     threshold = 0 if zero is None else _map(zero)
     g = torch.where(out > threshold, grad, 0) if activation == "relu" and out is not None else grad
     wide = _wide(g) + threshold
-    return g, _sum(wide), _sum(wide * (_wide(x) - _map(centre)))
+    return g, _sum_rows(wide), _sum_rows(wide * (_wide(x) - _map(centre)))
 
 
 def backward_input(g: Tensor, x: Tensor, centre: Tensor, p: Tensor, q: Tensor, r: Tensor) -> Tensor:
@@ -105,6 +119,8 @@ PASSES: dict[str, Callable[..., Any]] = {
     for function in (
         moments,
         mean,
+        squeezed,
+        gated,
         apply,
         backward_moments,
         backward_input,
@@ -125,6 +141,8 @@ def run(name: str, *arguments: Any) -> Any:
     x = arguments[0]
     arithmetic = x.dtype if x.dtype == torch.float64 else torch.float32
     arguments = tuple(a.to(arithmetic) if isinstance(a, Tensor) and a.dim() == 2 else a for a in arguments)
+    # Inside torch.compile on CUDA as well: kernels of our own are opaque to it, so that the sum of a block's two
+    # gradients, casts and whatever else touches a pass's maps would need passes that Inductor else fuses with it.
     if torch.compiler.is_compiling() or x.dtype == torch.float64 or x.numel() == 0:
         return PASSES[name](*arguments)
     layout = torch.contiguous_format if x.is_contiguous() else torch.channels_last
@@ -193,10 +211,27 @@ def _first_row(x: Tensor) -> Tensor:
 
 
 def _sum(x: Tensor) -> Tensor:
-    """Return the sum over H and W, (N, C)."""
+    """Return the sum over H and W, (N, C).
+
+    Inductor takes channels-last pixels one channel block after another, in strides that miss the cache; a few pixels
+    that are added by hand it reads as they lie in memory, and shorter runs lose fewer digits.
+    """
+    pixels = x.shape[2] * x.shape[3]
+    few = next((few for few in (7, 8, 6) if pixels % few == 0), 0)
+    if x.is_contiguous() or x.device.type != "cpu" or not few:
+        return _sum_rows(x)
+    together = x.permute(0, 2, 3, 1).reshape(len(x), pixels // few, few, x.shape[1])
+    total = together[:, :, 0]
+    for pixel in range(1, few):
+        total = total + together[:, :, pixel]
+    return total.sum(1)
+
+
+def _sum_rows(x: Tensor) -> Tensor:
+    """Return the sum over H and W, (N, C), of maps that a pass writes as well, or that have no few pixels to add."""
     if x.is_contiguous():
         return x.sum((2, 3))
-    return x.sum(3).sum(2)  # channels last, where a sum runs one pixel after another: shorter runs lose fewer digits
+    return x.sum(3).sum(2)
 
 
 def _affine(x: Tensor, centre: Tensor, scale: Tensor, shift: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from se_lab.fused.passes import run
-from se_lab.squeeze_excite import SqueezeExcite
+from se_lab.squeeze_excite import SqueezeExcite, squeeze_avg
 from se_lab.sync_bn import SyncBatchNorm
 
 Norm = nn.BatchNorm2d | nn.SyncBatchNorm | SyncBatchNorm
@@ -29,6 +29,10 @@ Norm = nn.BatchNorm2d | nn.SyncBatchNorm | SyncBatchNorm
 
 def scale(x: Tensor, unit: SqueezeExcite) -> Tensor:
     """Return x · gate(x), (N, C, H, W), in three passes."""
+    if not torch.is_grad_enabled():  # the plain form has three too, save where PyTorch's sums of 16 bits are slow
+        slow = x.dtype == torch.float16 or (x.dtype == torch.bfloat16 and not x.is_contiguous())
+        z = run("mean", x) if slow and x.device.type == "cpu" else squeeze_avg(x)
+        return x * _gate(unit, z)[:, :, None, None].to(x.dtype)
     m, _, token, carrier = _Moments.apply(x, False)
     s = _gate(unit, m)
     return cast(Tensor, _Affine.apply(x.detach(), m, s, s * m, None, token, carrier, "identity"))
@@ -38,11 +42,12 @@ def tail(
     x: Tensor, shortcut: Tensor, norm: Norm, unit: SqueezeExcite, drop_path: nn.Module | None, activation: str
 ) -> Tensor:
     """Return act(drop_path(SE(BN(x))) + shortcut), (N, C, H, W), in four passes."""
+    if x.device.type == "cpu" and not (torch.is_grad_enabled() or uses_batch(norm)) and norm.affine:
+        return _inferred_tail(x, shortcut, norm, unit, drop_path, activation)
     m, v, token, carrier = _Moments.apply(x, uses_batch(norm))
     a, z = _normalise(norm, m, v, x)
     s = _gate(unit, z)
-    if drop_path is not None:  # a factor an image, from the same random numbers as on a map
-        s = s * drop_path(x.new_ones((len(x), 1, 1, 1))).flatten(1).to(s.dtype)
+    s = _dropped(s, drop_path, x)
     return cast(Tensor, _Affine.apply(x.detach(), m, s * a, s * z, shortcut, token, carrier, activation))
 
 
@@ -67,6 +72,26 @@ def group_of(norm: Norm) -> Any:
         return None
     group = getattr(norm, "process_group", None) or dist.group.WORLD
     return group if dist.get_world_size(group) > 1 else None
+
+
+def _inferred_tail(
+    x: Tensor, shortcut: Tensor, norm: Norm, unit: SqueezeExcite, drop_path: nn.Module | None, activation: str
+) -> Tensor:
+    """Return what `tail` does, where no gradient is asked for: two calls, since on small maps each weighs a pass."""
+    assert norm.running_var is not None
+    factor = torch.rsqrt(norm.running_var + norm.eps) * norm.weight
+    coefficients = (norm.running_mean, factor, norm.bias)
+    s = _dropped(_gate(unit, run("squeezed", x, *coefficients)), drop_path, x)
+    return cast(Tensor, run("gated", x, s, *coefficients, shortcut, activation))
+
+
+def _dropped(s: Tensor, drop_path: nn.Module | None, x: Tensor) -> Tensor:
+    """Return gates, (N, C), with those of dropped images at 0."""
+    if drop_path is None or not drop_path.training:
+        return s
+    # a factor an image, from the same random numbers as on a map
+    factors: Tensor = drop_path(x.new_ones((len(x), 1, 1, 1)))
+    return s * factors.flatten(1).to(s.dtype)
 
 
 def _gate(unit: SqueezeExcite, z: Tensor) -> Tensor:

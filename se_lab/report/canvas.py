@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,9 +51,30 @@ def canvas(
         yield figure, tuple(grid.ravel())
 
 
+def legend_outside(
+    figure: Figure, axes: Axes, loc: Literal["upper left", "lower center"], most: int, **options: Any
+) -> None:
+    """Put the legend of the axes outside of all panels, in as many columns, up to `most`, as the figure is wide."""
+    handles, labels = axes.get_legend_handles_labels()
+    options |= {"loc": f"outside {loc}"}
+    for columns in range(min(len(labels), most), 0, -1):
+        legend = figure.legend(handles, labels, ncols=columns, **options)
+        if columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
+            return
+        legend.remove()
+
+
 def look(number: int) -> tuple[str, str]:
     """Colour and marker of a family; −1, a baseline that belongs to all of them, is black."""
     return (f"C{number % 6}", MARKERS[number % len(MARKERS)]) if number >= 0 else ("black", "o")
+
+
+def keep_possible(axes: Axes, unit: str) -> None:
+    """End an axis of shares in % where shares end: a t interval may go on below 0 and above 100."""
+    if unit == "%":
+        low, high = axes.get_ylim()
+        room = 0.03 * (min(high, 100.0) - max(low, 0.0))  # for the marker of a point that stands on the edge
+        axes.set_ylim(max(low, -room), min(high, 100.0 + room))
 
 
 def means(n: NDArray[np.int64]) -> str:

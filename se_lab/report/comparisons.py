@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from se_lab.report import statistics
-from se_lab.report.canvas import canvas, look, means
+from se_lab.report.canvas import canvas, keep_possible, legend_outside, look, means
 from se_lab.report.columns import ReportError, column, interval_text, with_prefix
 from se_lab.report.tables import paired_matrix, refuse_absent_metric
 from se_lab.report.variants import BASELINE, Study, group_variants
@@ -95,13 +95,14 @@ def reduction_figure(
             nudge = 2 ** (0.04 * number)  # curves over the same ratios would hide each other's intervals
             half = np.nan_to_num(estimate.half_width[mine])
             top.errorbar(ratio[mine] * nudge, estimate.mean[mine], half, marker=marker, color=color, label=name or None)
-            bottom.plot(ratio[mine], params[mine] / divisor, marker=marker, color=color)
+            bottom.plot(ratio[mine] * nudge, params[mine] / divisor, marker=marker, color=color)
         for number, i in enumerate(np.flatnonzero(study.is_baseline)):
             dashes, name = _DASHES[number % len(_DASHES)], study.variants["variant"].iloc[i]
             top.axhline(estimate.mean[i], linestyle=dashes, label=name, **_BASE)
             bottom.axhline(params[i] / divisor, linestyle=dashes, **_BASE)
             if np.isfinite(half := estimate.half_width[i]):
                 top.axhspan(estimate.mean[i] - half, estimate.mean[i] + half, color="0.4", alpha=0.12, linewidth=0)
+        keep_possible(top, of.unit)
         top.set_xscale("log", base=2)
         ticks = np.unique(ratio[~np.isnan(ratio)])
         top.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
@@ -111,7 +112,7 @@ def reduction_figure(
         bottom.set_ylabel(cost.heading)
         top.set_title(means(estimate.n))
         if len(set(curve)) > 1 or study.is_baseline.any():
-            figure.legend(*top.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+            legend_outside(figure, top, "lower center", 3)
     return figure
 
 

@@ -11,6 +11,7 @@ from se_lab.activations import ExcitationError
 from se_lab.excitation_statistics import ExcitationStatistics, UnitStatistics, bin_edges
 from se_lab.report import excitation_measures as measures
 from se_lab.report.canvas import MARKERS
+from se_lab.report.columns import MINUS
 from se_lab.report.excitation_figures import grid, legend_above, line_style, name_units, single
 
 if TYPE_CHECKING:
@@ -46,22 +47,24 @@ def selectivity_figure(looks: Looks) -> Figure:
     """Class selectivity of each unit: variance between classes over all variance, and the selectivity index.
 
     Nets of one label, such as the seeds of a variant, are one line of their mean, in a band from the lowest to the
-    highest.
+    highest. Gates below 0, as tanh makes them, have no selectivity index.
     """
     names = list(dict.fromkeys(site.name for _, statistics in looks for site in statistics.sites))
-    with grid(1, 2, max(8.4, 1.6 + 0.32 * len(names)), 3.9) as (figure, (left, right)):
+    with_index = [label for label, nets in _by_label(looks).items() if min(_lowest(net) for net in nets) >= 0]
+    panels = 2 if with_index else 1
+    with grid(1, panels, max(4.2 * panels, 1.6 + 0.16 * panels * len(names)), 3.9) as (figure, (left, *right)):
         for number, (label, nets) in enumerate(_by_label(looks).items()):
             own = [site.name for site in nets[0].sites]
             rows = [[_selectivity(statistics.unit(name)) for name in own] for statistics in nets]
             style = line_style(number) | {"marker": MARKERS[number % len(MARKERS)], "markersize": 4}
-            for axes, values in zip((left, right), np.array(rows).transpose(2, 0, 1), strict=True):
+            drawn = [left, *(right if label in with_index else [])]
+            for axes, values in zip(drawn, np.array(rows).transpose(2, 0, 1), strict=False):
                 x = [names.index(name) for name in own]
                 axes.plot(x, values.mean(0), **style, label=label)
                 axes.fill_between(x, values.min(0), values.max(0), color=style["color"], alpha=0.15, linewidth=0)
-        for axes, title in (
-            (left, "variance between classes, % of all"),
-            (right, "selectivity index, mean of channels"),
-        ):
+        some = ", of gates ≥ 0" if len(with_index) < len(_by_label(looks)) else ""
+        titles = ("variance between classes, % of all", f"selectivity index, mean of channels{some}")
+        for axes, title in zip((left, *right), titles, strict=False):
             name_units(axes, names)
             axes.set_title(title)
             axes.set_ylim(bottom=0)
@@ -94,9 +97,14 @@ def overlay_figure(looks: Looks) -> Figure:
             axes.set_yscale("symlog", linthresh=1)
             ticks = [tick for tick in (0, 0.5, *DECADES) if tick <= axes.get_ylim()[1]]
             axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
-            axes.minorticks_off()
             axes.set_title(f"stage {stage}")
             axes.set_xlabel("gate")
+            if max(reach) > 2:  # ReLU has no end: what lies between −1 and 1 would be squeezed into a line
+                axes.set_xscale("symlog", linthresh=1, linscale=2)
+                ticks = [tick for tick in (-1, -0.5, 0, 0.5, *DECADES[::3]) if min(reach) <= tick <= max(reach)]
+                axes.set_xticks(ticks, [f"{tick:g}".replace("-", MINUS) for tick in ticks])
+                axes.set_xlabel("gate (logarithmic above 1)")
+            axes.minorticks_off()
         for spare in panels[len(stages) :]:
             spare.remove()
         panels[0].set_ylabel("density (logarithmic above 1)")
@@ -171,6 +179,10 @@ def training_figure(looks: Sequence[tuple[float, ExcitationStatistics]]) -> Figu
             axes.locator_params(axis="x", integer=True)
         legend_above(figure, panels[0])
     return figure
+
+
+def _lowest(statistics: ExcitationStatistics) -> float:
+    return float(statistics.minimum.min())
 
 
 def _summary(unit: UnitStatistics) -> tuple[float, float, float]:

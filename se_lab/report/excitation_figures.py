@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from se_lab.activations import ExcitationError, GateSite
 from se_lab.excitation_statistics import ExcitationStatistics, UnitStatistics
 from se_lab.report import excitation_measures as measures
-from se_lab.report.canvas import STYLE
+from se_lab.report.canvas import STYLE, legend_outside
 from se_lab.report.excitation_images import class_label
 from se_lab.spec import check_choice, seed_of
 
@@ -165,8 +165,7 @@ def name_units(axes: Axes, names: Sequence[str]) -> None:
 
 def legend_above(figure: Figure, axes: Axes, title: str | None = None) -> None:
     """Put the legend above the panels, outside of all of them."""
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper left", ncols=min(len(labels), 6), title=title, alignment="left")
+    legend_outside(figure, axes, "upper left", 6, title=title, alignment="left")
 
 
 @contextmanager

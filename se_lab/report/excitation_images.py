@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,10 +13,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from se_lab.activations import ExcitationError
-from se_lab.data import Batch, DataError, create_data
+from se_lab.data import Batch, DataError, ImageData, create_data
+from se_lab.data.folders import Files
+from se_lab.data.hub import Passing, StreamedData
+from se_lab.data.images import EncodedData, Source
+from se_lab.data.pictures import PilTransform, decode, normaliser, short_side
 from se_lab.spec import DataSpec, nearest, seed_of
 
 if TYPE_CHECKING:
@@ -56,11 +61,11 @@ class LabelledImages:
 def open_images(
     spec: DataSpec, *, root: str = ".", workers: int = 0, config: dict[str, Any] | None = None
 ) -> LabelledImages:
-    """Open the test images of a data set.
+    """Open the test images of a data set. None of a set of files is read before it is asked for.
 
     Args:
-        spec: Which; for folder:PATH (and sets that lie in folders under the root) the images of PATH/test, else of
-            PATH/val, else of PATH itself, a folder a class.
+        spec: Which; for folder:PATH (and imagenet and places365 in such folders under the root) the images of
+            PATH/test, else of PATH/val, else of PATH itself, a folder a class; else those that a trial is tested on.
         root: Where relative paths start.
         workers: Processes that read files.
         config: timm's data config of a pretrained net (input size, crop, mean and std); by default SE-Lab's own.
@@ -68,17 +73,23 @@ def open_images(
     Raises:
         DataError: naming the folder that is missing or holds no images.
     """
-    if spec.name.startswith("folder:") or spec.name in ("imagenet", "places365"):
-        folder = Path(root, spec.name.removeprefix("folder:")).expanduser()
-        split = next((folder / name for name in ("test", "val") if (folder / name).is_dir()), folder)
-        return _from_folder(split, spec, workers, config)
-    return _from_memory(spec, root)
+    spec = dataclasses.replace(spec, decoder="pil")
+    folder = Path(root, spec.name.removeprefix("folder:")).expanduser()
+    listed = spec.name == "places365" and (folder / "places365_val.txt").exists()  # as torchvision has it
+    if spec.name.startswith("folder:") or (spec.name in ("imagenet", "places365") and not listed):
+        folder = next((folder / name for name in ("test", "val") if (folder / name).is_dir()), folder)
+        return _from_source(f"folder:{folder}", *_folder(folder), spec, workers, config)
+    data = create_data(spec, 0, root=root)
+    if isinstance(data, StreamedData):  # of which every process would read all
+        return _from_source(spec.name, data.classes, Passing(data), data.digest, spec, 0, config)
+    if isinstance(data, EncodedData):
+        return _from_source(spec.name, data.classes, data.splits["test"], data.digest, spec, workers, config)
+    return _from_memory(spec, data)
 
 
-def _from_memory(spec: DataSpec, root: str) -> LabelledImages:
+def _from_memory(spec: DataSpec, data: ImageData) -> LabelledImages:
     from PIL import Image
 
-    data = create_data(spec, 0, root=root)
     images, labels = (torch.cat(parts) for parts in list(zip(*data.batches("test"), strict=True))[:2])
 
     def batches(numbers: Tensor) -> Iterator[Batch]:
@@ -93,45 +104,88 @@ def _from_memory(spec: DataSpec, root: str) -> LabelledImages:
     return LabelledImages(spec.name, data.classes, labels, data.digest, batches, picture)
 
 
-def _from_folder(folder: Path, spec: DataSpec, workers: int, config: dict[str, Any] | None) -> LabelledImages:
-    from timm.data import create_transform
+def _folder(folder: Path) -> tuple[list[str], Source, str]:
+    """Return the classes of a folder of images, a folder a class, the images, and what identifies them."""
     from torchvision.datasets import ImageFolder
 
-    size = spec.image_size or 224
-    transform = create_transform(**config or {"input_size": (3, size, size), "crop_pct": spec.crop_pct})
     try:
-        images = ImageFolder(folder, transform, loader=_read, allow_empty=True)
+        found = ImageFolder(folder, allow_empty=True)
     except FileNotFoundError as error:
         raise DataError(f"{folder} is no folder of images, with a folder a class: {error}") from None
-    if not len(images):
+    if not len(found):
         raise DataError(f"{folder} has class folders, and no image that can be read")
-    listing = [f"{Path(file).relative_to(folder)} {Path(file).stat().st_size}" for file, _ in images.samples]
+    names = [str(Path(file).relative_to(folder)) for file, _ in found.samples]
+    listing = "\n".join(f"{name} {(folder / name).stat().st_size}" for name in names)
+    return found.classes, Files(folder, names, found.targets), hashlib.sha256(listing.encode()).hexdigest()
+
+
+def _from_source(
+    name: str,
+    classes: list[str],
+    source: Source,
+    digest: str,
+    spec: DataSpec,
+    workers: int,
+    config: dict[str, Any] | None,
+) -> LabelledImages:
+    from timm.data import create_transform
+
+    prepare = create_transform(**config) if config else _AsTested(spec)
+    shown = _Shown(source, prepare)
 
     def batches(numbers: Tensor) -> Iterator[Batch]:
         done = 0
         pinned = torch.cuda.is_available()
-        subset = Subset(images, numbers.tolist())
+        subset = Subset(shown, numbers.tolist())
         for batch, labels in DataLoader(subset, spec.batch_size, num_workers=workers, pin_memory=pinned):
             yield batch, labels, numbers[done : done + len(labels)]
             done += len(labels)
 
     return LabelledImages(
-        f"folder:{folder}",
-        images.classes,
-        torch.tensor(images.targets),
-        hashlib.sha256("\n".join([*listing, repr(transform)]).encode()).hexdigest()[:16],
+        name,
+        classes,
+        torch.tensor(source.labels),
+        hashlib.sha256(f"{digest} {prepare!r}".encode()).hexdigest()[:16],
         batches,
-        lambda number: _read(images.samples[number][0]),
+        lambda number: shown.pictures([number])[0],
     )
 
 
-def _read(path: str) -> Image.Image:
-    from PIL import Image
+class _Shown(Dataset[tuple[Tensor, int]]):
+    """Images of a source, prepared for a net."""
 
-    try:
-        return Image.open(path).convert("RGB")
-    except Exception as error:  # PIL raises whatever its decoders do
-        raise DataError(f"{path} cannot be read: {error}") from error
+    def __init__(self, source: Source, prepare: Callable[[Image.Image], Tensor]) -> None:
+        self.source, self.prepare = source, prepare
+
+    def pictures(self, numbers: Sequence[int]) -> list[Image.Image]:
+        """Return the images of these numbers as they are. Raise DataError for one that cannot be read."""
+        found = []
+        for number, encoded in zip(numbers, self.source.read(numbers), strict=True):
+            try:
+                found.append(decode(encoded))
+            except Exception as error:  # PIL raises whatever its decoders do
+                raise DataError(f"{self.source.names[number]} cannot be read: {error}") from error
+        return found
+
+    def __getitems__(self, numbers: list[int]) -> list[tuple[Tensor, int]]:
+        """Return a batch."""
+        labels = [self.source.labels[number] for number in numbers]
+        return [(self.prepare(picture), label) for picture, label in zip(self.pictures(numbers), labels, strict=True)]
+
+
+class _AsTested:
+    """Prepares an image as a trial's own test does."""
+
+    def __init__(self, spec: DataSpec) -> None:
+        size = spec.image_size or 224
+        self.crop = PilTransform(spec, size, training=False)
+        self.said = f"{size} of {short_side(spec, size)}"
+
+    def __repr__(self) -> str:
+        return self.said
+
+    def __call__(self, picture: Image.Image) -> Tensor:
+        return normaliser(torch.device("cpu"))(self.crop(picture))
 
 
 def class_label(name: str) -> str:

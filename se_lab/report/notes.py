@@ -71,8 +71,8 @@ def trial_names(trials: pd.DataFrame, variants: pd.DataFrame) -> list[str]:
 
 def not_measured(study: Study, key: str) -> list[str]:
     """Name the finished trials without a finite value of a metric."""
-    finished = study.trials[study.trials["status"] == "finished"]
-    lost = finished[~np.isfinite(pd.to_numeric(finished[key], "coerce"))]
+    finished = (study.trials["status"] == "finished").to_numpy()
+    lost = study.trials[finished & ~np.isfinite(pd.to_numeric(study.trials[key], "coerce").to_numpy(dtype=float))]
     if lost.empty:
         return []
     return [f"Finished without a finite {key}, so left out of it: {some(trial_names(lost, study.variants))}."]
@@ -118,6 +118,9 @@ def reading_notes(data: pd.DataFrame, metric: str, metrics: Sequence[str], *, di
         counts = data.loc[unpaired.index, [f"{metric}:pairs", "n"]].to_numpy()
         texts = [f"{name} ({pairs} of {n})" for name, (pairs, n) in zip(unpaired, counts, strict=True)]
         notes.append(f"Fewer pairs than seeds, as the baseline or the variant lacks some: {some(texts)}.")
+    alike = data["variant"][(data[f"{metric}:pairs"] > 1) & (data[f"{metric}:difference:ci95"] < 1e-9)]
+    if differences and len(alike):
+        notes.append(f"The same difference for every seed, so nothing to judge their spread by: {some(alike)}.")
     if any(data[f"{key}:best"].any() for key in metrics):
         notes.append("Bold: best of its group, where the interval of its difference to the baseline excludes zero.")
     return notes

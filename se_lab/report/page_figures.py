@@ -62,12 +62,14 @@ def tradeoff(study: Study, metric: str, costs: Sequence[str]) -> Figure | None:
             traces[-1]["marker"] |= {"color": face, "symbol": symbol, "line": {"color": color, "width": 2}}
         told = there if len(there) <= 20 else front
         labels = short_names(study.variants) if names else list(study.variants["variant"])
+        middle = (float(x[there].min()) + float(x[there].max())) / 2  # beyond it, a label has more room to the left
         traces.append(
             {"type": "scatter", "mode": "text", "x": as_list(x[told]), "y": as_list(estimate.mean[told]),
-             "text": [f"  {escaped(labels[i])}" for i in told], "textposition": "top right", "hoverinfo": "skip",
-             "showlegend": False}
+             "text": [f"&nbsp; {escaped(labels[i])} &nbsp;" for i in told], "hoverinfo": "skip", "showlegend": False,
+             "textposition": [f"top {'left' if at > middle else 'right'}" for at in x[told]]}
         )  # fmt: skip
         choices.append(as_choice(cost.label, traces, cost.heading, of.heading))
+        choices[-1]["layout"]["yaxis"] |= {"rangemode": "nonnegative"}
     note = f"{means(estimate.n)}; small points are trials. Hollow: the baseline."
     return as_figure("tradeoff", f"{of.label} against cost", choices, note)
 
@@ -119,7 +121,8 @@ def reduction(study: Study, metric: str) -> Figure | None:
         mine = mine[np.argsort(ratio[mine])]
         hover = [_mean_text(study, i, estimate, of) for i in mine]
         color, symbol = _look(number)
-        points = _points(ratio[mine], estimate.mean[mine], hover, _data(mine), size=9)
+        nudge = 2 ** (0.04 * number)  # curves over the same ratios would hide each other's intervals
+        points = _points(ratio[mine] * nudge, estimate.mean[mine], hover, _data(mine), size=9)
         points |= {
             "mode": "lines+markers",
             "line": {"color": color},
@@ -136,6 +139,7 @@ def reduction(study: Study, metric: str) -> Figure | None:
         )
     ticks = sorted({float(value) for value in ratio[~np.isnan(ratio)]})
     choice = as_choice("", traces, "reduction ratio r", of.heading)
+    choice["layout"]["yaxis"] |= {"rangemode": "nonnegative"}
     choice["layout"]["xaxis"] |= {"type": "log", "tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]}
     return as_figure("reduction", "The reduction ratio", [choice], f"{means(estimate.n)}. Dashed: the baseline.")
 
@@ -177,6 +181,8 @@ def curves(study: Study, metric: str) -> Figure | None:
     settled = table[table["epoch"] >= table["epoch"].max() / 10][keys].to_numpy(dtype=float)
     choice = as_choice("", traces, "epoch", of.heading.removeprefix("val "))
     choice["layout"]["yaxis"] |= {"range": [0, 1.05 * float(np.nanmax(settled)) or 1.0]}
+    if table["epoch"].max() < 10:
+        choice["layout"]["xaxis"] |= {"dtick": 1}
     note = "A line a trial: solid in validation, dotted in training. Click a name to show or hide it."
     if len(kept) < len(ranked):
         note += f" {len(ranked) - len(kept)} variants that end worse are left out."

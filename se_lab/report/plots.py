@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from se_lab.report import statistics
-from se_lab.report.canvas import MARKERS, canvas, look, means
+from se_lab.report.canvas import MARKERS, canvas, keep_possible, look, means
 from se_lab.report.columns import ReportError, column, value_texts, with_prefix
 from se_lab.report.labels import place_labels
 from se_lab.report.statistics import Floats
@@ -64,6 +64,7 @@ def tradeoff_figure(
             axes.set_xscale("log")
         axes.margins(0.1, 0.12)
         axes.errorbar(x[there], y[there], yerr=np.nan_to_num(half[there]), alpha=0)  # settles the limits
+        keep_possible(axes, y_column.unit)
         x = _side_by_side(axes, x)
         for number in np.unique(family[there]):
             color, marker = look(int(number))

@@ -19,6 +19,7 @@ from se_lab.report.columns import (
     did_you_mean,
     interval_text,
     unknown,
+    value_text,
     value_texts,
     with_prefix,
 )
@@ -75,7 +76,8 @@ def ablation_table(
             known = key == "difference_images"
             shown.append(_difference_shown(column(metric), key, COLUMNS[key]) if known else Shown(COLUMNS[key], key))
         elif key not in study.trials:
-            raise unknown("column", key, [name for name in COLUMNS if name in study.trials])
+            there = [name for name, of in COLUMNS.items() if name in study.trials or of.kind == "statistic"]
+            raise ReportError(f"No trial has a value of the column {key!r}. There are: {', '.join(there)}.")
         elif _kind(study, key) == "spec":
             raise ReportError(f"{key} tells variants apart: name it among the rows, not the columns.")
         else:
@@ -135,16 +137,19 @@ def pivot_table(
 
 def refuse_absent_metric(study: Study, metric: str) -> None:
     """Raise ReportError where no finished trial has a finite value of `metric`, with those there are."""
-    finished = study.trials[study.trials["status"] == "finished"]
-    if finished.empty:
+    finished = study.trials["status"] == "finished"
+    if not finished.any():
         counts = study.trials["status"].value_counts(sort=False)
         listed = ", ".join(f"{count} {status}" for status, count in counts.items())
         raise ReportError(f"None of the {len(study.trials)} trials has finished: {listed}.")
-    measured = [
-        str(key) for key in finished if "/" in str(key) and np.isfinite(pd.to_numeric(finished[key], "coerce")).any()
-    ]
-    if metric not in measured:
-        hint = "" if metric in finished else did_you_mean(metric, measured)
+
+    def is_measured(key: str) -> bool:
+        values: pd.Series = study.trials[key]
+        return bool(np.isfinite(pd.to_numeric(values[finished], errors="coerce")).any())
+
+    if "/" not in metric or metric not in study.trials or not is_measured(metric):
+        measured = [key for key in map(str, study.trials) if "/" in key and is_measured(key)]
+        hint = "" if metric in study.trials else did_you_mean(metric, measured)
         raise ReportError(
             f"No finished trial has a value of {metric!r}.{hint} Measured: {', '.join(measured) or 'nothing'}."
         )
@@ -218,7 +223,8 @@ def _statistic(
             raise ReportError(f"The difference to tell from none must be above zero, not {power:g}.")
         if power is None:
             raise ReportError("The column seeds_needed needs power=, the difference that should be told from none.")
-        sd = np.sqrt(_variances(differences))
+        known = statistics.t_interval(differences).varies
+        sd = np.where(known, np.sqrt(_variances(differences)), np.nan)
         notes.append(
             f"Seeds needed: to tell a difference of {power:g} from none in 80 % of studies (paired t test at 0.05), "
             f"from the spread of the differences seen here, which few seeds know only roughly."
@@ -244,8 +250,8 @@ def _title(study: Study, n: pd.Series) -> str:
     """Say what all trials share: `cifar_resnet20 on digits, 20 epochs, 3 seeds`."""
 
     def shared(key: str) -> str:
-        texts = set(value_texts(study.trials[key].dropna())) if key in study.trials else set()
-        return texts.pop() if len(texts) == 1 else ""
+        values: pd.Series = study.trials.get(key, pd.Series(dtype=object)).dropna()
+        return value_text(values.iloc[0]) if len(values) and (values == values.iloc[0]).all() else ""
 
     data, epochs = shared("data.name"), shared("train.epochs")
     net = shared("model.backbone") or "SE ablation"

@@ -43,22 +43,29 @@ def read_curves(study: Study, keys: list[str]) -> pd.DataFrame:
     finished = study.trials[study.trials["status"] == "finished"]
     if "folder" not in finished:
         raise ReportError("These records name no folders, where the epochs of a trial are kept: read the store itself.")
-    alike: dict[bytes, list[tuple[int, int, bytes]]] = {}
+    alike: dict[bytes, tuple[io.BytesIO, list[tuple[int, int, int]]]] = {}
     for variant, seed, folder in zip(*(finished[key].tolist() for key in ("variant", "seed", "folder")), strict=True):
         with contextlib.suppress(FileNotFoundError):
-            heading, _, rows = read_bytes(f"{folder}/metrics.csv").partition(b"\n")
-            alike.setdefault(heading, []).append((variant, seed, rows.rstrip() + b"\n"))
+            content = read_bytes(f"{folder}/metrics.csv")
+            content += b"" if content.endswith(b"\n") else b"\n"
+            start = content.find(b"\n") + 1
+            if start == len(content):  # no epoch
+                continue
+            whole, files = alike.setdefault(content[:start], (io.BytesIO(), []))
+            whole.write(memoryview(content)[start:] if files else content)
+            files.append((variant, seed, content.count(b"\n", start)))
     frames = []
-    for heading, files in alike.items():
-        variants, seeds, texts = zip(*files, strict=True)
-        whole = io.BytesIO(b"".join([heading, b"\n", *texts]))
+    for whole, files in alike.values():
+        whole.seek(0)
         frame = pd.read_csv(whole, usecols=lambda name: name == "epoch" or name in keys, skip_blank_lines=False)
-        lines = [text.count(b"\n") for text in texts]
+        variants, seeds, lines = zip(*files, strict=True)
         frame = frame.assign(variant=np.repeat(variants, lines), seed=np.repeat(seeds, lines))
         there = frame["epoch"].notna()
         frames.append(frame if there.all() else frame[there].reset_index(drop=True))
     if not frames:
-        raise FileNotFoundError(f"None of the {len(finished)} finished trials has a metrics.csv in its folder.")
+        raise FileNotFoundError(
+            f"None of the {len(finished)} finished trials has a metrics.csv with an epoch in its folder."
+        )
     curves: pd.DataFrame = frames[0] if len(frames) == 1 else pd.concat(frames, ignore_index=True)
     if not set(keys) & set(curves):
         raise ReportError(f"The trials' metrics.csv has none of {', '.join(keys)}.")
@@ -99,6 +106,7 @@ def training_figure(
             axes.set_title(study.variants["variant"].iloc[variant])
         # The first tenth falls from chance level: to show it would flatten all that follows.
         settled = bands[bands.index.get_level_values("epoch") >= curves["epoch"].max() / 10]
+        grid[0].locator_params(axis="x", integer=True)
         grid[0].set_ylim(0, 1.05 * float(settled.to_numpy().max()) or 1.0)
         for axes in grid[len(panels) :]:
             axes.set_visible(False)

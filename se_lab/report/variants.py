@@ -223,6 +223,9 @@ def _varied_keys(trials: pd.DataFrame, spec: Sequence[str], plain: NDArray[np.bo
     """
 
     def varies(values: pd.Series) -> bool:
+        if not pd.api.types.is_object_dtype(values) and len(values):  # most are constant, which this finds sooner
+            same = values.array == values.iloc[0]
+            return not np.all(same) and not values.isna().all()
         codes = _factorize(values)
         return bool(len(codes)) and bool(codes.min() != codes.max())
 

@@ -18,6 +18,21 @@ from se_lab.sweep.grammar import common_of, load_spec, points_of, problems, tria
 METRICS = tuple(f"{split}/{what}" for split in ("val", "test") for what in ("loss", "top1_error", "top5_error"))
 
 
+def sweep_remarks(path: str | Path) -> list[Finding]:
+    """Return what W&B takes as it is written, and what a reader may take otherwise.
+
+    Raises:
+        SpecError: for a file that is not there or no YAML.
+    """
+    spec = load_spec(path)
+    found = list(_agents_in_the_text(Path(path).read_text()))
+    stop = spec.get("early_terminate") if isinstance(spec, Mapping) else None
+    if isinstance(stop, Mapping) and "strict" not in stop:
+        what = "where it is not given W&B's engine takes true, and so does SE-Lab"
+        found.append(Finding("early_terminate.strict", what, "write strict: true or strict: false"))
+    return found
+
+
 def check_sweep(path: str | Path) -> list[Finding]:
     """Return everything that is wrong with a sweep spec; an empty list means that it runs alike here and under W&B.
 
@@ -31,7 +46,6 @@ def check_sweep(path: str | Path) -> list[Finding]:
     if isinstance(spec, Mapping):
         found += _done_otherwise(spec)
         found += _trial_findings(spec, refused)
-    found += _agents_in_the_text(text)
     return list(dict.fromkeys(found))
 
 
@@ -66,10 +80,6 @@ def _done_otherwise(spec: Mapping[str, Any]) -> Iterator[Finding]:
         yield Finding(
             "metric.name", f"no trial logs {name!r}", f"logged are {', '.join(METRICS)}{nearest(name, METRICS)}"
         )
-    stop = spec.get("early_terminate")
-    if isinstance(stop, Mapping) and "strict" not in stop:
-        what = "W&B's engine takes strict: true where it is not given"
-        yield Finding("early_terminate.strict", what, "write strict: true or strict: false")
     for key, axis in _parameters(spec).items():
         if not isinstance(axis, Mapping):
             continue
@@ -172,5 +182,5 @@ def _one_trial(points: list[dict[str, Any]], trials: list[RunSpec | None]) -> It
 def _agents_in_the_text(text: str) -> Iterator[Finding]:
     for number, line in enumerate(text.splitlines(), 1):
         if re.search(r"wandb agent\b", line) and not re.search(r"\s(-f|--forward-signals)\b", line):
-            what = "an agent told to stop leaves its trial behind, alive, unless it forwards signals"
+            what = "it names an agent that, told to stop, leaves its trial behind, alive, unless it forwards signals"
             yield Finding(f"line {number}", what, "write wandb agent -f")

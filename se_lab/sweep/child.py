@@ -1,12 +1,23 @@
-"""Work that must leave no trace in a process that forks workers: no threads of autograd's, no CUDA context."""
+"""Processes beside one that forks workers, and must stay able to: no threads of autograd's, no CUDA context."""
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
+import os
 import signal
-from collections.abc import Callable, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
+
+import torch
+
+from se_lab.stopping import RESUME_ME
+
+PROBE_SECONDS = 10.0
+"""A forked process that has not trained a moment by then hangs in a lock that only this one's threads could open."""
 
 T = TypeVar("T")
 
@@ -43,3 +54,52 @@ def _answer(writer: Connection, function: Callable[..., Any], arguments: Sequenc
         writer.send((None, function(*arguments)))
     except Exception as error:
         writer.send((error, None))
+
+
+def can_fork(threads: int) -> bool:
+    """Tell whether a forked process could train with so many threads: seldom after this one has trained itself."""
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        return False
+    process = multiprocessing.get_context("fork").Process(target=_train_a_moment, args=(threads,))
+    process.start()
+    process.join(PROBE_SECONDS)
+    if process.exitcode is None:
+        process.kill()
+        process.join()
+    return process.exitcode == 0
+
+
+def _train_a_moment(threads: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent tells of Ctrl-C
+    with contextlib.suppress(RuntimeError):
+        torch.set_num_threads(threads)
+        weights = torch.ones(1 << 18, requires_grad=True)  # enough for all threads to get a share
+        torch.autograd.backward((2 * weights).sum())
+        os._exit(0)
+    os._exit(1)
+
+
+def end_with(parent: int) -> None:
+    """Let this process end with the one that started it, however that ends: what it runs must not go on unseen."""
+
+    def follow() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(RESUME_ME)
+
+    threading.Thread(target=follow, daemon=True).start()
+
+
+@contextlib.contextmanager
+def told_to_stop() -> Iterator[threading.Event]:
+    """Yield what SIGINT and SIGTERM set for as long as this lasts."""
+    stop = threading.Event()
+    before: dict[signal.Signals, Any] = {}
+    for number in (signal.SIGINT, signal.SIGTERM):
+        with contextlib.suppress(ValueError):  # not the main thread
+            before[number] = signal.signal(number, lambda *_: stop.set())
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

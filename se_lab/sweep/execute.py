@@ -4,58 +4,35 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import io
-import multiprocessing
-import os
-import signal
-import sys
 import tempfile
-import threading
 import time
-import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import wait
 from pathlib import Path
-from typing import Any, TextIO
 
 import torch
 
 from se_lab import store
 from se_lab.data import check_split, data_shape
-from se_lab.failures import BROKEN_DEVICE, LOST, NETWORK, OK_AGAIN, OTHER, OUT_OF_MEMORY, death, failure_kind, reason
+from se_lab.failures import BROKEN_DEVICE, NETWORK, OK_AGAIN, OTHER, OUT_OF_MEMORY, reason
 from se_lab.model import create_model
 from se_lab.preflight import check_before
 from se_lab.spec import ExecSpec, RunSpec, SpecError
 from se_lab.squeeze_excite import SqueezeExcite
 from se_lab.sweep.bayes import BayesSearch, import_optuna
-from se_lab.sweep.child import in_a_child
+from se_lab.sweep.child import can_fork, in_a_child, told_to_stop
 from se_lab.sweep.early_stop import Hyperband
-from se_lab.sweep.wandb_service import finish_run, shared_service
-from se_lab.train import RESUME_ME, InterruptedTrialError, StoppedEarlyError, run
+from se_lab.sweep.fresh import execute_afresh
+from se_lab.sweep.trial_process import Outcome, TrialProcess
+from se_lab.sweep.wandb_service import shared_service
 
-BUSY, STOPPED = 76, 77
-"""Exit statuses of a worker whose trial another worker holds, or was given up early."""
 POLL_SECONDS = 2.0
 """How long a trial that another worker holds is left alone before it is looked at again."""
 NETWORK_SECONDS = 10.0
 FEW_FAILURES = 5
 """Failures for one reason that stop a sweep, if they are most of the trials that ended."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a trial of the sweep stands."""
-
-    trial: RunSpec
-    status: str
-    """finished (now), skipped (over before, or by another worker), stopped (given up early), failed, interrupted, or
-    not started."""
-    kind: str | None = None
-    """Why it failed, as se_lab.failures has it."""
-    error: str | None = None
-    """What it says of itself, in a line."""
 
 
 @dataclass(frozen=True)
@@ -81,10 +58,12 @@ def check_trials(
         looks_at: What of the sweep itself looks at validation images.
 
     Raises:
-        SpecError: for the first trial that cannot be built, or lacks the validation images that something looks at.
+        SpecError: for a store that can be no folder, and the first trial that cannot be built, or lacks the validation
+            images that something looks at.
         DataError: for a data set that cannot be used.
     """
     execution = execution or ExecSpec()
+    _check_place(execution.store)
     in_a_child(_check_machine, trials, execution)  # which wakes CUDA, and then no worker could be forked
     remarks: list[str] = []
     widths: dict[tuple[object, ...], dict[int, tuple[int, ...]]] = {}
@@ -124,6 +103,15 @@ def check_trials(
     return remarks
 
 
+def _check_place(folder: str) -> None:
+    """Raise SpecError for a store that is a file, lies under one, or has no name."""
+    path = Path(folder)
+    if not folder:
+        raise SpecError("store is ''; it must be a folder, such as runs")
+    if file := next((one for one in (path, *path.parents) if one.is_file()), None):
+        raise SpecError(f"store is {folder!r}, and {file} is a file; it must be a folder")
+
+
 def _check_machine(trials: Sequence[RunSpec], execution: ExecSpec) -> None:
     for trial in trials:
         check_before(trial, execution)
@@ -147,7 +135,8 @@ def execute(
 
     Finished trials are skipped, interrupted ones go on from their checkpoint, failed ones are tried anew. A trial that
     another sweep is running is waited for. SIGINT or SIGTERM stops the workers after their current batch; what they
-    have done is kept. Once most trials that ended have failed for one reason, the rest is not begun.
+    have done is kept. Once most trials that ended have failed for one reason, the rest is not begun. A process that
+    has trained, and so can fork no workers, has all this done by a new Python.
 
     Args:
         trials: The trials; of a search those that were proposed before.
@@ -165,15 +154,16 @@ def execute(
     Raises:
         SpecError: for a search without Optuna, or a store that cannot be written.
     """
-    # A forked worker must not inherit threads: with one thread PyTorch makes none.
-    torch.set_num_threads(1)
     if search is not None:
         import_optuna()
+    if not can_fork(execution.threads):
+        work = {"retries": retries, "search": search, "early_stop": early_stop}
+        return execute_afresh(view, trials=trials, execution=execution, workers=workers, **work)
     began = time.time()
     everyone = list(trials)
     outcomes: dict[str, Outcome] = {}
     waiting: list[_Entry] = []
-    running: dict[int, _Worker] = {}
+    running: dict[TrialProcess, _Entry] = {}
     search_goes_on = search is not None
 
     def settle(outcome: Outcome) -> None:
@@ -186,7 +176,7 @@ def execute(
     def next_entry() -> _Entry | None:
         """Return an entry to start now; settle those that are over by now, and put off those that another has."""
         nonlocal search_goes_on
-        if any(worker.entry.alone for worker in running.values()):
+        if any(entry.alone for entry in running.values()):
             return None
         while True:
             ready = [one for one in waiting if one.not_before <= time.monotonic() and not (one.alone and running)]
@@ -216,25 +206,24 @@ def execute(
             waiting.append(_Entry(trial))
     if waiting or search_goes_on:
         _check_writable(execution.store)
-    with shared_service(execution.wandb and bool(waiting or search_goes_on)), _stop_on_signal() as stop:
+    service = shared_service(execution.wandb and bool(waiting or search_goes_on))
+    with _one_thread(), service, told_to_stop() as stop:
         while ((waiting or search_goes_on) and not stop.is_set()) or running:
             while len(running) < workers and not stop.is_set() and (entry := next_entry()) is not None:
-                worker = _Worker(entry, execution, early_stop, peers)
-                running[worker.sentinel] = worker
+                running[TrialProcess(entry.trial, execution, early_stop, peers)] = entry
                 view(Event(entry.trial, "running"))
             if stop.is_set():
-                for worker in running.values():
+                for worker in running:
                     worker.ask_to_stop()
-            handles = [handle for worker in running.values() for handle in worker.handles]
+            handles = [handle for worker in running for handle in worker.handles]
             wait(handles, timeout=0.5) if handles else time.sleep(0.1 if search_goes_on or waiting else 0)
-            for worker in list(running.values()):
+            for worker, entry in list(running.items()):
                 for row in worker.rows():
-                    view(Event(worker.entry.trial, "running", row))
+                    view(Event(entry.trial, "running", row))
                 if not worker.is_over():
                     continue
-                del running[worker.sentinel]
+                del running[worker]
                 outcome = worker.outcome()
-                entry = worker.entry
                 if outcome.status == "busy":
                     entry.not_before = time.monotonic() + POLL_SECONDS
                     waiting.append(entry)
@@ -326,147 +315,12 @@ def _over(trial: RunSpec, execution: ExecSpec, early_stop: Hyperband | None, beg
     return None
 
 
-class _Worker:
-    """One trial in a process of its own, as the parent sees it."""
-
-    def __init__(
-        self, entry: _Entry, execution: ExecSpec, early_stop: Hyperband | None, peers: Callable[[], list[str]]
-    ) -> None:
-        self.entry, self.execution = entry, execution
-        self._reader, writer = multiprocessing.get_context("fork").Pipe(duplex=False)
-        self._process = multiprocessing.get_context("fork").Process(
-            target=_work, args=(entry.trial, execution, writer, os.getpid(), early_stop, peers)
-        )
-        self._process.start()
-        writer.close()
-        self._asked = False
-        self._open = True
-        self._failure: tuple[str, str] | None = None
-
-    @property
-    def sentinel(self) -> int:
-        return self._process.sentinel
-
-    @property
-    def handles(self) -> list[Any]:
-        return [self._process.sentinel, self._reader] if self._open else [self._process.sentinel]
-
-    def rows(self) -> Iterator[Mapping[str, float]]:
-        """Yield the epochs that ended since the last look; keep the failure that comes last."""
-        try:
-            while self._open and self._reader.poll():
-                message = self._reader.recv()
-                if isinstance(message, tuple):
-                    self._failure = message
-                else:
-                    yield message
-        except (EOFError, OSError):
-            self._open = False
-
-    def is_over(self) -> bool:
-        return self._process.exitcode is not None
-
-    def ask_to_stop(self) -> None:
-        if not self._asked:
-            self._asked = True
-            self._process.terminate()
-
-    def outcome(self) -> Outcome:
-        """Return how the trial ended; a process that died leaves a record that says so."""
-        self._process.join()
-        self._reader.close()
-        trial, code = self.entry.trial, self._process.exitcode or 0
-        known = {0: "finished", RESUME_ME: "interrupted", BUSY: "busy", STOPPED: "stopped"}
-        if code in known:
-            return Outcome(trial, known[code])
-        if self._failure is not None:
-            return Outcome(trial, "failed", *self._failure)
-        if self._asked or code == -signal.SIGTERM:
-            return Outcome(trial, "interrupted")
-        record = store.read_record(store.trial_folder(self.execution.store, trial.trial_id))
-        if record is not None and record.status == "finished":  # it died on its way out
-            return Outcome(trial, "finished")
-        _record_failure(trial, self.execution, death(code), LOST)
-        return Outcome(trial, "failed", LOST, death(code))
-
-
-def _work(
-    trial: RunSpec,
-    execution: ExecSpec,
-    writer: Connection,
-    parent: int,
-    early_stop: Hyperband | None,
-    peers: Callable[[], list[str]],
-) -> None:
-    """Run a trial in this process, and leave with a status that says how it went."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C goes to the parent, which asks us by SIGTERM
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    threading.Thread(target=_follow, args=(parent,), daemon=True).start()
-    folder = store.trial_folder(execution.store, trial.trial_id)
-
-    def progress(row: Mapping[str, float]) -> None:
-        with contextlib.suppress(OSError):
-            writer.send(dict(row))
-        if early_stop is not None and row["epoch"] + 1 < trial.train.epochs:
-            folders = [store.trial_folder(execution.store, peer) for peer in peers()]
-            if early_stop.stops(early_stop.metric.history(folder), map(early_stop.metric.history, folders)):
-                raise StoppedEarlyError
-
-    log: TextIO = io.StringIO()
-    code = 1
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        log = (folder / "log.txt").open("a", buffering=1)
-        for descriptor in (1, 2):
-            os.dup2(log.fileno(), descriptor)
-        sys.stdout = sys.stderr = log  # a notebook's are no descriptors
-        code = STOPPED if run(trial, execution, progress=progress).status == "stopped" else 0
-    except InterruptedTrialError:
-        code = RESUME_ME
-    except store.TrialBusyError:
-        code = BUSY
-    except Exception as error:
-        with contextlib.suppress(OSError):  # of a full disk, which is told all the same
-            traceback.print_exc(file=log)
-        kind, text = failure_kind(error), traceback.format_exc()
-        if not isinstance(error, store.ClaimLostError):
-            _record_failure(trial, execution, text, kind)
-        with contextlib.suppress(OSError):
-            writer.send((kind, reason(text)))
-    finally:
-        finish_run(code)
-        with contextlib.suppress(OSError):
-            log.flush()
-        os._exit(code)  # no exit handlers: they belong to the process this one was forked from
-
-
-def _record_failure(trial: RunSpec, execution: ExecSpec, error: str, kind: str) -> None:
-    """Keep what ended a trial that could not write a record itself."""
-    folder = store.trial_folder(execution.store, trial.trial_id)
-    with contextlib.suppress(Exception), store.claim(folder):
-        record = store.read_record(folder)
-        if record is None or (kind == LOST and record.status != "finished"):
-            flat, where = trial.flat(), dataclasses.asdict(execution)
-            failed = store.RunRecord(trial.trial_id, "failed", flat, where, error=error, error_kind=kind)
-            store.write_record(folder, failed)
-
-
-def _follow(parent: int) -> None:
-    """End with the process that started us, however it ends: what it was running must not go on unseen."""
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(RESUME_ME)
-
-
 @contextlib.contextmanager
-def _stop_on_signal() -> Iterator[threading.Event]:
-    stop = threading.Event()
-    before: dict[signal.Signals, Any] = {}
-    for number in (signal.SIGINT, signal.SIGTERM):
-        with contextlib.suppress(ValueError):  # not the main thread
-            before[number] = signal.signal(number, lambda *_: stop.set())
+def _one_thread() -> Iterator[None]:
+    """Let this process start no threads that a forked worker would miss: with one thread PyTorch makes none."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
     try:
-        yield stop
+        yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        torch.set_num_threads(before)

@@ -110,6 +110,8 @@ def load_spec(path: str | Path) -> Any:
         return yaml.safe_load(Path(path).read_text())
     except FileNotFoundError:
         raise SpecError(f"{path}: there is no such sweep spec") from None
+    except IsADirectoryError:
+        raise SpecError(f"{path} is a directory; a sweep spec is a YAML file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SpecError(f"{path} is no YAML: {error}") from None
 

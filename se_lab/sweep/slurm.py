@@ -37,6 +37,7 @@ ARRAY_SIZE = 1000
 FRUITLESS_RESTARTS = 3
 """A job that was requeued this often and then stops without having saved anything is given up."""
 POLL_SECONDS = 5.0
+ASK_AGAIN_SECONDS = (1.0, 2.0, 4.0, 8.0)
 
 
 @dataclass(frozen=True)
@@ -318,11 +319,21 @@ def _leave(*, made_progress: bool) -> None:
     """End the job, and put it back into the queue unless it was cancelled, or would go round for ever."""
     job = os.environ["SLURM_JOB_ID"]
     if os.environ.get("SLURM_PROCID", "0") == "0":
-        said = subprocess.run(
-            ["squeue", "--all", "--noheader", "--format=%T", f"--jobs={job}"], capture_output=True, text=True
-        )
+        state = _ask_slurm("squeue", "--all", "--noheader", "--format=%T", f"--jobs={job}")
         if not made_progress and int(os.environ.get("SLURM_RESTART_COUNT", "0")) >= FRUITLESS_RESTARTS:
             print("not requeued: nothing was saved in this run of the job; give it more time", file=sys.stderr)
-        elif said.stdout.strip() == "RUNNING":  # where it was preempted at once, it is in the queue already
-            subprocess.run(["scontrol", "requeue", job], check=True)
+        elif state.strip() == "RUNNING":  # where it was preempted at once, it is in the queue already
+            _ask_slurm("scontrol", "requeue", job)
     sys.exit(RESUME_ME)
+
+
+def _ask_slurm(*command: str) -> str:
+    """Return what a command of Slurm's says; a busy controller is asked again, for as long as the job may have left."""
+    for pause in (*ASK_AGAIN_SECONDS, None):
+        said = subprocess.run(command, capture_output=True, text=True)
+        if said.returncode == 0 or pause is None:
+            break
+        print(f"{command[0]}: {said.stderr.strip()}; asking again", file=sys.stderr)
+        time.sleep(pause)
+    said.check_returncode()
+    return said.stdout

@@ -188,6 +188,9 @@ def table(stood: Sequence[Standing]) -> str:
 
 
 def summary(sweep: Sweep, stood: Sequence[Standing]) -> str:
-    """Return 'NAME: 3 done, 2 queued'."""
+    """Return 'NAME: 3 done, 2 queued', and of a search how many of its trials it has yet to propose."""
     counts = Counter(s.status for s in stood)
-    return f"{sweep.name}: " + (", ".join(f"{n} {status}" for status, n in sorted(counts.items())) or "no trial yet")
+    told = [f"{n} {status}" for status, n in sorted(counts.items())]
+    if sweep.search is not None and len(stood) < sweep.search.cap:
+        told.append(f"{sweep.search.cap - len(stood)} of {sweep.search.cap} not yet proposed")
+    return f"{sweep.name}: {', '.join(told)}"

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ from se_lab.spec import ExecSpec, RunSpec, SpecError, fields_of, label, run_spec
 from se_lab.stopping import RESUME_ME, SIGNALS, InterruptedTrialError, Stop, heard
 from se_lab.store import RunRecord, TrialBusyError
 from se_lab.sweep.check import check_sweep
-from se_lab.sweep.grammar import load_spec, read_sweep
+from se_lab.sweep.child import told_to_stop
+from se_lab.sweep.grammar import Sweep, load_spec, read_sweep
 from se_lab.train import run
 
 POLL_SECONDS = 2.0
@@ -47,36 +48,41 @@ def run_for_agent(spec: RunSpec, execution: ExecSpec) -> RunRecord:
     """
     import wandb
 
-    folder = store.trial_folder(execution.store, spec.trial_id)
-    try:
-        with heard(Stop()):  # while it waits for another worker; `run` hears them itself
-            while True:
-                try:
-                    record = run(spec, execution)
-                    break
-                except TrialBusyError as error:
-                    print(f"{error}; waiting for it", file=sys.stderr)
-                    while store.holder_of(folder) is not None:
-                        time.sleep(POLL_SECONDS)
-    except InterruptedTrialError:
-        for number in (*SIGNALS, signal.SIGINT):
-            signal.signal(number, signal.SIG_IGN)  # it has been heard
+    with heard(Stop()) as told:
+        try:
+            record = _run_when_free(spec, execution)
+        except InterruptedTrialError:
+            told.at_once = False  # the agent, W&B's client and a scheduler each say it, and it has been heard
+            for number in (*SIGNALS, signal.SIGINT):
+                signal.signal(number, signal.SIG_IGN)
+            with _agents_run(spec, execution) as active:
+                if _given_up(active):
+                    active.summary["status"] = "stopped"
+                else:
+                    active.mark_preempting()
+                active.finish(exit_code=RESUME_ME)
+            raise
+        except Exception:
+            if wandb.run is not None:
+                wandb.run.summary.update(_summary(spec, execution.store))
+                wandb.run.finish(exit_code=1)
+            raise
+        told.at_once = False
         with _agents_run(spec, execution) as active:
-            if _given_up(active):
-                active.summary["status"] = "stopped"
-            else:
-                active.mark_preempting()
-            active.finish(exit_code=RESUME_ME)
-        raise
-    except Exception:
-        if wandb.run is not None:
-            wandb.run.summary.update(_summary(spec, execution.store))
-            wandb.run.finish(exit_code=1)
-        raise
-    with _agents_run(spec, execution) as active:
-        active.summary.update(_summary(spec, execution.store))
-        active.finish()
+            active.summary.update(_summary(spec, execution.store))
+            active.finish()
     return record
+
+
+def _run_when_free(spec: RunSpec, execution: ExecSpec) -> RunRecord:
+    """Run a trial, or wait until another worker has."""
+    while True:
+        try:
+            return run(spec, execution)
+        except TrialBusyError as error:
+            print(f"{error}; waiting for it", file=sys.stderr)
+            while store.holder_of(store.trial_folder(execution.store, spec.trial_id)) is not None:
+                time.sleep(POLL_SECONDS)
 
 
 def _given_up(active: Any) -> bool:
@@ -235,30 +241,28 @@ def _row(one: Any, where: str) -> dict[str, Any]:
     return {"trial_id": config["trial_id"], "status": state, "error": error, "folder": where} | flat | shown
 
 
-def sweep_through_wandb(file: str | Path, execution: ExecSpec, agents: int) -> pd.DataFrame:
-    """Register a sweep spec with W&B, run its trials here with `wandb agent -f` processes, and return its table.
+def run_agents(path: str, environment: Mapping[str, str], agents: int) -> bool:
+    """Run the trials of a registered sweep here with `wandb agent -f` processes; return whether they ran to the end.
 
-    SIGINT and SIGTERM stop the trials after their current batch, marked as preempting.
-
-    Raises:
-        SpecError: for a spec with findings, or options that cannot reach an agent's trials.
+    SIGINT and SIGTERM stop the trials after their current batch, marked as preempting; a second one hurries W&B's
+    agents, and a third lets them kill their trials.
     """
-    sweep = read_sweep(file)
-    path, environment = register_sweep(file, execution)
     command = [sys.executable, "-m", "wandb", "agent", "-f", path]
-    running = [subprocess.Popen(command, env=os.environ | environment, start_new_session=True) for _ in range(agents)]
+    stopped, running = False, []
+    with told_to_stop() as stop:
+        for _ in range(agents):
+            running.append(subprocess.Popen(command, env={**os.environ, **environment}, start_new_session=True))
+        while any(process.poll() is None for process in running):
+            if stop.wait(0.2):
+                stop.clear()
+                stopped = True
+                for process in running:
+                    process.terminate()
+    return not stopped
 
-    def stop(*_: object) -> None:
-        for process in running:
-            process.terminate()
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        for process in running:
-            process.wait()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def table_of(sweep: Sweep, path: str) -> pd.DataFrame:
+    """Return the table of a registered sweep; a trial that no agent has taken has the status missing."""
     try:
         table = read_wandb(path)
     except FileNotFoundError:  # no trial got as far as a run

@@ -6,6 +6,7 @@ import http.server
 import io
 import threading
 
+import fsspec
 import numpy as np
 import pytest
 import torch
@@ -76,6 +77,32 @@ def server(tmp_path):
         running.shutdown()
 
 
+@pytest.fixture
+def bucket(tmp_path, monkeypatch):
+    """Return a function that puts the folder into a bucket of an S3 server, and returns the client."""
+    pytest.importorskip("s3fs", reason="s3:// needs s3fs")
+    server = pytest.importorskip("moto.server", reason="the S3 server of the tests is moto's")
+    boto3 = pytest.importorskip("boto3")
+    running = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    running.start()
+    host, port = running.get_host_and_port()
+    access = {"AWS_ACCESS_KEY_ID": "me", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
+    for name, value in {**access, "AWS_ENDPOINT_URL": f"http://{host}:{port}"}.items():
+        monkeypatch.setenv(name, value)
+    fsspec.get_filesystem_class("s3").clear_instance_cache()  # which may know another endpoint
+
+    def put(name):
+        client = boto3.client("s3")
+        client.create_bucket(Bucket=name)
+        for path in (tmp_path / "shards").iterdir():
+            client.upload_file(str(path), name, f"some/set/{path.name}")
+        return client
+
+    yield put
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    running.stop()
+
+
 LOCAL = "wds:shards/train-{00..02}.tar,shards/val-{00..01}.tar"
 
 
@@ -115,6 +142,34 @@ def test_shards_over_http_are_the_same_set_in_the_same_order(shards, tmp_path, s
     for a, b in zip(ours, theirs, strict=True):
         assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
     assert len(seen) == 16, "an image is one request, for its own bytes"
+
+
+def test_a_trial_on_shards_of_s3_is_that_on_the_same_shards_here(shards, tmp_path, bucket, quick, here, batches):
+    shards("train", 3)
+    shards("val", 2, first=100)
+    (tmp_path / "shards/classnames.txt").write_text("ant\nbee\ncat\n")
+    client = bucket("pictures")
+    name = "wds:{0}/train-{{00..02}}.tar,{0}/val-{{00..01}}.tar"
+    near, far = (spec(name.format(where)) for where in ("shards", "s3://pictures/some/set"))
+    opened = create_data(far, 0, workers=2)
+    assert opened.class_names() == ["ant", "bee", "cat"]
+    of_an_epoch = zip(
+        batches(opened.train_dataloader()),
+        batches(create_data(near, 0, root=tmp_path).train_dataloader()),
+        strict=True,
+    )
+    assert all(torch.equal(x, y) for ours, theirs in of_an_epoch for x, y in zip(ours, theirs, strict=True))
+    records = [
+        run(quick(data=data, epochs=1), dataclasses.replace(here, data_root=str(tmp_path), data_workers=workers))
+        for data, workers in ((near, 0), (far, 2))
+    ]
+    assert records[0].metrics == records[1].metrics
+    assert records[0].data["digest"] == records[1].data["digest"]
+    with pytest.raises(DataError, match=r"s3://nowhere/a\.tar is missing"):
+        create_data(spec("wds:s3://nowhere/a.tar,s3://nowhere/b.tar"), 0)
+    client.delete_object(Bucket="pictures", Key="some/set/train-01.tar")
+    with pytest.raises(DataError, match=r"s3://pictures/some/set/train-01\.tar cannot be read"):
+        list(opened.batches("train").load(0))
 
 
 def test_an_interrupted_epoch_of_shards_goes_on(shards, tmp_path, batches):

@@ -9,6 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from se_lab.activations import GateSite
+from se_lab.excitation_statistics import ExcitationStatistics
 from se_lab.model import create_model
 from se_lab.report.excitation_collect import TrainedNet
 from se_lab.report.excitation_images import LabelledImages
@@ -72,6 +74,15 @@ def driven_images(n: int = 90) -> LabelledImages:
         return Image.fromarray(np.full((20, 20, 3), number, dtype=np.uint8))
 
     return LabelledImages("made up", CLASSES, labels, "d0", batches, picture)
+
+
+def of_gates(gates: Tensor, classes: int = 2) -> ExcitationStatistics:
+    """Statistics of one unit, SE_2_1, from its gates (N, C) of images whose classes take turns."""
+    statistics = ExcitationStatistics(
+        [GateSite("SE_2_1", 2, 1, gates.shape[1], "u")], [f"c{k}" for k in range(classes)]
+    )
+    statistics.update({"SE_2_1": gates}, torch.arange(len(gates)) % classes)
+    return statistics
 
 
 def driven_net() -> TrainedNet:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from excitation_nets import CLASSES, driven_images, driven_net, write_trial
+from excitation_nets import CLASSES, driven_images, driven_net, of_gates, write_trial
 from PIL import Image
 
 from se_lab.activations import ExcitationError, capture_excitations
@@ -296,6 +296,37 @@ def test_across_a_sweep_variants_are_overlaid_and_baselines_left_out(tmp_path: P
     assert [axes.get_title("left") for axes in figure.axes] == ["stage 2", "stage 3", "stage 4"]
     low = [patch.get_data().edges[:-1][patch.get_data().values > 0][0] for patch in figure.axes[0].patches]
     assert sorted(np.sign(low).tolist()) == [-1, 1]  # tanh's gates go below 0
+
+
+def test_gates_without_an_end_leave_room_for_those_below_1() -> None:
+    stream = torch.Generator().manual_seed(0)
+    sigmoid, relu = torch.rand(400, 4, generator=stream), 40 * torch.rand(400, 4, generator=stream)
+    looks = [("sigmoid", of_gates(sigmoid)), ("relu", of_gates(relu))]
+    (axes,) = excitation_comparisons.overlay_figure(looks).axes
+    zero, one, end = (axes.transAxes.inverted().transform(axes.transData.transform((x, 0)))[0] for x in (0, 1, 40))
+    assert one - zero > 0.4 * (end - zero)  # sigmoid's range, a fortieth of ReLU's
+    (axes,) = excitation_comparisons.overlay_figure(looks[:1]).axes
+    assert axes.get_xscale() == "linear"
+
+
+def test_gates_below_0_have_no_selectivity_index() -> None:
+    gates = torch.rand(40, 4, generator=torch.Generator().manual_seed(0))
+    tanh, sigmoid = ("tanh", of_gates(2 * gates - 1)), ("sigmoid", of_gates(gates))
+    left, right = excitation_comparisons.selectivity_figure([tanh, sigmoid]).axes
+    assert [line.get_label() for line in left.lines] == ["tanh", "sigmoid"]
+    assert [line.get_label() for line in right.lines] == ["sigmoid"]
+    assert len(excitation_comparisons.selectivity_figure([tanh]).axes) == 1
+
+
+def test_a_legend_of_long_names_is_not_cut() -> None:
+    gates = torch.rand(40, 4, generator=torch.Generator().manual_seed(0))
+    looks = [(f"resnet50_v1, standard, r={r}, sigmoid", of_gates(gates)) for r in (2, 4, 8, 16, 32)]
+    figure = excitation_comparisons.selectivity_figure(looks)
+    (legend,) = figure.legends
+    figure.canvas.draw()
+    box = legend.get_window_extent()
+    assert box.x0 >= 0 and box.x1 <= figure.bbox.width
+    assert [text.get_text() for text in legend.get_texts()] == [label for label, _ in looks]
 
 
 def test_a_sweep_without_units_says_so(tmp_path: Path) -> None:

@@ -100,6 +100,19 @@ def test_the_page_sorts_filters_and_shows_hostile_data_as_text(
     assert browser.save_screenshot(str(tmp_path / "page.png"))
 
 
+def test_labels_of_points_on_the_right_stand_to_their_left_and_epochs_are_whole(
+    reduction_study: pd.DataFrame, with_curves: Callable[[pd.DataFrame], pd.DataFrame], tmp_path: Path
+) -> None:
+    page = write_report(with_curves(reduction_study), tmp_path / "report.html", title="t")
+    figures = {figure["id"]: figure for figure in page_data(page)["figures"]}
+    (labels,) = (trace for trace in figures["tradeoff"]["choices"][0]["traces"] if trace["mode"] == "text")
+    middle = (min(labels["x"]) + max(labels["x"])) / 2
+    assert set(labels["textposition"]) == {"top left", "top right"}
+    for x, side in zip(labels["x"], labels["textposition"], strict=True):
+        assert side == ("top left" if x > middle else "top right")
+    assert figures["curves"]["choices"][0]["layout"]["xaxis"]["dtick"] == 1
+
+
 @pytest.fixture
 def two_keys(study: Make) -> pd.DataFrame:
     """Records of a baseline and two ratios in each of two backbones, one of whose names is markup; b has no r=8."""

@@ -43,6 +43,15 @@ def markers(axes) -> list[tuple[float, float]]:
     return [point for line in lines for point in zip(line.get_xdata(), line.get_ydata(), strict=True)]
 
 
+def test_the_axis_of_an_error_ends_where_errors_end(study: Make) -> None:
+    records = study([({"insertion": "none"}, [1.0, 30.0, 9.0]), ({"reduction": 4}, [95.0, 60.0, 99.0])])
+    (axes,) = tradeoff_figure(records).axes
+    low, high = axes.get_ylim()
+    assert -5 < low < 1 and 99 < high < 105  # the t intervals reach from −24 to 138
+    (axes,) = tradeoff_figure(records.assign(**{"test/loss": records["test/top1_error"]}), metric="test/loss").axes
+    assert axes.get_ylim()[0] < -10
+
+
 def test_every_variant_is_named_once_and_no_label_overlaps_another(crowded: pd.DataFrame) -> None:
     figure = tradeoff_figure(crowded)
     (axes,) = figure.axes

@@ -43,6 +43,14 @@ def test_one_value_has_no_interval_and_none_has_no_mean() -> None:
     assert not estimate.excludes_zero.any()
 
 
+def test_differences_of_whole_images_do_not_alarm_because_few_seeds_agree() -> None:
+    images = rng().integers(-1, 2, (STUDIES, 2))  # −1, 0 or 1 image of 359: the mean is truly 0
+    estimate = statistics.t_interval(100 * images / 359)
+    agree = (images[:, 0] == images[:, 1]) & (images[:, 0] != 0)
+    assert agree.mean() > 0.2  # these have an interval of no width
+    assert estimate.excludes_zero.mean() < 0.05
+
+
 def test_paired_difference_equals_scipys_and_drops_half_pairs() -> None:
     ours, base = rng().normal(20, 1, (2, 9))
     ours[2] = base[5] = np.nan

@@ -208,7 +208,8 @@ def test_an_unknown_metric_or_column_is_refused_with_what_there_is(reduction_stu
         ablation_table(reduction_study, columns=["parms"])
     with pytest.raises(ValueError, match="among the rows"):
         ablation_table(reduction_study, columns=["optim.lr"])
-    with pytest.raises(ValueError, match="images_per_s"):  # a known column that these records do not have
+    # a known column that these records do not have
+    with pytest.raises(ValueError, match=r"No trial has a value of .*images_per_s.* p_holm"):
         ablation_table(reduction_study, columns=["images_per_s"])
 
 
@@ -296,9 +297,19 @@ def test_power_says_how_many_seeds_a_difference_needs(reduction_study: pd.DataFr
         ablation_table(reduction_study, columns=[TOP1, "seeds_needed"])
 
 
+def test_a_difference_that_is_the_same_for_every_seed_is_not_beyond_doubt(study: Make) -> None:
+    records = study([({"insertion": "none"}, [8.0, 8.2, 8.1]), ({"reduction": 4}, [7.9, 8.1, 8.0])])
+    table = ablation_table(records, power=0.1)
+    assert not table.data[f"{TOP1}:best"].any()
+    assert table.data["seeds_needed"].isna().all()  # no spread was seen to tell them from
+    assert any(
+        note.startswith("The same difference for every seed") and note.endswith("standard.") for note in table.notes
+    )
+
+
 def test_a_higher_is_better_metric_has_its_best_at_the_top(study: Make) -> None:
     records = study(
-        [({"insertion": "none"}, [8.0, 8.1]), ({"reduction": 4}, [9.0, 9.1]), ({"reduction": 8}, [8.0, 8.2])]
+        [({"insertion": "none"}, [8.0, 8.1]), ({"reduction": 4}, [9.0, 9.12]), ({"reduction": 8}, [8.0, 8.2])]
     )
     records["test/accuracy"] = records[TOP1]
     best = ablation_table(records, metric="test/accuracy").data.set_index("variant")["test/accuracy:best"]
@@ -307,16 +318,16 @@ def test_a_higher_is_better_metric_has_its_best_at_the_top(study: Make) -> None:
 
 def test_a_pivot_has_one_key_down_and_one_across(study: Make) -> None:
     variants = [
-        ({"model.backbone": name, **se}, [base + step, base + step + 0.2])
+        ({"model.backbone": name, **se}, [base + step, base + 1.02 * step + 0.2])
         for name, base in (("a", 8.0), ("b", 6.0))
         for se, step in (({"insertion": "none"}, 0.0), ({"reduction": 4}, -1.0), ({"reduction": 8}, -0.5))
     ]
     table = pivot_table(study(variants), "model.se.reduction", "model.backbone")
     assert list(table.data["variant"]) == ["no SE", "4", "8"]
-    np.testing.assert_allclose(table.data["a"], [8.1, 7.1, 7.6])
-    np.testing.assert_allclose(table.data["b"], [6.1, 5.1, 5.6])
-    # both seeds differ by the same, so each interval has no width and r=4 leads both columns beyond doubt
-    assert table.render("markdown").count("**7.10 ± 1.27**") == 1  # 12.706 · 0.1414/√2
+    np.testing.assert_allclose(table.data["a"], [8.1, 7.09, 7.595])
+    np.testing.assert_allclose(table.data["b"], [6.1, 5.09, 5.595])
+    # both seeds differ by nearly the same, −1 and −1.02, so r=4 leads beyond doubt
+    assert table.render("markdown").count("**7.09 ± 1.14**") == 1  # 12.706 · 0.18/2
     assert table.title == "top-1 error (%) by reduction and backbone"
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from se_lab.report import training_figure
+from se_lab.report import group_variants, training_figure
+from se_lab.report.training_curves import read_curves
 
 Make = Callable[..., pd.DataFrame]
 WithCurves = Callable[[pd.DataFrame], pd.DataFrame]
@@ -56,6 +57,28 @@ def test_a_trial_without_a_validation_split_has_its_training_curve(study: Make, 
     pd.read_csv(path).drop(columns="val/top1_error").to_csv(path, index=False)
     (axes,) = training_figure(records).axes
     assert [line.get_linestyle() for line in axes.lines] == ["--"]
+
+
+def test_epochs_are_whole_numbers(reduction_study: pd.DataFrame, with_curves: WithCurves) -> None:
+    figure = training_figure(with_curves(reduction_study))
+    figure.canvas.draw()
+    assert all(tick % 1 == 0 for axes in figure.axes for tick in axes.get_xticks())
+
+
+def test_files_with_other_columns_a_torn_end_or_no_epoch_are_read_as_far_as_they_go(
+    study: Make, with_curves: WithCurves
+) -> None:
+    records = with_curves(study([({"reduction": 4}, [8.0, 7.0, 6.0, 5.0])]))
+    whole, torn, headed, empty = (Path(folder) / "metrics.csv" for folder in records["folder"])
+    pd.read_csv(whole).assign(more=1).to_csv(whole, index=False)
+    torn.write_text(torn.read_text().rstrip())
+    headed.write_text(headed.read_text().partition("\n")[0] + "\n")
+    empty.write_text("")
+    curves = read_curves(group_variants(records), ["val/top1_error"])
+    read = curves.sort_values(["seed", "epoch"])[["seed", "epoch", "val/top1_error"]]
+    assert read.to_numpy().tolist() == [
+        [0, 1, 40], [0, 2, 20], [0, 3, 8], [1, 1, 40], [1, 2, 20], [1, 3, 7],
+    ]  # fmt: skip
 
 
 def test_folders_without_curves_and_unknown_metrics_are_refused(

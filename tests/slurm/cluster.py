@@ -57,7 +57,11 @@ MinJobAge=10
 SchedulerParameters=sched_interval=2,batch_sched_delay=0,bf_interval=2
 NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=2 RealMemory=4000
 NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=2 RealMemory=4000
-PartitionName=main Nodes=n1,n2 Default=YES MaxTime=60 State=UP
+# a job of the partition urgent takes the place of those of main, which are told, and go back into the queue
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=main Nodes=n1,n2 Default=YES MaxTime=60 State=UP PriorityTier=1 GraceTime=5
+PartitionName=urgent Nodes=n1,n2 MaxTime=60 State=UP PriorityTier=2 PreemptMode=OFF
 """
 
 
@@ -104,7 +108,9 @@ def cluster() -> Iterator[dict[str, str]]:
             start("slurmd", "-D", "-N", node)
 
         def up() -> bool:
-            said = subprocess.run(["sinfo", "-hN", "-o", "%t"], env=environment, capture_output=True, text=True)
+            said = subprocess.run(
+                ["sinfo", "-hN", "-p", "main", "-o", "%t"], env=environment, capture_output=True, text=True
+            )
             return said.stdout.split() == ["idle"] * len(NODES)
 
         _until(up, daemons, folder)

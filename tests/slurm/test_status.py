@@ -1,6 +1,7 @@
 """How the trials of a sweep stand, without Slurm."""
 
 import json
+import os
 
 import pytest
 
@@ -8,6 +9,7 @@ from se_lab import store
 from se_lab.cli import main
 from se_lab.spec import SpecError
 from se_lab.store import RunRecord
+from se_lab.sweep import slurm
 from se_lab.sweep.grammar import read_sweep
 from se_lab.sweep.status import Submission, standings, summary
 
@@ -53,3 +55,19 @@ def test_flags_for_slurm_without_slurm_are_refused(sweep_file, tmp_path, capsys)
     assert main(["sweep", *here, "--executor=slurm", "--slurm.trials_per_task=0"]) == 2
     assert "slurm.trials_per_task is 0; it must be at least 1" in capsys.readouterr().err
     assert not (tmp_path / "store").exists()
+
+
+def program(folder, name, text):
+    (folder / name).write_text(f"#!/bin/sh\n{text}\n")
+    (folder / name).chmod(0o755)
+
+
+def test_a_job_that_must_leave_asks_a_busy_controller_again(tmp_path, monkeypatch):
+    program(tmp_path, "squeue", f"test -e {tmp_path}/asked && echo RUNNING || {{ touch {tmp_path}/asked; exit 1; }}")
+    program(tmp_path, "scontrol", f'echo "$@" > {tmp_path}/told')
+    monkeypatch.setattr(slurm, "ASK_AGAIN_SECONDS", (0.01,))
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    with pytest.raises(SystemExit, match="75"):
+        slurm._leave(made_progress=True)
+    assert (tmp_path / "told").read_text() == "requeue 7\n"

@@ -144,6 +144,30 @@ def test_a_sweep_goes_on_where_it_stopped_to_the_same_trials(tmp_path, capsys, m
     assert [json.loads(file.read_text())["spec"]["optim.lr"] for file in files] == table["optim.lr"].tolist()
 
 
+def test_what_a_search_has_yet_to_propose_is_told(read, tmp_path, capsys):
+    search = read(run_cap=3).search
+    path, here = tmp_path / "sweep.yaml", f"--store={tmp_path / 'store'}"
+    assert main(["profile", f"--sweep={path}", here, "--format=json"]) == 0
+    told = capsys.readouterr()
+    assert "0 of 3 trials are proposed" in told.err and "the middle and the ends of its space" in told.err
+    assert {row["model.se.insertion"] for row in json.loads(told.out)} == {"none", "standard"}
+    assert main(["sweep", str(path), here, "--status"]) == 0
+    assert capsys.readouterr().out == "sweep: 3 of 3 not yet proposed\n"
+    trial = search.propose(tmp_path / "store")
+    pretend(tmp_path / "store", trial, 1.0)
+    assert main(["sweep", str(path), here, "--status"]) == 0
+    assert capsys.readouterr().out.endswith("sweep: 1 done, 2 of 3 not yet proposed\n")
+    assert main(["sweep", str(path), here, "--status", "--format=json"]) == 0
+    told = capsys.readouterr()
+    assert [row["status"] for row in json.loads(told.out)] == ["done"] and "2 of 3 not yet proposed" in told.err
+    assert main(["profile", f"--sweep={path}", here, "--format=json"]) == 0
+    told = capsys.readouterr()
+    assert "1 of 3 trials are proposed" in told.err and "--sweep-seed 0" in told.err
+    assert [row["trial_id"] for row in json.loads(told.out)] == [trial.trial_id]
+    assert main(["profile", f"--sweep={path}", here, "--sweep-seed=1"]) == 0
+    assert "0 of 3 trials are proposed" in capsys.readouterr().err
+
+
 def test_a_search_of_another_seed_is_found_by_its_seed(tmp_path, capsys):
     path, folder = tmp_path / "sweep.yaml", str(tmp_path / "store")
     path.write_text(yaml.safe_dump(spec(run_cap=1)))

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from se_lab.cli import main
-from se_lab.sweep.check import check_sweep
+from se_lab.sweep.check import check_sweep, sweep_remarks
 
 COMMAND = ["${env}", "se-lab", "train", "--recipe=digits", "${args}"]
 WHOLE = {"program": "se-lab", "method": "grid", "command": COMMAND, "parameters": {"seed": {"values": [0, 1]}}}
@@ -59,11 +59,6 @@ def test_a_sound_spec_has_no_findings(found):
             {"early_terminate": {"type": "hyperband", "min_iter": 3, "strict": True}},
             "metric",
             "early_terminate needs one",
-        ),
-        (
-            {"early_terminate": {"type": "hyperband", "min_iter": 3}, "metric": {"name": "val/loss"}},
-            "early_terminate.strict",
-            "W&B's engine takes strict: true",
         ),
         ({"metric": {"name": "val/top1_error", "goal": "minimise"}}, "metric.goal", "W&B would minimize"),
         ({"metric": {"name": "val_loss"}}, "metric.name", "did you mean 'val/loss'"),
@@ -119,9 +114,10 @@ def test_keys_given_twice_and_agents_that_orphan_trials_are_found_in_the_text(tm
     path = tmp_path / "sweep.yaml"
     text = yaml.safe_dump(WHOLE, sort_keys=False)
     path.write_text(f"# then: wandb agent -f ENTITY/PROJECT/SWEEP\n{text}")
-    assert check_sweep(path) == []
+    assert check_sweep(path) == sweep_remarks(path) == []
     path.write_text(f"# then: wandb agent ENTITY/PROJECT/SWEEP\n{text}  seed: {{value: 3}}\nmethod: grid\n")
-    assert [finding.where for finding in check_sweep(path)] == ["parameters.seed", "method", "line 1"]
+    assert [finding.where for finding in check_sweep(path)] == ["parameters.seed", "method"]
+    assert [remark.where for remark in sweep_remarks(path)] == ["line 1"]
 
 
 def test_the_command_lists_findings_and_says_so_in_its_exit_status(tmp_path, capsys):
@@ -134,6 +130,24 @@ def test_the_command_lists_findings_and_says_so_in_its_exit_status(tmp_path, cap
     assert main(["sweep", str(path), "--check"]) == 0
     printed = capsys.readouterr().out
     assert "2 trials" in printed and "wandb agent -f" in printed
+
+
+def test_what_to_type_next_can_be_typed(tmp_path, capsys):
+    path = tmp_path / "my sweep.yaml"
+    path.write_text(yaml.safe_dump(WHOLE))
+    assert main(["sweep", str(path), "--check"]) == 0
+    assert f"wandb sweep '{path}'" in capsys.readouterr().out
+
+
+def test_what_wandb_takes_as_it_is_written_is_a_remark_and_refuses_nothing(tmp_path, capsys):
+    path = tmp_path / "sweep.yaml"
+    stop = {"early_terminate": {"type": "hyperband", "min_iter": 3}, "metric": {"name": "val/loss"}}
+    path.write_text(yaml.safe_dump(WHOLE | stop))
+    assert main(["sweep", str(path), "--check"]) == 0
+    assert "remark: early_terminate.strict: where it is not given W&B's engine takes true" in capsys.readouterr().out
+    path.write_text(yaml.safe_dump(WHOLE | stop | {"commnd": []}))
+    assert main(["sweep", str(path), "--check"]) == 1
+    assert "1 finding(s)" in (printed := capsys.readouterr().out) and "remark: early_terminate.strict" in printed
 
 
 def test_every_shipped_sweep_is_sound():

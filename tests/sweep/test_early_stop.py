@@ -138,6 +138,28 @@ def test_a_hopeless_trial_is_stopped_keeps_what_it_had_and_is_not_run_again(tmp_
     assert outcomes[0].status == "finished" and [row for row in rows if row is not None] == [2, 3]
 
 
+@pytest.mark.slow
+def test_a_hopeless_trial_of_two_ranks_is_stopped_on_both(tmp_path, here):
+    path = tmp_path / "sweep.yaml"
+    spec = sweep_spec(early_terminate={"type": "hyperband", "min_iter": 2}, metric=METRIC)
+    spec["command"][-1:] = ["--train.devices=2", "--model.kwargs={units: 1}", "${args}"]
+    path.write_text(yaml.safe_dump(spec))
+    sweep, rows = read_sweep(path), []
+    outcomes = execute(sweep.trials, here, 1, rows.append, early_stop=sweep.early_stop)
+    assert [outcome.status for outcome in outcomes] == ["finished", "stopped"]
+    hopeless = store.trial_folder(here.store, sweep.trials[1].trial_id)
+    record = store.read_record(hopeless)
+    assert (record.status, record.error) == ("stopped", None)
+    assert not [key for key in record.metrics if key.startswith("test/")]
+    assert [int(row["epoch"]) for row in csv.DictReader((hopeless / "metrics.csv").open(newline=""))] == [0, 1]
+    assert [e.row["epoch"] for e in rows if e.row and e.trial == sweep.trials[1]] == [0, 1]
+    assert store.holder_of(hopeless) is None
+    # and goes on where it stopped, with both, in a sweep that gives none up
+    (outcome,) = execute(sweep.trials[1:], here, 1, rows.append)
+    assert outcome.status == "finished"
+    assert [int(row["epoch"]) for row in csv.DictReader((hopeless / "metrics.csv").open(newline=""))] == [0, 1, 2, 3]
+
+
 def test_without_validation_images_it_is_refused_before_anything_runs(tmp_path):
     spec = sweep_spec(early_terminate={"type": "hyperband", "min_iter": 2}, metric=METRIC)
     spec["command"].insert(-1, "--data.val_fraction=0")

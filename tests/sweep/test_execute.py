@@ -214,6 +214,15 @@ def test_a_store_that_cannot_be_written_is_told_before_any_trial_begins(spec_fil
         execute(trials, ExecSpec(store="/proc/none", wandb=False), 1, lambda event: pytest.fail("it began"))
 
 
+@pytest.mark.parametrize(("store", "said"), [("file", "is a file"), ("file/under", "is a file"), ("", "such as runs")])
+def test_a_store_that_can_be_no_folder_is_told(spec_file, tmp_path, monkeypatch, capsys, store, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    for more in ([], ["--dry-run"]):
+        assert main(["sweep", str(spec_file), f"--store={store}", "--wandb=false", *more]) == 2
+        assert f"store is {store!r}" in (told := capsys.readouterr().err) and said in told
+
+
 def test_a_worker_that_cannot_open_its_log_says_so(spec_file, here):
     (trial,) = read_sweep(spec_file).trials[:1]
     (Path(here.store) / trial.trial_id / "log.txt").mkdir(parents=True)

@@ -139,11 +139,16 @@ def test_a_stopped_trial_is_handed_out_again_and_a_busy_one_is_waited_for(server
     assert epochs == list(range(60))
 
 
-def long_trial(tmp_path):
-    """Register a sweep of one trial that takes a while, and return it and its folder."""
-    parameters = {"train.epochs": {"value": 40}, "data.batch_size": {"value": 64}}
-    command = ["${env}", "se-lab", "train", "--recipe=digits", "${args}"]
-    path = write(tmp_path, parameters=parameters, command=command)
+LONG = {
+    "command": ["${env}", "se-lab", "train", "--recipe=digits", "${args}"],
+    "parameters": {"train.epochs": {"value": 40}, "data.batch_size": {"value": 64}},
+}
+"""One trial, which takes a while."""
+
+
+def long_trial(tmp_path, **changes):
+    """Register a sweep of it, and return its folder."""
+    path = write(tmp_path, **LONG | changes)
     subprocess.run(wandb("sweep", str(path)), check=True, capture_output=True)
     (trial,) = read_sweep(path).trials
     return tmp_path / "store" / trial.trial_id
@@ -166,6 +171,62 @@ def test_one_agent_goes_on_with_a_trial_that_was_preempted_under_it(server, tmp_
     assert sorted(set(seen)) == list(range(40)), "an epoch is missing from the run's history"
     from_api = alike(load_records(f"wandb:{ENTITY}/lab/sweep1"))
     pd.testing.assert_frame_equal(from_api, alike(load_records(tmp_path / "sweep.yaml")))
+
+
+TOLD_AGAIN = """
+import contextlib, os, signal, time
+import se_lab.sweep.wandb
+
+hear = se_lab.sweep.wandb.heard
+
+@contextlib.contextmanager
+def heard(stop):
+    try:
+        with hear(stop) as told:
+            yield told
+    finally:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(1)
+
+if "WANDB_SWEEP_ID" in os.environ:
+    se_lab.sweep.wandb.heard = heard
+"""
+
+
+@pytest.mark.slow
+def test_a_trial_that_is_told_to_stop_from_two_sides_is_still_handed_out_again(server, tmp_path):
+    (tmp_path / "told_again.py").write_text(TOLD_AGAIN)  # the second signal comes once the first has been heard
+    command = [*LONG["command"][:-1], "--plugins=told_again", "${args}"]
+    folder = long_trial(tmp_path, command=command)
+    process = agent("sweep1", "--count", "1")
+    until(lambda: (folder / "metrics.csv").exists())
+    os.kill(store.holder_of(folder)["pid"], signal.SIGTERM)
+    said = process.communicate(timeout=120)[0]
+    (run,) = server.runs_of("sweep1")
+    assert (run["state"], run["exitcode"]) == ("preempted", 75), said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_sweep_through_wandb_that_is_told_to_stop_says_how_to_go_on(server, tmp_path, number):
+    path = write(tmp_path, **LONG)
+    (trial,) = read_sweep(path).trials
+    folder = tmp_path / "store" / trial.trial_id
+    command = [sys.executable, "-W", "ignore", "-m", "se_lab.cli", "sweep", str(path), "--wandb", "--agents=2"]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    until(lambda: (folder / "metrics.csv").exists())
+    os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
+    out, err = process.communicate(timeout=120)
+    assert (process.returncode, out.splitlines()[-1]) == (75, f"{path}: 1 interrupted"), err
+    (run,) = server.runs_of("sweep1")
+    assert run["state"] == "preempted" and store.holder_of(folder) is None and (folder / "last.ckpt").exists()
+    (told,) = [line.partition(":  ")[2] for line in err.splitlines() if "wandb agent -f" in line]
+    if number == signal.SIGTERM:
+        done = subprocess.run(told, shell=True, capture_output=True, text=True, timeout=300)
+        assert (run["state"], run["commands"]) == ("finished", ["run", "resume"]), done.stdout + done.stderr
+        assert store.read_record(folder).status == "finished"
 
 
 @pytest.mark.slow

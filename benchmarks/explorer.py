@@ -1,0 +1,102 @@
+"""How soon the explorer of excitations answers: python benchmarks/explorer.py [--tries 5], a minute and a half.
+
+Writes the page of a net with 16 units of 2,048 channels and 1,000 classes, opens it in headless Chromium, and works
+each control a few times. Prints the milliseconds, on the wall, from the change to the painted page: the median, the
+slowest, and the limit beside them. Needs chromium, chromedriver and selenium (extra dev).
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from measure import table
+
+from se_lab.activations import GateSite
+from se_lab.excitation_statistics import ExcitationStatistics
+from se_lab.report.excitation_page import write_page
+
+UNITS, CHANNELS, CLASSES = 16, 2048, 1000
+LIMIT_MS = 1000
+CONTROLS = {
+    "unit": ("SE_3_8", "SE_2_1"),
+    "stage": ("3", "2"),
+    "channels in order of selectivity": ("order", "selectivity", "number"),
+    "all channels that the page has": ("count", "MOST", "50"),
+    "a class added": ("class", "class 500", "class 501"),
+    "another channel": ("channel", "7", "11"),
+    "standard deviations": ("spread",),
+}
+"""What is done: the control, where it is not called so, and the values that it takes in turn; a box is clicked."""
+
+
+def made_up() -> ExcitationStatistics:
+    """Return statistics of ImageNet's size, filled in without running any image."""
+    sites = [GateSite(f"SE_{2 + i // 8}_{i % 8 + 1}", 2 + i // 8, i % 8 + 1, CHANNELS, f"u{i}") for i in range(UNITS)]
+    filled = ExcitationStatistics(sites, [f"class {k}" for k in range(CLASSES)])
+    filled.count += 50
+    filled.images = 50 * CLASSES
+    filled.mean.copy_(torch.rand(filled.mean.shape, generator=torch.Generator().manual_seed(0)))
+    filled.m2.fill_(0.5)
+    filled.minimum.zero_()
+    filled.maximum.fill_(1)
+    filled.by_class[:, :, 40:80] = 7
+    filled.by_channel[:, 40:80] = 7
+    filled.about = {"backbone": "made up", "data": "nothing"}
+    return filled
+
+
+def browser(profile: str) -> Any:
+    """Start headless Chromium with a profile of its own."""
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-background-networking"):
+        options.add_argument(flag)
+    options.add_argument("--window-size=1400,1800")
+    options.add_argument(f"--user-data-dir={profile}")
+    return webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver")))
+
+
+def milliseconds(page: Any, control: str, value: str | None) -> float:
+    """Work a control and return how long it took until the page was painted."""
+    act = f'at("{control}").click();'
+    if value is not None:
+        given = f'at("{control}").max' if value == "MOST" else repr(value)
+        act = f'at("{control}").value = {given}; at("{control}").dispatchEvent(new Event("change"));'
+    script = (
+        f"const done = arguments[0], began = performance.now(); {act}"
+        "requestAnimationFrame(() => setTimeout(() => done(performance.now() - began)));"
+    )
+    return float(page.execute_async_script(script))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--tries", type=int, default=5, help="Times that each control is worked.")
+    options = parser.parse_args()
+    rows = []
+    with tempfile.TemporaryDirectory() as name:
+        path = write_page([("large", made_up())], Path(name, "page.html"), unit="SE_2_1", classes=[1, 254, 404, 972])
+        megabytes = path.stat().st_size / 1e6
+        page = browser(f"{name}/profile")
+        try:
+            page.get(path.as_uri())
+            for what, (first, *others) in CONTROLS.items():
+                control, values = (what, [first, *others]) if what in ("unit", "stage") else (first, others)
+                tries = range(max(options.tries, len(values)))
+                times = [milliseconds(page, control, values[n % len(values)] if values else None) for n in tries]
+                rows.append([what, f"{statistics.median(times):.0f}", f"{max(times):.0f}", LIMIT_MS])
+        finally:
+            page.quit()
+    print(f"{UNITS} units of {CHANNELS:,} channels, {CLASSES:,} classes: a page of {megabytes:.1f} MB (limit 60).\n")
+    print(table(["control", "median (ms)", "slowest (ms)", "limit (ms)"], rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""From an encoded image to bytes of the size that a net sees, by PIL and torchvision's transforms v2.
+
+Images become RGB as torchvision makes them: CMYK, palette and grey ones are converted, a transparency is dropped, and
+the rotation that a camera notes in EXIF is not applied, as in the training of the published nets. Of 16 bits a channel
+the upper 8 stay, which torchvision would clip to white.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable
+from typing import Any, cast
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.data.auto_augment import rand_augment_transform
+from torch import Tensor
+from torchvision.transforms import v2
+
+from se_lab.data.rand_augment import posterize_all
+from se_lab.spec import DataSpec, SpecError
+
+
+class PilTransform:
+    """Random resized crop, flip and RandAugment in training, else the central crop, of images decoded by PIL."""
+
+    def __init__(self, spec: DataSpec, size: int, training: bool) -> None:
+        """Take the side of the images.
+
+        Raises:
+            SpecError: for a RandAugment that timm cannot read.
+        """
+        steps: list[Callable[[Any], Any]]
+        if training:
+            steps = [random_crop(size), v2.RandomHorizontalFlip()]
+            if spec.rand_augment:
+                steps.append(_rand_augment(spec.rand_augment, size))
+        else:
+            steps = [v2.Resize(short_side(spec, size)), v2.CenterCrop(size)]
+        self._steps = v2.Compose([*steps, v2.PILToTensor()])
+
+    def open(self, encoded: bytes) -> Image.Image:
+        """Return the decoded image. Raise as `decode` does."""
+        return decode(encoded)
+
+    def __call__(self, picture: Image.Image) -> Tensor:
+        """Return an RGB image's bytes, (3, size, size); what is drawn comes from the global streams."""
+        return cast(Tensor, self._steps(picture))
+
+
+def random_crop(size: int) -> v2.RandomResizedCrop:
+    """Return the crop of training: 8 to 100 % of the area, of aspect 3:4 to 4:3."""
+    return v2.RandomResizedCrop(size, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3))
+
+
+def short_side(spec: DataSpec, size: int) -> int:
+    """Return the short side in pixels from which the centre is cut in evaluation, such as 256 for images of 224."""
+    return math.floor(size / spec.crop_pct)
+
+
+def open_picture(encoded: bytes) -> Image.Image:
+    """Return an image of which no more than the header is read, whatever its file calls itself.
+
+    Raises:
+        Exception: of PIL's decoders, or ValueError, with a message that says what is wrong.
+    """
+    if not encoded:
+        raise ValueError("it has no bytes")
+    try:
+        return Image.open(io.BytesIO(encoded))
+    except UnidentifiedImageError:
+        raise ValueError(f"it is no image; it begins with {encoded[:12]!r}") from None
+
+
+def decode(encoded: bytes) -> Image.Image:
+    """Return a whole image as RGB. Raise as `open_picture` does."""
+    image = open_picture(encoded)
+    image.load()
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        raise ValueError(f"pixels of mode {image.mode}; images have 8 or 16 bits a channel")
+    return image.convert("RGB")
+
+
+def why_unreadable(encoded: bytes) -> str:
+    """Return why an image cannot be decoded; nothing for one that can."""
+    try:
+        decode(encoded)
+    except Exception as error:  # PIL raises whatever its decoders do
+        return str(error) or type(error).__name__
+    return ""
+
+
+def normaliser(device: torch.device) -> Callable[[Tensor], Tensor]:
+    """Return what makes bytes (…, 3, H, W) on a device floats, in units of ImageNet's mean and deviation."""
+    mean, std = (torch.tensor(v, device=device)[:, None, None] for v in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
+    return lambda images: images.float().div_(255).sub_(mean).div_(std)
+
+
+def _rand_augment(config: str, size: int) -> Callable[[Image.Image], Image.Image]:
+    colour = tuple(round(255 * value) for value in IMAGENET_DEFAULT_MEAN)  # of what lies outside an image
+    bilinear = Image.Resampling.BILINEAR
+    try:
+        draw = rand_augment_transform(
+            config, {"translate_const": int(size * 0.45), "img_mean": colour, "interpolation": bilinear}
+        )
+    except (AssertionError, ValueError, KeyError, TypeError) as error:
+        raise SpecError(
+            f"data.rand_augment is {config!r}, which timm cannot read ({error}); an example is rand-m9-mstd0.5-inc1"
+        ) from error
+    return cast(Callable[[Image.Image], Image.Image], posterize_all(draw))

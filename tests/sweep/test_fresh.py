@@ -1,0 +1,93 @@
+"""A sweep called from a process that has trained, as notebooks do: no fork of it could train, a new Python does."""
+
+import json
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+TRAINED = """
+import json, sys
+import torch
+from se_lab.spec import DataSpec, ExecSpec, ModelSpec, RunSpec, SESpec, SpecError, TrainSpec
+from se_lab.squeeze_excite import SQUEEZE
+from se_lab.sweep.child import can_fork
+from se_lab.sweep.execute import execute
+
+torch.set_num_threads(2)
+net = torch.nn.Conv2d(3, 64, 3)
+net(torch.randn(64, 3, 64, 64)).square().mean().backward()
+
+def trial(epochs=1, squeeze="avg", seed=0):
+    model = ModelSpec("cifar_resnet20", SESpec(reduction=4, squeeze=squeeze), kwargs={"units": 1})
+    return RunSpec(model, DataSpec(batch_size=512), train=TrainSpec(epochs=epochs), seed=seed)
+
+here = ExecSpec(store=sys.argv[1], wandb=False, threads=2)
+"""
+
+
+def script(store, text):
+    command = [sys.executable, "-W", "ignore", "-c", TRAINED + textwrap.dedent(text), str(store)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def test_a_process_that_has_trained_with_threads_cannot_fork_and_its_sweep_runs_all_the_same(tmp_path):
+    process = script(
+        tmp_path / "store",
+        """
+        assert not can_fork(2)
+        rows = []
+        outcomes = execute([trial(seed=0), trial(seed=1)], here, 2, lambda e: rows.append((e.trial.seed, dict(e.row))))
+        print(json.dumps([[o.status for o in outcomes], [seed for seed, row in rows if row], torch.get_num_threads()]))
+        SQUEEZE["mine"] = lambda x: x.mean((2, 3))
+        try:
+            execute([trial(squeeze="mine")], here, 1, lambda e: None)
+        except SpecError as error:
+            print(error)
+        """,
+    )
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    first, refused = out.splitlines()
+    statuses, seeds, threads = json.loads(first)
+    assert statuses == ["finished"] * 2 and sorted(seeds) == [0, 1] and threads == 2
+    assert "model.se.squeeze is 'mine'" in refused and "name that as plugins" in refused
+
+
+@pytest.mark.slow
+def test_a_signal_to_that_process_leaves_its_trial_resumable(tmp_path):
+    store = tmp_path / "store"
+    process = script(store, "print([o.status for o in execute([trial(epochs=500)], here, 1, lambda e: None)])")
+    while not list(store.glob("*/metrics.csv")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    assert out.strip() == "['interrupted']", err
+    assert list(store.glob("*/last.ckpt")) and not list(store.glob("*/record.json"))
+
+
+@pytest.mark.slow
+def test_it_ends_with_the_process_that_called_it(tmp_path):
+    store = tmp_path / "store"
+    process = script(store, "execute([trial(epochs=5000)], here, 1, lambda e: None)")
+    while not list(store.glob("*/metrics.csv")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+    worker = json.loads(next(store.glob("*/claims/000001")).read_text())["pid"]
+    process.kill()
+    process.communicate()
+    end = time.monotonic() + 60
+    while Path(f"/proc/{worker}").exists():
+        assert time.monotonic() < end, "what it was running goes on unseen"
+        time.sleep(0.1)
+
+
+def test_a_process_that_has_not_trained_forks(tmp_path):
+    code = "from se_lab.sweep.child import can_fork; print(can_fork(1), can_fork(2))"
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "True"], done.stderr
