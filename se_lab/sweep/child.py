@@ -31,8 +31,12 @@ def in_a_child(function: Callable[..., T], *arguments: Any) -> T:
     """
     context = multiprocessing.get_context("fork")
     reader, writer = context.Pipe(duplex=False)
-    process = context.Process(target=_answer, args=(writer, function, arguments))
-    process.start()
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # a Ctrl-C is lost on a process half forked
+    try:
+        process = context.Process(target=_answer, args=(writer, function, arguments, mask))
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     writer.close()
     try:
         error, answer = reader.recv()
@@ -47,9 +51,10 @@ def in_a_child(function: Callable[..., T], *arguments: Any) -> T:
     return answer  # type: ignore[no-any-return]
 
 
-def _answer(writer: Connection, function: Callable[..., Any], arguments: Sequence[Any]) -> None:
+def _answer(writer: Connection, function: Callable[..., Any], arguments: Sequence[Any], mask: set[int]) -> None:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # the parent tells of Ctrl-C
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     try:
         writer.send((None, function(*arguments)))
     except Exception as error:
