@@ -31,6 +31,7 @@ BENCHMARKS = {
     "trial_start": "",
     "profiling": "--every 20",
     "excitations": "--batch 16 --rounds 5",
+    "explorer": "",
     "analysis": "",
 }
 """The scripts and what they are called with, in the order of RESULTS.md."""
