@@ -52,6 +52,8 @@ def heard(stop: Stop) -> Iterator[Stop]:
         yield stop
     finally:
         for number, handler in before.items():
+            if stop.asked and isinstance(handler, Stop):  # whoever waits for this one has been told as well, by now
+                handler.asked, handler.at_once = True, False
             signal.signal(number, handler)
 
 

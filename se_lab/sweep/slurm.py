@@ -318,6 +318,8 @@ def _saved(share: Share) -> list[int]:
 def _leave(*, made_progress: bool) -> None:
     """End the job, and put it back into the queue unless it was cancelled, or would go round for ever."""
     job = os.environ["SLURM_JOB_ID"]
+    if (array := os.environ.get("SLURM_ARRAY_JOB_ID")) is not None:
+        job = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"  # one task's own number is that of the whole array
     if os.environ.get("SLURM_PROCID", "0") == "0":
         state = _ask_slurm("squeue", "--all", "--noheader", "--format=%T", f"--jobs={job}")
         if not made_progress and int(os.environ.get("SLURM_RESTART_COUNT", "0")) >= FRUITLESS_RESTARTS:

@@ -50,7 +50,7 @@ def run_for_agent(spec: RunSpec, execution: ExecSpec) -> RunRecord:
 
     with heard(Stop()) as told:
         try:
-            record = _run_when_free(spec, execution)
+            record = _run_when_free(spec, execution, told)
         except InterruptedTrialError:
             told.at_once = False  # the agent, W&B's client and a scheduler each say it, and it has been heard
             for number in (*SIGNALS, signal.SIGINT):
@@ -74,12 +74,14 @@ def run_for_agent(spec: RunSpec, execution: ExecSpec) -> RunRecord:
     return record
 
 
-def _run_when_free(spec: RunSpec, execution: ExecSpec) -> RunRecord:
+def _run_when_free(spec: RunSpec, execution: ExecSpec, told: Stop) -> RunRecord:
     """Run a trial, or wait until another worker has."""
     while True:
         try:
             return run(spec, execution)
         except TrialBusyError as error:
+            if told.asked:
+                raise InterruptedTrialError from error
             print(f"{error}; waiting for it", file=sys.stderr)
             while store.holder_of(store.trial_folder(execution.store, spec.trial_id)) is not None:
                 time.sleep(POLL_SECONDS)

@@ -224,6 +224,15 @@ def test_a_cancelled_job_stays_cancelled_and_is_gone_on_with_when_asked(sweep_fi
     assert min(seen) >= had and rows(folder, trial) == list(range(40))
 
 
+def task_of(trial):
+    """Return the task of an array that runs a trial now; None if none does."""
+    if (holder := store.holder_of(trial)) is None:
+        return None
+    known = Path(f"/proc/{holder['pid']}/environ").read_text().split("\0")
+    (task,) = (entry.partition("=")[2] for entry in known if entry.startswith("SLURM_ARRAY_TASK_ID="))
+    return int(task)
+
+
 @pytest.mark.slow
 def test_agents_on_slurm_share_a_sweep_of_wandb(server, sweep_file, tmp_path, capsys):  # noqa: F811
     path, folder = sweep_file(*LONGER, "--project=lab", seed=[0, 1, 2]), tmp_path / "store"
@@ -233,11 +242,9 @@ def test_agents_on_slurm_share_a_sweep_of_wandb(server, sweep_file, tmp_path, ca
     assert [s.status for s in status(path, folder).values()] == ["queued"] * 3
     assert main(agents) == 0 and len(server.sweeps) == 1
     assert "nothing to submit" in capsys.readouterr().out
-    preempted = until(lambda: [t for t in trials if len(rows(folder, t)) > 2])[0]
-    process = store.holder_of(folder / preempted)["pid"]
-    known = Path(f"/proc/{process}/environ").read_text().split("\0")
-    (job,) = (entry.partition("=")[2] for entry in known if entry.startswith("SLURM_JOB_ID="))
-    says("scancel", "--full", "--signal=TERM", job)
+    until(lambda: [t for t in trials if task_of(folder / t) == 2 and len(rows(folder, t)) > 2])
+    array = says("squeue", "-h", "-o", "%F").split()[0]
+    says("scancel", "--full", "--signal=TERM", f"{array}_2")  # the task whose own number is that of the whole array
     assert main([*agents, "--wait"]) == 0
     assert capsys.readouterr().out.endswith("tiny: 3 done\n")
     runs = server.runs_of("sweep1")
