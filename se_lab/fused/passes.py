@@ -2,7 +2,8 @@
 
 A pass reads or writes tensors of shape (N, C, H, W) once. What comes out of it or goes into it besides is (N, C), in
 float32, or float64 for float64 tensors, and is left to plain PyTorch. Each pass is defined here by a function of plain
-PyTorch; run as such, it takes several passes, compiled by Inductor it takes one.
+PyTorch, which as such takes several. In one it runs by a kernel of our own, in C++ on a CPU (native.py) and in Triton
+on CUDA (se_lab.kernels), and by Inductor where there is none and inside torch.compile.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from se_lab.fused.native import native_pass
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -36,20 +39,6 @@ def mean(x: Tensor) -> Tensor:
     return pivot.to(exact) + (_sum(_wide(x) - _map(pivot)) / (x.shape[2] * x.shape[3])).to(exact)
 
 
-def squeezed(x: Tensor, mean_of: Tensor, factor: Tensor, offset: Tensor) -> Tensor:
-    """Return the mean over H and W of factor · (x − mean_of) + offset, (N, C), from coefficients of shape (C,)."""
-    return _wide(factor) * (mean(x) - _wide(mean_of)) + _wide(offset)
-
-
-def gated(
-    x: Tensor, gate: Tensor, mean_of: Tensor, factor: Tensor, offset: Tensor, shortcut: Tensor, activation: str
-) -> Tensor:
-    """Return act(gate · (factor · (x − mean_of) + offset) + shortcut), from a gate (N, C) and coefficients (C,)."""
-    mean_of, factor, offset = (_wide(c)[None, :, None, None] for c in (mean_of, factor, offset))
-    y = _map(gate) * (factor * (_wide(x) - mean_of) + offset) + shortcut
-    return (torch.relu(y) if activation == "relu" else y).to(x.dtype)
-
-
 def apply(x: Tensor, centre: Tensor, scale: Tensor, shift: Tensor, shortcut: Tensor | None, activation: str) -> Tensor:
     """Return act(scale · (x − centre) + shift + shortcut), the activation relu or identity."""
     y = _affine(x, centre, scale, shift)
@@ -59,17 +48,12 @@ def apply(x: Tensor, centre: Tensor, scale: Tensor, shift: Tensor, shortcut: Ten
 
 
 def backward_moments(
-    grad: Tensor, out: Tensor | None, x: Tensor, centre: Tensor, activation: str, zero: Tensor | None = None
+    grad: Tensor, out: Tensor | None, x: Tensor, centre: Tensor, activation: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return g = grad · [out > 0] (grad itself for identity), Σ g, and Σ g · (x − centre), over H and W.
-
-    `zero`, (N, C), may be zeros that come from outside: with a coefficient in every term, Inductor loops over
-    (N·C, H·W) throughout, and writes g in the pass that sums it.
-    """
-    threshold = 0 if zero is None else _map(zero)
-    g = torch.where(out > threshold, grad, 0) if activation == "relu" and out is not None else grad
-    wide = _wide(g) + threshold
-    return g, _sum_rows(wide), _sum_rows(wide * (_wide(x) - _map(centre)))
+    """Return g = grad · [out > 0] (grad itself for identity), Σ g, and Σ g · (x − centre), over H and W."""
+    g = torch.where(out > 0, grad, 0) if activation == "relu" and out is not None else grad
+    wide = _wide(g)
+    return g, _sum(wide), _sum(wide * (_wide(x) - _map(centre)))
 
 
 def backward_input(g: Tensor, x: Tensor, centre: Tensor, p: Tensor, q: Tensor, r: Tensor) -> Tensor:
@@ -119,8 +103,6 @@ PASSES: dict[str, Callable[..., Any]] = {
     for function in (
         moments,
         mean,
-        squeezed,
-        gated,
         apply,
         backward_moments,
         backward_input,
@@ -149,12 +131,10 @@ def run(name: str, *arguments: Any) -> Any:
     arguments = tuple(
         a.contiguous(memory_format=layout) if isinstance(a, Tensor) and a.dim() == 4 else a for a in arguments
     )
-    if x.is_cuda and (kernel := _kernel(name)) is not None:
+    if (kernel := _kernel(name) if x.is_cuda else native_pass(name, x.dtype)) is not None:
         return kernel(*arguments)
     # what PyTorch compiles anew for, so that no function is compiled too often for it
     key = (x.device.type, x.dtype, layout, torch.get_num_threads(), x.is_inference(), torch.is_autocast_enabled())
-    if name == "backward_moments":
-        arguments = (*arguments, torch.zeros_like(arguments[3]))
     return _compiled(name, key)(*arguments)
 
 
@@ -211,27 +191,8 @@ def _first_row(x: Tensor) -> Tensor:
 
 
 def _sum(x: Tensor) -> Tensor:
-    """Return the sum over H and W, (N, C).
-
-    Inductor takes channels-last pixels one channel block after another, in strides that miss the cache; a few pixels
-    that are added by hand it reads as they lie in memory, and shorter runs lose fewer digits.
-    """
-    pixels = x.shape[2] * x.shape[3]
-    few = next((few for few in (7, 8, 6) if pixels % few == 0), 0)
-    if x.is_contiguous() or x.device.type != "cpu" or not few:
-        return _sum_rows(x)
-    together = x.permute(0, 2, 3, 1).reshape(len(x), pixels // few, few, x.shape[1])
-    total = together[:, :, 0]
-    for pixel in range(1, few):
-        total = total + together[:, :, pixel]
-    return total.sum(1)
-
-
-def _sum_rows(x: Tensor) -> Tensor:
-    """Return the sum over H and W, (N, C), of maps that a pass writes as well, or that have no few pixels to add."""
-    if x.is_contiguous():
-        return x.sum((2, 3))
-    return x.sum(3).sum(2)
+    """Return the sum over H and W, (N, C)."""
+    return x.sum((2, 3)) if x.is_contiguous() else x.sum(3).sum(2)
 
 
 def _affine(x: Tensor, centre: Tensor, scale: Tensor, shift: Tensor) -> Tensor:

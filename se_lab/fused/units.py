@@ -42,8 +42,6 @@ def tail(
     x: Tensor, shortcut: Tensor, norm: Norm, unit: SqueezeExcite, drop_path: nn.Module | None, activation: str
 ) -> Tensor:
     """Return act(drop_path(SE(BN(x))) + shortcut), (N, C, H, W), in four passes."""
-    if x.device.type == "cpu" and not (torch.is_grad_enabled() or uses_batch(norm)) and norm.affine:
-        return _inferred_tail(x, shortcut, norm, unit, drop_path, activation)
     m, v, token, carrier = _Moments.apply(x, uses_batch(norm))
     a, z = _normalise(norm, m, v, x)
     s = _gate(unit, z)
@@ -72,17 +70,6 @@ def group_of(norm: Norm) -> Any:
         return None
     group = getattr(norm, "process_group", None) or dist.group.WORLD
     return group if dist.get_world_size(group) > 1 else None
-
-
-def _inferred_tail(
-    x: Tensor, shortcut: Tensor, norm: Norm, unit: SqueezeExcite, drop_path: nn.Module | None, activation: str
-) -> Tensor:
-    """Return what `tail` does, where no gradient is asked for: two calls, since on small maps each weighs a pass."""
-    assert norm.running_var is not None
-    factor = torch.rsqrt(norm.running_var + norm.eps) * norm.weight
-    coefficients = (norm.running_mean, factor, norm.bias)
-    s = _dropped(_gate(unit, run("squeezed", x, *coefficients)), drop_path, x)
-    return cast(Tensor, run("gated", x, s, *coefficients, shortcut, activation))
 
 
 def _dropped(s: Tensor, drop_path: nn.Module | None, x: Tensor) -> Tensor:

@@ -260,6 +260,7 @@ def test_without_a_compiler_the_plain_path_runs_with_one_line_of_notice(counted,
     def none_found(*_):
         raise torch._dynamo.exc.BackendCompilerFailed(None, RuntimeError("no C++ compiler"), None)
 
+    monkeypatch.setattr(passes, "native_pass", lambda *_: None)
     monkeypatch.setattr(passes, "_compiled", lambda *_: none_found)
     passes.compiles.cache_clear()
     try:

@@ -1,0 +1,154 @@
+"""The passes in C++ for CPUs, compiled once for a machine's kind of CPU and kept in the user's cache."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import hashlib
+import os
+import shlex
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+SOURCE = Path(__file__).with_name("passes.cpp")
+FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
+TYPES = (torch.float32, torch.bfloat16)
+
+Pointers = ctypes.Array[ctypes.c_void_p]
+
+
+def native_pass(name: str, dtype: torch.dtype) -> Callable[..., Any] | None:
+    """Return a pass of passes.py in C++, None where there is no compiler, or none for maps of this type.
+
+    It takes maps of the type in one layout, NCHW or channels_last, and float32 coefficients, (N, C); its sums are
+    float64.
+    """
+    return PASSES[name] if dtype in TYPES and library() is not None else None
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """Return the compiled passes; None where there is no C++ compiler for them."""
+    found = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+    compiler = [*shlex.split(found or ""), *FLAGS]
+    try:
+        # what the compiler knows of itself and of this CPU: a home folder may be shared by machines of several kinds
+        known = subprocess.run([*compiler, "-dM", "-E", "-x", "c++", os.devnull], check=True, capture_output=True)
+        key = hashlib.sha256(b"\0".join([known.stdout, SOURCE.read_bytes(), " ".join(FLAGS).encode()]))
+        with _folder() as folder:
+            path = folder / f"passes-{key.hexdigest()[:16]}.so"
+            if not path.exists():
+                with tempfile.TemporaryDirectory(dir=folder) as aside:  # several processes may be at it
+                    made = Path(aside, path.name)
+                    subprocess.run([*compiler, "-o", made, SOURCE], check=True, capture_output=True)
+                    made.replace(path)
+            return ctypes.CDLL(str(path))
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+@contextlib.contextmanager
+def _folder() -> Iterator[Path]:
+    """Yield the user's cache, or a folder for the moment where that cannot be written."""
+    with contextlib.ExitStack() as stack:
+        try:
+            folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "se_lab"
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(tempfile.TemporaryFile(dir=folder))
+        except (OSError, RuntimeError):
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        yield folder
+
+
+def _call(
+    name: str, x: Tensor, maps: Sequence[Tensor | None], by: Sequence[Tensor] = (), sums: int = 0
+) -> list[Tensor]:
+    """Run a pass over maps like x, the results among them last, and return its sums."""
+    found = [x.new_empty(x.shape[:2], dtype=torch.float64) for _ in range(sums)]
+    # held until the call is over: what is made contiguous here is nobody else's
+    by = [coefficient.contiguous() for coefficient in by]
+    function = getattr(library(), f"se_lab_{name}")
+    last = not x.is_contiguous()
+    shape = [ctypes.c_long(size) for size in x.shape]
+    pointers = (_pointers(maps), _pointers(by), _pointers(found))
+    function(x.dtype == torch.float32, *shape, last, torch.get_num_threads(), *pointers)
+    return found
+
+
+def _pointers(tensors: Sequence[Tensor | None]) -> Pointers:
+    return (ctypes.c_void_p * len(tensors))(*(None if t is None else t.data_ptr() for t in tensors))
+
+
+def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    mean, variance = _call("moments", x, [x], sums=2)
+    return mean, variance
+
+
+def _mean(x: Tensor) -> Tensor:
+    return _call("mean", x, [x], sums=1)[0]
+
+
+def _apply(x: Tensor, centre: Tensor, scale: Tensor, shift: Tensor, shortcut: Tensor | None, activation: str) -> Tensor:
+    out = torch.empty_like(x)
+    _call("apply_relu" if activation == "relu" else "apply", x, [x, shortcut, out], [centre, scale, shift])
+    return out
+
+
+def _backward_moments(
+    grad: Tensor, out: Tensor | None, x: Tensor, centre: Tensor, activation: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    if activation == "relu":
+        g = torch.empty_like(x)
+        sums = _call("backward_moments_relu", x, [grad, out, x, g], [centre], sums=2)
+    else:
+        g, sums = grad, _call("backward_moments", x, [grad, x], [centre], sums=2)
+    return g, sums[0], sums[1]
+
+
+def _backward_input(g: Tensor, x: Tensor, centre: Tensor, p: Tensor, q: Tensor, r: Tensor) -> Tensor:
+    dx = torch.empty_like(x)
+    _call("backward_input", x, [g, x, dx], [centre, p, q, r])
+    return dx
+
+
+def _activated_moments(x: Tensor, *by: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    u, on, centred = _call("activated_moments", x, [x], by, sums=3)
+    return u, on, centred
+
+
+def _gate_activated(x: Tensor, *by: Tensor) -> Tensor:
+    out = torch.empty_like(x)
+    _call("gate_activated", x, [x, out], by)
+    return out
+
+
+def _backward_gate_moments(grad: Tensor, x: Tensor, *by: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    gate, on, centred = _call("backward_gate_moments", x, [grad, x], by, sums=3)
+    return gate, on, centred
+
+
+def _backward_gate_input(grad: Tensor, x: Tensor, *by: Tensor) -> Tensor:
+    dx = torch.empty_like(x)
+    _call("backward_gate_input", x, [grad, x, dx], by)
+    return dx
+
+
+PASSES: dict[str, Callable[..., Any]] = {
+    "moments": _moments,
+    "mean": _mean,
+    "apply": _apply,
+    "backward_moments": _backward_moments,
+    "backward_input": _backward_input,
+    "activated_moments": _activated_moments,
+    "gate_activated": _gate_activated,
+    "backward_gate_moments": _backward_gate_moments,
+    "backward_gate_input": _backward_gate_input,
+}
