@@ -4,16 +4,19 @@ RUNS is a sweep spec (its trials, found in the store), a store, or wandb:entity/
 markdown, csv, latex, json or html. Change the call below for other columns, rows or filters.
 """
 
-import sys
+import argparse
 
 from se_lab import load_records
 from se_lab.report import ablation_table
 
 
-def main(runs: str, format: str = "terminal") -> None:
+def main(runs: str, format: str) -> None:
     table = ablation_table(load_records(runs), metric="test/top1_error")
     print(table.render(format), end="")
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", metavar="RUNS")
+    parser.add_argument("format", metavar="FORMAT", nargs="?", default="terminal")
+    main(**vars(parser.parse_args()))

@@ -4,7 +4,7 @@ FILE is the excitations.safetensors that `se-lab excitations` writes; CLASSES ar
 separated by commas. Change the calls below for other units, channels or figures.
 """
 
-import sys
+import argparse
 from pathlib import Path
 
 from se_lab.excitation_statistics import ExcitationStatistics
@@ -13,7 +13,7 @@ from se_lab.report.excitation_figures import activation_figure, deviation_figure
 from se_lab.report.excitation_images import choose_classes
 
 
-def main(file: str, classes: str = "") -> None:
+def main(file: str, classes: str) -> None:
     statistics = ExcitationStatistics.load(file)
     chosen = choose_classes(classes.split(",") if classes else [], statistics.classes)
     folder = Path(file).parent
@@ -26,4 +26,7 @@ def main(file: str, classes: str = "") -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", metavar="FILE")
+    parser.add_argument("classes", metavar="CLASSES", nargs="?", default="")
+    main(**vars(parser.parse_args()))

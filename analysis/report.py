@@ -4,15 +4,18 @@ RUNS is a sweep spec (its trials, found in the store), a store, or wandb:entity/
 for a title, the question that the study asks, or fewer trials: where={"model.se.reduction": [4, 16]}.
 """
 
-import sys
+import argparse
 
 from se_lab import load_records
 from se_lab.report import write_report
 
 
-def main(runs: str, page: str = "report.html") -> None:
+def main(runs: str, page: str) -> None:
     print(write_report(load_records(runs), page, title=runs, question=["What do SE units change?"]))
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", metavar="RUNS")
+    parser.add_argument("page", metavar="PAGE", nargs="?", default="report.html")
+    main(**vars(parser.parse_args()))

@@ -3,13 +3,13 @@
 RUNS is a sweep spec (its trials, found in the store), a store, or wandb:entity/project[/sweep].
 """
 
-import sys
+import argparse
 
 from se_lab import load_records
 from se_lab.report import save_figure, tradeoff_figure
 
 
-def main(runs: str, stem: str = "tradeoff") -> None:
+def main(runs: str, stem: str) -> None:
     records = load_records(runs)
     for cost in ("params", "macs", "step_ms"):
         for path in save_figure(tradeoff_figure(records, cost), f"{stem}_{cost}"):
@@ -17,4 +17,7 @@ def main(runs: str, stem: str = "tradeoff") -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", metavar="RUNS")
+    parser.add_argument("stem", metavar="STEM", nargs="?", default="tradeoff")
+    main(**vars(parser.parse_args()))

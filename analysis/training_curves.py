@@ -4,16 +4,19 @@ RUNS is a sweep spec (its trials, found in the store) or a store. A panel a vari
 below for the loss, or for fewer variants: training_figure(records, "loss", where={"model.se.reduction": [4, 16]}).
 """
 
-import sys
+import argparse
 
 from se_lab import load_records
 from se_lab.report import save_figure, training_figure
 
 
-def main(runs: str, stem: str = "training_curves") -> None:
+def main(runs: str, stem: str) -> None:
     for path in save_figure(training_figure(load_records(runs), "top1_error"), stem):
         print(path)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", metavar="RUNS")
+    parser.add_argument("stem", metavar="STEM", nargs="?", default="training_curves")
+    main(**vars(parser.parse_args()))

@@ -43,7 +43,7 @@ def find_place(train: TrainSpec) -> Place | None:
         SpecError: where whoever started the ranks started another number than the trial has.
     """
     env = os.environ
-    if train.ranks == 1:
+    if train.ranks == 1 and not ("TORCHELASTIC_RUN_ID" in env and int(env.get("WORLD_SIZE", 1)) > 1):
         return Place()
     if "RANK" in env and "WORLD_SIZE" in env:
         place = Place(int(env["RANK"]), int(env.get("LOCAL_RANK", 0)), int(env["WORLD_SIZE"]))

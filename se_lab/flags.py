@@ -50,6 +50,12 @@ def parse_trial(
         instance = parser.instantiate(parsed)
     except ArgumentError as error:
         raise _mistake(error, [*parser._option_string_actions, *beside], arguments) from None
+    except UnicodeDecodeError as error:
+        raise SpecError(f"a configuration file is no text: {error}") from None
+    except RecursionError:
+        raise SpecError(
+            "a value of a flag or of a configuration file contains itself, or is nested too deeply"
+        ) from None
     run = RunSpec(**{name: getattr(instance, name) for name, _ in fields_of(RunSpec())})
     return run, _execution_of(instance, recipe)
 
@@ -118,7 +124,7 @@ def _plugins_in(file: str) -> str:
     """Return the plugins that a configuration file names; what is wrong with the file is said by who reads it."""
     try:
         values = yaml.safe_load(Path(file).read_text())
-    except (OSError, yaml.YAMLError):
+    except (OSError, ValueError, yaml.YAMLError, RecursionError):
         return ""
     plugins = values.get("plugins", "") if isinstance(values, dict) else ""
     return plugins if isinstance(plugins, str) else ""
@@ -134,6 +140,11 @@ def _files_first(arguments: Sequence[str]) -> list[str]:
     """Put --recipe and --config before the flags, in this order, and null for the None that W&B's agent writes."""
     recipe = [f"--config={_recipe_file(name)}" for name in _values_of("--recipe", arguments)]
     config = [f"--config={name}" for name in _values_of("--config", arguments)]
+    for token, value in _tokens(arguments):
+        if token in ("--recipe", "--config") and value is None:
+            raise SpecError(
+                f"{token} needs a value, such as {token} {'digits' if token == '--recipe' else 'FILE.yaml'}"
+            )
     rest = [token for token, _ in _tokens(arguments) if token.partition("=")[0] not in ("--recipe", "--config")]
     return recipe + config + [f"{token[:-4]}null" if token.endswith("=None") else token for token in rest]
 

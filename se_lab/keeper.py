@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -58,14 +59,20 @@ class TrialKeeper(Checkpoint):
         self.seconds = 0.0  # of the runs before this one
         self.step_ms: list[float] = []
         self._ranks = Agreement()
-        self._began = self._step_began = self._saved = time.perf_counter()
+        self._device = torch.device("cpu")
+        self._steps: list[tuple[Any, Any]] = []
+        """Beginnings and ends of steps that are not yet in `step_ms`."""
+        self._step_began: Any = None
+        self._began = self._saved = time.perf_counter()
 
     def on_train_start(self, trainer: L.Trainer, task: L.LightningModule) -> None:
         """Validate the epoch whose validation was cut short; from here on a signal waits for a checkpoint."""
         assert isinstance(task, ClassificationTask)
         # Lightning's own: a broadcast a step, and an answer that every GPU waits for
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
-        self._saved = time.perf_counter()
+        self._saved, self._device = time.perf_counter(), task.device
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)  # of a trial before this one in the process
         self.stop.at_once = False
         if any(gathered(self.stop.asked)):  # while the others were built
             raise InterruptedTrialError
@@ -75,20 +82,21 @@ class TrialKeeper(Checkpoint):
     def on_train_batch_start(self, trainer: L.Trainer, task: L.LightningModule, batch: Any, batch_idx: int) -> None:
         """Start the clock of a step."""
         if batch_idx % trainer.accumulate_grad_batches == 0:
-            self._step_began = time.perf_counter()
+            self._step_began = self._now()
 
     def on_train_batch_end(self, trainer: L.Trainer, task: L.LightningModule, _: Any, batch: Any, number: int) -> None:
         """Stop it; save the trial when that is due, and stop it when that was asked, after whole steps alone."""
         assert isinstance(task, ClassificationTask)
         if (number + 1) % trainer.accumulate_grad_batches:
             return
-        self.step_ms.append(1000 * (time.perf_counter() - self._step_began))
+        self._steps.append((self._step_began, self._now()))
         due = self.claim is not None and time.perf_counter() - self._saved > 60 * self.minutes
         wanted = self._ranks.ask(STOP if self.stop.asked else SAVE if due else GO_ON)
         if wanted == GO_ON or trainer.is_last_batch:  # the epoch's end is a moment away
             return
         task.check_finite()
         task.gather_sums()
+        share_skipped(trainer)
         self._save(trainer, "last.ckpt")
         if wanted == STOP:
             raise InterruptedTrialError
@@ -97,7 +105,9 @@ class TrialKeeper(Checkpoint):
         """Finish the epoch, and stop the trial if that was asked."""
         assert isinstance(task, ClassificationTask)
         task.check_finite()
+        self._read_clock()
         task.gather_sums()
+        share_skipped(trainer)
         task.close_training()
         self.finish_epoch(trainer, task)
         if any(gathered(self.stop.asked)) and trainer.current_epoch + 1 < task.spec.train.epochs:
@@ -169,12 +179,29 @@ class TrialKeeper(Checkpoint):
 
     def timings(self) -> dict[str, float]:
         """Return seconds in all, the median training step in ms, and peak memory."""
+        self._read_clock()
         timings = {"seconds": self.seconds + time.perf_counter() - self._began}
         if self.step_ms:
             timings["step_ms"] = statistics.median(self.step_ms)
-        if torch.cuda.is_available():
-            timings["peak_memory_bytes"] = float(torch.cuda.max_memory_allocated())
+        if self._device.type == "cuda":
+            timings["peak_memory_bytes"] = float(torch.cuda.max_memory_allocated(self._device))
         return timings
+
+    def _now(self) -> Any:
+        """Return the time; of a GPU, which does what it is asked for later, an event among what it is asked for."""
+        if self._device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record(torch.cuda.current_stream(self._device))
+        return event
+
+    def _read_clock(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+            self.step_ms += [began.elapsed_time(ended) for began, ended in self._steps]
+        else:
+            self.step_ms += [1000 * (ended - began) for began, ended in self._steps]
+        self._steps.clear()
 
     def _save(self, trainer: L.Trainer, name: str, *, weights_only: bool = False) -> None:
         """Save on rank 0 alone, which needs no other rank for it, and none waits."""
@@ -185,6 +212,12 @@ class TrialKeeper(Checkpoint):
         write_checkpoint(self.folder / name, checkpoint)
         if name == "last.ckpt":
             self._saved = time.perf_counter()
+
+
+def share_skipped(trainer: L.Trainer) -> None:
+    """Let every rank know which images the others have left out."""
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    data.skipped = list(dict.fromkeys(itertools.chain.from_iterable(gathered(data.skipped))))
 
 
 def write_history(folder: Path, rows: list[Row]) -> None:

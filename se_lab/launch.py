@@ -53,7 +53,7 @@ def launch(work: str, spec: RunSpec, execution: ExecSpec, progress: Progress | N
     Raises:
         SpecError: for a trial of several nodes where no variable says which of them this is.
         LostRankError: for a rank that died without a word.
-        InterruptedTrialError: on SIGTERM, SIGUSR1 or SIGINT, when all ranks have left.
+        InterruptedTrialError: on SIGTERM, SIGUSR1, SIGHUP or SIGINT, when all ranks have left.
         Exception: the first that a rank raised.
     """
     watch = _Watch(progress)

@@ -32,7 +32,7 @@ def create_schedule(
 ) -> Scheduler | ReduceLROnPlateau | None:
     """Return timm's schedule; for plateau PyTorch's, since timm's is deprecated and keeps no state to resume from.
 
-    None is for onecycle, which `onecycle` computes a step at a time.
+    None is for onecycle, which `onecycle` computes a step at a time; a plateau's warm-up is left to `warmed`.
     """
     if optim.schedule == "plateau":
         return ReduceLROnPlateau(optimizer, mode="min", factor=optim.decay_rate, patience=optim.patience)
@@ -55,3 +55,8 @@ def create_schedule(
 def onecycle(step: int, steps: int, warmup: int) -> float:
     """Return the share of the peak rate at a step: up linearly over `warmup` steps, down linearly to 0 at the end."""
     return min((step + 1) / (warmup + 1), (steps - step) / max(steps - warmup, 1))
+
+
+def warmed(epoch: int, warmup: int) -> float:
+    """Return the share of the full rate in an epoch of a warm-up of so many, as timm's schedules have it; then 1."""
+    return min((1 + epoch * (1 - 1 / warmup)) / warmup, 1.0) if warmup else 1.0

@@ -29,6 +29,9 @@ OPERATORS: dict[str, Collection[str]] = {
 """The operator names an SESpec accepts. `se_lab.squeeze_excite` puts its tables here in place of the built-in names,
 so that an entry a user adds to a table is a valid name at once."""
 
+SEEDS = (-(2**63), 2**64 - 1)
+"""The least and the largest seed that PyTorch takes; no other field has a use for a larger integer."""
+
 T = TypeVar("T")
 
 
@@ -59,12 +62,14 @@ def seed_of(*key: int | str) -> int:
 
 
 def _check_range(
-    name: str, value: float, *, low: float = -math.inf, high: float = math.inf, open_low: bool = False
+    name: str, value: float, *, low: float = SEEDS[0], high: float = math.inf, open_low: bool = False
 ) -> None:
-    if (value > low if open_low else value >= low) and value <= high:
+    most = min(high, SEEDS[1]) if isinstance(value, int) else high
+    if (value > low if open_low else value >= low) and value <= most:
         return
-    bounds = f"{'above' if open_low else 'at least'} {low:g}" + (f" and at most {high:g}" if high < math.inf else "")
-    raise SpecError(f"{name} is {value!r}; it must be {bounds}")
+    least, most_said = (str(bound) if isinstance(bound, int) else f"{bound:g}" for bound in (low, most))
+    upper = f" and at most {most_said}" if high < math.inf or value > most else ""
+    raise SpecError(f"{name} is {value!r}; it must be {'above' if open_low else 'at least'} {least}{upper}")
 
 
 @dataclass(frozen=True)
@@ -187,8 +192,9 @@ class DataSpec:
             check_choice("data.name", self.name, (*DATA_SETS, "folder:PATH", "wds:TRAIN.tar,TEST.tar", "hf:NAME"))
         _check_range("data.crop_pct", self.crop_pct, low=0, high=1, open_low=True)
         if self.image_size is not None:
-            _check_range("data.image_size", self.image_size, low=8)
+            _check_range("data.image_size", self.image_size, low=8, high=65535)  # a JPEG's longest side
         _check_range("data.batch_size", self.batch_size, low=1)
+        _check_range("data.split_seed", self.split_seed)
         _check_range("data.val_fraction", self.val_fraction, low=0, high=0.5)
         check_choice("data.augment", self.augment, ("standard", "none"))
         check_choice("data.on_error", self.on_error, ("stop", "skip"))
@@ -399,8 +405,10 @@ class ExecSpec:
         """Refuse what no machine can do."""
         _coerce_fields(self, "")
         check_choice("device", self.device, ("auto", "cpu", "cuda", "mps"))
-        _check_range("threads", self.threads, low=1)
-        _check_range("data_workers", self.data_workers, low=0)
+        if not self.store:
+            raise SpecError("store is ''; it must be a folder, such as runs")
+        _check_range("threads", self.threads, low=1, high=1024)
+        _check_range("data_workers", self.data_workers, low=0, high=1024)
         _check_range("checkpoint_minutes", self.checkpoint_minutes, low=0, open_low=True)
 
 
@@ -495,7 +503,7 @@ def _coerce_fields(spec: object, section: str) -> None:
         hint = _hints(cast(Hashable, type(spec)))[name]
         try:
             coerced = _coerce(value, hint)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):  # of a number that no float holds
             key = f"{section}.{name}" if section else name
             raise SpecError(f"{key} is {value!r}; it must be {_describe(hint)}") from None
         object.__setattr__(spec, name, coerced)

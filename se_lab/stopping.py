@@ -1,4 +1,4 @@
-"""How a trial is told to stop: SIGTERM, SIGUSR1 (a scheduler's warning) and Ctrl-C, and the status it leaves with."""
+"""How a trial is told to stop: SIGTERM, SIGUSR1 (a scheduler's warning), SIGHUP (the end of its terminal), Ctrl-C."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 RESUME_ME = 75
 """The exit status of a trial that was told to stop and can go on (EX_TEMPFAIL)."""
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 """What tells a trial to stop, beside Ctrl-C."""
 
 
@@ -44,7 +44,7 @@ def heard(stop: Stop) -> Iterator[Stop]:
     try:
         for number in (*SIGNALS, signal.SIGINT):
             if signal.getsignal(number) is signal.SIG_IGN:
-                continue  # a worker of a sweep: Ctrl-C goes to the sweep, which asks by SIGTERM
+                continue  # nohup; or a worker of a sweep, which hears of it and asks by SIGTERM
             with contextlib.suppress(ValueError):  # not the main thread: whoever runs it there handles signals
                 before[number] = signal.signal(number, stop)
         if before:
@@ -65,6 +65,8 @@ def left_when_told() -> Iterator[None]:
     """
     before: dict[signal.Signals, Any] = {}
     for number in SIGNALS:
+        if signal.getsignal(number) is signal.SIG_IGN:
+            continue
         with contextlib.suppress(ValueError):  # not the main thread
             before[number] = signal.signal(number, lambda *_: os._exit(RESUME_ME))
     several = any(int(os.environ.get(name) or 1) > 1 for name in ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS"))

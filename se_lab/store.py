@@ -217,7 +217,7 @@ def _row(store: Path, trial_id: str, spec: dict[str, Any]) -> dict[str, Any]:
         folder = trial_folder(store, trial_id)
         status = "missing"
         if folder.is_dir():
-            status = "running" if holder_of(folder) else "interrupted"
+            status = "interrupted" if holder_of(folder) is None else "running"
         return {"trial_id": trial_id, "status": status, "error": None, **spec}
 
 
@@ -255,7 +255,7 @@ class Claim:
         """Let the next worker have the trial at once."""
         self._stop.set()
         self._heart.join()
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):  # a dead worker's claim ends without it
             self.path.with_suffix(".released").touch()
 
     def _beat(self) -> None:
@@ -287,19 +287,19 @@ def claim(folder: Path) -> Iterator[Claim]:
 
 
 def holder_of(folder: Path) -> dict[str, Any] | None:
-    """Return who is at work on a trial (host, pid, start), or None."""
+    """Return who is at work on a trial (host, pid, start; nothing where that was lost in a crash), or None."""
     latest = _latest(folder / "claims")
     if latest is None or not _is_held(latest):
         return None
-    with contextlib.suppress(OSError, ValueError):
-        return dict(json.loads(latest.read_text()))
-    return None
+    return _identity_in(latest)
 
 
 def describe_holder(folder: Path) -> str:
-    """Return 'process 123 on host', or 'nobody'."""
+    """Return 'process 123 on host', 'a process that is not known', or 'nobody'."""
     holder = holder_of(folder)
-    return f"process {holder['pid']} on {holder['host']}" if holder else "nobody"
+    if holder is None:
+        return "nobody"
+    return f"process {holder['pid']} on {holder['host']}" if holder else "a process that is not known"
 
 
 def _latest(claims: Path) -> Path | None:
@@ -317,35 +317,50 @@ def create_once(path: Path, text: str) -> bool:
     A hard link is atomic on every file system, NFS included.
     """
     aside = path.with_name(f".{uuid.uuid4().hex}")
-    aside.write_text(text)
     try:
+        with aside.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
         os.link(aside, path)
     except FileExistsError:
         # NFS may repeat a request whose answer was lost, and then finds its own success in the way
         return aside.stat().st_nlink == 2
     finally:
-        aside.unlink()
+        aside.unlink(missing_ok=True)
     return True
 
 
 def _is_held(path: Path) -> bool:
     if path.with_suffix(".released").exists():
         return False
-    holder = json.loads(path.read_text())
+    holder = _identity_in(path)  # opened before it is asked for its time, which NFS then asks of the server
     beat = path.stat().st_mtime
-    if holder["machine"] == _identity()["machine"]:
+    if holder and holder["machine"] == _identity()["machine"]:
         return bool(_start_of(holder["pid"]) == holder["start"])
     return _now_on(path.parent) - beat < LEASE_SECONDS
 
 
+def _identity_in(path: Path) -> dict[str, Any]:
+    """Return whose claim it is; nothing where its host crashed before that was on the disk."""
+    with contextlib.suppress(ValueError):
+        known = json.loads(path.read_text())
+        if isinstance(known, dict) and {"host", "machine", "pid", "start"} <= known.keys():
+            return known
+    return {}
+
+
 def _now_on(folder: Path) -> float:
-    """Return the time by the file system's clock, the one that stamps the heartbeats."""
+    """Return the time by the file system's clock, the one that stamps the heartbeats; by ours where it is read only."""
     probe = folder / f".{uuid.uuid4().hex}"
-    probe.touch()
     try:
+        probe.touch()
         return probe.stat().st_mtime
+    except OSError:
+        return time.time()
     finally:
-        probe.unlink()
+        with contextlib.suppress(OSError):
+            probe.unlink()
 
 
 def _identity() -> dict[str, Any]:

@@ -20,7 +20,7 @@ from se_lab.data import Batch
 from se_lab.distributed import gathered, share_buffers
 from se_lab.metrics import Sums
 from se_lab.model import create_model
-from se_lab.optimize import create_optimizer, create_schedule, onecycle
+from se_lab.optimize import create_optimizer, create_schedule, onecycle, warmed
 from se_lab.spec import RunSpec, seed_of
 from se_lab.sync_bn import sync_on_cpu
 
@@ -114,10 +114,10 @@ class ClassificationTask(L.LightningModule):
             self._epoch_started, self._images_seen = time.perf_counter(), 0
             if isinstance(self.schedule, Scheduler):
                 self.schedule.step(self.current_epoch)
+            elif self.schedule is not None and self.current_epoch <= (warmup := self.spec.optim.warmup_epochs):
+                self._set_rate(self.spec.optim.lr * warmed(self.current_epoch, warmup))
         if self.spec.optim.schedule == "onecycle":
-            rate = self.spec.optim.lr * onecycle(self.global_step, self._steps, self._warmup_steps)
-            for group in self._optimizer.param_groups:
-                group["lr"] = rate
+            self._set_rate(self.spec.optim.lr * onecycle(self.global_step, self._steps, self._warmup_steps))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss, in nats."""
@@ -186,7 +186,7 @@ class ClassificationTask(L.LightningModule):
         row |= {**validation, "images_per_s": self.open_row["images_per_s"]}
         self.history = [past for past in self.history if past["epoch"] < row["epoch"]] + [row]
         self.open_row = None
-        if isinstance(self.schedule, ReduceLROnPlateau):
+        if isinstance(self.schedule, ReduceLROnPlateau) and row["epoch"] >= self.spec.optim.warmup_epochs:
             self.schedule.step(row["val/loss"])
         return row
 
@@ -240,6 +240,10 @@ class ClassificationTask(L.LightningModule):
     @property
     def _rate(self) -> float:
         return float(self._optimizer.param_groups[0]["lr"])
+
+    def _set_rate(self, rate: float) -> None:
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what a resumed run needs beside weights and optimizer; `gather_sums` has asked the other ranks."""

@@ -24,7 +24,7 @@ from se_lab.distributed import Place, find_place, gathered, joined, shared, trai
 from se_lab.failures import LOST, failure_kind, reason
 from se_lab.flags import import_plugins
 from se_lab.fused import choose, fuse
-from se_lab.keeper import Progress, StoppedEarlyError, TrialKeeper
+from se_lab.keeper import Progress, StoppedEarlyError, TrialKeeper, share_skipped
 from se_lab.launch import LostRankError, launch
 from se_lab.preflight import check_before, check_built, check_norms, device_of
 from se_lab.record import new_record
@@ -47,8 +47,8 @@ def run(spec: RunSpec, execution: ExecSpec | None = None, *, progress: Progress 
     """Run a trial to its end, from wherever it stands, and return its record.
 
     A finished trial is not run again; a failed one goes on from its checkpoint. A trial of several devices is run by
-    as many processes, which this one starts, unless srun or torchrun has. SIGTERM and SIGUSR1 end a running trial
-    within a training step or a batch of an evaluation, with a checkpoint to go on from.
+    as many processes, which this one starts, unless srun or torchrun has. SIGTERM, SIGUSR1 and SIGHUP end a running
+    trial within a training step or a batch of an evaluation, with a checkpoint to go on from.
 
     Args:
         spec: What to run.
@@ -58,7 +58,7 @@ def run(spec: RunSpec, execution: ExecSpec | None = None, *, progress: Progress 
     Raises:
         SpecError, DataError: before anything is written, for what cannot be run.
         TrialBusyError: while another worker holds the trial.
-        InterruptedTrialError: on SIGTERM, SIGUSR1 or SIGINT, with everything saved.
+        InterruptedTrialError: on SIGTERM, SIGUSR1, SIGHUP or SIGINT, with everything saved.
         Exception: whatever made the trial fail, after its traceback went into the record.
     """
     execution = execution or ExecSpec()
@@ -244,6 +244,7 @@ def _train_and_test(
         last = {key: value for key, value in task.history[-1].items() if key.startswith(("train/", "val/"))}
         record.metrics = last | tested
         record.timings = keeper.timings()
+        share_skipped(trainer)
         if data.skipped:
             record.data["skipped"] = data.skipped
         costs = {key: record.complexity[key] for key in ("params", "macs")}
@@ -283,6 +284,8 @@ def create_trainer(spec: RunSpec, execution: ExecSpec, place: Place, folder: Pat
         **trainer_options(place, spec.train),
         **{"max_epochs": spec.train.epochs, **options},
     )
+    # which memory that is read before it is written would need: a pass more over each tensor that PyTorch makes
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     # Lightning's own handler broadcasts to ranks that listen to nobody; se_lab.stopping's hears the signals
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     return trainer

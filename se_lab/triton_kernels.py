@@ -37,7 +37,8 @@ def moments(x: Tensor, channels_last: bool, dtype: torch.dtype) -> Tensor:
         return partial[0]
     merged = torch.empty_like(partial[0])
     with torch.cuda.device_of(x):
-        _merge_moments[(triton.cdiv(n * c, 256),)](x, partial, merged, n, c, hw, parts, rows, BLOCK=256)
+        grid = (triton.cdiv(n * c, 256),)
+        _merge_moments[grid](x, partial, merged, n, c, hw, parts, rows, BLOCK=256, enable_fp_fusion=True)
     return merged
 
 

@@ -1,6 +1,8 @@
 """The command: what a user types, what is printed, and with which exit status it leaves."""
 
 import json
+import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +13,11 @@ import torch
 import yaml
 
 from se_lab.cli import VERBS, main
+from se_lab.flags import parse_trial
 from se_lab.spec import run_spec
+from se_lab.store import claim
 
+DEMO = Path(__file__).parent.parent / "sweeps/demo.yaml"
 QUICK = ["--recipe=digits", "--train.epochs=1", "--data.batch_size=512", "--wandb=false"]
 
 
@@ -63,6 +68,21 @@ def test_help_answers_without_pytorch():
         (["table", "--costs-only", "--paper=table_10_reductoin"], "Did you mean 'table_10_reduction'?"),
         (["table", "--costs-only", "--paper=table_11_squeeze"], "prints no costs"),
         (["train", "--data.name=folder:/nowhere"], "/nowhere/train is missing"),
+        (["train", "--seed=12345678901234567890123"], "it must be at least 0 and at most 18446744073709551615"),
+        (["train", "--model.kwargs=&a {b: *a}"], "contains itself"),
+        (["train", "--store="], "store is ''; it must be a folder, such as runs"),
+        (["train", "--config"], "--config needs a value"),
+        (["train", "--recipe", "--seed=3"], "--recipe needs a value"),
+        (["train", f"--config={os.devnull}/x"], f"{os.devnull}/x"),
+        (["train", "--config", sys.executable], "is no text"),
+        (["train", "--threads=99999999999"], "threads is 99999999999; it must be at least 1 and at most 1024"),
+        (["train", "--data.image_size=99999999"], "it must be at least 8 and at most 65535"),
+        (["train", "--wandb=false", f"--store={'x' * 5000}"], "File name too long"),
+        (["table", "x" * 5000], "File name too long"),
+        (["profile", "--image-size=0"], "--image-size is 0; it must be from 8 to 65535"),
+        (["profile", "--classes=0"], "--classes is 0; it must be at least 1"),
+        (["sweep", str(DEMO), "--workers=²"], "--workers is '²'; it must be auto or a number from 1 on"),
+        (["sweep", str(DEMO), "--status", f"--store={__file__}"], "is a file; it must be a folder"),
     ],
 )
 def test_wrong_input_is_said_plainly_and_costs_nothing(argv, said, capsys, tmp_path, monkeypatch):
@@ -100,6 +120,35 @@ def test_train_runs_a_trial_and_tells_its_errors(tmp_path, capsys):
         3,
         "cosine",
     )
+
+
+def test_a_trial_that_another_worker_has_is_left_to_it(tmp_path, capsys):
+    argv = ["train", *QUICK, f"--store={tmp_path}"]
+    spec, _ = parse_trial(argv[1:])
+    with claim(tmp_path / spec.trial_id):
+        assert main(argv) == 75
+    assert f"is being worked on by process {os.getpid()}" in capsys.readouterr().err
+    assert not (tmp_path / spec.trial_id / "record.json").exists()
+
+
+def test_of_several_ranks_one_tells_what_a_rehearsal_found(tmp_path):
+    argv = ["train", *QUICK, f"--store={tmp_path}", "--train.devices=2", "--dry-run"]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    where = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}  # as torchrun has it
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-m", "se_lab.cli", *argv],
+            env=os.environ | where | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    said = [rank.communicate(timeout=240)[0] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0]
+    assert "trained 2 steps" in said[0] and said[1] == ""
 
 
 def test_flags_count_over_recipe_and_file_wherever_they_stand(tmp_path, capsys):

@@ -341,6 +341,10 @@ def test_ranks_are_those_that_srun_or_torchrun_started(monkeypatch):
     for name, value in {"RANK": "2", "LOCAL_RANK": "0", "WORLD_SIZE": "4"}.items():
         monkeypatch.setenv(name, value)
     assert find_place(train) == Place(rank=2, local=0, ranks=4)
+    assert find_place(TrainSpec()) == Place()
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")  # else each of torchrun's processes would go for the same trial
+    with pytest.raises(SpecError, match="1 processes, and torchrun started 4"):
+        find_place(TrainSpec())
 
 
 def test_a_batch_that_cannot_be_dealt_out_is_refused():

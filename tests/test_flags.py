@@ -28,6 +28,7 @@ def test_dashes_and_underscores_are_alike_in_names_and_never_in_values():
         ("model.se: {squeeze: averag}", "model.se.squeeze is 'averag'; allowed are avg, max, none; did you mean 'avg'"),
         ("wand: false", "no field is called 'wand'; did you mean 'wandb'"),
         ("threads: two", "threads is 'two'; it must be an integer"),
+        ("model: {kwargs: &a {b: *a}}", "contains itself"),
     ],
 )
 def test_a_mistake_in_a_configuration_file_is_told_as_one_in_a_flag(tmp_path, text, said):

@@ -108,7 +108,7 @@ def test_the_moving_average_is_the_formula(small, here, monkeypatch):
 
 
 @pytest.mark.parametrize("split", ["val", "test"])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
 def test_a_signal_during_an_evaluation_stops_it_there(small, here, whole, monkeypatch, split, number):
     spec = small(data=DataSpec(batch_size=64), optim=OptimSpec(schedule="plateau", patience=0))
     batches = []

@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -55,6 +56,11 @@ se_specs = st.builds(
         ({"data.val_fraction": 0, "train.select": "best"}, "no test image decides"),
         ({"data.val_fraction": 0, "optim.schedule": "plateau"}, "no test image decides"),
         ({"seed": -1}, "at least 0"),
+        ({"seed": 2**64}, "at most 18446744073709551615"),
+        ({"data.split_seed": 10**22}, "at most 18446744073709551615"),
+        ({"data.split_seed": -(10**22)}, "at least -9223372036854775808"),
+        ({"train.epochs": 10**30}, "at least 1 and at most 18446744073709551615"),
+        ({"optim.lr": 10**400}, "must be a finite number"),
         ({"train.epochs": True}, "must be an integer"),
         ({"optim.warmup_epochs": 10}, "must end before the training does"),
         ({"train.precision": "fp46"}, "did you mean 'fp64'"),
@@ -66,6 +72,13 @@ def test_wrong_value_is_refused_with_what_is_allowed(values, said):
         run_spec(values)
     given = [key.rpartition(".")[2] for key in values] + [str(value) for value in values.values()]
     assert any(part in str(caught.value) for part in given)
+
+
+def test_a_seed_may_be_any_that_pytorch_takes():
+    torch.Generator().manual_seed(2**64 - 1)
+    assert run_spec({"seed": 2**64 - 1}).seed == 2**64 - 1
+    with pytest.raises(ValueError, match="Overflow"):
+        torch.Generator().manual_seed(2**64)
 
 
 def test_names_known_to_specs_are_the_tables():

@@ -1,5 +1,6 @@
 """The store: whole records, one holder a trial, and reading many."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -83,6 +84,45 @@ def test_another_hosts_claim_holds_while_its_heart_beats(tmp_path):
             second.check()
             with pytest.raises(ClaimLostError):
                 held.check()
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"host": "n1"}', "[]"])
+def test_a_claim_of_which_a_crash_of_its_host_left_nothing_ends_with_its_lease(tmp_path, text):
+    torn = tmp_path / "claims/000001"
+    torn.parent.mkdir()
+    torn.write_text(text)
+    with pytest.raises(TrialBusyError, match="a process that is not known"), store.claim(tmp_path):
+        pass
+    long_ago = time.time() - store.LEASE_SECONDS - 1
+    os.utime(torn, (long_ago, long_ago))
+    assert store.holder_of(tmp_path) is None
+    with store.claim(tmp_path) as held:
+        assert held.path.name == "000002"
+
+
+def test_a_claim_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    done = []
+    for name in ("fsync", "link"):
+        original = getattr(os, name)
+        monkeypatch.setattr(
+            os, name, lambda *given, name=name, original=original: (done.append(name), original(*given))
+        )
+    assert store.create_once(tmp_path / "file", "whole")
+    assert done == ["fsync", "link"]
+
+
+def test_a_store_that_cannot_be_written_tells_who_is_at_work_in_it(tmp_path, monkeypatch):
+    with store.claim(tmp_path) as held:
+        held.path.write_text(json.dumps(json.loads(held.path.read_text()) | {"machine": "elsewhere"}))
+
+        def refused(*_, **__):
+            raise OSError(errno.EROFS, "Read-only file system")
+
+        monkeypatch.setattr(type(tmp_path), "touch", refused)
+        assert store.holder_of(tmp_path) is not None
+        long_ago = time.time() - store.LEASE_SECONDS - 1
+        os.utime(held.path, (long_ago, long_ago))
+        assert store.holder_of(tmp_path) is None  # and what cannot be marked as released is no failure of the trial
 
 
 def test_a_process_number_that_is_used_again_does_not_pass_for_the_worker(tmp_path):

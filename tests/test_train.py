@@ -284,6 +284,7 @@ def test_what_needs_validation_images_is_refused_where_a_folder_holds_none_out(t
         (OptimSpec(lr=0.1, schedule="multistep", milestones=(1, 3)), [0.1, 0.01, 0.01, 0.001]),
         (OptimSpec(lr=0.1, schedule="cosine"), [0.1, 0.0853553, 0.05, 0.0146447]),  # 0.05 (1 + cos(π t / 4))
         (OptimSpec(lr=0.1, schedule="constant", warmup_epochs=2), [0.05, 0.075, 0.1, 0.1]),
+        (OptimSpec(lr=0.1, schedule="plateau", warmup_epochs=2), [0.05, 0.075, 0.1, 0.1]),
     ],
 )
 def test_learning_rate_follows_the_schedule(quick, here, optim, expected):
@@ -370,6 +371,23 @@ def test_precision_and_memory_order_are_those_of_the_spec(quick, here, monkeypat
     spec = quick(train=TrainSpec(epochs=1, precision="bf16", channels_last=True), optim=OptimSpec(schedule="onecycle"))
     assert run(spec, here).status == "finished"
     assert set(seen) == {(torch.bfloat16, True)}
+
+
+def test_no_memory_is_filled_before_it_is_written(quick, here, monkeypatch):
+    seen = []
+
+    def spy(self, batch, number):
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+            torch.empty(8)
+        seen.extend(event.key for event in profiler.key_averages())
+        raise StopIteration
+
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)  # PyTorch's default
+    monkeypatch.setattr(ClassificationTask, "on_train_batch_start", spy)
+    with contextlib.suppress(StopIteration):
+        run(quick(), here)
+    assert torch.are_deterministic_algorithms_enabled()
+    assert "aten::empty" in seen and "aten::fill_" not in seen
 
 
 def test_gradients_are_clipped_to_the_norm_of_the_spec(quick, here, monkeypatch):

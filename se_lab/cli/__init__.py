@@ -5,6 +5,7 @@ A verb is a function in a module beside this one, imported when it is called: `s
 
 from __future__ import annotations
 
+import errno
 import importlib
 import sys
 import warnings
@@ -63,6 +64,8 @@ def _is_told_plainly(error: Exception) -> bool:
     """Tell whether an error's message is all a user needs; whoever raised a DataError has loaded se_lab.data."""
     data = sys.modules.get("se_lab.data")
     wrong_paths = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
+    if isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.ELOOP, errno.EROFS):
+        return True
     return isinstance(error, (SpecError, *wrong_paths)) or (data is not None and isinstance(error, data.DataError))
 
 

@@ -33,7 +33,12 @@ def profile(argv: list[str]) -> int:
     parser.add_argument("--format", default="table", choices=("table", "csv", "json"), help="How it is written.")
     options, flags = parser.parse_known_args(argv)
     from se_lab.flags import parse_trial
+    from se_lab.spec import SpecError
 
+    if not 8 <= options.image_size <= 65535:
+        raise SpecError(f"--image-size is {options.image_size}; it must be from 8 to 65535 pixels")
+    if not 1 <= options.classes <= 10**9:
+        raise SpecError(f"--classes is {options.classes}; it must be at least 1 and at most {10**9}")
     spec, execution = parse_trial(flags, beside=parser._option_string_actions)
     from se_lab.report import costs
 

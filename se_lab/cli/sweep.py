@@ -45,11 +45,12 @@ def sweep(argv: list[str]) -> int:
     options, execution = parse_execution(parser, argv, sweep.execution)
     if sweep.search is not None:  # whose proposals are in the store
         sweep = read_sweep(options.spec, seed=options.sweep_seed, store_folder=execution.store)
+    from se_lab.sweep.execute import check_place, check_trials
+
+    check_place(execution.store)
     if options.status:
         return _status(sweep, options, execution)
-    from se_lab.sweep.execute import check_trials
-
-    if options.workers != "auto" and not (options.workers.isdigit() and int(options.workers)):
+    if options.workers != "auto" and not (options.workers.isdecimal() and int(options.workers)):
         raise SpecError(f"--workers is {options.workers!r}; it must be auto or a number from 1 on")
     if options.retries < 0:
         raise SpecError(f"--retries is {options.retries}; it must be at least 0")

@@ -26,6 +26,7 @@ def _train(argv: list[str]) -> int:
     flags = as_known(argv, parser._option_string_actions)
     spec, execution = parse_trial([flag for flag in flags if flag != "--dry-run"], parser)
     from se_lab.distributed import find_place
+    from se_lab.store import TrialBusyError
     from se_lab.train import run
 
     place = find_place(spec.train)
@@ -35,7 +36,8 @@ def _train(argv: list[str]) -> int:
             from se_lab.rehearse import rehearse
 
             rehearsal = rehearse(spec, execution)
-            print(rehearsal.text())
+            if first:
+                print(rehearsal.text())
             return int(rehearsal.disk_bytes > rehearsal.free_bytes)
         if first:
             print(f"trial {spec.trial_id} in {Path(execution.store, spec.trial_id)}")
@@ -46,7 +48,12 @@ def _train(argv: list[str]) -> int:
         else:
             record = run(spec, execution)
     except InterruptedTrialError:
-        print(f"stopped; the same command goes on with trial {spec.trial_id}", file=sys.stderr)
+        if first:
+            print(f"stopped; the same command goes on with trial {spec.trial_id}", file=sys.stderr)
+        return RESUME_ME
+    except TrialBusyError as error:
+        if first:
+            print(f"se-lab train: {error}; the same command takes its result when that is done", file=sys.stderr)
         return RESUME_ME
     if first:
         for key, value in record.metrics.items():

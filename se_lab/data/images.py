@@ -172,7 +172,10 @@ class EncodedBatches(Batches):
         for images, labels, numbers, draws, left_out, _ in self._loaded(device):
             self.data.note(left_out)
             if images is None:
-                raise DataError(f"no image of a batch can be read: {'; '.join(left_out[:10])}")
+                if self.training:
+                    raise DataError(f"no image of a batch can be read: {'; '.join(left_out[:10])}")
+                # an empty batch: the ranks count each other's
+                images = torch.empty((0, 3, self.data.image_size, self.data.image_size), dtype=torch.uint8)
             batch = normalise(images.to(device, non_blocking=True))
             if self.training:
                 batch = remove(batch, draws, self.data.spec)
@@ -188,8 +191,9 @@ class EncodedBatches(Batches):
 
     def keys(self, skip: int) -> Iterator[list[Any]]:
         """Yield what is asked of the workers for each batch of this epoch, from number `skip` on."""
-        keys = list(self.sampler)
-        return ([keys[place] for place in self.places(n).tolist()] for n in range(skip, len(self)))
+        order, turns, epoch = self.sampler.order(), self.sampler.turns(), self.sampler.epoch
+        for places in map(self.places, range(skip, len(self))):
+            yield [(epoch, *pair) for pair in zip(order[places].tolist(), turns[places].tolist(), strict=True)]
 
 
 class _Renewed:
@@ -267,7 +271,7 @@ def _collate(
 ) -> tuple[Tensor | dali.Cuts | None, Tensor, Tensor, Tensor | None, list[str], list[str]]:
     left_out = [text for item in items for text in item[4]]
     items = [item for item in items if item[0] is not None]
-    labels, numbers = (torch.tensor([item[part] for item in items]) for part in (1, 2))
+    labels, numbers = (torch.tensor([item[part] for item in items], dtype=torch.long) for part in (1, 2))
     if not items:
         return None, labels, numbers, None, left_out, []
     pictures: list[Any] = [item[0] for item in items]

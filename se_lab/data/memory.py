@@ -34,14 +34,16 @@ class TensorBatches(Batches):
         corners, flipped, removed = (
             torch.cat(parts) for parts in zip(*map(self.draws, range(self.sampler.repeats)), strict=True)
         )
-        for number in range(skip, len(self)):
-            places = self.places(number)
-            here, row = order[places].to(images.device), rows[places]
+        places = [self.places(number) for number in range(skip, len(self))]
+        rest, lengths = torch.cat(places), [len(part) for part in places]
+        # all at once: a GPU would have to finish what it is at before it takes each batch's
+        tables = (order[rest], corners[rows[rest]], flipped[rows[rest]])
+        dealt = [torch.split(table.to(images.device), lengths) for table in tables]
+        for here, corner, mirror, row in zip(*dealt, torch.split(rows[rest], lengths), strict=True):
             batch = images[here]
             if self.augment:
-                batch = crop(F.pad(batch, [pad] * 4), corners[row].to(images.device), size)
+                batch = crop(F.pad(batch, [pad] * 4), corner, size)
                 if flips:
-                    mirror = flipped[row].to(images.device)
                     batch = torch.where(mirror[:, None, None, None], batch.flip(3), batch)
             if self.augment and self.data.rand_augment is not None:
                 seed, epoch = self.sampler.seed or 0, self.sampler.epoch
@@ -95,7 +97,9 @@ class MemoryData(ImageData):
 
     def normalise(self, images: Tensor) -> Tensor:
         """Return images of zero mean and unit deviation a channel, in the size of the spec."""
-        images = images.float().sub_(self.mean.to(images.device)).div_(self.std.to(images.device))
+        if self.mean.device != images.device:
+            self.mean, self.std = self.mean.to(images.device), self.std.to(images.device)
+        images = images.float().sub_(self.mean).div_(self.std)
         if images.shape[-1] != self.image_size:
             images = F.interpolate(images, size=self.image_size, mode="bilinear", align_corners=False)
         return images

@@ -158,6 +158,14 @@ def distinct_values(values: pd.Series) -> tuple[NDArray[np.intp], Sequence[objec
     return codes, list(distinct)
 
 
+def number_order(values: pd.Series) -> NDArray[np.intp]:
+    """(N,) places that put numbers in their order, nothing first; where not all are numbers, as they come."""
+    numbers = pd.to_numeric(value_texts(values).mask(values.isna()), errors="coerce")
+    if (numbers.isna() & values.notna()).any():
+        return np.arange(len(values))
+    return np.argsort(numbers.fillna(-np.inf).to_numpy(), kind="stable")
+
+
 def number_text(value: float, decimals: int | None, *, signed: bool = False) -> str:
     """Write a number with fixed decimals and a real minus sign; a dash for NaN; thousands apart where it is a count."""
     if not math.isfinite(value):

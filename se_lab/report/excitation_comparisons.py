@@ -37,7 +37,7 @@ def saturation_figure(statistics: ExcitationStatistics) -> Figure:
         most = max(float(shares.max()) * 1.1, 1.0)
         axes.set_xlim(-most, most)
         axes.xaxis.set_major_formatter(lambda value, _: f"{abs(value):g}")
-        axes.set_xlabel("share of gates in %")
+        axes.set_xlabel("share of gates in %" if shares.any() else "share of gates in % (none is saturated)")
         axes.grid(axis="y", visible=False)
         legend_above(figure, axes, "Saturation of gates")
     return figure
@@ -125,7 +125,8 @@ def unit_similarity_figure(a: ExcitationStatistics, b: ExcitationStatistics | No
         axes.set_yticks(range(len(rows)), [unit.site.name for unit in rows])
         axes.grid(visible=False)
         figure.colorbar(image, shrink=0.8, label="linear CKA of class means")
-        axes.set_title("Similarity of units")
+        blank = "; blank: no class moves the gates" if np.isnan(matrix).any() else ""
+        axes.set_title(f"Similarity of units{blank}")
         if b is not None:
             axes.set_ylabel(a.about.get("label", "first"))
             axes.set_xlabel(b.about.get("label", "second"))

@@ -55,7 +55,10 @@ def activation_figure(
                 values = _of_class(unit, statistics, label).mean[label]
                 axes.plot(x, values[channels], **line_style(number), label=class_label(statistics.classes[label]))
             mean = measures.mean_of_classes(unit)[channels]
-            axes.plot(x, mean, color="black", linewidth=2, label=f"all ({int((unit.count > 0).sum())} classes)")
+            # wide and light below the classes, which it would hide where they agree
+            axes.plot(
+                x, mean, color="0.72", linewidth=4, zorder=1.5, label=f"all ({int((unit.count > 0).sum())} classes)"
+            )
             axes.set_title(unit.site.name)
             axes.set_xlabel(f"channel ({len(channels)} of {unit.site.channels})")
             axes.set_ylabel("mean gate")
@@ -112,7 +115,8 @@ def class_similarity_figure(statistics: ExcitationStatistics, units: Sequence[st
 
     with unit_panels(_units(statistics, units), height=2.9) as (figure, panels):
         found = [measures.class_similarity(unit) for _, unit in panels]
-        low = min(float(matrix.min()) for matrix, _ in found)
+        # The scale never narrows to rounding errors, as it would where a unit's gates are the same for all classes.
+        low = min(0.9, *(float(np.min(matrix, initial=1.0, where=~np.isnan(matrix))) for matrix, _ in found))
         image: Any = None
         for (axes, unit), (matrix, order) in zip(panels, found, strict=True):
             image = axes.imshow(matrix, vmin=low, vmax=1, interpolation="nearest")

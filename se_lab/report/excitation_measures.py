@@ -90,8 +90,8 @@ def density(unit: UnitStatistics) -> tuple[Floats, Floats]:
 def class_similarity(unit: UnitStatistics) -> tuple[Floats, NDArray[np.intp]]:
     """Return the correlation of class means over channels (K, K), and the classes (K,) in the order of its clusters.
 
-    Only classes with images count. Average linkage of 1 − correlation. A unit whose gates are the same for all
-    channels has no correlation: 0 there.
+    Only classes with images count. Average linkage of 1 − correlation. A class whose mean gate is the same for all
+    channels has no correlation: NaN there, clustered as 0.
     """
     from scipy.cluster.hierarchy import leaves_list, linkage
     from scipy.spatial.distance import squareform
@@ -100,13 +100,15 @@ def class_similarity(unit: UnitStatistics) -> tuple[Floats, NDArray[np.intp]]:
     mean = unit.mean[there]
     centred = mean - mean.mean(1, keepdims=True)
     norm = np.linalg.norm(centred, axis=1, keepdims=True)
-    scaled = centred / np.where(norm > 1e-9, norm, np.inf)
+    flat = norm[:, 0] <= 1e-9
+    scaled = centred / np.where(flat[:, None], np.inf, norm)
     correlation = np.clip(scaled @ scaled.T, -1, 1)
     np.fill_diagonal(correlation, 1)
-    if len(there) < 3:
-        return correlation, there
-    tree = linkage(squareform(1 - correlation, checks=False), "average", optimal_ordering=len(there) <= 200)
-    order = leaves_list(tree)
+    order: NDArray[np.intp] = np.arange(len(there))
+    if len(there) > 2:
+        distances = squareform(1 - correlation, checks=False)
+        order = leaves_list(linkage(distances, "average", optimal_ordering=len(there) <= 200)).astype(np.intp)
+    correlation[flat] = correlation[:, flat] = np.nan
     return correlation[np.ix_(order, order)], there[order]
 
 
@@ -114,7 +116,7 @@ def unit_similarity(rows: Sequence[UnitStatistics], columns: Sequence[UnitStatis
     """Return how alike units tell classes apart, (R, C'), from 0 to 1: linear CKA of class means.
 
     Kornblith et al. 2019, equation 3. Units may have different numbers of channels, or come from two nets; the classes
-    are those that both have images of.
+    are those that both have images of. NaN where a unit has the same gates for all classes.
     """
     both = (rows[0].count > 0) & (columns[0].count > 0)
     left, right = (np.stack([_gram(unit.mean[both]) for unit in units]) for units in (rows, columns))
@@ -122,11 +124,11 @@ def unit_similarity(rows: Sequence[UnitStatistics], columns: Sequence[UnitStatis
 
 
 def _gram(mean: Floats) -> Floats:
-    """Return the inner products of class means (K, C), centred and scaled to length 1, as (K²,); 0 for equal means."""
+    """Return the inner products of class means (K, C), centred, scaled to length 1, as (K²,); NaN for equal means."""
     centred = mean - mean.mean(0)
     products = (centred @ centred.T).ravel()
     length = float(np.linalg.norm(products))
-    return products / length if length > 1e-18 else np.zeros_like(products)
+    return products / length if length > 1e-18 else np.full_like(products, np.nan)
 
 
 def _ratio(part: Floats, whole: Floats) -> Floats:

@@ -10,7 +10,7 @@ import pandas as pd
 
 from se_lab.report import statistics
 from se_lab.report.canvas import canvas
-from se_lab.report.columns import ReportError, column, number_text, value_texts, with_prefix
+from se_lab.report.columns import Column, ReportError, column, number_text, value_texts, with_prefix
 from se_lab.report.statistics import Floats
 from se_lab.report.tables import pivot_table, refuse_absent_metric
 from se_lab.report.variants import BASELINE, Study, group_variants
@@ -80,30 +80,33 @@ def parallel_figure(
     heights = np.column_stack([height for _, height, _ in scales])
 
     with canvas(1.5 + 1.25 * len(scales), 4.2) as (figure, (axes,)):
-        from matplotlib.cm import ScalarMappable
+        from matplotlib import colormaps
         from matplotlib.collections import LineCollection
-        from matplotlib.colors import Normalize
 
-        shade = ScalarMappable(
-            Normalize(np.nanmin(mean[drawn]), np.nanmax(mean[drawn])),
-            "cividis_r" if of.better == "higher" else "cividis",
-        )
         x = np.arange(len(scales))
         lines = [np.column_stack([x, heights[i]])[np.isfinite(heights[i])] for i in order]
         width = float(np.clip(40 / len(order), 0.4, 1.6))
-        axes.add_collection(LineCollection(lines, colors=shade.to_rgba(mean[order]), linewidths=width))
+        axes.add_collection(
+            LineCollection(lines, colors=colormaps["cividis"](shades(mean[order], of)), linewidths=width)
+        )
         for place, (name, _, ticks) in enumerate(scales):
             axes.plot([place, place], [0, 1], color="0.25", linewidth=0.8)
             for height, text in ticks:
                 axes.annotate(
                     text, (place, height), (3, 0), textcoords="offset points", fontsize=7, va="center",
-                    bbox={"boxstyle": "square,pad=0.1", "color": "white", "alpha": 0.75, "linewidth": 0},
+                    bbox={"boxstyle": "square,pad=0.1", "color": "white", "linewidth": 0},
                 )  # fmt: skip
             axes.annotate(name, (place, 1.06), ha="center", fontsize=8, annotation_clip=False)
         axes.set_xlim(-0.35, len(scales) - 0.45)
         axes.set_ylim(-0.04, 1.1)
         axes.set_axis_off()
     return figure
+
+
+def shades(means: Floats, of: Column) -> Floats:
+    """(L,) places in a colour map, 0 for the best; its lightest part, which white paper swallows, is left out."""
+    rank = -means if of.better == "higher" else means
+    return np.asarray(0.8 * (rank - rank.min()) / (np.ptp(rank) or 1.0))
 
 
 def parallel_scales(study: Study, metric: str, mean: Floats) -> list[Scale]:

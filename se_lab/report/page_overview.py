@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from se_lab.report import statistics
 from se_lab.report.canvas import means as means_of
-from se_lab.report.columns import column, interval_text, number_text, value_texts
-from se_lab.report.overview import MOST_NUMBERS, parallel_scales
+from se_lab.report.columns import column, interval_text, number_order, number_text, value_texts
+from se_lab.report.overview import MOST_NUMBERS, parallel_scales, shades
 from se_lab.report.page_figures import LINES, Figure, as_choice, as_figure, as_list, escaped
 from se_lab.report.variants import BASELINE, Study
 
@@ -26,8 +27,8 @@ def heatmap(study: Study, metric: str) -> Figure | None:
     aside = study.is_baseline & across.startswith("model.se.")  # has no value of either key
     placed = np.flatnonzero(~aside)
     names = value_texts(study.variants[index]).mask(study.is_baseline & index.startswith("model.se."), BASELINE)
-    row, rows = pd.factorize(names.to_numpy()[placed])
-    cell, columns = pd.factorize(value_texts(study.variants[across]).to_numpy()[placed])
+    row, rows = _numbered(names.iloc[placed], study.variants[index].iloc[placed])
+    cell, columns = _numbered(value_texts(study.variants[across]).iloc[placed], study.variants[across].iloc[placed])
     variant = np.full((len(rows), len(columns)), -1)
     variant[row, cell] = placed
     means = np.where(variant >= 0, estimate.mean[variant], np.nan)
@@ -52,6 +53,12 @@ def heatmap(study: Study, metric: str) -> Figure | None:
     return as_figure("heatmap", f"{of.label} by {label} and {across_label}", [choice], f"{means_of(estimate.n)}.{bare}")
 
 
+def _numbered(names: pd.Series, values: pd.Series) -> tuple[NDArray[np.intp], pd.Index]:
+    """(V,) places of the names among the distinct ones, and those, in the order of their values."""
+    distinct = pd.Index(names.iloc[number_order(values)].unique())
+    return distinct.get_indexer(names), distinct
+
+
 def parallel(study: Study, metric: str) -> Figure | None:
     """Plot a line a variant across the varied keys, costs and the metric, dark where it is better."""
     from plotly.colors import sample_colorscale
@@ -65,9 +72,7 @@ def parallel(study: Study, metric: str) -> Figure | None:
     order = drawn[np.argsort(sign * estimate.mean[drawn], kind="stable")[:LINES][::-1]]  # the best on top
     scales = parallel_scales(study, metric, estimate.mean)
     heights = np.column_stack([height for _, height, _ in scales])
-    rank = sign * estimate.mean[order]
-    shade = (rank - rank.min()) / (np.ptp(rank) or 1.0)
-    colors = sample_colorscale("Cividis", shade.tolist())
+    colors = sample_colorscale("Cividis", shades(estimate.mean[order], of).tolist())
     width = float(np.clip(60 / len(order), 0.8, 2.2))
     traces: list[Figure] = []
     for variant, color in zip(order, colors, strict=True):

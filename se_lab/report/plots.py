@@ -75,13 +75,15 @@ def tradeoff_figure(
             for chosen, face in ((barred & study.is_baseline, "white"), (barred & ~study.is_baseline, color)):
                 axes.plot(x[chosen], y[chosen], marker, color=color, markerfacecolor=face, zorder=3)
         stairs = np.column_stack([np.repeat(x[front], 2)[1:], np.repeat(y[front], 2)[:-1]])
-        axes.plot(stairs[:, 0], stairs[:, 1], color="0.55", linewidth=1.2, zorder=1.5, label="Pareto front")
+        if len(front) > 1:
+            axes.plot(stairs[:, 0], stairs[:, 1], color="0.55", linewidth=1.2, zorder=1.5, label="Pareto front")
         for number, name in family_names.items():
             color, marker = look(number)
             axes.plot([], [], marker, color=color, label=name)
         axes.set_xlabel(x_column.heading)
         axes.set_ylabel(y_column.heading)
-        axes.legend(loc="best" if len(x) <= _NAMED else "upper right")
+        if len(front) > 1 or family_names:
+            axes.legend(loc="best" if len(x) <= _NAMED else "upper right")
         names = short_names(study.variants) if family_names else study.variants["variant"]
         names = [name if told else "" for name, told in zip(names, named, strict=True)]
         shown = np.flatnonzero(there)
@@ -108,8 +110,9 @@ def families(study: Study) -> tuple[NDArray[np.intp], dict[int, str]]:
     if study.group_keys or len(study.se_keys) < 2:
         names = dict(zip(study.group.tolist(), study.variants["group"], strict=True))
         return study.group, names if study.group_keys and len(names) <= len(MARKERS) else {}
-    codes, values = pd.factorize(value_texts(study.variants[study.se_keys[0]]).mask(study.is_baseline))
-    return codes, dict(enumerate(map(str, values)))
+    key = study.se_keys[0]
+    codes, values = pd.factorize(value_texts(study.variants[key]).mask(study.is_baseline))
+    return codes, dict(enumerate(map(column(key, study.trials).short.format, values)))
 
 
 def _side_by_side(axes: Axes, x: Floats) -> Floats:

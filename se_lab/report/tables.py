@@ -18,6 +18,7 @@ from se_lab.report.columns import (
     column,
     did_you_mean,
     interval_text,
+    number_order,
     unknown,
     value_text,
     value_texts,
@@ -103,8 +104,9 @@ def pivot_table(
 ) -> Table:
     """One row a value of the key `index`, one column a value of the key `across`, in each cell the metric.
 
-    For example reduction ratios × backbones. Bold is as in `ablation_table`. A baseline that has no value of `across`
-    is named in a note. Raises ReportError where the two keys do not tell all variants apart, and as `ablation_table`.
+    For example reduction ratios × backbones. Numbers stand in their order, other values in the records'. Bold is as in
+    `ablation_table`. A baseline that has no value of `across` is named in a note. Raises ReportError where the two keys
+    do not tell all variants apart, and as `ablation_table`.
     """
     study = group_variants(records, rows=[index, across], where=where)
     refuse_absent_metric(study, metric)
@@ -118,10 +120,10 @@ def pivot_table(
     cells = cells[~nowhere]
 
     labels = value_texts(cells[index]).mask(cells["is_baseline"] & index.startswith("model.se."), BASELINE)
-    rows = labels.drop_duplicates()
+    rows = labels.iloc[number_order(cells[index])].drop_duplicates()
     data = pd.DataFrame({"variant": rows.to_numpy(), "group": "", "is_baseline": rows.to_numpy() == BASELINE})
     shown = [Shown(replace(column(index, study.trials), kind="text"), "variant")]
-    for value in value_texts(cells[across]).drop_duplicates():
+    for value in value_texts(cells[across].iloc[number_order(cells[across])]).drop_duplicates():
         chosen = cells[value_texts(cells[across]) == value]
         chosen = chosen.set_index(labels[chosen.index]).reindex(data["variant"])
         keys = {part: f"{value}:{part}" if part else value for part in ("", "ci95", "best")}

@@ -61,6 +61,13 @@ def _answer(writer: Connection, function: Callable[..., Any], arguments: Sequenc
         writer.send((error, None))
 
 
+def see_children_end() -> None:
+    """Let this process learn how those end that it starts, where whoever started it has the system forget them."""
+    if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
+        with contextlib.suppress(ValueError):  # not the main thread
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+
 def can_fork(threads: int) -> bool:
     """Tell whether a forked process could train with so many threads: seldom after this one has trained itself."""
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
@@ -97,10 +104,11 @@ def end_with(parent: int) -> None:
 
 @contextlib.contextmanager
 def told_to_stop() -> Iterator[threading.Event]:
-    """Yield what SIGINT and SIGTERM set for as long as this lasts."""
+    """Yield what SIGINT, SIGTERM and the end of the terminal set for as long as this lasts."""
     stop = threading.Event()
     before: dict[signal.Signals, Any] = {}
-    for number in (signal.SIGINT, signal.SIGTERM):
+    hangup = [] if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else [signal.SIGHUP]  # ignored under nohup
+    for number in (signal.SIGINT, signal.SIGTERM, *hangup):
         with contextlib.suppress(ValueError):  # not the main thread
             before[number] = signal.signal(number, lambda *_: stop.set())
     try:

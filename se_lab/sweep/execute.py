@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -19,10 +20,11 @@ from se_lab.data import check_split, data_shape
 from se_lab.failures import BROKEN_DEVICE, NETWORK, OK_AGAIN, OTHER, OUT_OF_MEMORY, reason
 from se_lab.model import create_model
 from se_lab.preflight import check_before
+from se_lab.record_index import Stamp, stamp_of
 from se_lab.spec import ExecSpec, RunSpec, SpecError
 from se_lab.squeeze_excite import SqueezeExcite
 from se_lab.sweep.bayes import BayesSearch, import_optuna
-from se_lab.sweep.child import can_fork, in_a_child, told_to_stop
+from se_lab.sweep.child import can_fork, in_a_child, see_children_end, told_to_stop
 from se_lab.sweep.early_stop import Hyperband
 from se_lab.sweep.fresh import execute_afresh
 from se_lab.sweep.trial_process import Outcome, TrialProcess
@@ -63,7 +65,7 @@ def check_trials(
         DataError: for a data set that cannot be used.
     """
     execution = execution or ExecSpec()
-    _check_place(execution.store)
+    check_place(execution.store)
     in_a_child(_check_machine, trials, execution)  # which wakes CUDA, and then no worker could be forked
     remarks: list[str] = []
     widths: dict[tuple[object, ...], dict[int, tuple[int, ...]]] = {}
@@ -103,11 +105,9 @@ def check_trials(
     return remarks
 
 
-def _check_place(folder: str) -> None:
-    """Raise SpecError for a store that is a file, lies under one, or has no name."""
+def check_place(folder: str) -> None:
+    """Raise SpecError for a store that is a file, or lies under one."""
     path = Path(folder)
-    if not folder:
-        raise SpecError("store is ''; it must be a folder, such as runs")
     if file := next((one for one in (path, *path.parents) if one.is_file()), None):
         raise SpecError(f"store is {folder!r}, and {file} is a file; it must be a folder")
 
@@ -156,11 +156,26 @@ def execute(
     """
     if search is not None:
         import_optuna()
+    see_children_end()
+    work: dict[str, Any] = {"retries": retries, "search": search, "early_stop": early_stop}
     if not can_fork(execution.threads):
-        work = {"retries": retries, "search": search, "early_stop": early_stop}
         return execute_afresh(view, trials=trials, execution=execution, workers=workers, **work)
-    began = time.time()
+    return execute_here(trials, execution, workers, view, **work)
+
+
+def execute_here(
+    trials: Sequence[RunSpec],
+    execution: ExecSpec,
+    workers: int,
+    view: View,
+    *,
+    retries: int,
+    search: BayesSearch | None,
+    early_stop: Hyperband | None,
+) -> list[Outcome]:
+    """Do what `execute` does, in a process that can fork workers."""
     everyone = list(trials)
+    stamps = {trial.trial_id: _stamp(trial, execution) for trial in trials}
     outcomes: dict[str, Outcome] = {}
     waiting: list[_Entry] = []
     running: dict[TrialProcess, _Entry] = {}
@@ -194,20 +209,20 @@ def execute(
                 entry.not_before = time.monotonic() + POLL_SECONDS
                 continue
             waiting.remove(entry)
-            over = _over(entry.trial, execution, early_stop, began)
+            over = _over(entry.trial, execution, early_stop, stamps)
             if over is None or (entry.tries and over.status == "failed"):
                 return entry
             settle(over)
 
     for trial in everyone:
-        if (over := _over(trial, execution, early_stop, began)) is not None:
+        if (over := _over(trial, execution, early_stop, stamps)) is not None:
             settle(over)
         else:
             waiting.append(_Entry(trial))
     if waiting or search_goes_on:
         _check_writable(execution.store)
     service = shared_service(execution.wandb and bool(waiting or search_goes_on))
-    with _one_thread(), service, told_to_stop() as stop:
+    with _one_thread(), service, told_to_stop() as stop, _asked_to_stop(running):
         while ((waiting or search_goes_on) and not stop.is_set()) or running:
             while len(running) < workers and not stop.is_set() and (entry := next_entry()) is not None:
                 running[TrialProcess(entry.trial, execution, early_stop, peers)] = entry
@@ -218,9 +233,10 @@ def execute(
             handles = [handle for worker in running for handle in worker.handles]
             wait(handles, timeout=0.5) if handles else time.sleep(0.1 if search_goes_on or waiting else 0)
             for worker, entry in list(running.items()):
+                is_over = worker.is_over()  # asked first: then what it said last is among the rows
                 for row in worker.rows():
                     view(Event(entry.trial, "running", row))
-                if not worker.is_over():
+                if not is_over:
                     continue
                 del running[worker]
                 outcome = worker.outcome()
@@ -296,11 +312,17 @@ def _unseen(search: BayesSearch, execution: ExecSpec, seen: Sequence[RunSpec]) -
     return others[0] if others else search.propose(execution.store)
 
 
-def _over(trial: RunSpec, execution: ExecSpec, early_stop: Hyperband | None, began: float) -> Outcome | None:
+def _stamp(trial: RunSpec, execution: ExecSpec) -> Stamp | None:
+    return stamp_of(str(store.trial_folder(execution.store, trial.trial_id) / "record.json"))
+
+
+def _over(
+    trial: RunSpec, execution: ExecSpec, early_stop: Hyperband | None, stamps: Mapping[str, Stamp | None]
+) -> Outcome | None:
     """Return how a trial ended that needs no work here.
 
-    One that failed before this sweep began is tried anew. One that failed since, in another process, would fail here
-    too, unless that was its place's fault.
+    One that had failed when this sweep began, and whose record is still that of `stamps`, is tried anew. One that
+    failed since, in another process, would fail here too, unless that was its place's fault.
     """
     folder = store.trial_folder(execution.store, trial.trial_id)
     record = store.read_record(folder)
@@ -309,10 +331,19 @@ def _over(trial: RunSpec, execution: ExecSpec, early_stop: Hyperband | None, beg
     if record.status == "finished" or (record.status == "stopped" and early_stop is not None):
         return Outcome(trial, "skipped")
     if record.status == "failed" and record.error_kind not in (BROKEN_DEVICE, OUT_OF_MEMORY, *OK_AGAIN):
-        with contextlib.suppress(FileNotFoundError):
-            if (folder / "record.json").stat().st_mtime > began:
-                return Outcome(trial, "failed", record.error_kind, reason(record.error or ""))
+        same = _stamp(trial, execution) == stamps.get(trial.trial_id)
+        return None if same else Outcome(trial, "failed", record.error_kind, reason(record.error or ""))
     return None
+
+
+@contextlib.contextmanager
+def _asked_to_stop(running: Mapping[TrialProcess, object]) -> Iterator[None]:
+    """Let the trials save their state where the sweep itself goes wrong, as when its terminal is gone."""
+    try:
+        yield
+    finally:
+        for worker in running:
+            worker.ask_to_stop()
 
 
 @contextlib.contextmanager

@@ -72,7 +72,7 @@ def _none_begun(trials: Sequence[RunSpec]) -> list[Outcome]:
 
 
 def _main(pipe: Connection, parent: int) -> None:
-    from se_lab.sweep.execute import execute
+    from se_lab.sweep.execute import execute_here
 
     end_with(parent)
     work: dict[str, Any] = pipe.recv()
@@ -82,7 +82,7 @@ def _main(pipe: Connection, parent: int) -> None:
 
     try:
         _check_operators(work["trials"], work["execution"])
-        answer = ("outcomes", execute(view=view, **work))
+        answer = ("outcomes", execute_here(view=view, **work))
     except Exception as error:
         pipe.send(("error", error))
         return

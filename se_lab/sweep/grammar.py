@@ -107,13 +107,25 @@ def load_spec(path: str | Path) -> Any:
         SpecError: for a file that is not there or no YAML.
     """
     try:
-        return yaml.safe_load(Path(path).read_text())
+        spec = yaml.safe_load(Path(path).read_text())
+        if _contains_itself(spec):
+            raise ValueError("an alias in it stands within its own anchor, so that it contains itself")
     except FileNotFoundError:
         raise SpecError(f"{path}: there is no such sweep spec") from None
     except IsADirectoryError:
         raise SpecError(f"{path} is a directory; a sweep spec is a YAML file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise SpecError(f"{path} cannot be read: {error.strerror}") from None
+    except RecursionError:
+        raise SpecError(f"{path} is no YAML: it is nested too deeply") from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: no text, or a date or number that Python refuses
         raise SpecError(f"{path} is no YAML: {error}") from None
+    return spec
+
+
+def _contains_itself(value: Any, above: tuple[int, ...] = ()) -> bool:
+    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+    return id(value) in above or any(_contains_itself(one, (*above, id(value))) for one in inner)
 
 
 def common_of(spec: Mapping[str, Any]) -> tuple[RunSpec, ExecSpec]:

@@ -30,14 +30,22 @@ from se_lab import store
 from se_lab.spec import ExecSpec, RunSpec, SpecError
 from se_lab.stopping import RESUME_ME, InterruptedTrialError
 from se_lab.sweep.grammar import Sweep
-from se_lab.sweep.status import SUBMISSIONS, Standing, Submission, job_name, live_jobs, standings, trials_of
+from se_lab.sweep.status import (
+    SUBMISSIONS,
+    Standing,
+    Submission,
+    ask_slurm,
+    job_name,
+    live_jobs,
+    standings,
+    trials_of,
+)
 
 ARRAY_SIZE = 1000
 """The longest array that Slurm takes unless it is told otherwise (MaxArraySize)."""
 FRUITLESS_RESTARTS = 3
 """A job that was requeued this often and then stops without having saved anything is given up."""
 POLL_SECONDS = 5.0
-ASK_AGAIN_SECONDS = (1.0, 2.0, 4.0, 8.0)
 
 
 @dataclass(frozen=True)
@@ -321,21 +329,9 @@ def _leave(*, made_progress: bool) -> None:
     if (array := os.environ.get("SLURM_ARRAY_JOB_ID")) is not None:
         job = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"  # one task's own number is that of the whole array
     if os.environ.get("SLURM_PROCID", "0") == "0":
-        state = _ask_slurm("squeue", "--all", "--noheader", "--format=%T", f"--jobs={job}")
+        state = ask_slurm("squeue", "--all", "--noheader", "--format=%T", f"--jobs={job}")
         if not made_progress and int(os.environ.get("SLURM_RESTART_COUNT", "0")) >= FRUITLESS_RESTARTS:
             print("not requeued: nothing was saved in this run of the job; give it more time", file=sys.stderr)
         elif state.strip() == "RUNNING":  # where it was preempted at once, it is in the queue already
-            _ask_slurm("scontrol", "requeue", job)
+            ask_slurm("scontrol", "requeue", job)
     sys.exit(RESUME_ME)
-
-
-def _ask_slurm(*command: str) -> str:
-    """Return what a command of Slurm's says; a busy controller is asked again, for as long as the job may have left."""
-    for pause in (*ASK_AGAIN_SECONDS, None):
-        said = subprocess.run(command, capture_output=True, text=True)
-        if said.returncode == 0 or pause is None:
-            break
-        print(f"{command[0]}: {said.stderr.strip()}; asking again", file=sys.stderr)
-        time.sleep(pause)
-    said.check_returncode()
-    return said.stdout

@@ -7,6 +7,8 @@ import json
 import re
 import shutil
 import subprocess
+import sys
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -20,6 +22,7 @@ from se_lab.sweep.grammar import Sweep
 SUBMISSIONS = ".slurm"
 """The folder of a store with what was submitted from it: <job>.json a submission, and the logs of its jobs."""
 OVER = ("done", "stopped")
+ASK_AGAIN_SECONDS = (1.0, 2.0, 4.0, 8.0)
 
 
 @dataclass(frozen=True)
@@ -154,10 +157,23 @@ def _queue(names: set[str]) -> dict[str, str]:
     if shutil.which("squeue") is None:
         raise SpecError("trials were handed to Slurm, and there is no squeue here to ask about them")
     command = ["squeue", "--all", "--noheader", "--array", "--format=%i %T", f"--name={','.join(sorted(names))}"]
-    said = subprocess.run(command, capture_output=True, text=True)
-    if said.returncode:
-        raise SpecError(f"Slurm's queue cannot be asked: {said.stderr.strip()}")
-    return {job: state for job, _, state in (line.partition(" ") for line in said.stdout.splitlines())}
+    try:
+        said = ask_slurm(*command)
+    except subprocess.CalledProcessError as error:
+        raise SpecError(f"Slurm's queue cannot be asked: {error.stderr.strip()}") from error
+    return {job: state for job, _, state in (line.partition(" ") for line in said.splitlines())}
+
+
+def ask_slurm(*command: str) -> str:
+    """Return what a command of Slurm's says; a busy controller is asked again, while a job that leaves has time."""
+    for pause in (*ASK_AGAIN_SECONDS, None):
+        said = subprocess.run(command, capture_output=True, text=True)
+        if said.returncode == 0 or pause is None:
+            break
+        print(f"{command[0]}: {said.stderr.strip()}; asking again", file=sys.stderr)
+        time.sleep(pause)
+    said.check_returncode()
+    return said.stdout
 
 
 def listing(stood: Sequence[Standing]) -> list[dict[str, Any]]:

@@ -114,7 +114,8 @@ def _work(
     peers: Callable[[], list[str]],
 ) -> None:
     """Run a trial in this process, and leave with a status that says how it went."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C goes to the parent, which asks us by SIGTERM
+    for number in (signal.SIGINT, signal.SIGHUP):  # the terminal's go to the parent, which asks us by SIGTERM
+        signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     end_with(parent)
     folder = store.trial_folder(execution.store, trial.trial_id)

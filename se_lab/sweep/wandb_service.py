@@ -59,7 +59,7 @@ def _serve(pipe: Connection, other_end: Connection) -> None:
     import wandb
 
     other_end.close()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # the trials that are told to stop still log
     wandb.setup(settings=wandb.Settings(silent=True))
     with contextlib.suppress(EOFError, OSError):

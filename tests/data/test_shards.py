@@ -15,7 +15,7 @@ from PIL import Image
 
 from se_lab.data import DataError, create_data
 from se_lab.data.shards import Shards
-from se_lab.spec import DataSpec
+from se_lab.spec import DataSpec, TrainSpec
 from se_lab.train import run
 
 
@@ -262,3 +262,26 @@ def test_a_trial_on_shards_records_what_it_skipped(shards, tmp_path, quick, here
     assert record.data["skipped"] == ["val-00.tar/sample0005: its label is 9, and there are 3 classes from 0 on"]
     predictions = np.load(tmp_path / "store" / record.trial_id / "predictions.npz")
     assert predictions["key"][5] == "val-00.tar/sample0006"
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_images_found_bad_in_passing_are_left_out_of_any_batch_and_recorded_by_all_ranks(
+    shards, tmp_path, quick, here, noise, devices
+):
+    shards("train", 2)
+    bad = {"sample0101", "sample0108"}  # one of another rank's, and all of the last batch
+    with webdataset.TarWriter(str(tmp_path / "shards/test-00.tar")) as writer:
+        for number in range(100, 109):
+            picture = io.BytesIO()
+            noise(number).save(picture, "png")
+            content = picture.getvalue()[: 60 if f"sample{number:04}" in bad else None]
+            writer.write({"__key__": f"sample{number:04}", "png": content, "cls": number % 3})
+    train, test = (f"file://{tmp_path}/shards/{name}-00.tar" for name in ("train", "test"))
+    spec = quick(
+        data=DataSpec(f"wds:{train},{test}", image_size=16, batch_size=4, val_fraction=0, on_error="skip"),
+        train=TrainSpec(epochs=1, devices=devices),
+    )
+    record = run(spec, dataclasses.replace(here, data_workers=0))
+    assert {text.partition(":")[0] for text in record.data["skipped"]} == {f"test-00.tar/{key}" for key in bad}
+    keys = np.load(f"{here.store}/{record.trial_id}/predictions.npz")["key"].tolist()
+    assert keys == [f"test-00.tar/sample{n:04}" for n in range(100, 109) if n not in (101, 108)]

@@ -28,6 +28,19 @@ def run(
     return script
 
 
+@pytest.mark.parametrize("script", sorted(ANALYSIS.glob("*.py")), ids=lambda script: script.stem)
+def test_help_is_the_scripts_own_text_and_nothing_given_is_a_mistake(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], script: Path
+) -> None:
+    for arguments, status in (["--help"], 0), ([], 2):
+        monkeypatch.setattr("sys.argv", [script.name, *arguments])
+        with pytest.raises(SystemExit) as left:
+            runpy.run_path(str(script), run_name="__main__")
+        assert left.value.code == status
+    said = capsys.readouterr()
+    assert script.read_text().partition(":")[0].strip('"') in said.out and "usage" in said.err
+
+
 def test_ablation_table_prints_the_table(run: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
     run("ablation_table.py", "runs/", "markdown")
     assert "**7.23 ± 0.63**" in capsys.readouterr().out

@@ -13,7 +13,7 @@ import torch
 from excitation_nets import CLASSES, driven_images, driven_net, of_gates, write_trial
 from PIL import Image
 
-from se_lab.activations import ExcitationError, capture_excitations
+from se_lab.activations import ExcitationError, GateSite, capture_excitations
 from se_lab.cli import main
 from se_lab.data import DataError, create_data
 from se_lab.excitation_statistics import ExcitationStatistics
@@ -102,7 +102,38 @@ def test_similarity_of_units_is_linear_cka() -> None:
     cross, *own = (np.linalg.norm(x.T @ y) for x, y in (centred, centred[:1] * 2, centred[1:] * 2))
     turned = a @ np.linalg.qr(rng.normal(size=(6, 6)))[0]
     found = measures.unit_similarity([unit(a)], [unit(b), unit(turned), unit(np.ones((10, 3)))])
-    np.testing.assert_allclose(found, [[cross**2 / (own[0] * own[1]), 1, 0]], atol=1e-9)
+    np.testing.assert_allclose(found, [[cross**2 / (own[0] * own[1]), 1, np.nan]], atol=1e-9)
+
+
+def test_a_class_that_excites_all_channels_alike_correlates_with_none() -> None:
+    mean = np.array([[0.1, 0.9, 0.4], [0.5, 0.5, 0.5], [0.2, 0.8, 0.3], [0.9, 0.1, 0.2]])
+    matrix, order = measures.class_similarity(SimpleNamespace(mean=mean, count=np.ones(4)))
+    expected = np.full((4, 4), np.nan)  # NumPy warns of the flat row, and says NaN as well
+    expected[np.ix_([0, 2, 3], [0, 2, 3])] = np.corrcoef(mean[[0, 2, 3]])
+    np.testing.assert_allclose(matrix, expected[np.ix_(order, order)])
+
+
+def test_gates_that_are_the_same_for_all_classes_show_one_even_colour_and_no_similarity_of_units() -> None:
+    filled = ExcitationStatistics([GateSite("SE_2_1", 2, 1, 64, "a"), GateSite("SE_2_2", 2, 2, 64, "b")], list("uvw"))
+    filled.count += 5
+    filled.mean.copy_(torch.rand(filled.mean.shape[-1]) + torch.tensor([[0], [1e-8], [2e-8]]))
+    similarity = excitation_figures.class_similarity_figure(filled)
+    for axes in similarity.axes[:2]:
+        (image,) = axes.images
+        assert image.get_clim()[0] <= 0.9  # rounding errors of a correlation of 1 are not seen
+    filled.mean.copy_(filled.mean[0].expand_as(filled.mean).clone())
+    axes = excitation_comparisons.unit_similarity_figure(filled).axes[0]
+    assert axes.images[0].get_array().mask.all()
+    assert "blank" in axes.get_title(loc="left")
+
+
+def test_the_mean_of_all_classes_does_not_hide_a_class_that_is_like_it() -> None:
+    filled = ExcitationStatistics([GateSite("SE_2_1", 2, 1, 8, "a")], list("uv"))
+    filled.count += 5
+    *classes, every = excitation_figures.activation_figure(filled, [0, 1]).axes[0].lines
+    assert every.get_label() == "all (2 classes)"
+    assert every.get_zorder() < min(line.get_zorder() for line in classes)
+    assert every.get_linewidth() > 2 * max(line.get_linewidth() for line in classes)
 
 
 def test_the_one_class_that_drives_one_channel_is_found(tmp_path: Path) -> None:

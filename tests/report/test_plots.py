@@ -79,6 +79,19 @@ def test_points_are_means_at_their_cost(reduction_study: pd.DataFrame) -> None:
     assert axes.get_title(loc="left") == "Mean of 3 seeds with 95 % interval"
 
 
+def test_the_legend_of_a_trade_off_says_what_is_there_and_of_which_key(study: Make) -> None:
+    records = study(
+        [
+            ({"insertion": "none"}, [1.0]),
+            ({"reduction": 4, "squeeze": "max"}, [5.0]),
+            ({"reduction": 8, "squeeze": "avg"}, [4.0]),
+        ]
+    )
+    (axes,) = tradeoff_figure(records).axes
+    # no line of a front where one variant beats all others; a bare 4 could be anything
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["r=4", "r=8"]
+
+
 def test_the_front_is_what_nothing_beats() -> None:
     x = np.array([3.0, 1.0, 2.0, 2.0, 4.0])
     y = np.array([5.0, 9.0, 6.0, 7.0, 5.0])  # 4.0 costs more than 3.0 and is no better

@@ -9,7 +9,7 @@ from se_lab import store
 from se_lab.cli import main
 from se_lab.spec import SpecError
 from se_lab.store import RunRecord
-from se_lab.sweep import slurm
+from se_lab.sweep import slurm, status
 from se_lab.sweep.grammar import read_sweep
 from se_lab.sweep.status import Submission, standings, summary
 
@@ -18,9 +18,9 @@ def test_a_sweep_that_ran_here_is_told_trial_by_trial(sweep_file, tmp_path, caps
     path = sweep_file(seed=range(5))
     trials = read_sweep(path).trials
     folders = [tmp_path / "store" / trial.trial_id for trial in trials]
-    for trial, folder, status in zip(trials, folders, ("finished", "failed"), strict=False):
-        error = None if status == "finished" else "Traceback ...\nMemoryError: no more"
-        store.write_record(folder, RunRecord(trial.trial_id, status, trial.flat(), {}, error=error))
+    for trial, folder, state in zip(trials, folders, ("finished", "failed"), strict=False):
+        error = None if state == "finished" else "Traceback ...\nMemoryError: no more"
+        store.write_record(folder, RunRecord(trial.trial_id, state, trial.flat(), {}, error=error))
     with store.claim(folders[2]):
         pass
     with store.claim(folders[3]):
@@ -62,10 +62,26 @@ def program(folder, name, text):
     (folder / name).chmod(0o755)
 
 
+def test_a_busy_controller_is_asked_again_before_a_queue_is_given_up(sweep_file, tmp_path, monkeypatch):
+    sweep = read_sweep(sweep_file(seed=[0]))
+    Submission("se-lab-tiny", 1, [(["7"], [sweep.trials[0].trial_id])]).note(tmp_path / ".slurm")
+    busy = "{ echo Socket timed out >&2; exit 1; }"
+    program(
+        tmp_path,
+        "squeue",
+        f"echo x >> {tmp_path}/asked; test $(wc -l < {tmp_path}/asked) = 2 && echo 7 PENDING || {busy}",
+    )
+    monkeypatch.setattr(status, "ASK_AGAIN_SECONDS", (0.01,))
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert [s.status for s in standings(sweep, tmp_path)] == ["queued"]
+    with pytest.raises(SpecError, match="cannot be asked: Socket timed out"):
+        standings(sweep, tmp_path)
+
+
 def test_a_job_that_must_leave_asks_a_busy_controller_again(tmp_path, monkeypatch):
     program(tmp_path, "squeue", f"test -e {tmp_path}/asked && echo RUNNING || {{ touch {tmp_path}/asked; exit 1; }}")
     program(tmp_path, "scontrol", f'echo "$@" > {tmp_path}/told')
-    monkeypatch.setattr(slurm, "ASK_AGAIN_SECONDS", (0.01,))
+    monkeypatch.setattr(status, "ASK_AGAIN_SECONDS", (0.01,))
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     with pytest.raises(SystemExit, match="75"):

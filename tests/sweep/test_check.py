@@ -154,3 +154,30 @@ def test_every_shipped_sweep_is_sound():
     files = sorted((Path(__file__).parents[2] / "sweeps").glob("*.yaml"))
     assert files
     assert {file.name: [str(finding) for finding in check_sweep(file)] for file in files} == {f.name: [] for f in files}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a: &a [*a]", "contains itself"),
+        ("method: grid\nparameters:\n  seed: &seed {values: [*seed]}", "contains itself"),
+        ("[" * 3000, "nested too deeply"),
+        ("name: 2026-13-45", "month must be in 1..12"),
+        ("name: " + "1" * 5000, "4300 digits"),
+        ("name: \0", "special characters are not allowed"),
+    ],
+)
+def test_a_file_that_yaml_makes_nothing_of_is_told_in_one_error(tmp_path, capsys, text, said):
+    path = tmp_path / "sweep.yaml"
+    path.write_text(text)
+    for verb in (["sweep", "--check"], ["sweep", "--dry-run"], ["table"], ["gc", str(tmp_path), "--specs"]):
+        assert main([*verb, str(path)]) == 2
+        told = capsys.readouterr().err
+        assert f"{path} is no YAML" in told and said in told
+
+
+def test_a_value_that_stands_twice_under_one_anchor_is_no_loop(found, tmp_path):
+    path = tmp_path / "anchors.yaml"
+    text = yaml.safe_dump(WHOLE | grid(optim__lr=[0.1, 0.2])).replace("- 0.1", "- &lr 0.1").replace("- 0.2", "- *lr")
+    path.write_text(text)
+    assert check_sweep(path) == []

@@ -1,5 +1,7 @@
 """Sweeps on this machine: each trial once, whatever happens to the workers."""
 
+import contextlib
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -20,6 +22,7 @@ from se_lab.spec import ExecSpec, ModelSpec, RunSpec, SESpec, SpecError
 from se_lab.sweep.execute import Outcome, check_trials, common_reason, execute
 from se_lab.sweep.grammar import read_sweep
 from se_lab.sweep.records import load_records
+from se_lab.sweep.trial_process import TrialProcess
 from se_lab.task import ClassificationTask
 
 SWEEP = {
@@ -165,6 +168,49 @@ def test_what_may_pass_is_tried_again_and_what_cannot_is_not(spec_file, here, fa
     assert store.read_record(Path(here.store) / other.trial_id).error_kind == "NaN loss"
 
 
+def test_why_a_trial_failed_is_known_however_late_it_is_asked(spec_file, here, fail, monkeypatch):
+    (trial,) = read_sweep(spec_file).trials[:1]
+    tries = fail(FloatingPointError("the training loss is nan"))
+
+    def after_its_end(self):
+        self._process.join()
+        return True
+
+    monkeypatch.setattr(TrialProcess, "is_over", after_its_end)
+    monkeypatch.setattr("se_lab.sweep.execute.wait", lambda handles, timeout: [])  # it has said nothing yet
+    outcomes = execute([trial], here, 1, lambda event: None, retries=1)
+    assert [(o.status, o.kind) for o in outcomes] == [("failed", "NaN loss")] and tries(trial) == 1
+    assert "FloatingPointError" in store.read_record(Path(here.store) / trial.trial_id).error
+
+
+def test_an_earlier_failure_is_tried_anew_on_a_file_server_whose_clock_is_ahead(spec_file, here):
+    (trial,) = read_sweep(spec_file).trials[:1]
+    folder = Path(here.store) / trial.trial_id
+    failed = store.RunRecord(trial.trial_id, "failed", trial.flat(), {}, error="KeyError: 'mended'", error_kind="error")
+    store.write_record(folder, failed)
+    soon = time.time() + 600
+    os.utime(folder / "record.json", (soon, soon))
+    assert [o.status for o in execute([trial], here, 1, lambda event: None)] == ["finished"]
+
+
+def test_what_goes_wrong_in_the_sweep_itself_lets_its_trials_save_their_state(spec_file, here):
+    (trial,) = read_sweep(spec_file).trials[:1]
+    trial = dataclasses.replace(trial, train=dataclasses.replace(trial.train, epochs=5000))
+    folder = Path(here.store) / trial.trial_id
+
+    def view(event):
+        if event.row:
+            raise OSError(5, "Input/output error")
+
+    with pytest.raises(OSError, match="Input/output error"):
+        execute([trial], here, 1, view)
+    end = time.monotonic() + 60
+    while store.holder_of(folder) is not None:
+        assert time.monotonic() < end, "the trial goes on with nobody to see it"
+        time.sleep(0.05)
+    assert (folder / "last.ckpt").exists() and not (folder / "record.json").exists()
+
+
 def test_a_lost_process_goes_on_from_its_checkpoint_and_is_given_up_after_its_retries(spec_file, here, fail):
     (trial,) = read_sweep(spec_file).trials[:1]
     tries = fail(lambda: os.kill(os.getpid(), signal.SIGKILL))
@@ -271,7 +317,7 @@ def test_a_trial_that_failed_meanwhile_in_another_process_is_not_tried_here(spec
     assert tries(second) == 4, "once for each epoch of the first, as a sweep begun anew, and never in this one"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_leaves_everything_resumable(spec_file, tmp_path, number, undisturbed):
     store = tmp_path / "store"
     process = subprocess.Popen(
@@ -283,12 +329,25 @@ def test_a_signal_leaves_everything_resumable(spec_file, tmp_path, number, undis
     )
     while not list(store.glob("*/metrics.csv")):
         time.sleep(0.05)
-    os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
+    # Ctrl-C, and a terminal that is closed, tell the workers as well
+    process.send_signal(number) if number == signal.SIGTERM else os.killpg(process.pid, number)
     out, err = process.communicate(timeout=240)
     assert process.returncode == 75, err
     assert "goes on where it stopped" in err and "interrupted" in out
     subprocess.run(command(spec_file, store), check=True, capture_output=True)
     assert results(spec_file, store) == undisturbed
+
+
+def test_where_ends_of_processes_are_ignored_a_sweep_sees_those_of_its_workers(spec_file, tmp_path):
+    code = "import os, signal, sys; signal.signal(signal.SIGCHLD, signal.SIG_IGN); os.execv(sys.argv[1], sys.argv[1:])"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *command(spec_file, tmp_path / "store")], start_new_session=True
+    )
+    try:
+        assert process.wait(timeout=120) == 0
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def test_killed_five_times_it_comes_to_the_table_of_an_undisturbed_run(spec_file, tmp_path, undisturbed):

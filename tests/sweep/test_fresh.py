@@ -35,6 +35,15 @@ def script(store, text):
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 
+def training(store, text):
+    """Start a script whose trial has an epoch behind it."""
+    process = script(store, text)
+    while not list(store.glob("*/metrics.csv")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+    return process
+
+
 def test_a_process_that_has_trained_with_threads_cannot_fork_and_its_sweep_runs_all_the_same(tmp_path):
     process = script(
         tmp_path / "store",
@@ -58,13 +67,30 @@ def test_a_process_that_has_trained_with_threads_cannot_fork_and_its_sweep_runs_
     assert "model.se.squeeze is 'mine'" in refused and "name that as plugins" in refused
 
 
+def test_the_new_python_forks_without_asking_whether_it_can(tmp_path):
+    (tmp_path / "slow_machine.py").write_text(
+        "import se_lab.sweep.execute\n\nse_lab.sweep.execute.can_fork = lambda threads: False\n"
+    )
+    process = script(
+        tmp_path / "store",
+        """
+        import dataclasses, os
+        os.chdir(os.path.dirname(sys.argv[1]))
+        here = dataclasses.replace(here, plugins="slow_machine")
+        print([o.status for o in execute([trial()], here, 1, lambda e: None)])
+        """,
+    )
+    try:
+        out, err = process.communicate(timeout=90)
+    finally:
+        process.kill()
+    assert out.strip() == "['finished']", err
+
+
 @pytest.mark.slow
 def test_a_signal_to_that_process_leaves_its_trial_resumable(tmp_path):
     store = tmp_path / "store"
-    process = script(store, "print([o.status for o in execute([trial(epochs=500)], here, 1, lambda e: None)])")
-    while not list(store.glob("*/metrics.csv")):
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.1)
+    process = training(store, "print([o.status for o in execute([trial(epochs=500)], here, 1, lambda e: None)])")
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=120)
     assert out.strip() == "['interrupted']", err
@@ -74,10 +100,7 @@ def test_a_signal_to_that_process_leaves_its_trial_resumable(tmp_path):
 @pytest.mark.slow
 def test_it_ends_with_the_process_that_called_it(tmp_path):
     store = tmp_path / "store"
-    process = script(store, "execute([trial(epochs=5000)], here, 1, lambda e: None)")
-    while not list(store.glob("*/metrics.csv")):
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.1)
+    process = training(store, "execute([trial(epochs=5000)], here, 1, lambda e: None)")
     worker = json.loads(next(store.glob("*/claims/000001")).read_text())["pid"]
     process.kill()
     process.communicate()
