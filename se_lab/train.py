@@ -23,7 +23,7 @@ from se_lab.data import ImageData, create_data, present_digest
 from se_lab.distributed import Place, find_place, gathered, joined, shared, trainer_options
 from se_lab.failures import LOST, failure_kind, reason
 from se_lab.flags import import_plugins
-from se_lab.fused import choose, fuse
+from se_lab.fused import Work, choose, fuse
 from se_lab.keeper import Progress, StoppedEarlyError, TrialKeeper, share_skipped
 from se_lab.launch import LostRankError, launch
 from se_lab.preflight import check_before, check_built, check_norms, device_of
@@ -174,8 +174,11 @@ def fuse_where_it_pays(task: ClassificationTask, execution: ExecSpec, data: Imag
         data: Its images.
         macs: Multiply-accumulates of an image's forward pass.
     """
-    images = data.sizes["train"] * task.spec.train.epochs
-    fused, why = choose(task.spec.model.fused, device_of(execution), macs, images)
+    train, images = task.spec.train, data.sizes["train"]
+    at_a_time = min(task.spec.data.batch_size, images) // (train.ranks * train.accumulate)
+    fused, why = choose(
+        task.spec.model.fused, device_of(execution), Work(macs * at_a_time, float(macs) * images * train.epochs)
+    )
     if fused:
         fuse(task)
     return why

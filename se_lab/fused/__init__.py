@@ -9,4 +9,5 @@ from __future__ import annotations
 from se_lab.fused.blocks import form_of as form_of
 from se_lab.fused.blocks import fuse as fuse
 from se_lab.fused.blocks import unfuse as unfuse
+from se_lab.fused.choice import Work as Work
 from se_lab.fused.choice import choose as choose

@@ -2,30 +2,46 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from se_lab.fused.passes import compiles
 
-PAYS_FROM: dict[str, float] = {"cpu": 3e13}
-"""By device type where fused units are proven faster (benchmarks/RESULTS.md): the multiply-accumulates of a training
-run, forward and backward, from which on that is worth the minute that compiling takes. On two cores, ResNet-50 in NCHW,
-a step of 8 images, 3 · 8 · 4.1e9 of them, is 0.20 s shorter: 2e-12 s each, and 60 s / 2e-12 s = 3e13."""
+
+class Work(NamedTuple):
+    """Multiply-accumulates of forward passes."""
+
+    step: float
+    """Of a process's share of a training step."""
+    training: float
+    """Of all steps."""
 
 
-def choose(mode: str, device: str, macs: int, images: int) -> tuple[bool, str]:
+PAYS_FROM: dict[str, Work] = {"cpu": Work(step=5e9, training=8e11)}
+"""By device type where fused units are proven faster (benchmarks/RESULTS.md): from how much work on.
+
+In small steps the fixed cost of a fused unit, under a millisecond, outweighs what it saves: on a core, ResNet-20 gains
+at 32 pixels and 128 images, and loses at 16 pixels. And the passes are compiled once a machine, in five seconds; in
+training, forward and backward, of 3 · 8e11 multiply-accumulates a core saves those, at 2e-12 s each.
+"""
+
+
+def choose(mode: str, device: str, work: Work) -> tuple[bool, str]:
     """Decide for a trial, and say why.
 
     Args:
         mode: `ModelSpec.fused`.
         device: The type of the device that trains.
-        macs: Multiply-accumulates of an image's forward pass.
-        images: Images that the trial trains on, epochs included.
+        work: What the trial has to do.
     """
     if mode == "off":
         return False, "off, as told"
     if mode == "auto":
         if device not in PAYS_FROM:
             return False, f"off: not proven faster on {device}"
-        if 3.0 * macs * images < PAYS_FROM[device]:
+        if work.step < PAYS_FROM[device].step:
+            return False, "off: too little work a step to gain by it"
+        if work.training < PAYS_FROM[device].training:
             return False, "off: too short a trial to pay for compiling"
     if not compiles(device):
         return False, f"off: no compiler for {device}"
-    return True, "on, as told" if mode == "on" else "on: long enough to pay for compiling"
+    return True, "on, as told" if mode == "on" else "on: enough work to gain by it"

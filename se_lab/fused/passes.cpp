@@ -145,6 +145,37 @@ void sum(const Shape& s, double* const* sums, const F& pass) {
   }
 }
 
+constexpr long channels_wanted = 128;
+
+// Call pass(s, by, sums), and where a pixel has few channels, with several pixels taken for one that has all of theirs:
+// short rows in memory are slow. The coefficients are repeated for it, and its sums added up.
+template <int By, int Sums, class F>
+void in_long_rows(const Shape& s, const float* const* by, double* const* sums, const F& pass) {
+  long times = s.last ? channels_wanted / s.c : 1;
+  while (times > 1 && s.pixels() % times) --times;
+  if (times < 2) {
+    pass(s, by, sums);
+    return;
+  }
+  const long rows = s.n * times;
+  std::vector<float> repeated(By * rows * s.c);
+  std::vector<double> apart(Sums * rows * s.c);
+  const float* many[By + 1];
+  double* found[Sums + 1];
+  for (int j = 0; j < By; ++j) {
+    float* to = repeated.data() + j * rows * s.c;
+    for (long row = 0; row < rows; ++row) std::copy_n(by[j] + row / times * s.c, s.c, to + row * s.c);
+    many[j] = to;
+  }
+  for (int j = 0; j < Sums; ++j) found[j] = apart.data() + j * rows * s.c;
+  pass(Shape{s.n, times * s.c, 1, s.pixels() / times, true, s.threads}, many, found);
+  for (int j = 0; j < Sums; ++j) {
+    std::fill_n(sums[j], s.n * s.c, 0.0);
+    for (long row = 0; row < rows; ++row)
+      for (long c = 0; c < s.c; ++c) sums[j][row / times * s.c + c] += found[j][row * s.c + c];
+  }
+}
+
 // The mean of each map's first row: a value near the others, about which little cancels.
 template <class T>
 std::vector<float> pivots(const Shape& s, const T* x) {
@@ -171,27 +202,33 @@ inline float relu(float x) { return x < 0 ? 0.0f : x; }  // what is no number st
 template <class T>
 void moments(const Shape& s, void* const* maps, const float* const*, double* const* sums) {
   const T* x = static_cast<const T*>(maps[0]);
-  const std::vector<float> found = pivots(s, x);
-  const float* pivot = found.data();
-  sum<2>(s, sums, [=](long i, long k) {
-    const float off = wide(x[i]) - pivot[k];
-    return Terms{off, off * off, 0};
+  const std::vector<float> near = pivots(s, x);
+  const float* by[] = {near.data()};
+  in_long_rows<1, 2>(s, by, sums, [=](const Shape& s, const float* const* by, double* const* sums) {
+    const float* pivot = by[0];
+    sum<2>(s, sums, [=](long i, long k) {
+      const float off = wide(x[i]) - pivot[k];
+      return Terms{off, off * off, 0};
+    });
   });
   const double count = double(s.pixels());
   for (long k = 0; k < s.n * s.c; ++k) {
     const double mean = sums[0][k] / count;
     sums[1][k] = std::max(sums[1][k] / count - mean * mean, 0.0);
-    sums[0][k] = pivot[k] + mean;
+    sums[0][k] = near[k] + mean;
   }
 }
 
 template <class T>
 void mean(const Shape& s, void* const* maps, const float* const*, double* const* sums) {
   const T* x = static_cast<const T*>(maps[0]);
-  const std::vector<float> found = pivots(s, x);
-  const float* pivot = found.data();
-  sum<1>(s, sums, [=](long i, long k) { return Terms{wide(x[i]) - pivot[k], 0, 0}; });
-  for (long k = 0; k < s.n * s.c; ++k) sums[0][k] = pivot[k] + sums[0][k] / double(s.pixels());
+  const std::vector<float> near = pivots(s, x);
+  const float* by[] = {near.data()};
+  in_long_rows<1, 1>(s, by, sums, [=](const Shape& s, const float* const* by, double* const* sums) {
+    const float* pivot = by[0];
+    sum<1>(s, sums, [=](long i, long k) { return Terms{wide(x[i]) - pivot[k], 0, 0}; });
+  });
+  for (long k = 0; k < s.n * s.c; ++k) sums[0][k] = near[k] + sums[0][k] / double(s.pixels());
 }
 
 template <class T, class F>
@@ -291,24 +328,34 @@ void backward_gate_input(const Shape& s, void* const* maps, const float* const* 
 
 }  // namespace
 
-#define PASS(name)                                                                                                  \
+#define RUN(name, T, By, Sums)                                                                            \
+  if (By == 0)                                                                                            \
+    name<T>(s, maps, by, sums);                                                                           \
+  else                                                                                                    \
+    in_long_rows<By, Sums>(s, by, sums, [=](const Shape& s, const float* const* by, double* const* sums) { \
+      name<T>(s, maps, by, sums);                                                                         \
+    })
+
+#define PASS(name, By, Sums)                                                                                        \
   extern "C" void se_lab_##name(int wide, long n, long c, long h, long w, int last, int threads, void* const* maps, \
                                 const float* const* by, double* const* sums) {                                      \
     const Shape s{n, c, h, w, last != 0, threads};                                                                  \
-    if (wide)                                                                                                       \
-      name<float>(s, maps, by, sums);                                                                               \
-    else                                                                                                            \
-      name<BFloat>(s, maps, by, sums);                                                                              \
+    if (wide) {                                                                                                     \
+      RUN(name, float, By, Sums);                                                                                   \
+    } else {                                                                                                        \
+      RUN(name, BFloat, By, Sums);                                                                                  \
+    }                                                                                                               \
   }
 
-PASS(moments)
-PASS(mean)
-PASS(apply)
-PASS(apply_relu)
-PASS(backward_moments)
-PASS(backward_moments_relu)
-PASS(backward_input)
-PASS(activated_moments)
-PASS(gate_activated)
-PASS(backward_gate_moments)
-PASS(backward_gate_input)
+// With how many coefficients and sums; the first two see to long rows themselves.
+PASS(moments, 0, 0)
+PASS(mean, 0, 0)
+PASS(apply, 3, 0)
+PASS(apply_relu, 3, 0)
+PASS(backward_moments, 1, 2)
+PASS(backward_moments_relu, 1, 2)
+PASS(backward_input, 4, 0)
+PASS(activated_moments, 3, 3)
+PASS(gate_activated, 4, 0)
+PASS(backward_gate_moments, 3, 3)
+PASS(backward_gate_input, 7, 0)

@@ -35,7 +35,7 @@ def scale(x: Tensor, unit: SqueezeExcite) -> Tensor:
         return x * _gate(unit, z)[:, :, None, None].to(x.dtype)
     m, _, token, carrier = _Moments.apply(x, False)
     s = _gate(unit, m)
-    return cast(Tensor, _Affine.apply(x.detach(), m, s, s * m, None, token, carrier, "identity"))
+    return cast(Tensor, _Affine.apply(x.detach(), m, s, None, None, None, token, carrier, "identity"))
 
 
 def tail(
@@ -46,7 +46,7 @@ def tail(
     a, z = _normalise(norm, m, v, x)
     s = _gate(unit, z)
     s = _dropped(s, drop_path, x)
-    return cast(Tensor, _Affine.apply(x.detach(), m, s * a, s * z, shortcut, token, carrier, activation))
+    return cast(Tensor, _Affine.apply(x.detach(), m, s, a, z, shortcut, token, carrier, activation))
 
 
 def inner(x: Tensor, norm: Norm, unit: SqueezeExcite) -> Tensor:
@@ -88,33 +88,21 @@ def _gate(unit: SqueezeExcite, z: Tensor) -> Tensor:
 
 def _normalise(norm: Norm, m: Tensor, v: Tensor | None, x: Tensor) -> tuple[Tensor, Tensor]:
     """Return BN's factor a, (C,), and the mean z of its output over H and W, (N, C)."""
-    if v is not None:
-        mean, variance = _batch_statistics(norm, m, v, x.shape[2] * x.shape[3])
-    else:
+    weight, bias = (norm.weight, norm.bias) if norm.affine else (m.new_ones(m.shape[1]), m.new_zeros(m.shape[1]))
+    if v is None:
         assert norm.running_mean is not None and norm.running_var is not None
         mean, variance = norm.running_mean.to(m.dtype), norm.running_var.to(m.dtype)
-    a = torch.rsqrt(variance + norm.eps)
-    if not norm.affine:
-        return a, a * (m - mean)
-    a = a * norm.weight
-    return a, torch.addcmul(norm.bias.to(m.dtype), a, m - mean)
-
-
-def _batch_statistics(norm: Norm, m: Tensor, v: Tensor, pixels: int) -> tuple[Tensor, Tensor]:
-    """Return mean and biased variance of each channel, (C,), and update the running ones."""
-    group = group_of(norm)
+        a = torch.rsqrt(variance + norm.eps) * weight
+        return a, torch.addcmul(bias.to(m.dtype), a, m - mean)
+    group, pixels = group_of(norm), x.shape[2] * x.shape[3]
     count: Any = len(m) * pixels
-    if group is None:
-        mean = m.mean(0)
-        variance = v.mean(0) + (m - mean).square().mean(0)
-    else:
-        count = _SumOver.apply(m.new_tensor(float(count)), group)
-        mean = _SumOver.apply(m.sum(0), group) * (pixels / count)
-        variance = _SumOver.apply((v + (m - mean).square()).sum(0), group) * (pixels / count)
+    if group is not None:
+        count = _sum_over(m.new_tensor(float(count)), group)
+    a, z, mean, variance = _Normalise.apply(m, v, weight, bias, norm.eps, pixels / count, group)
     if norm.training and norm.track_running_stats and norm.running_mean is not None:
         with torch.no_grad():
-            _update_running(norm, mean.detach(), variance.detach() * (count / (count - 1)))
-    return mean, variance
+            _update_running(norm, mean, variance * (count / (count - 1)))
+    return a, z
 
 
 def _update_running(norm: Norm, mean: Tensor, variance: Tensor) -> None:
@@ -122,7 +110,7 @@ def _update_running(norm: Norm, mean: Tensor, variance: Tensor) -> None:
     norm.num_batches_tracked.add_(1)
     share = 1.0 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
     for running, new in ((norm.running_mean, mean), (norm.running_var, variance)):
-        running.mul_(1 - share).add_(new.to(running.dtype), alpha=share)
+        running.lerp_(new.to(running.dtype), share)
 
 
 class _Moments(Function):
@@ -150,34 +138,46 @@ class _Moments(Function):
 
 
 class _Affine(Function):
-    """act(factor · (x − m) + offset + shortcut), with x detached: its gradient goes to the token."""
+    """act(s · (a · (x − m) + z) + shortcut), s · x without a and z; x is detached: its gradient goes to the token."""
 
     @staticmethod
     def forward(
         ctx: Any,
         x: Tensor,
         m: Tensor,
-        factor: Tensor,
-        offset: Tensor,
+        s: Tensor,
+        a: Tensor | None,
+        z: Tensor | None,
         shortcut: Tensor | None,
         token: Tensor,
         carrier: Tensor,
         activation: str,
     ) -> Tensor:
+        factor = s if a is None else s * a
         centre, rest = _split(m, x)
-        out = cast(Tensor, run("apply", x, centre, factor, offset + factor * rest, shortcut, activation))
-        ctx.save_for_backward(x, m, factor, *([out] if activation == "relu" else []))
-        ctx.activation, ctx.joined = activation, shortcut is not None
+        shift = torch.addcmul(s * (m if z is None else z), factor, rest)
+        out = cast(Tensor, run("apply", x, centre, factor, shift, shortcut, activation))
+        norm = () if a is None or z is None else (a, z)
+        ctx.save_for_backward(x, m, s, factor, *norm, *([out] if activation == "relu" else []))
+        ctx.activation, ctx.joined, ctx.norm = activation, shortcut is not None, bool(norm)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        x, m, factor, *out = ctx.saved_tensors
+        x, m, s, factor, *others = ctx.saved_tensors
+        norm, out = (others[:2], others[2:]) if ctx.norm else ((), others)
         centre, rest = _split(m, x)
         g, sums, centred = run("backward_moments", grad, out[0] if out else None, x, centre, ctx.activation)
         sums = sums.to(m.dtype)
-        return None, -factor * sums, centred + rest * sums, sums, g if ctx.joined else None, g, factor, None
+        d_factor = torch.addcmul(centred.to(m.dtype), rest, sums)
+        if norm:
+            a, z = norm
+            dm, ds = -factor * sums, torch.addcmul(z * sums, a, d_factor)
+            da, dz = (s * d_factor).sum(0), s * sums
+        else:
+            dm, ds, da, dz = None, torch.addcmul(d_factor, m, sums), None, None
+        return None, dm, ds, da, dz, g if ctx.joined else None, g, factor, None
 
 
 class _InnerMoments(Function):
@@ -252,22 +252,47 @@ class _InnerGate(Function):
         return None, -factor * offset, gate * (centred + rest * on), offset, d_gate, grad, gate * factor, factor, shift
 
 
-class _SumOver(Function):
-    """The sum of a tensor over processes; so is its gradient."""
+class _Normalise(Function):
+    """BN's factor a and the mean z of its output, by the statistics of the batch, which come out as well.
+
+    `share` is the part of an image in the batch, which is that of all processes of the group.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, group: Any) -> Tensor:
-        ctx.group = group
-        total = x.contiguous().clone()
-        dist.all_reduce(total, group=group)
-        return total
+    def forward(
+        ctx: Any, m: Tensor, v: Tensor, weight: Tensor, bias: Tensor, eps: float, share: Any, group: Any
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        mean = _sum_over(m.sum(0), group) * share
+        off = m - mean
+        variance = _sum_over(torch.addcmul(v, off, off).sum(0), group) * share
+        inverse = torch.rsqrt(variance + eps)
+        a = inverse * weight
+        ctx.save_for_backward(off, inverse, weight, a)
+        ctx.share, ctx.group, ctx.types = share, group, (weight.dtype, bias.dtype)
+        ctx.mark_non_differentiable(mean, variance)
+        return a, torch.addcmul(bias.to(m.dtype), a, off), mean, variance
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        total = grad.contiguous().clone()
-        dist.all_reduce(total, group=ctx.group)
-        return total, None
+    def backward(ctx: Any, da: Tensor, dz: Tensor, *_: Tensor) -> tuple[Any, ...]:
+        off, inverse, weight, a = ctx.saved_tensors
+        d_bias = dz.sum(0)
+        d_weight = (da + (dz * off).sum(0)) * inverse
+        # the mean and the variance have a part in every image's output, in the whole group's
+        d_mean, d_variance = _sum_over(torch.stack([-a * d_bias, d_weight * weight * inverse.square() / -2]), ctx.group)
+        d_variance = d_variance * ctx.share
+        dm = torch.addcmul(torch.addcmul(d_mean * ctx.share, a, dz), d_variance, off, value=2)
+        to_weight, to_bias = ctx.types
+        return dm, d_variance.expand_as(dm), d_weight.to(to_weight), d_bias.to(to_bias), None, None, None
+
+
+def _sum_over(x: Tensor, group: Any) -> Tensor:
+    """Return the sum of a tensor over the processes of a group; the tensor itself where there is none."""
+    if group is None:
+        return x
+    total = x.contiguous().clone()
+    dist.all_reduce(total, group=group)
+    return total
 
 
 def _split(m: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:

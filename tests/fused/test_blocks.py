@@ -24,7 +24,7 @@ from se_lab import (
     profile,
     run,
 )
-from se_lab.fused import choose, form_of, fuse, passes, unfuse, units
+from se_lab.fused import Work, choose, form_of, fuse, passes, unfuse, units
 from se_lab.report.costs import net_costs
 
 INSERTIONS = ("standard", "conv3x3", "pre", "post", "identity")
@@ -272,16 +272,21 @@ def test_without_a_compiler_the_plain_path_runs_with_one_line_of_notice(counted,
         said = capfd.readouterr().err
         assert said.count("SE units run unfused") == 1
         assert not any(counted.values())
-        assert choose("on", "cpu", 10**9, 10**9) == (False, "off: no compiler for cpu")
+        assert choose("on", "cpu", Work(1e12, 1e18)) == (False, "off: no compiler for cpu")
     finally:
         passes.compiles.cache_clear()
 
 
 def test_auto_is_on_where_it_is_proven_and_pays():
-    assert choose("off", "cpu", 10**12, 10**12)[0] is False
-    assert choose("auto", "cuda", 10**12, 10**12) == (False, "off: not proven faster on cuda")
-    assert choose("auto", "cpu", 2_500_000, 1149 * 15) == (False, "off: too short a trial to pay for compiling")
-    assert choose("auto", "cpu", 41_000_000, 45_000 * 30)[0] is True  # ResNet-20 on CIFAR-10
+    much = Work(1e12, 1e18)
+    assert choose("off", "cpu", much)[0] is False
+    assert choose("auto", "cuda", much) == (False, "off: not proven faster on cuda")
+    digits, cifar = 2.5e6, 4.1e7  # multiply-accumulates of ResNet-20 at 8 and at 32 pixels
+    small = Work(digits * 128, digits * 1149 * 15)
+    assert choose("auto", "cpu", small) == (False, "off: too little work a step to gain by it")
+    short = Work(cifar * 128, cifar * 1024)
+    assert choose("auto", "cpu", short) == (False, "off: too short a trial to pay for compiling")
+    assert choose("auto", "cpu", Work(cifar * 128, cifar * 45_000 * 30)) == (True, "on: enough work to gain by it")
 
 
 def test_an_unknown_choice_is_refused():
