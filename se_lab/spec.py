@@ -136,7 +136,8 @@ class ModelSpec:
     """Further arguments of timm's constructor, such as {drop_path_rate: 0.1}."""
     fused: str = "auto"
     """SE units as few passes over memory: on, off, or auto: where that is proven faster on the device, in steps that
-    have work enough, and the trial is long enough to pay for compiling. The same parameters and, but for rounding, the same numbers."""
+    have work enough, and the trial is long enough to pay for compiling. The same parameters and, but for rounding, the
+    same numbers."""
 
     def __post_init__(self) -> None:
         """Refuse unknown choices; whether the backbone exists is asked of timm when it is built."""
