@@ -13,7 +13,7 @@ import statistics
 from collections.abc import Callable
 
 import torch
-from measure import interleave, ratio, table
+from measure import interleave, keep_memory, ratio, table
 from timm.layers.squeeze_excite import SEModule
 from torch import Tensor, nn
 
@@ -33,6 +33,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
+    keep_memory()
     torch.set_num_threads(options.threads)
     rows = []
     for dtype in DTYPES:
