@@ -78,7 +78,7 @@ class FusedBasicBlock(_Fused, BasicBlock):
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, C_in, H, W) to (N, C, H / stride, W / stride)."""
         y = self.aa(_inner(self.conv1(x), self.bn1, self.drop_block, self.act1))
-        return _tail(self, self.conv2(y), self.bn2, self.act2, x)
+        return _tail(self, self.conv2, y, self.bn2, self.act2, x)
 
 
 class FusedBottleneck(_Fused, Bottleneck):
@@ -90,7 +90,7 @@ class FusedBottleneck(_Fused, Bottleneck):
         """Map (N, C_in, H, W) to (N, C, H / stride, W / stride)."""
         y = self.act1(self.bn1(self.conv1(x)))
         y = self.aa(_inner(self.conv2(y), self.bn2, self.drop_block, self.act2))
-        return _tail(self, self.conv3(y), self.bn3, self.act3, x)
+        return _tail(self, self.conv3, y, self.bn3, self.act3, x)
 
 
 FUSED: dict[type[nn.Module], type[nn.Module]] = {
@@ -113,13 +113,15 @@ def _inner(x: Tensor, norm: Any, drop_block: nn.Module, act: Any) -> Tensor:
     return activated
 
 
-def _tail(block: Any, x: Tensor, norm: Any, act: nn.Module, shortcut: Tensor) -> Tensor:
+def _tail(block: Any, conv: nn.Module, y: Tensor, norm: Any, act: nn.Module, shortcut: Tensor) -> Tensor:
+    x = conv(y)
     if block.downsample is not None:
         shortcut = block.downsample(shortcut)
     alike = (shortcut.shape, shortcut.dtype, shortcut.device) == (x.shape, x.dtype, x.device)
     if alike and not _no_tail(block, norm, act) and _suits(x, norm):
         drop_path = None if isinstance(block.drop_path, nn.Identity) else block.drop_path
-        return units.tail(x, shortcut, norm, block.se, drop_path, ACTIVATIONS[type(act)])
+        fresh = type(conv) is nn.Conv2d and not _hooks(conv)  # nobody has seen its output
+        return units.tail(x, shortcut, norm, block.se, drop_path, ACTIVATIONS[type(act)], fresh)
     x = norm(x)
     if block.se is not None:
         x = block.se(x)

@@ -96,8 +96,16 @@ def _mean(x: Tensor) -> Tensor:
     return _call("mean", x, [x], sums=1)[0]
 
 
-def _apply(x: Tensor, centre: Tensor, scale: Tensor, shift: Tensor, shortcut: Tensor | None, activation: str) -> Tensor:
-    out = torch.empty_like(x)
+def _apply(
+    x: Tensor,
+    centre: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    shortcut: Tensor | None,
+    activation: str,
+    over: bool = False,
+) -> Tensor:
+    out = x if over else torch.empty_like(x)
     _call("apply_relu" if activation == "relu" else "apply", x, [x, shortcut, out], [centre, scale, shift])
     return out
 

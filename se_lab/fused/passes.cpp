@@ -1,8 +1,9 @@
 // The passes of a fused SE unit over big tensors, on a CPU: what se_lab/fused/passes.py defines by plain PyTorch.
 //
-// A map is (N, C, H, W) in NCHW or channels-last memory, its elements float or bfloat16; coefficients are
-// float, sums double, (N, C) both. Every pass reads and writes each of its maps once. Arithmetic is float; sums run in
-// float over some hundred elements and go on in double, in an order that does not depend on the number of threads.
+// A map is (N, C, H, W) in NCHW or channels-last memory, its elements float or bfloat16; coefficients are float, sums
+// double, (N, C) both. Every pass reads and writes each of its maps once, but for the first row, near which it finds
+// the mean. Arithmetic is float; sums run in float over a thousand elements at most and go on in double, in an order
+// that does not depend on the number of threads.
 
 #include <algorithm>
 #include <cstdint>

@@ -39,8 +39,19 @@ def mean(x: Tensor) -> Tensor:
     return pivot.to(exact) + (_sum(_wide(x) - _map(pivot)) / (x.shape[2] * x.shape[3])).to(exact)
 
 
-def apply(x: Tensor, centre: Tensor, scale: Tensor, shift: Tensor, shortcut: Tensor | None, activation: str) -> Tensor:
-    """Return act(scale · (x − centre) + shift + shortcut), the activation relu or identity."""
+def apply(
+    x: Tensor,
+    centre: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    shortcut: Tensor | None,
+    activation: str,
+    over: bool = False,
+) -> Tensor:
+    """Return act(scale · (x − centre) + shift + shortcut), the activation relu or identity.
+
+    `over` tells that nobody needs x any more: a kernel may write the result over it, which saves new memory.
+    """
     y = _affine(x, centre, scale, shift)
     if shortcut is not None:
         y = y + shortcut
@@ -174,7 +185,9 @@ def _kernel(name: str) -> Callable[..., Any] | None:
     own: dict[str, Callable[..., Any]] = {
         "moments": kernels.moments,
         "mean": lambda x: kernels.moments(x)[0],
-        "apply": lambda x, centre, scale, shift, shortcut, act: kernels.apply(x, scale, shift, shortcut, act, centre),
+        "apply": lambda x, centre, scale, shift, shortcut, act, _: kernels.apply(
+            x, scale, shift, shortcut, act, centre
+        ),
         "backward_moments": kernels.backward_moments,
         "backward_input": lambda g, x, centre, p, q, r: kernels.backward_input(g, x, p, q, r, centre),
     }

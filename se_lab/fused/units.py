@@ -35,18 +35,28 @@ def scale(x: Tensor, unit: SqueezeExcite) -> Tensor:
         return x * _gate(unit, z)[:, :, None, None].to(x.dtype)
     m, _, token, carrier = _Moments.apply(x, False)
     s = _gate(unit, m)
-    return cast(Tensor, _Affine.apply(x.detach(), m, s, None, None, None, token, carrier, "identity"))
+    return cast(Tensor, _Affine.apply(x.detach(), m, s, None, None, None, token, carrier, "identity", False))
 
 
 def tail(
-    x: Tensor, shortcut: Tensor, norm: Norm, unit: SqueezeExcite, drop_path: nn.Module | None, activation: str
+    x: Tensor,
+    shortcut: Tensor,
+    norm: Norm,
+    unit: SqueezeExcite,
+    drop_path: nn.Module | None,
+    activation: str,
+    own: bool = False,
 ) -> Tensor:
-    """Return act(drop_path(SE(BN(x))) + shortcut), (N, C, H, W), in four passes."""
+    """Return act(drop_path(SE(BN(x))) + shortcut), (N, C, H, W), in four passes.
+
+    `own` tells that nobody else has x: without gradients, its memory may become the result's.
+    """
     m, v, token, carrier = _Moments.apply(x, uses_batch(norm))
     a, z = _normalise(norm, m, v, x)
     s = _gate(unit, z)
     s = _dropped(s, drop_path, x)
-    return cast(Tensor, _Affine.apply(x.detach(), m, s, a, z, shortcut, token, carrier, activation))
+    over = own and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    return cast(Tensor, _Affine.apply(x.detach(), m, s, a, z, shortcut, token, carrier, activation, over))
 
 
 def inner(x: Tensor, norm: Norm, unit: SqueezeExcite) -> Tensor:
@@ -130,7 +140,7 @@ class _Moments(Function):
         r = dm / ctx.pixels
         saved = ctx.saved_tensors
         if not saved:
-            return cast(Tensor, run("apply", g, torch.zeros_like(factor), factor, r, None, "identity")), None
+            return cast(Tensor, run("apply", g, torch.zeros_like(factor), factor, r, None, "identity", False)), None
         x, m = saved
         q = dv * (2 / ctx.pixels)
         centre, rest = _split(m, x)
@@ -152,11 +162,12 @@ class _Affine(Function):
         token: Tensor,
         carrier: Tensor,
         activation: str,
+        over: bool,
     ) -> Tensor:
         factor = s if a is None else s * a
         centre, rest = _split(m, x)
         shift = torch.addcmul(s * (m if z is None else z), factor, rest)
-        out = cast(Tensor, run("apply", x, centre, factor, shift, shortcut, activation))
+        out = cast(Tensor, run("apply", x, centre, factor, shift, shortcut, activation, over))
         norm = () if a is None or z is None else (a, z)
         ctx.save_for_backward(x, m, s, factor, *norm, *([out] if activation == "relu" else []))
         ctx.activation, ctx.joined, ctx.norm = activation, shortcut is not None, bool(norm)
@@ -177,7 +188,7 @@ class _Affine(Function):
             da, dz = (s * d_factor).sum(0), s * sums
         else:
             dm, ds, da, dz = None, torch.addcmul(d_factor, m, sums), None, None
-        return None, dm, ds, da, dz, g if ctx.joined else None, g, factor, None
+        return None, dm, ds, da, dz, g if ctx.joined else None, g, factor, None, None
 
 
 class _InnerMoments(Function):

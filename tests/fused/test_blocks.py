@@ -249,6 +249,22 @@ def test_what_cannot_be_fused_runs_plain_and_says_why(case, counted):
     assert counted["scale"] == alone
 
 
+def test_what_a_hook_keeps_of_a_convolution_is_not_written_over():
+    plain = small(dtype=torch.float32).eval()
+    kept = []
+    for net in (plain, fuse(copy.deepcopy(plain))):
+        seen = []
+        for block in (net.layer1[0], net.layer2[0]):
+            block.conv3.register_forward_hook(lambda module, given, out, seen=seen: seen.append(out))
+        x = images(torch.float32)
+        with torch.no_grad():
+            kept.append([net(x), *seen])
+        torch.testing.assert_close(x, images(torch.float32), rtol=0, atol=0)
+    assert len(kept[0]) == 3
+    for ours, theirs in zip(kept[1], kept[0], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
 def test_one_value_a_channel_is_refused_as_by_the_plain_net():
     net = fuse(small()).train()
     block = net.layer4[0]
