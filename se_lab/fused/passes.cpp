@@ -1,9 +1,8 @@
 // The passes of a fused SE unit over big tensors, on a CPU: what se_lab/fused/passes.py defines by plain PyTorch.
 //
 // A map is (N, C, H, W) in NCHW or channels-last memory, its elements float or bfloat16; coefficients are float, sums
-// double, (N, C) both. Every pass reads and writes each of its maps once, but for the first row, near which it finds
-// the mean. Arithmetic is float; sums run in float over a thousand elements at most and go on in double, in an order
-// that does not depend on the number of threads.
+// double, (N, C) both. Every pass reads and writes each of its maps once. Arithmetic is float; sums run in float over a
+// thousand elements at most and go on in double, in an order that does not depend on the number of threads.
 
 #include <algorithm>
 #include <cstdint>
@@ -71,13 +70,15 @@ constexpr long run_pixels = 32;   // pixels whose channels are
 constexpr long part_pixels = 64;  // pixels at least of a part of an image, where one is shared out
 constexpr long parts_wanted = 64;
 
-// Sum, over the pixels of each map, the first K terms of f(i, k) into sums[0..K), (N, C) each.
-template <int K, class F>
-void sum(const Shape& s, double* const* sums, const F& pass) {
+// Sum, over the pixels of each map, the first K terms of f(i, k) into sums[0..K), (N, C) each. In NCHW, where a map is
+// a row, before(k) is called ahead of it.
+template <int K, class F, class G>
+void sum(const Shape& s, double* const* sums, const F& pass, const G& before) {
   const long p = s.pixels();
   if (!s.last) {
 #pragma omp parallel for num_threads(s.threads) schedule(static)
     for (long k = 0; k < s.n * s.c; ++k) {
+      before(k);
       const F f = pass;  // as in each
       double total[3] = {0, 0, 0};
       for (long start = 0; start < p; start += run_length) {
@@ -146,6 +147,11 @@ void sum(const Shape& s, double* const* sums, const F& pass) {
   }
 }
 
+template <int K, class F>
+void sum(const Shape& s, double* const* sums, const F& pass) {
+  sum<K>(s, sums, pass, [](long) {});
+}
+
 constexpr long channels_wanted = 128;
 
 // Call pass(s, by, sums), and where a pixel has few channels, with several pixels taken for one that has all of theirs:
@@ -177,59 +183,56 @@ void in_long_rows(const Shape& s, const float* const* by, double* const* sums, c
   }
 }
 
-// The mean of each map's first row: a value near the others, about which little cancels.
-template <class T>
-std::vector<float> pivots(const Shape& s, const T* x) {
-  std::vector<float> found(s.n * s.c, 0.0f);
-  const long p = s.pixels();
-  const long rows = s.last ? s.n : s.n * s.c;
-#pragma omp parallel for num_threads(s.threads) schedule(static)
-  for (long row = 0; row < rows; ++row) {
-    if (s.last) {
-      float* pivot = found.data() + row * s.c;
-      for (long i = 0; i < s.w; ++i)
-        for (long c = 0; c < s.c; ++c) pivot[c] += wide(x[(row * p + i) * s.c + c]) / float(s.w);
-    } else {
-      for (long i = 0; i < s.w; ++i) found[row] += wide(x[row * p + i]) / float(s.w);
-    }
-  }
-  return found;
-}
-
 inline float relu(float x) { return x < 0 ? 0.0f : x; }  // what is no number stays none
 
 // A pass takes its maps, coefficients and sums in the order in which passes.py names them, results last.
 
+constexpr long samples = 8;
+
+// Sum each map's differences from a value near by, the mean of a few pixels, and their squares if K is 2, and call
+// done(k, near): about such a value little cancels.
+template <int K, class T, class F>
+void sum_about(const Shape& s, const T* x, double* const* sums, const F& done) {
+  const auto terms = [](float off) { return Terms{off, off * off, 0}; };
+  const long p = s.pixels(), c = s.c;
+  std::vector<float> near(s.n * c, 0.0f);
+  float* found = near.data();
+  if (s.last) {
+    for (long n = 0; n < s.n; ++n)
+      for (long j = 0; j < samples; ++j)
+        for (long ch = 0; ch < c; ++ch) found[n * c + ch] += wide(x[(n * p + j * p / samples) * c + ch]) / samples;
+    const float* by[] = {found};
+    in_long_rows<1, K>(s, by, sums, [=](const Shape& s, const float* const* by, double* const* sums) {
+      const float* pivot = by[0];
+      sum<K>(s, sums, [=](long i, long k) { return terms(wide(x[i]) - pivot[k]); });
+    });
+  } else {
+    sum<K>(
+        s, sums, [=](long i, long k) { return terms(wide(x[i]) - found[k]); },
+        [=](long k) {
+          for (long j = 0; j < samples; ++j) found[k] += wide(x[k * p + j * p / samples]) / samples;
+        });
+  }
+#pragma omp parallel for num_threads(s.threads) schedule(static)
+  for (long k = 0; k < s.n * c; ++k) done(k, found[k]);
+}
+
 template <class T>
 void moments(const Shape& s, void* const* maps, const float* const*, double* const* sums) {
-  const T* x = static_cast<const T*>(maps[0]);
-  const std::vector<float> near = pivots(s, x);
-  const float* by[] = {near.data()};
-  in_long_rows<1, 2>(s, by, sums, [=](const Shape& s, const float* const* by, double* const* sums) {
-    const float* pivot = by[0];
-    sum<2>(s, sums, [=](long i, long k) {
-      const float off = wide(x[i]) - pivot[k];
-      return Terms{off, off * off, 0};
-    });
-  });
   const double count = double(s.pixels());
-  for (long k = 0; k < s.n * s.c; ++k) {
+  sum_about<2>(s, static_cast<const T*>(maps[0]), sums, [=](long k, float near) {
     const double mean = sums[0][k] / count;
     sums[1][k] = std::max(sums[1][k] / count - mean * mean, 0.0);
-    sums[0][k] = near[k] + mean;
-  }
+    sums[0][k] = near + mean;
+  });
 }
 
 template <class T>
 void mean(const Shape& s, void* const* maps, const float* const*, double* const* sums) {
-  const T* x = static_cast<const T*>(maps[0]);
-  const std::vector<float> near = pivots(s, x);
-  const float* by[] = {near.data()};
-  in_long_rows<1, 1>(s, by, sums, [=](const Shape& s, const float* const* by, double* const* sums) {
-    const float* pivot = by[0];
-    sum<1>(s, sums, [=](long i, long k) { return Terms{wide(x[i]) - pivot[k], 0, 0}; });
+  const double count = double(s.pixels());
+  sum_about<1>(s, static_cast<const T*>(maps[0]), sums, [=](long k, float near) {
+    sums[0][k] = near + sums[0][k] / count;
   });
-  for (long k = 0; k < s.n * s.c; ++k) sums[0][k] = near[k] + sums[0][k] / double(s.pixels());
 }
 
 template <class T, class F>
