@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 os.environ.setdefault("WANDB_MODE", "disabled")
 os.environ.setdefault("WANDB_SILENT", "true")
@@ -11,6 +12,10 @@ import pytest
 import torch
 
 from se_lab.spec import DataSpec, ExecSpec, ModelSpec, OptimSpec, RunSpec, SESpec, TrainSpec
+
+# a shell's background job and nohup ignore them, and so would all that the tests start
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True)
