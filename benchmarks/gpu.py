@@ -37,7 +37,7 @@ from typing import Any, NamedTuple
 
 import timm
 import torch
-from measure import interleave, ratio, table
+from measure import interleave, ratio, table, with_section
 from torch import Tensor, nn
 
 from se_lab import ModelSpec, SESpec, create_model, kernels
@@ -148,14 +148,9 @@ def circumstances(commit: str | None, cuda: bool) -> str:
 
 
 def record(path: Path, name: str, section: str) -> None:
-    """Put a section into a Markdown file between two comments of its name, in place of the one there or at the end."""
+    """Put a section into a Markdown file, in place of the one of its name there, or at the end."""
     text = path.read_text(encoding="utf-8") if path.exists() else "# Measured\n"
-    start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
-    if start in text and end in text:
-        before, after = text.partition(start)[0], text.partition(end)[2]
-    else:
-        before, after = text.rstrip("\n") + "\n\n", "\n"
-    whole = f"{before}{start}\n{section}\n{end}{after}"
+    whole = with_section(text, name, section, len(text))
     write_whole(path, lambda file: file.write(whole.encode()))
 
 

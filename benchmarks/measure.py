@@ -1,4 +1,4 @@
-"""What the benchmarks share: sides that take turns, the median of their ratios, and a Markdown table.
+"""What the benchmarks share: sides that take turns, the median of their ratios, Markdown tables and their places.
 
 The sides of a comparison run in turn within each round, and a ratio is taken within a round: what else the machine
 does at the time burdens both.
@@ -69,3 +69,13 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in cells
     ]
     return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
+
+
+def with_section(text: str, name: str, section: str, place: int) -> str:
+    """Return a text with a section between two comments of its name: in place of the one there, else at a place."""
+    start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    whole = f"{start}\n{section}\n{end}\n"
+    if start in text and end in text:
+        before, after = text.partition(start)[0], text.partition(end)[2]
+        return before + whole + after.removeprefix("\n")
+    return f"{text[:place]}\n{whole}{text[place:]}"

@@ -1,4 +1,4 @@
-"""What SE costs a whole net: `python benchmarks/network.py`, four minutes on two cores.
+"""What SE costs a whole net: `python benchmarks/network.py`, three minutes on two cores.
 
 ResNet-50 without SE, timm's seresnet50, and ResNet-50 with our units, plain and fused (r = 16, biases): a training
 step (forward, backward) and inference, the sides in turn. Goals: fused / without SE at most 1.03 in training and 1.04

@@ -20,6 +20,8 @@ import sys
 import time
 from pathlib import Path
 
+from measure import with_section
+
 HERE = Path(__file__).parent
 RESULTS = HERE / "RESULTS.md"
 BENCHMARKS = {
@@ -56,7 +58,7 @@ def main() -> int:
             failed.append(name)
         else:
             text = RESULTS.read_text(encoding="utf-8") if RESULTS.exists() else "# Measured\n"
-            RESULTS.write_text(with_section(text, name, measured), encoding="utf-8")
+            RESULTS.write_text(with_section(text, name, measured, place_of(text, name)), encoding="utf-8")
     return 1 if failed else 0
 
 
@@ -107,18 +109,12 @@ def processor() -> str:
     return found[1] if found else platform.processor() or platform.machine()
 
 
-def with_section(text: str, name: str, section: str) -> str:
-    """Return the file's text with a section put in place of the one of that name, or after the last of those before."""
-    start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
-    whole = f"{start}\n{section}\n{end}\n"
-    if start in text and end in text:
-        before, after = text.partition(start)[0], text.partition(end)[2]
-        return before + whole + after.removeprefix("\n")
+def place_of(text: str, name: str) -> int:
+    """Return where in the file a section belongs that is not there yet: after the last of those before it."""
     earlier = list(BENCHMARKS)[: list(BENCHMARKS).index(name)]
     marks = [f"<!-- /{one} -->\n" for one in earlier if f"<!-- /{one} -->\n" in text]
     first = text.find("\n<!-- ")
-    place = text.index(marks[-1]) + len(marks[-1]) if marks else first if first >= 0 else len(text)
-    return f"{text[:place]}\n{whole}{text[place:]}"
+    return text.index(marks[-1]) + len(marks[-1]) if marks else first if first >= 0 else len(text)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How the cost of fused SE tails grows: `python benchmarks/scaling.py`, three minutes on two cores.
+"""How the cost of fused SE tails grows: `python benchmarks/scaling.py`, a minute on two cores.
 
 The tails BN → SE → add → ReLU of a ResNet's units, forward and backward, at the shapes they have in the net (the
 convolutions between them left out, since they drown what is looked for). Depth, resolution, batch and the number of SE

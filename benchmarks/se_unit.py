@@ -1,4 +1,4 @@
-"""What an SE unit costs: `python benchmarks/se_unit.py`, two minutes on two cores.
+"""What an SE unit costs: `python benchmarks/se_unit.py`, half a minute on two cores.
 
 A residual unit's tail, BN → [SE] → add → ReLU, and the SE unit alone, forward and backward (training) or forward with
 running statistics (inference): without SE, with timm's SE, with ours plain, with ours fused. All sides take turns in

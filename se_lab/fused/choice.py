@@ -17,7 +17,7 @@ class Work(NamedTuple):
 
 
 PAYS_FROM: dict[str, Work] = {"cpu": Work(step=5e9, training=8e11)}
-"""By device type where fused units are proven faster (benchmarks/RESULTS.md): from how much work on.
+"""By device type where fused units are proven faster: from how much work on (benchmarks/RESULTS.md: ResNet-50).
 
 In small steps the fixed cost of a fused unit, under a millisecond, outweighs what it saves: on a core, ResNet-20 gains
 at 32 pixels and 128 images, and loses at 16 pixels. And the passes are compiled once a machine, in five seconds; in
