@@ -6,9 +6,7 @@ does at the time burdens both.
 
 from __future__ import annotations
 
-import ctypes
 import statistics
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -48,17 +46,6 @@ def ratio(times: Mapping[str, Sequence[float]], side: str, base: str) -> Ratio:
     ratios = sorted(a / b for a, b in zip(times[side], times[base], strict=True))
     quarter = len(ratios) // 4
     return Ratio(statistics.median(ratios), ratios[quarter], ratios[-1 - quarter])
-
-
-def keep_memory() -> None:
-    """Let the C library keep what is freed, where that can be said (glibc).
-
-    It gives large blocks back to the system, which clears them page by page when they are asked for again: a cost of
-    new maps that falls on one side or the other by their size alone, and can be the larger part of a pass.
-    """
-    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        libc.mallopt(-4, 0)  # M_MMAP_MAX: no block of its own kind
-        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

@@ -17,6 +17,7 @@ from measure import interleave, ratio, table
 from torch import nn
 
 from se_lab import ModelSpec, SESpec, create_model
+from se_lab.process import prepare
 
 GOALS = {"training": 1.03, "inference": 1.04}
 LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -30,7 +31,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7, help="Of training; of inference twice as many.")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    prepare(options.threads)
     with_se = ModelSpec(options.backbone, SESpec(bias=True), init="timm")
     nets = {
         "without SE": timm.create_model(options.backbone),

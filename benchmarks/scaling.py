@@ -17,10 +17,11 @@ import time
 from dataclasses import dataclass
 
 import torch
-from measure import keep_memory, table
+from measure import table
 from torch import Tensor, nn
 
 from se_lab.fused import units
+from se_lab.process import prepare
 from se_lab.squeeze_excite import SqueezeExcite
 
 UNITS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
@@ -62,8 +63,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
-    keep_memory()
-    torch.set_num_threads(options.threads)
+    prepare(options.threads)
     base = Point()
     points = [("base", base)]
     points += [("depth", Point(depth=depth)) for depth in options.depths]

@@ -13,11 +13,12 @@ import statistics
 from collections.abc import Callable
 
 import torch
-from measure import interleave, keep_memory, ratio, table
+from measure import interleave, ratio, table
 from timm.layers.squeeze_excite import SEModule
 from torch import Tensor, nn
 
 from se_lab.fused import units
+from se_lab.process import prepare
 from se_lab.squeeze_excite import SqueezeExcite
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -33,8 +34,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
-    keep_memory()
-    torch.set_num_threads(options.threads)
+    prepare(options.threads)
     rows = []
     for dtype in DTYPES:
         for layout in LAYOUTS:

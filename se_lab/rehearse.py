@@ -22,6 +22,7 @@ from se_lab.keeper import TrialKeeper
 from se_lab.launch import launch
 from se_lab.model import create_model
 from se_lab.preflight import check_before, check_built, check_norms, device_of
+from se_lab.process import prepare
 from se_lab.spec import ExecSpec, RunSpec
 from se_lab.stopping import Stop, heard
 from se_lab.task import ClassificationTask
@@ -83,7 +84,7 @@ def rehearse(spec: RunSpec, execution: ExecSpec) -> Rehearsal:
     if (place := find_place(spec.train)) is None:
         rehearsal: Rehearsal = launch("rehearse", spec, execution)
         return rehearsal
-    torch.set_num_threads(execution.threads)
+    prepare(execution.threads)
     with (
         heard(Stop(at_once=place.ranks == 1)) as stop,
         joined(place, device_of(execution)),

@@ -27,6 +27,7 @@ from se_lab.fused import Work, choose, fuse
 from se_lab.keeper import Progress, StoppedEarlyError, TrialKeeper, share_skipped
 from se_lab.launch import LostRankError, launch
 from se_lab.preflight import check_before, check_built, check_norms, device_of
+from se_lab.process import prepare
 from se_lab.record import new_record
 from se_lab.spec import ExecSpec, RunSpec, SpecError, label
 from se_lab.stopping import RESUME_ME, InterruptedTrialError, Stop, heard
@@ -71,7 +72,7 @@ def run(spec: RunSpec, execution: ExecSpec | None = None, *, progress: Progress 
     check_before(spec, execution)
     if place is None:
         return _run_ranks(spec, execution, folder, progress)
-    torch.set_num_threads(execution.threads)
+    prepare(execution.threads)
     with heard(Stop(at_once=place.ranks == 1)) as stop, joined(place, device_of(execution)):
         return _run_here(spec, execution, folder, place, stop, progress)
 

@@ -16,12 +16,12 @@ class Work(NamedTuple):
     """Of all steps."""
 
 
-PAYS_FROM: dict[str, Work] = {"cpu": Work(step=5e9, training=8e11)}
+PAYS_FROM: dict[str, Work] = {"cpu": Work(step=5e9, training=1e11)}
 """By device type where fused units are proven faster: from how much work on (benchmarks/RESULTS.md: ResNet-50).
 
 In small steps the fixed cost of a fused unit, under a millisecond, outweighs what it saves: on a core, ResNet-20 gains
-at 32 pixels and 128 images, and loses at 16 pixels. And the passes are compiled once a machine, in five seconds; in
-training, forward and backward, of 3 · 8e11 multiply-accumulates a core saves those, at 2e-12 s each.
+at 32 pixels and 128 images, and loses at 16 pixels. And the passes are compiled in five seconds, once a machine, so
+that what a trial saves need not be more than a share of those.
 """
 
 

@@ -111,7 +111,7 @@ def _apply(
 
 
 def _backward_moments(
-    grad: Tensor, out: Tensor | None, x: Tensor, centre: Tensor, activation: str
+    x: Tensor, grad: Tensor, out: Tensor | None, centre: Tensor, activation: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     if activation == "relu":
         g = torch.empty_like(x)
@@ -121,7 +121,7 @@ def _backward_moments(
     return g, sums[0], sums[1]
 
 
-def _backward_input(g: Tensor, x: Tensor, centre: Tensor, p: Tensor, q: Tensor, r: Tensor) -> Tensor:
+def _backward_input(x: Tensor, g: Tensor, centre: Tensor, p: Tensor, q: Tensor, r: Tensor) -> Tensor:
     dx = torch.empty_like(x)
     _call("backward_input", x, [g, x, dx], [centre, p, q, r])
     return dx
@@ -138,12 +138,12 @@ def _gate_activated(x: Tensor, *by: Tensor) -> Tensor:
     return out
 
 
-def _backward_gate_moments(grad: Tensor, x: Tensor, *by: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _backward_gate_moments(x: Tensor, grad: Tensor, *by: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     gate, on, centred = _call("backward_gate_moments", x, [grad, x], by, sums=3)
     return gate, on, centred
 
 
-def _backward_gate_input(grad: Tensor, x: Tensor, *by: Tensor) -> Tensor:
+def _backward_gate_input(x: Tensor, grad: Tensor, *by: Tensor) -> Tensor:
     dx = torch.empty_like(x)
     _call("backward_gate_input", x, [grad, x, dx], by)
     return dx

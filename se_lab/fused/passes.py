@@ -1,9 +1,11 @@
 """The passes over big tensors that a fused SE unit consists of: what each computes, and the fastest form at hand.
 
-A pass reads or writes tensors of shape (N, C, H, W) once. What comes out of it or goes into it besides is (N, C), in
-float32, or float64 for float64 tensors, and is left to plain PyTorch. Each pass is defined here by a function of plain
-PyTorch, which as such takes several. In one it runs by a kernel of our own, in C++ on a CPU (native.py) and in Triton
-on CUDA (se_lab.kernels), and by Inductor where there is none and inside torch.compile.
+A pass reads or writes tensors of shape (N, C, H, W) once, in the layout of the first, the convolution's output: a
+gradient may come in another, from the pooling at the end, and would hand it down through all of the net. What comes out
+of a pass or goes into it besides is (N, C), in float32, or float64 for float64 tensors, and is left to plain PyTorch.
+Each pass is defined here by a function of plain PyTorch, which as such takes several. In one it runs by a kernel of our
+own, in C++ on a CPU (native.py) and in Triton on CUDA (se_lab.kernels), and by Inductor where there is none and inside
+torch.compile.
 """
 
 from __future__ import annotations
@@ -59,7 +61,7 @@ def apply(
 
 
 def backward_moments(
-    grad: Tensor, out: Tensor | None, x: Tensor, centre: Tensor, activation: str
+    x: Tensor, grad: Tensor, out: Tensor | None, centre: Tensor, activation: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return g = grad · [out > 0] (grad itself for identity), Σ g, and Σ g · (x − centre), over H and W."""
     g = torch.where(out > 0, grad, 0) if activation == "relu" and out is not None else grad
@@ -67,7 +69,7 @@ def backward_moments(
     return g, _sum(wide), _sum(wide * (_wide(x) - _map(centre)))
 
 
-def backward_input(g: Tensor, x: Tensor, centre: Tensor, p: Tensor, q: Tensor, r: Tensor) -> Tensor:
+def backward_input(x: Tensor, g: Tensor, centre: Tensor, p: Tensor, q: Tensor, r: Tensor) -> Tensor:
     """Return p · g + q · (x − centre) + r."""
     return (_map(p) * _wide(g) + _affine(x, centre, q, r)).to(x.dtype)
 
@@ -85,7 +87,7 @@ def gate_activated(x: Tensor, centre: Tensor, scale: Tensor, shift: Tensor, gate
 
 
 def backward_gate_moments(
-    grad: Tensor, x: Tensor, centre: Tensor, scale: Tensor, shift: Tensor
+    x: Tensor, grad: Tensor, centre: Tensor, scale: Tensor, shift: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the sums over H and W of grad · u, grad · [u > 0], and grad · [u > 0] · (x − centre), with u as above."""
     u = torch.relu(_affine(x, centre, scale, shift))
@@ -94,8 +96,8 @@ def backward_gate_moments(
 
 
 def backward_gate_input(
-    grad: Tensor,
     x: Tensor,
+    grad: Tensor,
     centre: Tensor,
     scale: Tensor,
     shift: Tensor,
@@ -188,8 +190,8 @@ def _kernel(name: str) -> Callable[..., Any] | None:
         "apply": lambda x, centre, scale, shift, shortcut, act, _: kernels.apply(
             x, scale, shift, shortcut, act, centre
         ),
-        "backward_moments": kernels.backward_moments,
-        "backward_input": lambda g, x, centre, p, q, r: kernels.backward_input(g, x, p, q, r, centre),
+        "backward_moments": lambda x, grad, out, centre, act: kernels.backward_moments(grad, out, x, centre, act),
+        "backward_input": lambda x, g, centre, p, q, r: kernels.backward_input(g, x, p, q, r, centre),
     }
     return own.get(name)
 

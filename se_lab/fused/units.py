@@ -144,7 +144,7 @@ class _Moments(Function):
         x, m = saved
         q = dv * (2 / ctx.pixels)
         centre, rest = _split(m, x)
-        return run("backward_input", g, x, centre, factor, q, r + q * rest), None
+        return run("backward_input", x, g, centre, factor, q, r + q * rest), None
 
 
 class _Affine(Function):
@@ -179,7 +179,7 @@ class _Affine(Function):
         x, m, s, factor, *others = ctx.saved_tensors
         norm, out = (others[:2], others[2:]) if ctx.norm else ((), others)
         centre, rest = _split(m, x)
-        g, sums, centred = run("backward_moments", grad, out[0] if out else None, x, centre, ctx.activation)
+        g, sums, centred = run("backward_moments", x, grad, out[0] if out else None, centre, ctx.activation)
         sums = sums.to(m.dtype)
         d_factor = torch.addcmul(centred.to(m.dtype), rest, sums)
         if norm:
@@ -209,7 +209,7 @@ class _InnerMoments(Function):
         q = dv * (2 / ctx.pixels) if ctx.variance else torch.zeros_like(m)
         centre, rest = _split(m, x)
         r = dm / ctx.pixels + q * rest
-        return run("backward_gate_input", grad, x, centre, factor, shift, p, constant, q, r), None
+        return run("backward_gate_input", x, grad, centre, factor, shift, p, constant, q, r), None
 
 
 class _InnerMean(Function):
@@ -257,7 +257,7 @@ class _InnerGate(Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         x, m, factor, shift, gate = ctx.saved_tensors
         centre, rest = _split(m, x)
-        sums = run("backward_gate_moments", grad, x, centre, factor, shift)
+        sums = run("backward_gate_moments", x, grad, centre, factor, shift)
         d_gate, on, centred = (value.to(m.dtype) for value in sums)
         offset = gate * on
         return None, -factor * offset, gate * (centred + rest * on), offset, d_gate, grad, gate * factor, factor, shift

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from se_lab.complexity import Complexity, Trace, count_variant, trace
 from se_lab.data import DataShape, data_shape
 from se_lab.model import create_model
+from se_lab.process import prepare
 from se_lab.rehearse import PREDICTION_BYTES
 from se_lab.spec import ExecSpec, RunSpec, SESpec, dotted, label
 from se_lab.store import read_record, trial_folder
@@ -110,7 +111,7 @@ def plan_sweep(sweep: Sweep, execution: ExecSpec, workers: int) -> Plan:
 
     A step is timed once a backbone and image size, on a few images, and scaled by MACs, images and epochs.
     """
-    torch.set_num_threads(execution.threads)
+    prepare(execution.threads)
     counted: dict[str, Complexity] = {}
     traces: dict[str, Trace] = {}
     per_mac: dict[str, float] = {}

@@ -31,13 +31,13 @@ def calls(shape, dtype, layout):
         ("apply", (x, *by[:3], shortcut, "relu")),
         ("apply", (x, *by[:3], shortcut, "identity")),
         ("apply", (x, *by[:3], None, "identity")),
-        ("backward_moments", (grad, out, x, by[0], "relu")),
-        ("backward_moments", (grad, None, x, by[0], "identity")),
-        ("backward_input", (grad, x, *by[:4])),
+        ("backward_moments", (x, grad, out, by[0], "relu")),
+        ("backward_moments", (x, grad, None, by[0], "identity")),
+        ("backward_input", (x, grad, *by[:4])),
         ("activated_moments", (x, *by[:3])),
         ("gate_activated", (x, *by[:4])),
-        ("backward_gate_moments", (grad, x, *by[:3])),
-        ("backward_gate_input", (grad, x, *by)),
+        ("backward_gate_moments", (x, grad, *by[:3])),
+        ("backward_gate_input", (x, grad, *by)),
     ]
 
 
