@@ -52,7 +52,7 @@ CIFAR10.meta = {"filename": "batches.meta", "key": "label_names", "md5": None}
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=1024, help="training images an epoch")
+    parser.add_argument("--images", type=int, default=1024, help="training images an epoch, in batches of 128")
     parser.add_argument("--val-images", type=int, default=256)
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--seeds", type=int, default=5)
@@ -72,22 +72,27 @@ def main() -> int:
 
 def report(options: argparse.Namespace, folder: Path) -> int:
     """Time both sides and compare them; print it."""
-    write_cifar(folder, options.images + options.val_images)
+    # as many of each class; what is over a whole batch both sides leave out
+    train, val = 10 * -(-options.images // 10), 10 * (options.val_images // 10)
+    write_cifar(folder, train + val)
     total = len(RATIOS) * options.seeds
     points = [(ratio, seed) for seed in range(options.seeds) for ratio in RATIOS][: options.plain_trials]
     kinds = {"fp32": "32-true", "bf16": "bf16-mixed"}
     shared = {"epochs": options.epochs, "lr": LR, "precision": kinds[options.precision], "device": options.device}
     began = time.perf_counter()
     for ratio, seed in points:
-        sizes = {"images": options.images, "val-images": options.val_images, "root": folder}
+        sizes = {"images": train, "val-images": val, "root": folder}
         plain(folder, folder / f"plain-{ratio}-{seed}", ratio, seed, **shared, **sizes)
     plain_s = (time.perf_counter() - began) * total / len(points)
     began = time.perf_counter()
-    data = {"name": "cifar10", "val_fraction": options.val_images / (options.images + options.val_images)}
+    data = {"name": "cifar10", "val_fraction": val / (train + val)}
     sweep, said = ours(folder, "cifar", data, options, range(options.seeds))
     ours_s = time.perf_counter() - began
     trials = [read_record(folder / "store" / trial.trial_id) for trial in sweep.trials]
     done = sum(record is not None and record.status == "finished" for record in trials)
+    split = {(record.data["images"]["train"], record.data["images"]["val"]) for record in trials if record is not None}
+    if split != {(train, val)}:
+        raise RuntimeError(f"the sides train on other images: {split} and {(train, val)}")
     times = plain_s / ours_s
     print(
         f"{total} trials of {options.epochs} epochs of {options.images:,} images, {options.precision}, {options.device}"

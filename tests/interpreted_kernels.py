@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from se_lab import kernels, triton_kernels
+from se_lab.fused import passes
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
@@ -289,6 +290,24 @@ class Tail(torch.autograd.Function):
         g, first, second = kernels.backward_moments(grad, out, x, mean, "relu")
         pixels = x.shape[2] * x.shape[3]
         return kernels.backward_input(g, x, scale, torch.zeros_like(scale), -scale * first / pixels), second, g
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_passes_of_fused_units_find_their_kernels(layout):
+    x, grad, out, shortcut = (draw((2, 5, 7, 7), seed, torch.float32, layout) for seed in range(4))
+    by = coefficients(x, 4, 4)
+    calls = [
+        ("moments", (x,)),
+        ("mean", (x,)),
+        ("apply", (x, *by[:3], shortcut, "relu", False)),
+        ("apply", (x, *by[:3], None, "identity", True)),
+        ("backward_moments", (x, grad, out, by[0], "relu")),
+        ("backward_moments", (x, grad, None, by[0], "identity")),
+        ("backward_input", (x, grad, *by)),
+    ]
+    for name, arguments in calls:
+        found, expected = passes._kernel(name)(*arguments), passes.PASSES[name](*arguments)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5, check_dtype=False)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

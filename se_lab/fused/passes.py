@@ -140,15 +140,18 @@ def run(name: str, *arguments: Any) -> Any:
     # gradients, casts and whatever else touches a pass's maps would need passes that Inductor else fuses with it.
     if torch.compiler.is_compiling() or x.dtype == torch.float64 or x.numel() == 0:
         return PASSES[name](*arguments)
-    layout = torch.contiguous_format if x.is_contiguous() else torch.channels_last
-    arguments = tuple(
-        a.contiguous(memory_format=layout) if isinstance(a, Tensor) and a.dim() == 4 else a for a in arguments
-    )
+    arguments = tuple(aligned(a, x) if isinstance(a, Tensor) and a.dim() == 4 else a for a in arguments)
     if (kernel := _kernel(name) if x.is_cuda else native_pass(name, x.dtype)) is not None:
         return kernel(*arguments)
     # what PyTorch compiles anew for, so that no function is compiled too often for it
-    key = (x.device.type, x.dtype, layout, torch.get_num_threads(), x.is_inference(), torch.is_autocast_enabled())
+    mode = (torch.get_num_threads(), x.is_inference(), torch.is_autocast_enabled())
+    key = (x.device.type, x.dtype, x.is_contiguous(), *mode)
     return _compiled(name, key)(*arguments)
+
+
+def aligned(a: Tensor, x: Tensor) -> Tensor:
+    """Return a map in the layout of x."""
+    return a.contiguous(memory_format=torch.contiguous_format if x.is_contiguous() else torch.channels_last)
 
 
 def coefficient_type(x: Tensor) -> torch.dtype:

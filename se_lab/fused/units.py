@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from se_lab.fused.passes import run
+from se_lab.fused.passes import aligned, run
 from se_lab.squeeze_excite import SqueezeExcite, squeeze_avg
 from se_lab.sync_bn import SyncBatchNorm
 
@@ -256,6 +256,7 @@ class _InnerGate(Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         x, m, factor, shift, gate = ctx.saved_tensors
+        grad = aligned(grad, x)  # for the second pass as well
         centre, rest = _split(m, x)
         sums = run("backward_gate_moments", x, grad, centre, factor, shift)
         d_gate, on, centred = (value.to(m.dtype) for value in sums)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 from torch._inductor import config, metrics
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from se_lab import SESpec
 from se_lab.fused import native, units
@@ -124,6 +125,33 @@ def test_each_pass_reads_and_writes_each_map_once(layout, maps_given):
     assert count(inner, training=True) == 4 + 5
     # x; x, out. backward: grad, x; grad, dx
     assert count(alone, training=True) == 3 + 4
+
+
+class Copies(TorchDispatchMode):
+    """Count the maps that are copied to another place."""
+
+    number = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        copies = (torch.ops.aten.clone, torch.ops.aten._to_copy, torch.ops.aten.copy_)
+        self.number += function.overloadpacket in copies and args[0].shape == SHAPE
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("function", [tail, inner, alone])
+@pytest.mark.parametrize("layouts", [("channels_last", "contiguous_format"), ("contiguous_format", "channels_last")])
+def test_a_gradient_in_another_layout_is_turned_once_and_handed_on_in_the_maps_own(function, layouts):
+    own, other = (getattr(torch, layout) for layout in layouts)
+    norm, unit = nn.BatchNorm2d(SHAPE[1]), SqueezeExcite(SHAPE[1], SESpec())
+    x, shortcut, grad = (torch.randn(SHAPE).to(memory_format=own) for _ in range(3))
+    inputs = [x.requires_grad_(), *([shortcut.requires_grad_()] if function is tail else [])]
+    expected = torch.autograd.grad(function(x, shortcut, norm, unit), inputs, grad)
+    out = function(x, shortcut, norm, unit)
+    with Copies() as copies:
+        found = torch.autograd.grad(out, inputs, grad.to(memory_format=other))
+    assert copies.number == 1 + 1  # the test's own, and one
+    assert all(gradient.is_contiguous(memory_format=own) for gradient in found)
+    torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.slow
