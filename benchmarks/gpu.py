@@ -41,6 +41,7 @@ from measure import interleave, ratio, table, with_section
 from torch import Tensor, nn
 
 from se_lab import ModelSpec, SESpec, create_model, kernels
+from se_lab.failures import OUT_OF_MEMORY, failure_kind
 from se_lab.store import write_whole
 
 HERE = Path(__file__).parent
@@ -327,6 +328,7 @@ def net_table(options: argparse.Namespace, kind: str, net: str, with_se: str) ->
     while (measured := net_times(options, kind, net, with_se, batch)) is None:
         if batch == 1:
             return f"{net} and SE, {kind}: not even batch 1 fits.", False
+        torch.compiler.reset()  # which holds what it compiled
         gc.collect()
         torch.cuda.empty_cache()
         batch //= 2
@@ -380,7 +382,6 @@ def net_times(
     images = torch.randn(batch, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
     labels = torch.randint(1000, (batch,), device=device)
     make = training if kind == "training" else inference
-    torch.compiler.reset()
     sides: dict[str, Callable[[], None]] = {}
     memory, failed = {}, {}
     for mode in ("eager", "compiled"):  # what does not fit is found out before anything is compiled
@@ -393,7 +394,7 @@ def net_times(
                 run()
                 memory[side] = gibibytes(run, device)
             except Exception as error:
-                if "out of memory" in str(error).lower():
+                if failure_kind(error) == OUT_OF_MEMORY:
                     return None
                 traceback.print_exc()
                 failed[side] = " ".join(f"{type(error).__name__}: {error}".split())[:300]

@@ -31,8 +31,8 @@ from torch import Tensor
 from se_lab.activations import ExcitationError, GateSite
 
 FORMAT = 1
-BLOCK = 32
-"""Images that are merged at a time: what bounds the memory beside the statistics themselves."""
+BLOCK = {"cpu": 32, "cuda": 256}
+"""Images that are merged at a time: few stay in a CPU's cache, many keep a GPU busy."""
 PER_UNIT = 40
 BINS = 3 * PER_UNIT
 Floats = NDArray[np.float64]
@@ -118,9 +118,10 @@ class ExcitationStatistics:
             labels: (N,) class numbers, on the CPU: what needs them there must not wait for a GPU.
             images: (N,) the images' numbers, where the most exciting are to be kept.
         """
-        for start in range(0, len(labels), BLOCK):
-            part = slice(start, start + BLOCK)
-            gates = torch.cat([excitations[site.name][part].to(self.m2) for site in self.sites], dim=1)
+        block = BLOCK.get(self.m2.device.type, BLOCK["cpu"])
+        for start in range(0, len(labels), block):
+            part = slice(start, start + block)
+            gates = torch.cat([excitations[site.name][part] for site in self.sites], dim=1).to(self.m2)
             self._merge_block(gates, labels[part])
             if self.top_value.shape[1] and images is not None:
                 self._keep_extremes(gates, images[part].to(self.mean.device))

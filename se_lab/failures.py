@@ -13,7 +13,10 @@ OUT_OF_MEMORY, NAN_LOSS, DISK_FULL, BROKEN_DEVICE, LOST, LOADER, NETWORK, OTHER 
 )  # fmt: skip
 
 _WORDS: dict[str, tuple[str, ...]] = {
-    OUT_OF_MEMORY: ("out of memory", "can't allocate memory", "cannot allocate memory", "cublas_status_alloc_failed"),
+    OUT_OF_MEMORY: (
+        "out of memory", "can't allocate memory", "cannot allocate memory", "cublas_status_alloc_failed",
+        "cublas_status_not_initialized", "unable to find an engine to execute",  # for want of a workspace
+    ),
     LOADER: ("dataloader worker", "too many open files"),
     DISK_FULL: (
         "no space left on device", "disk quota exceeded",

@@ -136,7 +136,7 @@ def _rehearse_here(
         images_per_s=batch / clock.step_s,
         seconds=steps * clock.step_s + evaluations * eval_s,
         host_bytes=peak if sys.platform == "darwin" else 1024 * peak,
-        device_bytes=torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0,
+        device_bytes=torch.cuda.max_memory_reserved() if device_of(execution) == "cuda" else 0,
         checkpoint_bytes=size,
         disk_bytes=2 * size + best + PREDICTION_BYTES * data.sizes["test"],
         free_bytes=shutil.disk_usage(existing).free,
@@ -169,7 +169,7 @@ class _Clock(L.Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, task: L.LightningModule, *rest: Any) -> None:
         """Note the time, when the GPU is done too."""
-        if torch.cuda.is_available():
+        if task.device.type == "cuda":
             torch.cuda.synchronize()
         if (rest[-1] + 1) % trainer.accumulate_grad_batches == 0:
             self.ends.append(time.perf_counter())

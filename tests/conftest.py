@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 
+# a CPU's are the numbers they expect; and who has asked for a GPU can fork no worker that trains on one
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 os.environ.setdefault("WANDB_MODE", "disabled")
 os.environ.setdefault("WANDB_SILENT", "true")
 

@@ -79,7 +79,7 @@ def _erasing_boxes(draws: Tensor, size: torch.Size) -> Tensor:
 
 def _inside(boxes: Tensor, images: Tensor) -> Tensor:
     """Return (N, 1, H, W): whether a pixel is in its image's box."""
-    top, bottom, left, right = boxes.to(images.device)[:, :, None].unbind(1)
+    top, bottom, left, right = boxes.to(images.device, non_blocking=True)[:, :, None].unbind(1)
     rows = torch.arange(images.shape[2], device=images.device)
     columns = torch.arange(images.shape[3], device=images.device)
     vertical, horizontal = (top <= rows) & (rows < bottom), (left <= columns) & (columns < right)

@@ -155,12 +155,13 @@ class EncodedBatches(Batches):
         self.data = data
         self._decoder: dali.Decoder | None = None
         self._keys: Iterable[list[Any]] = ()
+        on_gpu = torch.cuda.is_available() if data.trainer is None else data.device().type == "cuda"
         self._loader = DataLoader(
             images,
             batch_sampler=_Renewed(self),
             num_workers=data.workers,
             persistent_workers=data.workers > 0,
-            pin_memory=torch.cuda.is_available() and data.spec.decoder == "pil",
+            pin_memory=on_gpu and data.spec.decoder == "pil",
             collate_fn=_collate,
         )
 

@@ -63,16 +63,27 @@ class RandAugment:
                 random.seed(key)
                 np.random.seed(key % 2**32)
                 drawn.append(self.draw([]))
-        images = images.float()
+        steps: list[tuple[str, int]] = []
+        places: list[int] = []
+        arguments: list[tuple[float, ...]] = []
         for turn in range(self.draw.num_layers):
             groups: dict[str, list[int]] = {}
             for row, operations in enumerate(drawn):
                 if turn < len(operations):
                     groups.setdefault(operations[turn][0], []).append(row)
             for name, rows in groups.items():
-                where = torch.tensor(rows, device=images.device)
-                arguments = torch.tensor([drawn[row][turn][1][:1] or (0.0,) for row in rows], device=images.device)
-                images[where] = OPERATIONS[name](images[where], arguments[:, :, None, None], self.fill)
+                steps.append((name, len(rows)))
+                places += rows
+                arguments += [drawn[row][turn][1][:1] or (0.0,) for row in rows]
+        device, sizes = images.device, [size for _, size in steps]
+        # a copy for all steps, which waits for no GPU, where a tensor made on it would for each
+        where = torch.tensor(places, dtype=torch.long).to(device, non_blocking=True).split_with_sizes(sizes)
+        values = (
+            torch.tensor(arguments).view(len(places), 1, 1, 1).to(device, non_blocking=True).split_with_sizes(sizes)
+        )
+        images, fill = images.float(), self.fill.to(device, non_blocking=True)
+        for (name, _), rows_of, argument in zip(steps, where, values, strict=True):
+            images[rows_of] = OPERATIONS[name](images[rows_of], argument, fill)
         return images.to(torch.uint8)
 
 
@@ -85,8 +96,9 @@ def _note(name: str, before: Drawn, *arguments: float, **_: Any) -> Drawn:
 
 
 def _grey(images: Tensor) -> Tensor:
-    weights = images.new_tensor([19595, 38470, 7471])[None, :, None, None]
-    return ((images.double() * weights).sum(1, keepdim=True) + 32768).div(65536).floor().to(images.dtype)
+    red, green, blue = images.double().unbind(1)
+    grey = (19595 * red + 38470 * green + 7471 * blue + 32768).div(65536).floor()
+    return grey[:, None].to(images.dtype)
 
 
 def _blend(base: Tensor, images: Tensor, factor: Tensor) -> Tensor:
@@ -161,7 +173,7 @@ def _affine(images: Tensor, matrix: Tensor, fill: Tensor) -> Tensor:
     sampled = torch.einsum("nij,hwj->nhwi", matrix, points)
     x, y = sampled.unbind(-1)
     inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
-    grid = sampled * sampled.new_tensor([2 / width, 2 / height]) - 1
+    grid = torch.stack([x * (2 / width), y * (2 / height)], -1) - 1
     moved = F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
     moved = (moved + 1e-3).floor().clamp(0, 255)  # PIL cuts off, from double precision
     colour = fill.to(images)[None, :, None, None]

@@ -19,6 +19,9 @@ from se_lab.stopping import RESUME_ME
 PROBE_SECONDS = 10.0
 """A forked process that has not trained a moment by then hangs in a lock that only this one's threads could open."""
 
+ASKED_CUDA = 2
+"""The status of a forked process that CUDA would refuse."""
+
 T = TypeVar("T")
 
 
@@ -69,7 +72,10 @@ def see_children_end() -> None:
 
 
 def can_fork(threads: int) -> bool:
-    """Tell whether a forked process could train with so many threads: seldom after this one has trained itself."""
+    """Tell whether a forked process could train with so many threads: seldom after this one has trained itself.
+
+    Nor could it on a GPU after this one has as much as asked CUDA whether there is one.
+    """
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         return False
     process = multiprocessing.get_context("fork").Process(target=_train_a_moment, args=(threads,))
@@ -78,6 +84,8 @@ def can_fork(threads: int) -> bool:
     if process.exitcode is None:
         process.kill()
         process.join()
+    if process.exitcode == ASKED_CUDA:
+        return not torch.cuda.is_available()
     return process.exitcode == 0
 
 
@@ -87,7 +95,7 @@ def _train_a_moment(threads: int) -> None:
         torch.set_num_threads(threads)
         weights = torch.ones(1 << 18, requires_grad=True)  # enough for all threads to get a share
         torch.autograd.backward((2 * weights).sum())
-        os._exit(0)
+        os._exit(ASKED_CUDA if torch.cuda._is_in_bad_fork() else 0)
     os._exit(1)
 
 

@@ -1,6 +1,7 @@
 """A sweep called from a process that has trained, as notebooks do: no fork of it could train, a new Python does."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 TRAINED = """
 import json, sys
@@ -108,6 +110,22 @@ def test_it_ends_with_the_process_that_called_it(tmp_path):
     while Path(f"/proc/{worker}").exists():
         assert time.monotonic() < end, "what it was running goes on unseen"
         time.sleep(0.1)
+
+
+@pytest.mark.skipif(torch.version.cuda is None, reason="PyTorch without CUDA")
+def test_a_process_that_has_asked_cuda_for_a_gpu_cannot_fork_where_there_is_one():
+    code = """
+import torch
+from se_lab.sweep.child import can_fork
+torch.cuda.is_available()
+print(can_fork(1))
+torch.cuda.is_available = lambda: True
+print(can_fork(1))
+"""
+    environment = {**os.environ, "PYTORCH_NVML_BASED_CUDA_CHECK": "0"}
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "False"], done.stderr
 
 
 def test_a_process_that_has_not_trained_forks(tmp_path):
