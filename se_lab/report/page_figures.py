@@ -161,6 +161,8 @@ def curves(study: Study, metric: str) -> Figure | None:
     ranked = np.concatenate([ranked[study.is_baseline[ranked]], ranked[~study.is_baseline[ranked]]])
     per_variant = len(keys) * table.groupby("variant")["seed"].nunique()[ranked].to_numpy()
     kept = ranked[np.cumsum(per_variant) <= LINES]
+    if len(kept) <= _VISIBLE:  # all are to be seen: in the table's order
+        kept = np.sort(kept)
     numbers = _numbers(study)
     traces = []
     for place, variant in enumerate(kept):
