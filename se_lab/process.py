@@ -17,9 +17,8 @@ def prepare(threads: int) -> None:
 def keep_memory() -> None:
     """Let the C library keep what is freed for what comes next, where that can be said (glibc).
 
-    Else it gives large blocks back to the system, which clears them page by page when they are asked for again: as each
-    step frees and asks for the same maps, that was 4 to 13 % of a step of ResNet-50 on two cores, and up to 30 % of one
-    of ResNet-20. The most that a process ever holds stays the same within 4 %.
+    Else it gives large blocks back to the system, which clears them page by page when they are asked for again; and a
+    step frees and asks for the same maps as the one before. What a process holds at most stays nearly the same.
     """
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
         libc.mallopt(-4, 0)  # M_MMAP_MAX: no block of its own kind
