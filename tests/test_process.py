@@ -11,7 +11,7 @@ REUSE = """
 import resource, torch
 from se_lab.process import prepare
 {prepare}
-for _ in range(3):
+for _ in range(20):  # until the heap has found its shape
     torch.ones(1 << 24)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(10):
@@ -34,4 +34,4 @@ def test_memory_that_is_freed_is_not_cleared_anew_by_the_system():
     kept, threads = faults_and_threads("prepare(1)")
     assert threads == 1
     assert plain > 10 * pages - 100  # each of ten maps is new
-    assert kept < 5 * pages
+    assert kept < pages
