@@ -34,11 +34,12 @@ def test_the_kernels_compute_what_float64_says():
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("parts", "words"),
     [
         (["kernels", "long", "capture"], ["backward_input", "plain's", "of copy bandwidth", "limit"]),
-        pytest.param(["training", "inference"], ["ours, compiled", "1.03", "1.1", "0.85"], marks=pytest.mark.slow),
+        (["training", "inference"], ["ours, compiled", "1.03", "1.1", "0.85"]),
     ],
 )
 def test_the_benchmark_goes_through_without_a_gpu_and_records_each_part(parts, words, tmp_path):
