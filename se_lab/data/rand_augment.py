@@ -63,7 +63,8 @@ class RandAugment:
                 random.seed(key)
                 np.random.seed(key % 2**32)
                 drawn.append(self.draw([]))
-        steps: list[tuple[str, int]] = []
+        names: list[str] = []
+        sizes: list[int] = []
         places: list[int] = []
         arguments: list[tuple[float, ...]] = []
         for turn in range(self.draw.num_layers):
@@ -72,17 +73,18 @@ class RandAugment:
                 if turn < len(operations):
                     groups.setdefault(operations[turn][0], []).append(row)
             for name, rows in groups.items():
-                steps.append((name, len(rows)))
+                names.append(name)
+                sizes.append(len(rows))
                 places += rows
                 arguments += [drawn[row][turn][1][:1] or (0.0,) for row in rows]
-        device, sizes = images.device, [size for _, size in steps]
+        device = images.device
         # a copy for all steps, which waits for no GPU, where a tensor made on it would for each
         where = torch.tensor(places, dtype=torch.long).to(device, non_blocking=True).split_with_sizes(sizes)
         values = (
             torch.tensor(arguments).view(len(places), 1, 1, 1).to(device, non_blocking=True).split_with_sizes(sizes)
         )
         images, fill = images.float(), self.fill.to(device, non_blocking=True)
-        for (name, _), rows_of, argument in zip(steps, where, values, strict=True):
+        for name, rows_of, argument in zip(names, where, values, strict=True):
             images[rows_of] = OPERATIONS[name](images[rows_of], argument, fill)
         return images.to(torch.uint8)
 

@@ -113,6 +113,15 @@ def test_labels_of_points_on_the_right_stand_to_their_left_and_epochs_are_whole(
     assert figures["curves"]["choices"][0]["layout"]["xaxis"]["dtick"] == 1
 
 
+def test_curves_that_are_all_shown_stand_in_the_tables_order(
+    reduction_study: pd.DataFrame, with_curves: Callable[[pd.DataFrame], pd.DataFrame], tmp_path: Path
+) -> None:
+    page = write_report(with_curves(reduction_study), tmp_path / "report.html", title="t")
+    figures = {figure["id"]: figure for figure in page_data(page)["figures"]}
+    shown = [trace["name"] for trace in figures["curves"]["choices"][0]["traces"] if trace["showlegend"]]
+    assert shown == ["no SE", "r=2", "r=4", "r=8", "r=16"]
+
+
 @pytest.fixture
 def two_keys(study: Make) -> pd.DataFrame:
     """Records of a baseline and two ratios in each of two backbones, one of whose names is markup; b has no r=8."""
