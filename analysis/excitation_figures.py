@@ -7,10 +7,10 @@ separated by commas. Change the calls below for other units, channels or figures
 import argparse
 from pathlib import Path
 
-from se_lab.excitation_statistics import ExcitationStatistics
+from se_lab.excitations.figures import activation_figure, deviation_figure
+from se_lab.excitations.images import choose_classes
+from se_lab.excitations.statistics import ExcitationStatistics
 from se_lab.report import save_figure
-from se_lab.report.excitation_figures import activation_figure, deviation_figure
-from se_lab.report.excitation_images import choose_classes
 
 
 def main(file: str, classes: str) -> None:

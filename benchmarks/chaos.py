@@ -33,7 +33,7 @@ import json
 import os
 from pathlib import Path
 from se_lab import store
-from se_lab.task import ClassificationTask
+from se_lab.training.task import ClassificationTask
 
 def note(log, trial_id):
     line = f"{trial_id} {os.getpid()}\\n".encode()

@@ -28,9 +28,9 @@ from measure import table
 from timm.models._registry import _model_to_module
 from torch import nn
 
-from se_lab.insertion import insert_se
 from se_lab.spec import SESpec, SpecError
-from se_lab.squeeze_excite import SqueezeExcite
+from se_lab.units.insertion import insert_se
+from se_lab.units.squeeze_excite import SqueezeExcite
 
 LIST = Path(__file__).with_name("convolutional.txt")
 RULE = re.compile(r"Attention|Attn|LambdaLayer|SHSA|SHMA|MHSA|GPSA|LiteMLA|HSMSSD|LSTM|MlpMixer|ParallelScalingBlock")

@@ -1,7 +1,7 @@
 """What looking at excitations costs: `python benchmarks/excitations.py`, five minutes on one core.
 
 The same batch of random images goes through one net in three ways, in turn, again and again: plain inference;
-inference with statistics that stream (se_lab.excitation_statistics); inference with every gate kept, as one would do
+inference with statistics that stream (se_lab.excitations.statistics); inference with every gate kept, as one would do
 it without. Prints milliseconds an image (median over rounds), the ratio to plain inference (median of the ratios
 within a round; on a CPU of processor time, so that busy neighbours count less), and the memory for a validation set of
 ImageNet's size, with the limits beside them.
@@ -18,8 +18,8 @@ import timm
 import torch
 from measure import interleave, ratio, table
 
-from se_lab.activations import capture_excitations
-from se_lab.excitation_statistics import ExcitationStatistics
+from se_lab.excitations.capture import capture_excitations
+from se_lab.excitations.statistics import ExcitationStatistics
 
 IMAGES = 50_000
 

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from measure import table
 
-from se_lab.activations import GateSite
-from se_lab.excitation_statistics import ExcitationStatistics
-from se_lab.report.excitation_page import write_page
+from se_lab.excitations.capture import GateSite
+from se_lab.excitations.page import write_page
+from se_lab.excitations.statistics import ExcitationStatistics
 
 UNITS, CHANNELS, CLASSES = 16, 2048, 1000
 LIMIT_MS = 1000

@@ -40,9 +40,10 @@ import torch
 from measure import interleave, ratio, table, with_section
 from torch import Tensor, nn
 
-from se_lab import ModelSpec, SESpec, create_model, kernels
-from se_lab.failures import OUT_OF_MEMORY, failure_kind
+from se_lab import ModelSpec, SESpec, create_model
 from se_lab.store import write_whole
+from se_lab.training.failures import OUT_OF_MEMORY, failure_kind
+from se_lab.units.fused import kernels
 
 HERE = Path(__file__).parent
 SHAPES = [(256, 56), (512, 28), (1024, 14), (2048, 7)]

@@ -17,7 +17,7 @@ from measure import interleave, ratio, table
 from torch import nn
 
 from se_lab import ModelSpec, SESpec, create_model
-from se_lab.process import prepare
+from se_lab.training.process import prepare
 
 GOALS = {"training": 1.03, "inference": 1.04}
 LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}

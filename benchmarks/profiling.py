@@ -14,9 +14,9 @@ import time
 import torch
 from measure import table
 
-from se_lab.complexity import count_variant, profile, trace
-from se_lab.model import create_model
 from se_lab.spec import ModelSpec, SESpec
+from se_lab.units.costs import count_variant, profile, trace
+from se_lab.units.model import create_model
 
 SIZE = (3, 224, 224)
 KEYS = ("params", "params_se", "macs", "macs_se", "elementwise", "elementwise_se", "activations")

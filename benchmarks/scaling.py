@@ -20,9 +20,9 @@ import torch
 from measure import table
 from torch import Tensor, nn
 
-from se_lab.fused import units
-from se_lab.process import prepare
-from se_lab.squeeze_excite import SqueezeExcite
+from se_lab.training.process import prepare
+from se_lab.units.fused import units
+from se_lab.units.squeeze_excite import SqueezeExcite
 
 UNITS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 CHANNELS = (256, 512, 1024, 2048)

@@ -17,9 +17,9 @@ from measure import interleave, ratio, table
 from timm.layers.squeeze_excite import SEModule
 from torch import Tensor, nn
 
-from se_lab.fused import units
-from se_lab.process import prepare
-from se_lab.squeeze_excite import SqueezeExcite
+from se_lab.training.process import prepare
+from se_lab.units.fused import units
+from se_lab.units.squeeze_excite import SqueezeExcite
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}

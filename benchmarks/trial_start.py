@@ -19,8 +19,8 @@ from pathlib import Path
 
 from measure import interleave, ratio, table
 
-from se_lab.flags import parse_trial
 from se_lab.spec import ExecSpec
+from se_lab.spec.flags import parse_trial
 from se_lab.store import read_record
 from se_lab.sweep.execute import execute
 

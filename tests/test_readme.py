@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from se_lab.cli import VERBS, main
-from se_lab.squeeze_excite import SQUEEZE
 from se_lab.sweep.grammar import read_sweep
+from se_lab.units.squeeze_excite import SQUEEZE
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text()
@@ -19,7 +19,7 @@ def blocks(language):
 
 
 def test_python_blocks_run_and_print_what_they_say(capsys, monkeypatch):
-    monkeypatch.setattr("se_lab.squeeze_excite.SQUEEZE", SQUEEZE)
+    monkeypatch.setattr("se_lab.units.squeeze_excite.SQUEEZE", SQUEEZE)
     try:
         for block in blocks("python"):
             exec(block, {})
@@ -64,7 +64,7 @@ def test_every_file_it_names_is_there():
 
 
 def test_the_table_it_shows_is_the_demos():
-    from se_lab.flags import parse_trial
+    from se_lab.spec.flags import parse_trial
 
     spec, _ = parse_trial(["--recipe=digits"])
     assert f"cifar_resnet20 on digits, {spec.train.epochs} epochs, 3 seeds" in TEXT

@@ -1,4 +1,4 @@
-"""python -m se_lab.cli, where the command is not on the path."""
+"""Allow python -m se_lab.cli, where the command is not on the path."""
 
 import sys
 

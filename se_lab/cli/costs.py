@@ -32,8 +32,8 @@ def profile(argv: list[str]) -> int:
     parser.add_argument("--measure", action="store_true", help="Measure latency and peak memory on this device, too.")
     parser.add_argument("--format", default="table", choices=("table", "csv", "json"), help="How it is written.")
     options, flags = parser.parse_known_args(argv)
-    from se_lab.flags import parse_trial
     from se_lab.spec import SpecError
+    from se_lab.spec.flags import parse_trial
 
     if not 8 <= options.image_size <= 65535:
         raise SpecError(f"--image-size is {options.image_size}; it must be from 8 to 65535 pixels")
@@ -73,7 +73,7 @@ def models(argv: list[str]) -> int:
     parser = Parser(prog="se-lab models", description="Backbones that can take SE units.")
     parser.add_argument("pattern", nargs="?", default="*", metavar="PATTERN", help="Such as 'resnet*', or part of it.")
     options = parser.parse_args(argv)
-    from se_lab.listing import list_backbones
+    from se_lab.units.listing import list_backbones
 
     seen = able = 0
     for listing in list_backbones(options.pattern):

@@ -37,8 +37,8 @@ def excitations(argv: list[str]) -> int:
     options = parser.parse_args(argv)
     if bool(options.nets) == bool(options.sweep):
         raise SpecError("se-lab excitations takes checkpoints or timm:NAME, or else --sweep RUNS")
-    from se_lab.report.excitation_collect import Looking
-    from se_lab.report.excitations import Request, look_across, look_into
+    from se_lab.excitations.collect import Looking
+    from se_lab.excitations.look import Request, look_across, look_into
     from se_lab.spec import ExecSpec
 
     def say(text: str) -> None:

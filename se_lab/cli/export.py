@@ -31,8 +31,8 @@ def export(argv: list[str]) -> int:
     )
     add_data_root(parser)
     options = parser.parse_args(argv)
-    from se_lab.export import export
     from se_lab.spec import ExecSpec
+    from se_lab.trained.export import export
 
     for path in export(
         options.checkpoint,
@@ -66,8 +66,8 @@ def eval(argv: list[str]) -> int:
     parser.add_argument("--predictions", metavar="FILE.npz", help="Write key, label, top-5 and correct of every image.")
     parser.add_argument("--format", default="table", choices=("table", "json"), help="How it is written.")
     options = parser.parse_args(argv)
-    from se_lab.evaluate import evaluate
     from se_lab.spec import ExecSpec
+    from se_lab.trained.evaluate import evaluate
 
     result = evaluate(
         options.net,

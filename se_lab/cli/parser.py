@@ -6,8 +6,8 @@ import argparse
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from se_lab.mistakes import as_known, told
 from se_lab.spec import SpecError
+from se_lab.spec.mistakes import as_known, told
 
 
 class Parser(argparse.ArgumentParser):

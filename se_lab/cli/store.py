@@ -10,7 +10,7 @@ from se_lab.cli.parser import Parser
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from se_lab.tidy import Leftover
+    from se_lab.store.tidy import Leftover
 
 WHAT = {
     "checkpoint": "checkpoints of finished trials",
@@ -45,8 +45,8 @@ def gc(argv: list[str]) -> int:
     parser.add_argument("--delete", action="store_true", help="Delete; without it nothing changes.")
     options = parser.parse_args(argv)
     from se_lab.spec import ExecSpec
+    from se_lab.store.tidy import delete, find_leftovers
     from se_lab.sweep.grammar import read_sweep
-    from se_lab.tidy import delete, find_leftovers
 
     named, store = None, options.store or ExecSpec().store
     if options.specs:

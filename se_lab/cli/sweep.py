@@ -14,7 +14,7 @@ from se_lab.spec import SpecError
 
 def sweep(argv: list[str]) -> int:
     """Run a sweep, or say what it would do."""
-    from se_lab.flags import execution_parser, import_plugins, parse_execution
+    from se_lab.spec.flags import execution_parser, import_plugins, parse_execution
     from se_lab.sweep.slurm import SlurmSpec
 
     parser = execution_parser("se-lab sweep", "Run every trial of a W&B sweep spec here; run again, it goes on.")
@@ -80,7 +80,7 @@ def sweep(argv: list[str]) -> int:
 def _sweep_here(sweep: Any, options: Any, execution: Any) -> int:
     from se_lab.sweep.execute import common_reason, execute
     from se_lab.sweep.view import SweepView
-    from se_lab.train import RESUME_ME
+    from se_lab.training.run import RESUME_ME
 
     workers = _workers(sweep, options, execution)
     total = sweep.search.cap if sweep.search is not None else len(sweep.trials)
@@ -124,8 +124,8 @@ def _workers(sweep: Any, options: Any, execution: Any) -> int:
 
 
 def _sweep_through_wandb(sweep: Any, options: Any, execution: Any) -> int:
-    from se_lab.stopping import RESUME_ME
     from se_lab.sweep.wandb import register_sweep, run_agents, table_of
+    from se_lab.training.stopping import RESUME_ME
 
     if options.agents < 1:
         raise SpecError(f"--agents is {options.agents}; it must be at least 1")
@@ -182,7 +182,7 @@ def _sweep_on_slurm(sweep: Any, options: Any, execution: Any, through_wandb: boo
 
 def sync(argv: list[str]) -> int:
     """Send offline trials to W&B."""
-    from se_lab.flags import execution_parser, parse_execution
+    from se_lab.spec.flags import execution_parser, parse_execution
 
     parser = execution_parser("se-lab sync", "Send trials that ran offline to W&B, each once and whole.")
     parser.add_argument("runs", nargs="+", metavar="RUNS", help="Sweep specs (their trials, in the store) or stores.")

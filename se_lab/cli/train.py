@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-from se_lab.stopping import RESUME_ME, InterruptedTrialError, left_when_told
+from se_lab.training.stopping import RESUME_ME, InterruptedTrialError, left_when_told
 
 
 def train(argv: list[str]) -> int:
@@ -16,8 +16,8 @@ def train(argv: list[str]) -> int:
 
 
 def _train(argv: list[str]) -> int:
-    from se_lab.flags import parse_trial, trial_parser
-    from se_lab.mistakes import as_known
+    from se_lab.spec.flags import parse_trial, trial_parser
+    from se_lab.spec.mistakes import as_known
 
     parser = trial_parser(prog="se-lab train", description="Run one trial, or go on with it.")
     parser.add_argument(
@@ -25,15 +25,15 @@ def _train(argv: list[str]) -> int:
     )
     flags = as_known(argv, parser._option_string_actions)
     spec, execution = parse_trial([flag for flag in flags if flag != "--dry-run"], parser)
-    from se_lab.distributed import find_place
+    from se_lab.parallel.collectives import find_place
     from se_lab.store import TrialBusyError
-    from se_lab.train import run
+    from se_lab.training.run import run
 
     place = find_place(spec.train)
     first = place is None or place.rank == 0  # under torchrun or srun each rank is a command of its own
     try:
         if "--dry-run" in flags:
-            from se_lab.rehearse import rehearse
+            from se_lab.training.rehearse import rehearse
 
             rehearsal = rehearse(spec, execution)
             if first:

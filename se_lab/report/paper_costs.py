@@ -14,7 +14,7 @@ from se_lab.report.variants import INSERTION
 from se_lab.spec import ModelSpec, SESpec
 
 if TYPE_CHECKING:
-    from se_lab.complexity import Complexity
+    from se_lab.units.costs import Complexity
 
 CROP = {"inception_resnet_v2": 299}
 """The side of the image where it is not 224 (published.yaml, Table 2)."""
@@ -28,7 +28,7 @@ def count_paper_costs(paper: str = "all", say: Callable[[str], None] = print) ->
     `say` is told of each.
     Raises ReportError for an unknown table and for one that prints no costs.
     """
-    from se_lab.complexity import trace  # PyTorch, which no other table needs
+    from se_lab.units.costs import trace  # PyTorch, which no other table needs
 
     rows = paper_rows(paper)
     rows = rows[rows[["params", "macs"]].notna().any(axis=1)].reset_index(drop=True)

@@ -1,1 +1,4 @@
-"""A W&B sweep spec, its trials, and their execution: here, under W&B's agents, and later sent to it."""
+"""Sweeps: read a W&B sweep spec, plan its trials, run them here, on Slurm or under W&B's agents.
+
+In: a file in sweeps/. Out: finished trials in the store.
+"""

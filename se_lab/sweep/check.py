@@ -10,10 +10,10 @@ from typing import Any
 import torch
 import yaml
 
-from se_lab.model import create_model
 from se_lab.spec import RunSpec, SpecError, leaves, nearest
 from se_lab.sweep.axes import Axis, Finding, draw, grid_values
 from se_lab.sweep.grammar import common_of, load_spec, points_of, problems, trial_of
+from se_lab.units.model import create_model
 
 METRICS = tuple(f"{split}/{what}" for split in ("val", "test") for what in ("loss", "top1_error", "top5_error"))
 

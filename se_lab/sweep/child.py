@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from se_lab.stopping import RESUME_ME
+from se_lab.training.stopping import RESUME_ME
 
 PROBE_SECONDS = 10.0
 """A forked process that has not trained a moment by then hangs in a lock that only this one's threads could open."""

@@ -17,18 +17,18 @@ import torch
 
 from se_lab import store
 from se_lab.data import check_split, data_shape
-from se_lab.failures import BROKEN_DEVICE, NETWORK, OK_AGAIN, OTHER, OUT_OF_MEMORY, reason
-from se_lab.model import create_model
-from se_lab.preflight import check_before
-from se_lab.record_index import Stamp, stamp_of
 from se_lab.spec import ExecSpec, RunSpec, SpecError
-from se_lab.squeeze_excite import SqueezeExcite
+from se_lab.store.index import Stamp, stamp_of
 from se_lab.sweep.bayes import BayesSearch, import_optuna
 from se_lab.sweep.child import can_fork, in_a_child, see_children_end, told_to_stop
 from se_lab.sweep.early_stop import Hyperband
 from se_lab.sweep.fresh import execute_afresh
 from se_lab.sweep.trial_process import Outcome, TrialProcess
 from se_lab.sweep.wandb_service import shared_service
+from se_lab.training.failures import BROKEN_DEVICE, NETWORK, OK_AGAIN, OTHER, OUT_OF_MEMORY, reason
+from se_lab.training.preflight import check_before
+from se_lab.units.model import create_model
+from se_lab.units.squeeze_excite import SqueezeExcite
 
 POLL_SECONDS = 2.0
 """How long a trial that another worker holds is left alone before it is looked at again."""

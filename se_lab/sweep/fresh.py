@@ -11,8 +11,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from se_lab.flags import import_plugins
 from se_lab.spec import ExecSpec, RunSpec, SpecError, run_spec
+from se_lab.spec.flags import import_plugins
 from se_lab.sweep.child import end_with, told_to_stop
 
 if TYPE_CHECKING:

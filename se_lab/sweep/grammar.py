@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from se_lab.flags import parse_trial
 from se_lab.spec import ExecSpec, RunSpec, SpecError, dotted, leaves, nearest, run_spec, seed_of
+from se_lab.spec.flags import parse_trial
 from se_lab.sweep.axes import Finding, axis_findings, draw, grid_values
 from se_lab.sweep.bayes import BayesSearch
 from se_lab.sweep.early_stop import VALIDATION_METRICS, Hyperband, Metric, early_stop_problems, hyperband_of

@@ -15,14 +15,14 @@ from rich.console import Console
 from rich.table import Table
 from torch.nn import functional as F
 
-from se_lab.complexity import Complexity, Trace, count_variant, trace
 from se_lab.data import DataShape, data_shape
-from se_lab.model import create_model
-from se_lab.process import prepare
-from se_lab.rehearse import PREDICTION_BYTES
 from se_lab.spec import ExecSpec, RunSpec, SESpec, dotted, label
 from se_lab.store import read_record, trial_folder
 from se_lab.sweep.grammar import Sweep
+from se_lab.training.process import prepare
+from se_lab.training.rehearse import PREDICTION_BYTES
+from se_lab.units.costs import Complexity, Trace, count_variant, trace
+from se_lab.units.model import create_model
 
 TIMED_IMAGES = 16
 

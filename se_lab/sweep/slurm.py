@@ -28,7 +28,6 @@ from typing import Any
 
 from se_lab import store
 from se_lab.spec import ExecSpec, RunSpec, SpecError
-from se_lab.stopping import RESUME_ME, InterruptedTrialError
 from se_lab.sweep.grammar import Sweep
 from se_lab.sweep.status import (
     SUBMISSIONS,
@@ -40,6 +39,7 @@ from se_lab.sweep.status import (
     standings,
     trials_of,
 )
+from se_lab.training.stopping import RESUME_ME, InterruptedTrialError
 
 ARRAY_SIZE = 1000
 """The longest array that Slurm takes unless it is told otherwise (MaxArraySize)."""
@@ -231,7 +231,7 @@ def run_share(share: Share) -> None:
 
 def _run_rank(share: Share) -> None:
     """Run one of the processes of the one trial that a task over several nodes has."""
-    from se_lab.train import run
+    from se_lab.training.run import run
 
     before = _saved(share)
     try:

@@ -16,12 +16,12 @@ from multiprocessing.connection import Connection
 from typing import Any, TextIO
 
 from se_lab import store
-from se_lab.failures import LOST, death, failure_kind, reason
 from se_lab.spec import ExecSpec, RunSpec
 from se_lab.sweep.child import end_with
 from se_lab.sweep.early_stop import Hyperband
 from se_lab.sweep.wandb_service import finish_run
-from se_lab.train import RESUME_ME, InterruptedTrialError, StoppedEarlyError, run
+from se_lab.training.failures import LOST, death, failure_kind, reason
+from se_lab.training.run import RESUME_ME, InterruptedTrialError, StoppedEarlyError, run
 
 BUSY, STOPPED = 76, 77
 """Exit statuses of a process whose trial another worker holds, or was given up early."""
@@ -36,7 +36,7 @@ class Outcome:
     """finished (now), skipped (over before, or by another worker), stopped (given up early), failed, interrupted, or
     not started."""
     kind: str | None = None
-    """Why it failed, as se_lab.failures has it."""
+    """Why it failed, as se_lab.training.failures has it."""
     error: str | None = None
     """What it says of itself, in a line."""
 

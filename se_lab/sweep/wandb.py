@@ -19,12 +19,12 @@ import pandas as pd
 
 from se_lab import store
 from se_lab.spec import ExecSpec, RunSpec, SpecError, fields_of, label, run_spec
-from se_lab.stopping import RESUME_ME, SIGNALS, InterruptedTrialError, Stop, heard
 from se_lab.store import RunRecord, TrialBusyError
 from se_lab.sweep.check import check_sweep
 from se_lab.sweep.child import told_to_stop
 from se_lab.sweep.grammar import Sweep, load_spec, read_sweep
-from se_lab.train import run
+from se_lab.training.run import run
+from se_lab.training.stopping import RESUME_ME, SIGNALS, InterruptedTrialError, Stop, heard
 
 POLL_SECONDS = 2.0
 REACH_AGENTS = ("store", "data_root")

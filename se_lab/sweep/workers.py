@@ -14,10 +14,10 @@ import torch
 from torch.nn import functional as F
 
 from se_lab.data import DataShape, data_shape
-from se_lab.model import create_model
-from se_lab.rehearse import rehearse
 from se_lab.spec import ExecSpec, RunSpec
 from se_lab.sweep.child import in_a_child
+from se_lab.training.rehearse import rehearse
+from se_lab.units.model import create_model
 
 GAIN = 1.1
 """Twice as many trials at a time must get at least this much more done together."""

@@ -11,7 +11,7 @@ from timm.data.random_erasing import RandomErasing
 from se_lab.data import create_data
 from se_lab.data.augment import DRAWS, Mixer, crop, keyed_globals, remove
 from se_lab.spec import DataSpec, SpecError
-from se_lab.train import run
+from se_lab.training.run import run
 
 
 def test_crop_takes_each_image_at_its_own_corner():

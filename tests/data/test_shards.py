@@ -16,7 +16,7 @@ from PIL import Image
 from se_lab.data import DataError, create_data
 from se_lab.data.shards import Shards
 from se_lab.spec import DataSpec, TrainSpec
-from se_lab.train import run
+from se_lab.training.run import run
 
 
 @pytest.fixture(autouse=True)

@@ -13,10 +13,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from se_lab.flags import parse_trial
 from se_lab.report import write_report
 from se_lab.report.page import PAGE_BYTES, repeat_command
 from se_lab.spec import DataSpec, ModelSpec, OptimSpec, RunSpec, SESpec, TrainSpec
+from se_lab.spec.flags import parse_trial
 from se_lab.store import RunRecord, write_record
 
 Make = Callable[..., pd.DataFrame]

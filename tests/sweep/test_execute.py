@@ -23,7 +23,7 @@ from se_lab.sweep.execute import Outcome, check_trials, common_reason, execute
 from se_lab.sweep.grammar import read_sweep
 from se_lab.sweep.records import load_records
 from se_lab.sweep.trial_process import TrialProcess
-from se_lab.task import ClassificationTask
+from se_lab.training.task import ClassificationTask
 
 SWEEP = {
     "program": "se-lab",

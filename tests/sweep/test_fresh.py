@@ -16,7 +16,7 @@ TRAINED = """
 import json, sys
 import torch
 from se_lab.spec import DataSpec, ExecSpec, ModelSpec, RunSpec, SESpec, SpecError, TrainSpec
-from se_lab.squeeze_excite import SQUEEZE
+from se_lab.units.squeeze_excite import SQUEEZE
 from se_lab.sweep.child import can_fork
 from se_lab.sweep.execute import execute
 

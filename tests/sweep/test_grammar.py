@@ -9,8 +9,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from se_lab.flags import parse_trial
 from se_lab.spec import SESpec, SpecError
+from se_lab.spec.flags import parse_trial
 from se_lab.sweep.axes import draw
 from se_lab.sweep.grammar import points_of, problems, read_sweep
 

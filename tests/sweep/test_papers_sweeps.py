@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from se_lab.flags import parse_trial
 from se_lab.spec import SESpec
+from se_lab.spec.flags import parse_trial
 from se_lab.sweep.grammar import fixed_flags, points_of, read_sweep
 
 SWEEPS = Path(__file__).parents[2] / "sweeps"

@@ -11,7 +11,7 @@ from se_lab.data import data_shape
 from se_lab.spec import OptimSpec
 from se_lab.store import trial_folder
 from se_lab.sweep.plan import folder_bytes
-from se_lab.train import run
+from se_lab.training.run import run
 
 
 def test_the_estimate_of_a_folder_is_what_a_trial_leaves(quick, here):

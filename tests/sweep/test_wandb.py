@@ -11,7 +11,6 @@ import pandas as pd
 import pytest
 import wandb as client
 import yaml
-from wandb_server import ENTITY, emulated_server
 
 from se_lab import store
 from se_lab.cli import main
@@ -19,6 +18,7 @@ from se_lab.spec import ExecSpec
 from se_lab.sweep.execute import execute
 from se_lab.sweep.grammar import read_sweep
 from se_lab.sweep.records import load_records
+from tests.sweep.wandb_server import ENTITY, emulated_server
 
 QUICK = ["--recipe=digits", "--train.epochs=1", "--data.batch_size=512", "--data.image_size=8"]
 SWEEP = {

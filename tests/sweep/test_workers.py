@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from se_lab.rehearse import Rehearsal
 from se_lab.spec import SESpec
 from se_lab.sweep import workers
 from se_lab.sweep.child import in_a_child
 from se_lab.sweep.workers import choose_workers
+from se_lab.training.rehearse import Rehearsal
 
 GIB = 2**30
 

@@ -1,0 +1,242 @@
+"""From a checkpoint, or a pretrained net of timm's, to the statistics of its gates."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from se_lab.excitations.capture import ExcitationError, capture_excitations, gate_sites, replace_gate
+from se_lab.excitations.images import LabelledImages, open_images
+from se_lab.excitations.statistics import ExcitationStatistics
+from se_lab.spec import DataSpec, RunSpec, SpecError
+from se_lab.trained.evaluate import output_numbers
+from se_lab.trained.inputs import check_pretrained, open_pretrained
+from se_lab.trained.load import load_trained
+
+SAVE_SECONDS = 30.0
+"""How much work an interruption can cost."""
+EXTREMES = 4
+"""Images kept that excite a channel most, and least."""
+
+Say = Callable[[str], object]
+
+
+@dataclass(frozen=True)
+class TrainedNet:
+    """A net to look into, and where it comes from."""
+
+    label: str
+    model: nn.Module
+    spec: RunSpec | None
+    """None for a pretrained net of timm's."""
+    about: dict[str, Any] = field(default_factory=dict)
+    """source, and for a checkpoint its trial, backbone and epoch."""
+    data_config: dict[str, Any] | None = None
+    """How timm feeds its pretrained net."""
+
+
+@dataclass(frozen=True)
+class Looking:
+    """How a net is looked at."""
+
+    images_per_class: int | None = None
+    """Random images of each class, the same each time; all by default."""
+    device: str = "auto"
+    """auto, cpu, cuda or mps."""
+    extremes: bool = False
+    """Keep which images excite each channel most and least."""
+    redundancy: bool = False
+    """Measure the error with each unit's gate held at its mean: one more pass over the images a unit."""
+    say: Say = lambda text: None
+    """Told of progress."""
+
+
+def open_net(source: str | Path) -> TrainedNet:
+    """Load a checkpoint or the folder of a trial, or with timm:NAME a pretrained net of timm's.
+
+    Raises:
+        SpecError: for a checkpoint that is missing or of another net, a name timm does not know, weights that cannot be
+            had, or a net without SE units.
+    """
+    text = str(source)
+    if text.startswith("timm:"):
+        return _pretrained(text.removeprefix("timm:"))
+    model, spec = load_trained(source)
+    gate_sites(model)
+    path = Path(source)
+    folder = path if path.is_dir() else path.parent
+    epoch = None
+    if path.is_file():
+        epoch = torch.load(path, map_location="meta", weights_only=True).get("epoch")
+    about = {"source": text, "trial_id": folder.name, "backbone": spec.model.backbone, "epoch": epoch}
+    label = folder.name if path.is_dir() else f"{folder.name}/{path.stem}"
+    return TrainedNet(label, model, spec, about)
+
+
+def _pretrained(name: str) -> TrainedNet:
+    check_pretrained(name)
+    arch = name.split(".")[0]
+    with torch.device("meta"):
+        gate_sites(timm.create_model(arch))  # whether it has units is known before its weights are fetched
+    model, config = open_pretrained(name)
+    return TrainedNet(f"timm:{name}", model, None, {"source": f"timm:{name}", "backbone": arch}, config)
+
+
+def open_data(
+    net: TrainedNet, data: str | None = None, *, batch_size: int = 64, root: str = ".", workers: int = 2
+) -> LabelledImages:
+    """Open the images to look at a net with: `data`, or those that its trial was tested with.
+
+    Raises:
+        SpecError, DataError: where there are none, or the net cannot take them.
+    """
+    if data is None and net.spec is None:
+        raise ExcitationError(f"{net.label} is not a trial's: say what to show it, --data folder:PATH")
+    known = net.spec.data if net.spec else DataSpec()  # how a trial's images are normalised and cropped
+    spec = dataclasses.replace(known, name=data or known.name, batch_size=batch_size)
+    images = open_images(spec, root=root, workers=workers, config=net.data_config)
+    takes = next(p.shape[1] for p in net.model.parameters() if p.dim() == 4)
+    has = 1 if spec.name == "digits" else 3
+    if takes != has:
+        raise ExcitationError(f"{net.label} takes images of {takes} channels, and those of {spec.name} have {has}")
+    return images
+
+
+def collect(net: TrainedNet, images: LabelledImages, path: Path, looking: Looking) -> ExcitationStatistics:
+    """Run images through a net and return the statistics of its gates, which are written to `path` as well.
+
+    A file that is there already, of the same net and images, is taken as it is; one that was interrupted goes on.
+
+    Raises:
+        ExcitationError: for a gate that is NaN or infinite.
+    """
+    numbers = images.choose(looking.images_per_class)
+    key = _fingerprint(net.model, images, numbers, looking)
+    device = _device(looking.device)
+    model = net.model.to(device).eval()
+    keep_on = torch.device("cpu") if device.type == "mps" else device  # MPS has no float64
+    part = path.with_suffix(".part")
+    finished = _load_matching(path, key, keep_on)
+    statistics = finished or _load_matching(part, key, keep_on)
+    if statistics is None:
+        extremes = EXTREMES if looking.extremes else 0
+        statistics = ExcitationStatistics(gate_sites(model), images.classes, device=keep_on, extremes=extremes)
+    known = statistics.about
+    statistics.about = net.about | {"label": net.label, "data": images.name, "digest": images.digest, "key": key}
+    if "redundancy" in known:
+        statistics.about["redundancy"] = known["redundancy"]
+    if statistics.images < len(numbers):
+        if statistics.images:
+            looking.say(f"going on after {statistics.images} images")
+        _run(model, images, numbers, statistics, part, looking.say)
+    statistics.check_finite()
+    if looking.redundancy and "redundancy" not in statistics.about:
+        statistics.about["redundancy"] = redundancy(model, images, numbers, statistics, looking.say)
+    if finished is None or statistics.about != known:
+        statistics.save(path)
+    part.unlink(missing_ok=True)
+    return statistics
+
+
+def redundancy(
+    model: nn.Module, images: LabelledImages, numbers: Tensor, statistics: ExcitationStatistics, say: Say
+) -> dict[str, float]:
+    """Return the top-1 error in % with each unit's gate held at its mean over all images, and under "" as it is.
+
+    It answers the paper's question (section 7.2) whether the last stage's units can go: a unit whose gate may as well
+    be a constant can be folded into its convolution.
+
+    Raises:
+        ExcitationError: where the net's outputs are not the images' classes.
+    """
+    outputs = output_of_class(model, images.classes).to(next(model.parameters()).device)
+    weight = statistics.count / statistics.count.sum()
+
+    def error() -> float:
+        wrong = torch.zeros((), dtype=torch.int64, device=outputs.device)
+        with torch.inference_mode():
+            for batch, labels, _ in images.batches(numbers):
+                guess = model(batch.to(outputs.device, non_blocking=True)).argmax(1)
+                wrong += (guess != outputs[labels.to(outputs.device)]).sum()
+        return 100 * float(wrong) / len(numbers)
+
+    errors = {"": error()}
+    for site in statistics.sites:
+        first = statistics.first[site.name]
+        mean = weight @ statistics.mean[:, first : first + site.channels]
+        with replace_gate(model, site, mean):
+            errors[site.name] = error()
+        say(f"{site.name} held at its mean: {errors[site.name]:.2f} % error, {errors['']:.2f} % as it is")
+    return errors
+
+
+def output_of_class(model: nn.Module, classes: Sequence[str]) -> Tensor:
+    """Return the number of the net's output for each class, (K,), as `se_lab.trained.evaluate.output_numbers`.
+
+    Raises:
+        ExcitationError: where the net's outputs are not these classes.
+    """
+    try:
+        return output_numbers(model, classes, "the net")
+    except SpecError as error:
+        raise ExcitationError(f"{error}; their error cannot be measured, look without --redundancy") from None
+
+
+def _run(
+    model: nn.Module,
+    images: LabelledImages,
+    numbers: Tensor,
+    statistics: ExcitationStatistics,
+    part: Path,
+    say: Say,
+) -> None:
+    device = next(model.parameters()).device
+    saved = time.perf_counter()
+    try:
+        with torch.inference_mode(), capture_excitations(model) as capture:
+            for batch, labels, batch_numbers in images.batches(numbers[statistics.images :]):
+                model(batch.to(device, non_blocking=True))
+                statistics.update(capture.excitations, labels, batch_numbers)
+                if time.perf_counter() - saved > SAVE_SECONDS:
+                    statistics.check_finite()
+                    statistics.save(part)
+                    say(f"{statistics.images} of {len(numbers)} images")
+                    saved = time.perf_counter()
+    except KeyboardInterrupt:
+        statistics.save(part)
+        raise
+
+
+def _load_matching(path: Path, key: str, device: torch.device) -> ExcitationStatistics | None:
+    if not path.is_file():
+        return None
+    try:
+        statistics = ExcitationStatistics.load(path, device)
+    except ExcitationError:
+        return None  # of an older format: it is made anew
+    return statistics if statistics.about.get("key") == key else None
+
+
+def _fingerprint(model: nn.Module, images: LabelledImages, numbers: Tensor, looking: Looking) -> str:
+    """Identify what the statistics are of: weights, images, and whether the most exciting ones are kept."""
+    digest = hashlib.sha256(f"{images.name} {images.digest} {looking.extremes}".encode())
+    digest.update(numbers.numpy().tobytes())
+    for name, value in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)

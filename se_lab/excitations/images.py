@@ -1,0 +1,246 @@
+"""The images to show a net: classes by name, a few images of each, batches that can start anywhere."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Subset
+
+from se_lab.data import Batch, DataError, ImageData, create_data
+from se_lab.data.folders import Files
+from se_lab.data.hub import Passing, StreamedData
+from se_lab.data.images import EncodedData, Source
+from se_lab.data.pictures import PilTransform, decode, normaliser, short_side
+from se_lab.excitations.capture import ExcitationError
+from se_lab.spec import DataSpec, nearest, seed_of
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+AMBIGUOUS = {"plane": ("n02690373", "n04552348")}
+"""Names that mean something else in the paper than in ImageNet, where plane is a carpenter's tool (n03954731): its
+Figures 6 and 7 show an aircraft, without saying whether the airliner or the warplane."""
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """The test images of a data set, or a few of each class."""
+
+    name: str
+    classes: list[str]
+    labels: Tensor
+    """(N,) class numbers."""
+    digest: str
+    """Identifies images and their transform."""
+    batches: Callable[[Tensor], Iterable[Batch]]
+    """Makes the batches of the images of the given numbers, in that order: images (N, C, H, W), labels, numbers."""
+    picture: Callable[[int], Image.Image]
+    """Returns an image by its number, to be looked at."""
+
+    def choose(self, per_class: int | None) -> Tensor:
+        """Return the numbers of `per_class` random images of each class, the same each time, or of all images."""
+        if per_class is None:
+            return torch.arange(len(self.labels))
+        if per_class < 1:
+            raise ExcitationError(f"--images-per-class is {per_class}; it must be at least 1")
+        stream = torch.Generator().manual_seed(seed_of(0, "excitations", len(self.labels)))
+        order = torch.randperm(len(self.labels), generator=stream)
+        chosen = [order[self.labels[order] == label][:per_class] for label in torch.unique(self.labels)]
+        return torch.cat(chosen).sort().values
+
+
+def open_images(
+    spec: DataSpec, *, root: str = ".", workers: int = 0, config: dict[str, Any] | None = None
+) -> LabelledImages:
+    """Open the test images of a data set. None of a set of files is read before it is asked for.
+
+    Args:
+        spec: Which; for folder:PATH (and imagenet and places365 in such folders under the root) the images of
+            PATH/test, else of PATH/val, else of PATH itself, a folder a class; else those that a trial is tested on.
+        root: Where relative paths start.
+        workers: Processes that read files.
+        config: timm's data config of a pretrained net (input size, crop, mean and std); by default SE-Lab's own.
+
+    Raises:
+        DataError: naming the folder that is missing or holds no images.
+    """
+    spec = dataclasses.replace(spec, decoder="pil")
+    folder = Path(root, spec.name.removeprefix("folder:")).expanduser()
+    listed = spec.name == "places365" and (folder / "places365_val.txt").exists()  # as torchvision has it
+    if spec.name.startswith("folder:") or (spec.name in ("imagenet", "places365") and not listed):
+        folder = next((folder / name for name in ("test", "val") if (folder / name).is_dir()), folder)
+        return _from_source(f"folder:{folder}", *_folder(folder), spec, workers, config)
+    data = create_data(spec, 0, root=root)
+    if isinstance(data, StreamedData):  # of which every process would read all
+        return _from_source(spec.name, data.classes, Passing(data), data.digest, spec, 0, config)
+    if isinstance(data, EncodedData):
+        return _from_source(spec.name, data.classes, data.splits["test"], data.digest, spec, workers, config)
+    return _from_memory(spec, data)
+
+
+def _from_memory(spec: DataSpec, data: ImageData) -> LabelledImages:
+    from PIL import Image
+
+    images, labels = (torch.cat(parts) for parts in list(zip(*data.batches("test"), strict=True))[:2])
+
+    def batches(numbers: Tensor) -> Iterator[Batch]:
+        for part in torch.split(numbers, spec.batch_size):
+            yield images[part], labels[part], part
+
+    def picture(number: int) -> Image.Image:
+        pixels = images[number].permute(1, 2, 0)
+        scaled = (pixels - pixels.min()) / (pixels.max() - pixels.min()) * 255
+        return Image.fromarray(scaled.byte().squeeze(2).numpy())
+
+    return LabelledImages(spec.name, data.classes, labels, data.digest, batches, picture)
+
+
+def _folder(folder: Path) -> tuple[list[str], Source, str]:
+    """Return the classes of a folder of images, a folder a class, the images, and what identifies them."""
+    from torchvision.datasets import ImageFolder
+
+    try:
+        found = ImageFolder(folder, allow_empty=True)
+    except FileNotFoundError as error:
+        raise DataError(f"{folder} is no folder of images, with a folder a class: {error}") from None
+    if not len(found):
+        raise DataError(f"{folder} has class folders, and no image that can be read")
+    names = [str(Path(file).relative_to(folder)) for file, _ in found.samples]
+    listing = "\n".join(f"{name} {(folder / name).stat().st_size}" for name in names)
+    return found.classes, Files(folder, names, found.targets), hashlib.sha256(listing.encode()).hexdigest()
+
+
+def _from_source(
+    name: str,
+    classes: list[str],
+    source: Source,
+    digest: str,
+    spec: DataSpec,
+    workers: int,
+    config: dict[str, Any] | None,
+) -> LabelledImages:
+    from timm.data import create_transform
+
+    prepare = create_transform(**config) if config else _AsTested(spec)
+    shown = _Shown(source, prepare)
+
+    def batches(numbers: Tensor) -> Iterator[Batch]:
+        done = 0
+        pinned = torch.cuda.is_available()
+        subset = Subset(shown, numbers.tolist())
+        for batch, labels in DataLoader(subset, spec.batch_size, num_workers=workers, pin_memory=pinned):
+            yield batch, labels, numbers[done : done + len(labels)]
+            done += len(labels)
+
+    return LabelledImages(
+        name,
+        classes,
+        torch.tensor(source.labels),
+        hashlib.sha256(f"{digest} {prepare!r}".encode()).hexdigest()[:16],
+        batches,
+        lambda number: shown.pictures([number])[0],
+    )
+
+
+class _Shown(Dataset[tuple[Tensor, int]]):
+    """Images of a source, prepared for a net."""
+
+    def __init__(self, source: Source, prepare: Callable[[Image.Image], Tensor]) -> None:
+        self.source, self.prepare = source, prepare
+
+    def pictures(self, numbers: Sequence[int]) -> list[Image.Image]:
+        """Return the images of these numbers as they are. Raise DataError for one that cannot be read."""
+        found = []
+        for number, encoded in zip(numbers, self.source.read(numbers), strict=True):
+            try:
+                found.append(decode(encoded))
+            except Exception as error:  # PIL raises whatever its decoders do
+                raise DataError(f"{self.source.names[number]} cannot be read: {error}") from error
+        return found
+
+    def __getitems__(self, numbers: list[int]) -> list[tuple[Tensor, int]]:
+        """Return a batch."""
+        labels = [self.source.labels[number] for number in numbers]
+        return [(self.prepare(picture), label) for picture, label in zip(self.pictures(numbers), labels, strict=True)]
+
+
+class _AsTested:
+    """Prepares an image as a trial's own test does."""
+
+    def __init__(self, spec: DataSpec) -> None:
+        size = spec.image_size or 224
+        self.crop = PilTransform(spec, size, training=False)
+        self.said = f"{size} of {short_side(spec, size)}"
+
+    def __repr__(self) -> str:
+        return self.said
+
+    def __call__(self, picture: Image.Image) -> Tensor:
+        return normaliser(torch.device("cpu"))(self.crop(picture))
+
+
+def class_label(name: str) -> str:
+    """Return what a class is called in a figure: the first of WordNet's names for an id of ImageNet's, else itself."""
+    return _imagenet().get(name, (name,))[0]
+
+
+def choose_classes(asked: Sequence[str], classes: Sequence[str]) -> list[int]:
+    """Return the numbers of the classes that are asked for by name, WordNet id, folder or number.
+
+    Without any, the paper's four where the data has them, else four evenly spaced ones.
+
+    Raises:
+        ExcitationError: for an unknown name, with the nearest; for one that fits several classes, with all of them.
+    """
+    if not asked:
+        papers = [classes.index(id) for id in ("n01443537", "n02110958", "n02690373", "n09246464") if id in classes]
+        spaced = np.linspace(0, len(classes) - 1, min(4, len(classes))).round().astype(int).tolist()
+        return papers if len(papers) == 4 else spaced
+    return list(dict.fromkeys(_choose_class(name.strip(), classes) for name in asked))
+
+
+def _choose_class(asked: str, classes: Sequence[str]) -> int:
+    if asked in classes:
+        return classes.index(asked)
+    if asked.isdigit() and int(asked) < len(classes):
+        return int(asked)
+    words = {name: [w.lower() for w in _imagenet().get(name, (name,))] for name in classes}
+    low = asked.lower()
+    found = [name for name in classes if low in words[name]]
+    found = found or [name for name in classes if any(low in _split(word) for word in words[name])]
+    found += [name for name in AMBIGUOUS.get(low, ()) if name in classes and name not in found]
+    if len(found) == 1:
+        return classes.index(found[0])
+    if found:
+        listed = ", ".join(_described(name) for name in found[:12])
+        raise ExcitationError(f"class {asked!r} fits {len(found)} classes: {listed}; ask for one by its folder or id")
+    every = dict.fromkeys([*classes, *(word for names in words.values() for word in names)])
+    some = ", ".join(map(_described, classes[:5])) + (f" and {len(classes) - 5} more" if len(classes) > 5 else "")
+    raise ExcitationError(f"no class is called {asked!r}; there are {some}{nearest(low, every)}")
+
+
+def _split(words: str) -> list[str]:
+    return words.replace("-", " ").split()
+
+
+def _described(name: str) -> str:
+    words = _imagenet().get(name)
+    return f"{name} ({', '.join(words)})" if words else name
+
+
+@functools.cache
+def _imagenet() -> dict[str, tuple[str, ...]]:
+    """Return WordNet's names of ImageNet's 1,000 classes by their ids; the first of a class is its own if it can be."""
+    from timm.data import ImageNetInfo
+
+    info = ImageNetInfo()
+    return {id: tuple(info.label_name_to_description(id).split(", ")) for id in info.label_names()}  # type: ignore[no-untyped-call]

@@ -1,0 +1,196 @@
+"""The excitations of trained nets: statistics file, figures and explorer page of each, and what sets them apart."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from se_lab.excitations import comparisons as compare
+from se_lab.excitations import figures as draw
+from se_lab.excitations.capture import ExcitationError
+from se_lab.excitations.collect import Looking, TrainedNet, collect, open_data, open_net
+from se_lab.excitations.images import LabelledImages, choose_classes
+from se_lab.excitations.measures import closed_histogram
+from se_lab.excitations.page import write_page
+from se_lab.excitations.statistics import ExcitationStatistics
+from se_lab.report.canvas import save_figure
+from se_lab.report.to_wandb import wandb_run
+from se_lab.report.variants import INSERTION, group_variants
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FILE = "excitations.safetensors"
+PAGE = "explorer.html"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to show the nets, and what to make of it."""
+
+    data: str | None = None
+    """digits or folder:PATH; by default what a trial was tested with."""
+    classes: Sequence[str] = ()
+    """Classes of the figures by name, WordNet id, folder or number; by default the paper's, or four evenly spaced."""
+    output: str | Path | None = None
+    """The folder to write into; by default excitations/ in a trial's folder, and for several nets or timm's here."""
+    batch_size: int = 64
+    root: str = "."
+    """Where relative data paths start."""
+    workers: int = 2
+    """Processes that read files."""
+    wandb: str | None = None
+    """The W&B project whose runs get histograms and figures; none by default."""
+    looking: Looking = field(default_factory=Looking)
+
+
+def look_into(sources: Sequence[str | Path], request: Request) -> list[Path]:
+    """Write statistics file, figures and explorer of each net, and of several nets figures that compare them.
+
+    Args:
+        sources: Checkpoints, folders of trials, or timm:NAME; the explorer shows the first two side by side. Several
+            checkpoints of one trial give the figure of how its units changed over training.
+        request: What to show them.
+
+    Returns:
+        The files that were written.
+
+    Raises:
+        SpecError, DataError: for a net, class or image that is not there, before any image is run.
+    """
+    nets = [open_net(source) for source in sources]
+    images = [_images(net, request) for net in nets]
+    chosen = [_chosen(request, of) for of in images]
+    looks, written = [], []
+    for net, of, classes in zip(nets, images, chosen, strict=True):
+        folder = _folder_of(net, request, alone=len(nets) == 1)
+        statistics = collect(net, of, folder / FILE, request.looking)
+        looks.append((net.label, statistics))
+        written += [folder / FILE, *_figures_of_one(statistics, classes, folder)]
+        if request.wandb:
+            _send(net, statistics, folder, request.wandb)
+    same = all(of.classes == images[0].classes for of in images[1:])
+    folder = _folder_of(nets[0], request, alone=True) if len(nets) == 1 else Path(request.output or "excitations")
+    if len(nets) > 1:
+        written += _comparisons(nets, looks, same, folder)
+    start = draw.papers_units(looks[0][1].sites)[-1]
+    shown = looks[: 2 if same else 1]
+    picture = images[0].picture if request.looking.extremes else None
+    written.append(write_page(shown, folder / PAGE, unit=start, classes=chosen[0], picture=picture))
+    return written
+
+
+def look_across(records: pd.DataFrame, request: Request) -> list[Path]:
+    """Do the same for every finished trial with SE units, each in its own folder, and overlay the variants.
+
+    Args:
+        records: Trials as `load_records` gives them.
+        request: What to show them; its output is the folder of the overlays.
+
+    Raises:
+        ExcitationError: where no finished trial has SE units.
+    """
+    study = group_variants(records)
+    trials = study.trials
+    ready = trials[(trials["status"] == "finished") & (trials[INSERTION] != "none")]
+    if ready.empty:
+        raise ExcitationError(
+            f"none of the {len(trials)} trials has finished with SE units in its net: run the sweep, or name others"
+        )
+    names = study.variants["variant"].reindex(ready["variant"])
+    folder = Path(request.output or "excitations")
+    looks, written = [], []
+    for name, row in zip(names, ready.to_dict("records"), strict=True):
+        net = open_net(row["folder"])
+        images = _images(net, request)
+        classes = _chosen(request, images)
+        request.looking.say(f"{name}, seed {row['seed']:.0f} ({net.label})")
+        own = Path(row["folder"]) / "excitations"
+        statistics = collect(net, images, own / FILE, request.looking)
+        looks.append((name, statistics))
+        written += [own / FILE, *_figures_of_one(statistics, classes, own)]
+        picture = images.picture if request.looking.extremes else None
+        start = draw.papers_units(statistics.sites)[-1]
+        written.append(write_page([(name, statistics)], own / PAGE, unit=start, classes=classes, picture=picture))
+        if request.wandb:
+            _send(net, statistics, own, request.wandb)
+    written += save_figure(compare.selectivity_figure(looks), folder / "selectivity")
+    written += save_figure(compare.overlay_figure(looks), folder / "distribution")
+    variants = dict(reversed(looks))  # the first seed of each
+    if len(variants) > 1:
+        pair = [(name, variants[name]) for name in (looks[0][0], looks[-1][0])]
+        written.append(write_page(pair, folder / PAGE, unit=start, classes=classes, picture=picture))
+    return written
+
+
+def _images(net: TrainedNet, request: Request) -> LabelledImages:
+    return open_data(net, request.data, batch_size=request.batch_size, root=request.root, workers=request.workers)
+
+
+def _chosen(request: Request, images: LabelledImages) -> list[int]:
+    chosen = choose_classes(request.classes, images.classes)
+    empty = [images.classes[label] for label in chosen if not (images.labels == label).any()]
+    if empty and request.classes:
+        raise ExcitationError(f"{images.name} has no image of class {', '.join(empty)}; add some, or ask for others")
+    return [label for label in chosen if images.classes[label] not in empty]
+
+
+def _folder_of(net: TrainedNet, request: Request, *, alone: bool) -> Path:
+    if request.output is not None:
+        return Path(request.output) if alone else Path(request.output, _file_name(net.label))
+    if net.spec is None:
+        return Path("excitations", _file_name(net.label))
+    source = Path(net.about["source"])
+    return source / "excitations" if source.is_dir() else source.parent / "excitations" / source.stem
+
+
+def _file_name(label: str) -> str:
+    return label.removeprefix("timm:").replace("/", "_")
+
+
+def _figures_of_one(statistics: ExcitationStatistics, classes: Sequence[int], folder: Path) -> list[Path]:
+    figures = {
+        "figure_6": draw.activation_figure(statistics, classes),
+        "figure_7": draw.deviation_figure(statistics, classes),
+        "distribution": draw.distribution_figure(statistics),
+        "saturation": compare.saturation_figure(statistics),
+        "selectivity": compare.selectivity_figure([("", statistics)]),
+        "class_similarity": draw.class_similarity_figure(statistics),
+        "unit_similarity": compare.unit_similarity_figure(statistics),
+    }
+    if "redundancy" in statistics.about:
+        figures["redundancy"] = compare.redundancy_figure(statistics)
+    return [path for name, figure in figures.items() for path in save_figure(figure, folder / name)]
+
+
+def _comparisons(nets: Sequence[TrainedNet], looks: compare.Looks, same: bool, folder: Path) -> list[Path]:
+    figures: dict[str, Figure] = {
+        "selectivity": compare.selectivity_figure(looks),
+        "distribution": compare.overlay_figure(looks),
+    }
+    if same:
+        figures["unit_similarity"] = compare.unit_similarity_figure(looks[0][1], looks[1][1])
+    epochs = [net.about.get("epoch") for net in nets]
+    if len({net.about.get("trial_id", net.label) for net in nets}) == 1 and len({*epochs} - {None}) > 1:
+        by_epoch = [(epoch + 1, look[1]) for epoch, look in zip(epochs, looks, strict=True) if epoch is not None]
+        figures["training"] = compare.training_figure(by_epoch)
+    return [path for name, figure in figures.items() for path in save_figure(figure, folder / name)]
+
+
+def _send(net: TrainedNet, statistics: ExcitationStatistics, folder: Path, project: str) -> None:
+    """Give a trial's W&B run its histograms and figures under excitations/…, offline unless W&B's variables say so."""
+    import wandb
+
+    values: dict[str, Any] = {
+        f"excitations/{path.stem}": wandb.Image(str(path)) for path in sorted(folder.glob("*.png"))
+    }
+    for site in statistics.sites:
+        histogram = closed_histogram(statistics.unit(site.name))
+        values[f"excitations/{site.name}"] = wandb.Histogram(np_histogram=histogram)
+    label = None if "trial_id" in net.about else net.label
+    with wandb_run(project, folder, id=net.about.get("trial_id"), name=label, resume="allow") as run:
+        run.log(values)

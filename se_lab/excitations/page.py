@@ -1,0 +1,203 @@
+"""The explorer: one self-contained HTML page to look at gates by unit, class and channel, drawn by Plotly."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from se_lab.excitations import measures
+from se_lab.excitations.images import class_label
+from se_lab.excitations.statistics import ExcitationStatistics, Floats, UnitStatistics
+from se_lab.spec import seed_of
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+TEMPLATE = Path(__file__).with_name("excitation_page.html")
+ARRAY_BYTES = 30_000_000
+"""What means and standard deviations may take, in all nets of a page together: with base64 and Plotly 45 MB."""
+WIDE_BYTES = 8_000_000
+"""Up to here a number takes two bytes instead of one."""
+THUMBNAILS = 4000
+"""Pictures on a page, about 1.5 kB each."""
+THUMBNAIL_SIDE = 64
+
+Picture = Callable[[int], "Image.Image"]
+
+
+def write_page(
+    looks: Sequence[tuple[str, ExcitationStatistics]],
+    path: str | Path,
+    *,
+    unit: str,
+    classes: Sequence[int],
+    picture: Picture | None = None,
+) -> Path:
+    """Write the explorer of one net, or of two side by side.
+
+    Numbers are rounded to a 255th of a unit's range, in small pages to a 65535th, and channels are thinned, evenly at
+    random, where a page would pass 60 MB; the page says so.
+
+    Args:
+        looks: One or two nets' statistics of the same classes, by label.
+        path: The file.
+        unit: The unit to begin with.
+        classes: The classes to begin with.
+        picture: Returns an image by its number, for thumbnails of those that excite a channel most and least, where
+            the statistics kept them.
+    """
+    from plotly.offline import get_plotlyjs
+
+    first = looks[0][1]
+    full = sum(2 * (s.count > 0).sum().item() * sum(site.channels for site in s.sites) for _, s in looks)
+    share = min(1.0, ARRAY_BYTES / max(full, 1))
+    wide = 2 * full <= WIDE_BYTES
+    arrays: list[str] = []
+    nets = [_net(number, label, s, share, wide, picture, arrays) for number, (label, s) in enumerate(looks)]
+    data = {
+        "about": _about(looks),
+        "thinned": _thinned(share, wide),
+        "classes": [class_label(name) for name in first.classes],
+        "folders": first.classes,
+        "looks": nets,
+        "thumbnails": picture is not None,
+        "start": {"unit": unit, "classes": list(classes)},
+    }
+    page = TEMPLATE.read_text(encoding="utf-8")
+    for mark, text in (
+        ("/*DATA*/", _script_safe(json.dumps(data, separators=(",", ":"), allow_nan=False))),
+        ("<!--ARRAYS-->", "\n".join(arrays)),
+        ("/*PLOTLY*/", get_plotlyjs()),  # last, so that no mark is looked for in it
+    ):
+        head, _, tail = page.partition(mark)
+        page = head + text + tail
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+def _net(
+    number: int,
+    label: str,
+    statistics: ExcitationStatistics,
+    share: float,
+    wide: bool,
+    picture: Picture | None,
+    arrays: list[str],
+) -> dict[str, Any]:
+    there = (statistics.count > 0).cpu().numpy()
+    units, shown = [], {}
+    for place, site in enumerate(statistics.sites):
+        unit = statistics.unit(site.name)
+        kept = _kept(site.name, site.channels, share)
+        scales = {}
+        for kind in ("mean", "std"):
+            values = getattr(unit, kind)[there][:, kept]
+            scales[kind], text = _quantised(values, wide)
+            arrays.append(f'<script type="text/plain" id="{kind}-{number}-{place}">{text}</script>')
+        units.append(_unit(unit, kept) | scales | {"wide": wide})
+        if picture is not None and statistics.top_image.shape[1]:
+            shown[place] = _extremes(statistics, site.name, kept)
+    thumbnails = _thumbnails(units, shown, picture) if picture is not None else {}
+    rows = np.where(there, np.cumsum(there) - 1, -1)
+    return {"label": label, "units": units, "row": rows.tolist(), "thumbnails": thumbnails}
+
+
+def _unit(unit: UnitStatistics, kept: NDArray[np.intp]) -> dict[str, Any]:
+    low, high = measures.saturation(unit)
+    x, y = measures.density(unit)
+    return {
+        "name": unit.site.name,
+        "stage": unit.site.stage,
+        "channels": unit.site.channels,
+        "kept": kept.tolist(),
+        "all": _rounded(measures.mean_of_classes(unit)[kept]),
+        "selectivity": _rounded(measures.selectivity_index(unit)[kept]),
+        "explained": _rounded(measures.variance_explained(unit)[kept]),
+        "between": round(100 * measures.unit_variance_explained(unit), 2),
+        "low": round(100 * low, 2),
+        "high": round(100 * high, 2),
+        "density": [_rounded(x), _rounded(y)],
+    }
+
+
+def _kept(name: str, channels: int, share: float) -> NDArray[np.intp]:
+    """Return the channels of a unit that are on the page, rising."""
+    count = min(channels, max(50, int(share * channels)))
+    if count == channels:
+        return np.arange(channels)
+    return np.sort(np.random.default_rng(seed_of("page", name)).choice(channels, count, replace=False))
+
+
+def _quantised(values: Floats, wide: bool) -> tuple[dict[str, float], str]:
+    """Return the range of the values (K, C) and, in base64, their steps in it, row by row."""
+    low, high = float(values.min()), float(values.max())
+    steps = 65535 if wide else 255
+    scaled = np.rint((values - low) * (steps / (high - low) if high > low else 0.0))
+    raw = scaled.astype("<u2" if wide else "u1").tobytes()
+    return {"low": low, "high": high}, base64.b64encode(raw).decode()
+
+
+def _extremes(statistics: ExcitationStatistics, name: str, kept: NDArray[np.intp]) -> NDArray[np.int64]:
+    """Return the images that excite each kept channel most and least, (channels, 2, M), −1 for none."""
+    images = statistics.top_image[:, :, statistics.first[name] + kept].cpu().numpy()
+    return np.asarray(images.transpose(2, 0, 1))
+
+
+def _thumbnails(
+    units: list[dict[str, Any]], shown: Mapping[int, NDArray[np.int64]], picture: Picture | None
+) -> dict[int, str]:
+    """Give units their channels' pictures, the most selective channels first, and return the pictures by number."""
+    ranked = sorted(
+        ((-units[place]["selectivity"][row], place, row) for place, of in shown.items() for row in range(len(of)))
+    )
+    chosen: set[int] = set()
+    for _, place, row in ranked:
+        images = [[int(number) for number in side if number >= 0] for side in shown[place][row]]
+        if len(chosen | {number for side in images for number in side}) > THUMBNAILS:
+            continue
+        chosen.update(number for side in images for number in side)
+        units[place].setdefault("pictures", {})[units[place]["kept"][row]] = images
+    return {number: _data_uri(picture(number)) for number in sorted(chosen)} if picture else {}
+
+
+def _data_uri(image: Image.Image) -> str:
+    image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=70)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _about(looks: Sequence[tuple[str, ExcitationStatistics]]) -> str:
+    first = looks[0][1]
+    names = " and ".join(f"{label} ({s.about.get('backbone', 'a net')})" for label, s in looks)
+    classes = int((first.count > 0).sum())
+    return f"{names}: {first.images:,} images of {classes:,} classes from {first.about.get('data', 'unknown data')}"
+
+
+def _thinned(share: float, wide: bool) -> str:
+    said = []
+    if share < 1:
+        said.append(
+            f"Thinned to keep the page small: about {100 * share:.0f} % of each unit's channels, at random, at least "
+            "50. The statistics file beside this page has them all."
+        )
+    if not wide:
+        said.append("Means and standard deviations are rounded to 1/255 of a unit's range.")
+    return " ".join(said)
+
+
+def _rounded(values: Floats) -> list[float]:
+    return [float(f"{value:.4g}") for value in values]
+
+
+def _script_safe(text: str) -> str:
+    return text.replace("<", "\\u003c")

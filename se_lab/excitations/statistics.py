@@ -1,0 +1,298 @@
+"""Statistics of gates that stream: per class and channel, in memory that does not depend on the number of images.
+
+A statistics file is safetensors with a JSON header. Read it in three lines:
+
+    with safetensors.safe_open("excitations.safetensors", "numpy") as file:
+        header, mean = json.loads(file.metadata()["header"]), file.get_tensor("mean")
+    print(mean[header["classes"].index("7")])  # (channels of all units in turn,)
+
+Tensors, for K classes, T channels of all units in turn, U units, B bins: count (K,) images; mean, m2 (the sum of
+squared deviations), minimum, maximum (K, T); by_class (U, K, B), by_channel (T, B) histograms; and where the most
+exciting images were kept, top_value, top_image (2, M, T): the M images that excite a channel most, then least.
+Header: format, sites (name, stage, unit, channels, path, first: its first channel among the T), classes, images (done
+so far), and about: what was looked at.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from se_lab.excitations.capture import ExcitationError, GateSite
+
+FORMAT = 1
+BLOCK = {"cpu": 32, "cuda": 256}
+"""Images that are merged at a time: few stay in a CPU's cache, many keep a GPU busy."""
+PER_UNIT = 40
+BINS = 3 * PER_UNIT
+Floats = NDArray[np.float64]
+
+
+def bin_edges() -> Floats:
+    """Return the edges of the histograms, (B + 1,): steps of 1/40 from −1 to 1, then 1/(1 − k/40), to infinity.
+
+    The first bin also holds what lies below −1.
+    """
+    inner = np.arange(-PER_UNIT, PER_UNIT + 1) / PER_UNIT
+    with np.errstate(divide="ignore"):
+        outer = 1 / (1 - np.arange(1, PER_UNIT + 1) / PER_UNIT)
+    return np.concatenate([inner, outer])
+
+
+@dataclasses.dataclass(frozen=True)
+class UnitStatistics:
+    """What is known of one unit's gates, in NumPy; a class without images has count 0 and NaN elsewhere."""
+
+    site: GateSite
+    count: Floats
+    """(K,) images of each class."""
+    mean: Floats
+    """(K, C)"""
+    std: Floats
+    """(K, C) standard deviation over a class's images (divided by their number, not one less)."""
+    minimum: Floats
+    """(K, C)"""
+    maximum: Floats
+    """(K, C)"""
+    by_class: NDArray[np.int64]
+    """(K, B) gates in each bin of `bin_edges`."""
+    by_channel: NDArray[np.int64]
+    """(C, B)"""
+
+
+class ExcitationStatistics:
+    """Count, mean, M2, minimum, maximum and histograms of gates per unit, class and channel.
+
+    Moments merge as Chan, Golub and LeVeque (1979) merge them: the mean is kept in float64 and M2 sums deviations from
+    it, so that a spread of 1e-5 around 0.9999 survives. Neither batches nor their order matter to 1e-5.
+
+    Args:
+        sites: The units, as `Capture.sites` gives them.
+        classes: Names of the classes; labels are numbers in this list.
+        device: Where the statistics are kept: best where the net is.
+        extremes: How many images to keep that excite each channel most, and least.
+    """
+
+    def __init__(
+        self,
+        sites: Sequence[GateSite],
+        classes: Sequence[str],
+        *,
+        device: torch.device | str = "cpu",
+        extremes: int = 0,
+    ) -> None:
+        self.sites, self.classes = list(sites), list(classes)
+        self.first = dict(zip([s.name for s in sites], np.cumsum([0, *(s.channels for s in sites)]).tolist()))  # noqa: B905
+        self.images = 0
+        self.about: dict[str, Any] = {}
+        units, kinds, channels = len(self.sites), len(self.classes), sum(site.channels for site in sites)
+        shape = (kinds, channels)
+        self.count = torch.zeros(kinds, dtype=torch.float64, device=device)
+        self.mean = torch.zeros(shape, dtype=torch.float64, device=device)
+        self.m2 = torch.zeros(shape, device=device)
+        self.minimum = torch.full(shape, math.inf, device=device)
+        self.maximum = torch.full(shape, -math.inf, device=device)
+        self.by_class = torch.zeros(units, kinds, BINS, dtype=torch.int32, device=device)
+        self.by_channel = torch.zeros(channels, BINS, dtype=torch.int32, device=device)
+        self.top_value = torch.full((2, extremes, channels), -math.inf, device=device)
+        self.top_image = torch.full((2, extremes, channels), -1, dtype=torch.int64, device=device)
+        unit_of = torch.repeat_interleave(torch.arange(units), torch.tensor([site.channels for site in sites]))
+        self._class_row = (unit_of * kinds * BINS).int().to(device)  # where a channel's rows of the histograms start
+        self._channel_row = torch.arange(0, channels * BINS, BINS, dtype=torch.int32, device=device)
+
+    def update(self, excitations: Mapping[str, Tensor], labels: Tensor, images: Tensor | None = None) -> None:
+        """Take in a batch.
+
+        Args:
+            excitations: (N, C) by site, as `Capture.excitations` gives them.
+            labels: (N,) class numbers, on the CPU: what needs them there must not wait for a GPU.
+            images: (N,) the images' numbers, where the most exciting are to be kept.
+        """
+        block = BLOCK.get(self.m2.device.type, BLOCK["cpu"])
+        for start in range(0, len(labels), block):
+            part = slice(start, start + block)
+            gates = torch.cat([excitations[site.name][part] for site in self.sites], dim=1).to(self.m2)
+            self._merge_block(gates, labels[part])
+            if self.top_value.shape[1] and images is not None:
+                self._keep_extremes(gates, images[part].to(self.mean.device))
+        self.images += len(labels)
+
+    def _merge_block(self, gates: Tensor, labels: Tensor) -> None:
+        present, row = torch.unique(labels, return_inverse=True)
+        first = torch.full_like(present, len(row)).scatter_reduce_(0, row, torch.arange(len(row)), "amin")
+        on_cpu = (torch.bincount(row).double()[:, None], present, row, first, labels)
+        n, present, row, first, label = (t.to(self.mean.device, non_blocking=True) for t in on_cpu)
+        before = self.count[present][:, None]
+        # deviations from the mean so far, or from a class's first image, are small where gates are saturated: float32
+        # holds them
+        mean = torch.where(before > 0, self.mean[present], gates[first].double())
+        deviation = (gates - mean[row]).float()
+        shift = torch.zeros(len(present), gates.shape[1], device=gates.device).index_add_(0, row, deviation)
+        shift /= n.float()
+        inner = deviation.sub_(shift[row]).square_()
+        self.m2.index_add_(0, label, inner)
+        self.mean.index_copy_(0, present, mean.add_(shift * (n / (before + n))))
+        self.m2.index_add_(0, present, shift.square_().mul_((before * n / (before + n)).float()))
+        self.count.index_add_(0, present, n[:, 0])
+        index = label[:, None].expand_as(gates)
+        self.minimum.scatter_reduce_(0, index, gates, "amin")
+        self.maximum.scatter_reduce_(0, index, gates, "amax")
+        bins = torch.where(gates > 1, 2 - 1 / gates, gates).add_(1).mul_(PER_UNIT).floor_().int().clamp_(0, BINS - 1)
+        one = torch.ones((), dtype=torch.int32, device=gates.device).expand(gates.numel())
+        self.by_channel.view(-1).index_add_(0, (bins + self._channel_row).view(-1), one)
+        bins.add_(self._class_row).add_((label * BINS).int()[:, None])
+        self.by_class.view(-1).index_add_(0, bins.view(-1), one)
+
+    def _keep_extremes(self, gates: Tensor, images: Tensor) -> None:
+        numbers = images[:, None].expand_as(gates)
+        for side, sign in enumerate((1, -1)):
+            values = torch.cat([self.top_value[side], sign * gates])
+            best = values.topk(self.top_value.shape[1], dim=0)
+            self.top_value[side] = best.values
+            self.top_image[side] = torch.cat([self.top_image[side], numbers]).gather(0, best.indices)
+
+    def merge(self, other: ExcitationStatistics) -> None:
+        """Take in the statistics of other images of the same classes, of the same units.
+
+        Raises:
+            ExcitationError: for other units or classes.
+        """
+        if (self.sites, self.classes) != (other.sites, other.classes):
+            raise ExcitationError(f"these are statistics of other units or classes: {_difference(self, other)}")
+        to = self.mean.device
+        a, b = self.count[:, None], other.count.to(to)[:, None]
+        n = (a + b).clamp(min=1)
+        shift = other.mean.to(to) - self.mean
+        self.m2 += other.m2.to(to) + (shift.square() * (a * b / n)).float()
+        self.mean += shift * (b / n)
+        self.count += b[:, 0]
+        self.minimum = torch.minimum(self.minimum, other.minimum.to(to))
+        self.maximum = torch.maximum(self.maximum, other.maximum.to(to))
+        self.by_class += other.by_class.to(to)
+        self.by_channel += other.by_channel.to(to)
+        values = torch.cat([self.top_value, other.top_value.to(to)], dim=1)
+        best = values.topk(self.top_value.shape[1], dim=1)
+        self.top_image = torch.cat([self.top_image, other.top_image.to(to)], dim=1).gather(1, best.indices)
+        self.top_value = best.values
+        self.images += other.images
+
+    def merge_ranks(self) -> None:
+        """Merge the statistics of all processes of torch.distributed, each of its own images, into every one."""
+        gathered: list[dict[str, Any] | None] = [None] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(gathered, self._state())
+        whole = ExcitationStatistics(
+            self.sites, self.classes, device=self.mean.device, extremes=self.top_value.shape[1]
+        )
+        for state in gathered:  # in the order of the ranks, so that every rank has the same bits
+            part = ExcitationStatistics(self.sites, self.classes, extremes=self.top_value.shape[1])
+            part.__dict__.update(state or {})
+            whole.merge(part)
+        self.__dict__.update(whole.__dict__ | {"about": self.about})
+
+    def check_finite(self) -> None:
+        """Raise ExcitationError if a gate was NaN or infinite, naming units and classes."""
+        bad = ~torch.isfinite(self.mean)
+        if not bad.any():
+            return
+        units = [site.name for site in self.sites if bad[:, self._channels(site)].any()]
+        classes = [name for name, is_bad in zip(self.classes, bad.any(1).tolist(), strict=True) if is_bad]
+        raise ExcitationError(
+            f"gates of {_some(units)} are NaN or infinite, for images of {_some(classes)}: the training of this net "
+            "diverged, or its numbers overflow in half precision; look at its training loss, or run it in float32"
+        )
+
+    def unit(self, name: str) -> UnitStatistics:
+        """Return one unit's statistics by its site's name."""
+        site = next(site for site in self.sites if site.name == name)
+        part = self._channels(site)
+        count = self.count.cpu().numpy()
+        empty = count[:, None] == 0
+
+        def read(values: Tensor) -> Floats:
+            numbers = values[:, part].double().cpu().numpy()
+            return np.where(empty, np.nan, numbers)
+
+        variance = read(self.m2) / np.maximum(count, 1)[:, None]
+        by_class = self.by_class[self.sites.index(site)].cpu().numpy().astype(np.int64)
+        by_channel = self.by_channel[part].cpu().numpy().astype(np.int64)
+        moments = (read(self.mean), np.sqrt(variance), read(self.minimum), read(self.maximum))
+        return UnitStatistics(site, count, *moments, by_class, by_channel)
+
+    def save(self, path: str | Path) -> Path:
+        """Write a statistics file, whole or not at all; the header's `about` is this object's."""
+        from safetensors.torch import save_file
+
+        header = {
+            "format": FORMAT,
+            "sites": [dataclasses.asdict(site) | {"first": self.first[site.name]} for site in self.sites],
+            "classes": self.classes,
+            "images": self.images,
+            "about": self.about,
+        }
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+        try:
+            save_file(self._tensors(), aside, metadata={"header": json.dumps(header)})
+            aside.replace(path)
+        finally:
+            aside.unlink(missing_ok=True)
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path, device: torch.device | str = "cpu") -> ExcitationStatistics:
+        """Read a statistics file, to look at or to go on with.
+
+        Raises:
+            ExcitationError: for a file that is not one.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, "pt") as file:
+                header = json.loads((file.metadata() or {})["header"])
+                tensors = {name: file.get_tensor(name).to(device) for name in file.keys()}  # noqa: SIM118  (no mapping)
+        except (SafetensorError, KeyError) as error:
+            raise ExcitationError(f"{path} is no statistics file of excitations: {error}") from None
+        if header.get("format") != FORMAT:
+            raise ExcitationError(f"{path} has format {header.get('format')}; this version of SE-Lab reads {FORMAT}")
+        for site in header["sites"]:
+            del site["first"]
+        sites = [GateSite(**site) for site in header["sites"]]
+        statistics = cls(sites, header["classes"], device=device, extremes=tensors["top_value"].shape[1])
+        statistics.__dict__.update(tensors, images=header["images"], about=header["about"])
+        return statistics
+
+    def _channels(self, site: GateSite) -> slice:
+        return slice(self.first[site.name], self.first[site.name] + site.channels)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {name: value for name, value in self.__dict__.items() if isinstance(value, Tensor) and name[0] != "_"}
+
+    def _state(self) -> dict[str, Any]:
+        return {name: tensor.cpu() for name, tensor in self._tensors().items()} | {"images": self.images}
+
+
+def _difference(a: ExcitationStatistics, b: ExcitationStatistics) -> str:
+    if a.classes != b.classes:
+        return f"{len(a.classes)} and {len(b.classes)} classes, " + _some(sorted(set(a.classes) ^ set(b.classes)))
+    return _some(
+        [
+            f"{s.name} ({s.channels} channels)"
+            for s in sorted({*a.sites} ^ {*b.sites}, key=lambda s: (s.name, s.channels))
+        ]
+    )
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")

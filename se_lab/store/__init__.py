@@ -1,0 +1,29 @@
+"""The store: one folder a trial, claimed by one worker at a time, each file replaced whole or not at all.
+
+In: a `RunRecord`. Out: a table of trials, one row each.
+
+<store>/<trial_id>/record.json       status, spec, costs, metrics, timings, environment
+                   metrics.csv       one row per epoch
+                   predictions.npz   per test image: key, label, top5, correct
+                   last.ckpt, previous.ckpt, best.ckpt
+                   claims/           the workers that held the trial, in order
+"""
+
+from se_lab.store.store import HEARTBEAT_SECONDS as HEARTBEAT_SECONDS
+from se_lab.store.store import LEASE_SECONDS as LEASE_SECONDS
+from se_lab.store.store import Claim as Claim
+from se_lab.store.store import ClaimLostError as ClaimLostError
+from se_lab.store.store import RunRecord as RunRecord
+from se_lab.store.store import TrialBusyError as TrialBusyError
+from se_lab.store.store import claim as claim
+from se_lab.store.store import clear_leftovers as clear_leftovers
+from se_lab.store.store import create_once as create_once
+from se_lab.store.store import describe_holder as describe_holder
+from se_lab.store.store import holder_of as holder_of
+from se_lab.store.store import put_in_place as put_in_place
+from se_lab.store.store import read_bytes as read_bytes
+from se_lab.store.store import read_record as read_record
+from se_lab.store.store import read_records as read_records
+from se_lab.store.store import trial_folder as trial_folder
+from se_lab.store.store import write_record as write_record
+from se_lab.store.store import write_whole as write_whole

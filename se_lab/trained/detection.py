@@ -1,0 +1,179 @@
+"""A trained net as the backbone of torchvision's detectors: the SE paper's COCO experiment (section 5.4)."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import itertools
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
+
+from se_lab.spec import SpecError
+from se_lab.trained.inputs import open_pretrained
+from se_lab.trained.load import load_trained
+from se_lab.units.places import name_of
+
+STRIDES = (4, 8, 16, 32)
+"""Of C2 to C5, the ends of stages 2 to 5, in image pixels (Lin et al. 2017, Feature Pyramid Networks)."""
+DETECTOR_FILE = "detector.safetensors"
+
+
+def detection_backbone(
+    source: str | Path | nn.Module, *, trainable_stages: int = 3, frozen_norms: bool = True, out_channels: int = 256
+) -> BackboneWithFPN:
+    """Build what torchvision's `FasterRCNN(backbone, num_classes)` takes: the net's stages and a feature pyramid.
+
+    It maps images (N, C, H, W) to maps "0" to "3" of strides 4 to 32 and "pool", of `out_channels` channels each. The
+    net is copied, without its classifier; its parameters lie under `body` by their own names, which for a ResNet
+    without SE units are torchvision's.
+
+    Args:
+        source: A trial's folder or checkpoint, timm:NAME, or a net of timm's with or without SE units.
+        trainable_stages: How many of the last stages learn, as torchvision's `trainable_backbone_layers`: 0 to 5, where
+            5 adds the stem. A stage's SE units learn with it.
+        frozen_norms: Batch norms keep their statistics, scale and shift, as torchvision's FrozenBatchNorm2d.
+        out_channels: Width of the pyramid.
+
+    Raises:
+        SpecError: for a net that cannot be loaded, whose stages are not known, or that has fewer than two of them.
+    """
+    if not 0 <= trainable_stages <= len(STRIDES) + 1:
+        raise SpecError(f"trainable_stages is {trainable_stages}; it must be 0 to {len(STRIDES) + 1}")
+    if isinstance(source, nn.Module):
+        net = copy.deepcopy(source)
+    elif str(source).startswith("timm:"):
+        net, _ = open_pretrained(str(source).removeprefix("timm:"))
+    else:
+        net, _ = load_trained(source)
+    return _Detector(StageMaps(net, frozen_norms).freeze(trainable_stages), out_channels)
+
+
+def write_detector(model: nn.Module, path: Path, metadata: dict[str, str]) -> None:
+    """Write a net's weights under the names that they have in a detector's backbone, such as body.conv1.weight."""
+    state = detection_backbone(model).body.state_dict()
+    save_file({f"body.{key}": value.contiguous() for key, value in state.items()}, path, metadata)
+
+
+class StageMaps(nn.Module):
+    """The maps at the ends of a net's stages: (N, C, H, W) to {"0": (N, C2, H/4, W/4), …}."""
+
+    def __init__(self, net: nn.Module, frozen_norms: bool = True) -> None:
+        super().__init__()
+        info: Any = list(getattr(net, "feature_info", None) or [])
+        last = {entry["reduction"]: number for number, entry in enumerate(info)}
+        self.levels = [last[stride] for stride in STRIDES if stride in last]
+        if len(self.levels) < 2:
+            raise SpecError(
+                f"{name_of(net)} has maps at strides {', '.join(map(str, last)) or 'that it does not tell'}; "
+                f"a feature pyramid needs two or more of {', '.join(map(str, STRIDES))}"
+            )
+        whole: Any = net
+        self.ends = [str(info[level]["module"]) for level in self.levels]
+        if unknown := [end for end in self.ends if end not in dict(net.named_modules())]:
+            raise SpecError(f"{name_of(net)} has no module of its own that ends a stage ({', '.join(unknown)})")
+        self.frozen_norms = frozen_norms
+        if hasattr(net, "prune_intermediate_layers"):
+            whole.prune_intermediate_layers(self.levels, prune_norm=False, prune_head=True)
+        else:
+            whole.reset_classifier(0, "")
+        # its children become ours, so that parameters keep their names; a tuple hides the net itself from PyTorch
+        self._net = (net,)
+        for name, child in net.named_children():
+            self.add_module(name, child)
+        for name, parameter in net.named_parameters(recurse=False):
+            self.register_parameter(name, parameter)
+        self.se_sites = getattr(net, "se_sites", [])
+        self.channels = self._measure()
+        self.train(net.training)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Return the maps, the finest first."""
+        net: Any = self._net[0]
+        if hasattr(net, "forward_intermediates"):
+            maps = net.forward_intermediates(images, indices=self.levels, intermediates_only=True)
+        else:
+            maps = self._listen(images)
+        return OrderedDict((str(number), one) for number, one in enumerate(maps))
+
+    def train(self, mode: bool = True) -> StageMaps:
+        """Set the mode; batch norms that are frozen stay in eval mode."""
+        super().train(mode)
+        self._net[0].training = mode
+        for norm in self._frozen():
+            norm.training = False
+        return self
+
+    def freeze(self, trainable_stages: int) -> StageMaps:
+        """Let the last stages learn, and nothing else."""
+        paths = [path for path, _ in self.named_modules()]
+        ends = [max(n for n, path in enumerate(paths) if f"{path}.".startswith(f"{end}.")) for end in self.ends]
+        stem = next(n for n, path in enumerate(paths) if f"{path}.".startswith(f"{self.ends[0]}.")) - 1
+        begins = [-1, stem, *ends[:-1]]  # of the stem, and of each stage: the module before it
+        after = begins[len(begins) - trainable_stages] if trainable_stages else ends[-1]
+        for number, module in enumerate(self.modules()):
+            for parameter in module.parameters(recurse=False):
+                parameter.requires_grad_(after < number <= ends[-1])
+        for norm in self._frozen():
+            for parameter in norm.parameters(recurse=False):
+                parameter.requires_grad_(False)
+        return self
+
+    def _frozen(self) -> list[nn.Module]:
+        return [module for module in self.modules() if self.frozen_norms and isinstance(module, _BatchNorm)]
+
+    def _listen(self, images: Tensor) -> list[Tensor]:
+        net: Any = self._net[0]
+        heard: dict[str, Tensor] = {}
+
+        def hear(end: str, module: nn.Module, inputs: Any, output: Tensor) -> None:
+            heard[end] = output
+
+        handles = [
+            net.get_submodule(end).register_forward_hook(functools.partial(hear, end))
+            for end in dict.fromkeys(self.ends)
+        ]
+        try:
+            net.forward_features(images)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return [heard[end] for end in self.ends]
+
+    def _measure(self) -> list[int]:
+        """Return the channels of the maps, seen on a small image.
+
+        Raises:
+            SpecError: where the maps are not of the strides that the net tells.
+        """
+        weight = next(self.parameters())
+        side, was = 128, self._net[0].training
+        self.eval()
+        with torch.inference_mode():
+            channels = getattr(self._net[0], "in_chans", None) or weight.shape[1]  # the first layer's, else
+            image = torch.zeros(1, int(channels), side, side, device=weight.device, dtype=weight.dtype)
+            shapes = [tuple(one.shape) for one in self(image).values()]
+        self.train(was)
+        heights = [shape[2] for shape in shapes]
+        if any(fine <= coarse for fine, coarse in itertools.pairwise(heights)):
+            raise SpecError(
+                f"{name_of(self._net[0])} gives maps of {heights} rows: not each coarser than the one before"
+            )
+        return [shape[1] for shape in shapes]
+
+
+class _Detector(BackboneWithFPN):  # type: ignore[misc]
+    """torchvision's BackboneWithFPN, whose own constructor takes only nets that run their children in turn."""
+
+    def __init__(self, body: StageMaps, out_channels: int) -> None:
+        nn.Module.__init__(self)
+        self.body = body
+        self.fpn = FeaturePyramidNetwork(body.channels, out_channels, LastLevelMaxPool())
+        self.out_channels = out_channels

@@ -1,0 +1,234 @@
+"""The test error of a trained net, or of a pretrained one of timm's, on the test images of a data set."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import binomtest
+from timm.data import ImageNetInfo, create_transform
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from se_lab.data import Batch, DataError, create_data
+from se_lab.data.pictures import decode
+from se_lab.spec import DataSpec, RunSpec, SpecError
+from se_lab.store import RunRecord, read_record, write_whole
+from se_lab.trained.inputs import IN_MEMORY, open_pretrained, pick_device, trial_config
+from se_lab.trained.load import load_trained
+from se_lab.training.metrics import Sums
+
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How a net does on test images."""
+
+    net: str
+    data: str
+    images: int
+    metrics: dict[str, float]
+    """test/loss in nats, test/top1_error and test/top5_error in %, as in a trial's record."""
+    intervals: dict[str, tuple[float, float]]
+    """Of each error, in %: Wilson's 95 % interval of a binomial share, for other images of the same kind."""
+    remarks: tuple[str, ...] = ()
+    """What the reader should know, such as that the images are not those of the trial's own record."""
+
+
+@dataclass(frozen=True)
+class Images:
+    """Test images in batches, as they go into the net."""
+
+    name: str
+    classes: Sequence[str]
+    batches: Iterable[Batch]
+    keys: Sequence[str]
+    digest: str | None = None
+
+
+def evaluate(
+    source: str | Path,
+    data: str | None = None,
+    *,
+    data_root: str | Path = ".",
+    batch_size: int | None = None,
+    device: str = "auto",
+    workers: int = 2,
+    predictions: str | Path | None = None,
+) -> Evaluation:
+    """Test a net: on its trial's own test images to the very numbers of the trial's record, on one machine.
+
+    Of a trial that ran its SE units fused because that paid (`model.fused=auto`), up to rounding: here it runs plain.
+
+    Args:
+        source: A trial's folder or checkpoint, or timm:NAME, which is fed as timm feeds it (its pretrained_cfg).
+        data: A data set by the name that a spec would give it, or folder:PATH: the images of PATH/test, else of
+            PATH/val, else of PATH itself, a folder a class. By default a trial's own.
+        data_root: Where relative paths start.
+        batch_size: Images at a time; by default the trial's, else 64.
+        device: auto, cpu, cuda or mps.
+        workers: Processes that read files.
+        predictions: A file to write as trials write theirs (.npz): key, label, top5, correct.
+
+    Raises:
+        SpecError: for a net that cannot be loaded, one whose outputs are not the images' classes, or no data.
+        DataError: naming the folder or file that cannot be used.
+    """
+    if batch_size is not None and batch_size < 1:
+        raise SpecError(f"--batch-size is {batch_size}; it must be at least 1")
+    if predictions is not None and Path(predictions).suffix != ".npz":
+        raise SpecError(f"--predictions is {str(predictions)!r}; NumPy's files end in .npz")
+    where, text = pick_device(device), str(source)
+    spec: RunSpec | None = None
+    record: RunRecord | None = None
+    if text.startswith("timm:"):
+        if data is None:
+            raise SpecError(f"{text} is not a trial's: say what to test it on, such as --data folder:PATH")
+        _refuse_in_memory(text, data)
+        model, config = open_pretrained(text.removeprefix("timm:"))
+        images = _from_folder(data, data_root, config, batch_size or 64, workers)
+    else:
+        model, spec = load_trained(source)
+        record = read_record(Path(source) if Path(source).is_dir() else Path(source).parent)
+        size = batch_size or spec.data.batch_size
+        if data is None or data == spec.data.name:
+            images = _own(spec, data_root, size, workers)
+        else:
+            _refuse_in_memory(text, data)
+            images = _from_folder(data, data_root, trial_config(spec, data_root), size, workers)
+    outputs = output_numbers(model, images.classes, text)
+    with _threads(record):
+        metrics, kept = _test(model, images.batches, outputs, where, spec)
+    if predictions is not None:
+        arrays = {"key": np.array(images.keys)[kept["image"]], "label": kept["label"], "top5": kept["top5"]}
+        arrays["correct"] = kept["top5"][:, 0] == kept["label"]
+        write_whole(Path(predictions), lambda file: np.savez_compressed(file, **arrays))
+    count = len(kept["label"])
+    intervals = {key: _wilson(value, count) for key, value in metrics.items() if key.endswith("_error")}
+    return Evaluation(text, images.name, count, metrics, intervals, tuple(_remarks(record, images)))
+
+
+def output_numbers(model: nn.Module, classes: Sequence[str], label: str) -> Tensor:
+    """Return the number of the net's output for each class, (K,): its own order, or by WordNet id for ImageNet nets.
+
+    Raises:
+        SpecError: where the net's outputs are not these classes.
+    """
+    outputs = int(getattr(model, "num_classes", len(classes)))
+    if outputs == len(classes):
+        return torch.arange(outputs)
+    ids = ImageNetInfo().label_names()  # type: ignore[no-untyped-call]
+    if outputs == len(ids) and all(name in ids for name in classes):
+        return torch.tensor([ids.index(name) for name in classes])
+    raise SpecError(
+        f"{label} tells {outputs} classes apart, and the images have {len(classes)} ({', '.join(classes[:3])} …); "
+        "some of ImageNet's classes do for a net of all 1,000, in folders called by their WordNet ids"
+    )
+
+
+def _refuse_in_memory(net: str, data: str) -> None:
+    if data in IN_MEMORY:
+        raise SpecError(f"{net} was not trained on {data}: its images would be prepared otherwise; test on folder:PATH")
+
+
+def _own(spec: RunSpec, root: str | Path, batch_size: int, workers: int) -> Images:
+    """Open a trial's test images, in its own batches."""
+    known = dataclasses.replace(spec.data, batch_size=batch_size)
+    data = create_data(known, spec.seed, root=root, workers=workers)
+    return Images(spec.data.name, data.classes, data.batches("test"), data.test_keys(), data.digest)
+
+
+def _from_folder(name: str, root: str | Path, config: dict[str, Any], batch_size: int, workers: int) -> Images:
+    """Open the images of a folder, prepared as a data config of timm's has it."""
+    DataSpec(name)  # a name that no data set has is said at once
+    if name.startswith(("wds:", "hf:")):
+        raise SpecError(f"--data is {name!r}: shards can be tested on by the trial that was trained on them")
+    folder = Path(root, name.removeprefix("folder:")).expanduser()
+    folder = next((folder / part for part in ("test", "val") if (folder / part).is_dir()), folder)
+    classes = sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+    files = [
+        (file, label)
+        for label, part in enumerate(classes)
+        for file in sorted((folder / part).rglob("*"))
+        if file.suffix.lower() in IMG_EXTENSIONS
+    ]
+    if not files:
+        raise DataError(f"{folder} is no folder of images: it needs a folder a class, with images in them")
+    loader = DataLoader(_Files(files, create_transform(**config)), batch_size, num_workers=workers)
+    keys = [str(file.relative_to(folder.parent)) for file, _ in files]
+    return Images(f"folder:{folder}", classes, loader, keys)
+
+
+class _Files(Dataset[tuple[Tensor, int, int]]):
+    def __init__(self, files: Sequence[tuple[Path, int]], transform: Any) -> None:
+        self.files, self.transform = files, transform
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, number: int) -> tuple[Tensor, int, int]:
+        file, label = self.files[number]
+        try:
+            image = decode(file.read_bytes())
+        except Exception as error:  # PIL raises whatever its decoders do
+            raise DataError(f"{file} cannot be read: {error}") from error
+        return self.transform(image), label, number
+
+
+def _test(
+    model: nn.Module, batches: Iterable[Batch], outputs: Tensor, device: torch.device, spec: RunSpec | None
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """Return the metrics, and image, label and top5 of each image, in the trial's precision and memory order."""
+    precision = spec.train.precision if spec else "fp32"
+    layout = torch.channels_last if spec and spec.train.channels_last else torch.contiguous_format
+    kind = torch.float64 if precision == "fp64" else torch.float32
+    model, outputs = model.to(device, kind).to(memory_format=layout).eval(), outputs.to(device)
+    sums = Sums(int(getattr(model, "num_classes", len(outputs))))
+    sums.reset(device)
+    parts = []
+    low = torch.autocast(device.type, AUTOCAST[precision]) if precision in AUTOCAST else contextlib.nullcontext()
+    with torch.inference_mode(), low:
+        for batch in batches:
+            images, labels, numbers = (part.to(device, non_blocking=True) for part in batch)
+            labels = outputs[labels]
+            logits = model(images.to(kind).contiguous(memory_format=layout))
+            best = logits.topk(min(5, logits.shape[1]), dim=1).indices
+            sums.add(F.cross_entropy(logits, labels, reduction="none"), best, labels)
+            parts.append([part.cpu().numpy() for part in (numbers, labels, best)])
+    if not parts:
+        raise DataError("there is no test image")
+    arrays = [np.concatenate(part) for part in zip(*parts, strict=True)]
+    return sums.read("test"), dict(zip(("image", "label", "top5"), arrays, strict=True))
+
+
+@contextlib.contextmanager
+def _threads(record: RunRecord | None) -> Iterator[None]:
+    """Take the trial's number of CPU threads: sums of floats depend on it."""
+    before = torch.get_num_threads()
+    if record is not None and "threads" in record.execution:
+        torch.set_num_threads(record.execution["threads"])
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _wilson(error: float, images: int) -> tuple[float, float]:
+    interval = binomtest(round(error / 100 * images), images).proportion_ci(0.95, method="wilson")
+    return 100 * float(interval.low), 100 * float(interval.high)
+
+
+def _remarks(record: RunRecord | None, images: Images) -> Iterator[str]:
+    if record is None or images.digest is None:
+        return
+    if images.digest != (then := record.data.get("digest")):
+        yield f"these are not the images that the trial was tested on: their digest is {images.digest}, it was {then}"

@@ -1,0 +1,337 @@
+"""A trained net for elsewhere: a folder that timm loads, TorchScript, ONNX, and weights for a detector's backbone.
+
+DIR/se_lab.json               the trial's spec, how its images are prepared, its classes and metrics
+    config.json               timm's, and
+    model.safetensors         the weights under timm's names
+    se_units.safetensors      the SE units, where timm has no net with such units of its own
+    model.torchscript.pt
+    model.onnx
+    detector.safetensors      the weights as a torchvision detector names them: body.layer1.0.conv1.weight …
+
+`timm.create_model("local-dir:DIR", pretrained=True)` makes the net with its units where timm has a twin (insertion
+standard on a ResNet, squeeze avg, excitation sigmoid, r of 16 or more), else the backbone without them.
+`load_exported(DIR)` makes the whole net.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import json
+import logging
+import shutil
+import uuid
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from se_lab import store
+from se_lab.spec import RunSpec, SpecError, check_choice, run_spec, seed_of
+from se_lab.spec.flags import import_plugins
+from se_lab.store import RunRecord
+from se_lab.trained.detection import DETECTOR_FILE, detection_backbone, write_detector
+from se_lab.trained.inputs import class_names, input_size, trial_config
+from se_lab.trained.load import load_trained
+from se_lab.trained.timm_twin import find_twin, from_twin
+from se_lab.units.insertion import Site
+from se_lab.units.model import create_model
+
+__all__ = ["FORMATS", "ExportError", "detection_backbone", "export", "load_exported"]
+
+FORMATS = ("safetensors", "torchscript", "onnx", "detector")
+TOLERANCE = 1e-4
+"""How far an output may be from the net's own, as a share of the largest of its outputs, or of 1."""
+
+Say = Callable[[str], object]
+
+
+class ExportError(SpecError):
+    """An export that does not compute what the net does."""
+
+
+@dataclass(frozen=True)
+class Net:
+    """What is exported, and where it comes from."""
+
+    model: nn.Module
+    spec: RunSpec
+    record: RunRecord
+    shape: tuple[int, int, int]
+    """(C, H, W) of an image."""
+    digest: str
+    """Of all weights."""
+
+    @property
+    def sites(self) -> list[Site]:
+        """The net's SE units."""
+        sites: Any = self.model.se_sites
+        return list(sites)
+
+    @property
+    def classes(self) -> int:
+        """Outputs of the classifier."""
+        return int(self.record.data["classes"])
+
+    def images(self, number: int) -> Tensor:
+        """Return images of noise to check with, the same each time."""
+        stream = torch.Generator().manual_seed(seed_of("export", number))
+        return torch.randn(number, *self.shape, generator=stream)
+
+
+def export(
+    source: str | Path,
+    folder: str | Path,
+    formats: Sequence[str] = FORMATS[:3],
+    *,
+    image_size: int | None = None,
+    data_root: str | Path = ".",
+    say: Say = lambda text: None,
+) -> list[Path]:
+    """Write a trial's net for elsewhere, and return the files. Each is checked against the net before it is in place.
+
+    Args:
+        source: A trial's folder, or a checkpoint in it.
+        folder: Where to; it may hold other formats of the same weights.
+        formats: Of `FORMATS`; onnx needs the extra se-lab[export].
+        image_size: Side of the images that TorchScript and ONNX are made for; by default the trial's.
+        data_root: Where the trial's data lies, for the mean, the deviation and the class names.
+        say: Told of what a user may want to know.
+
+    Raises:
+        SpecError: for a checkpoint that cannot be loaded, an unknown format, a missing package, or a folder that holds
+            other weights.
+        DataError: where the mean and deviation of a trial's images are needed, and CIFAR is not there.
+        ExportError: where what was written does not compute what the net does; none of it is then left behind.
+    """
+    for format in formats:
+        check_choice("formats", format, FORMATS)
+    lacking = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
+    if "onnx" in formats and lacking:
+        others = " ".join(name for name in formats if name != "onnx")
+        raise SpecError(
+            f"onnx needs {', '.join(lacking)}: pip install 'se-lab[export]', or export {others or 'others'}"
+        )
+    net = _open(source, image_size)
+    folder = Path(folder)
+    known = _about(folder)
+    if known and known["weights"] != net.digest:
+        raise SpecError(f"{folder} holds other weights, of trial {known['trial_id']}; choose another folder")
+    about = (known or {}) | _describe(net, data_root)
+    aside = folder / f".export-{uuid.uuid4().hex}"
+    new = not folder.exists()
+    try:
+        aside.mkdir(parents=True)
+        with _quiet():
+            for format in formats:
+                about |= _WRITERS[format](net, aside, about, say) or {}
+        written = sorted(path.name for path in aside.iterdir())
+        (aside / "se_lab.json").write_text(json.dumps(about, indent=2))
+        for name in [*written, "se_lab.json"]:
+            store.put_in_place(aside / name, folder / name)
+    except BaseException:
+        shutil.rmtree(folder if new else aside, ignore_errors=True)
+        raise
+    aside.rmdir()
+    return [folder / name for name in [*written, "se_lab.json"]]
+
+
+def load_exported(folder: str | Path) -> tuple[nn.Module, RunSpec]:
+    """Build the net that was exported to a folder, SE units and all, in eval mode on the CPU, with its trial's spec.
+
+    Raises:
+        SpecError: where the folder holds no export of SE-Lab's in the format safetensors.
+    """
+    folder = Path(folder)
+    about = _about(folder)
+    if about is None or "units" not in about:
+        raise SpecError(f"{folder} holds no export in the format safetensors (se_lab.json, model.safetensors)")
+    import_plugins(about["plugins"])
+    spec = run_spec(about["spec"])
+    # its weights are here: whatever the trial started from need not be fetched
+    plain = run_spec(spec.flat() | {"model.pretrained": False, "model.init": "timm"}).model
+    model = create_model(plain, about["num_classes"], about["input"]["input_size"][0])
+    sites: Any = model.se_sites
+    state = load_file(folder / "model.safetensors")
+    if about["units"] == "timm":
+        state = from_twin(state, sites, spec.model.se.bias)
+    elif sites:
+        state |= load_file(folder / about["units"])
+    model.load_state_dict(state)
+    return model.eval(), spec
+
+
+def _open(source: str | Path, image_size: int | None) -> Net:
+    model, spec = load_trained(source)
+    path = Path(source)
+    record = store.read_record(path if path.is_dir() else path.parent)
+    assert record is not None  # load_trained has read it
+    channels, height, width = input_size(spec.data)
+    if image_size is not None:
+        if image_size < 8:
+            raise SpecError(f"--image-size is {image_size}; it must be at least 8")
+        height = width = image_size
+    digest = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return Net(model, spec, record, (channels, height, width), digest.hexdigest()[:16])
+
+
+def _about(folder: Path) -> dict[str, Any] | None:
+    try:
+        about: dict[str, Any] = json.loads((folder / "se_lab.json").read_text())
+        return about
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise SpecError(f"{folder / 'se_lab.json'} is no JSON: {error}") from error
+
+
+def _describe(net: Net, data_root: str | Path) -> dict[str, Any]:
+    return {
+        "trial_id": net.record.trial_id,
+        "weights": net.digest,
+        "spec": net.spec.flat(),
+        "plugins": net.record.execution.get("plugins", ""),
+        "num_classes": net.classes,
+        "label_names": class_names(net.spec, net.classes, data_root),
+        "input": trial_config(net.spec, data_root),
+        "sites": [asdict(site) for site in net.sites],
+        "metrics": net.record.metrics,
+        "versions": net.record.versions,
+    }
+
+
+def _write_timm(net: Net, folder: Path, about: dict[str, Any], say: Say) -> dict[str, Any]:
+    """Write config.json and model.safetensors, and the units where they are not among those weights."""
+    under = tuple(f"{site.path}." for site in net.sites)
+    state = {key: value.contiguous() for key, value in net.model.state_dict().items()}
+    plain = {key: value for key, value in state.items() if not key.startswith(under)}
+    backbone, pretrained_cfg = net.spec.model.backbone, dict(getattr(net.model, "pretrained_cfg", None) or {})
+    twin = find_twin(net.model, net.spec.model, net.classes, net.shape[0], lambda other: _is_same(other, net))
+    architecture, arguments, weights = twin or (backbone, net.spec.model.kwargs, plain)
+    units = "timm" if twin else "se_units.safetensors" if net.sites else "none"
+    metadata = {"format": "pt", "trial_id": net.record.trial_id}
+    save_file(weights, folder / "model.safetensors", metadata)
+    if units == "se_units.safetensors":
+        save_file({key: state[key] for key in state.keys() - plain.keys()}, folder / units, metadata)
+        say(f"timm has no such SE units: it loads {backbone} without them, and se_lab.load_exported with them")
+    keep = ("first_conv", "classifier", "pool_size", "fixed_input_size", "license")
+    known = {key: value for key, value in pretrained_cfg.items() if key in keep}
+    config = {
+        "architecture": architecture,
+        "num_classes": net.classes,
+        "num_features": getattr(net.model, "num_features", None),
+        "pretrained_cfg": {**known, **about["input"], "num_classes": net.classes, "custom_load": False},
+    }
+    config |= {"model_args": arguments} if arguments else {}
+    config |= {"label_names": about["label_names"]} if about["label_names"] else {}
+    (folder / "config.json").write_text(json.dumps(config, indent=2))
+    try:
+        loaded = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    except RuntimeError:  # its own units are gone, and timm cannot build it without any
+        if net.spec.model.existing_se != "replace":
+            raise
+        (folder / "config.json").unlink()
+        say(f"timm cannot build {backbone} without its own units: only se_lab.trained.export.load_exported loads this")
+        return {"units": units}
+    if units == "se_units.safetensors":
+        if any(not torch.equal(value, plain[key]) for key, value in loaded.state_dict().items()):
+            raise ExportError(f"timm loads {backbone} with other weights than the net's: nothing was written")
+    else:
+        _check("the net that timm makes of it", loaded, net)
+    return {"units": units}
+
+
+def _write_torchscript(net: Net, folder: Path, about: dict[str, Any], say: Say) -> None:
+    path = folder / "model.torchscript.pt"
+    try:
+        program = torch.jit.script(net.model)
+    except Exception as error:  # TorchScript's compiler raises whatever it meets
+        told = str(error).strip().splitlines()[0]
+        say(
+            f"TorchScript cannot compile {net.spec.model.backbone} ({told}): traced for images of {net.shape[1]} pixels"
+        )
+        program = torch.jit.trace(net.model, net.images(2), check_trace=False)  # type: ignore[no-untyped-call]
+    torch.jit.save(program, path)
+    _check(path.name, torch.jit.load(path), net)  # type: ignore[no-untyped-call]
+
+
+def _write_onnx(net: Net, folder: Path, about: dict[str, Any], say: Say) -> None:
+    import onnxruntime
+
+    path = folder / "model.onnx"
+    batch = torch.export.Dim("batch")
+    program: Any = torch.onnx.export(
+        net.model,
+        (net.images(2),),
+        input_names=["images"],
+        output_names=["logits"],
+        dynamic_shapes=({0: batch},),
+        dynamo=True,
+        verbose=False,
+    )
+    program.model.metadata_props["se_lab"] = json.dumps(about)
+    program.save(path)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    _check(path.name, lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0]), net)
+
+
+def _write_detector(net: Net, folder: Path, about: dict[str, Any], say: Say) -> None:
+    write_detector(net.model, folder / DETECTOR_FILE, {"format": "pt", "trial_id": net.record.trial_id})
+
+
+_WRITERS: dict[str, Callable[[Net, Path, dict[str, Any], Say], dict[str, Any] | None]] = {
+    "safetensors": _write_timm,
+    "torchscript": _write_torchscript,
+    "onnx": _write_onnx,
+    "detector": _write_detector,
+}
+
+
+def _check(what: str, compute: Callable[[Tensor], Tensor], net: Net) -> None:
+    """Raise ExportError unless what was exported gives the net's outputs, for batches of two sizes."""
+    with torch.inference_mode():
+        for number in (1, 3):
+            images = net.images(number)
+            expected, given = net.model(images), compute(images)
+            if not expected.isfinite().all():
+                raise ExportError("the net gives NaN or infinite outputs for images of noise: it cannot be checked")
+            limit = TOLERANCE * max(1.0, float(expected.abs().max()))
+            worst = float((given - expected).abs().max())
+            if not worst <= limit:
+                raise ExportError(
+                    f"{what} is {worst:.2g} away from the net, and may be {limit:.2g}: nothing was written"
+                )
+
+
+def _is_same(other: nn.Module, net: Net) -> bool:
+    try:
+        _check("it", other, net)
+    except (ExportError, RuntimeError):  # it may not even take such images
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what PyTorch's exporters tell their developers from the user."""
+    names = ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")
+    before = {name: logging.getLogger(name).level for name in names}
+    for name in names:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)

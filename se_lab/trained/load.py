@@ -1,0 +1,70 @@
+"""A net that has been trained, from its checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from se_lab.spec import RunSpec, SpecError, nearest, run_spec
+from se_lab.spec.flags import import_plugins
+from se_lab.store import RunRecord, read_record
+from se_lab.units.model import create_model
+
+
+def load_trained(path: str | Path) -> tuple[nn.Module, RunSpec]:
+    """Build the net of a checkpoint, in eval mode on the CPU, and return it with its trial's spec.
+
+    Of a trial that keeps a moving average of its weights, those are the net's.
+
+    Args:
+        path: A trial's checkpoint, beside its record.json, or the trial's folder: its best.ckpt where the trial was
+            tested with its best weights, else its last.ckpt.
+
+    Raises:
+        SpecError: where there is no checkpoint or no record of its trial, or the one does not fit the other.
+    """
+    path = Path(path)
+    record = read_record(path if path.is_dir() else path.parent)
+    if path.is_dir() and record is not None:
+        path = path / ("best.ckpt" if record.spec.get("train.select") == "best" else "last.ckpt")
+    if not path.is_file():
+        there = sorted(file.name for file in path.parent.glob("*.ckpt")) if path.parent.is_dir() else []
+        hint = f"; there are {', '.join(there)}{nearest(path.name, there)}" if there else ""
+        raise SpecError(f"{path} is no checkpoint: no such file{hint}")
+    if record is None:
+        raise SpecError(
+            f"{path} has no record.json beside it, which says what net it is; a trial that was interrupted gets one "
+            "when the same command has run it to its end"
+        )
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+    except Exception as error:  # torch raises whatever its readers do
+        raise SpecError(f"{path} is no checkpoint of SE-Lab's: {type(error).__name__}: {error}") from error
+    tested = "ema.module." if record.spec.get("train.ema") else "model."
+    weights = {key.removeprefix(tested): value for key, value in state.items() if key.startswith(tested)}
+    import_plugins(record.execution.get("plugins", ""))  # operators that the spec names
+    spec = run_spec(record.spec)
+    model = _untrained(spec, record, weights)
+    own = model.state_dict()
+    odd = sorted(own.keys() ^ weights.keys())
+    odd += sorted(key for key in own.keys() & weights.keys() if own[key].shape != weights[key].shape)
+    if odd:
+        raise SpecError(
+            f"{path} is a checkpoint of another net than its record's {spec.model.backbone} "
+            f"(trial {record.trial_id}): {', '.join(odd[:5])} and {max(len(odd) - 5, 0)} more do not fit"
+        )
+    model.load_state_dict(weights)
+    return model.eval(), spec
+
+
+def _untrained(spec: RunSpec, record: RunRecord, weights: dict[str, Any]) -> nn.Module:
+    kernels = [value for value in weights.values() if value.dim() == 4]
+    if not kernels or "classes" not in record.data:
+        raise SpecError(f"trial {record.trial_id} has no weights, or no count of classes in its record")
+    # whatever weights the trial started from are in the checkpoint by now, and need not be fetched again
+    start = {"model.pretrained": False, "model.init": "timm"}
+    model = run_spec(spec.flat() | start).model
+    return create_model(model, record.data["classes"], in_chans=kernels[0].shape[1])

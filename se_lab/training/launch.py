@@ -1,0 +1,197 @@
+"""A trial of several devices is started as one process, and that one starts a rank a device.
+
+Each rank is a Python of its own (`python -m se_lab.training.rank`), whatever the process that starts it is: a command,
+a worker that a sweep has forked, a notebook. That process watches over them, passes signals on, and lets none outlive
+the others. Under srun with a task a device, and under torchrun, the processes are the ranks already.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from multiprocessing import Pipe
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any
+
+from torch._C._distributed_c10d import TCPStore
+
+from se_lab.spec import ExecSpec, RunSpec, SpecError, TrainSpec
+from se_lab.training.failures import death
+from se_lab.training.stopping import RESUME_ME, InterruptedTrialError, Stop, heard
+
+PIPE, PARENT = "SE_LAB_RANK_PIPE", "SE_LAB_RANK_PARENT"
+"""The variables that tell a rank its end of the pipe to the process that started it, and that process's number."""
+GRACE_SECONDS = 15.0
+"""How long the ranks beside one that has failed may take to find that out."""
+STOP_SECONDS = 600.0
+"""How long a rank that was told to stop may write its checkpoint."""
+
+
+class LostRankError(RuntimeError):
+    """A rank's process died without a word."""
+
+
+Progress = Callable[[Mapping[str, float]], None]
+
+
+def launch(work: str, spec: RunSpec, execution: ExecSpec, progress: Progress | None = None) -> Any:
+    """Start this node's ranks of a trial, see them through to their end, and return what rank 0 returns.
+
+    Args:
+        work: What a rank does, as se_lab.training.rank knows it.
+        spec: The trial.
+        execution: Where and how.
+        progress: Called here with each row of rank 0's; what it raises is raised there.
+
+    Raises:
+        SpecError: for a trial of several nodes where no variable says which of them this is.
+        LostRankError: for a rank that died without a word.
+        InterruptedTrialError: on SIGTERM, SIGUSR1, SIGHUP or SIGINT, when all ranks have left.
+        Exception: the first that a rank raised.
+    """
+    watch = _Watch(progress)
+    with heard(Stop(at_once=False)) as stop, _meeting_point(spec.train) as meeting:
+        try:
+            for local in range(spec.train.devices):
+                watch.ranks.append(_Rank(local, work, spec, execution, meeting))
+            watch.until_all_have_left(stop)
+        finally:
+            for rank in watch.ranks:
+                rank.kill()
+    return watch.result(told=stop.asked)
+
+
+@contextlib.contextmanager
+def _meeting_point(train: TrainSpec) -> Iterator[dict[str, str]]:
+    """Hold the store where the ranks meet, at a free port; across nodes, at the one that all have been told."""
+    env, node = os.environ, int(os.environ.get("NODE_RANK", 0))
+    host, port = "127.0.0.1", 0
+    if train.nodes > 1:
+        if missing := [name for name in ("NODE_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in env]:
+            raise SpecError(
+                f"train.nodes is {train.nodes}: start the same command on each node with srun or torchrun, or set "
+                f"{', '.join(missing)}"
+            )
+        host, port = env["MASTER_ADDR"], int(env["MASTER_PORT"])
+    held = TCPStore(host, port, None, is_master=True, wait_for_workers=False) if node == 0 else None
+    yield {
+        "MASTER_ADDR": host,
+        "MASTER_PORT": str(held.port if held is not None else port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",  # rank 0 is to use this store, not to open one
+        "NODE_RANK": str(node),
+        "GROUP_RANK": str(node),
+        "WORLD_SIZE": str(train.ranks),
+        "LOCAL_WORLD_SIZE": str(train.devices),
+    }
+
+
+class _Rank:
+    """A rank, as the process that started it sees it."""
+
+    def __init__(self, local: int, work: str, spec: RunSpec, execution: ExecSpec, meeting: Mapping[str, str]) -> None:
+        self.number = int(meeting["NODE_RANK"]) * spec.train.devices + local
+        self.pipe, theirs = Pipe()
+        self.open, self.killed = True, False
+        what = json.dumps({"work": work, "spec": spec.flat(), "execution": dataclasses.asdict(execution)})
+        places = {"RANK": str(self.number), "LOCAL_RANK": str(local)}
+        ties = {PIPE: str(theirs.fileno()), PARENT: str(os.getpid())}
+        path = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "se_lab.training.rank", what],
+            env={**os.environ, **meeting, **places, **ties, "PYTHONPATH": path},
+            pass_fds=[theirs.fileno()],
+            start_new_session=True,  # the terminal's Ctrl-C goes to the process that passes it on
+        )
+        theirs.close()
+
+    @property
+    def code(self) -> int | None:
+        """Its exit status, negative for the signal that ended it."""
+        return self._process.poll()
+
+    def messages(self) -> Iterator[tuple[str, Any]]:
+        """Yield what it has said since the last look."""
+        try:
+            while self.open and self.pipe.poll():
+                yield self.pipe.recv()
+        except (EOFError, OSError):
+            self.open = False
+
+    def stop(self) -> None:
+        self._process.terminate()
+
+    def kill(self) -> None:
+        if self.code is None:
+            self.killed = True
+            self._process.kill()
+            self._process.wait()
+        self.pipe.close()
+
+
+class _Watch:
+    """Over the ranks of a node, until all have left."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self.ranks: list[_Rank] = []
+        self._progress = progress
+        self._result: Any = None
+        self._errors: list[BaseException] = []
+
+    def until_all_have_left(self, stop: Stop) -> None:
+        told, deadline = False, float("inf")
+        while any(rank.code is None or rank.open for rank in self.ranks):
+            wait([rank.pipe for rank in self.ranks if rank.open], timeout=0.2)
+            for rank in self.ranks:
+                for kind, content in rank.messages():
+                    self._take(rank, kind, content)
+            codes = [rank.code for rank in self.ranks]
+            if not told and (stop.asked or RESUME_ME in codes):
+                told, deadline = True, time.monotonic() + STOP_SECONDS
+                for rank in self.ranks:
+                    rank.stop()
+            if any(code not in (None, 0, RESUME_ME) for code in codes):
+                deadline = min(deadline, time.monotonic() + GRACE_SECONDS)
+            if time.monotonic() > deadline:
+                return
+
+    def _take(self, rank: _Rank, kind: str, content: Any) -> None:
+        if kind == "row":
+            answer: Exception | None = None
+            try:
+                if self._progress is not None:
+                    self._progress(content)
+            except Exception as raised:  # such as StoppedEarlyError: it is the trial's, and goes on in rank 0
+                answer = raised
+            with contextlib.suppress(OSError):
+                rank.pipe.send(answer)
+        elif kind == "error":
+            error, trace = content
+            error.__cause__ = RuntimeError(f"in rank {rank.number}:\n{trace}")
+            self._errors.append(error)
+        elif rank.number == 0:
+            self._result = content
+
+    def result(self, *, told: bool) -> Any:
+        """Return what rank 0 returned, or raise what was the first to go wrong."""
+        codes = [rank.code for rank in self.ranks]
+        if told or RESUME_ME in codes:
+            if diverged := [error for error in self._errors if isinstance(error, FloatingPointError)]:
+                raise diverged[0]  # it would again
+            if any(codes):
+                raise InterruptedTrialError
+            return self._result  # the last batch was done when the signal came
+        for rank in self.ranks:
+            if (code := rank.code) is not None and code < 0 and not rank.killed:
+                raise LostRankError(f"rank {rank.number} of {len(self.ranks)} is lost: {death(code)}")
+        if self._errors:
+            raise self._errors[0]
+        if lost := [rank for rank in self.ranks if rank.code]:
+            raise LostRankError(f"rank {lost[0].number} of {len(self.ranks)} is lost: {death(lost[0].code or 0)}")
+        return self._result

@@ -1,0 +1,103 @@
+"""What can be known to go wrong before a trial trains, said before any work is spent."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+
+import torch
+from torch import Tensor, nn
+
+from se_lab.data import ImageData, check_split
+from se_lab.data.dali import check_installed
+from se_lab.spec import ExecSpec, RunSpec, SpecError
+from se_lab.training.optimize import check_optimizer
+
+
+def device_of(execution: ExecSpec) -> str:
+    """Return the kind of device a trial runs on: cpu, cuda or mps; auto takes a GPU where there is one."""
+    if execution.device != "auto":
+        return execution.device
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def check_before(spec: RunSpec, execution: ExecSpec) -> None:
+    """Raise SpecError for what this machine or timm cannot do."""
+    check_optimizer(spec.optim)
+    if spec.data.decoder == "dali":
+        check_installed()
+    train, device = spec.train, device_of(execution)
+    if device == "cuda" and not torch.cuda.is_available():
+        raise SpecError("device is 'cuda', and PyTorch finds no GPU here; auto takes one where there is one")
+    if device == "cuda" and train.devices > torch.cuda.device_count():
+        raise SpecError(f"train.devices is {train.devices}, and PyTorch finds {torch.cuda.device_count()} GPU(s) here")
+    if device == "mps" and train.ranks > 1:
+        raise SpecError(f"train.devices is {train.devices}, and mps is one device")
+    if train.precision == "fp16" and device == "cpu":
+        raise SpecError("train.precision is 'fp16', which is for GPUs; bf16 runs on a CPU too")
+    if train.precision == "fp64" and device == "mps":
+        raise SpecError("train.precision is 'fp64', which mps does not have")
+    if train.compile and (missing := _missing_compiler(device)):
+        raise SpecError(f"train.compile is true, and there is no {missing} here; without it, leave compile off")
+
+
+def _missing_compiler(device: str) -> str:
+    """Return what torch.compile needs on a device and does not find; nothing where all is there."""
+    if device == "cuda" and importlib.util.find_spec("triton") is None:
+        return "Triton"
+    from torch._inductor.cpp_builder import get_cpp_compiler
+
+    try:
+        compiler = get_cpp_compiler()
+    except Exception:  # Inductor's InvalidCxxCompiler, whose home has moved
+        return "C++ compiler (g++ or clang++)"
+    return "" if shutil.which(compiler) else f"C++ compiler ({compiler})"
+
+
+def check_built(spec: RunSpec, data: ImageData) -> None:
+    """Raise SpecError for what asks for validation images that the data do not hold out."""
+    for key, needs in (
+        ("optim.schedule=plateau", spec.optim.schedule == "plateau"),
+        ("train.select=best", spec.train.select == "best"),
+    ):
+        if needs:
+            check_split(spec.data, data.sizes, key)
+
+
+def check_norms(net: nn.Module, spec: RunSpec, shape: tuple[int, int, int]) -> None:
+    """Raise SpecError where a batch norm would see one value a channel, of which there is no variance.
+
+    Args:
+        net: The net, in any mode; it is left as it was.
+        spec: How many images a norm sees.
+        shape: (C, H, W) of an image.
+    """
+    parts = spec.train.accumulate * (1 if spec.train.sync_bn else spec.train.ranks)
+    if spec.data.batch_size > parts:
+        return
+    single: list[str] = []
+
+    def look(name: str) -> object:
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            if inputs[0].numel() == inputs[0].shape[1]:
+                single.append(name)
+
+        return hook
+
+    norms = [(name, m) for name, m in net.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    handles = [module.register_forward_pre_hook(look(name)) for name, module in norms]  # type: ignore[arg-type]
+    mode = net.training
+    try:
+        with torch.no_grad():
+            net.eval()(torch.zeros(1, *shape))
+    finally:
+        net.train(mode)
+        for handle in handles:
+            handle.remove()
+    if single:
+        raise SpecError(
+            f"data.batch_size is {spec.data.batch_size}, which gives batch norm {single[0]} one value a channel, of "
+            "which it cannot take the variance; use batches of two or more images a device and micro-batch"
+        )

@@ -1,0 +1,75 @@
+"""One rank of a trial, in a process that `se_lab.training.launch` has started: python -m se_lab.training.rank."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Mapping
+from multiprocessing.connection import Connection
+
+from se_lab.training.stopping import RESUME_ME, InterruptedTrialError, left_when_told
+
+
+def main() -> int:
+    """Do what the command line says, report to the process that started this one, and return the exit status."""
+    from se_lab.training.launch import PARENT, PIPE
+
+    pipe = Connection(int(os.environ.pop(PIPE)))
+    threading.Thread(target=_follow, args=(int(os.environ.pop(PARENT)),), daemon=True).start()
+    try:
+        pipe.send(("result", _work(json.loads(sys.argv[1]), pipe)))
+    except InterruptedTrialError:
+        return RESUME_ME
+    except BaseException as error:
+        pipe.send(("error", (_portable(error), traceback.format_exc())))
+        return 1
+    return 0
+
+
+def _work(what: dict[str, object], pipe: Connection) -> object:
+    from se_lab.spec import ExecSpec, run_spec
+    from se_lab.spec.flags import import_plugins
+    from se_lab.training.rehearse import rehearse
+    from se_lab.training.run import run
+
+    execution = ExecSpec(**what["execution"])  # type: ignore[arg-type]
+    import_plugins(execution.plugins)  # operators that the spec names
+    spec = run_spec(what["spec"])  # type: ignore[arg-type]
+
+    def progress(row: Mapping[str, float]) -> None:
+        try:
+            pipe.send(("row", dict(row)))
+            error = pipe.recv()
+        except (EOFError, OSError):  # that process is gone, and this one is about to be told so
+            return
+        if error is not None:
+            raise error
+
+    return rehearse(spec, execution) if what["work"] == "rehearse" else run(spec, execution, progress=progress)
+
+
+def _portable(error: BaseException) -> BaseException:
+    """Return an error as it can be sent: most can; the others as a RuntimeError that says the same."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # whatever a class's own constructor says
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
+
+
+def _follow(parent: int) -> None:
+    """Stop, with a checkpoint, when the process that started this one has gone."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    with left_when_told():
+        sys.exit(main())

@@ -1,0 +1,193 @@
+"""Which units of a net run fused, and the classes that do it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from timm.layers.drop import DropPath
+from timm.models.resnet import BasicBlock, Bottleneck
+from torch import Tensor, nn
+
+from se_lab.parallel.sync_bn import SyncBatchNorm
+from se_lab.units.fused import units
+from se_lab.units.fused.passes import compiles
+from se_lab.units.insertion import scale_output
+from se_lab.units.squeeze_excite import SqueezeExcite, squeeze_avg
+
+
+def fuse(model: nn.Module) -> nn.Module:
+    """Let the SE units of a net run fused, in place, and return the net.
+
+    Parameters, state-dict keys and hooks stay as they are: the net can be copied, pickled, checkpointed, compiled,
+    exported and put into DistributedDataParallel, and weights move between the two forms. torch.jit.script turns the
+    net back, as `unfuse` does. Gradients of gradients need the plain form.
+    """
+    return _swap(model, FUSED)
+
+
+def unfuse(model: nn.Module) -> nn.Module:
+    """Undo `fuse`, in place, and return the net."""
+    return _swap(model, {fused: plain for plain, fused in FUSED.items()})
+
+
+def form_of(model: nn.Module, path: str) -> str:
+    """Return how the SE unit at a path runs in a fused net, as far as its modules say: tail, inner, unit or plain.
+
+    tail is BN → SE → [drop path] → add → act in one, inner BN → ReLU → SE, unit the unit alone; after tail's or
+    inner's absence, or plain, stands the reason, such as "unit: drop_block before the activation".
+    """
+    unit = model.get_submodule(path)
+    assert isinstance(unit, SqueezeExcite)
+    if unit.squeeze is not squeeze_avg:
+        return "plain: the squeeze is not avg"
+    above, _, name = path.rpartition(".")
+    host = model.get_submodule(above)
+    if isinstance(host, (BasicBlock, Bottleneck)) and name == "se":
+        last = 3 if isinstance(host, Bottleneck) else 2
+        why_not = _no_tail(host, getattr(host, f"bn{last}"), getattr(host, f"act{last}"))
+        return f"unit: {why_not}" if why_not else "tail"
+    block = model.get_submodule(above.rpartition(".")[0])
+    wide = 2 if isinstance(block, Bottleneck) else 1
+    if isinstance(block, (BasicBlock, Bottleneck)) and above.endswith(f"act{wide}"):
+        why_not = _no_inner(getattr(block, f"bn{wide}"), block.drop_block, host)
+        return f"unit: {why_not}" if why_not else "inner"
+    return "unit"
+
+
+class _Fused(nn.Module):
+    def __prepare_scriptable__(self) -> nn.Module:
+        return unfuse(self)  # TorchScript compiles what it returns
+
+
+class FusedSqueezeExcite(_Fused, SqueezeExcite):
+    """The unit alone, x · gate(x)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scale x, (N, C, H, W), by its gate."""
+        if self.squeeze is squeeze_avg and _suits(x):
+            return units.scale(x, self)
+        return super().forward(x)
+
+
+class FusedBasicBlock(_Fused, BasicBlock):
+    """timm's basic block with a fused tail, or a fused BN → ReLU → SE after its first convolution."""
+
+    aa: nn.Module  # None as far as timm's annotations go
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, C_in, H, W) to (N, C, H / stride, W / stride)."""
+        y = self.aa(_inner(self.conv1(x), self.bn1, self.drop_block, self.act1))
+        return _tail(self, self.conv2, y, self.bn2, self.act2, x)
+
+
+class FusedBottleneck(_Fused, Bottleneck):
+    """timm's bottleneck with a fused tail, or a fused BN → ReLU → SE after its 3×3 convolution."""
+
+    aa: nn.Module
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, C_in, H, W) to (N, C, H / stride, W / stride)."""
+        y = self.act1(self.bn1(self.conv1(x)))
+        y = self.aa(_inner(self.conv2(y), self.bn2, self.drop_block, self.act2))
+        return _tail(self, self.conv3, y, self.bn3, self.act3, x)
+
+
+FUSED: dict[type[nn.Module], type[nn.Module]] = {
+    SqueezeExcite: FusedSqueezeExcite,
+    BasicBlock: FusedBasicBlock,
+    Bottleneck: FusedBottleneck,
+}
+
+
+def _swap(model: nn.Module, classes: dict[type[nn.Module], type[nn.Module]]) -> nn.Module:
+    for module in model.modules():
+        module.__class__ = classes.get(type(module), type(module))
+    return model
+
+
+def _inner(x: Tensor, norm: Any, drop_block: nn.Module, act: Any) -> Tensor:
+    if not _no_inner(norm, drop_block, act) and _suits(x, norm):
+        return units.inner(x, norm, act.se)
+    activated: Tensor = act(drop_block(norm(x)))
+    return activated
+
+
+def _tail(block: Any, conv: nn.Module, y: Tensor, norm: Any, act: nn.Module, shortcut: Tensor) -> Tensor:
+    x = conv(y)
+    if block.downsample is not None:
+        shortcut = block.downsample(shortcut)
+    alike = (shortcut.shape, shortcut.dtype, shortcut.device) == (x.shape, x.dtype, x.device)
+    if alike and not _no_tail(block, norm, act) and _suits(x, norm):
+        drop_path = None if isinstance(block.drop_path, nn.Identity) else block.drop_path
+        fresh = type(conv) is nn.Conv2d and not _hooks(conv)  # nobody has seen its output
+        return units.tail(x, shortcut, norm, block.se, drop_path, ACTIVATIONS[type(act)], fresh)
+    x = norm(x)
+    if block.se is not None:
+        x = block.se(x)
+    if block.drop_path is not None:
+        x = block.drop_path(x)
+    x += shortcut
+    joined: Tensor = act(x)
+    return joined
+
+
+ACTIVATIONS: dict[type[nn.Module], str] = {nn.ReLU: "relu", nn.Identity: "identity"}
+
+
+def _no_inner(norm: nn.Module, drop_block: nn.Module, act: Any) -> str:
+    """Say what of the modules keeps BN → ReLU → SE from being fused, or nothing."""
+    unit = getattr(act, "se", None)
+    if not isinstance(unit, SqueezeExcite) or unit.squeeze is not squeeze_avg:
+        return "no SE unit with the squeeze avg after the activation"
+    if type(act) is not nn.ReLU:
+        return f"the activation is {type(act).__name__}"
+    if type(drop_block) is not nn.Identity:
+        return "drop_block before the activation"
+    if list(act._forward_hooks.values()) != [scale_output] or act._forward_pre_hooks or act._backward_hooks:
+        return "hooks on the activation"
+    return _other_norm(norm) or _hooks(norm, drop_block, unit)
+
+
+def _no_tail(block: Any, norm: nn.Module, act: nn.Module) -> str:
+    """Say what of the modules keeps BN → SE → add → act from being fused, or nothing."""
+    if not isinstance(block.se, SqueezeExcite) or block.se.squeeze is not squeeze_avg:
+        return "no SE unit with the squeeze avg before the addition"
+    if type(act) not in ACTIVATIONS:
+        return f"the activation is {type(act).__name__}"
+    if block.drop_path is not None and type(block.drop_path) not in (DropPath, nn.Identity):
+        return f"drop_path is {type(block.drop_path).__name__}"
+    return _other_norm(norm) or _hooks(norm, block.se, act, *([] if block.drop_path is None else [block.drop_path]))
+
+
+def _other_norm(norm: nn.Module) -> str:
+    known = type(norm) in (nn.BatchNorm2d, nn.SyncBatchNorm, SyncBatchNorm) and not hasattr(norm, "act")
+    return "" if known else f"the norm is {type(norm).__name__}"
+
+
+def _hooks(*modules: nn.Module) -> str:
+    """Name the module whose hooks would not see what they expect."""
+    for module in modules:
+        if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
+            return f"hooks on the {type(module).__name__}"
+    return ""
+
+
+def _suits(x: Tensor, norm: units.Norm | None = None) -> bool:
+    """Tell whether the passes can run on x here and now."""
+    if x.dim() != 4 or x.device.type not in ("cpu", "cuda") or not x.is_floating_point() or x.numel() == 0:
+        return False
+    if torch._C._is_tracing() or _exporting():
+        return False  # what reads a net wants the operators that it knows
+    if norm is not None and units.uses_batch(norm) and x.numel() == x.shape[1] and units.group_of(norm) is None:
+        return False  # one value a channel has no variance, and torch says so
+    if torch.compiler.is_compiling():
+        return True
+    if type(x) not in (Tensor, nn.Parameter) or torch._C._are_functorch_transforms_active():
+        return False
+    if nn.modules.module._has_any_global_hook():  # type: ignore[no-untyped-call]
+        return False
+    return x.dtype == torch.float64 or compiles(x.device.type)
+
+
+_exporting = getattr(torch.compiler, "is_exporting", lambda: False)

@@ -1,0 +1,47 @@
+"""Whether a trial runs fused."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from se_lab.units.fused.passes import compiles
+
+
+class Work(NamedTuple):
+    """Multiply-accumulates of forward passes."""
+
+    step: float
+    """Of a process's share of a training step."""
+    training: float
+    """Of all steps."""
+
+
+PAYS_FROM: dict[str, Work] = {"cpu": Work(step=5e9, training=1e11)}
+"""By device type where fused units are proven faster: from how much work on (benchmarks/RESULTS.md: ResNet-50).
+
+In small steps the fixed cost of a fused unit, under a millisecond, outweighs what it saves: on a core, ResNet-20 gains
+at 32 pixels and 128 images, and loses at 16 pixels. And the passes are compiled in five seconds, once a machine, so
+that what a trial saves need not be more than a share of those.
+"""
+
+
+def choose(mode: str, device: str, work: Work) -> tuple[bool, str]:
+    """Decide for a trial, and say why.
+
+    Args:
+        mode: `ModelSpec.fused`.
+        device: The type of the device that trains.
+        work: What the trial has to do.
+    """
+    if mode == "off":
+        return False, "off, as told"
+    if mode == "auto":
+        if device not in PAYS_FROM:
+            return False, f"off: not proven faster on {device}"
+        if work.step < PAYS_FROM[device].step:
+            return False, "off: too little work a step to gain by it"
+        if work.training < PAYS_FROM[device].training:
+            return False, "off: too short a trial to pay for compiling"
+    if not compiles(device):
+        return False, f"off: no compiler for {device}"
+    return True, "on, as told" if mode == "on" else "on: enough work to gain by it"

@@ -1,0 +1,223 @@
+"""The passes over big tensors that a fused SE unit consists of: what each computes, and the fastest form at hand.
+
+A pass reads or writes tensors of shape (N, C, H, W) once, in the layout of the first, the convolution's output: a
+gradient may come in another, from the pooling at the end, and would hand it down through all of the net. What comes out
+of a pass or goes into it besides is (N, C), in float32, or float64 for float64 tensors, and is left to plain PyTorch.
+Each pass is defined here by a function of plain PyTorch, which as such takes several. In one it runs by a kernel of our
+own, in C++ on a CPU (native.py) and in Triton on CUDA (kernels.py), and by Inductor where there is none and inside
+torch.compile.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import types
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from se_lab.units.fused.native import native_pass
+
+
+def moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and biased variance over H and W, (N, C) each."""
+    # about a value near by: Σx² − (Σx)² alone cancels where the mean is far from 0
+    pivot = _first_row(x)
+    off = _wide(x) - _map(pivot)
+    pixels = x.shape[2] * x.shape[3]
+    mean = _sum(off) / pixels
+    variance = (_sum(off * off) / pixels - mean * mean).clamp_min(0)
+    exact = coefficient_type(x)
+    return pivot.to(exact) + mean.to(exact), variance.to(exact)
+
+
+def mean(x: Tensor) -> Tensor:
+    """Return the mean over H and W, (N, C)."""
+    pivot = _first_row(x)
+    exact = coefficient_type(x)
+    return pivot.to(exact) + (_sum(_wide(x) - _map(pivot)) / (x.shape[2] * x.shape[3])).to(exact)
+
+
+def apply(
+    x: Tensor,
+    centre: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    shortcut: Tensor | None,
+    activation: str,
+    over: bool = False,
+) -> Tensor:
+    """Return act(scale · (x − centre) + shift + shortcut), the activation relu or identity.
+
+    `over` tells that nobody needs x any more: a kernel may write the result over it, which saves new memory.
+    """
+    y = _affine(x, centre, scale, shift)
+    if shortcut is not None:
+        y = y + shortcut
+    return (torch.relu(y) if activation == "relu" else y).to(x.dtype)
+
+
+def backward_moments(
+    x: Tensor, grad: Tensor, out: Tensor | None, centre: Tensor, activation: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return g = grad · [out > 0] (grad itself for identity), Σ g, and Σ g · (x − centre), over H and W."""
+    g = torch.where(out > 0, grad, 0) if activation == "relu" and out is not None else grad
+    wide = _wide(g)
+    return g, _sum(wide), _sum(wide * (_wide(x) - _map(centre)))
+
+
+def backward_input(x: Tensor, g: Tensor, centre: Tensor, p: Tensor, q: Tensor, r: Tensor) -> Tensor:
+    """Return p · g + q · (x − centre) + r."""
+    return (_map(p) * _wide(g) + _affine(x, centre, q, r)).to(x.dtype)
+
+
+def activated_moments(x: Tensor, centre: Tensor, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the sums over H and W of u = relu(scale · (x − centre) + shift), [u > 0], and [u > 0] · (x − centre)."""
+    u = torch.relu(_affine(x, centre, scale, shift))
+    on = (u > 0).to(u.dtype)
+    return _sum(u), _sum(on), _sum(on * (_wide(x) - _map(centre)))
+
+
+def gate_activated(x: Tensor, centre: Tensor, scale: Tensor, shift: Tensor, gate: Tensor) -> Tensor:
+    """Return gate · u, with u as above."""
+    return (_map(gate) * torch.relu(_affine(x, centre, scale, shift))).to(x.dtype)
+
+
+def backward_gate_moments(
+    x: Tensor, grad: Tensor, centre: Tensor, scale: Tensor, shift: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the sums over H and W of grad · u, grad · [u > 0], and grad · [u > 0] · (x − centre), with u as above."""
+    u = torch.relu(_affine(x, centre, scale, shift))
+    on = torch.where(u > 0, _wide(grad), 0)
+    return _sum(on * u), _sum(on), _sum(on * (_wide(x) - _map(centre)))
+
+
+def backward_gate_input(
+    x: Tensor,
+    grad: Tensor,
+    centre: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    p: Tensor,
+    constant: Tensor,
+    q: Tensor,
+    r: Tensor,
+) -> Tensor:
+    """Return [u > 0] · (p · grad + constant) + q · (x − centre) + r, with u as above."""
+    through = torch.where(_affine(x, centre, scale, shift) > 0, _map(p) * _wide(grad) + _map(constant), 0)
+    return (through + _affine(x, centre, q, r)).to(x.dtype)
+
+
+PASSES: dict[str, Callable[..., Any]] = {
+    function.__name__: function
+    for function in (
+        moments,
+        mean,
+        apply,
+        backward_moments,
+        backward_input,
+        activated_moments,
+        gate_activated,
+        backward_gate_moments,
+        backward_gate_input,
+    )
+}
+
+
+def run(name: str, *arguments: Any) -> Any:
+    """Run a pass over big tensors, (N, C, H, W), with coefficients, (N, C), in the fastest form there is.
+
+    Inside torch.compile it is the plain form, which is then compiled with all around it; float64, which is there to
+    check by, and empty tensors run it as it is.
+    """
+    x = arguments[0]
+    arithmetic = x.dtype if x.dtype == torch.float64 else torch.float32
+    arguments = tuple(a.to(arithmetic) if isinstance(a, Tensor) and a.dim() == 2 else a for a in arguments)
+    # Inside torch.compile on CUDA as well: kernels of our own are opaque to it, so that the sum of a block's two
+    # gradients, casts and whatever else touches a pass's maps would need passes that Inductor else fuses with it.
+    if torch.compiler.is_compiling() or x.dtype == torch.float64 or x.numel() == 0:
+        return PASSES[name](*arguments)
+    arguments = tuple(aligned(a, x) if isinstance(a, Tensor) and a.dim() == 4 else a for a in arguments)
+    if (kernel := _kernel(name) if x.is_cuda else native_pass(name, x.dtype)) is not None:
+        return kernel(*arguments)
+    # what PyTorch compiles anew for, so that no function is compiled too often for it
+    mode = (torch.get_num_threads(), x.is_inference(), torch.is_autocast_enabled())
+    key = (x.device.type, x.dtype, x.is_contiguous(), *mode)
+    return _compiled(name, key)(*arguments)
+
+
+def aligned(a: Tensor, x: Tensor) -> Tensor:
+    """Return a map in the layout of x."""
+    return a.contiguous(memory_format=torch.contiguous_format if x.is_contiguous() else torch.channels_last)
+
+
+def coefficient_type(x: Tensor) -> torch.dtype:
+    """Return the type of (N, C) coefficients: float64 where that costs nothing, since means are subtracted."""
+    return torch.float64 if x.dtype == torch.float64 or x.device.type == "cpu" else torch.float32
+
+
+@functools.cache
+def compiles(device: str) -> bool:
+    """Tell whether PyTorch can compile for cpu or cuda here, and say so in a line where it cannot."""
+    try:
+        run("mean", torch.zeros(2, 3, 4, 5, device=device))
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # Inductor's, or whatever Triton meets when it builds what talks to the driver
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        print(f"SE units run unfused: PyTorch finds no compiler for {device} ({why})", file=sys.stderr)
+        return False
+    return True
+
+
+@functools.cache
+def _compiled(name: str, key: tuple[object, ...]) -> Callable[..., Any]:
+    function = PASSES[name]
+    # a code object of its own, since that is what PyTorch counts compilations by
+    own = types.FunctionType(function.__code__.replace(), function.__globals__, name)
+    compiled: Callable[..., Any] = torch.compile(own, dynamic=True)
+    return compiled
+
+
+@functools.cache
+def _kernel(name: str) -> Callable[..., Any] | None:
+    """Return SE-Lab's own CUDA kernel of a pass, if there is one and it runs here."""
+    from se_lab.units.fused import kernels
+
+    if not kernels.available():
+        return None
+    own: dict[str, Callable[..., Any]] = {
+        "moments": kernels.moments,
+        "mean": lambda x: kernels.moments(x)[0],
+        "apply": lambda x, centre, scale, shift, shortcut, act, _: kernels.apply(
+            x, scale, shift, shortcut, act, centre
+        ),
+        "backward_moments": lambda x, grad, out, centre, act: kernels.backward_moments(grad, out, x, centre, act),
+        "backward_input": lambda x, g, centre, p, q, r: kernels.backward_input(g, x, p, q, r, centre),
+    }
+    return own.get(name)
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def _first_row(x: Tensor) -> Tensor:
+    """Return the mean of a map's first row, (N, C)."""
+    return _wide(x[:, :, 0]).mean(2)
+
+
+def _sum(x: Tensor) -> Tensor:
+    """Return the sum over H and W, (N, C)."""
+    return x.sum((2, 3)) if x.is_contiguous() else x.sum(3).sum(2)
+
+
+def _affine(x: Tensor, centre: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    return _map(scale) * (_wide(x) - _map(centre)) + _map(shift)
+
+
+def _map(coefficient: Tensor) -> Tensor:
+    return coefficient[:, :, None, None]

@@ -1,0 +1,318 @@
+"""SE units as autograd functions over few passes: a residual unit's tail, BN → ReLU → SE, and the unit alone.
+
+Per image and channel, over H × W: m and v are mean and variance of the convolution's output x. Batch statistics follow
+from them (μ = mean of m; σ² = mean of v + variance of m), and so does the squeeze of BN's output,
+z = a (m − μ) + β with a = γ / √(σ² + ε). BN and gate together are then one affine map, s · (a (x − m) + z).
+
+What lies between the first pass over x and the last, from m and v to the gate, is plain PyTorch on (N, C). The
+gradient of x has a part through each of the two; to write it in one pass, the last one's backward hands what is needed
+to the first one's, as the gradients of outputs of the first that hold nothing: `token` gets the big gradient, carriers
+get the (N, C) coefficients that go with it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from se_lab.parallel.sync_bn import SyncBatchNorm
+from se_lab.units.fused.passes import aligned, run
+from se_lab.units.squeeze_excite import SqueezeExcite, squeeze_avg
+
+Norm = nn.BatchNorm2d | nn.SyncBatchNorm | SyncBatchNorm
+
+
+def scale(x: Tensor, unit: SqueezeExcite) -> Tensor:
+    """Return x · gate(x), (N, C, H, W), in three passes."""
+    if not torch.is_grad_enabled():  # the plain form has three too, save where PyTorch's sums of 16 bits are slow
+        slow = x.dtype == torch.float16 or (x.dtype == torch.bfloat16 and not x.is_contiguous())
+        z = run("mean", x) if slow and x.device.type == "cpu" else squeeze_avg(x)
+        return x * _gate(unit, z)[:, :, None, None].to(x.dtype)
+    m, _, token, carrier = _Moments.apply(x, False)
+    s = _gate(unit, m)
+    return cast(Tensor, _Affine.apply(x.detach(), m, s, None, None, None, token, carrier, "identity", False))
+
+
+def tail(
+    x: Tensor,
+    shortcut: Tensor,
+    norm: Norm,
+    unit: SqueezeExcite,
+    drop_path: nn.Module | None,
+    activation: str,
+    own: bool = False,
+) -> Tensor:
+    """Return act(drop_path(SE(BN(x))) + shortcut), (N, C, H, W), in four passes.
+
+    `own` tells that nobody else has x: without gradients, its memory may become the result's.
+    """
+    m, v, token, carrier = _Moments.apply(x, uses_batch(norm))
+    a, z = _normalise(norm, m, v, x)
+    s = _gate(unit, z)
+    s = _dropped(s, drop_path, x)
+    over = own and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    return cast(Tensor, _Affine.apply(x.detach(), m, s, a, z, shortcut, token, carrier, activation, over))
+
+
+def inner(x: Tensor, norm: Norm, unit: SqueezeExcite) -> Tensor:
+    """Return SE(ReLU(BN(x))), (N, C, H, W), in four passes."""
+    m, v, token, *carriers = _InnerMoments.apply(x, uses_batch(norm))
+    a, z = _normalise(norm, m, v, x)
+    a = a.expand_as(m)
+    squeezed = _InnerMean.apply(x.detach(), m, a, z, carriers[0])
+    s = _gate(unit, squeezed)
+    return cast(Tensor, _InnerGate.apply(x.detach(), m, a, z, s, token, *carriers[1:]))
+
+
+def uses_batch(norm: Norm) -> bool:
+    """Tell whether a norm takes the batch's statistics, not the running ones."""
+    return norm.training or norm.running_mean is None
+
+
+def group_of(norm: Norm) -> Any:
+    """Return the processes that a norm shares its batch statistics with, None where it has its own."""
+    if isinstance(norm, nn.BatchNorm2d) or not (norm.training and dist.is_available() and dist.is_initialized()):
+        return None
+    group = getattr(norm, "process_group", None) or dist.group.WORLD
+    return group if dist.get_world_size(group) > 1 else None
+
+
+def _dropped(s: Tensor, drop_path: nn.Module | None, x: Tensor) -> Tensor:
+    """Return gates, (N, C), with those of dropped images at 0."""
+    if drop_path is None or not drop_path.training:
+        return s
+    # a factor an image, from the same random numbers as on a map
+    factors: Tensor = drop_path(x.new_ones((len(x), 1, 1, 1)))
+    return s * factors.flatten(1).to(s.dtype)
+
+
+def _gate(unit: SqueezeExcite, z: Tensor) -> Tensor:
+    """Return the unit's gate, (N, C), in the type of z."""
+    return unit.excite(z.to(unit.reduce.weight.dtype)).to(z.dtype)
+
+
+def _normalise(norm: Norm, m: Tensor, v: Tensor | None, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return BN's factor a, (C,), and the mean z of its output over H and W, (N, C)."""
+    weight, bias = (norm.weight, norm.bias) if norm.affine else (m.new_ones(m.shape[1]), m.new_zeros(m.shape[1]))
+    if v is None:
+        assert norm.running_mean is not None and norm.running_var is not None
+        mean, variance = norm.running_mean.to(m.dtype), norm.running_var.to(m.dtype)
+        a = torch.rsqrt(variance + norm.eps) * weight
+        return a, torch.addcmul(bias.to(m.dtype), a, m - mean)
+    group, pixels = group_of(norm), x.shape[2] * x.shape[3]
+    count: Any = len(m) * pixels
+    if group is not None:
+        count = _sum_over(m.new_tensor(float(count)), group)
+    a, z, mean, variance = _Normalise.apply(m, v, weight, bias, norm.eps, pixels / count, group)
+    if norm.training and norm.track_running_stats and norm.running_mean is not None:
+        with torch.no_grad():
+            _update_running(norm, mean, variance * (count / (count - 1)))
+    return a, z
+
+
+def _update_running(norm: Norm, mean: Tensor, variance: Tensor) -> None:
+    assert norm.running_mean is not None and norm.running_var is not None and norm.num_batches_tracked is not None
+    norm.num_batches_tracked.add_(1)
+    share = 1.0 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
+    for running, new in ((norm.running_mean, mean), (norm.running_var, variance)):
+        running.lerp_(new.to(running.dtype), share)
+
+
+class _Moments(Function):
+    """x to its m and v (None where they are not asked for), and the empty token and carrier."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, variance: bool) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+        m, v = run("moments", x) if variance else (run("mean", x), None)
+        ctx.save_for_backward(*((x, m) if variance else ()))
+        ctx.pixels = x.shape[2] * x.shape[3]
+        return m, v, *_empty(x, m, 1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        dm, dv, g, factor = gradients
+        r = dm / ctx.pixels
+        saved = ctx.saved_tensors
+        if not saved:
+            return cast(Tensor, run("apply", g, torch.zeros_like(factor), factor, r, None, "identity", False)), None
+        x, m = saved
+        q = dv * (2 / ctx.pixels)
+        centre, rest = _split(m, x)
+        return run("backward_input", x, g, centre, factor, q, r + q * rest), None
+
+
+class _Affine(Function):
+    """act(s · (a · (x − m) + z) + shortcut), s · x without a and z; x is detached: its gradient goes to the token."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        m: Tensor,
+        s: Tensor,
+        a: Tensor | None,
+        z: Tensor | None,
+        shortcut: Tensor | None,
+        token: Tensor,
+        carrier: Tensor,
+        activation: str,
+        over: bool,
+    ) -> Tensor:
+        factor = s if a is None else s * a
+        centre, rest = _split(m, x)
+        shift = torch.addcmul(s * (m if z is None else z), factor, rest)
+        out = cast(Tensor, run("apply", x, centre, factor, shift, shortcut, activation, over))
+        norm = () if a is None or z is None else (a, z)
+        ctx.save_for_backward(x, m, s, factor, *norm, *([out] if activation == "relu" else []))
+        ctx.activation, ctx.joined, ctx.norm = activation, shortcut is not None, bool(norm)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        x, m, s, factor, *others = ctx.saved_tensors
+        norm, out = (others[:2], others[2:]) if ctx.norm else ((), others)
+        centre, rest = _split(m, x)
+        g, sums, centred = run("backward_moments", x, grad, out[0] if out else None, centre, ctx.activation)
+        sums = sums.to(m.dtype)
+        d_factor = torch.addcmul(centred.to(m.dtype), rest, sums)
+        if norm:
+            a, z = norm
+            dm, ds = -factor * sums, torch.addcmul(z * sums, a, d_factor)
+            da, dz = (s * d_factor).sum(0), s * sums
+        else:
+            dm, ds, da, dz = None, torch.addcmul(d_factor, m, sums), None, None
+        return None, dm, ds, da, dz, g if ctx.joined else None, g, factor, None, None
+
+
+class _InnerMoments(Function):
+    """As _Moments, with a carrier for each of what the last pass takes: constant, p, scale and shift."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, variance: bool) -> tuple[Any, ...]:
+        m, v = run("moments", x) if variance else (run("mean", x), None)
+        ctx.save_for_backward(x, m)
+        ctx.variance, ctx.pixels = variance, x.shape[2] * x.shape[3]
+        return m, v, *_empty(x, m, 4)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        dm, dv, grad, constant, p, factor, shift = gradients
+        x, m = ctx.saved_tensors
+        q = dv * (2 / ctx.pixels) if ctx.variance else torch.zeros_like(m)
+        centre, rest = _split(m, x)
+        r = dm / ctx.pixels + q * rest
+        return run("backward_gate_input", x, grad, centre, factor, shift, p, constant, q, r), None
+
+
+class _InnerMean(Function):
+    """The mean over H and W of relu(factor · (x − m) + offset)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, m: Tensor, factor: Tensor, offset: Tensor, carrier: Tensor) -> Tensor:
+        centre, rest = _split(m, x)
+        sums = run("activated_moments", x, centre, factor, offset + factor * rest)
+        pixels = x.shape[2] * x.shape[3]
+        mean, on, centred = (cast(Tensor, value).to(m.dtype) / pixels for value in sums)
+        ctx.save_for_backward(factor, on, centred + rest * on)
+        ctx.pixels = pixels
+        return mean
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        factor, on, centred = ctx.saved_tensors
+        offset = grad * on
+        return None, -factor * offset, grad * centred, offset, factor * grad / ctx.pixels
+
+
+class _InnerGate(Function):
+    """gate · relu(factor · (x − m) + offset)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        m: Tensor,
+        factor: Tensor,
+        offset: Tensor,
+        gate: Tensor,
+        token: Tensor,
+        *carriers: Tensor,
+    ) -> Tensor:
+        centre, rest = _split(m, x)
+        shift = offset + factor * rest
+        ctx.save_for_backward(x, m, factor, shift, gate)
+        return cast(Tensor, run("gate_activated", x, centre, factor, shift, gate))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        x, m, factor, shift, gate = ctx.saved_tensors
+        grad = aligned(grad, x)  # for the second pass as well
+        centre, rest = _split(m, x)
+        sums = run("backward_gate_moments", x, grad, centre, factor, shift)
+        d_gate, on, centred = (value.to(m.dtype) for value in sums)
+        offset = gate * on
+        return None, -factor * offset, gate * (centred + rest * on), offset, d_gate, grad, gate * factor, factor, shift
+
+
+class _Normalise(Function):
+    """BN's factor a and the mean z of its output, by the statistics of the batch, which come out as well.
+
+    `share` is the part of an image in the batch, which is that of all processes of the group.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, m: Tensor, v: Tensor, weight: Tensor, bias: Tensor, eps: float, share: Any, group: Any
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        mean = _sum_over(m.sum(0), group) * share
+        off = m - mean
+        variance = _sum_over(torch.addcmul(v, off, off).sum(0), group) * share
+        inverse = torch.rsqrt(variance + eps)
+        a = inverse * weight
+        ctx.save_for_backward(off, inverse, weight, a)
+        ctx.share, ctx.group, ctx.types = share, group, (weight.dtype, bias.dtype)
+        ctx.mark_non_differentiable(mean, variance)
+        return a, torch.addcmul(bias.to(m.dtype), a, off), mean, variance
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, da: Tensor, dz: Tensor, *_: Tensor) -> tuple[Any, ...]:
+        off, inverse, weight, a = ctx.saved_tensors
+        d_bias = dz.sum(0)
+        d_weight = (da + (dz * off).sum(0)) * inverse
+        # the mean and the variance have a part in every image's output, in the whole group's
+        d_mean, d_variance = _sum_over(torch.stack([-a * d_bias, d_weight * weight * inverse.square() / -2]), ctx.group)
+        d_variance = d_variance * ctx.share
+        dm = torch.addcmul(torch.addcmul(d_mean * ctx.share, a, dz), d_variance, off, value=2)
+        to_weight, to_bias = ctx.types
+        return dm, d_variance.expand_as(dm), d_weight.to(to_weight), d_bias.to(to_bias), None, None, None
+
+
+def _sum_over(x: Tensor, group: Any) -> Tensor:
+    """Return the sum of a tensor over the processes of a group; the tensor itself where there is none."""
+    if group is None:
+        return x
+    total = x.contiguous().clone()
+    dist.all_reduce(total, group=group)
+    return total
+
+
+def _split(m: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return m as the passes over x can take it, and what it is too large by."""
+    centre = m if x.dtype == torch.float64 else m.float()
+    return centre, centre - m
+
+
+def _empty(x: Tensor, m: Tensor, carriers: int) -> tuple[Tensor, ...]:
+    """Return a token shaped like x and carriers shaped like m, of one element each."""
+    return x.new_empty(()).expand(x.shape), *(m.new_empty(()).expand(m.shape) for _ in range(carriers))

@@ -1,0 +1,446 @@
+"""From checkpoints to statistics, figures and pages: right numbers, clear errors, nothing run twice."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+
+from se_lab.cli import main
+from se_lab.data import DataError, create_data
+from se_lab.excitations import collect as excitation_collect
+from se_lab.excitations import comparisons as excitation_comparisons
+from se_lab.excitations import figures as excitation_figures
+from se_lab.excitations import look as excitations
+from se_lab.excitations import measures
+from se_lab.excitations.capture import ExcitationError, GateSite, capture_excitations
+from se_lab.excitations.collect import Looking, collect, open_data, open_net
+from se_lab.excitations.images import choose_classes, class_label
+from se_lab.excitations.look import Request, look_across, look_into
+from se_lab.excitations.statistics import ExcitationStatistics
+from se_lab.spec import SpecError
+from se_lab.store import read_records
+from se_lab.trained.load import load_trained
+from tests.excitations.excitation_nets import CLASSES, driven_images, driven_net, of_gates, write_trial
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the figures of single nets, where a test is about something else: they take seconds."""
+    monkeypatch.setattr(excitations, "_figures_of_one", lambda statistics, classes, folder: [folder / "figure_6.png"])
+
+
+@pytest.fixture(scope="module")
+def trial(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_trial(tmp_path_factory.mktemp("store"), reduction=2)
+
+
+@pytest.fixture(scope="module")
+def stored(trial: Path) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """All gates of the trial's net on its test images, kept whole, and the labels."""
+    model, spec = load_trained(trial)
+    gates: dict[str, list[np.ndarray]] = {}
+    labels = []
+    with torch.no_grad(), capture_excitations(model) as capture:
+        for images, label, _ in create_data(spec.data, 0).batches("test"):
+            model(images)
+            labels.append(label.numpy())
+            for name, gate in capture.excitations.items():
+                gates.setdefault(name, []).append(gate.double().numpy())
+    return {name: np.concatenate(parts) for name, parts in gates.items()}, np.concatenate(labels)
+
+
+@pytest.fixture(scope="module")
+def statistics(trial: Path, tmp_path_factory: pytest.TempPathFactory) -> ExcitationStatistics:
+    net = open_net(trial)
+    return collect(net, open_data(net), tmp_path_factory.mktemp("x") / "x.safetensors", Looking())
+
+
+def test_a_trials_statistics_are_numpys_over_its_stored_gates(statistics, stored) -> None:
+    gates, labels = stored
+    assert list(gates) == [site.name for site in statistics.sites]
+    for name, gate in gates.items():
+        unit = statistics.unit(name)
+        for label in range(10):
+            own = gate[labels == label]
+            np.testing.assert_allclose(unit.mean[label], own.mean(0), atol=1e-5)
+            np.testing.assert_allclose(unit.std[label], own.std(0), rtol=1e-3, atol=1e-7)
+
+
+def test_measures_are_numpys_over_stored_gates(statistics, stored) -> None:
+    gates, labels = stored
+    for name, gate in gates.items():
+        unit = statistics.unit(name)
+        means = np.stack([gate[labels == label].mean(0) for label in range(10)])
+        between = ((means[labels] - gate.mean(0)) ** 2).mean(0)
+        np.testing.assert_allclose(measures.variance_explained(unit), between / gate.var(0), rtol=1e-3)
+        np.testing.assert_allclose(measures.unit_variance_explained(unit), between.sum() / gate.var(0).sum(), rtol=1e-3)
+        best = means.max(0)
+        others = (means.sum(0) - best) / 9
+        np.testing.assert_allclose(measures.selectivity_index(unit), (best - others) / (best + others), rtol=1e-4)
+        np.testing.assert_allclose(measures.mean_of_classes(unit), means.mean(0), rtol=1e-5)
+        expected = (gate < 0.05).mean(), (gate > 0.95).mean()
+        np.testing.assert_allclose(measures.saturation(unit), expected, atol=1e-4)
+        matrix, order = measures.class_similarity(unit)
+        np.testing.assert_allclose(matrix, np.corrcoef(means)[np.ix_(order, order)], atol=1e-3)
+        assert sorted(order) == list(range(10))
+
+
+def test_similarity_of_units_is_linear_cka() -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(10, 6)), rng.normal(size=(10, 4))
+    unit = lambda mean: SimpleNamespace(mean=mean, count=np.ones(10))  # noqa: E731
+    centred = [x - x.mean(0) for x in (a, b)]
+    cross, *own = (np.linalg.norm(x.T @ y) for x, y in (centred, centred[:1] * 2, centred[1:] * 2))
+    turned = a @ np.linalg.qr(rng.normal(size=(6, 6)))[0]
+    found = measures.unit_similarity([unit(a)], [unit(b), unit(turned), unit(np.ones((10, 3)))])
+    np.testing.assert_allclose(found, [[cross**2 / (own[0] * own[1]), 1, np.nan]], atol=1e-9)
+
+
+def test_a_class_that_excites_all_channels_alike_correlates_with_none() -> None:
+    mean = np.array([[0.1, 0.9, 0.4], [0.5, 0.5, 0.5], [0.2, 0.8, 0.3], [0.9, 0.1, 0.2]])
+    matrix, order = measures.class_similarity(SimpleNamespace(mean=mean, count=np.ones(4)))
+    expected = np.full((4, 4), np.nan)  # NumPy warns of the flat row, and says NaN as well
+    expected[np.ix_([0, 2, 3], [0, 2, 3])] = np.corrcoef(mean[[0, 2, 3]])
+    np.testing.assert_allclose(matrix, expected[np.ix_(order, order)])
+
+
+def test_gates_that_are_the_same_for_all_classes_show_one_even_colour_and_no_similarity_of_units() -> None:
+    filled = ExcitationStatistics([GateSite("SE_2_1", 2, 1, 64, "a"), GateSite("SE_2_2", 2, 2, 64, "b")], list("uvw"))
+    filled.count += 5
+    filled.mean.copy_(torch.rand(filled.mean.shape[-1]) + torch.tensor([[0], [1e-8], [2e-8]]))
+    similarity = excitation_figures.class_similarity_figure(filled)
+    for axes in similarity.axes[:2]:
+        (image,) = axes.images
+        assert image.get_clim()[0] <= 0.9  # rounding errors of a correlation of 1 are not seen
+    filled.mean.copy_(filled.mean[0].expand_as(filled.mean).clone())
+    axes = excitation_comparisons.unit_similarity_figure(filled).axes[0]
+    assert axes.images[0].get_array().mask.all()
+    assert "blank" in axes.get_title(loc="left")
+
+
+def test_the_mean_of_all_classes_does_not_hide_a_class_that_is_like_it() -> None:
+    filled = ExcitationStatistics([GateSite("SE_2_1", 2, 1, 8, "a")], list("uv"))
+    filled.count += 5
+    *classes, every = excitation_figures.activation_figure(filled, [0, 1]).axes[0].lines
+    assert every.get_label() == "all (2 classes)"
+    assert every.get_zorder() < min(line.get_zorder() for line in classes)
+    assert every.get_linewidth() > 2 * max(line.get_linewidth() for line in classes)
+
+
+def test_the_one_class_that_drives_one_channel_is_found(tmp_path: Path) -> None:
+    statistics = collect(driven_net(), driven_images(), tmp_path / "x.safetensors", Looking(extremes=True))
+    unit = statistics.unit(statistics.sites[0].name)
+    assert measures.variance_explained(unit).argmax() == 3
+    assert measures.variance_explained(unit)[3] > 0.99
+    assert unit.mean[:, 3].argmax() == CLASSES.index("pug")
+    assert measures.selectivity_index(unit).argmax() == 3
+    assert (statistics.top_image[0, :, 3] % 3 == 2).all()  # images 2, 5, 8 … are of class 2
+    assert (statistics.top_image[1, :, 3] % 3 != 2).all()
+
+
+def test_a_constant_gate_shows_no_selectivity(tmp_path: Path) -> None:
+    statistics = collect(driven_net(), driven_images(), tmp_path / "x.safetensors", Looking())
+    unit = statistics.unit(statistics.sites[0].name)
+    np.testing.assert_array_equal(unit.mean[:, :3], 0.5)
+    np.testing.assert_array_equal(unit.std[:, :3], 0)
+    np.testing.assert_array_equal(measures.variance_explained(unit)[:3], 0)
+    np.testing.assert_allclose(measures.selectivity_index(unit)[:3], 0, atol=1e-12)
+
+
+def test_redundancy_is_the_error_with_a_gate_held_at_its_mean(tmp_path: Path) -> None:
+    net, images = driven_net(), driven_images()
+    statistics = collect(net, images, tmp_path / "x.safetensors", Looking(redundancy=True))
+    # class 1 is never guessed and classes 0 and 2 always right; held at its mean, the gate is below 0.8 for all
+    assert statistics.about["redundancy"][""] == pytest.approx(100 / 3)
+    assert statistics.about["redundancy"][statistics.sites[0].name] == pytest.approx(200 / 3)
+    figure = excitation_comparisons.redundancy_figure(statistics)
+    assert [bar.get_width() for bar in figure.axes[0].patches] == pytest.approx([100 / 3])
+
+
+def test_an_interrupted_run_goes_on_and_a_finished_one_is_not_repeated(tmp_path: Path) -> None:
+    net, images = driven_net(), driven_images()
+    whole = collect(net, images, tmp_path / "whole.safetensors", Looking(extremes=True))
+    asked: list[torch.Tensor] = []
+
+    def interrupted(numbers: torch.Tensor):
+        asked.append(numbers)
+        for done, batch in enumerate(images.batches(numbers)):
+            if len(asked) == 1 and done == 2:
+                raise KeyboardInterrupt
+            yield batch
+
+    path = tmp_path / "x.safetensors"
+    torn = dataclasses.replace(images, batches=interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        collect(net, torn, path, Looking(extremes=True))
+    assert not path.exists()
+    resumed = collect(net, torn, path, Looking(extremes=True))
+    assert [len(numbers) for numbers in asked] == [90, 90 - 32]
+    for name, tensor in whole._tensors().items():
+        torch.testing.assert_close(getattr(resumed, name), tensor, msg=name)
+    collect(net, torn, path, Looking(extremes=True))
+    assert len(asked) == 2
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["whole.safetensors", "x.safetensors"]
+    with torch.no_grad():
+        net.model.blocks[0][0].expand.bias += 1  # other weights, other statistics
+    collect(net, torn, path, Looking(extremes=True))
+    assert len(asked) == 3
+
+
+def test_images_of_each_class_are_as_many_as_asked_for_and_the_same_each_time() -> None:
+    images = driven_images()
+    chosen = images.choose(5)
+    assert torch.bincount(images.labels[chosen]).tolist() == [5, 5, 5]
+    assert torch.equal(chosen, images.choose(5))
+    assert len(images.choose(None)) == 90
+    with pytest.raises(ExcitationError, match="at least 1"):
+        images.choose(0)
+
+
+IMAGENET = sorted(
+    ["n01443537", "n02110958", "n02690373", "n04552348", "n03954731", "n09246464", "n02012849", "n03126707"]
+)
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ("goldfish", "n01443537"),
+        ("PUG", "n02110958"),
+        ("n04552348", "n04552348"),
+        ("0", "n01443537"),
+        ("cliff", "n09246464"),
+    ],
+)
+def test_classes_are_chosen_by_name_id_or_number(asked: str, expected: str) -> None:
+    assert [IMAGENET[label] for label in choose_classes([asked], IMAGENET)] == [expected]
+
+
+def test_an_ambiguous_class_names_its_candidates() -> None:
+    with pytest.raises(ExcitationError, match=r"n03954731 \(plane, carpenter's plane.*airliner.*warplane"):
+        choose_classes(["plane"], IMAGENET)
+    with pytest.raises(ExcitationError, match=r"fits 2 classes: n02012849 .*n03126707"):
+        choose_classes(["crane"], IMAGENET)
+
+
+def test_an_unknown_class_names_the_nearest() -> None:
+    with pytest.raises(ExcitationError, match="did you mean 'goldfish'"):
+        choose_classes(["goldfsh"], IMAGENET)
+    with pytest.raises(ExcitationError, match=r"no class is called '12'; there are 0, 1, 2"):
+        choose_classes(["12"], [str(digit) for digit in range(10)])
+
+
+def test_without_a_wish_the_papers_classes_are_chosen_or_evenly_spaced_ones() -> None:
+    names = [class_label(IMAGENET[label]) for label in choose_classes([], IMAGENET)]
+    assert names == ["goldfish", "pug", "airliner", "cliff"]
+    assert choose_classes([], [str(digit) for digit in range(10)]) == [0, 3, 6, 9]
+
+
+def test_figure_6_shows_the_means_of_the_classes_and_of_all(statistics, stored) -> None:
+    gates, labels = stored
+    figure = excitation_figures.activation_figure(statistics, [2, 7])
+    assert [axes.get_title("left") for axes in figure.axes] == ["SE_2_3", "SE_3_3", "SE_4_1", "SE_4_2", "SE_4_3"]
+    last = figure.axes[-1]
+    channels = excitation_figures.sampled_channels(statistics.sites[-1])
+    assert len(channels) == len(set(channels)) == 50
+    for line, label in zip(last.lines, (2, 7), strict=False):
+        assert line.get_label() == str(label)
+        np.testing.assert_allclose(line.get_ydata(), gates["SE_4_3"][labels == label].mean(0)[channels], atol=1e-5)
+    means = np.stack([gates["SE_4_3"][labels == label].mean(0) for label in range(10)])
+    np.testing.assert_allclose(last.lines[2].get_ydata(), means.mean(0)[channels], atol=1e-5)
+
+
+def test_the_papers_units_are_its_six_for_se_resnet50() -> None:
+    with torch.device("meta"):
+        sites = excitation_collect.gate_sites(timm.create_model("seresnet50"))
+    assert excitation_figures.papers_units(sites) == ["SE_2_3", "SE_3_4", "SE_4_6", "SE_5_1", "SE_5_2", "SE_5_3"]
+
+
+def test_figure_7_shows_one_standard_deviation_around_the_mean(statistics, stored) -> None:
+    gates, labels = stored
+    figure = excitation_figures.deviation_figure(statistics, [1, 5])
+    axes = figure.axes[0]
+    own = gates["SE_2_3"][labels == 1]
+    low, high = own.mean(0) - own.std(0), own.mean(0) + own.std(0)
+    corners = axes.collections[0].get_paths()[0].vertices[:, 1]
+    assert corners.min() == pytest.approx(low.min(), abs=1e-5)
+    assert corners.max() == pytest.approx(high.max(), abs=1e-5)
+
+
+def test_a_unit_the_net_has_not_got_names_the_nearest(statistics) -> None:
+    with pytest.raises(SpecError, match="did you mean 'SE_4_3'"):
+        excitation_figures.activation_figure(statistics, [1], ["SE_4_33"])
+
+
+def test_the_command_writes_statistics_figures_and_page(trial: Path, tmp_path: Path, capsys) -> None:
+    assert main(["excitations", str(trial), "--classes", "1,7", "--images-per-class", "4", "-o", str(tmp_path)]) == 0
+    listed = [Path(line) for line in capsys.readouterr().out.splitlines()]
+    assert all(path.exists() for path in listed)
+    names = {path.name for path in listed}
+    assert {"excitations.safetensors", "figure_6.png", "figure_6.svg", "figure_7.png", "explorer.html"} <= names
+    assert ExcitationStatistics.load(tmp_path / "excitations.safetensors").images == 40
+
+
+@pytest.mark.usefixtures("quick")
+def test_several_checkpoints_of_a_trial_show_how_its_units_moved(trial: Path, tmp_path: Path) -> None:
+    state = torch.load(trial / "best.ckpt", weights_only=True)
+    torch.save(state | {"epoch": 5}, trial / "best.ckpt")
+    written = look_into([trial / "last.ckpt", trial / "best.ckpt"], Request(output=tmp_path))
+    names = [str(path.relative_to(tmp_path)) for path in written]
+    assert "training.png" in names
+    assert "unit_similarity.png" in names
+    assert [name for name in names if name.endswith("figure_6.png")] == [
+        f"{trial.name}_last/figure_6.png",
+        f"{trial.name}_best/figure_6.png",
+    ]
+
+
+@pytest.mark.usefixtures("quick")
+def test_across_a_sweep_variants_are_overlaid_and_baselines_left_out(tmp_path: Path, monkeypatch) -> None:
+    store = tmp_path / "store"
+    for se in ({"excitation": "sigmoid"}, {"excitation": "tanh"}, {"insertion": "none"}):
+        write_trial(store, **se)
+    monkeypatch.delenv("WANDB_MODE")  # offline, as it is when nothing is said
+    for name in ("WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+    written = look_across(read_records(store), Request(output=tmp_path / "out", wandb="p"))
+    assert len([path for path in written if path.name == "figure_6.png"]) == 2
+    assert (tmp_path / "out" / "explorer.html").exists()
+    runs = list(store.glob("*/excitations/wandb/offline-run-*/*.wandb"))
+    assert len(runs) == 2
+    for run in runs:  # a trial's run has its id
+        assert run.stem == f"run-{run.parents[3].name}"
+        assert b"excitations/SE_2_1" in run.read_bytes() and b"excitations/SE_4_3" in run.read_bytes()
+    looks = [
+        (path.parent.parent.name, ExcitationStatistics.load(path)) for path in written if path.suffix == ".safetensors"
+    ]
+    figure = excitation_comparisons.overlay_figure(looks)
+    assert [axes.get_title("left") for axes in figure.axes] == ["stage 2", "stage 3", "stage 4"]
+    low = [patch.get_data().edges[:-1][patch.get_data().values > 0][0] for patch in figure.axes[0].patches]
+    assert sorted(np.sign(low).tolist()) == [-1, 1]  # tanh's gates go below 0
+
+
+def test_gates_without_an_end_leave_room_for_those_below_1() -> None:
+    stream = torch.Generator().manual_seed(0)
+    sigmoid, relu = torch.rand(400, 4, generator=stream), 40 * torch.rand(400, 4, generator=stream)
+    looks = [("sigmoid", of_gates(sigmoid)), ("relu", of_gates(relu))]
+    (axes,) = excitation_comparisons.overlay_figure(looks).axes
+    zero, one, end = (axes.transAxes.inverted().transform(axes.transData.transform((x, 0)))[0] for x in (0, 1, 40))
+    assert one - zero > 0.4 * (end - zero)  # sigmoid's range, a fortieth of ReLU's
+    (axes,) = excitation_comparisons.overlay_figure(looks[:1]).axes
+    assert axes.get_xscale() == "linear"
+
+
+def test_gates_below_0_have_no_selectivity_index() -> None:
+    gates = torch.rand(40, 4, generator=torch.Generator().manual_seed(0))
+    tanh, sigmoid = ("tanh", of_gates(2 * gates - 1)), ("sigmoid", of_gates(gates))
+    left, right = excitation_comparisons.selectivity_figure([tanh, sigmoid]).axes
+    assert [line.get_label() for line in left.lines] == ["tanh", "sigmoid"]
+    assert [line.get_label() for line in right.lines] == ["sigmoid"]
+    assert len(excitation_comparisons.selectivity_figure([tanh]).axes) == 1
+
+
+def test_a_legend_of_long_names_is_not_cut() -> None:
+    gates = torch.rand(40, 4, generator=torch.Generator().manual_seed(0))
+    looks = [(f"resnet50_v1, standard, r={r}, sigmoid", of_gates(gates)) for r in (2, 4, 8, 16, 32)]
+    figure = excitation_comparisons.selectivity_figure(looks)
+    (legend,) = figure.legends
+    figure.canvas.draw()
+    box = legend.get_window_extent()
+    assert box.x0 >= 0 and box.x1 <= figure.bbox.width
+    assert [text.get_text() for text in legend.get_texts()] == [label for label, _ in looks]
+
+
+def test_a_sweep_without_units_says_so(tmp_path: Path) -> None:
+    write_trial(tmp_path, insertion="none")
+    with pytest.raises(ExcitationError, match="none of the 1 trials has finished with SE units"):
+        look_across(read_records(tmp_path), Request())
+
+
+def test_wrong_input_costs_nothing_and_says_what_to_do(trial: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(excitation_collect, "_run", lambda *_: pytest.fail("an image was run"))
+    plain = write_trial(tmp_path, insertion="none")
+    for arguments, message in (
+        ([str(plain)], "cifar_resnet20 has no SE unit to look into"),
+        ([str(trial), "--classes", "ten"], "no class is called 'ten'"),
+        ([str(trial / "lst.ckpt")], "did you mean 'last.ckpt'"),
+        (["timm:seresnet5"], "did you mean 'seresnet50'"),
+        (["timm:resnet18"], "resnet18 has no SE unit"),
+        ([str(trial), "--data", f"folder:{tmp_path / 'none'}"], "is no folder of images"),
+        ([], "takes checkpoints or timm:NAME"),
+    ):
+        assert main(["excitations", *arguments]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_another_net_is_refused(tmp_path: Path) -> None:
+    a, b = write_trial(tmp_path, reduction=2), write_trial(tmp_path, reduction=4)
+    (a / "last.ckpt").write_bytes((b / "last.ckpt").read_bytes())
+    with pytest.raises(SpecError, match=r"checkpoint of another net than its record's cifar_resnet20.*reduce\.weight"):
+        open_net(a / "last.ckpt")
+
+
+def test_a_gate_that_is_nan_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
+    net = driven_net()
+    with torch.no_grad():
+        net.model.blocks[0][0].expand.bias[1] = float("nan")
+    with pytest.raises(ExcitationError, match=r"gates of SE_2_1 are NaN.*diverged"):
+        collect(net, driven_images(), tmp_path / "x.safetensors", Looking())
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    for name, count in (("n01443537", 3), ("n02110958", 2), ("n09246464", 0)):
+        (tmp_path / "val" / name).mkdir(parents=True)
+        for number in range(count):
+            pixels = rng.integers(0, 255, (40, 48, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "val" / name / f"{number}.png")
+    return tmp_path
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_pretrained_net_of_timms_sees_a_folder_as_timm_would_show_it(
+    folder: Path, tmp_path: Path, monkeypatch
+) -> None:
+    make = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda name, pretrained=False: make("seresnet18" if pretrained else name))
+    net = open_net("timm:seresnet50.ra2_in1k")
+    images = open_data(net, f"folder:{folder}", workers=0)
+    (batch, labels, numbers), *rest = images.batches(torch.tensor([4, 0]))
+    assert not rest
+    assert batch.shape == (2, *timm.data.resolve_model_data_config(net.model)["input_size"])
+    assert (labels.tolist(), numbers.tolist()) == ([1, 0], [4, 0])
+    written = look_into(
+        ["timm:seresnet50.ra2_in1k"], Request(data=f"folder:{folder}", output=tmp_path / "o", workers=0)
+    )
+    assert ExcitationStatistics.load(written[0]).count.tolist() == [3, 2, 0]
+    with pytest.raises(ExcitationError, match="no image of class n09246464"):
+        look_into(["timm:seresnet50"], Request(data=f"folder:{folder}", classes=["cliff"]))
+    with pytest.raises(ExcitationError, match="say what to show it, --data"):
+        open_data(net)
+    assert excitation_collect.output_of_class(net.model, ["n02110958"]).tolist() == [254]  # ImageNet's pug
+
+
+def test_an_unreadable_image_is_named(folder: Path, trial: Path) -> None:
+    (folder / "val" / "n01443537" / "1.png").write_bytes(b"torn")
+    net = driven_net()
+    images = open_data(
+        dataclasses.replace(open_net(trial), model=timm.create_model("seresnet18")), f"folder:{folder}", workers=0
+    )
+    assert net.label
+    with pytest.raises(DataError, match=r"1\.png cannot be read"):
+        list(images.batches(torch.arange(5)))

@@ -1,0 +1,256 @@
+"""se_lab.trained.export: what other programs load computes what the net does, or nothing is written."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from torch import nn
+
+from se_lab.cli import main
+from se_lab.data import create_data
+from se_lab.spec import DataSpec, ModelSpec, RunSpec, SESpec, SpecError
+from se_lab.store import RunRecord, write_record
+from se_lab.trained import export as module
+from se_lab.trained.export import ExportError, export, load_exported
+from se_lab.units.insertion import find_places, insert_se
+from se_lab.units.model import create_model
+from se_lab.units.squeeze_excite import SQUEEZE
+
+CLASSES = 7
+
+
+def trial(
+    folder: Path, model: ModelSpec, data: DataSpec | None = None, *, plugins: str = "", seed: int = 0
+) -> nn.Module:
+    """Write a finished trial whose every weight and statistic is away from its start, and return its net."""
+    spec = RunSpec(model, data or DataSpec("folder:pets", image_size=64), seed=seed)
+    channels = 1 if spec.data.name == "digits" else 3
+    classes = 10 if spec.data.name == "digits" else CLASSES
+    net = create_model(spec.model, classes, channels, seed=seed)
+    stream = torch.Generator().manual_seed(seed)
+    for name, value in net.state_dict().items():
+        if value.is_floating_point():
+            draw = torch.rand if name.endswith("running_var") else torch.randn
+            value.add_(0.05 * draw(value.shape, generator=stream))
+    folder.mkdir(parents=True)
+    torch.save({"state_dict": {f"model.{key}": value for key, value in net.state_dict().items()}}, folder / "last.ckpt")
+    record = RunRecord(spec.trial_id, "finished", spec.flat(), {"plugins": plugins}, data={"classes": classes})
+    write_record(folder, record)
+    return net.eval()
+
+
+def images(number: int = 2) -> torch.Tensor:
+    return torch.randn(number, 3, 64, 64, generator=torch.Generator().manual_seed(9))
+
+
+def assert_same(left: torch.Tensor, right: torch.Tensor) -> None:
+    assert (left - right).abs().max() <= 1e-4 * max(1, right.abs().max())
+
+
+@pytest.mark.parametrize(
+    ("backbone", "se", "architecture"),
+    [
+        ("resnet18", SESpec(reduction=16), "seresnet18"),  # 4 hidden channels, which timm rounds up to 8
+        ("resnet18", SESpec(reduction=16, bias=True), "seresnet18"),
+        ("test_resnet", SESpec(reduction=32), "test_resnet"),  # timm has no name for it, but takes attn_layer
+    ],
+)
+def test_timm_makes_the_whole_net_where_it_has_a_twin(tmp_path, backbone, se, architecture):
+    net = trial(tmp_path / "trial", ModelSpec(backbone, se))
+    export(tmp_path / "trial", tmp_path / "out", ["safetensors"])
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["architecture"] == architecture
+    twin = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
+    assert sum(isinstance(m, timm.layers.SEModule) for m in twin.modules()) == len(net.se_sites)
+    assert_same(twin(images()), net(images()))
+    assert not (tmp_path / "out" / "se_units.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("backbone", "se"),
+    [
+        ("test_resnet", SESpec(reduction=2)),  # wider than timm's units
+        ("test_resnet", SESpec("identity", squeeze="none", excitation="tanh")),
+        ("test_efficientnet", SESpec("none")),
+    ],
+)
+def test_timm_makes_the_backbone_where_it_has_no_such_units(tmp_path, backbone, se):
+    existing = "keep" if backbone == "test_efficientnet" else "refuse"
+    net = trial(tmp_path / "trial", ModelSpec(backbone, se, existing_se=existing))
+    said: list[str] = []
+    export(tmp_path / "trial", tmp_path / "out", ["safetensors"], say=said.append)
+    plain = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True)
+    ours = net.state_dict()
+    assert all(torch.equal(value, ours[key]) for key, value in plain.state_dict().items())
+    assert plain.state_dict().keys() == timm.create_model(backbone, num_classes=CLASSES).state_dict().keys()
+    assert bool(said) == (se.insertion != "none")
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        ModelSpec("resnet18", SESpec(reduction=16)),
+        ModelSpec("resnet18", SESpec(reduction=16, bias=True)),
+        ModelSpec("test_resnet", SESpec("post", reduction=2, squeeze="max", excitation="relu")),
+        ModelSpec("test_efficientnet", SESpec(excitation="tanh"), existing_se="replace"),
+        ModelSpec("cifar_resnet20", SESpec("none")),
+    ],
+)
+def test_se_lab_restores_every_weight(tmp_path, model):
+    net = trial(tmp_path / "trial", model)
+    export(tmp_path / "trial", tmp_path / "out", ["safetensors"])
+    restored, spec = load_exported(tmp_path / "out")
+    assert spec.model == model and not restored.training
+    assert [site.path for site in restored.se_sites] == [site.path for site in net.se_sites]
+    there = restored.state_dict()
+    assert there.keys() == net.state_dict().keys()
+    assert all(torch.equal(there[key], value) for key, value in net.state_dict().items())
+
+
+def test_timm_prepares_images_as_the_trial_did(tmp_path):
+    trial(tmp_path / "trial", ModelSpec("cifar_resnet20"), DataSpec("digits"))
+    export(tmp_path / "trial", tmp_path / "out", ["safetensors"])
+    net = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True)
+    config = timm.data.resolve_model_data_config(net)
+    assert tuple(config["input_size"]) == (1, 8, 8) and config["crop_pct"] == 1.0
+    data = create_data(DataSpec("digits"), 0)
+    pixels, _ = data.splits["test"]
+    transform = timm.data.create_transform(**config)
+    mine = torch.stack([transform(Image.fromarray(image[0].numpy())) for image in pixels[:5]])
+    assert torch.allclose(mine, next(iter(data.batches("test")))[0][:5], atol=1e-5)
+    assert json.loads((tmp_path / "out/config.json").read_text())["label_names"] == list("0123456789")
+
+
+@pytest.mark.parametrize(
+    ("insertion", "squeeze", "excitation"),
+    [
+        ("standard", "avg", "sigmoid"),
+        ("pre", "max", "tanh"),
+        ("post", "none", "relu"),
+        ("identity", "none", "sigmoid"),
+        ("conv3x3", "avg", "tanh"),
+    ],
+)
+def test_torchscript_and_onnx_compute_the_net_for_any_batch(tmp_path, insertion, squeeze, excitation):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    se = SESpec(insertion, 4, squeeze, excitation)
+    net = trial(tmp_path / "trial", ModelSpec("test_resnet", se))
+    export(tmp_path / "trial", tmp_path / "out", ["torchscript", "onnx"])
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "model.onnx",
+        "model.torchscript.pt",
+        "se_lab.json",
+    ]
+    script = torch.jit.load(tmp_path / "out/model.torchscript.pt")
+    session = onnxruntime.InferenceSession(tmp_path / "out/model.onnx", providers=["CPUExecutionProvider"])
+    for number in (1, 4):
+        expected = net(images(number))
+        assert_same(script(images(number)), expected)
+        (given,) = session.run(None, {"images": images(number).numpy()})
+        assert_same(torch.from_numpy(np.asarray(given)), expected)
+    about = json.loads(session.get_modelmeta().custom_metadata_map["se_lab"])
+    assert about["spec"]["model.se.insertion"] == insertion
+
+
+def test_a_plugins_operator_goes_along(tmp_path, monkeypatch):
+    (tmp_path / "my_export_squeeze.py").write_text(
+        "import torch\nfrom se_lab import SQUEEZE\n\nclass Weighted(torch.nn.Module):\n"
+        "    def __init__(self, channels):\n        super().__init__()\n"
+        "        self.weight = torch.nn.Parameter(torch.ones(channels))\n\n"
+        "    def forward(self, x):\n        return x.square().mean((2, 3)).sqrt() * self.weight\n\n"
+        "SQUEEZE['weighted'] = Weighted\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    import my_export_squeeze  # noqa: F401
+
+    try:
+        model = ModelSpec("test_resnet", SESpec(reduction=16, squeeze="weighted"))
+        net = trial(tmp_path / "trial", model, plugins="my_export_squeeze")
+        export(tmp_path / "trial", tmp_path / "out")
+        del SQUEEZE["weighted"], sys.modules["my_export_squeeze"]  # as in a new process
+        restored, _ = load_exported(tmp_path / "out")
+        assert torch.equal(restored(images()), net(images()))
+        assert_same(torch.jit.load(tmp_path / "out/model.torchscript.pt")(images()), net(images()))
+    finally:
+        SQUEEZE.pop("weighted", None)
+        sys.modules.pop("my_export_squeeze", None)
+
+
+def test_what_computes_something_else_is_not_written(tmp_path, monkeypatch):
+    trial(tmp_path / "trial", ModelSpec("test_resnet", SESpec(reduction=4)))
+    broken = create_model(ModelSpec("test_resnet", SESpec(reduction=4)), CLASSES, seed=5).eval()
+    monkeypatch.setattr(module.torch.jit, "script", lambda net: torch.jit.trace(broken, images()))
+    with pytest.raises(ExportError, match=r"model\.torchscript\.pt is .* away from the net"):
+        export(tmp_path / "trial", tmp_path / "out", ["safetensors", "torchscript"])
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("kept")
+    with pytest.raises(ExportError):
+        export(tmp_path / "trial", tmp_path / "mine", ["torchscript"])
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
+
+
+def test_formats_come_together_only_of_the_same_weights(tmp_path):
+    trial(tmp_path / "a", ModelSpec("test_resnet", SESpec(reduction=4)))
+    trial(tmp_path / "b", ModelSpec("test_resnet", SESpec(reduction=4)), seed=1)
+    export(tmp_path / "a", tmp_path / "out", ["torchscript"])
+    with pytest.raises(SpecError, match="holds other weights, of trial"):
+        export(tmp_path / "b", tmp_path / "out", ["safetensors"])
+    with pytest.raises(SpecError, match="no export in the format safetensors"):
+        load_exported(tmp_path / "out")
+    export(tmp_path / "a", tmp_path / "out", ["safetensors"])
+    export(tmp_path / "a", tmp_path / "out", ["torchscript"])
+    assert load_exported(tmp_path / "out")[1].seed == 0
+
+
+def test_a_net_that_torchscript_cannot_compile_is_traced_and_said(tmp_path, monkeypatch):
+    net = trial(tmp_path / "trial", ModelSpec("test_resnet", SESpec(reduction=4)))
+
+    def refuse(net):
+        raise RuntimeError("no")
+
+    monkeypatch.setattr(module.torch.jit, "script", refuse)
+    said: list[str] = []
+    export(tmp_path / "trial", tmp_path / "out", ["torchscript"], image_size=48, say=said.append)
+    assert said == ["TorchScript cannot compile test_resnet (no): traced for images of 48 pixels"]
+    assert_same(torch.jit.load(tmp_path / "out/model.torchscript.pt")(images(5)), net(images(5)))
+
+
+def test_the_command_writes_and_names_files_and_says_mistakes(tmp_path, capsys, monkeypatch):
+    trial(tmp_path / "trial", ModelSpec("test_resnet", SESpec(reduction=4)))
+    out = str(tmp_path / "out")
+    assert main(["export", str(tmp_path / "trial"), "-o", out, "--formats", "safetensors", "detector"]) == 0
+    printed = capsys.readouterr()
+    assert [Path(line).name for line in printed.out.splitlines()] == [
+        "config.json", "detector.safetensors", "model.safetensors", "se_units.safetensors", "se_lab.json",
+    ]  # fmt: skip
+    assert "timm has no such SE units" in printed.err
+    for argv, said in [
+        (["--formats=onx"], "did you mean 'onnx'"),
+        (["--image-sise=3"], "did you mean '--image-size'"),
+        (["--image-size=3"], "at least 8"),
+    ]:
+        assert main(["export", str(tmp_path / "trial"), "-o", out, *argv]) == 2
+        assert said in capsys.readouterr().err
+    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
+    assert main(["export", str(tmp_path / "trial"), "-o", out]) == 2
+    assert "pip install 'se-lab[export]'" in capsys.readouterr().err
+
+
+def test_the_exported_backbone_starts_another_trial(tmp_path):
+    """Transfer: model.pretrained takes the file of a net without a twin, and insertion goes on from there."""
+    net = trial(tmp_path / "trial", ModelSpec("test_resnet", SESpec("none")))
+    export(tmp_path / "trial", tmp_path / "out", ["safetensors"])
+    weights = str(tmp_path / "out" / "model.safetensors")
+    again = create_model(ModelSpec("test_resnet", SESpec("pre"), pretrained=weights), CLASSES)
+    plain = net.state_dict()
+    assert all(torch.equal(again.state_dict()[key], value) for key, value in plain.items())
+    fresh = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True)
+    assert len(insert_se(fresh, SESpec())) == len(find_places(fresh))

@@ -1,0 +1,58 @@
+"""A checkpoint and its record become the net that was trained, or an error that says what is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from se_lab.spec import DataSpec, ModelSpec, RunSpec, SESpec, SpecError, TrainSpec
+from se_lab.store import RunRecord, write_record
+from se_lab.trained.load import load_trained
+from se_lab.units.model import create_model
+
+
+def trial(folder: Path, **train: str) -> RunSpec:
+    """Two checkpoints of one spec, last.ckpt with all weights at 1 and best.ckpt at 2, and the record."""
+    spec = RunSpec(ModelSpec("cifar_resnet20", SESpec(reduction=2)), DataSpec(), train=TrainSpec(**train))
+    model = create_model(spec.model, 10, 1)
+    for name, value in (("last.ckpt", 1.0), ("best.ckpt", 2.0)):
+        state = {f"model.{key}": torch.full_like(v, value) for key, v in model.state_dict().items()}
+        folder.mkdir(exist_ok=True)
+        torch.save({"state_dict": state}, folder / name)
+    write_record(folder, RunRecord(spec.trial_id, "finished", spec.flat(), {}, data={"classes": 10}))
+    return spec
+
+
+def first_weight(model: torch.nn.Module) -> float:
+    return float(next(model.parameters()).detach().flatten()[0])
+
+
+def test_a_checkpoint_becomes_its_net_with_its_spec(tmp_path: Path) -> None:
+    spec = trial(tmp_path)
+    model, read = load_trained(tmp_path / "best.ckpt")
+    assert read == spec
+    assert not model.training
+    assert len(model.se_sites) == 9
+    assert all((value == 2).all() for value in model.state_dict().values())
+
+
+@pytest.mark.parametrize(("select", "weight"), [("last", 1.0), ("best", 2.0)])
+def test_a_folder_gives_the_weights_that_were_tested(tmp_path: Path, select: str, weight: float) -> None:
+    trial(tmp_path, select=select)
+    assert first_weight(load_trained(tmp_path)[0]) == weight
+
+
+def test_what_cannot_be_loaded_is_told_plainly(tmp_path: Path) -> None:
+    trial(tmp_path / "a")
+    with pytest.raises(SpecError, match=r"no such file; there are best\.ckpt, last\.ckpt; did you mean 'last\.ckpt'"):
+        load_trained(tmp_path / "a" / "las.ckpt")
+    with pytest.raises(SpecError, match="no such file"):
+        load_trained(tmp_path / "nowhere")
+    (tmp_path / "a" / "last.ckpt").write_bytes(b"torn")
+    with pytest.raises(SpecError, match="no checkpoint of SE-Lab's"):
+        load_trained(tmp_path / "a" / "last.ckpt")
+    (tmp_path / "a" / "record.json").unlink()
+    with pytest.raises(SpecError, match=r"no record\.json beside it"):
+        load_trained(tmp_path / "a" / "best.ckpt")

@@ -1,0 +1,231 @@
+"""The Triton kernels where there is no GPU: what they compute, in Triton's interpreter, and what they compile to."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from se_lab.units.fused import kernels
+
+pytest.importorskip("triton", "3.3")
+
+HERE = Path(__file__).parent
+
+
+def interpreted(*command: str) -> subprocess.CompletedProcess[str]:
+    """Run Python with Triton's interpreter, which is chosen once, when Triton is imported: hence another process."""
+    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, *command], env=environment, cwd=HERE.parent, capture_output=True, text=True, check=False
+    )
+
+
+def test_the_kernels_compute_what_float64_says():
+    done = interpreted("-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / "interpreted_kernels.py"))
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("parts", "words"),
+    [
+        (["kernels", "long", "capture"], ["backward_input", "plain's", "of copy bandwidth", "limit"]),
+        (["training", "inference"], ["ours, compiled", "1.03", "1.1", "0.85"]),
+    ],
+)
+def test_the_benchmark_goes_through_without_a_gpu_and_records_each_part(parts, words, tmp_path):
+    results = tmp_path / "RESULTS.md"
+    results.write_text("# Results\n")
+    script = str(HERE.parent / "benchmarks" / "gpu.py")
+    for _ in range(2):  # the second time in place of the first
+        done = interpreted(script, "--smoke", "--parts", *parts, "--results", str(results), "--commit", "0123abc")
+        assert done.returncode == 0, done.stdout + done.stderr
+    text = results.read_text()
+    assert text.startswith("# Results\n\n<!-- gpu: smoke run on a CPU: ")
+    assert all(word in done.stdout and word in text for word in words)
+    sections = re.findall(r"<!-- (gpu: .*) -->\n## .*\n\n.* · commit 0123abc · (?s:.*?)\n<!-- /(.*) -->", text)
+    assert len(sections) == {"kernels": 5, "training": 2}[parts[0]] and all(start == end for start, end in sections)
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    monkeypatch.syspath_prepend(str(HERE.parent / "benchmarks"))
+    return importlib.import_module("gpu")
+
+
+def crash(options, layout):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def unfit(options, layout):
+    return "a table", False
+
+
+def test_a_part_of_the_benchmark_that_crashes_costs_no_other_and_shows_in_the_status(
+    gpu, monkeypatch, tmp_path, capsys
+):
+    results = tmp_path / "RESULTS.md"
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--smoke", "--results", str(results)])
+    monkeypatch.setattr(gpu, "plan", lambda _: [("one", crash, ""), ("two", unfit, "")])
+    assert gpu.main() == 1
+    assert "one: FAILED" in capsys.readouterr().out
+    assert "two" in results.read_text() and "one" not in results.read_text()
+
+
+def test_a_result_that_is_no_number_or_left_out_is_no_small_error(gpu):
+    def formula(x):
+        return (x + 1,)
+
+    def half(x):
+        out = formula(x)[0]
+        out[:, 1] = float("nan")
+        return (out,)
+
+    x = torch.randn(3, 4, 5, 5, generator=torch.Generator().manual_seed(0))
+    for ours, within in ((formula, True), (half, False), (lambda x: (x + 1.001,), False)):
+        assert gpu.judged(gpu.Pass(2, ours, formula, (x,), x.dtype))[3] is within
+
+
+def test_a_side_that_fails_is_named_and_the_others_are_timed(gpu, monkeypatch):
+    flags = {"batch": 2, "rounds": 1, "steps": 1, "size": 32, "device": "cpu"}
+    monkeypatch.setattr(gpu, "create_model", lambda *_: torch.nn.Linear(3, 3))
+    text, passed = gpu.net_table(argparse.Namespace(**flags), "inference", "resnet18", "seresnet18")
+    assert not passed and "ours, eager failed: RuntimeError" in text and "ours, compiled failed: " in text
+    assert "| timm's SE, compiled |" in text and "| ours" not in text
+
+
+def test_the_batch_is_halved_until_all_sides_fit(gpu, monkeypatch):
+    original = gpu.inference
+
+    def small(model, forward, images, *rest):
+        if len(images) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return original(model, forward, images, *rest)
+
+    monkeypatch.setattr(gpu, "inference", small)
+    flags = {"batch": 4, "rounds": 1, "steps": 1, "size": 32, "device": "cpu"}
+    text, _ = gpu.net_table(argparse.Namespace(**flags), "inference", "resnet18", "seresnet18")
+    assert "batch 1 (batch 4 does not fit)" in text and "| plain, compiled" in text
+
+
+def test_without_a_gpu_the_benchmark_says_so_and_is_skipped():
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [sys.executable, str(HERE.parent / "benchmarks" / "gpu.py")], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and done.stdout.count("\n") == 1
+    assert "skipped" in done.stdout and "GPU" in done.stdout
+
+
+def test_kernels_are_available_in_the_interpreter(monkeypatch):
+    monkeypatch.setattr(kernels.torch.cuda, "is_available", lambda: False)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    assert not kernels.available()
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert kernels.available()
+
+
+KERNELS = {
+    "_moments": {"WHOLE": True},
+    "_backward_moments": {"RELU": True},
+    "_apply": {"CENTRED": True, "SHORTCUT": True, "RELU": True},
+    "_backward_input": {"CENTRED": True},
+}
+BIG = ("x", "out", "g", "grad", "dx", "shortcut")
+WHOLE_NUMBERS = ("N", "C", "HW", "rows", "parts")
+
+
+def compiled(name: str, tile, c: int, hw: int, channels_last: bool, capability: int, dtype: str = "bf16"):
+    """Compile a kernel for a GPU that is not here."""
+    from se_lab.units.fused import triton_kernels
+
+    constants = {"C": c, "HW": hw, "CHANNELS_LAST": channels_last, **tile.kwargs, **KERNELS[name]}
+    return compiled_with(getattr(triton_kernels, name), constants, tile.num_warps, capability, dtype)
+
+
+def compiled_with(kernel, constants: dict[str, object], warps: int, capability: int, dtype: str):
+    import triton
+    from triton.backends.compiler import GPUTarget
+
+    signature, aligned = {}, {}
+    for number, argument in enumerate(kernel.arg_names):
+        if argument in constants:
+            signature[argument] = "constexpr"
+        elif argument in WHOLE_NUMBERS:
+            signature[argument] = "i32"
+        else:
+            signature[argument] = f"*{dtype if argument in BIG else 'fp32'}"
+            aligned[(number,)] = [["tt.divisibility", 16]]
+    places = {(kernel.arg_names.index(key),): value for key, value in constants.items()}
+    source = triton.compiler.ASTSource(kernel, signature, places, aligned)
+    options = {"num_warps": warps, "enable_fp_fusion": True}
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+
+
+def tiles(name: str, c: int, hw: int, channels_last: bool):
+    from se_lab.units.fused import triton_kernels
+
+    reduces = name.endswith("moments")
+    choose = triton_kernels._reduction_tiles if reduces else triton_kernels._pointwise_tiles
+    return choose(c, hw, channels_last)
+
+
+def big_accesses(ptx: str) -> list[str]:
+    """Return how wide each access to a bf16 tensor is: 16 bits alone, or 32 bits times a vector."""
+    return re.findall(r"(?:ld|st)\.global(?:\.\w+)*?\.(b16|v\d\.b32)\b", ptx)
+
+
+@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize(("c", "hw", "channels_last"), [(256, 3136, True), (2048, 49, True), (24, 784, True)])
+def test_channels_last_moves_16_bytes_at_a_time_and_adds_nothing_atomically(name, c, hw, channels_last):
+    ptx = compiled(name, tiles(name, c, hw, channels_last)[0], c, hw, channels_last, 90).asm["ptx"]
+    assert set(big_accesses(ptx)) == {"v4.b32"}
+    assert not re.search(r"\b(atom|red)\.", ptx)
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+def test_the_parts_of_an_image_are_merged_without_atomic_additions(capability):
+    from se_lab.units.fused import triton_kernels
+
+    ptx = compiled_with(triton_kernels._merge_moments, {"BLOCK": 256}, 4, capability, "bf16").asm["ptx"]
+    assert "ld.global" in ptx and not re.search(r"\b(atom|red)\.", ptx)
+
+
+@pytest.mark.parametrize("name", ["_apply", "_backward_input"])
+@pytest.mark.parametrize("hw", [3136, 196, 49])
+def test_nchw_moves_16_bytes_at_a_time_whatever_the_number_of_pixels(name, hw):
+    ptx = compiled(name, tiles(name, 256, hw, False)[0], 256, hw, False, 80).asm["ptx"]
+    assert set(big_accesses(ptx)) == {"v4.b32"}
+
+
+@pytest.mark.parametrize("name", ["_moments", "_backward_moments"])
+def test_nchw_sums_read_16_bytes_at_a_time_where_rows_are_aligned(name):
+    ptx = compiled(name, tiles(name, 256, 3136, False)[0], 256, 3136, False, 80).asm["ptx"]
+    wide = big_accesses(ptx)
+    assert "v4.b32" in wide and wide.count("b16") <= 1  # a row's first pixel, for the pivot
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize("name", KERNELS)
+def test_every_tile_of_the_tuner_compiles_and_stays_in_registers(name, channels_last, dtype, tmp_path):
+    import triton
+
+    dump = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    for c, hw in ((256, 3136), (512, 784), (1024, 196), (2048, 49)):
+        for tile in tiles(name, c, hw, channels_last):
+            kernel = compiled(name, tile, c, hw, channels_last, 90, dtype)
+            (tmp_path / "kernel.cubin").write_bytes(kernel.asm["cubin"])
+            told = subprocess.run([dump, "--dump-resource-usage", tmp_path / "kernel.cubin"], capture_output=True)
+            stack = re.search(rb"STACK:(\d+)", told.stdout)
+            assert stack and int(stack[1]) <= 16, (tile.kwargs, told.stdout)  # a spilled pair is no spilled tile
