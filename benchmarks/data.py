@@ -1,17 +1,13 @@
 """Sets in memory, augmented a batch at a time, against PIL images in a DataLoader with two workers: time of an epoch.
 
 Both sides give float batches, cropped, flipped and normalised, with torchvision's transforms on the PIL side; the sides
-take turns. A second table, where NVIDIA DALI is installed, has JPEGs decoded by it, on a GPU if there is one, against
-PIL in two workers. `python benchmarks/data.py --images 10000 --rounds 5`
+take turns. `python benchmarks/data.py --images 10000 --rounds 5`
 """
 
 from __future__ import annotations
 
 import argparse
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -23,10 +19,9 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from se_lab.data import create_data
-from se_lab.data.dali import check_installed
 from se_lab.data.memory import MemoryData
 from se_lab.data.rand_augment import posterize_all
-from se_lab.spec import DataSpec, SpecError
+from se_lab.spec import DataSpec
 
 LIMIT = 5
 """Times that memory has to be faster."""
@@ -79,35 +74,9 @@ def sides(data: MemoryData, batch_size: int) -> dict[str, Callable[[], object]]:
     return {"memory": epoch(memory), "PIL, 2 workers": epoch(workers)}
 
 
-def jpegs(folder: Path, images: int) -> None:
-    """Write photos of ImageNet's usual size, of noise that is smooth as photos are: about 80 kB each."""
-    rng = np.random.default_rng(0)
-    for number in range(images):
-        coarse = Image.fromarray(rng.integers(0, 255, (47, 63, 3), dtype=np.uint8))
-        path = folder / ("train", "val")[number % 8 == 0] / str(number // 8 % 2) / f"{number}.jpg"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        coarse.resize((500, 375), Image.Resampling.BICUBIC).save(path, quality=95)
-
-
-def decoders(folder: Path, batch_size: int) -> dict[str, Callable[[], object]]:
-    """Return an epoch of a folder of JPEGs decoded by PIL, and one by DALI, each with two workers."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    place = SimpleNamespace(global_rank=0, world_size=1, strategy=SimpleNamespace(root_device=device))
-
-    def epoch(decoder: str) -> Callable[[], object]:
-        spec = DataSpec(f"folder:{folder}", batch_size=batch_size, val_fraction=0.0, decoder=decoder)
-        data = create_data(spec, 0, workers=2)
-        data.trainer = place
-        loader = data.train_dataloader()
-        return lambda: [float(batch[0][0, 0, 0, 0]) for batch in loader]
-
-    return {"PIL": epoch("pil"), f"DALI on {device.type}": epoch("dali")}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=10_000, help="of the CIFAR-shaped set")
-    parser.add_argument("--jpegs", type=int, default=512)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
@@ -131,19 +100,6 @@ def main() -> None:
         )
     columns = ("set", "memory (ms an epoch)", "PIL + DataLoader (ms)", "times faster (quartiles)", "limit")
     print(table(columns, rows))
-    try:
-        check_installed()
-    except SpecError as error:
-        print(f"\nno table of DALI: {error}")
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        jpegs(Path(folder), options.jpegs)
-        times = interleave(decoders(Path(folder), 32), options.rounds)
-        pil, dali = times
-        seconds = [f"{1000 * sorted(values)[len(values) // 2]:.0f}" for values in times.values()]
-        columns = ("set", "PIL (ms an epoch)", f"{dali} (ms)", "times faster (quartiles)")
-        rows = [(f"{options.jpegs * 7 // 8} JPEGs of 500×375, 2 workers", *seconds, ratio(times, pil, dali))]
-        print("\n" + table(columns, rows))
 
 
 if __name__ == "__main__":

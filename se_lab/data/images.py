@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from se_lab.data import dali
 from se_lab.data.augment import DRAWS, keyed_globals, remove, removes
 from se_lab.data.base import SPLITS, Batch, Batches, DataError, ImageData, KeyedSampler, stratified_split
-from se_lab.data.pictures import PilTransform, normaliser, why_unreadable
+from se_lab.data.pictures import PictureTransform, decode, normaliser, why_unreadable
 from se_lab.spec import DataSpec, seed_of
 
 Key = tuple[int, int, int]
 """An image of a pass: epoch, number in the split, and which repetition it is."""
-Item = tuple[Tensor | dali.Cut | None, int, int, Tensor, list[str], str]
-"""An image (C, H, W) as bytes, or as DALI takes it, or none; its label and number; draws for what is removed; what had
-to be left out for it; its name."""
+Item = tuple[Tensor | None, int, int, Tensor, list[str]]
+"""An image (C, H, W) as bytes, or None; its label and number; the random numbers of `remove`; the images that were
+left out for it, with the reason."""
 
 CHECKED = 20_000
 """Sets on this machine with no more images are decoded before training starts; larger ones are found out in passing."""
@@ -51,18 +50,6 @@ class Source(Protocol):
         ...
 
 
-class Transform(Protocol):
-    """What makes an image of a split. It is sent to worker processes."""
-
-    def open(self, encoded: bytes) -> Any:
-        """Return what the image is made of. Raise what its decoder raises for one that cannot be read."""
-        ...
-
-    def __call__(self, opened: Any, /) -> Tensor | dali.Cut:
-        """Return the image, (3, H, W) bytes, or what DALI makes it of, by draws from the global streams."""
-        ...
-
-
 class Part:
     """Some of the images of a source."""
 
@@ -84,8 +71,6 @@ class EncodedData(ImageData):
         self.workers = workers
         self.in_chans, self.image_size = 3, spec.image_size or 224
         self.splits: dict[str, Source] = {}
-        if spec.decoder == "dali":
-            dali.check_installed()
         self.transform("train")  # a RandAugment that timm cannot read is said now
 
     def set_splits(self, train: Source, val: Source | None, test: Source, bad: dict[str, str]) -> None:
@@ -140,11 +125,9 @@ class EncodedData(ImageData):
         images = DecodedImages(self.splits[split], self.transform(split), self.spec, self.seed, split == "train")
         return EncodedBatches(self, images, self._sampler(split))
 
-    def transform(self, split: str) -> Transform:
-        """Return what makes the images of a split: random resized crop and flip in training, else the central crop."""
-        make: Callable[[DataSpec, int, bool], Transform]
-        make = dali.DaliTransform if self.spec.decoder == "dali" else PilTransform
-        return make(self.spec, self.image_size, split == "train" and self.spec.augment == "standard")
+    def transform(self, split: str) -> PictureTransform:
+        """Return the transform of a split: random resized crop and flip in training, else the central crop."""
+        return PictureTransform(self.spec, self.image_size, split == "train" and self.spec.augment == "standard")
 
 
 class EncodedBatches(Batches):
@@ -153,7 +136,6 @@ class EncodedBatches(Batches):
     def __init__(self, data: EncodedData, images: Dataset[Item], sampler: KeyedSampler) -> None:
         super().__init__(sampler, data.spec.batch_size, data.share())
         self.data = data
-        self._decoder: dali.Decoder | None = None
         self._keys: Iterable[list[Any]] = ()
         on_gpu = torch.cuda.is_available() if data.trainer is None else data.device().type == "cuda"
         self._loader = DataLoader(
@@ -161,16 +143,16 @@ class EncodedBatches(Batches):
             batch_sampler=_Renewed(self),
             num_workers=data.workers,
             persistent_workers=data.workers > 0,
-            pin_memory=on_gpu and data.spec.decoder == "pil",
+            pin_memory=on_gpu,
             collate_fn=_collate,
         )
 
     def load(self, skip: int) -> Iterator[Batch]:
-        """Yield the batches that the workers decode, or DALI of what they read."""
+        """Yield the batches that the workers decode."""
         self._keys = self.keys(skip)
         device = self.data.device()
         normalise = normaliser(device)
-        for images, labels, numbers, draws, left_out, _ in self._loaded(device):
+        for images, labels, numbers, draws, left_out in self._loader:
             self.data.note(left_out)
             if images is None:
                 if self.training:
@@ -181,14 +163,6 @@ class EncodedBatches(Batches):
             if self.training:
                 batch = remove(batch, draws, self.data.spec)
             yield batch, labels.to(device, non_blocking=True), numbers
-
-    def _loaded(self, device: torch.device) -> Iterable[tuple[Any, ...]]:
-        if self.data.spec.decoder == "pil":
-            return self._loader
-        if self._decoder is None:
-            most = self.micro_batch + 1  # the last batch of an evaluation may have one more
-            self._decoder = dali.Decoder(self.data.image_size, most, max(self.data.workers, 1), device)
-        return self._decoder.ahead(self._loader)
 
     def keys(self, skip: int) -> Iterator[list[Any]]:
         """Yield what is asked of the workers for each batch of this epoch, from number `skip` on."""
@@ -213,7 +187,7 @@ class DecodedImages(Dataset[Item]):
     One that cannot be read is replaced in training by another, which its key chooses, and left out in evaluation.
     """
 
-    def __init__(self, source: Source, transform: Transform, spec: DataSpec, seed: int, training: bool) -> None:
+    def __init__(self, source: Source, transform: PictureTransform, spec: DataSpec, seed: int, training: bool) -> None:
         self.source, self.transform, self.spec = source, transform, spec
         self.seed, self.training = seed, training
 
@@ -235,13 +209,13 @@ class DecodedImages(Dataset[Item]):
             left_out += item[4]
             if len(left_out) == 10:
                 raise DataError(f"ten images in turn cannot be read: {'; '.join(left_out)}")
-        return (*item[:4], left_out, item[5])
+        return (*item[:4], left_out)
 
 
 class Making(Protocol):
     """How an item is made of an encoded image."""
 
-    transform: Transform
+    transform: PictureTransform
     spec: DataSpec
     seed: int
 
@@ -251,33 +225,30 @@ def make_item(key: Key, encoded: bytes, label: int, name: str, making: Making) -
     epoch, number, turn = key
     spec = making.spec
     try:
-        opened = making.transform.open(encoded)
+        picture = decode(encoded)
     except Exception as error:  # PIL raises whatever its decoders do
         return no_item(key, f"{name}: {error}", spec)
     with keyed_globals(seed_of(making.seed, "augment", epoch, number, *([turn] if turn else []))):
-        image = making.transform(opened)
+        image = making.transform(picture)
         draws = torch.rand(DRAWS if removes(spec) else 0)
-    return image, label, number, draws, [], name
+    return image, label, number, draws, []
 
 
 def no_item(key: Key, reason: str, spec: DataSpec) -> Item:
     """Return an item without a picture, or raise DataError unless the spec says to skip such images."""
     if spec.on_error == "stop":
         raise DataError(f"{reason} (data.on_error=skip goes on without such images)")
-    return None, 0, key[1], torch.empty(0), [reason], ""
+    return None, 0, key[1], torch.empty(0), [reason]
 
 
-def _collate(
-    items: list[Item],
-) -> tuple[Tensor | dali.Cuts | None, Tensor, Tensor, Tensor | None, list[str], list[str]]:
+def _collate(items: list[Item]) -> tuple[Tensor | None, Tensor, Tensor, Tensor | None, list[str]]:
     left_out = [text for item in items for text in item[4]]
-    items = [item for item in items if item[0] is not None]
-    labels, numbers = (torch.tensor([item[part] for item in items], dtype=torch.long) for part in (1, 2))
-    if not items:
-        return None, labels, numbers, None, left_out, []
-    pictures: list[Any] = [item[0] for item in items]
-    images = dali.collate(pictures) if isinstance(pictures[0], dali.Cut) else torch.stack(pictures)
-    return images, labels, numbers, torch.stack([item[3] for item in items]), left_out, [item[5] for item in items]
+    readable = [item for item in items if item[0] is not None]
+    labels, numbers = (torch.tensor([item[part] for item in readable], dtype=torch.long) for part in (1, 2))
+    if not readable:
+        return None, labels, numbers, None, left_out
+    images, draws = (torch.stack([cast(Tensor, item[part]) for item in readable]) for part in (0, 3))
+    return images, labels, numbers, draws, left_out
 
 
 def _unreadable(sources: Sequence[Source]) -> dict[str, str]:

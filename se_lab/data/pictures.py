@@ -24,7 +24,7 @@ from se_lab.data.rand_augment import posterize_all
 from se_lab.spec import DataSpec, SpecError
 
 
-class PilTransform:
+class PictureTransform:
     """Random resized crop, flip and RandAugment in training, else the central crop, of images decoded by PIL."""
 
     def __init__(self, spec: DataSpec, size: int, training: bool) -> None:
@@ -35,25 +35,16 @@ class PilTransform:
         """
         steps: list[Callable[[Any], Any]]
         if training:
-            steps = [random_crop(size), v2.RandomHorizontalFlip()]
+            steps = [v2.RandomResizedCrop(size), v2.RandomHorizontalFlip()]
             if spec.rand_augment:
                 steps.append(_rand_augment(spec.rand_augment, size))
         else:
             steps = [v2.Resize(short_side(spec, size)), v2.CenterCrop(size)]
         self._steps = v2.Compose([*steps, v2.PILToTensor()])
 
-    def open(self, encoded: bytes) -> Image.Image:
-        """Return the decoded image. Raise as `decode` does."""
-        return decode(encoded)
-
     def __call__(self, picture: Image.Image) -> Tensor:
         """Return an RGB image's bytes, (3, size, size); what is drawn comes from the global streams."""
         return cast(Tensor, self._steps(picture))
-
-
-def random_crop(size: int) -> v2.RandomResizedCrop:
-    """Return the crop of training: 8 to 100 % of the area, of aspect 3:4 to 4:3."""
-    return v2.RandomResizedCrop(size, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3))
 
 
 def short_side(spec: DataSpec, size: int) -> int:
@@ -61,23 +52,18 @@ def short_side(spec: DataSpec, size: int) -> int:
     return math.floor(size / spec.crop_pct)
 
 
-def open_picture(encoded: bytes) -> Image.Image:
-    """Return an image of which no more than the header is read, whatever its file calls itself.
+def decode(encoded: bytes) -> Image.Image:
+    """Return an image as RGB, whatever suffix its file has.
 
     Raises:
-        Exception: of PIL's decoders, or ValueError, with a message that says what is wrong.
+        Exception: whatever PIL's decoders raise, or ValueError, with a message that says what is wrong.
     """
     if not encoded:
         raise ValueError("it has no bytes")
     try:
-        return Image.open(io.BytesIO(encoded))
+        image = Image.open(io.BytesIO(encoded))
     except UnidentifiedImageError:
         raise ValueError(f"it is no image; it begins with {encoded[:12]!r}") from None
-
-
-def decode(encoded: bytes) -> Image.Image:
-    """Return a whole image as RGB. Raise as `open_picture` does."""
-    image = open_picture(encoded)
     image.load()
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))

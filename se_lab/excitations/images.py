@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,7 +18,7 @@ from se_lab.data import Batch, DataError, ImageData, create_data
 from se_lab.data.folders import Files
 from se_lab.data.hub import Passing, StreamedData
 from se_lab.data.images import EncodedData, Source
-from se_lab.data.pictures import PilTransform, decode, normaliser, short_side
+from se_lab.data.pictures import PictureTransform, decode, normaliser, short_side
 from se_lab.excitations.capture import ExcitationError
 from se_lab.spec import DataSpec, nearest, seed_of
 
@@ -73,7 +72,6 @@ def open_images(
     Raises:
         DataError: naming the folder that is missing or holds no images.
     """
-    spec = dataclasses.replace(spec, decoder="pil")
     folder = Path(root, spec.name.removeprefix("folder:")).expanduser()
     listed = spec.name == "places365" and (folder / "places365_val.txt").exists()  # as torchvision has it
     if spec.name.startswith("folder:") or (spec.name in ("imagenet", "places365") and not listed):
@@ -178,7 +176,7 @@ class _AsTested:
 
     def __init__(self, spec: DataSpec) -> None:
         size = spec.image_size or 224
-        self.crop = PilTransform(spec, size, training=False)
+        self.crop = PictureTransform(spec, size, training=False)
         self.said = f"{size} of {short_side(spec, size)}"
 
     def __repr__(self) -> str:

@@ -183,8 +183,6 @@ class DataSpec:
     """Seeds the split, apart from the trial's seed: all seeds of a study share one split."""
     on_error: str = "stop"
     """An image that cannot be read, or has a label out of range: stop, or skip it, count it and record it."""
-    decoder: str = "pil"
-    """What decodes files: pil, in the loader's processes, or dali, NVIDIA's, on the trial's GPU (extra dali)."""
 
     def __post_init__(self) -> None:
         """Refuse what no loader can serve."""
@@ -199,7 +197,6 @@ class DataSpec:
         _check_range("data.val_fraction", self.val_fraction, low=0, high=0.5)
         check_choice("data.augment", self.augment, ("standard", "none"))
         check_choice("data.on_error", self.on_error, ("stop", "skip"))
-        check_choice("data.decoder", self.decoder, ("pil", "dali"))
         for name in ("cutout", "mixup", "cutmix"):
             _check_range(f"data.{name}", getattr(self, name), low=0)
         _check_range("data.random_erasing", self.random_erasing, low=0, high=1)
@@ -209,13 +206,6 @@ class DataSpec:
         on = [n for n in ("rand_augment", "random_erasing", "cutout", "mixup", "cutmix") if getattr(self, n)]
         if self.augment == "none" and on:
             raise SpecError(f"data.augment is 'none', and data.{on[0]} is on; choose one")
-        if self.decoder == "dali" and self.rand_augment:
-            raise SpecError(
-                f"data.rand_augment is {self.rand_augment!r}, which changes PIL's images, and data.decoder is 'dali', "
-                "which makes none; choose one"
-            )
-        if self.decoder == "dali" and self.name in ("digits", "cifar10", "cifar100"):
-            raise SpecError(f"data.decoder is 'dali', and {self.name} lies in memory, where nothing is left to decode")
 
 
 @dataclass(frozen=True)

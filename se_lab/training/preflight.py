@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from se_lab.data import ImageData, check_split
-from se_lab.data.dali import check_installed
 from se_lab.spec import ExecSpec, RunSpec, SpecError
 from se_lab.training.optimize import check_optimizer
 
@@ -26,8 +25,6 @@ def device_of(execution: ExecSpec) -> str:
 def check_before(spec: RunSpec, execution: ExecSpec) -> None:
     """Raise SpecError for what this machine or timm cannot do."""
     check_optimizer(spec.optim)
-    if spec.data.decoder == "dali":
-        check_installed()
     train, device = spec.train, device_of(execution)
     if device == "cuda" and not torch.cuda.is_available():
         raise SpecError("device is 'cuda', and PyTorch finds no GPU here; auto takes one where there is one")

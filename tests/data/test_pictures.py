@@ -13,7 +13,7 @@ from torchvision.transforms import v2
 
 from se_lab.data import create_data
 from se_lab.data.augment import keyed_globals
-from se_lab.data.pictures import PilTransform, decode, why_unreadable
+from se_lab.data.pictures import PictureTransform, decode, why_unreadable
 from se_lab.spec import DataSpec, SpecError
 
 
@@ -47,7 +47,7 @@ def box_of(image):
 def test_training_crops_and_flips_are_distributed_as_torchvisions():
     x, y = np.meshgrid(np.arange(250), np.arange(250))
     picture = Image.fromarray(np.stack([x, y, 0 * x], -1).astype(np.uint8))
-    transform = PilTransform(DataSpec("folder:x"), 100, training=True)
+    transform = PictureTransform(DataSpec("folder:x"), 100, training=True)
     theirs = v1.Compose([v1.RandomResizedCrop(100), v1.RandomHorizontalFlip(), v1.PILToTensor()])
     with keyed_globals(3):
         ours, reference = (np.array([box_of(made(picture)) for _ in range(600)]) for made in (transform, theirs))
@@ -58,7 +58,7 @@ def test_training_crops_and_flips_are_distributed_as_torchvisions():
 
 def test_rand_augment_is_timms_and_comes_after_crop_and_flip(noise):
     config, picture = "rand-m9-mstd0.5-inc1", noise(1, 150)
-    ours = PilTransform(DataSpec("folder:x", rand_augment=config), 64, training=True)
+    ours = PictureTransform(DataSpec("folder:x", rand_augment=config), 64, training=True)
     theirs = timm.data.create_transform((3, 64, 64), is_training=True, auto_augment=config, interpolation="bilinear")
     (augment,) = (step for step in theirs.transforms if isinstance(step, RandAugment))
     first = v2.Compose([v2.RandomResizedCrop(64), v2.RandomHorizontalFlip()])
@@ -74,7 +74,7 @@ def test_rand_augment_is_timms_and_comes_after_crop_and_flip(noise):
     with pytest.raises(
         SpecError, match=r"data\.rand_augment is 'rand-x9', which timm cannot read.*rand-m9-mstd0\.5-inc1"
     ):
-        PilTransform(DataSpec("folder:x", rand_augment="rand-x9"), 64, training=True)
+        PictureTransform(DataSpec("folder:x", rand_augment="rand-x9"), 64, training=True)
 
 
 def test_pictures_become_rgb_as_torchvision_makes_them(tmp_path, noise):
