@@ -61,7 +61,7 @@ def decode(encoded: bytes) -> Image.Image:
     if not encoded:
         raise ValueError("it has no bytes")
     try:
-        image = Image.open(io.BytesIO(encoded))
+        image: Image.Image = Image.open(io.BytesIO(encoded))
     except UnidentifiedImageError:
         raise ValueError(f"it is no image; it begins with {encoded[:12]!r}") from None
     image.load()
