@@ -1,8 +1,11 @@
-# make demo: a real ablation study in minutes. make test: the whole suite. Both make .venv first if it is missing.
+# make demo: a real ablation study in minutes. make test: the fast suite. Both make .venv first if it is missing.
 PYTHON ?= python3
+# The oldest Python, for make test-lowest: a version that uv finds or fetches, or a path.
+LOWEST_PYTHON ?= 3.10
+PYTEST := -m pytest -n auto --maxprocesses 8 --dist worksteal
 BIN := .venv/bin
 
-.PHONY: demo test test-all bench lint clean
+.PHONY: demo test test-all test-lowest bench lint clean
 
 demo: .venv/.demo
 	$(BIN)/se-lab sweep sweeps/demo.yaml --workers 2
@@ -12,10 +15,14 @@ demo: .venv/.demo
 	cp runs/*/excitations/figure_6.png docs/
 
 test: .venv/.dev
-	$(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses 8 --dist worksteal
+	$(BIN)/python $(PYTEST) -m "not slow"
 
 test-all: test
-	$(BIN)/python -m pytest -m slow -n auto --maxprocesses 8 --dist worksteal
+	$(BIN)/python $(PYTEST) -m slow
+
+# The fast suite on the oldest Python with the lowest versions that pyproject.toml allows.
+test-lowest: .venv/.lowest
+	.venv/lowest/bin/python $(PYTEST) -m "not slow"
 
 bench: .venv/.dev
 	$(BIN)/python benchmarks/run.py
@@ -36,6 +43,11 @@ lint: .venv/.dev
 
 .venv/.dev: .venv/.demo
 	$(BIN)/python -m pip install --quiet -e '.[all,dev]'
+	touch $@
+
+.venv/.lowest: .venv/.dev
+	$(BIN)/uv venv --quiet --clear --python $(LOWEST_PYTHON) .venv/lowest
+	$(BIN)/uv pip install --quiet --python .venv/lowest --resolution lowest-direct -e '.[all,dev]'
 	touch $@
 
 clean:
