@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+from collections.abc import Iterator
+from typing import Any
 
 # a CPU's are the numbers they expect; and who has asked for a GPU can fork no worker that trains on one
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
@@ -45,3 +48,23 @@ def quick():
 def here(tmp_path) -> ExecSpec:
     """Return a store of the test's own, without W&B."""
     return ExecSpec(store=str(tmp_path / "store"), wandb=False)
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Start headless Chromium with a profile of its own, which keeps what pages write to the console."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    chromium, driver = next(filter(None, map(shutil.which, names)), None), shutil.which("chromedriver")
+    if not (chromium and driver):
+        pytest.skip("there is no chromium with chromedriver to open the page in")
+    webdriver = pytest.importorskip("selenium.webdriver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    profile = tmp_path_factory.mktemp("profile")
+    quiet = ("headless", "no-sandbox", "disable-gpu", "disable-dev-shm-usage", "disable-background-networking")
+    for flag in (*quiet, "window-size=1500,1700", f"user-data-dir={profile}"):
+        options.add_argument(f"--{flag}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    opened = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    yield opened
+    opened.quit()

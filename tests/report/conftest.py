@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -119,23 +117,3 @@ def with_curves(tmp_path: Path) -> Callable[[pd.DataFrame], pd.DataFrame]:
         return records.assign(folder=folders)
 
     return write
-
-
-@pytest.fixture(scope="session")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """Start headless Chromium with a profile of its own, which keeps what pages write to the console."""
-    names = ("chromium", "chromium-browser", "google-chrome")
-    chromium, driver = next(filter(None, map(shutil.which, names)), None), shutil.which("chromedriver")
-    if not (chromium and driver):
-        pytest.skip("there is no chromium with chromedriver to open the page in")
-    webdriver = pytest.importorskip("selenium.webdriver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    profile = tmp_path_factory.mktemp("profile")
-    quiet = ("headless", "no-sandbox", "disable-gpu", "disable-dev-shm-usage", "disable-background-networking")
-    for flag in (*quiet, "window-size=1500,1700", f"user-data-dir={profile}"):
-        options.add_argument(f"--{flag}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    opened = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    yield opened
-    opened.quit()
