@@ -25,6 +25,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "eval": ("export", "the test error of a trained net, on its own images or others"),
     "export": ("export", "a trained net for timm, TorchScript, ONNX, detectors"),
     "gc": ("store", "what of a store can go"),
+    "init": ("init", "copy the shipped sweep specs, recipes and scripts into a folder"),
     "sync": ("sweep", "send trials that ran offline to W&B"),
 }
 """Each verb's module and what it does."""

@@ -1,0 +1,32 @@
+"""se-lab init: copy the shipped sweep specs, recipes and analysis scripts into a folder of the user's."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from se_lab.cli.parser import Parser
+from se_lab.spec.shipped import SHIPPED, shipped
+
+
+def init(arguments: Sequence[str]) -> int:
+    """Copy the shipped files, and print what was copied and what was there already."""
+    parser = Parser(
+        prog="se-lab init",
+        description="Copy the shipped sweep specs, recipes and analysis scripts into a folder, to edit them there. "
+        "Files that exist are kept.",
+    )
+    parser.add_argument("folder", metavar="DIR", nargs="?", default=".", help="The folder; by default the current one.")
+    root = Path(parser.parse_args(arguments).folder).expanduser()
+    for kind in SHIPPED:
+        files = shipped(kind)
+        target = root / kind
+        target.mkdir(parents=True, exist_ok=True)
+        fresh = [file for file in files.values() if not (target / file.name).exists()]
+        for file in fresh:
+            shutil.copyfile(file, target / file.name)
+        kept = f", {len(files) - len(fresh)} kept" if len(fresh) < len(files) else ""
+        print(f"{target}: {len(fresh)} {'file' if len(fresh) == 1 else 'files'} copied{kept}")
+    print(f"Try: se-lab sweep {root / 'sweeps' / 'demo.yaml'} --dry-run")
+    return 0
