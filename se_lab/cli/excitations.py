@@ -37,15 +37,15 @@ def excitations(argv: list[str]) -> int:
     options = parser.parse_args(argv)
     if bool(options.nets) == bool(options.sweep):
         raise SpecError("se-lab excitations takes checkpoints or timm:NAME, or else --sweep RUNS")
-    from se_lab.excitations.collect import Looking
-    from se_lab.excitations.look import Request, look_across, look_into
+    from se_lab.excitations.collect import CaptureOptions
+    from se_lab.excitations.inspection import Inspection, inspect_nets, inspect_sweep
     from se_lab.spec import ExecSpec
 
     def say(text: str) -> None:
         print(text, file=sys.stderr)
 
-    looking = Looking(options.images_per_class, options.device, options.thumbnails, options.redundancy, say)
-    request = Request(
+    capture = CaptureOptions(options.images_per_class, options.device, options.thumbnails, options.redundancy, say)
+    request = Inspection(
         data=options.data,
         classes=[name for name in options.classes.split(",") if name.strip()],
         output=options.output,
@@ -53,15 +53,15 @@ def excitations(argv: list[str]) -> int:
         root=ExecSpec().data_root,
         workers=options.data_workers,
         wandb=options.wandb,
-        looking=looking,
+        capture=capture,
     )
     if options.sweep:
         from se_lab.report import filter_records
 
         options.runs = options.sweep
-        written = look_across(filter_records(records_of(options), where_of(options.where)), request)
+        written = inspect_sweep(filter_records(records_of(options), where_of(options.where)), request)
     else:
-        written = look_into(options.nets, request)
+        written = inspect_nets(options.nets, request)
     for path in written:
         print(path)
     return 0

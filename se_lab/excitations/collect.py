@@ -45,7 +45,7 @@ class TrainedNet:
 
 
 @dataclass(frozen=True)
-class Looking:
+class CaptureOptions:
     """How a net is looked at."""
 
     images_per_class: int | None = None
@@ -111,7 +111,7 @@ def open_data(
     return images
 
 
-def collect(net: TrainedNet, images: LabelledImages, path: Path, looking: Looking) -> ExcitationStatistics:
+def collect(net: TrainedNet, images: LabelledImages, path: Path, options: CaptureOptions) -> ExcitationStatistics:
     """Run images through a net and return the statistics of its gates, which are written to `path` as well.
 
     A file that is there already, of the same net and images, is taken as it is; one that was interrupted goes on.
@@ -119,16 +119,16 @@ def collect(net: TrainedNet, images: LabelledImages, path: Path, looking: Lookin
     Raises:
         ExcitationError: for a gate that is NaN or infinite.
     """
-    numbers = images.choose(looking.images_per_class)
-    key = _fingerprint(net.model, images, numbers, looking)
-    device = _device(looking.device)
+    numbers = images.choose(options.images_per_class)
+    key = _fingerprint(net.model, images, numbers, options)
+    device = _device(options.device)
     model = net.model.to(device).eval()
     keep_on = torch.device("cpu") if device.type == "mps" else device  # MPS has no float64
     part = path.with_suffix(".part")
     finished = _load_matching(path, key, keep_on)
     statistics = finished or _load_matching(part, key, keep_on)
     if statistics is None:
-        extremes = EXTREMES if looking.extremes else 0
+        extremes = EXTREMES if options.extremes else 0
         statistics = ExcitationStatistics(gate_sites(model), images.classes, device=keep_on, extremes=extremes)
     known = statistics.about
     statistics.about = net.about | {"label": net.label, "data": images.name, "digest": images.digest, "key": key}
@@ -136,11 +136,11 @@ def collect(net: TrainedNet, images: LabelledImages, path: Path, looking: Lookin
         statistics.about["redundancy"] = known["redundancy"]
     if statistics.images < len(numbers):
         if statistics.images:
-            looking.say(f"going on after {statistics.images} images")
-        _run(model, images, numbers, statistics, part, looking.say)
+            options.say(f"going on after {statistics.images} images")
+        _run(model, images, numbers, statistics, part, options.say)
     statistics.check_finite()
-    if looking.redundancy and "redundancy" not in statistics.about:
-        statistics.about["redundancy"] = redundancy(model, images, numbers, statistics, looking.say)
+    if options.redundancy and "redundancy" not in statistics.about:
+        statistics.about["redundancy"] = redundancy(model, images, numbers, statistics, options.say)
     if finished is None or statistics.about != known:
         statistics.save(path)
     part.unlink(missing_ok=True)
@@ -226,9 +226,9 @@ def _load_matching(path: Path, key: str, device: torch.device) -> ExcitationStat
     return statistics if statistics.about.get("key") == key else None
 
 
-def _fingerprint(model: nn.Module, images: LabelledImages, numbers: Tensor, looking: Looking) -> str:
+def _fingerprint(model: nn.Module, images: LabelledImages, numbers: Tensor, options: CaptureOptions) -> str:
     """Identify what the statistics are of: weights, images, and whether the most exciting ones are kept."""
-    digest = hashlib.sha256(f"{images.name} {images.digest} {looking.extremes}".encode())
+    digest = hashlib.sha256(f"{images.name} {images.digest} {options.extremes}".encode())
     digest.update(numbers.numpy().tobytes())
     for name, value in model.state_dict().items():
         digest.update(name.encode())

@@ -17,7 +17,7 @@ from se_lab.report.columns import MINUS
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Looks = Sequence[tuple[str, ExcitationStatistics]]
+Labelled = Sequence[tuple[str, ExcitationStatistics]]
 """Statistics of nets, each with its label."""
 
 
@@ -43,17 +43,17 @@ def saturation_figure(statistics: ExcitationStatistics) -> Figure:
     return figure
 
 
-def selectivity_figure(looks: Looks) -> Figure:
+def selectivity_figure(labelled: Labelled) -> Figure:
     """Class selectivity of each unit: variance between classes over all variance, and the selectivity index.
 
     Nets of one label, such as the seeds of a variant, are one line of their mean, in a band from the lowest to the
     highest. Gates below 0, as tanh makes them, have no selectivity index.
     """
-    names = list(dict.fromkeys(site.name for _, statistics in looks for site in statistics.sites))
-    with_index = [label for label, nets in _by_label(looks).items() if min(_lowest(net) for net in nets) >= 0]
+    names = list(dict.fromkeys(site.name for _, statistics in labelled for site in statistics.sites))
+    with_index = [label for label, nets in _by_label(labelled).items() if min(_lowest(net) for net in nets) >= 0]
     panels = 2 if with_index else 1
     with grid(1, panels, max(4.2 * panels, 1.6 + 0.16 * panels * len(names)), 3.9) as (figure, (left, *right)):
-        for number, (label, nets) in enumerate(_by_label(looks).items()):
+        for number, (label, nets) in enumerate(_by_label(labelled).items()):
             own = [site.name for site in nets[0].sites]
             rows = [[_selectivity(statistics.unit(name)) for name in own] for statistics in nets]
             style = line_style(number) | {"marker": MARKERS[number % len(MARKERS)], "markersize": 4}
@@ -62,30 +62,30 @@ def selectivity_figure(looks: Looks) -> Figure:
                 x = [names.index(name) for name in own]
                 axes.plot(x, values.mean(0), **style, label=label)
                 axes.fill_between(x, values.min(0), values.max(0), color=style["color"], alpha=0.15, linewidth=0)
-        some = ", of gates ≥ 0" if len(with_index) < len(_by_label(looks)) else ""
+        some = ", of gates ≥ 0" if len(with_index) < len(_by_label(labelled)) else ""
         titles = ("variance between classes, % of all", f"selectivity index, mean of channels{some}")
         for axes, title in zip((left, *right), titles, strict=False):
             name_units(axes, names)
             axes.set_title(title)
             axes.set_ylim(bottom=0)
-        if len(looks) > 1:
+        if len(labelled) > 1:
             legend_above(figure, left)
     return figure
 
 
-def overlay_figure(looks: Looks) -> Figure:
+def overlay_figure(labelled: Labelled) -> Figure:
     """How the gates of nets are distributed, a panel a stage, a line a label: sigmoid beside tanh beside ReLU.
 
     The density of all gates of a stage's units; nets of one label are averaged. Gates above the 99.9th percentile of
     all, as ReLU makes them, are beyond the panel.
     """
-    stages = sorted({site.stage for _, statistics in looks for site in statistics.sites})
+    stages = sorted({site.stage for _, statistics in labelled for site in statistics.sites})
     columns = min(len(stages), 4)
     edges = bin_edges()
     with grid(-(-len(stages) // columns), columns, 2.7 * columns + 0.4, 3.2) as (figure, panels):
         for axes, stage in zip(panels, stages, strict=False):
             reach = []
-            for number, (label, nets) in enumerate(_by_label(looks).items()):
+            for number, (label, nets) in enumerate(_by_label(labelled).items()):
                 units = [s.unit(site.name) for s in nets for site in s.sites if site.stage == stage]
                 if not units:
                     continue
@@ -155,19 +155,19 @@ def redundancy_figure(statistics: ExcitationStatistics) -> Figure:
     return figure
 
 
-def training_figure(looks: Sequence[tuple[float, ExcitationStatistics]]) -> Figure:
+def training_figure(labelled: Sequence[tuple[float, ExcitationStatistics]]) -> Figure:
     """How units change over training: selectivity, saturation and spread of the gates by epoch, a line a stage.
 
     Args:
-        looks: Statistics of several checkpoints of one trial, by epoch.
+        labelled: Statistics of several checkpoints of one trial, by epoch.
     """
-    looks = sorted(looks, key=lambda look: look[0])
-    sites = looks[0][1].sites
-    epochs = [epoch for epoch, _ in looks]
+    labelled = sorted(labelled, key=lambda one: one[0])
+    sites = labelled[0][1].sites
+    epochs = [epoch for epoch, _ in labelled]
     with grid(1, 3, 9.6, 3.4) as (figure, panels):
         for number, stage in enumerate(dict.fromkeys(site.stage for site in sites)):
             names = [site.name for site in sites if site.stage == stage]
-            rows = [[_summary(statistics.unit(name)) for name in names] for _, statistics in looks]
+            rows = [[_summary(statistics.unit(name)) for name in names] for _, statistics in labelled]
             values = np.array(rows).mean(1)
             for axes, column in zip(panels, values.T, strict=True):
                 style = line_style(number) | {"marker": MARKERS[number % len(MARKERS)], "markersize": 4}
@@ -196,8 +196,8 @@ def _selectivity(unit: UnitStatistics) -> tuple[float, float]:
     return 100 * measures.unit_variance_explained(unit), float(measures.selectivity_index(unit).mean())
 
 
-def _by_label(looks: Looks) -> dict[str, list[ExcitationStatistics]]:
+def _by_label(labelled: Labelled) -> dict[str, list[ExcitationStatistics]]:
     found: dict[str, list[ExcitationStatistics]] = {}
-    for label, statistics in looks:
+    for label, statistics in labelled:
         found.setdefault(label, []).append(statistics)
     return found

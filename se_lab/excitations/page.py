@@ -33,7 +33,7 @@ Picture = Callable[[int], "Image.Image"]
 
 
 def write_page(
-    looks: Sequence[tuple[str, ExcitationStatistics]],
+    labelled: Sequence[tuple[str, ExcitationStatistics]],
     path: str | Path,
     *,
     unit: str,
@@ -46,7 +46,7 @@ def write_page(
     random, where a page would pass 60 MB; the page says so.
 
     Args:
-        looks: One or two nets' statistics of the same classes, by label.
+        labelled: One or two nets' statistics of the same classes, by label.
         path: The file.
         unit: The unit to begin with.
         classes: The classes to begin with.
@@ -55,18 +55,18 @@ def write_page(
     """
     from plotly.offline import get_plotlyjs
 
-    first = looks[0][1]
-    full = sum(2 * (s.count > 0).sum().item() * sum(site.channels for site in s.sites) for _, s in looks)
+    first = labelled[0][1]
+    full = sum(2 * (s.count > 0).sum().item() * sum(site.channels for site in s.sites) for _, s in labelled)
     share = min(1.0, ARRAY_BYTES / max(full, 1))
     wide = 2 * full <= WIDE_BYTES
     arrays: list[str] = []
-    nets = [_net(number, label, s, share, wide, picture, arrays) for number, (label, s) in enumerate(looks)]
+    nets = [_net(number, label, s, share, wide, picture, arrays) for number, (label, s) in enumerate(labelled)]
     data = {
-        "about": _about(looks),
+        "about": _about(labelled),
         "thinned": _thinned(share, wide),
         "classes": [class_label(name) for name in first.classes],
         "folders": first.classes,
-        "looks": nets,
+        "nets": nets,
         "thumbnails": picture is not None,
         "start": {"unit": unit, "classes": list(classes)},
     }
@@ -176,9 +176,9 @@ def _data_uri(image: Image.Image) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def _about(looks: Sequence[tuple[str, ExcitationStatistics]]) -> str:
-    first = looks[0][1]
-    names = " and ".join(f"{label} ({s.about.get('backbone', 'a net')})" for label, s in looks)
+def _about(labelled: Sequence[tuple[str, ExcitationStatistics]]) -> str:
+    first = labelled[0][1]
+    names = " and ".join(f"{label} ({s.about.get('backbone', 'a net')})" for label, s in labelled)
     classes = int((first.count > 0).sum())
     return f"{names}: {first.images:,} images of {classes:,} classes from {first.about.get('data', 'unknown data')}"
 

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from se_lab.excitations.capture import GateSite
-from se_lab.excitations.collect import Looking, collect
+from se_lab.excitations.collect import CaptureOptions, collect
 from se_lab.excitations.page import write_page
 from se_lab.excitations.statistics import ExcitationStatistics
 from tests.excitations.excitation_nets import driven_images, driven_net
@@ -60,9 +60,9 @@ class Page:
     def click(self, id: str) -> None:
         self.do(f'at("{id}").click();')
 
-    def traces(self, plot: str, look: int = 0) -> list[dict[str, Any]]:
+    def traces(self, plot: str, net: int = 0) -> list[dict[str, Any]]:
         return self.do(
-            f'r = document.querySelector("#look-{look} .{plot}").data'
+            f'r = document.querySelector("#net-{net} .{plot}").data'
             ".map(t => ({x: t.x, y: t.y, name: t.name, customdata: t.customdata, fill: t.fill}));"
         )
 
@@ -109,7 +109,7 @@ def test_units_stages_and_classes_are_chosen(page: Callable[..., Page]) -> None:
 
 def test_channels_are_sorted_looked_at_and_shown_with_their_spread(page: Callable[..., Page], tmp_path: Path) -> None:
     net, images = driven_net(), driven_images()
-    statistics = collect(net, images, tmp_path / "x.safetensors", Looking(extremes=True))
+    statistics = collect(net, images, tmp_path / "x.safetensors", CaptureOptions(extremes=True))
     view = page([("driven", statistics)], picture=images.picture, classes=[2])
     assert view.traces("profile")[0]["customdata"] == [0, 1, 2, 3]
     for order in ("selectivity", "explained", "all"):
@@ -138,12 +138,12 @@ def test_two_nets_stand_side_by_side(page: Callable[..., Page]) -> None:
     a, b = made_up([8, 6, 7], 5), made_up([8, 9], 5, seed=1)
     view = page([("a", a), ("b", b)])
     np.testing.assert_allclose(view.traces("profile", 1)[0]["y"], b.unit("SE_2_1").mean[0], atol=1e-4)
-    view.do('document.querySelector("#look-0 .overview").emit("plotly_click", {points: [{x: "SE_2_2"}]});')
-    assert "no SE_2_2" in view.do('r = document.querySelector("#look-1 .unit").textContent;')
+    view.do('document.querySelector("#net-0 .overview").emit("plotly_click", {points: [{x: "SE_2_2"}]});')
+    assert "no SE_2_2" in view.do('r = document.querySelector("#net-1 .unit").textContent;')
     view.click("compare")
-    assert view.do('r = document.querySelectorAll(".look").length;') == 1
+    assert view.do('r = document.querySelectorAll(".net").length;') == 1
     view.click("compare")
-    assert view.do('r = document.querySelectorAll(".look").length;') == 2
+    assert view.do('r = document.querySelectorAll(".net").length;') == 2
     assert view.errors() == []
 
 

@@ -12,7 +12,7 @@ import pandas as pd
 from se_lab.excitations import comparisons as compare
 from se_lab.excitations import figures as draw
 from se_lab.excitations.capture import ExcitationError
-from se_lab.excitations.collect import Looking, TrainedNet, collect, open_data, open_net
+from se_lab.excitations.collect import CaptureOptions, TrainedNet, collect, open_data, open_net
 from se_lab.excitations.images import LabelledImages, choose_classes
 from se_lab.excitations.measures import closed_histogram
 from se_lab.excitations.page import write_page
@@ -29,7 +29,7 @@ PAGE = "explorer.html"
 
 
 @dataclass(frozen=True)
-class Request:
+class Inspection:
     """What to show the nets, and what to make of it."""
 
     data: str | None = None
@@ -45,10 +45,10 @@ class Request:
     """Processes that read files."""
     wandb: str | None = None
     """The W&B project whose runs get histograms and figures; none by default."""
-    looking: Looking = field(default_factory=Looking)
+    capture: CaptureOptions = field(default_factory=CaptureOptions)
 
 
-def look_into(sources: Sequence[str | Path], request: Request) -> list[Path]:
+def inspect_nets(sources: Sequence[str | Path], request: Inspection) -> list[Path]:
     """Write statistics file, figures and explorer of each net, and of several nets figures that compare them.
 
     Args:
@@ -65,26 +65,26 @@ def look_into(sources: Sequence[str | Path], request: Request) -> list[Path]:
     nets = [open_net(source) for source in sources]
     images = [_images(net, request) for net in nets]
     chosen = [_chosen(request, of) for of in images]
-    looks, written = [], []
+    labelled, written = [], []
     for net, of, classes in zip(nets, images, chosen, strict=True):
         folder = _folder_of(net, request, alone=len(nets) == 1)
-        statistics = collect(net, of, folder / FILE, request.looking)
-        looks.append((net.label, statistics))
+        statistics = collect(net, of, folder / FILE, request.capture)
+        labelled.append((net.label, statistics))
         written += [folder / FILE, *_figures_of_one(statistics, classes, folder)]
         if request.wandb:
             _send(net, statistics, folder, request.wandb)
     same = all(of.classes == images[0].classes for of in images[1:])
     folder = _folder_of(nets[0], request, alone=True) if len(nets) == 1 else Path(request.output or "excitations")
     if len(nets) > 1:
-        written += _comparisons(nets, looks, same, folder)
-    start = draw.papers_units(looks[0][1].sites)[-1]
-    shown = looks[: 2 if same else 1]
-    picture = images[0].picture if request.looking.extremes else None
+        written += _comparisons(nets, labelled, same, folder)
+    start = draw.papers_units(labelled[0][1].sites)[-1]
+    shown = labelled[: 2 if same else 1]
+    picture = images[0].picture if request.capture.extremes else None
     written.append(write_page(shown, folder / PAGE, unit=start, classes=chosen[0], picture=picture))
     return written
 
 
-def look_across(records: pd.DataFrame, request: Request) -> list[Path]:
+def inspect_sweep(records: pd.DataFrame, request: Inspection) -> list[Path]:
     """Do the same for every finished trial with SE units, each in its own folder, and overlay the variants.
 
     Args:
@@ -103,35 +103,35 @@ def look_across(records: pd.DataFrame, request: Request) -> list[Path]:
         )
     names = study.variants["variant"].reindex(ready["variant"])
     folder = Path(request.output or "excitations")
-    looks, written = [], []
+    labelled, written = [], []
     for name, row in zip(names, ready.to_dict("records"), strict=True):
         net = open_net(row["folder"])
         images = _images(net, request)
         classes = _chosen(request, images)
-        request.looking.say(f"{name}, seed {row['seed']:.0f} ({net.label})")
+        request.capture.say(f"{name}, seed {row['seed']:.0f} ({net.label})")
         own = Path(row["folder"]) / "excitations"
-        statistics = collect(net, images, own / FILE, request.looking)
-        looks.append((name, statistics))
+        statistics = collect(net, images, own / FILE, request.capture)
+        labelled.append((name, statistics))
         written += [own / FILE, *_figures_of_one(statistics, classes, own)]
-        picture = images.picture if request.looking.extremes else None
+        picture = images.picture if request.capture.extremes else None
         start = draw.papers_units(statistics.sites)[-1]
         written.append(write_page([(name, statistics)], own / PAGE, unit=start, classes=classes, picture=picture))
         if request.wandb:
             _send(net, statistics, own, request.wandb)
-    written += save_figure(compare.selectivity_figure(looks), folder / "selectivity")
-    written += save_figure(compare.overlay_figure(looks), folder / "distribution")
-    variants = dict(reversed(looks))  # the first seed of each
+    written += save_figure(compare.selectivity_figure(labelled), folder / "selectivity")
+    written += save_figure(compare.overlay_figure(labelled), folder / "distribution")
+    variants = dict(reversed(labelled))  # the first seed of each
     if len(variants) > 1:
-        pair = [(name, variants[name]) for name in (looks[0][0], looks[-1][0])]
+        pair = [(name, variants[name]) for name in (labelled[0][0], labelled[-1][0])]
         written.append(write_page(pair, folder / PAGE, unit=start, classes=classes, picture=picture))
     return written
 
 
-def _images(net: TrainedNet, request: Request) -> LabelledImages:
+def _images(net: TrainedNet, request: Inspection) -> LabelledImages:
     return open_data(net, request.data, batch_size=request.batch_size, root=request.root, workers=request.workers)
 
 
-def _chosen(request: Request, images: LabelledImages) -> list[int]:
+def _chosen(request: Inspection, images: LabelledImages) -> list[int]:
     chosen = choose_classes(request.classes, images.classes)
     empty = [images.classes[label] for label in chosen if not (images.labels == label).any()]
     if empty and request.classes:
@@ -139,7 +139,7 @@ def _chosen(request: Request, images: LabelledImages) -> list[int]:
     return [label for label in chosen if images.classes[label] not in empty]
 
 
-def _folder_of(net: TrainedNet, request: Request, *, alone: bool) -> Path:
+def _folder_of(net: TrainedNet, request: Inspection, *, alone: bool) -> Path:
     if request.output is not None:
         return Path(request.output) if alone else Path(request.output, _file_name(net.label))
     if net.spec is None:
@@ -167,16 +167,16 @@ def _figures_of_one(statistics: ExcitationStatistics, classes: Sequence[int], fo
     return [path for name, figure in figures.items() for path in save_figure(figure, folder / name)]
 
 
-def _comparisons(nets: Sequence[TrainedNet], looks: compare.Looks, same: bool, folder: Path) -> list[Path]:
+def _comparisons(nets: Sequence[TrainedNet], labelled: compare.Labelled, same: bool, folder: Path) -> list[Path]:
     figures: dict[str, Figure] = {
-        "selectivity": compare.selectivity_figure(looks),
-        "distribution": compare.overlay_figure(looks),
+        "selectivity": compare.selectivity_figure(labelled),
+        "distribution": compare.overlay_figure(labelled),
     }
     if same:
-        figures["unit_similarity"] = compare.unit_similarity_figure(looks[0][1], looks[1][1])
+        figures["unit_similarity"] = compare.unit_similarity_figure(labelled[0][1], labelled[1][1])
     epochs = [net.about.get("epoch") for net in nets]
     if len({net.about.get("trial_id", net.label) for net in nets}) == 1 and len({*epochs} - {None}) > 1:
-        by_epoch = [(epoch + 1, look[1]) for epoch, look in zip(epochs, looks, strict=True) if epoch is not None]
+        by_epoch = [(epoch + 1, one[1]) for epoch, one in zip(epochs, labelled, strict=True) if epoch is not None]
         figures["training"] = compare.training_figure(by_epoch)
     return [path for name, figure in figures.items() for path in save_figure(figure, folder / name)]
 

@@ -17,12 +17,11 @@ from se_lab.data import DataError, create_data
 from se_lab.excitations import collect as excitation_collect
 from se_lab.excitations import comparisons as excitation_comparisons
 from se_lab.excitations import figures as excitation_figures
-from se_lab.excitations import look as excitations
-from se_lab.excitations import measures
+from se_lab.excitations import inspection, measures
 from se_lab.excitations.capture import ExcitationError, GateSite, capture_excitations
-from se_lab.excitations.collect import Looking, collect, open_data, open_net
+from se_lab.excitations.collect import CaptureOptions, collect, open_data, open_net
 from se_lab.excitations.images import choose_classes, class_label
-from se_lab.excitations.look import Request, look_across, look_into
+from se_lab.excitations.inspection import Inspection, inspect_nets, inspect_sweep
 from se_lab.excitations.statistics import ExcitationStatistics
 from se_lab.spec import SpecError
 from se_lab.store import read_records
@@ -38,7 +37,7 @@ def _one_thread() -> None:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the figures of single nets, where a test is about something else: they take seconds."""
-    monkeypatch.setattr(excitations, "_figures_of_one", lambda statistics, classes, folder: [folder / "figure_6.png"])
+    monkeypatch.setattr(inspection, "_figures_of_one", lambda statistics, classes, folder: [folder / "figure_6.png"])
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +63,7 @@ def stored(trial: Path) -> tuple[dict[str, np.ndarray], np.ndarray]:
 @pytest.fixture(scope="module")
 def statistics(trial: Path, tmp_path_factory: pytest.TempPathFactory) -> ExcitationStatistics:
     net = open_net(trial)
-    return collect(net, open_data(net), tmp_path_factory.mktemp("x") / "x.safetensors", Looking())
+    return collect(net, open_data(net), tmp_path_factory.mktemp("x") / "x.safetensors", CaptureOptions())
 
 
 def test_a_trials_statistics_are_numpys_over_its_stored_gates(statistics, stored) -> None:
@@ -140,7 +139,7 @@ def test_the_mean_of_all_classes_does_not_hide_a_class_that_is_like_it() -> None
 
 
 def test_the_one_class_that_drives_one_channel_is_found(tmp_path: Path) -> None:
-    statistics = collect(driven_net(), driven_images(), tmp_path / "x.safetensors", Looking(extremes=True))
+    statistics = collect(driven_net(), driven_images(), tmp_path / "x.safetensors", CaptureOptions(extremes=True))
     unit = statistics.unit(statistics.sites[0].name)
     assert measures.variance_explained(unit).argmax() == 3
     assert measures.variance_explained(unit)[3] > 0.99
@@ -151,7 +150,7 @@ def test_the_one_class_that_drives_one_channel_is_found(tmp_path: Path) -> None:
 
 
 def test_a_constant_gate_shows_no_selectivity(tmp_path: Path) -> None:
-    statistics = collect(driven_net(), driven_images(), tmp_path / "x.safetensors", Looking())
+    statistics = collect(driven_net(), driven_images(), tmp_path / "x.safetensors", CaptureOptions())
     unit = statistics.unit(statistics.sites[0].name)
     np.testing.assert_array_equal(unit.mean[:, :3], 0.5)
     np.testing.assert_array_equal(unit.std[:, :3], 0)
@@ -161,7 +160,7 @@ def test_a_constant_gate_shows_no_selectivity(tmp_path: Path) -> None:
 
 def test_redundancy_is_the_error_with_a_gate_held_at_its_mean(tmp_path: Path) -> None:
     net, images = driven_net(), driven_images()
-    statistics = collect(net, images, tmp_path / "x.safetensors", Looking(redundancy=True))
+    statistics = collect(net, images, tmp_path / "x.safetensors", CaptureOptions(redundancy=True))
     # class 1 is never guessed and classes 0 and 2 always right; held at its mean, the gate is below 0.8 for all
     assert statistics.about["redundancy"][""] == pytest.approx(100 / 3)
     assert statistics.about["redundancy"][statistics.sites[0].name] == pytest.approx(200 / 3)
@@ -171,7 +170,7 @@ def test_redundancy_is_the_error_with_a_gate_held_at_its_mean(tmp_path: Path) ->
 
 def test_an_interrupted_run_goes_on_and_a_finished_one_is_not_repeated(tmp_path: Path) -> None:
     net, images = driven_net(), driven_images()
-    whole = collect(net, images, tmp_path / "whole.safetensors", Looking(extremes=True))
+    whole = collect(net, images, tmp_path / "whole.safetensors", CaptureOptions(extremes=True))
     asked: list[torch.Tensor] = []
 
     def interrupted(numbers: torch.Tensor):
@@ -184,18 +183,18 @@ def test_an_interrupted_run_goes_on_and_a_finished_one_is_not_repeated(tmp_path:
     path = tmp_path / "x.safetensors"
     torn = dataclasses.replace(images, batches=interrupted)
     with pytest.raises(KeyboardInterrupt):
-        collect(net, torn, path, Looking(extremes=True))
+        collect(net, torn, path, CaptureOptions(extremes=True))
     assert not path.exists()
-    resumed = collect(net, torn, path, Looking(extremes=True))
+    resumed = collect(net, torn, path, CaptureOptions(extremes=True))
     assert [len(numbers) for numbers in asked] == [90, 90 - 32]
     for name, tensor in whole._tensors().items():
         torch.testing.assert_close(getattr(resumed, name), tensor, msg=name)
-    collect(net, torn, path, Looking(extremes=True))
+    collect(net, torn, path, CaptureOptions(extremes=True))
     assert len(asked) == 2
     assert sorted(file.name for file in tmp_path.iterdir()) == ["whole.safetensors", "x.safetensors"]
     with torch.no_grad():
         net.model.blocks[0][0].expand.bias += 1  # other weights, other statistics
-    collect(net, torn, path, Looking(extremes=True))
+    collect(net, torn, path, CaptureOptions(extremes=True))
     assert len(asked) == 3
 
 
@@ -297,7 +296,7 @@ def test_the_command_writes_statistics_figures_and_page(trial: Path, tmp_path: P
 def test_several_checkpoints_of_a_trial_show_how_its_units_moved(trial: Path, tmp_path: Path) -> None:
     state = torch.load(trial / "best.ckpt", weights_only=True)
     torch.save(state | {"epoch": 5}, trial / "best.ckpt")
-    written = look_into([trial / "last.ckpt", trial / "best.ckpt"], Request(output=tmp_path))
+    written = inspect_nets([trial / "last.ckpt", trial / "best.ckpt"], Inspection(output=tmp_path))
     names = [str(path.relative_to(tmp_path)) for path in written]
     assert "training.png" in names
     assert "unit_similarity.png" in names
@@ -315,7 +314,7 @@ def test_across_a_sweep_variants_are_overlaid_and_baselines_left_out(tmp_path: P
     monkeypatch.delenv("WANDB_MODE")  # offline, as it is when nothing is said
     for name in ("WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
         monkeypatch.setenv(name, str(tmp_path / name))
-    written = look_across(read_records(store), Request(output=tmp_path / "out", wandb="p"))
+    written = inspect_sweep(read_records(store), Inspection(output=tmp_path / "out", wandb="p"))
     assert len([path for path in written if path.name == "figure_6.png"]) == 2
     assert (tmp_path / "out" / "explorer.html").exists()
     runs = list(store.glob("*/excitations/wandb/offline-run-*/*.wandb"))
@@ -366,7 +365,7 @@ def test_a_legend_of_long_names_is_not_cut() -> None:
 def test_a_sweep_without_units_says_so(tmp_path: Path) -> None:
     write_trial(tmp_path, insertion="none")
     with pytest.raises(ExcitationError, match="none of the 1 trials has finished with SE units"):
-        look_across(read_records(tmp_path), Request())
+        inspect_sweep(read_records(tmp_path), Inspection())
 
 
 def test_wrong_input_costs_nothing_and_says_what_to_do(trial: Path, tmp_path: Path, monkeypatch, capsys) -> None:
@@ -397,7 +396,7 @@ def test_a_gate_that_is_nan_is_refused_and_nothing_is_written(tmp_path: Path) ->
     with torch.no_grad():
         net.model.blocks[0][0].expand.bias[1] = float("nan")
     with pytest.raises(ExcitationError, match=r"gates of SE_2_1 are NaN.*diverged"):
-        collect(net, driven_images(), tmp_path / "x.safetensors", Looking())
+        collect(net, driven_images(), tmp_path / "x.safetensors", CaptureOptions())
     assert list(tmp_path.iterdir()) == []
 
 
@@ -424,12 +423,12 @@ def test_a_pretrained_net_of_timms_sees_a_folder_as_timm_would_show_it(
     assert not rest
     assert batch.shape == (2, *timm.data.resolve_model_data_config(net.model)["input_size"])
     assert (labels.tolist(), numbers.tolist()) == ([1, 0], [4, 0])
-    written = look_into(
-        ["timm:seresnet50.ra2_in1k"], Request(data=f"folder:{folder}", output=tmp_path / "o", workers=0)
+    written = inspect_nets(
+        ["timm:seresnet50.ra2_in1k"], Inspection(data=f"folder:{folder}", output=tmp_path / "o", workers=0)
     )
     assert ExcitationStatistics.load(written[0]).count.tolist() == [3, 2, 0]
     with pytest.raises(ExcitationError, match="no image of class n09246464"):
-        look_into(["timm:seresnet50"], Request(data=f"folder:{folder}", classes=["cliff"]))
+        inspect_nets(["timm:seresnet50"], Inspection(data=f"folder:{folder}", classes=["cliff"]))
     with pytest.raises(ExcitationError, match="say what to show it, --data"):
         open_data(net)
     assert excitation_collect.output_of_class(net.model, ["n02110958"]).tolist() == [254]  # ImageNet's pug
