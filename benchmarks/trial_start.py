@@ -22,7 +22,7 @@ from measure import interleave, ratio, table
 from se_lab.spec import ExecSpec
 from se_lab.spec.flags import parse_trial
 from se_lab.store import read_record
-from se_lab.sweep.execute import execute
+from se_lab.sweep.schedule import execute
 
 FLAGS = ["--recipe=digits", "--train.epochs=1", "--data.batch_size=1024"]
 LIMIT = 0.1

@@ -16,6 +16,8 @@ from se_lab.spec import SpecError, nearest
 VERBS: dict[str, tuple[str, str]] = {
     "train": ("train", "run one trial, or go on with it"),
     "sweep": ("sweep", "run every trial of a W&B sweep spec, here, on Slurm or through W&B"),
+    "check": ("sweep", "what W&B would refuse in a sweep spec, or do other than it is written"),
+    "status": ("sweep", "the state of each trial of a sweep"),
     "table": ("report", "the ablation table of trials that have run"),
     "plot": ("report", "figures of trials that have run"),
     "report": ("report", "one page of a study: table, figures, every trial"),

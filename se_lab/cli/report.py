@@ -98,7 +98,8 @@ def report(argv: list[str]) -> int:
     from se_lab.sweep.grammar import read_sweep
 
     records, where = records_of(options), where_of(options.where)
-    sweeps = [read_sweep(run) for run in options.runs if Path(run).suffix in (".yaml", ".yml")]
+    specs = [run.removeprefix("confirm:") for run in options.runs if Path(run).suffix in (".yaml", ".yml")]
+    sweeps = [read_sweep(spec) for spec in specs]
     title = ", ".join(sweep.name for sweep in sweeps) or f"Trials in {', '.join(options.runs)}"
     question = [sweep.description for sweep in sweeps if sweep.description]
     page = write_report(records, options.output, title=title, question=question, metric=options.metric, where=where)

@@ -1,101 +1,221 @@
-"""se-lab sweep and sync."""
+"""se-lab sweep, check, status and sync."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shlex
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from se_lab.spec import SpecError
+from se_lab.spec import ExecSpec, RunSpec, SpecError
+
+if TYPE_CHECKING:
+    from se_lab.sweep.grammar import Sweep
+    from se_lab.sweep.trial_process import Outcome
+
+MAX_SEEDS, SEEDS = 20, 5
+METRIC = "test/top1_error"
 
 
 def sweep(argv: list[str]) -> int:
-    """Run a sweep, or say what it would do."""
+    """Run the trials of a sweep spec that are not finished, here, on Slurm, or under W&B's agents."""
+    options, execution, spec = _parse_sweep(argv)
+    _check_options(options)
+    if options.through_wandb and options.executor == "local":
+        return _sweep_through_wandb(spec, options, execution)
+    if options.executor == "local" and not options.dry_run:
+        from se_lab.sweep.server import start_server
+
+        start_server()  # it imports while this process checks
+    from se_lab.sweep.schedule import check_trials
+
+    if options.confirm is not None:
+        spec = _confirm(spec, options, execution)
+    samples = [*spec.trials, *(spec.search.corners() if spec.search is not None else [])]
+    remarks = check_trials(samples, execution=execution, looks_at=spec.looks_at)
+    if spec.search is not None:
+        remarks.append("bayes: Optuna's Gaussian process proposes here, W&B's own engine under --wandb")
+    if options.dry_run:
+        return _dry_run(spec, options, execution, remarks)
+    for remark in remarks:
+        print(remark, file=sys.stderr)
+    if options.until_halfwidth is not None:
+        return _sweep_until(spec, options, execution)
+    if options.executor == "slurm":
+        return _sweep_on_slurm(spec, options, execution)
+    return _sweep_here(spec, options, execution)
+
+
+def _parse_sweep(argv: list[str]) -> tuple[Any, ExecSpec, Sweep]:
+    """Return the flags of `se-lab sweep`, where and how its trials run, and the sweep itself."""
     from se_lab.spec.flags import execution_parser, import_plugins, parse_execution
+    from se_lab.sweep.grammar import read_sweep
+    from se_lab.sweep.schedule import check_place
     from se_lab.sweep.slurm import SlurmSpec
 
-    parser = execution_parser("se-lab sweep", "Run every trial of a W&B sweep spec here; run again, it goes on.")
-    parser.add_argument("spec", metavar="SPEC", help="A W&B sweep spec.")
-    parser.add_argument("--workers", default="1", metavar="N|auto", help="Trials at a time; auto: as many as pay.")
-    parser.add_argument("--retries", type=int, default=1, help="Further tries of a trial, where another can help.")
-    parser.add_argument("--sweep-seed", type=int, default=0, help="Seeds a random or a bayes search.")
-    parser.add_argument("--dry-run", action="store_true", help="List the trials and what they will cost; run none.")
-    parser.add_argument("--format", default="table", choices=("table", "json"), help="How --dry-run and --status list.")
-    parser.add_argument("--status", action="store_true", help="Tell how each trial stands; run none.")
+    parser = execution_parser("se-lab sweep", "Run the trials of a W&B sweep spec. The same command resumes it.")
+    parser.add_argument("spec", metavar="FILE", help="A W&B sweep spec.")
+    parser.add_argument(
+        "--workers", default="1", metavar="N|auto", help="Trials to run in parallel; auto maximises throughput."
+    )
+    parser.add_argument("--retries", type=int, default=1, help="Retries of a failed trial, where that can help.")
+    _add_seed(parser)
+    parser.add_argument(
+        "--until-halfwidth", type=float, metavar="POINTS",
+        help="Add seeds until the simultaneous intervals against the baseline are that narrow, at 5 %% over all looks.",
+    )  # fmt: skip
+    parser.add_argument("--max-seeds", type=int, metavar="N", help="With --until-halfwidth: seeds at most (20).")
+    parser.add_argument(
+        "--confirm", type=int, metavar="N", help="Run the best N variants by validation error with fresh seeds."
+    )
+    parser.add_argument("--seeds", type=int, metavar="N", help="With --confirm: fresh seeds of each variant (5).")
+    parser.add_argument("--dry-run", action="store_true", help="List the trials and their cost; run none.")
+    parser.add_argument("--format", default="table", choices=("table", "json"), help="Format of --dry-run.")
     parser.add_argument("--executor", default="local", choices=("local", "slurm"), help="Where trials run.")
     parser.add_class_arguments(SlurmSpec, "slurm")
     parser.add_argument("--wait", action="store_true", help="With --executor slurm: return when all trials are over.")
-    parser.add_argument("--check", action="store_true", help="Tell what W&B would refuse or change; run none.")
-    parser.add_argument("--agents", type=int, default=1, help="With a bare --wandb: agents of W&B's at a time.")
-    # bare, --wandb runs the sweep through W&B; with a value it is the field of ExecSpec
-    through_wandb = any(
-        a == "--wandb" and b not in ("true", "false") for a, b in zip(argv, [*argv[1:], ""], strict=False)
-    )
-    argv = [token for token in argv if token != "--wandb" or not through_wandb]
+    parser.add_argument("--agents", type=int, default=1, help="With a bare --wandb: number of W&B agents in parallel.")
+    # without a value, --wandb runs the sweep through W&B; with one it is the field of ExecSpec
+    bare = any(a == "--wandb" and b not in ("true", "false") for a, b in zip(argv, [*argv[1:], ""], strict=False))
+    argv = [token for token in argv if token != "--wandb" or not bare]
     options, execution = parse_execution(parser, argv)
     import_plugins(execution.plugins)
-    if options.check:
-        return _check(options.spec)
-    from se_lab.sweep.grammar import read_sweep
-
-    sweep = read_sweep(options.spec, seed=options.sweep_seed)
-    options, execution = parse_execution(parser, argv, sweep.execution)
-    if sweep.search is not None:  # whose proposals are in the store
-        sweep = read_sweep(options.spec, seed=options.sweep_seed, store_folder=execution.store)
-    from se_lab.sweep.execute import check_place, check_trials
-
+    spec = read_sweep(options.spec, seed=options.sweep_seed)
+    options, execution = parse_execution(parser, argv, spec.execution)
     check_place(execution.store)
-    if options.status:
-        return _status(sweep, options, execution)
+    if spec.search is not None:  # its proposals are in the store
+        spec = read_sweep(options.spec, seed=options.sweep_seed, store_folder=execution.store)
+    options.through_wandb = bare
+    return options, execution, spec
+
+
+def _add_seed(parser: Any) -> None:
+    parser.add_argument("--sweep-seed", type=int, default=0, help="Seed of a random or Bayesian search.")
+
+
+def _check_options(options: Any) -> None:
+    from se_lab.sweep.slurm import SlurmSpec
+
     if options.workers != "auto" and not (options.workers.isdecimal() and int(options.workers)):
         raise SpecError(f"--workers is {options.workers!r}; it must be auto or a number from 1 on")
+    if options.workers == "auto" and options.executor == "slurm":
+        raise SpecError("--workers auto looks at this machine; with --executor slurm give a number")
     if options.retries < 0:
         raise SpecError(f"--retries is {options.retries}; it must be at least 0")
+    if options.agents < 1:
+        raise SpecError(f"--agents is {options.agents}; it must be at least 1")
+    if options.until_halfwidth is not None and not options.until_halfwidth > 0:
+        raise SpecError(f"--until-halfwidth is {options.until_halfwidth}; it must be above 0, in points of error")
+    if options.max_seeds is not None and options.until_halfwidth is None:
+        raise SpecError("--max-seeds needs --until-halfwidth")
+    if options.seeds is not None and options.confirm is None:
+        raise SpecError("--seeds needs --confirm")
+    if options.until_halfwidth is not None and options.confirm is not None:
+        raise SpecError("--until-halfwidth and --confirm do not go together: the one adds seeds to the other's choice")
+    if options.through_wandb and (options.until_halfwidth is not None or options.confirm is not None):
+        raise SpecError(
+            "--until-halfwidth and --confirm choose trials as they go, and a sweep at W&B cannot be changed"
+        )
     if options.executor == "local" and (options.wait or options.slurm != SlurmSpec()):
         raise SpecError("--slurm.… and --wait need --executor slurm")
-    if through_wandb and options.executor == "local":
-        return _sweep_through_wandb(sweep, options, execution)
-    samples = [*sweep.trials, *(sweep.search.corners() if sweep.search is not None else [])]
-    remarks = check_trials(samples, execution=execution, looks_at=sweep.looks_at)
-    if sweep.search is not None:
-        remarks.append("bayes: Optuna's Gaussian process proposes here, W&B's own engine under --wandb")
-    if options.dry_run:
-        from se_lab.sweep.plan import plan_sweep
 
-        plan = plan_sweep(sweep, execution, _workers(sweep, options, execution))
-        print(json.dumps(plan.listing(), indent=2) if options.format == "json" else plan.text(remarks))
+
+def _dry_run(spec: Sweep, options: Any, execution: ExecSpec, remarks: list[str]) -> int:
+    from se_lab.sweep.plan import plan_sweep
+
+    workers = _workers(spec, options, execution)
+    plan = plan_sweep(spec, execution, workers)
+    if options.format == "json":
+        print(json.dumps(plan.listing(), indent=2))
         return 0
-    for remark in remarks:
-        print(remark, file=sys.stderr)
-    if options.executor == "slurm":
-        if options.workers == "auto":
-            raise SpecError("--workers auto looks at this machine; with --executor slurm give a number")
-        return _sweep_on_slurm(sweep, options, execution, through_wandb)
-    return _sweep_here(sweep, options, execution)
+    print(plan.text(remarks))
+    if options.until_halfwidth is not None:
+        from se_lab.sweep.seeds import with_seeds
+
+        most = options.max_seeds or MAX_SEEDS
+        whole = plan_sweep(dataclasses.replace(spec, trials=with_seeds(spec.trials, most)), execution, workers)
+        print(f"with {most} seeds, which --until-halfwidth may come to: {whole.summary()}")
+    return 0
 
 
-def _sweep_here(sweep: Any, options: Any, execution: Any) -> int:
-    from se_lab.sweep.execute import common_reason, execute
-    from se_lab.sweep.view import SweepView
-    from se_lab.training.run import RESUME_ME
+def _confirm(spec: Sweep, options: Any, execution: ExecSpec) -> Sweep:
+    """Return the sweep of a sweep's best variants and baselines with fresh seeds, and note the choice in the store."""
+    from se_lab.sweep.confirm import choose, confirmation_of, fresh_trials, note
 
-    workers = _workers(sweep, options, execution)
-    total = sweep.search.cap if sweep.search is not None else len(sweep.trials)
-    with SweepView(total) as view:
-        outcomes = execute(
-            sweep.trials,
-            execution,
-            workers,
-            view,
-            retries=options.retries,
-            search=sweep.search,
-            early_stop=sweep.early_stop,
+    found = confirmation_of(spec.trials, execution.store)
+    confirmation = choose(spec, execution.store, options.confirm, options.seeds or SEEDS)
+    if found is not None and found.chosen != confirmation.chosen:
+        raise SpecError(
+            f"other variants of {spec.name} were confirmed in {execution.store} before: a second choice would be "
+            "chosen by looking again; use another store"
         )
+    if not options.dry_run:
+        note(confirmation, spec, execution.store)
+    trials = fresh_trials(confirmation)
+    print(f"table of the fresh seeds: se-lab table confirm:{shlex.quote(options.spec)}", file=sys.stderr)
+    return dataclasses.replace(spec, name=f"{spec.name}, confirmed", trials=trials, search=None, early_stop=None)
+
+
+def _sweep_until(spec: Sweep, options: Any, execution: ExecSpec) -> int:
+    """Add seeds until the intervals are narrow enough; the statistics are the table's."""
+    from se_lab.store import read_records
+    from se_lab.sweep.seeds import by_variant, half_width, until_narrow
+
+    ended = [0]
+
+    def run(trials: Sequence[RunSpec]) -> bool:
+        ended[0] = _run_all(dataclasses.replace(spec, trials=list(trials)), options, execution)
+        return ended[0] == 0
+
+    def width(trials: Sequence[RunSpec], level: float) -> float:
+        records = read_records(execution.store, {trial.trial_id: trial.flat() for trial in trials})
+        errors = dict(zip(records["trial_id"], records[METRIC], strict=True))
+        return half_width([[errors[trial.trial_id] for trial in own] for own in by_variant(trials)], level)
+
+    target, most = options.until_halfwidth, options.max_seeds or MAX_SEEDS
+    reached = False
+    for look, found in until_narrow(spec.trials, target, most, run, width):
+        reached = found <= target
+        intervals = f"simultaneous {100 * (1 - look.level):.2f} % intervals"
+        print(f"{look.seeds} seeds: the {intervals} are ± {found:.3f} points at most", flush=True)
+    if ended[0] == 0:
+        print(f"narrow enough: at most ± {target:g} points" if reached else f"not narrower with {most} seeds")
+    return ended[0]
+
+
+def _run_all(spec: Sweep, options: Any, execution: ExecSpec) -> int:
+    """Run trials to their end, here or on Slurm, and return the exit status."""
+    if options.executor == "local":
+        return _sweep_here(spec, options, execution)
+    options.wait = True
+    return _sweep_on_slurm(spec, options, execution)
+
+
+def _sweep_here(spec: Sweep, options: Any, execution: ExecSpec) -> int:
+    from se_lab.sweep.schedule import Rules, execute
+    from se_lab.sweep.view import SweepView
+
+    workers = _workers(spec, options, execution)
+    total = spec.search.cap if spec.search is not None else 0
+    with SweepView(spec.trials, workers, execution.store, total=total) as view:
+        rules = Rules(options.retries, spec.search, spec.early_stop)
+        outcomes = execute(spec.trials, execution, workers, view, rules)
+    return _report(spec.name, outcomes, execution)
+
+
+def _report(name: str, outcomes: Sequence[Outcome], execution: ExecSpec) -> int:
+    """Print how the trials of a sweep ended, and return the exit status."""
+    from se_lab.sweep.schedule import common_reason
+    from se_lab.training.stopping import RESUME_ME
+
     counts = Counter(outcome.status for outcome in outcomes)
-    print(f"{sweep.name}: " + ", ".join(f"{count} {status}" for status, count in sorted(counts.items())))
+    before = counts.pop("skipped", 0)
+    told = [f"{count} {status}" for status, count in sorted(counts.items())]
+    print(f"{name}: " + ", ".join([*told, *([f"{before} were finished before"] if before else [])]))
     verdict = common_reason(outcomes)
     if verdict is not None:
         why, count = verdict
@@ -107,31 +227,29 @@ def _sweep_here(sweep: Any, options: Any, execution: Any) -> int:
     if counts["failed"]:
         return 1
     if counts["interrupted"] or counts["not started"]:
-        print("stopped; the same command goes on where it stopped", file=sys.stderr)
+        print("stopped; the same command resumes the sweep", file=sys.stderr)
         return RESUME_ME
     return 0
 
 
-def _workers(sweep: Any, options: Any, execution: Any) -> int:
+def _workers(spec: Sweep, options: Any, execution: ExecSpec) -> int:
     if options.workers != "auto":
         return int(options.workers)
     from se_lab.sweep.workers import choose_workers
 
-    workers: int
-    workers, why = choose_workers(sweep.trials or sweep.search.corners(), execution)
+    samples = spec.trials or (spec.search.corners() if spec.search is not None else [])
+    workers, why = choose_workers(samples, execution)
     print(f"--workers auto: {workers} at a time, {why}", file=sys.stderr)
     return workers
 
 
-def _sweep_through_wandb(sweep: Any, options: Any, execution: Any) -> int:
+def _sweep_through_wandb(spec: Sweep, options: Any, execution: ExecSpec) -> int:
     from se_lab.sweep.wandb import register_sweep, run_agents, table_of
     from se_lab.training.stopping import RESUME_ME
 
-    if options.agents < 1:
-        raise SpecError(f"--agents is {options.agents}; it must be at least 1")
     path, environment = register_sweep(options.spec, execution)
     to_the_end = run_agents(path, environment, options.agents)
-    counts = Counter(table_of(sweep, path)["status"])
+    counts = Counter(table_of(spec, path)["status"])
     print(f"{options.spec}: " + ", ".join(f"{count} {status}" for status, count in sorted(counts.items())))
     if counts and set(counts) <= {"finished", "stopped"}:
         return 0
@@ -139,62 +257,87 @@ def _sweep_through_wandb(sweep: Any, options: Any, execution: Any) -> int:
         return 1
     variables = " ".join(f"{name}={shlex.quote(environment[name])}" for name in ("SE_LAB_STORE", "SE_LAB_DATA"))
     print(
-        f"stopped; this goes on with it at W&B:  {variables} wandb agent -f {path}\n"
-        "the same command goes on as well, as a new sweep there, in which what is finished ends at once",
+        f"stopped; to resume this sweep at W&B:  {variables} wandb agent -f {path}\n"
+        "the same command resumes as well, as a new sweep at W&B, where finished trials end at once",
         file=sys.stderr,
     )
     return RESUME_ME
 
 
-def _status(sweep: Any, options: Any, execution: Any) -> int:
-    from se_lab.sweep.status import listing, standings, summary, table
-
-    stood = standings(sweep, execution.store)
-    if options.format == "json":
-        print(json.dumps(listing(stood), indent=2))
-        if sweep.search is not None:  # whose trials to come stand in no list
-            print(summary(sweep, stood), file=sys.stderr)
-    else:
-        print("\n".join([*([table(stood)] if stood else []), summary(sweep, stood)]))
-    return 0
-
-
-def _sweep_on_slurm(sweep: Any, options: Any, execution: Any, through_wandb: bool) -> int:
+def _sweep_on_slurm(spec: Sweep, options: Any, execution: ExecSpec) -> int:
     from se_lab.sweep.slurm import submit_agents, submit_trials, wait_for
     from se_lab.sweep.status import OVER, SUBMISSIONS, standings, summary
 
-    if through_wandb:
-        jobs = submit_agents(options.spec, sweep, execution, options.slurm)
+    if options.through_wandb:
+        jobs = submit_agents(options.spec, spec, execution, options.slurm)
     else:
         tasks = {"workers": int(options.workers), "retries": options.retries}
-        jobs = submit_trials(sweep, execution, options.slurm, **tasks)
+        jobs = submit_trials(spec, execution, options.slurm, **tasks)
     print(f"submitted to Slurm: {', '.join(jobs)}" if jobs else "nothing to submit")
     if options.wait:
-        stood = wait_for(sweep, execution.store)
-        print(summary(sweep, stood))
+        stood = wait_for(spec, execution.store)
+        print(summary(spec, stood))
         return int(any(s.status not in OVER for s in stood))
-    print(summary(sweep, standings(sweep, execution.store)))
-    told = f"{shlex.quote(options.spec)} --status --store {shlex.quote(execution.store)}"
-    print(f"how it stands: se-lab sweep {told}")
-    print(f"logs of jobs:  {Path(execution.store, SUBMISSIONS)}")
+    print(summary(spec, standings(spec, execution.store)))
+    where = f"{shlex.quote(options.spec)} --store {shlex.quote(execution.store)}"
+    print(f"status of the trials: se-lab status {where}")
+    print(f"logs of the jobs:     {Path(execution.store, SUBMISSIONS)}")
     return 0
 
 
-def sync(argv: list[str]) -> int:
-    """Send offline trials to W&B."""
-    from se_lab.spec.flags import execution_parser, parse_execution
+def status(argv: list[str]) -> int:
+    """Print the state of each trial of a sweep spec, from the files of its store and Slurm's queue."""
+    from se_lab.cli.parser import Parser
+    from se_lab.spec.flags import import_plugins
+    from se_lab.sweep.grammar import read_sweep
+    from se_lab.sweep.schedule import check_place
+    from se_lab.sweep.status import listing, rows, standings, summary
 
-    parser = execution_parser("se-lab sync", "Send trials that ran offline to W&B, each once and whole.")
-    parser.add_argument("runs", nargs="+", metavar="RUNS", help="Sweep specs (their trials, in the store) or stores.")
-    parser.add_argument("--entity", help="The W&B user or team; by default your own.")
-    parser.add_argument("--sweep-seed", type=int, default=0, help="What a random or a bayes search had.")
-    options, execution = parse_execution(parser, argv)
-    from se_lab.sweep.wandb import sync
-
-    for source in options.runs:
-        for trial_id, status in sync(source, execution, entity=options.entity, sweep_seed=options.sweep_seed):
-            print(f"{trial_id} {status}")
+    parser = Parser("se-lab status", "Print the state of each trial of a sweep.")
+    parser.add_argument("spec", metavar="FILE", help="A W&B sweep spec.")
+    parser.add_argument("--store", help="The folder of trials; by default SE_LAB_STORE, else runs.")
+    parser.add_argument("--plugins", default="", help="Modules to import first, separated by commas.")
+    _add_seed(parser)
+    parser.add_argument("--format", default="table", choices=("table", "json"))
+    options = parser.parse_args(argv)
+    import_plugins(options.plugins)
+    spec = read_sweep(options.spec, seed=options.sweep_seed, store_folder=options.store)
+    folder = options.store or spec.execution.store
+    check_place(folder)
+    stood = standings(spec, folder)
+    if options.format == "json":
+        print(json.dumps(listing(stood), indent=2))
+        if spec.search is not None:  # trials that it has yet to propose are in no list
+            print(summary(spec, stood), file=sys.stderr)
+    else:
+        if stood:
+            show(*rows(stood))
+        print(summary(spec, stood))
     return 0
+
+
+def show(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table on the terminal; columns fit its width, and 140 characters where there is none."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*headings)
+    for row in rows:
+        table.add_row(*row)
+    Console(width=None if sys.stdout.isatty() else 140, markup=False, highlight=False).print(table)
+
+
+def check(argv: list[str]) -> int:
+    """Print what W&B would refuse in a sweep spec, or do other than it is written."""
+    from se_lab.cli.parser import Parser
+    from se_lab.spec.flags import import_plugins
+
+    parser = Parser("se-lab check", "Print what W&B would refuse in a sweep spec, or do other than it is written.")
+    parser.add_argument("spec", nargs="+", metavar="FILE", help="W&B sweep specs.")
+    parser.add_argument("--plugins", default="", help="Modules to import first, separated by commas.")
+    options = parser.parse_args(argv)
+    import_plugins(options.plugins)
+    return max(_check(file) for file in options.spec)
 
 
 def _check(file: str) -> int:
@@ -203,16 +346,34 @@ def _check(file: str) -> int:
 
     found, remarks = check_sweep(file), [f"  remark: {remark}" for remark in sweep_remarks(file)]
     if found:
-        print("\n".join([f"{file}: {len(found)} finding(s)", *(f"  {finding}" for finding in found), *remarks]))
+        count = "1 finding" if len(found) == 1 else f"{len(found)} findings"
+        print("\n".join([f"{file}: {count}", *(f"  {finding}" for finding in found), *remarks]))
         return 1
-    sweep = read_sweep(file)
-    if sweep.search is None:
-        print(f"{file}: {len(sweep.trials)} trials, the same here and under W&B")
+    spec = read_sweep(file)
+    if spec.search is None:
+        print(f"{file}: {len(spec.trials)} trials, the same here and under W&B")
     else:
-        print(f"{file}: {sweep.search.cap} trials, proposed by Optuna here and by W&B's own engine there")
+        print(f"{file}: {spec.search.cap} trials, proposed by Optuna here and by W&B's own engine there")
     for remark in remarks:
         print(remark)
     name = shlex.quote(file)
     print(f"  here:      se-lab sweep {name}")
     print(f"  with W&B:  wandb sweep {name}, then wandb agent -f SWEEP (-f: a stopped agent stops its trial too)")
+    return 0
+
+
+def sync(argv: list[str]) -> int:
+    """Send trials that ran offline to W&B."""
+    from se_lab.spec.flags import execution_parser, parse_execution
+
+    parser = execution_parser("se-lab sync", "Send trials that ran offline to W&B, each once and complete.")
+    parser.add_argument("runs", nargs="+", metavar="RUNS", help="Sweep specs (their trials, in the store) or stores.")
+    parser.add_argument("--entity", help="The W&B user or team; by default your own.")
+    _add_seed(parser)
+    options, execution = parse_execution(parser, argv)
+    from se_lab.sweep.wandb import sync
+
+    for source in options.runs:
+        for trial_id, state in sync(source, execution, entity=options.entity, sweep_seed=options.sweep_seed):
+            print(f"{trial_id} {state}")
     return 0

@@ -41,7 +41,7 @@ def _train(argv: list[str]) -> int:
             return int(rehearsal.disk_bytes > rehearsal.free_bytes)
         if first:
             print(f"trial {spec.trial_id} in {Path(execution.store, spec.trial_id)}")
-        if execution.wandb and "WANDB_SWEEP_ID" in os.environ:  # an agent of W&B's calls
+        if execution.wandb and os.environ.get("WANDB_SWEEP_ID"):  # an agent of W&B's calls
             from se_lab.sweep.wandb import run_for_agent
 
             record = run_for_agent(spec, execution)

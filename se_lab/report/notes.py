@@ -32,6 +32,10 @@ def missing_notes(
         ]
         notes.append(f"{len(lost)} {'trial' if len(lost) == 1 else 'trials'} {status}: {some(texts)}.")
     notes += _unequal_seeds(trials, variants, group)
+    if "chosen" in trials and (chosen := trials["chosen"].eq(True)).any():
+        names = variants["variant"].loc[list(dict.fromkeys(trials.loc[chosen, "variant"]))]
+        what = "chosen by the validation errors of these trials, which flatters them"
+        notes.append(f"{some(names)}: {what}; RUNS confirm:FILE has fresh seeds.")
     without = variants["variant"][baseline < 0]
     if len(without) == len(variants):
         notes.append("No baseline (insertion none) among the records: no differences.")

@@ -295,11 +295,16 @@ def holder_of(folder: Path) -> dict[str, Any] | None:
 
 
 def describe_holder(folder: Path) -> str:
-    """Return 'process 123 on host', 'a process that is not known', or 'nobody'."""
-    holder = holder_of(folder)
-    if holder is None:
+    """Return 'process 123 on host', 'an unknown process' or 'nobody'; and since when the worker has been silent.
+
+    A worker on this host that is frozen holds its trial for as long as it lives: silence is how that is seen.
+    """
+    holder, latest = holder_of(folder), _latest(folder / "claims")
+    if holder is None or latest is None:
         return "nobody"
-    return f"process {holder['pid']} on {holder['host']}" if holder else "a process that is not known"
+    name = f"process {holder['pid']} on {holder['host']}" if holder else "an unknown process"
+    silent = _now_on(latest.parent) - latest.stat().st_mtime
+    return name if silent < LEASE_SECONDS else f"{name}, silent for {silent / 60:.0f} min"
 
 
 def _latest(claims: Path) -> Path | None:

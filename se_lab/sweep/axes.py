@@ -199,6 +199,17 @@ def grid_values(axis: Axis) -> list[Any]:
     return list({json.dumps(value, sort_keys=True, default=str): value for value in values}.values())
 
 
+def grid_size(axis: Axis) -> int:
+    """Return how many values a parameter has in a grid, at most, without building them."""
+    distribution = axis.get("distribution", _inferred(axis))
+    if distribution == "int_uniform":
+        return int(axis["max"] - axis["min"] + 1)
+    if distribution == "q_uniform":
+        steps: float = (axis["max"] - axis["min"]) / axis.get("q", 1.0)
+        return math.ceil(steps)
+    return len(grid_values(axis))
+
+
 def is_categorical(axis: Axis) -> bool:
     """Tell whether a parameter has values, or one, instead of a range."""
     return "value" in axis or "values" in axis

@@ -22,7 +22,6 @@ import numpy as np
 from se_lab import store
 from se_lab.spec import RunSpec, SpecError, dotted, leaves, run_spec, seed_of
 from se_lab.sweep.axes import Axis, draw, grid_values, is_categorical
-from se_lab.sweep.child import in_a_child
 from se_lab.sweep.early_stop import Metric
 
 Place = dict[str, float]
@@ -63,7 +62,7 @@ class BayesSearch:
             values = [self._value(folder, trial) for _, trial in earlier]
             if len(earlier) >= self.cap or self._reached(values):
                 return None
-            found = in_a_child(self._next, earlier, values)
+            found = self._next(earlier, values)
             if found is None:
                 return None
             place, flat = found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ import yaml
 
 from se_lab.spec import ExecSpec, RunSpec, SpecError, dotted, leaves, nearest, run_spec, seed_of
 from se_lab.spec.flags import parse_trial
-from se_lab.sweep.axes import Finding, axis_findings, draw, grid_values
+from se_lab.sweep.axes import Finding, axis_findings, draw, grid_size, grid_values
 from se_lab.sweep.bayes import BayesSearch
 from se_lab.sweep.early_stop import VALIDATION_METRICS, Hyperband, Metric, early_stop_problems, hyperband_of
 
@@ -23,6 +24,8 @@ TOP_LEVEL = (
     "early_terminate", "run_cap",
 )  # fmt: skip
 METHODS = ("grid", "random", "bayes")
+MOST_POINTS = 100_000
+"""The largest grid or search; one of millions of points is a mistake, and would fill the memory before it is seen."""
 LAUNCHERS = ("${env}", "${interpreter}", "${program}")
 MACROS = (*LAUNCHERS, "${args}", "${args_no_equals}", "${args_json_file}")
 """The macros of W&B's agent that lead to `se-lab train`; the others write flags it does not read."""
@@ -197,11 +200,32 @@ def problems(spec: Any) -> Iterator[Finding]:
         todo = "it maps dotted keys to {value: …}, {values: […]} or a distribution"
         yield Finding("parameters", "parameters is missing" if not parameters else f"it is {parameters!r}", todo)
         return
-    for name, axis in parameters.items():
-        yield from _name_problems(str(name), parameters)
-        yield from axis_findings(str(name), axis, str(spec.get("method")))
+    wrong = list(_parameter_problems(parameters, str(spec.get("method"))))
+    yield from wrong or _size_problems(spec)
     if not command:
         yield from _fixed_and_varied(spec, fixed_flags(spec))
+
+
+def _parameter_problems(parameters: Mapping[Any, Any], method: str) -> Iterator[Finding]:
+    for name, axis in parameters.items():
+        yield from _name_problems(str(name), parameters)
+        yield from axis_findings(str(name), axis, method)
+    varied = isinstance(parameters.get("seed"), Mapping) and "value" not in parameters["seed"]
+    if varied and method in ("random", "bayes"):
+        what = f"a {method} search would look for the luckiest seed"
+        todo = "leave seed out; se-lab sweep FILE --confirm 3 --seeds 5 runs what it finds with fresh seeds"
+        yield Finding("parameters.seed", what, todo)
+
+
+def _size_problems(spec: Mapping[str, Any]) -> Iterator[Finding]:
+    """Yield a finding if a spec has more points than anybody runs."""
+    cap, method = spec.get("run_cap"), spec.get("method")
+    sizes = [grid_size(axis) for axis in spec["parameters"].values()] if method == "grid" else [0]
+    whole = math.prod(sizes) if method == "grid" else cap
+    points = max(min(whole, cap) if cap else whole, *sizes) if isinstance(whole, int) else 0
+    if points > MOST_POINTS:
+        todo = f"at most {MOST_POINTS:,} are allowed: leave values out, or set run_cap"
+        yield Finding("parameters", f"the {method} has {points:,} points", todo)
 
 
 def _method_problems(spec: Mapping[str, Any]) -> Iterator[Finding]:

@@ -19,6 +19,7 @@ from se_lab.data import DataShape, data_shape
 from se_lab.spec import ExecSpec, RunSpec, SESpec, dotted, label
 from se_lab.store import read_record, trial_folder
 from se_lab.sweep.grammar import Sweep
+from se_lab.sweep.view import duration
 from se_lab.training.process import prepare
 from se_lab.training.rehearse import PREDICTION_BYTES
 from se_lab.units.costs import Complexity, Trace, count_variant, trace
@@ -85,19 +86,24 @@ class Plan:
             values = [label(p.trial), *(str(flat[key]) for key in keys)]
             done = "finished" if p.done else ""
             table.add_row(p.trial.trial_id, *values, f"{p.params:,}", f"{p.macs:,}", duration(p.seconds), done)
-        total = self.sweep.search.cap if self.sweep.search is not None else len(self.trials)
-        needed, free = sum(p.bytes for p in self.left), free_bytes(self.store)
-        lines = [
-            f"{total} trials, {len(self.left)} to run: about {duration(self.seconds)} with {self.workers} worker(s), "
-            f"and {needed / 2**30:,.2f} GiB of the {free / 2**30:,.1f} that are free in {self.store}"
-            + (": NOT ENOUGH" if needed > free else "")
-        ]
+        lines = [self.summary()]
         if self.sweep.repeated:
             lines.append(f"{self.sweep.repeated} points of the spec are trials it already has, and run once")
         console = Console(file=io.StringIO(), width=140)
         console.print(table)
         shown = [console.file.getvalue().rstrip()] if self.trials else []  # type: ignore[attr-defined]
         return "\n".join([*shown, *lines, *remarks])
+
+    def summary(self) -> str:
+        """Return how many trials are to run, and what they take, in a line."""
+        total = self.sweep.search.cap if self.sweep.search is not None else len(self.trials)
+        needed, free = sum(p.bytes for p in self.left), free_bytes(self.store)
+        workers = "1 worker" if self.workers == 1 else f"{self.workers} workers"
+        return (
+            f"{total} trials, {len(self.left)} to run: about {duration(self.seconds)} with {workers}, "
+            f"and {needed / 2**30:,.2f} GiB of the {free / 2**30:,.1f} that are free in {self.store}"
+            + (": NOT ENOUGH" if needed > free else "")
+        )
 
     def _varied(self) -> list[str]:
         """Return the keys that vary and that a trial's label does not say."""
@@ -166,14 +172,3 @@ def _time_step(model: torch.nn.Module, shape: tuple[int, int, int], classes: int
         torch.autograd.backward(F.cross_entropy(model.train()(images), labels))
         taken.append(time.perf_counter() - start)
     return min(taken)
-
-
-def duration(seconds: float) -> str:
-    """Return 90 seconds as '1 min 30 s', 4,000 as '1 h 7 min', and more than two days as days."""
-    if seconds < 60:
-        return f"{max(round(seconds), 1)} s"
-    if seconds < 3600:
-        return f"{int(seconds // 60)} min {round(seconds % 60)} s"
-    if seconds > 2 * 86400:
-        return f"{seconds / 86400:,.0f} days"
-    return f"{int(seconds // 3600)} h {round(seconds % 3600 / 60)} min"

@@ -8,8 +8,12 @@ from pathlib import Path
 import pandas as pd
 
 from se_lab import store
-from se_lab.spec import ExecSpec
+from se_lab.spec import ExecSpec, SpecError
+from se_lab.sweep.confirm import confirmation_of, fresh_trials
 from se_lab.sweep.grammar import read_sweep
+
+CONFIRM = "confirm:"
+"""Before the path of a sweep spec: the fresh trials of its best variants."""
 
 
 def load_records(
@@ -19,7 +23,9 @@ def load_records(
 
     Args:
         source: A sweep spec (its trials, in its order, found in the store; one that has not run has the status
-            missing and its spec), a store, wandb:ENTITY/PROJECT or wandb:ENTITY/PROJECT/SWEEP, or several of these.
+            missing and its spec), confirm:FILE (the fresh trials that confirm a spec's best variants), a store,
+            wandb:ENTITY/PROJECT or wandb:ENTITY/PROJECT/SWEEP, or several of these. Where the best variants of a spec
+            were confirmed, the column `chosen` tells which trials they were chosen by.
         store_folder: The store that specs are looked up in; by default the variable SE_LAB_STORE, else runs/.
         sweep_seed: Of specs whose search is random or bayes.
 
@@ -38,7 +44,17 @@ def _load(source: str | Path, store_folder: str | Path, sweep_seed: int) -> pd.D
         from se_lab.sweep.wandb import read_wandb
 
         return read_wandb(str(source).removeprefix("wandb:"))
-    if Path(source).suffix in (".yaml", ".yml"):
-        trials = read_sweep(source, seed=sweep_seed, store_folder=store_folder).trials
-        return store.read_records(store_folder, {trial.trial_id: trial.flat() for trial in trials})
-    return store.read_records(source)
+    confirmed = str(source).startswith(CONFIRM)
+    path = Path(str(source).removeprefix(CONFIRM))
+    if not confirmed and path.suffix not in (".yaml", ".yml"):
+        return store.read_records(source)
+    trials = read_sweep(path, seed=sweep_seed, store_folder=store_folder).trials
+    confirmation = confirmation_of(trials, store_folder)
+    if confirmed:
+        if confirmation is None:
+            raise SpecError(f"{path}: nothing of it was confirmed in {store_folder}; se-lab sweep --confirm does that")
+        trials = fresh_trials(confirmation)
+    records = store.read_records(store_folder, {trial.trial_id: trial.flat() for trial in trials})
+    if confirmation is not None and not confirmed:
+        records["chosen"] = records["trial_id"].isin(confirmation.chosen)
+    return records

@@ -16,10 +16,8 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
-import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -39,7 +37,7 @@ from se_lab.sweep.status import (
     standings,
     trials_of,
 )
-from se_lab.training.stopping import RESUME_ME, InterruptedTrialError
+from se_lab.training.stopping import RESUME_ME, InterruptedTrialError, Stop, heard
 
 ARRAY_SIZE = 1000
 """The longest array that Slurm takes unless it is told otherwise (MaxArraySize)."""
@@ -204,24 +202,23 @@ def wait_for(sweep: Sweep, store_folder: str | Path) -> list[Standing]:
 
 def run_share(share: Share) -> None:
     """Run a task's trials, in the job; what is left when it is told to stop goes back into the queue with it."""
-    with _stop_heard() as stop:
-        from se_lab.sweep.execute import common_reason, execute
+    with heard(Stop(at_once=False)) as stop:
+        from se_lab.sweep.schedule import Rules, common_reason, execute
         from se_lab.sweep.view import SweepView
 
         sweep, before = share.sweep, _saved(share)
-        if stop.is_set():
+        if stop.asked:
             _leave(made_progress=False)
         if any(trial.train.nodes > 1 for trial in sweep.trials):
             return _run_rank(share)
-        with SweepView(sweep.search.cap if sweep.search is not None else len(sweep.trials)) as view:
+        total = sweep.search.cap if sweep.search is not None else 0
+        with SweepView(sweep.trials, share.workers, share.execution.store, total=total) as view:
             outcomes = execute(
                 sweep.trials,
                 share.execution,
                 share.workers,
                 view,
-                retries=share.retries,
-                search=sweep.search,
-                early_stop=sweep.early_stop,
+                Rules(share.retries, sweep.search, sweep.early_stop),
             )
     if common_reason(outcomes) is None and any(o.status in ("interrupted", "not started") for o in outcomes):
         _leave(made_progress=_saved(share) != before)
@@ -243,12 +240,12 @@ def _run_rank(share: Share) -> None:
 def run_agent(work: tuple[str, Mapping[str, str]]) -> None:
     """Run one trial of W&B's, in the job; an agent that is told to stop marks its run as preempting."""
     path, environment = work
-    with _stop_heard() as stop:
+    with heard(Stop(at_once=False)) as stop:
         command = [sys.executable, "-m", "wandb", "agent", "-f", "--count", "1", path]
         agent = subprocess.Popen(command, env=os.environ | dict(environment))
-        while agent.poll() is None and not stop.wait(0.5):
-            pass
-        if stop.is_set():
+        while agent.poll() is None and not stop.asked:
+            time.sleep(0.2)
+        if stop.asked:
             agent.terminate()
             agent.wait()
             _leave(made_progress=True)
@@ -302,17 +299,6 @@ def _outside_of_jobs() -> Iterator[None]:
     with clean_env() if "SLURM_JOB_ID" in os.environ else contextlib.nullcontext():
         os.environ.update(where)
         yield
-
-
-@contextlib.contextmanager
-def _stop_heard() -> Iterator[threading.Event]:
-    """Hear SIGTERM from the job's first moment on; while trials run, `execute` has a handler of its own."""
-    stop = threading.Event()
-    before = signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    try:
-        yield stop
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _saved(share: Share) -> list[int]:

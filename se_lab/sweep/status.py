@@ -1,8 +1,7 @@
-"""How the trials of a sweep stand: in the store, in Slurm's queue, or no longer anywhere."""
+"""The state of each trial of a sweep, from the files of its store and from Slurm's queue."""
 
 from __future__ import annotations
 
-import io
 import json
 import re
 import shutil
@@ -11,31 +10,32 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from se_lab import store
 from se_lab.spec import RunSpec, SpecError
 from se_lab.sweep.grammar import Sweep
+from se_lab.training.failures import reason
 
 SUBMISSIONS = ".slurm"
 """The folder of a store with what was submitted from it: <job>.json a submission, and the logs of its jobs."""
-OVER = ("done", "stopped")
+OVER = ("finished", "stopped")
 ASK_AGAIN_SECONDS = (1.0, 2.0, 4.0, 8.0)
 
 
 @dataclass(frozen=True)
 class Standing:
-    """How a trial stands."""
+    """The state of a trial."""
 
     trial: RunSpec
     status: str
-    """done, stopped (given up early), failed, running, queued (a job of Slurm's will take it), lost (its job left the
-    queue without a result), interrupted (the same for one that ran without Slurm), or missing."""
-    job: str = ""
-    """The job that has it, will take it or has lost it, with Slurm's word for its state: 12_3 PENDING. 12_* is any of
-    an array."""
+    """finished, stopped (given up early), failed, running, queued (a job of Slurm's will take it), interrupted (it was
+    begun, or its job left the queue without a result), or not started."""
+    worker: str = ""
+    """Who runs it, will run it or has lost it: a process, or a job with Slurm's word for its state, such as 12_3
+    PENDING; 12_* is any of an array."""
     error: str | None = None
     """The last line of a failed trial's traceback."""
 
@@ -74,17 +74,33 @@ def trials_of(sweep: Sweep, store_folder: str | Path) -> list[RunSpec]:
 
 
 def standings(sweep: Sweep, store_folder: str | Path) -> list[Standing]:
-    """Return how each trial of a sweep stands.
+    """Return the state of each trial of a sweep.
 
     Raises:
-        SpecError: where trials were handed to Slurm and its queue cannot be asked.
+        SpecError: if trials were submitted to Slurm and its queue cannot be asked.
     """
-    trials = trials_of(sweep, store_folder)
-    if not trials:  # of a search that has not begun
-        return []
-    rows = store.read_records(store_folder, {trial.trial_id: trial.flat() for trial in trials}).to_dict("records")
-    states = {str(row["trial_id"]): _state(row["status"], sweep) for row in rows}
-    waiting = {trial_id for trial_id, state in states.items() if state in ("failed", "interrupted", "missing")}
+    stood = [_in_the_store(trial, sweep, store_folder) for trial in trials_of(sweep, store_folder)]
+    return _in_the_queue(stood, store_folder)
+
+
+def _in_the_store(trial: RunSpec, sweep: Sweep, store_folder: str | Path) -> Standing:
+    """Return the state of a trial as far as its folder tells."""
+    folder = store.trial_folder(store_folder, trial.trial_id)
+    record = store.read_record(folder)
+    if record is None:
+        if store.holder_of(folder) is not None:
+            return Standing(trial, "running", store.describe_holder(folder))
+        return Standing(trial, "interrupted" if folder.is_dir() else "not started")
+    if record.status == "stopped" and sweep.early_stop is None:
+        return Standing(trial, "interrupted")  # another sweep has given it up, this one does not
+    error = reason(record.error) if record.status == "failed" and record.error else None
+    return Standing(trial, record.status, error=error)
+
+
+def _in_the_queue(stood: list[Standing], store_folder: str | Path) -> list[Standing]:
+    """Return the states of trials with what Slurm's queue tells of those that are not over."""
+    states = {s.trial.trial_id: s.status for s in stood}
+    waiting = {trial for trial, state in states.items() if state in ("failed", "interrupted", "not started")}
     asked_of = waiting | {t for t, state in states.items() if state == "running" and shutil.which("squeue")}
     submitted = [one for one in _submissions(store_folder) if _takes(one[1], asked_of)]
     jobs = _queue({one.name for _, one in submitted}) if submitted else {}
@@ -103,15 +119,17 @@ def standings(sweep: Sweep, store_folder: str | Path) -> list[Standing]:
                 said = f"{live[0]} {jobs[live[0]]}" if len(ours) == 1 else f"{live[0].partition('_')[0]}_*"
                 room = max(len(live) * one.trials_per_job - len(running), 0)
                 taken |= dict.fromkeys([*left[:room], *running], said)
-    stood = []
-    for trial, row in zip(trials, rows, strict=True):
-        status, job = states[trial.trial_id], taken.get(trial.trial_id, "")
-        if trial.trial_id in waiting and job:
-            status = "queued"
-        elif trial.trial_id in handed and status != "failed":
-            status, job = "lost", handed[trial.trial_id]
-        stood.append(Standing(trial, status, job, row["error"] if status == "failed" else None))
-    return stood
+    return [_with_job(s, taken.get(s.trial.trial_id), handed.get(s.trial.trial_id)) for s in stood]
+
+
+def _with_job(standing: Standing, taker: str | None, loser: str | None) -> Standing:
+    """Return a state with the live job that has the trial, or with the job that left the queue without a result."""
+    if taker is not None:
+        status = "running" if standing.status == "running" else "queued"
+        return replace(standing, status=status, worker=taker, error=None)
+    if loser is not None and standing.status in ("interrupted", "not started"):
+        return replace(standing, status="interrupted", worker=f"{loser} left the queue")
+    return standing
 
 
 def live_jobs(sweep: Sweep, store_folder: str | Path) -> int:
@@ -125,12 +143,6 @@ def live_jobs(sweep: Sweep, store_folder: str | Path) -> int:
         return 0
     jobs = _queue({job_name(sweep)})
     return sum(job in jobs for one in submitted for ours, _ in one.groups for job in ours)
-
-
-def _state(status: str, sweep: Sweep) -> str:
-    if status == "stopped" and sweep.early_stop is None:
-        return "interrupted"  # another sweep has given it up, this one does not
-    return "done" if status == "finished" else status
 
 
 def _submissions(store_folder: str | Path) -> list[tuple[float, Submission]]:
@@ -177,34 +189,29 @@ def ask_slurm(*command: str) -> str:
 
 
 def listing(stood: Sequence[Standing]) -> list[dict[str, Any]]:
-    """Return a dictionary a trial: trial_id, status, job, error, spec (flat)."""
+    """Return a dictionary per trial: trial_id, status, worker, error, spec (flat)."""
     return [
-        {"trial_id": s.trial.trial_id, "status": s.status, "job": s.job, "error": s.error, "spec": s.trial.flat()}
+        {"trial_id": s.trial.trial_id, "status": s.status, "worker": s.worker, "error": s.error, "spec": s.trial.flat()}
         for s in stood
     ]
 
 
-def table(stood: Sequence[Standing]) -> str:
-    """Return a row for each trial, of one at least, with the fields that vary in the sweep."""
-    from rich.console import Console
-    from rich.table import Table
-
+def rows(stood: Sequence[Standing]) -> tuple[list[str], list[list[str]]]:
+    """Return the headings and the cells of a table: one row per trial, with the fields that vary in the sweep."""
     flats = [s.trial.flat() for s in stood]
     # None is a field that cannot matter, such as the reduction of a trial without SE units
     varied = [key for key in flats[0] if len({str(flat[key]) for flat in flats} - {"None"}) > 1]
-    shown = Table()
-    for name in ("trial", *(key.rpartition(".")[2] for key in varied), "status", "job", ""):
-        shown.add_column(name)
+    headings = ["trial", *(key.rpartition(".")[2] for key in varied), "status", "worker", "error"]
+    cells = []
     for s, flat in zip(stood, flats, strict=True):
         values = ("" if flat[key] is None else str(flat[key]) for key in varied)
-        shown.add_row(s.trial.trial_id, *values, s.status, s.job, s.error or "")
-    console = Console(file=io.StringIO(), width=140)
-    console.print(shown, markup=False)
-    return console.file.getvalue().rstrip()  # type: ignore[attr-defined, no-any-return]
+        cells.append([s.trial.trial_id, *values, s.status, s.worker, s.error or ""])
+    used = [n for n, name in enumerate(headings) if name not in ("worker", "error") or any(row[n] for row in cells)]
+    return [headings[n] for n in used], [[row[n] for n in used] for row in cells]
 
 
 def summary(sweep: Sweep, stood: Sequence[Standing]) -> str:
-    """Return 'NAME: 3 done, 2 queued', and of a search how many of its trials it has yet to propose."""
+    """Return 'NAME: 3 finished, 2 queued', and of a search how many of its trials it has yet to propose."""
     counts = Counter(s.status for s in stood)
     told = [f"{n} {status}" for status, n in sorted(counts.items())]
     if sweep.search is not None and len(stood) < sweep.search.cap:

@@ -1,4 +1,4 @@
-"""One trial of a sweep in a process of its own, and how the sweep sees it: its epochs, and how it ended."""
+"""One trial of a sweep in a process of its own: what it reports while it runs, and how it ended."""
 
 from __future__ import annotations
 
@@ -9,22 +9,21 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any, TextIO
 
 from se_lab import store
 from se_lab.spec import ExecSpec, RunSpec
-from se_lab.sweep.child import end_with
+from se_lab.sweep.bayes import BayesSearch
 from se_lab.sweep.early_stop import Hyperband
+from se_lab.sweep.server import BLOCKED, CONTEXT, adopt_environment, forking
 from se_lab.sweep.wandb_service import finish_run
 from se_lab.training.failures import LOST, death, failure_kind, reason
-from se_lab.training.run import RESUME_ME, InterruptedTrialError, StoppedEarlyError, run
-
-BUSY, STOPPED = 76, 77
-"""Exit statuses of a process whose trial another worker holds, or was given up early."""
+from se_lab.training.stopping import RESUME_ME, InterruptedTrialError
 
 
 @dataclass(frozen=True)
@@ -33,70 +32,76 @@ class Outcome:
 
     trial: RunSpec
     status: str
-    """finished (now), skipped (over before, or by another worker), stopped (given up early), failed, interrupted, or
-    not started."""
+    """finished (now), skipped (over before, or finished by another worker), stopped (given up early), failed,
+    interrupted, not started, or, for the schedule alone, busy (another worker holds it)."""
     kind: str | None = None
     """Why it failed, as se_lab.training.failures has it."""
     error: str | None = None
-    """What it says of itself, in a line."""
+    """The last line of the traceback."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a trial's process is given."""
+
+    trial: RunSpec
+    execution: ExecSpec
+    early_stop: Hyperband | None = None
+    search: BayesSearch | None = None
+    peers: tuple[str, ...] = ()
+    """The ids of the trials that an early stop compares it with, beside those that the search proposes."""
 
 
 class TrialProcess:
-    """A trial in a process of its own, forked from this one, as this one sees it."""
+    """A trial in a process of its own, as the sweep's process sees it."""
 
-    def __init__(
-        self, trial: RunSpec, execution: ExecSpec, early_stop: Hyperband | None, peers: Callable[[], list[str]]
-    ) -> None:
-        """Start it; `peers` names the trials that an early stop compares it with."""
-        self.trial, self.execution = trial, execution
-        self._reader, writer = multiprocessing.get_context("fork").Pipe(duplex=False)
-        self._process = multiprocessing.get_context("fork").Process(
-            target=_work, args=(trial, execution, writer, os.getpid(), early_stop, peers)
-        )
-        self._process.start()
+    def __init__(self, work: Work) -> None:
+        """Start it."""
+        self.trial, self.execution = work.trial, work.execution
+        self._reader, writer = CONTEXT.Pipe(duplex=False)
+        with forking():
+            self._process = CONTEXT.Process(target=_work, args=(work, writer, dict(os.environ)))
+            self._process.start()
         writer.close()
         self._asked = False
         self._open = True
-        self._failure: tuple[str, str] | None = None
+        self._outcome: Outcome | None = None
 
     @property
     def handles(self) -> list[Any]:
-        """What becomes ready when there is something to look at."""
+        """What becomes ready when there is something to read."""
         return [self._process.sentinel, self._reader] if self._open else [self._process.sentinel]
 
     def rows(self) -> Iterator[Mapping[str, float]]:
-        """Yield the epochs that ended since the last look; keep the failure that comes last."""
+        """Yield what the trial has reported since the last call; keep the outcome that it reports last."""
         try:
             while self._open and self._reader.poll():
                 message = self._reader.recv()
-                if isinstance(message, tuple):
-                    self._failure = message
+                if isinstance(message, Outcome):
+                    self._outcome = message
                 else:
                     yield message
         except (EOFError, OSError):
             self._open = False
 
     def is_over(self) -> bool:
-        """Tell whether the process has left."""
+        """Return whether the process has ended."""
         return self._process.exitcode is not None
 
     def ask_to_stop(self) -> None:
-        """Let the trial save its state and leave, after its current batch."""
+        """Let the trial save its state and stop after its current batch."""
         if not self._asked:
             self._asked = True
             self._process.terminate()
 
     def outcome(self) -> Outcome:
-        """Return how the trial ended; a process that died leaves a record that says so."""
+        """Return how the trial ended; for a process that died, write a record that says so."""
         self._process.join()
         self._reader.close()
+        if self._outcome is not None:
+            return self._outcome
         trial, code = self.trial, self._process.exitcode or 0
-        known = {0: "finished", RESUME_ME: "interrupted", BUSY: "busy", STOPPED: "stopped"}
-        if code in known:
-            return Outcome(trial, known[code])
-        if self._failure is not None:
-            return Outcome(trial, "failed", *self._failure)
-        if self._asked or code == -signal.SIGTERM:
+        if self._asked or code in (-signal.SIGTERM, RESUME_ME):
             return Outcome(trial, "interrupted")
         record = store.read_record(store.trial_folder(self.execution.store, trial.trial_id))
         if record is not None and record.status == "finished":  # it died on its way out
@@ -105,59 +110,88 @@ class TrialProcess:
         return Outcome(trial, "failed", LOST, death(code))
 
 
-def _work(
-    trial: RunSpec,
-    execution: ExecSpec,
-    writer: Connection,
-    parent: int,
-    early_stop: Hyperband | None,
-    peers: Callable[[], list[str]],
-) -> None:
-    """Run a trial in this process, and leave with a status that says how it went."""
-    for number in (signal.SIGINT, signal.SIGHUP):  # the terminal's go to the parent, which asks us by SIGTERM
+def _work(work: Work, writer: Connection, environment: dict[str, str]) -> None:
+    """Run a trial in this process, report its outcome, and end the process."""
+    adopt_environment(environment)
+    for number in (signal.SIGINT, signal.SIGHUP):  # the terminal's go to the sweep, which asks by SIGTERM
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    end_with(parent)
-    folder = store.trial_folder(execution.store, trial.trial_id)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, BLOCKED)
+    threading.Thread(target=_end_with_the_sweep, daemon=True).start()
+    folder = store.trial_folder(work.execution.store, work.trial.trial_id)
+    outcome: Outcome | None = None
+    log: TextIO = io.StringIO()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / "log.txt").open("a", buffering=1) as log:
+            for descriptor in (1, 2):
+                os.dup2(log.fileno(), descriptor)
+            sys.stdout = sys.stderr = log
+            outcome = _run(work, writer, log)
+    except OSError as error:
+        outcome = _failed(work, error, log)
+    finally:
+        failed = outcome is None or outcome.status == "failed"
+        finish_run(int(failed))
+        with contextlib.suppress(OSError):
+            if outcome is not None:
+                writer.send(outcome)
+        os._exit(int(failed))
+
+
+def _run(work: Work, writer: Connection, log: TextIO) -> Outcome:
+    from se_lab.training.run import run
 
     def progress(row: Mapping[str, float]) -> None:
         with contextlib.suppress(OSError):
             writer.send(dict(row))
-        if early_stop is not None and row["epoch"] + 1 < trial.train.epochs:
-            folders = [store.trial_folder(execution.store, peer) for peer in peers()]
-            if early_stop.stops(early_stop.metric.history(folder), map(early_stop.metric.history, folders)):
-                raise StoppedEarlyError
+        if work.early_stop is not None:
+            _compare(work, row)
 
-    log: TextIO = io.StringIO()
-    code = 1
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        log = (folder / "log.txt").open("a", buffering=1)
-        for descriptor in (1, 2):
-            os.dup2(log.fileno(), descriptor)
-        sys.stdout = sys.stderr = log  # a notebook's are no descriptors
-        code = STOPPED if run(trial, execution, progress=progress).status == "stopped" else 0
+        return Outcome(work.trial, run(work.trial, work.execution, progress=progress).status)
     except InterruptedTrialError:
-        code = RESUME_ME
+        return Outcome(work.trial, "interrupted")
     except store.TrialBusyError:
-        code = BUSY
+        return Outcome(work.trial, "busy")
     except Exception as error:
-        with contextlib.suppress(OSError):  # of a full disk, which is told all the same
-            traceback.print_exc(file=log)
-        kind, text = failure_kind(error), traceback.format_exc()
-        if not isinstance(error, store.ClaimLostError):
-            _record_failure(trial, execution, text, kind)
-        with contextlib.suppress(OSError):
-            writer.send((kind, reason(text)))
-    finally:
-        finish_run(code)
-        with contextlib.suppress(OSError):
-            log.flush()
-        os._exit(code)  # no exit handlers: they belong to the process this one was forked from
+        return _failed(work, error, log)
+
+
+def _failed(work: Work, error: Exception, log: TextIO) -> Outcome:
+    """Return the outcome of a trial that raised an error, and see that its record says so."""
+    with contextlib.suppress(OSError, ValueError):  # of a full disk
+        traceback.print_exception(error, file=log)
+    kind, text = failure_kind(error), "".join(traceback.format_exception(error))
+    if not isinstance(error, store.ClaimLostError):
+        _record_failure(work.trial, work.execution, text, kind)
+    return Outcome(work.trial, "failed", kind, reason(text))
+
+
+def _compare(work: Work, row: Mapping[str, float]) -> None:
+    """Give the trial up if the sweep's early stop says so after an epoch that is not the last."""
+    from se_lab.training.run import StoppedEarlyError
+
+    rule, root = work.early_stop, work.execution.store
+    if rule is None or row["epoch"] + 1 >= work.trial.train.epochs:
+        return
+    proposed = [trial.trial_id for trial in work.search.proposed(root)] if work.search is not None else []
+    folders = [store.trial_folder(root, trial_id) for trial_id in dict.fromkeys((*work.peers, *proposed))]
+    own = rule.metric.history(store.trial_folder(root, work.trial.trial_id))
+    if rule.stops(own, map(rule.metric.history, folders)):
+        raise StoppedEarlyError
+
+
+def _end_with_the_sweep() -> None:
+    """End this process when the sweep's has ended, however that was."""
+    sweep = multiprocessing.parent_process()
+    assert sweep is not None
+    sweep.join()
+    os._exit(RESUME_ME)
 
 
 def _record_failure(trial: RunSpec, execution: ExecSpec, error: str, kind: str) -> None:
-    """Keep what ended a trial that could not write a record itself."""
+    """Write what ended a trial that could not write a record itself."""
     folder = store.trial_folder(execution.store, trial.trial_id)
     with contextlib.suppress(Exception), store.claim(folder):
         record = store.read_record(folder)

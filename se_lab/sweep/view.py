@@ -1,39 +1,81 @@
-"""How a sweep looks while it runs: one progress view over all trials, or a line a trial where there is no terminal."""
+"""What a sweep shows while it runs: a progress view of all trials, or a line per trial where there is no terminal."""
 
 from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn
 
-from se_lab.spec import label
-from se_lab.sweep.execute import Event
+from se_lab import store
+from se_lab.spec import RunSpec, label
+from se_lab.sweep.schedule import Event
+
+ERRORS = {"val/top1_error": "validation error", "train/top1_error": "training error"}
+
+
+@dataclass
+class Pace:
+    """How far a trial got in this run."""
+
+    began: float
+    """When this run started it, in seconds of time.monotonic."""
+    weight: float = 1.0
+    """MACs times epochs: what its time is proportional to."""
+    first: float | None = None
+    """The part of it that was done when it first reported."""
+    done: float = 0.0
+    """The part of it that is done, from 0 to 1."""
+    seconds: float = 0.0
+    """Until its last report."""
+
+
+def seconds_left(paces: Iterable[Pace], waiting: Sequence[float], workers: int) -> float | None:
+    """Return about how long the rest of a sweep takes, from what this run's own trials took.
+
+    Args:
+        paces: The trials that this run has started.
+        waiting: The weights of the others.
+        workers: Number of trials in parallel.
+
+    Returns:
+        Seconds, or None while no trial has made progress.
+    """
+    paces = list(paces)
+    work = sum(p.weight * (p.done - (p.first or 0.0)) for p in paces)
+    left = [p.weight * (1 - p.done) for p in paces if p.done < 1] + list(waiting)
+    if work <= 0:
+        return None if left else 0.0
+    rate = sum(p.seconds for p in paces if p.done > (p.first or 0.0)) / work
+    return max(sum(left) * rate / min(workers, max(len(left), 1)), max(left, default=0.0) * rate)
 
 
 class SweepView:
-    """Shows events. It starts no thread: worker processes are forked while it is up."""
+    """Shows events: call it with each."""
 
-    def __init__(self, total: int) -> None:
-        """Take the number of trials."""
-        self.total = total
-        self.done = 0
-        self.started = time.monotonic()
+    def __init__(self, trials: Sequence[RunSpec], workers: int, folder: str, *, total: int = 0) -> None:
+        """Take the trials, how many run in parallel, the store, and how many trials a search comes to."""
+        self.trials = {trial.trial_id: trial for trial in trials}
+        self.total, self.workers, self.folder = max(total, len(trials)), workers, folder
+        self.over: set[str] = set()
+        self.paces: dict[str, Pace] = {}
+        self.tasks: dict[str, TaskID] = {}
+        self._macs: dict[str, float] = {}
+        self._waits: dict[str, float] = {}
         self.live = sys.stderr.isatty()
-        self.console = Console(stderr=True)
         self.progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
+            TaskProgressColumn(),
             TextColumn("{task.fields[note]}"),
-            console=self.console,
+            console=Console(stderr=True),
             auto_refresh=False,
         )
-        self.all = self.progress.add_task("trials", total=self.total, note="")
-        self.tasks: dict[str, TaskID] = {}
+        self.all = self.progress.add_task(self._summary(), total=self.total, note="")
 
     def __enter__(self) -> SweepView:
         if self.live:
@@ -47,24 +89,95 @@ class SweepView:
             self.progress.stop()
 
     def __call__(self, event: Event) -> None:
-        """Take note of an event."""
-        trial, status = event.trial, event.status
-        if status == "running":
-            task = self.tasks.get(trial.trial_id)
-            if task is None:
-                task = self.progress.add_task(f"  {label(trial)}", total=trial.train.epochs, note="")
-                self.tasks[trial.trial_id] = task
-            if event.row:
-                error = event.row.get("val/top1_error", event.row["train/top1_error"])
-                self.progress.update(task, completed=event.row["epoch"] + 1, note=f"error {error:.2f} %")
+        """Show an event."""
+        if event.status == "running":
+            self._follow(event)
+        elif event.status.startswith("waiting: "):
+            self._wait(event)
         else:
-            if (task := self.tasks.pop(trial.trial_id, None)) is not None:
-                self.progress.remove_task(task)
-            if status not in ("busy", "interrupted") and not status.startswith("again"):
-                self.done += 1
-                self.progress.update(self.all, completed=self.done)
-            if status != "skipped":
-                line = f"[{self.done}/{self.total}] {trial.trial_id} {status:<11} {label(trial)}"
-                self.progress.console.print(line, highlight=False, markup=False)
+            self._end(event)
+        self.progress.update(self.all, completed=len(self.over), description=self._summary())
         if self.live:
             self.progress.refresh()
+
+    def _follow(self, event: Event) -> None:
+        trial, row = event.trial, event.row
+        self.trials[trial.trial_id] = trial
+        pace = self.paces.setdefault(trial.trial_id, Pace(time.monotonic()))
+        if trial.trial_id not in self.tasks:
+            self.tasks[trial.trial_id] = self.progress.add_task(f"  {label(trial)}", total=1.0, note="")
+        task = self.tasks[trial.trial_id]
+        if "steps" in row:
+            pace.done = row["step"] / row["steps"]
+            pace.first = pace.done if pace.first is None else pace.first
+        elif row:
+            pace.done = (row["epoch"] + 1) / trial.train.epochs
+            pace.first = row["epoch"] / trial.train.epochs if pace.first is None else pace.first
+            name = next(key for key in ERRORS if key in row)
+            self.progress.update(task, note=f"{ERRORS[name]} {row[name]:.2f} %")
+        pace.seconds = time.monotonic() - pace.began
+        self.progress.update(task, completed=pace.done)
+
+    def _wait(self, event: Event) -> None:
+        """Say, once a minute, for whom the sweep waits."""
+        now = time.monotonic()
+        if now - self._waits.get(event.trial.trial_id, -60.0) >= 60.0:
+            self._waits[event.trial.trial_id] = now
+            self._print(f"waiting for {event.trial.trial_id}, held by {event.status.removeprefix('waiting: ')}")
+
+    def _end(self, event: Event) -> None:
+        trial, state = event.trial, event.status
+        if (task := self.tasks.pop(trial.trial_id, None)) is not None:
+            self.progress.remove_task(task)
+        pace = self.paces.pop(trial.trial_id, None)
+        if state.startswith("retry"):
+            self._print(f"{trial.trial_id} {state}, {label(trial)}")
+            return
+        record = store.read_record(store.trial_folder(self.folder, trial.trial_id))
+        if record is not None and (macs := record.complexity.get("macs")):
+            self._macs[str(trial.model)] = self._macs[trial.model.backbone] = float(macs)
+        if state != "interrupted":
+            self.over.add(trial.trial_id)
+        if state == "skipped":
+            return
+        parts = [f"{trial.trial_id} {state}"]
+        if pace is not None:
+            pace.seconds = time.monotonic() - pace.began
+            parts[0] += f" after {duration(pace.seconds)}"
+            if state == "finished":
+                pace.done = 1.0
+                self.paces[trial.trial_id] = pace
+        if state == "finished" and record is not None and "test/top1_error" in record.metrics:
+            parts.append(f"test error {record.metrics['test/top1_error']:.2f} %")
+        self._print(", ".join([*parts, label(trial)]))
+
+    def _print(self, text: str) -> None:
+        line = f"{time.strftime('%H:%M:%S')} [{len(self.over)}/{self.total}] {text}"
+        self.progress.console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    def _summary(self) -> str:
+        """Return '1/15 finished, 2 running, about 3 min left'."""
+        for trial_id, pace in self.paces.items():
+            pace.weight = self._weight(self.trials[trial_id])
+        waiting = [self._weight(t) for name, t in self.trials.items() if name not in self.over | self.paces.keys()]
+        unknown = self.total - len(self.trials)  # a search has yet to propose them
+        waiting += [sum(map(self._weight, self.trials.values())) / max(len(self.trials), 1)] * unknown
+        left = seconds_left(self.paces.values(), waiting, self.workers)
+        parts = [f"{len(self.over)}/{self.total} finished", f"{len(self.tasks)} running"]
+        return ", ".join([*parts, *([f"about {duration(left)} left"] if left else [])])
+
+    def _weight(self, trial: RunSpec) -> float:
+        """Return a trial's MACs times its epochs, the MACs as far as finished trials have told them."""
+        macs = self._macs.get(str(trial.model)) or self._macs.get(trial.model.backbone)
+        return (macs or next(iter(self._macs.values()), 1.0)) * trial.train.epochs
+
+
+def duration(seconds: float) -> str:
+    """Return 90 seconds as '1 min 30 s', 4,000 as '1 h 7 min', and more than two days as days."""
+    if seconds < 60:
+        return f"{max(round(seconds), 1)} s"
+    if seconds < 3600:
+        return f"{int(seconds // 60)} min {round(seconds % 60)} s"
+    if seconds > 2 * 86400:
+        return f"{seconds / 86400:,.0f} days"
+    return f"{int(seconds // 3600)} h {round(seconds % 3600 / 60)} min"

@@ -10,7 +10,10 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +24,6 @@ from se_lab import store
 from se_lab.spec import ExecSpec, RunSpec, SpecError, fields_of, label, run_spec
 from se_lab.store import RunRecord, TrialBusyError
 from se_lab.sweep.check import check_sweep
-from se_lab.sweep.child import told_to_stop
 from se_lab.sweep.grammar import Sweep, load_spec, read_sweep
 from se_lab.training.run import run
 from se_lab.training.stopping import RESUME_ME, SIGNALS, InterruptedTrialError, Stop, heard
@@ -128,6 +130,28 @@ def _summary(spec: RunSpec, store_folder: str) -> dict[str, Any]:
     return known | {"columns": sorted(known)}  # a run's summary also has what was logged along the way
 
 
+def check_network(seconds: float = 8.0) -> None:
+    """Raise SpecError if W&B's server does not answer in time; its client would retry for minutes without a word."""
+    import wandb
+
+    url = os.environ.get("WANDB_BASE_URL") or wandb.Settings().base_url
+    answered = threading.Event()
+
+    def ask() -> None:
+        try:
+            urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=seconds).close()
+            answered.set()
+        except urllib.error.HTTPError:  # an answer all the same
+            answered.set()
+        except OSError:
+            pass
+
+    # a thread: to look a name up has no time limit of its own
+    threading.Thread(target=ask, daemon=True).start()
+    if not answered.wait(seconds):
+        raise SpecError(f"W&B does not answer at {url}: without a network nothing can be sent; WANDB_BASE_URL names it")
+
+
 def sync(
     source: str | Path, execution: ExecSpec, *, entity: str | None = None, sweep_seed: int = 0
 ) -> list[tuple[str, str]]:
@@ -141,7 +165,7 @@ def sync(
         (trial id, sent or already there or its status where there is no record to send) for each trial.
 
     Raises:
-        SpecError: for a spec that cannot be read, or where W&B refuses.
+        SpecError: for a spec that cannot be read, or where W&B refuses or does not answer.
         FileNotFoundError: for a store that is not there.
     """
     import wandb
@@ -153,17 +177,20 @@ def sync(
         name, folders = sweep.name, [store.trial_folder(execution.store, trial.trial_id) for trial in sweep.trials]
     else:
         name, folders = "", [Path(folder) for folder in store.read_records(source)["folder"]]
-    done = []
+    done, asked = [], False
     for folder in folders:
         record = store.read_record(folder)
         if record is None:
-            done.append((folder.name, "not finished"))
+            done.append((folder.name, "not started" if not folder.is_dir() else "interrupted"))
             continue
         mark = {"project": f"{entity or ''}/{execution.project}", "started": record.started, "status": record.status}
         with contextlib.suppress(FileNotFoundError, ValueError):
             if json.loads((folder / "synced.json").read_text()) == mark:
                 done.append((folder.name, "already there"))
                 continue
+        if not asked:
+            check_network()
+            asked = True
         try:
             _send(record, folder, name, project=execution.project, entity=entity)
         except (Error, wandb.errors.UsageError) as error:
@@ -251,13 +278,16 @@ def run_agents(path: str, environment: Mapping[str, str], agents: int) -> bool:
     """
     command = [sys.executable, "-m", "wandb", "agent", "-f", path]
     stopped, running = False, []
-    with told_to_stop() as stop:
+    with heard(Stop(at_once=False)) as stop:
         for _ in range(agents):
             running.append(subprocess.Popen(command, env={**os.environ, **environment}, start_new_session=True))
         while any(process.poll() is None for process in running):
-            if stop.wait(0.2):
-                stop.clear()
-                stopped = True
+            try:
+                time.sleep(0.2)
+            except KeyboardInterrupt:  # a second Ctrl-C
+                stop.asked = True
+            if stop.asked:
+                stop.asked, stopped = False, True
                 for process in running:
                     process.terminate()
     return not stopped

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch.nn import functional as F
 
 from se_lab.data import DataShape, data_shape
 from se_lab.spec import ExecSpec, RunSpec
-from se_lab.sweep.child import in_a_child
+from se_lab.sweep.server import in_a_child, in_children
 from se_lab.training.rehearse import rehearse
 from se_lab.units.model import create_model
 
@@ -89,9 +87,7 @@ def speed_on_gpu(trial: RunSpec, data: DataShape) -> float:
 
 def _together(trial: RunSpec, data: DataShape, count: int) -> float:
     """Return the images a second of several trials at once."""
-    pool: Any
-    with multiprocessing.get_context("fork").Pool(count) as pool:
-        return float(sum(pool.starmap(speed_on_gpu, [(trial, data)] * count, 1)))
+    return sum(in_children(count, speed_on_gpu, trial, data))
 
 
 def _weight(trial: RunSpec) -> float:

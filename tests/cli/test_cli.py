@@ -82,7 +82,7 @@ def test_help_answers_without_pytorch():
         (["profile", "--image-size=0"], "--image-size is 0; it must be from 8 to 65535"),
         (["profile", "--classes=0"], "--classes is 0; it must be at least 1"),
         (["sweep", str(DEMO), "--workers=²"], "--workers is '²'; it must be auto or a number from 1 on"),
-        (["sweep", str(DEMO), "--status", f"--store={__file__}"], "is a file; it must be a folder"),
+        (["status", str(DEMO), f"--store={__file__}"], "is a file; it must be a folder"),
     ],
 )
 def test_wrong_input_is_said_plainly_and_costs_nothing(argv, said, capsys, tmp_path, monkeypatch):
@@ -245,8 +245,8 @@ def test_a_plugin_adds_an_operator(tmp_path, monkeypatch, capsys):
 
 
 def test_every_shipped_sweep_parses_and_every_trial_builds_its_net():
-    from se_lab.sweep.execute import check_trials
     from se_lab.sweep.grammar import read_sweep
+    from se_lab.sweep.schedule import check_trials
 
     files = sorted((Path(__file__).parents[2] / "sweeps").glob("*.yaml"))
     assert files

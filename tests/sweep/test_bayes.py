@@ -12,9 +12,9 @@ from se_lab import store
 from se_lab.cli import main
 from se_lab.spec import SpecError
 from se_lab.sweep import bayes
-from se_lab.sweep.execute import execute
 from se_lab.sweep.grammar import problems, read_sweep
 from se_lab.sweep.records import load_records
+from se_lab.sweep.schedule import Rules, execute
 
 pytest.importorskip("optuna")
 METRIC = {"name": "val/loss", "goal": "minimize"}
@@ -122,8 +122,8 @@ def test_a_target_that_is_reached_or_a_space_that_is_used_up_ends_it(read, tmp_p
     pretend(folder, search.propose(folder), 1.5)
     pretend(folder, search.propose(folder), 0.9)
     assert search.propose(folder) is None
-    small = read(run_cap=9, parameters={"seed": {"values": [3, 4]}}).search
-    assert {small.propose(folder).seed, small.propose(folder).seed} == {3, 4}
+    small = read(run_cap=9, parameters={"optim.lr": {"values": [0.3, 0.4]}}).search
+    assert {small.propose(folder).optim.lr, small.propose(folder).optim.lr} == {0.3, 0.4}
     assert small.propose(folder) is None
 
 
@@ -136,7 +136,7 @@ def test_a_sweep_goes_on_where_it_stopped_to_the_same_trials(tmp_path, capsys, m
     assert "2 finished" in told.out and "Optuna" in told.err
     path.write_text(yaml.safe_dump(spec(run_cap=3)))  # a higher cap is the same search
     assert main(["sweep", str(path), "--wandb=false"]) == 0
-    assert "1 finished, 2 skipped" in capsys.readouterr().out
+    assert "1 finished, 2 were finished before" in capsys.readouterr().out
     table = load_records(path)
     assert table["status"].tolist() == ["finished"] * 3
     files = sorted((tmp_path / "store" / ".searches").glob("*/*.json"))
@@ -151,15 +151,15 @@ def test_what_a_search_has_yet_to_propose_is_told(read, tmp_path, capsys):
     told = capsys.readouterr()
     assert "0 of 3 trials are proposed" in told.err and "the middle and the ends of its space" in told.err
     assert {row["model.se.insertion"] for row in json.loads(told.out)} == {"none", "standard"}
-    assert main(["sweep", str(path), here, "--status"]) == 0
+    assert main(["status", str(path), here]) == 0
     assert capsys.readouterr().out == "sweep: 3 of 3 not yet proposed\n"
     trial = search.propose(tmp_path / "store")
     pretend(tmp_path / "store", trial, 1.0)
-    assert main(["sweep", str(path), here, "--status"]) == 0
-    assert capsys.readouterr().out.endswith("sweep: 1 done, 2 of 3 not yet proposed\n")
-    assert main(["sweep", str(path), here, "--status", "--format=json"]) == 0
+    assert main(["status", str(path), here]) == 0
+    assert capsys.readouterr().out.endswith("sweep: 1 finished, 2 of 3 not yet proposed\n")
+    assert main(["status", str(path), here, "--format=json"]) == 0
     told = capsys.readouterr()
-    assert [row["status"] for row in json.loads(told.out)] == ["done"] and "2 of 3 not yet proposed" in told.err
+    assert [row["status"] for row in json.loads(told.out)] == ["finished"] and "2 of 3 not yet proposed" in told.err
     assert main(["profile", f"--sweep={path}", here, "--format=json"]) == 0
     told = capsys.readouterr()
     assert "1 of 3 trials are proposed" in told.err and "--sweep-seed 0" in told.err
@@ -185,7 +185,7 @@ def test_a_search_of_another_seed_is_found_by_its_seed(tmp_path, capsys):
 def test_two_workers_take_what_another_process_has_left(read, tmp_path, here):
     sweep = read(run_cap=3)
     left = sweep.search.propose(here.store)  # by a process that died before it ran
-    outcomes = execute([], here, 2, lambda event: None, search=sweep.search)
+    outcomes = execute([], here, 2, lambda event: None, Rules(search=sweep.search))
     assert [outcome.status for outcome in outcomes] == ["finished"] * 3
     assert outcomes[0].trial == left
 
@@ -198,6 +198,7 @@ def test_two_workers_take_what_another_process_has_left(read, tmp_path, here):
         ({"metric": METRIC | {"impute": "bst"}}, "metric.impute", "worst, best or latest"),
         ({"metric": METRIC | {"target": "low"}}, "metric.target", "a number"),
         ({"run_cap": None}, "run_cap", "needs the number of its trials"),
+        ({"parameters": AXES | {"seed": {"values": [0, 1]}}}, "parameters.seed", "--confirm 3 --seeds 5"),
     ],
 )
 def test_what_a_search_cannot_do_without_is_asked_for(changes, where, said):
@@ -222,5 +223,5 @@ def test_without_optuna_it_says_what_to_install(read, here, monkeypatch):
     sweep = read()
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(SpecError, match=r"se-lab\[bayes\]"):
-        execute([], here, 1, lambda event: None, search=sweep.search)
+        execute([], here, 1, lambda event: None, Rules(search=sweep.search))
     assert not Path(here.store).exists()

@@ -123,11 +123,11 @@ def test_keys_given_twice_and_agents_that_orphan_trials_are_found_in_the_text(tm
 def test_the_command_lists_findings_and_says_so_in_its_exit_status(tmp_path, capsys):
     path = tmp_path / "sweep.yaml"
     path.write_text(yaml.safe_dump(WHOLE | {"commnd": [], "program": None}))
-    assert main(["sweep", str(path), "--check"]) == 1
+    assert main(["check", str(path)]) == 1
     printed = capsys.readouterr().out
     assert "did you mean 'command'" in printed and "program: se-lab" in printed
     path.write_text(yaml.safe_dump(WHOLE))
-    assert main(["sweep", str(path), "--check"]) == 0
+    assert main(["check", str(path)]) == 0
     printed = capsys.readouterr().out
     assert "2 trials" in printed and "wandb agent -f" in printed
 
@@ -135,7 +135,7 @@ def test_the_command_lists_findings_and_says_so_in_its_exit_status(tmp_path, cap
 def test_what_to_type_next_can_be_typed(tmp_path, capsys):
     path = tmp_path / "my sweep.yaml"
     path.write_text(yaml.safe_dump(WHOLE))
-    assert main(["sweep", str(path), "--check"]) == 0
+    assert main(["check", str(path)]) == 0
     assert f"wandb sweep '{path}'" in capsys.readouterr().out
 
 
@@ -143,11 +143,11 @@ def test_what_wandb_takes_as_it_is_written_is_a_remark_and_refuses_nothing(tmp_p
     path = tmp_path / "sweep.yaml"
     stop = {"early_terminate": {"type": "hyperband", "min_iter": 3}, "metric": {"name": "val/loss"}}
     path.write_text(yaml.safe_dump(WHOLE | stop))
-    assert main(["sweep", str(path), "--check"]) == 0
+    assert main(["check", str(path)]) == 0
     assert "remark: early_terminate.strict: where it is not given W&B's engine takes true" in capsys.readouterr().out
     path.write_text(yaml.safe_dump(WHOLE | stop | {"commnd": []}))
-    assert main(["sweep", str(path), "--check"]) == 1
-    assert "1 finding(s)" in (printed := capsys.readouterr().out) and "remark: early_terminate.strict" in printed
+    assert main(["check", str(path)]) == 1
+    assert "1 finding" in (printed := capsys.readouterr().out) and "remark: early_terminate.strict" in printed
 
 
 def test_every_shipped_sweep_is_sound():
@@ -170,7 +170,7 @@ def test_every_shipped_sweep_is_sound():
 def test_a_file_that_yaml_makes_nothing_of_is_told_in_one_error(tmp_path, capsys, text, said):
     path = tmp_path / "sweep.yaml"
     path.write_text(text)
-    for verb in (["sweep", "--check"], ["sweep", "--dry-run"], ["table"], ["gc", str(tmp_path), "--specs"]):
+    for verb in (["check"], ["status"], ["sweep", "--dry-run"], ["table"], ["gc", str(tmp_path), "--specs"]):
         assert main([*verb, str(path)]) == 2
         told = capsys.readouterr().err
         assert f"{path} is no YAML" in told and said in told

@@ -12,9 +12,9 @@ import yaml
 from se_lab import store
 from se_lab.spec import SpecError
 from se_lab.sweep.early_stop import Hyperband, Metric, hyperband_of
-from se_lab.sweep.execute import check_trials, execute
 from se_lab.sweep.grammar import metric_of, problems, read_sweep
 from se_lab.sweep.records import load_records
+from se_lab.sweep.schedule import Rules, check_trials, execute
 
 METRIC = {"name": "val/top1_error", "goal": "minimize"}
 SETTINGS = [
@@ -120,7 +120,7 @@ def test_a_hopeless_trial_is_stopped_keeps_what_it_had_and_is_not_run_again(tmp_
     path.write_text(yaml.safe_dump(sweep_spec(early_terminate={"type": "hyperband", "min_iter": 2}, metric=METRIC)))
     sweep = read_sweep(path)
     seen = []
-    outcomes = execute(sweep.trials, here, 1, seen.append, early_stop=sweep.early_stop)
+    outcomes = execute(sweep.trials, here, 1, seen.append, Rules(early_stop=sweep.early_stop))
     assert [outcome.status for outcome in outcomes] == ["finished", "stopped"]
     hopeless = sweep.trials[1]
     folder = store.trial_folder(here.store, hopeless.trial_id)
@@ -130,7 +130,7 @@ def test_a_hopeless_trial_is_stopped_keeps_what_it_had_and_is_not_run_again(tmp_
     assert record["metrics"]["val/top1_error"] == float(last[-1]["val/top1_error"])
     assert not [key for key in record["metrics"] if key.startswith("test/")]
     assert load_records(path, here.store)["status"].tolist() == ["finished", "stopped"]
-    again = execute(sweep.trials, here, 1, seen.append, early_stop=sweep.early_stop)
+    again = execute(sweep.trials, here, 1, seen.append, Rules(early_stop=sweep.early_stop))
     assert [outcome.status for outcome in again] == ["skipped"] * 2
     # a sweep that lets every trial run to its end takes it from where it stands
     rows = []
@@ -145,7 +145,7 @@ def test_a_hopeless_trial_of_two_ranks_is_stopped_on_both(tmp_path, here):
     spec["command"][-1:] = ["--train.devices=2", "--model.kwargs={units: 1}", "${args}"]
     path.write_text(yaml.safe_dump(spec))
     sweep, rows = read_sweep(path), []
-    outcomes = execute(sweep.trials, here, 1, rows.append, early_stop=sweep.early_stop)
+    outcomes = execute(sweep.trials, here, 1, rows.append, Rules(early_stop=sweep.early_stop))
     assert [outcome.status for outcome in outcomes] == ["finished", "stopped"]
     hopeless = store.trial_folder(here.store, sweep.trials[1].trial_id)
     record = store.read_record(hopeless)

@@ -109,6 +109,28 @@ def test_wrong_specs_are_refused_with_the_file_and_the_nearest(write, spec, said
     assert said in str(caught.value) and str(path) in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ({"parameters": {"seed": {"min": 0, "max": 10**9}}}, "the grid has 1,000,000,001 points"),
+        ({"parameters": {"seed": {"min": 0, "max": 10**9}}, "run_cap": 3}, "1,000,000,001 points"),
+        (
+            {"parameters": {key: {"values": list(range(99))} for key in ("seed", "train.epochs", "data.batch_size")}},
+            "the grid has 970,299 points; at most 100,000 are allowed",
+        ),
+        ({"parameters": SEED, "method": "random", "run_cap": 10**9}, "the random has 1,000,000,000 points"),
+        ({"parameters": {"seed": {"min": 0, "max": 9}}, "method": "random", "run_cap": 3}, "the luckiest seed"),
+    ],
+)
+def test_grids_of_millions_and_searches_for_a_seed_are_refused_before_they_are_built(write, spec, said):
+    with pytest.raises(SpecError, match=said):
+        read_sweep(write(**spec))
+    capped = write(
+        parameters={"seed": {"values": list(range(99))}, "train.epochs": {"min": 1, "max": 10**4}}, run_cap=3
+    )
+    assert len(read_sweep(capped).trials) == 3
+
+
 def test_a_file_that_is_missing_or_no_yaml_is_said(tmp_path):
     with pytest.raises(SpecError, match="no such sweep spec"):
         read_sweep(tmp_path / "none.yaml")

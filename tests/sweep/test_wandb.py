@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,9 +16,9 @@ import yaml
 from se_lab import store
 from se_lab.cli import main
 from se_lab.spec import ExecSpec
-from se_lab.sweep.execute import execute
 from se_lab.sweep.grammar import read_sweep
 from se_lab.sweep.records import load_records
+from se_lab.sweep.schedule import execute
 from tests.sweep.wandb_server import ENTITY, emulated_server
 
 QUICK = ["--recipe=digits", "--train.epochs=1", "--data.batch_size=512", "--data.image_size=8"]
@@ -268,7 +269,7 @@ def test_offline_trials_are_sent_once_and_whole(server, tmp_path, capsys):
     execute(trials[:1], here, 1, lambda _: None)
     assert main(["sync", str(path), "--project=sent"]) == 0
     told = capsys.readouterr().out.split()
-    assert told == [trials[0].trial_id, "sent", trials[1].trial_id, "not", "finished"]
+    assert told == [trials[0].trial_id, "sent", trials[1].trial_id, "not", "started"]
     (run,) = server.runs.values()
     assert (run["name"], run["group"]) == (trials[0].trial_id, "cifar_resnet20 no SE")
     assert sorted(run["tags"]) == ["cifar_resnet20", "none", "tiny"] and run["config"]["sweep"]["value"] == "tiny"
@@ -280,6 +281,20 @@ def test_offline_trials_are_sent_once_and_whole(server, tmp_path, capsys):
     from_disk = alike(load_records(path))
     pd.testing.assert_frame_equal(alike(load_records(f"wandb:{ENTITY}/sent")), from_disk)
     assert not server.unknown
+
+
+def test_without_a_network_nothing_is_sent_and_that_is_said_soon(tmp_path, quick, monkeypatch, capsys):
+    trial = quick()
+    record = store.RunRecord(trial.trial_id, "finished", trial.flat(), {})
+    store.write_record(store.trial_folder(tmp_path / "store", trial.trial_id), record)
+    with socket.socket() as silent:  # takes connections, and never answers
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        for url in (f"http://127.0.0.1:{silent.getsockname()[1]}", "http://127.0.0.1:9"):
+            monkeypatch.setenv("WANDB_BASE_URL", url)
+            monkeypatch.setattr("se_lab.sweep.wandb.check_network.__defaults__", (0.3,))
+            assert main(["sync", str(tmp_path / "store")]) == 2
+            assert f"W&B does not answer at {url}" in capsys.readouterr().err
 
 
 def test_what_is_not_there_is_said(server, tmp_path, capsys):

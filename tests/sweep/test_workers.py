@@ -1,19 +1,11 @@
 """How many trials at a time: what cores and memory take, and never a share of a trial."""
 
 import dataclasses
-import os
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pytest
-import torch
 
 from se_lab.spec import SESpec
 from se_lab.sweep import workers
-from se_lab.sweep.child import in_a_child
 from se_lab.sweep.workers import choose_workers
 from se_lab.training.rehearse import Rehearsal
 
@@ -29,8 +21,8 @@ def machine(monkeypatch):
         found = Rehearsal(**fields | {"host_bytes": host, "device_bytes": device})
         monkeypatch.setattr(workers, "available_cores", lambda: cores)
         monkeypatch.setattr(workers, "_free_memory", lambda: free)
-        monkeypatch.setattr(workers, "_free_gpu_memory", lambda: free)
-        monkeypatch.setattr(workers, "rehearse", lambda trial, execution: found)
+        answers = {workers.rehearse: found, workers._free_gpu_memory: free}
+        monkeypatch.setattr(workers, "in_a_child", lambda function, *arguments: answers[function])
         monkeypatch.setattr(workers, "_together", lambda trial, data, count: images_per_s[count])
 
     return set_machine
@@ -61,31 +53,3 @@ def test_on_a_gpu_more_are_taken_as_long_as_they_get_more_done(machine, quick, h
 def test_it_looks_at_a_real_trial_of_the_largest_net(quick, here):
     count, said = choose_workers([quick(SESpec(insertion="none")), quick()], here)
     assert 1 <= count <= 2 and "GiB each of" in said
-
-
-def test_ctrl_c_ends_a_child_without_a_traceback():
-    script = "import time; from se_lab.sweep.child import in_a_child; print(flush=True); in_a_child(time.sleep, 60)"
-    process = subprocess.Popen(
-        [sys.executable, "-c", script],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    process.stdout.readline()
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    while not children.read_text():
-        time.sleep(0.001)
-    os.killpg(process.pid, signal.SIGINT)  # at once: the child may not have come to its own code yet
-    assert process.communicate(timeout=60)[1].count("Traceback") == 1  # the parent's own
-
-
-def test_a_child_leaves_no_trace_and_hands_over_what_it_raises():
-    def fails():
-        raise ValueError("told")
-
-    assert in_a_child(torch.get_num_threads) >= 1
-    with pytest.raises(ValueError, match="told"):
-        in_a_child(fails)
-    with pytest.raises(RuntimeError, match="status 3 and no answer"):
-        in_a_child(__import__("os")._exit, 3)

@@ -249,6 +249,10 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         self.answer({})
 
+    def do_HEAD(self):
+        self.send_response(200)
+        self.end_headers()
+
     def answer(self, data):
         content = json.dumps(data).encode()
         self.send_response(200)

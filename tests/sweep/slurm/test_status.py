@@ -24,15 +24,15 @@ def test_a_sweep_that_ran_here_is_told_trial_by_trial(sweep_file, tmp_path, caps
     with store.claim(folders[2]):
         pass
     with store.claim(folders[3]):
-        assert main(["sweep", str(path), "--status", f"--store={tmp_path / 'store'}", "--format=json"]) == 0
+        assert main(["status", str(path), f"--store={tmp_path / 'store'}", "--format=json"]) == 0
         listed = json.loads(capsys.readouterr().out)
-        assert main(["sweep", str(path), "--status", f"--store={tmp_path / 'store'}"]) == 0
+        assert main(["status", str(path), f"--store={tmp_path / 'store'}"]) == 0
         table = capsys.readouterr().out
-    assert [row["status"] for row in listed] == ["done", "failed", "interrupted", "running", "missing"]
+    assert [row["status"] for row in listed] == ["finished", "failed", "interrupted", "running", "not started"]
     assert [row["trial_id"] for row in listed] == [trial.trial_id for trial in trials]
     assert listed[1]["error"] == "MemoryError: no more" and listed[0]["spec"]["seed"] == 0
     assert "MemoryError: no more" in table and "seed" in table
-    assert table.endswith("tiny: 1 done, 1 failed, 1 interrupted, 1 missing, 1 running\n")
+    assert table.endswith("tiny: 1 failed, 1 finished, 1 interrupted, 1 not started, 1 running\n")
 
 
 def test_where_slurms_queue_cannot_be_asked_nothing_is_guessed(sweep_file, tmp_path, monkeypatch):
@@ -45,7 +45,7 @@ def test_where_slurms_queue_cannot_be_asked_nothing_is_guessed(sweep_file, tmp_p
     for trial in sweep.trials:
         folder = tmp_path / trial.trial_id
         store.write_record(folder, RunRecord(trial.trial_id, "finished", trial.flat(), {}))
-    assert summary(sweep, standings(sweep, tmp_path)) == "tiny: 2 done"  # nothing that Slurm would have to be asked
+    assert summary(sweep, standings(sweep, tmp_path)) == "tiny: 2 finished"  # nothing that Slurm would have to be asked
 
 
 def test_flags_for_slurm_without_slurm_are_refused(sweep_file, tmp_path, capsys):

@@ -1,6 +1,5 @@
 """Sweeps on this machine: each trial once, whatever happens to the workers."""
 
-import contextlib
 import dataclasses
 import json
 import multiprocessing
@@ -19,16 +18,16 @@ import yaml
 from se_lab import store
 from se_lab.cli import main
 from se_lab.spec import ExecSpec, ModelSpec, RunSpec, SESpec, SpecError
-from se_lab.sweep.execute import Outcome, check_trials, common_reason, execute
 from se_lab.sweep.grammar import read_sweep
 from se_lab.sweep.records import load_records
+from se_lab.sweep.schedule import Outcome, Rules, check_trials, common_reason, execute
 from se_lab.sweep.trial_process import TrialProcess
-from se_lab.training.task import ClassificationTask
 
+TINY = ["--recipe=digits", "--data.batch_size=256", "--model.kwargs={units: 1}"]
 SWEEP = {
     "program": "se-lab",
     "method": "grid",
-    "command": ["${env}", "se-lab", "train", "--recipe=digits", "--train.epochs=4", "--data.batch_size=256", "${args}"],
+    "command": ["${env}", "se-lab", "train", *TINY, "--train.epochs=4", "${args}"],
     "parameters": {"model.se": {"values": [{"insertion": "none"}, {"reduction": 4}]}, "seed": {"values": [0, 1]}},
 }
 
@@ -41,14 +40,38 @@ def spec_file(tmp_path):
     return path
 
 
+@pytest.fixture
+def disturbed(monkeypatch, tmp_path):
+    """Return a maker of the ExecSpec of trials whose training steps raise an error, and of their counter."""
+    marks = tmp_path / "marks"
+    marks.mkdir()
+
+    def make(error, trials=None, times=None):
+        wanted = {"error": error, "marks": str(marks)} | ({"times": times} if times else {})
+        if trials is not None:
+            wanted["trials"] = [trial.trial_id for trial in trials]
+        monkeypatch.setenv("DISTURB", json.dumps(wanted))
+        here = ExecSpec(store=str(tmp_path / "store"), wandb=False, plugins="tests.sweep.disturb")
+        return here, lambda trial: len((marks / trial.trial_id).read_text())
+
+    return make
+
+
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    """Return what the sweep comes to when nothing happens to it."""
+def long_file(tmp_path_factory):
+    """Return the same sweep with trials that take a little longer."""
+    path = tmp_path_factory.mktemp("long") / "sweep.yaml"
+    command = ["${env}", "se-lab", "train", *TINY, "--train.epochs=8", "${args}"]
+    path.write_text(yaml.safe_dump(SWEEP | {"command": command}))
+    return path
+
+
+@pytest.fixture(scope="module")
+def undisturbed(long_file, tmp_path_factory):
+    """Return what the long sweep comes to, one trial after the other, when nothing happens to it."""
     store = tmp_path_factory.mktemp("undisturbed")
-    spec_file = store / "sweep.yaml"
-    spec_file.write_text(yaml.safe_dump(SWEEP))
-    execute(read_sweep(spec_file).trials, ExecSpec(store=str(store), wandb=False), 2, lambda _: None)
-    return results(spec_file, store)
+    execute(read_sweep(long_file).trials, ExecSpec(store=str(store), wandb=False), 1, lambda _: None)
+    return results(long_file, store)
 
 
 def command(spec_file, store, *more):
@@ -75,41 +98,26 @@ def results(spec_file, store):
     return table[keep].to_json(orient="records")
 
 
-def test_two_workers_do_what_one_does_and_nothing_is_done_twice(spec_file, tmp_path, here, undisturbed):
+def test_two_workers_run_each_trial_once_and_finished_trials_are_skipped(spec_file, here):
     trials = read_sweep(spec_file).trials
     events = []
     outcomes = execute(trials, here, 2, events.append)
     assert [outcome.status for outcome in outcomes] == ["finished"] * 4
-    rows = [event for event in events if event.row]
+    rows = [event for event in events if "epoch" in event.row]
     assert len(rows) == 16 and {event.trial.trial_id for event in rows} == {trial.trial_id for trial in trials}
     stamps = {t.trial_id: (Path(here.store) / t.trial_id / "record.json").stat().st_mtime_ns for t in trials}
     assert [outcome.status for outcome in execute(trials, here, 2, events.append)] == ["skipped"] * 4
     assert stamps == {t.trial_id: (Path(here.store) / t.trial_id / "record.json").stat().st_mtime_ns for t in trials}
-    subprocess.run(command(spec_file, tmp_path / "alone"), check=True, capture_output=True)
-    assert results(spec_file, tmp_path / "alone") == undisturbed
 
 
-def test_a_failing_trial_is_recorded_and_the_others_go_on(spec_file, here, monkeypatch):
-    trials = read_sweep(spec_file).trials
-    original = ClassificationTask.training_step
-
-    def fails_for_one(self, *args):
-        if self.spec == trials[1]:
-            raise MemoryError("out of memory, for example")
-        return original(self, *args)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(ClassificationTask, "training_step", fails_for_one)
-        outcomes = execute(trials, here, 1, lambda _: None)
-    assert [outcome.status for outcome in outcomes] == ["finished", "failed", "finished", "finished"]
+def test_a_failing_trial_is_recorded_and_the_others_go_on(spec_file, disturbed):
+    trials, view = read_sweep(spec_file).trials[:3], lambda _: None
+    here, _ = disturbed('MemoryError("out of memory, for example")', trials[1:2], times=1)
+    outcomes = execute(trials, here, 1, view)
+    assert [outcome.status for outcome in outcomes] == ["finished", "failed", "finished"]
     table = load_records(spec_file, here.store)
     assert table["error"].dropna().to_dict() == {1: "MemoryError: out of memory, for example"}
-    assert [outcome.status for outcome in execute(trials, here, 1, lambda _: None)] == [
-        "skipped",
-        "finished",
-        "skipped",
-        "skipped",
-    ]
+    assert [outcome.status for outcome in execute(trials, here, 1, view)] == ["skipped", "finished", "skipped"]
 
 
 def test_a_killed_worker_is_lost_and_its_trial_goes_on_later(spec_file, here):
@@ -122,7 +130,7 @@ def test_a_killed_worker_is_lost_and_its_trial_goes_on_later(spec_file, here):
             holder = json.loads(next((Path(here.store) / trials[0].trial_id / "claims").glob("00*1")).read_text())
             os.kill(holder["pid"], signal.SIGKILL)
 
-    outcomes = execute(trials, here, 1, kill_in_the_second_epoch, retries=0)
+    outcomes = execute(trials, here, 1, kill_in_the_second_epoch, Rules(retries=0))
     assert [(o.status, o.kind) for o in outcomes] == [("failed", "lost process"), ("finished", None)]
     record = store.read_record(Path(here.store) / trials[0].trial_id)
     assert (record.status, record.error_kind) == ("failed", "lost process") and "SIGKILL" in record.error
@@ -134,51 +142,30 @@ def test_a_killed_worker_is_lost_and_its_trial_goes_on_later(spec_file, here):
     assert 0 not in epochs, "the trial began anew instead of going on"
 
 
-@pytest.fixture
-def fail(monkeypatch, tmp_path):
-    """Return a setter of the error that each of the first `times` training steps of some trials raises."""
-    original = ClassificationTask.training_step
-
-    def set_error(error, which=lambda trial: True, times=10**9):
-        def step(self, *args):
-            if which(self.spec):
-                mark = tmp_path / f"failed-{self.spec.trial_id}"
-                tried = len(mark.read_text()) if mark.exists() else 0
-                if tried < times:
-                    mark.write_text("x" * (tried + 1))
-                    error() if callable(error) and not isinstance(error, type) else None
-                    raise error
-            return original(self, *args)
-
-        monkeypatch.setattr(ClassificationTask, "training_step", step)
-        return lambda trial: len((tmp_path / f"failed-{trial.trial_id}").read_text())
-
-    return set_error
-
-
-def test_what_may_pass_is_tried_again_and_what_cannot_is_not(spec_file, here, fail):
+def test_what_may_pass_is_tried_again_and_what_cannot_is_not(spec_file, disturbed, monkeypatch):
+    monkeypatch.setattr("se_lab.sweep.schedule.NETWORK_SECONDS", 0.1)
     one, other = read_sweep(spec_file).trials[:2]
     events = []
-    fail(ConnectionResetError("the file server hung up"), lambda trial: trial == one, times=1)
-    outcomes = execute([one], here, 1, lambda event: events.append(event.status), retries=1)
-    assert [o.status for o in outcomes] == ["finished"] and "again: network" in events
-    tries = fail(FloatingPointError("the training loss is nan"))
-    outcomes = execute([other], here, 1, lambda event: None, retries=3)
+    here, _ = disturbed('ConnectionResetError("the file server hung up")', [one], times=1)
+    outcomes = execute([one], here, 1, lambda event: events.append(event.status))
+    assert [o.status for o in outcomes] == ["finished"] and "retry: network" in events
+    here, tries = disturbed('FloatingPointError("the training loss is nan")')
+    outcomes = execute([other], here, 1, lambda event: None, Rules(retries=3))
     assert [(o.status, o.kind) for o in outcomes] == [("failed", "NaN loss")] and tries(other) == 1
     assert store.read_record(Path(here.store) / other.trial_id).error_kind == "NaN loss"
 
 
-def test_why_a_trial_failed_is_known_however_late_it_is_asked(spec_file, here, fail, monkeypatch):
+def test_why_a_trial_failed_is_known_however_late_it_is_asked(spec_file, disturbed, monkeypatch):
     (trial,) = read_sweep(spec_file).trials[:1]
-    tries = fail(FloatingPointError("the training loss is nan"))
+    here, tries = disturbed('FloatingPointError("the training loss is nan")')
 
     def after_its_end(self):
         self._process.join()
         return True
 
     monkeypatch.setattr(TrialProcess, "is_over", after_its_end)
-    monkeypatch.setattr("se_lab.sweep.execute.wait", lambda handles, timeout: [])  # it has said nothing yet
-    outcomes = execute([trial], here, 1, lambda event: None, retries=1)
+    monkeypatch.setattr("se_lab.sweep.schedule.wait", lambda handles, timeout: [])  # it has said nothing yet
+    outcomes = execute([trial], here, 1, lambda event: None)
     assert [(o.status, o.kind) for o in outcomes] == [("failed", "NaN loss")] and tries(trial) == 1
     assert "FloatingPointError" in store.read_record(Path(here.store) / trial.trial_id).error
 
@@ -211,10 +198,10 @@ def test_what_goes_wrong_in_the_sweep_itself_lets_its_trials_save_their_state(sp
     assert (folder / "last.ckpt").exists() and not (folder / "record.json").exists()
 
 
-def test_a_lost_process_goes_on_from_its_checkpoint_and_is_given_up_after_its_retries(spec_file, here, fail):
+def test_a_lost_process_goes_on_from_its_checkpoint_and_is_given_up_after_its_retries(spec_file, disturbed):
     (trial,) = read_sweep(spec_file).trials[:1]
-    tries = fail(lambda: os.kill(os.getpid(), signal.SIGKILL))
-    outcomes = execute([trial], here, 1, lambda event: None, retries=2)
+    here, tries = disturbed("os.kill(os.getpid(), signal.SIGKILL)")
+    outcomes = execute([trial], here, 1, lambda event: None, Rules(retries=2))
     assert [(o.status, o.kind) for o in outcomes] == [("failed", "lost process")] and tries(trial) == 3
 
 
@@ -224,9 +211,10 @@ def _hold(folder, held, let_go):
         let_go.wait(120)
 
 
-def test_out_of_memory_beside_another_trial_is_tried_again_alone(spec_file, here, fail, monkeypatch):
-    monkeypatch.setattr("se_lab.sweep.execute.POLL_SECONDS", 0.05)
+def test_out_of_memory_beside_another_trial_is_tried_again_alone(spec_file, disturbed, monkeypatch):
+    monkeypatch.setattr("se_lab.sweep.schedule.POLL_SECONDS", 0.05)
     first, large, third = read_sweep(spec_file).trials[:3]
+    here, tries = disturbed('MemoryError("out of memory")', [large], times=1)
     context = multiprocessing.get_context("fork")
     held, let_go = context.Event(), context.Event()
     other = context.Process(target=_hold, args=(Path(here.store) / third.trial_id, held, let_go))
@@ -243,7 +231,6 @@ def test_out_of_memory_beside_another_trial_is_tried_again_alone(spec_file, here
             let_go.set()
             other.join()
 
-    tries = fail(MemoryError("out of memory"), lambda trial: trial == large, times=1)
     assert [o.status for o in execute([first, large, third], here, 2, watch)] == ["finished", "finished", "finished"]
     assert tries(large) == 1
     assert begun == [
@@ -277,11 +264,12 @@ def test_a_worker_that_cannot_open_its_log_says_so(spec_file, here):
     assert "IsADirectoryError" in store.read_record(Path(here.store) / trial.trial_id).error
 
 
-def test_a_sweep_whose_trials_fail_for_one_reason_stops_and_says_it_once(tmp_path, fail, capsys):
+def test_a_sweep_whose_trials_fail_for_one_reason_stops_and_says_it_once(tmp_path, disturbed, capsys):
     path = tmp_path / "sweep.yaml"
     path.write_text(yaml.safe_dump(SWEEP | {"parameters": {"seed": {"values": list(range(9))}}}))
-    fail(OSError(28, "No space left on device"), lambda trial: trial.seed != 1)
-    assert main(["sweep", str(path), "--store", str(tmp_path / "store"), "--wandb=false"]) == 1
+    bad = [trial for trial in read_sweep(path).trials if trial.seed != 1]
+    here, _ = disturbed('OSError(28, "No space left on device")', bad)
+    assert main(["sweep", str(path), f"--store={here.store}", "--wandb=false", f"--plugins={here.plugins}"]) == 1
     told = capsys.readouterr()
     assert "5 failed, 1 finished, 3 not started" in told.out
     assert told.err.count("No space left") == 1 and "5 of its trials failed for one reason" in told.err
@@ -304,9 +292,9 @@ def test_a_few_failures_or_failures_of_many_kinds_stop_nothing():
     assert common_reason(many) == ("KeyError: 0", 5)
 
 
-def test_a_trial_that_failed_meanwhile_in_another_process_is_not_tried_here(spec_file, here, fail):
+def test_a_trial_that_failed_meanwhile_in_another_process_is_not_tried_here(spec_file, disturbed):
     first, second = read_sweep(spec_file).trials[:2]
-    tries = fail(FloatingPointError("the training loss is nan"), lambda trial: trial == second)
+    here, tries = disturbed('FloatingPointError("the training loss is nan")', [second])
 
     def other_process(event):
         if event.trial == first and event.row:
@@ -317,45 +305,52 @@ def test_a_trial_that_failed_meanwhile_in_another_process_is_not_tried_here(spec
     assert tries(second) == 4, "once for each epoch of the first, as a sweep begun anew, and never in this one"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_leaves_everything_resumable(spec_file, tmp_path, number, undisturbed):
-    store = tmp_path / "store"
+def begin(spec_file, store, before=()):
+    """Start the sweep with two workers as a process, and return it once one of its trials has begun."""
+    known = set(store.glob("*/claims/0*"))
     process = subprocess.Popen(
-        command(spec_file, store, "--workers", "2"),
+        [*before, *command(spec_file, store, "--workers", "2")],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
     )
-    while not list(store.glob("*/metrics.csv")):
-        time.sleep(0.05)
-    # Ctrl-C, and a terminal that is closed, tell the workers as well
-    process.send_signal(number) if number == signal.SIGTERM else os.killpg(process.pid, number)
-    out, err = process.communicate(timeout=240)
-    assert process.returncode == 75, err
-    assert "goes on where it stopped" in err and "interrupted" in out
-    subprocess.run(command(spec_file, store), check=True, capture_output=True)
-    assert results(spec_file, store) == undisturbed
+    while process.poll() is None and not set(store.glob("*/claims/0*")) - known:
+        time.sleep(0.02)
+    return process
 
 
-def test_where_ends_of_processes_are_ignored_a_sweep_sees_those_of_its_workers(spec_file, tmp_path):
-    code = "import os, signal, sys; signal.signal(signal.SIGCHLD, signal.SIG_IGN); os.execv(sys.argv[1], sys.argv[1:])"
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, *command(spec_file, tmp_path / "store")], start_new_session=True
-    )
-    try:
-        assert process.wait(timeout=120) == 0
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+SIGCHLD_IGNORED = """
+import os, signal, sys
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
 
 
-def test_killed_five_times_it_comes_to_the_table_of_an_undisturbed_run(spec_file, tmp_path, undisturbed):
+def test_signals_leave_everything_resumable(long_file, tmp_path, undisturbed):
+    store = tmp_path / "store"
+    # Ctrl-C, and a terminal that is closed, tell the workers as well; `kill` tells the sweep alone
+    for number, tell in ((signal.SIGINT, os.killpg), (signal.SIGTERM, os.kill), (signal.SIGHUP, os.killpg)):
+        before = [sys.executable, "-c", SIGCHLD_IGNORED] if number == signal.SIGTERM else []
+        rows = sum(file.read_text().count("\n") for file in store.glob("*/metrics.csv"))
+        process = begin(long_file, store, before)
+        while sum(file.read_text().count("\n") for file in store.glob("*/metrics.csv")) == rows:
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.02)
+        tell(process.pid, number)
+        out, err = process.communicate(timeout=600)
+        assert process.returncode == 75, (number, out, err)
+        assert "the same command resumes" in err and "interrupted" in out
+    execute(read_sweep(long_file).trials, ExecSpec(store=str(store), wandb=False), 2, lambda _: None)
+    assert results(long_file, store) == undisturbed
+
+
+def test_killed_again_and_again_it_comes_to_the_table_of_an_undisturbed_run(long_file, tmp_path, undisturbed):
     store = tmp_path / "store"
     torn, stop = [], threading.Event()
 
     def read_all_the_time():
-        while not stop.wait(0.002):
+        while not stop.wait(0.01):
             for path in store.glob("*/record.json"):
                 try:
                     json.loads(path.read_text())
@@ -366,30 +361,19 @@ def test_killed_five_times_it_comes_to_the_table_of_an_undisturbed_run(spec_file
     reader.start()
     finished_at: dict[str, int] = {}
     moments = random.Random(0)
-    for _ in range(5):
-        process = subprocess.Popen(
-            command(spec_file, store, "--workers", "2"),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        begun = time.monotonic()
-        while process.poll() is None and len(list(store.glob("*/claims/0*"))) == 0 and time.monotonic() - begun < 60:
-            time.sleep(0.05)
-        time.sleep(moments.uniform(4.0, 8.0))
-        if moments.random() < 0.5:
-            os.kill(process.pid, signal.SIGKILL)  # the sweep alone: its workers must notice and stop
-        else:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    for kill in (os.kill, os.killpg, os.kill):  # of the sweep alone its workers must notice it, and stop
+        process = begin(long_file, store)
+        time.sleep(moments.uniform(0.2, 1.5))
+        kill(process.pid, signal.SIGKILL)
+        process.communicate()
         for path in store.glob("*/record.json"):
             stamp = path.stat().st_mtime_ns
             assert finished_at.setdefault(path.parent.name, stamp) == stamp, "a finished trial was run again"
-    subprocess.run(command(spec_file, store, "--workers", "2"), check=True, capture_output=True)
+    execute(read_sweep(long_file).trials, ExecSpec(store=str(store), wandb=False), 2, lambda _: None)
     stop.set()
     reader.join()
     assert not torn
-    assert results(spec_file, store) == undisturbed
+    assert results(long_file, store) == undisturbed
     assert not [path for path in store.glob("*/.*") if path.is_file()], "something half-written was left behind"
 
 

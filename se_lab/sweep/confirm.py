@@ -1,0 +1,97 @@
+"""The best variants of a sweep again, with fresh seeds: what was chosen by looking is not measured by the same trials.
+
+The best of many variants owes part of its rank to luck. `--confirm` chooses by validation error, trains the chosen
+variants and the baselines with seeds that the sweep did not have, and notes in the store which rows were chosen:
+
+<store>/.confirmed/<hash of the sweep's trials>.json
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import mean
+
+from se_lab import store
+from se_lab.spec import RunSpec, SpecError, run_spec
+from se_lab.sweep.grammar import Sweep
+from se_lab.sweep.seeds import by_variant
+
+METRIC = "val/top1_error"
+FIRST_SEED = 1000
+"""Fresh seeds start here, or after the sweep's own."""
+
+
+@dataclass(frozen=True)
+class Confirmation:
+    """What was chosen from a sweep by looking at its trials, and the fresh trials that confirm it."""
+
+    sweep: str
+    chosen: list[str]
+    """Ids of the sweep's trials that belong to the chosen variants."""
+    trials: list[dict[str, object]]
+    """The fresh trials, flat."""
+
+
+def choose(sweep: Sweep, store_folder: str, count: int, seeds: int) -> Confirmation:
+    """Return the best `count` variants of a finished sweep by validation error, and their trials with fresh seeds.
+
+    The baselines (insertion none) are compared with, not chosen: their fresh trials come in addition.
+
+    Raises:
+        SpecError: if a trial is not over, or none has a validation error.
+    """
+    if count < 1 or seeds < 1:
+        raise SpecError(f"--confirm is {count} and --seeds {seeds}; both must be at least 1")
+    variants = by_variant(sweep.trials)
+    plain = [own for own in variants if own[0].model.se.insertion == "none"]
+    errors = [(_validation_error(own, store_folder), own) for own in variants if own not in plain or plain == variants]
+    ranked = sorted((pair for pair in errors if pair[0] is not None), key=lambda pair: pair[0] or 0.0)
+    if not ranked:
+        raise SpecError(f"no variant of {sweep.name} has {METRIC} for all of its seeds: hold out data.val_fraction")
+    best = [own for _, own in ranked[:count]]
+    first = max(FIRST_SEED, 1 + max(trial.seed for trial in sweep.trials))
+    compared = [own for own in plain if own not in best] + best
+    fresh = [dataclasses.replace(own[0], seed=seed) for own in compared for seed in range(first, first + seeds)]
+    chosen = [trial.trial_id for own in best for trial in own]
+    return Confirmation(sweep.name, chosen, [trial.flat() for trial in fresh])
+
+
+def _validation_error(trials: Sequence[RunSpec], store_folder: str) -> float | None:
+    """Return the mean validation error of a variant; None if a seed has none."""
+    errors = []
+    for trial in trials:
+        record = store.read_record(store.trial_folder(store_folder, trial.trial_id))
+        if record is None:
+            raise SpecError(f"{trial.trial_id} is not over: run the sweep before its best variants are confirmed")
+        errors.append(record.metrics.get(METRIC) if record.status == "finished" else None)
+    known = [error for error in errors if error is not None]
+    return mean(known) if len(known) == len(errors) else None
+
+
+def fresh_trials(confirmation: Confirmation) -> list[RunSpec]:
+    """Return the trials of a confirmation."""
+    return [run_spec({k: v for k, v in flat.items() if v is not None}) for flat in confirmation.trials]
+
+
+def note(confirmation: Confirmation, sweep: Sweep, store_folder: str) -> None:
+    """Write a confirmation down in the store, before its trials run."""
+    text = json.dumps(asdict(confirmation), indent=1)
+    store.write_whole(_path(sweep.trials, store_folder), lambda file: file.write(text.encode()))
+
+
+def confirmation_of(trials: Sequence[RunSpec], store_folder: str | Path) -> Confirmation | None:
+    """Return the confirmation of a sweep with these trials, if its best variants were chosen."""
+    try:
+        return Confirmation(**json.loads(_path(trials, store_folder).read_text()))
+    except FileNotFoundError:
+        return None
+
+
+def _path(trials: Sequence[RunSpec], store_folder: str | Path) -> Path:
+    ids = "".join(sorted(trial.trial_id for trial in trials))
+    return Path(store_folder, ".confirmed", f"{hashlib.sha256(ids.encode()).hexdigest()[:12]}.json")

@@ -1,0 +1,70 @@
+"""Whether the trials of a sweep can be built on this machine, before any is trained."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from se_lab.data import DataShape, check_split, data_shape
+from se_lab.spec import ExecSpec, RunSpec, SpecError
+from se_lab.training.preflight import check_before
+from se_lab.units.model import create_model
+
+
+def check_nets(trials: Sequence[RunSpec], execution: ExecSpec, looks_at: str | None = None) -> list[str]:
+    """Build the net of every distinct trial without memory or time, and return remarks for the user.
+
+    Args:
+        trials: The trials.
+        execution: Where and how they are to run.
+        looks_at: What in the sweep itself looks at validation images.
+
+    Raises:
+        SpecError: for the first trial that this machine cannot run, that cannot be built, or that lacks the validation
+            images that something looks at.
+        DataError: for a data set that cannot be used.
+    """
+    widths: dict[tuple[str, ...], dict[int, tuple[int, ...]]] = {}
+    shapes = {trial.data: data_shape(trial.data, root=execution.data_root) for trial in trials}
+    checked: set[str] = set()
+    for trial in trials:
+        check_before(trial, execution)
+        data = shapes[trial.data]
+        _check_images(trial, data, looks_at)
+        alike = f"{trial.model} {data.classes} {data.shape[0]}"
+        if alike in checked:
+            continue
+        checked.add(alike)
+        with torch.device("meta"):
+            model = create_model(trial.model, data.classes, data.shape[0])
+        sites: list[Any] = model.se_sites  # type: ignore[assignment]
+        se = trial.model.se
+        rest = (trial.model.backbone, str(dataclasses.replace(se, reduction=1)), str(trial.model.kwargs))
+        if se.insertion != "none":
+            widths.setdefault(rest, {})[se.reduction] = tuple(site.hidden for site in sites)
+    return [remark for (backbone, *_), found in widths.items() for remark in _equal_widths(backbone, found)]
+
+
+def _check_images(trial: RunSpec, data: DataShape, looks_at: str | None) -> None:
+    if not data.sizes["train"]:
+        raise SpecError(f"data.name is {trial.data.name!r}, and its training split is empty")
+    for needs, what in (
+        (trial.optim.schedule == "plateau", "optim.schedule=plateau"),
+        (trial.train.select == "best", "train.select=best"),
+        (looks_at is not None, looks_at),
+    ):
+        if needs:
+            check_split(trial.data, data.sizes, str(what))
+
+
+def _equal_widths(backbone: str, hidden: Mapping[int, tuple[int, ...]]) -> Iterator[str]:
+    """Yield a remark for two reduction ratios that give a unit the same hidden width."""
+    for one, other in itertools.combinations(sorted(hidden), 2):
+        same = [a == b for a, b in zip(hidden[one], hidden[other], strict=True)]
+        if any(same):
+            share = sum(same) / len(same)
+            yield f"{backbone}: r={one} and r={other} give the same hidden width in {share:.0%} of the units"

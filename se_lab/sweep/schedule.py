@@ -1,0 +1,326 @@
+"""Run the trials of a sweep on this machine, several at a time, each in a process of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import wait
+from pathlib import Path
+
+from se_lab import store
+from se_lab.spec import ExecSpec, RunSpec, SpecError, run_spec
+from se_lab.spec.flags import import_plugins
+from se_lab.sweep.bayes import BayesSearch, import_optuna
+from se_lab.sweep.early_stop import Hyperband
+from se_lab.sweep.server import in_a_child, start_server
+from se_lab.sweep.trial_process import Outcome, TrialProcess, Work
+from se_lab.sweep.wandb_service import shared_service
+from se_lab.training.failures import BROKEN_DEVICE, NETWORK, OK_AGAIN, OTHER, OUT_OF_MEMORY, reason
+from se_lab.training.stopping import Stop, heard
+
+POLL_SECONDS = 2.0
+"""How long to wait before looking again at a trial that another worker holds."""
+NETWORK_SECONDS = 10.0
+FEW_FAILURES = 5
+"""The sweep stops at this many failures for one reason, if they are most of the trials that ended."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """What a view is told: a trial's status, or what a running one reports."""
+
+    trial: RunSpec
+    status: str
+    """As in Outcome; or running, retry: KIND, or waiting: WHOM."""
+    row: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+
+View = Callable[[Event], None]
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What may change the list of trials while they run."""
+
+    retries: int = 1
+    """How often a failed trial is retried, where that can help; one that ran out of memory beside others is retried
+    alone."""
+    search: BayesSearch | None = None
+    """Proposes more trials."""
+    early_stop: Hyperband | None = None
+    """When to give a trial up."""
+
+
+def execute(
+    trials: Sequence[RunSpec], execution: ExecSpec, workers: int, view: View, rules: Rules = Rules()
+) -> list[Outcome]:
+    """Run the trials of a sweep that are not finished, `workers` at a time.
+
+    Finished trials are skipped, interrupted ones resume from their checkpoint, failed ones are run again. A trial that
+    another sweep is running is waited for. SIGINT or SIGTERM stops the workers after their current batch and keeps
+    their work. Once most trials that ended have failed for one reason, no further trial starts.
+
+    Args:
+        trials: The trials; of a search those that it has proposed before.
+        execution: Where and how they run.
+        workers: Number of trials to run in parallel.
+        view: Called with each event.
+        rules: Retries, search and early stop.
+
+    Returns:
+        One outcome per trial, in the order of the trials.
+
+    Raises:
+        SpecError: for a search without Optuna, a store that cannot be written, or an operator that only this process
+            knows.
+    """
+    start_server()
+    if rules.search is not None:
+        import_optuna()
+    schedule = Schedule(trials, execution, workers, view, rules)
+    schedule.settle_what_is_over()
+    if schedule.has_more:
+        _check_writable(execution.store)
+        in_a_child(_check_operators, [trial.flat() for trial in trials], execution.plugins)
+    with shared_service(execution.wandb and schedule.has_more):
+        schedule.run()
+    return schedule.result()
+
+
+@dataclass(eq=False)
+class Entry:
+    """A trial that waits for its turn."""
+
+    trial: RunSpec
+    not_before: float = 0.0
+    tries: int = 0
+    alone: bool = False
+    """Not beside another trial: it ran out of memory there."""
+
+
+class Schedule:
+    """The trials of a sweep while it runs: those that wait, those that run, and how the others ended."""
+
+    def __init__(self, trials: Sequence[RunSpec], execution: ExecSpec, workers: int, view: View, rules: Rules) -> None:
+        self.execution, self.workers, self.view, self.rules = execution, workers, view, rules
+        self.trials = list(trials)
+        self.waiting = [Entry(trial) for trial in trials]
+        self.running: dict[TrialProcess, Entry] = {}
+        self.outcomes: dict[str, Outcome] = {}
+        self.searching = rules.search is not None
+        self._failed_before = {trial.trial_id: self._record_time(trial) for trial in trials}
+
+    @property
+    def has_more(self) -> bool:
+        """Whether a trial has still to start."""
+        return bool(self.waiting) or self.searching
+
+    def settle_what_is_over(self) -> None:
+        """Settle the trials that need no work."""
+        for entry in list(self.waiting):
+            if (over := self._over(entry.trial)) is not None:
+                self.waiting.remove(entry)
+                self._settle(over)
+
+    def run(self) -> None:
+        """Run the trials until all are over, a signal stops them, or they fail for one reason."""
+        with heard(Stop(at_once=False)) as stop:
+            try:
+                while self.has_more or self.running:
+                    stopping = stop.asked or self._fails_throughout()
+                    if stopping and not self.running:
+                        break
+                    self._go_round(stopping)
+            finally:  # also where the sweep itself fails, as when its terminal is gone
+                self.stop()
+
+    def _go_round(self, stopping: bool) -> None:
+        """Start what can start, wait a moment for news, and take them in."""
+        if stopping:
+            self.stop()
+        while not stopping and len(self.running) < self.workers and (entry := self._next()) is not None:
+            self._start(entry)
+        handles = [handle for process in self.running for handle in process.handles]
+        wait(handles, timeout=0.5) if handles else time.sleep(0.1 if self.has_more else 0)
+        for process in list(self.running):
+            self._look_at(process)
+
+    def stop(self) -> None:
+        """Let the running trials save their state and stop."""
+        for process in self.running:
+            process.ask_to_stop()
+
+    def result(self) -> list[Outcome]:
+        """Return one outcome per trial."""
+        blank = {entry.trial.trial_id: Outcome(entry.trial, "not started") for entry in self.waiting}
+        return [(blank | self.outcomes)[trial.trial_id] for trial in self.trials]
+
+    def _fails_throughout(self) -> bool:
+        return common_reason(list(self.outcomes.values())) is not None
+
+    def _settle(self, outcome: Outcome) -> None:
+        self.outcomes[outcome.trial.trial_id] = outcome
+        self.view(Event(outcome.trial, outcome.status))
+
+    def _next(self) -> Entry | None:
+        """Return a trial to start now; settle those that are over by now, and put off those that another holds."""
+        if any(entry.alone for entry in self.running.values()):
+            return None
+        while True:
+            now = time.monotonic()
+            ready = [one for one in self.waiting if one.not_before <= now and not (one.alone and self.running)]
+            if not ready and not (ready := self._proposed()):
+                return None
+            entry = ready[0]
+            folder = store.trial_folder(self.execution.store, entry.trial.trial_id)
+            if store.holder_of(folder) is not None:
+                entry.not_before = now + POLL_SECONDS
+                self.view(Event(entry.trial, f"waiting: {store.describe_holder(folder)}"))
+                continue
+            self.waiting.remove(entry)
+            over = self._over(entry.trial)
+            if over is None or (entry.tries and over.status == "failed"):
+                return entry
+            self._settle(over)
+
+    def _proposed(self) -> list[Entry]:
+        """Return an entry for a trial that another process has proposed, else for a new proposal of the search."""
+        search = self.rules.search
+        if search is None or not self.searching:
+            return []
+        known = {trial.trial_id for trial in self.trials}
+        others = [trial for trial in search.proposed(self.execution.store) if trial.trial_id not in known]
+        trial = others[0] if others else search.propose(self.execution.store)
+        self.searching = trial is not None
+        if trial is None:
+            return []
+        self.trials.append(trial)
+        self.waiting.append(Entry(trial))
+        return self.waiting[-1:]
+
+    def _start(self, entry: Entry) -> None:
+        search = self.rules.search
+        peers = () if search is not None else tuple(trial.trial_id for trial in self.trials)
+        work = Work(entry.trial, self.execution, self.rules.early_stop, search, peers)
+        self.running[TrialProcess(work)] = entry
+        self.view(Event(entry.trial, "running"))
+
+    def _look_at(self, process: TrialProcess) -> None:
+        """Report a trial's epochs; settle or retry it if it is over."""
+        entry, is_over = self.running[process], process.is_over()  # asked first: then its last message can be read
+        for row in process.rows():
+            self.view(Event(entry.trial, "running", row))
+        if not is_over:
+            return
+        del self.running[process]
+        outcome = process.outcome()
+        if outcome.status == "busy":
+            entry.not_before = time.monotonic() + POLL_SECONDS
+            self.waiting.append(entry)
+        elif outcome.status == "failed" and self._can_retry(entry, outcome):
+            self.waiting.append(entry)
+            self.view(Event(entry.trial, f"retry: {outcome.kind}"))
+        else:
+            self._settle(outcome)
+
+    def _can_retry(self, entry: Entry, outcome: Outcome) -> bool:
+        """Return whether to retry a failed trial, and prepare its entry for that."""
+        entry.tries += 1
+        crowded_out = outcome.kind == OUT_OF_MEMORY and bool(self.running)
+        if entry.tries > self.rules.retries or not (outcome.kind in OK_AGAIN or crowded_out):
+            return False
+        entry.alone = crowded_out
+        entry.not_before = time.monotonic() + (NETWORK_SECONDS if outcome.kind == NETWORK else 0.0)
+        return True
+
+    def _over(self, trial: RunSpec) -> Outcome | None:
+        """Return how a trial ended that needs no work here.
+
+        One that had failed when this sweep began is run again. One that has failed since, in another process, would
+        fail here too, unless its machine was the reason.
+        """
+        record = store.read_record(store.trial_folder(self.execution.store, trial.trial_id))
+        if record is None:
+            return None
+        if record.status == "finished" or (record.status == "stopped" and self.rules.early_stop is not None):
+            return Outcome(trial, "skipped")
+        failed_here = record.status == "failed" and record.error_kind not in (BROKEN_DEVICE, OUT_OF_MEMORY, *OK_AGAIN)
+        if failed_here and self._record_time(trial) != self._failed_before.get(trial.trial_id):
+            return Outcome(trial, "failed", record.error_kind, reason(record.error or ""))
+        return None
+
+    def _record_time(self, trial: RunSpec) -> tuple[int, int] | None:
+        """Return what changes when a trial's record does."""
+        try:
+            found = (store.trial_folder(self.execution.store, trial.trial_id) / "record.json").stat()
+        except OSError:
+            return None
+        return found.st_mtime_ns, found.st_ino
+
+
+def check_trials(
+    trials: Sequence[RunSpec], *, execution: ExecSpec | None = None, looks_at: str | None = None
+) -> list[str]:
+    """Build the net of every distinct trial in a process of its own, without memory or time; see `nets.check_nets`."""
+    execution = execution or ExecSpec()
+    check_place(execution.store)
+    return in_a_child(_check_nets, list(trials), execution, looks_at)
+
+
+def check_place(folder: str) -> None:
+    """Raise SpecError if the store is a file, or lies under one."""
+    path = Path(folder)
+    if file := next((one for one in (path, *path.parents) if one.is_file()), None):
+        raise SpecError(f"store is {folder!r}, and {file} is a file; it must be a folder")
+
+
+def _check_nets(trials: Sequence[RunSpec], execution: ExecSpec, looks_at: str | None) -> list[str]:
+    from se_lab.sweep.nets import check_nets
+
+    _check_operators([trial.flat() for trial in trials], execution.plugins)
+    return check_nets(trials, execution, looks_at)
+
+
+def _check_operators(trials: Sequence[Mapping[str, object]], plugins: str) -> None:
+    """Raise SpecError for an operator that only the process of the sweep knows."""
+    import_plugins(plugins)
+    try:
+        for flat in trials:
+            run_spec(flat)
+    except SpecError as error:
+        raise SpecError(
+            f"{error}. Trials run in processes of their own, which know operators of plugins only: put yours into a "
+            "module and name it in plugins"
+        ) from None
+
+
+def _check_writable(folder: str) -> None:
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise SpecError(f"store is {folder!r}, where nothing can be written: {error.strerror}") from error
+
+
+def common_reason(outcomes: Sequence[Outcome]) -> tuple[str, int] | None:
+    """Return the reason for which most trials that ended have failed, and how many, if there are at least a few."""
+    ended = sum(outcome.status in ("finished", "stopped", "failed") for outcome in outcomes)
+    failures = [outcome for outcome in outcomes if outcome.status == "failed"]
+    counts = Counter(_reason_of(outcome) for outcome in failures)
+    for why, count in counts.most_common(1):
+        if count >= FEW_FAILURES and count > ended / 2:
+            first = next(outcome for outcome in failures if _reason_of(outcome) == why)
+            return first.error or why, count
+    return None
+
+
+def _reason_of(outcome: Outcome) -> str:
+    """Return the kind of a failure, or the type of its error if it has no kind."""
+    if outcome.kind is not None and outcome.kind != OTHER:
+        return outcome.kind
+    return (outcome.error or "").partition(":")[0]

@@ -1,0 +1,171 @@
+"""As many seeds as a comparison needs: look after every seed, at levels that together keep 5 %.
+
+A table that is looked at after every seed, and read the first time it shows something, raises false alarms in far more
+than 5 % of studies. Here each look has a level of its own (Lan and DeMets 1983, with the spending function that is
+close to Pocock's boundaries), so that the simultaneous intervals of all looks hold together.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.optimize import brentq
+from scipy.stats import chi2, norm
+
+from se_lab.spec import RunSpec, SpecError
+
+ALPHA = 0.05
+HalfWidth = Callable[[Sequence[RunSpec], float], float]
+"""The largest half-width, in points, of the simultaneous intervals against the baseline, of some trials at a level."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """A point at which the intervals are looked at."""
+
+    seeds: int
+    """Seeds of each variant."""
+    level: float
+    """The error rate of the look's simultaneous intervals, such as 0.02 for intervals of 98 %."""
+
+
+def plan_looks(start: int, most: int, comparisons: int, alpha: float = ALPHA) -> list[Look]:
+    """Return a look after each number of seeds from `start` to `most`, whose levels keep `alpha` overall.
+
+    Args:
+        start: Seeds of each variant at the first look.
+        most: At the last.
+        comparisons: Variants that are compared with the baseline. The more there are, the less the looks at their
+            largest difference resemble each other; each comparison's share of `alpha` is spent on its own.
+        alpha: The error rate of all looks together.
+
+    Raises:
+        SpecError: if there are fewer seeds at most than at the start.
+    """
+    if most < start:
+        raise SpecError(f"--max-seeds is {most}; the sweep already has {start} seeds")
+    counts = range(start, most + 1)
+    levels = look_levels([count / most for count in counts], alpha / comparisons)
+    return [Look(count, comparisons * level) for count, level in zip(counts, levels, strict=True)]
+
+
+def look_levels(times: Sequence[float], alpha: float = ALPHA) -> list[float]:
+    """Return the two-sided level of each look, such that no effect crosses any of them with probability 1 - `alpha`.
+
+    The level spent by time t is alpha * log(1 + (e - 1) t). The levels follow from the distribution of a Brownian
+    motion that has crossed no bound so far, integrated numerically (Armitage, McPherson and Rowe 1969).
+
+    Args:
+        times: The share of the largest number of seeds at each look, increasing, the last being 1.
+        alpha: The error rate of all looks together.
+    """
+    grid = np.linspace(-6.0, 6.0, 2401)  # of the motion's value at a look
+    levels: list[float] = []
+    density, before, spent = np.empty(0), 0.0, 0.0
+    for time in times:
+        if before == 0.0:
+            density = norm.pdf(grid, scale=math.sqrt(time))
+        else:
+            step = norm.pdf(grid[:, None] - grid[None, :], scale=math.sqrt(time - before))
+            density = step @ density * (grid[1] - grid[0])
+        target = alpha * math.log(1 + (math.e - 1) * time)
+        beyond = np.cumsum(density[::-1]) - density[::-1] / 2
+        tail = 2 * beyond[: len(grid) // 2] * (grid[1] - grid[0])
+        bound = float(np.interp(target - spent, tail, grid[::-1][: len(grid) // 2]))
+        levels.append(2 * float(norm.sf(bound / math.sqrt(time))))
+        density = np.where(np.abs(grid) < bound, density, 0.0)
+        before, spent = time, target
+    return levels
+
+
+def by_variant(trials: Sequence[RunSpec]) -> list[list[RunSpec]]:
+    """Return the trials of each variant: those that differ by nothing but the seed."""
+    found: dict[str, list[RunSpec]] = {}
+    for trial in trials:
+        found.setdefault(dataclasses.replace(trial, seed=0).trial_id, []).append(trial)
+    return list(found.values())
+
+
+def seeds_of(trials: Sequence[RunSpec]) -> list[int]:
+    """Return the seeds of a sweep, in its order, which must be the same for every variant.
+
+    Raises:
+        SpecError: if they are not, or there is one only.
+    """
+    found = [[trial.seed for trial in own] for own in by_variant(trials)]
+    if not found or any(sorted(seeds) != sorted(found[0]) for seeds in found):
+        raise SpecError("adding seeds needs a grid in which every variant has the same seeds")
+    if len(found[0]) < 2:
+        raise SpecError("adding seeds needs a sweep of at least 2 seeds: one says nothing of the spread")
+    return found[0]
+
+
+def with_seeds(trials: Sequence[RunSpec], count: int) -> list[RunSpec]:
+    """Return the trials of every variant with `count` seeds: the sweep's own first, then the next free numbers."""
+    own = seeds_of(trials)
+    seeds = [*own, *range(max(own) + 1, max(own) + 1 + count - len(own))]
+    return [dataclasses.replace(variant[0], seed=seed) for variant in by_variant(trials) for seed in seeds]
+
+
+def until_narrow(
+    trials: Sequence[RunSpec], target: float, most: int, run: Callable[[Sequence[RunSpec]], bool], width: HalfWidth
+) -> Iterator[tuple[Look, float]]:
+    """Add seeds, the same for all variants, until the intervals are narrow enough; yield each look and its half-width.
+
+    Run again, it takes the same looks over the same trials: what is finished is not run again.
+
+    Args:
+        trials: The sweep's trials.
+        target: The half-width to reach, in points.
+        most: Seeds of each variant at most.
+        run: Runs trials; returns whether all are finished.
+        width: The half-width of some trials' intervals at a level.
+    """
+    comparisons = len(trials) // len(seeds_of(trials)) - 1
+    for look in plan_looks(len(seeds_of(trials)), most, comparisons):
+        now = with_seeds(trials, look.seeds)
+        if not run(now):
+            return
+        found = width(now, look.level)
+        yield look, found
+        if found <= target:
+            return
+
+
+def half_width(errors: ArrayLike, level: float) -> float:
+    """Return the half-width of the simultaneous intervals of all variants against the baseline (Dunnett 1955).
+
+    The model is error ~ variant + seed with one variance for all variants.
+
+    Args:
+        errors: (variants, seeds), the baseline among the variants.
+        level: The error rate of all intervals together, such as 0.05.
+    """
+    values = np.asarray(errors, dtype=float)
+    variants, seeds = values.shape
+    freedom = (variants - 1) * (seeds - 1)
+    rest = values - values.mean(1, keepdims=True) - values.mean(0, keepdims=True) + values.mean()
+    variance = float((rest**2).sum() / freedom)
+    return dunnett_quantile(variants - 1, freedom, level) * math.sqrt(2 * variance / seeds)
+
+
+def dunnett_quantile(comparisons: int, freedom: int, level: float) -> float:
+    """Return the bound that the largest of several |t| against one baseline exceeds with probability `level`.
+
+    Equal numbers of trials: the differences correlate by 1/2, so given the baseline's mean z and the estimated standard
+    deviation s they are independent, and two integrals are left.
+    """
+    z, z_weights = np.polynomial.hermite_e.hermegauss(60)
+    ranks = (np.arange(200) + 0.5) / 200
+    s = np.sqrt(chi2.ppf(ranks, freedom) / freedom)[:, None]
+
+    def exceeded(bound: float) -> float:
+        inside = norm.cdf(math.sqrt(2) * bound * s + z) - norm.cdf(-math.sqrt(2) * bound * s + z)
+        return 1 - float((inside**comparisons @ z_weights).mean() / z_weights.sum()) - level
+
+    return float(brentq(exceeded, 1e-6, 1e3))

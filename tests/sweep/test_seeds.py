@@ -1,0 +1,89 @@
+"""As many seeds as a comparison needs: the looks keep their error rate, and seeds are added to all variants alike."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from se_lab.spec import SESpec, SpecError
+from se_lab.sweep.seeds import dunnett_quantile, half_width, look_levels, plan_looks, seeds_of, until_narrow, with_seeds
+
+
+def test_levels_of_equal_looks_are_near_pococks():
+    # Pocock (1977), five looks at 5 %: each at 0.0158; the spending function comes close to it from the second look on
+    levels = look_levels([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert levels == pytest.approx([0.0158] * 5, abs=0.003)
+    assert look_levels([1.0]) == pytest.approx([0.05], abs=1e-4)  # one look: all of it
+
+
+def test_the_quantile_is_dunnetts():
+    # one comparison is Student's; the others are of Dunnett's tables (1964), two-sided
+    assert dunnett_quantile(1, 5, 0.05) == pytest.approx(stats.t.ppf(0.975, 5), abs=0.02)
+    assert dunnett_quantile(2, 6, 0.05) == pytest.approx(2.86, abs=0.02)
+    assert dunnett_quantile(4, 20, 0.05) == pytest.approx(2.65, abs=0.02)
+    bound = dunnett_quantile(9, 60, 0.05)
+    joint = stats.multivariate_t(shape=np.full((9, 9), 0.5) + 0.5 * np.eye(9), df=60)
+    assert joint.cdf(np.full(9, bound), lower_limit=np.full(9, -bound)) == pytest.approx(0.95, abs=0.001)
+
+
+@pytest.mark.parametrize("variants", [2, 5])
+def test_looks_after_every_seed_raise_false_alarms_in_five_per_cent_of_studies(variants):
+    """Studies without any effect, looked at from 3 seeds to 12, as if each had stopped at its first alarm."""
+    studies, most, rng = 4000, 12, np.random.default_rng(0)
+    errors = rng.normal(size=(studies, variants, most))
+    alarms = {"spent": np.zeros(studies, bool), "naive": np.zeros(studies, bool)}
+    for look in plan_looks(3, most, variants - 1):
+        seen = errors[:, :, : look.seeds]
+        rest = seen - seen.mean(2, keepdims=True) - seen.mean(1, keepdims=True) + seen.mean((1, 2), keepdims=True)
+        freedom = (variants - 1) * (look.seeds - 1)
+        spread = np.sqrt(2 * (rest**2).sum((1, 2)) / freedom / look.seeds)
+        largest = np.abs(seen[:, 1:].mean(2) - seen[:, :1].mean(2)).max(1) / spread
+        alarms["spent"] |= largest > dunnett_quantile(variants - 1, freedom, look.level)
+        alarms["naive"] |= largest > dunnett_quantile(variants - 1, freedom, 0.05)
+    assert alarms["spent"].mean() < 0.065  # 5 % and three standard errors of the simulation, 0.0034 each
+    assert alarms["naive"].mean() > 0.12  # what looking again and again costs without
+
+
+def test_the_half_width_is_that_of_a_two_way_analysis():
+    errors = np.random.default_rng(1).normal(size=(3, 6)) + np.arange(6)
+    # statsmodels' or R's residual mean square of error ~ variant + seed, by hand
+    design = np.array([[v == i for i in range(3)] + [s == j for j in range(1, 6)] for v in range(3) for s in range(6)])
+    rest = errors.ravel() - design @ np.linalg.lstsq(design.astype(float), errors.ravel(), rcond=None)[0]
+    expected = dunnett_quantile(2, 10, 0.05) * np.sqrt(2 * (rest**2).sum() / 10 / 6)
+    assert half_width(errors, 0.05) == pytest.approx(expected)
+
+
+@pytest.fixture
+def trials(quick):
+    """Return three variants with seeds 0 and 5."""
+    units = (SESpec(insertion="none"), SESpec(reduction=4), SESpec(reduction=8))
+    return [quick(se, seed=seed) for se in units for seed in (0, 5)]
+
+
+def test_seeds_are_added_to_all_variants_alike_until_they_suffice(trials):
+    ran = []
+
+    def run(now):
+        ran.append(len(now))
+        return True
+
+    looks = list(until_narrow(trials, 0.35, 9, run, lambda now, level: 1 / len(now) ** 0.5))
+    assert [look.seeds for look, _ in looks] == [2, 3] and ran == [6, 9]  # 1 / √9 is the first below 0.35
+    more = with_seeds(trials, 4)
+    assert sorted({trial.seed for trial in more}) == [0, 5, 6, 7] and len(more) == 12
+    assert {trial.trial_id for trial in trials} < {trial.trial_id for trial in more}
+    # one that does not come to its end leaves the look out
+    assert not list(until_narrow(trials, 0.1, 9, lambda now: False, lambda now, level: 0.0))
+    assert [look.seeds for look, _ in until_narrow(trials, 0.0, 4, run, lambda now, level: 1.0)] == [2, 3, 4]
+
+
+def test_what_cannot_get_more_seeds_is_refused(trials):
+    with pytest.raises(SpecError, match="every variant has the same seeds"):
+        seeds_of(trials[:-1])
+    with pytest.raises(SpecError, match="at least 2 seeds"):
+        seeds_of(trials[::2])
+    with pytest.raises(SpecError, match="--max-seeds is 1; the sweep already has 2"):
+        plan_looks(2, 1, 2)
+    with pytest.raises(SpecError, match="every variant has the same seeds"):
+        seeds_of([*trials, dataclasses.replace(trials[0], seed=9)])
