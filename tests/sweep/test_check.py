@@ -51,7 +51,7 @@ def test_a_sound_spec_has_no_findings(found):
         ({"command": ["se-lab", "train", "--data.name=${envvar:SET}", "${args}"]}, "command", "environment"),
         ({"program": None}, "program", "write program: se-lab"),
         (
-            {"method": "bayes", "run_cap": 2, "metric": {"name": "test/loss"}},
+            {"method": "bayes", "run_cap": 2, "metric": {"name": "test/loss"}, **grid(optim__lr=[0.1, 0.2])},
             "metric.name",
             "no test image decides anything",
         ),
