@@ -1,6 +1,6 @@
 """One parameter of a W&B sweep spec: what W&B accepts, the values of a grid, and draws from its distributions.
 
-Held against W&B's own search engine, the package `sweeps` 0.3.0: the same schema, grids and inverse distributions.
+Schema, grids and inverse distributions equal those of W&B's own search engine, the package `sweeps` 0.3.0.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Finding:
     where: str
     """The key, such as parameters.optim.lr."""
     what: str
-    """What is there, and what W&B or SE-Lab makes of it."""
+    """The value given, and what W&B or SE-Lab does with it."""
     todo: str
     """What to write instead."""
 
@@ -88,7 +88,7 @@ DISTRIBUTIONS: dict[str, tuple[tuple[str, ...], Callable[[Axis, float], Any]]] =
     **_CONTINUOUS,
     **{f"q_{name}": ((*keys, "q"), _quantised(draw)) for name, (keys, draw) in _CONTINUOUS.items()},
 }
-"""Each distribution's keys, and its inverse: the value below which a share u of the draws lies."""
+"""Each distribution's keys and its quantile function: the value below which a fraction u of the draws lies."""
 
 _OPTIONAL = ("mu", "sigma", "a", "b", "q")
 _KEYS = ("value", "values", "probabilities", "distribution", *_BOUNDED, *_OPTIONAL)
@@ -101,7 +101,7 @@ def _whole(u: float, count: int) -> int:
 
 
 def axis_findings(name: str, axis: Any, method: str) -> Iterator[Finding]:
-    """Yield what W&B refuses, or does not do as it is written, of one parameter."""
+    """Yield what W&B refuses in one parameter, or does differently from the text."""
     where = f"parameters.{name}"
     if not _NAME.fullmatch(name):
         yield Finding(where, "W&B takes letters, digits, _ . and -, and no digit first", "write a field's dotted key")
@@ -115,7 +115,7 @@ def axis_findings(name: str, axis: Any, method: str) -> Iterator[Finding]:
         return
     unknown = [str(key) for key in axis if key not in _KEYS]
     for key in unknown:
-        yield Finding(f"{where}.{key}", "W&B knows no such key", f"allowed are {', '.join(_KEYS)}{nearest(key, _KEYS)}")
+        yield Finding(f"{where}.{key}", "W&B has no such key", f"allowed are {', '.join(_KEYS)}{nearest(key, _KEYS)}")
     if unknown:
         return
     given = axis.get("distribution", _inferred(axis))
@@ -211,12 +211,12 @@ def grid_size(axis: Axis) -> int:
 
 
 def is_categorical(axis: Axis) -> bool:
-    """Tell whether a parameter has values, or one, instead of a range."""
+    """Return whether a parameter has a list of values, or one value, instead of a range."""
     return "value" in axis or "values" in axis
 
 
 def draw(axis: Axis, u: float) -> Any:
-    """Return the value of a parameter below which a share `u`, from 0 to 1, of its draws lies."""
+    """Return the value of a parameter below which a fraction `u`, from 0 to 1, of its draws lies."""
     return handed_over(DISTRIBUTIONS[axis.get("distribution", _inferred(axis))][1](axis, u))
 
 

@@ -1,11 +1,11 @@
-"""A search that looks at earlier trials: Optuna's Gaussian process proposes what W&B's would under its own agents.
+"""Bayesian search: Optuna's Gaussian process proposes trials, as W&B's own does under its agents.
 
-What was proposed is on disk before it runs, a file each, which of many processes on one store one creates:
+Each proposal is a file on disk before its trial runs, created by exactly one of the processes that share the store:
 
 <store>/.searches/<search>/000001.json    where it lies in the space, and the trial's flat spec
 
-and what came of it is in the trials' records. So a search goes on wherever it stands, and any number of processes
-share it. A proposal follows from the seed, its number, and what is known by then.
+and its result is in the trial's record. So a search can be resumed, and any number of processes share it. A proposal
+follows from the seed, its number, and the results known by then.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from se_lab.sweep.axes import Axis, draw, grid_values, is_categorical
 from se_lab.sweep.early_stop import Metric
 
 Place = dict[str, float]
-"""A point of the space: of each parameter that varies the quantile, from 0 to 1, or the number of the value."""
+"""A point of the search space: for each varied parameter its quantile, from 0 to 1, or the index of its value."""
 GIVE_UP = 20
-"""Proposals in a row that are trials the search already has: then a free one is drawn at random."""
+"""After this many proposals in a row that the search already has, one is drawn at random."""
 
 
 @dataclass(frozen=True)
 class BayesSearch:
-    """A search, as its spec describes it."""
+    """A Bayesian search, as its spec describes it."""
 
     parameters: Mapping[str, Axis]
     common: RunSpec
     metric: Metric
     cap: int
-    """Trials in all."""
+    """Total number of trials."""
     seed: int
 
     @property
@@ -48,11 +48,11 @@ class BayesSearch:
         return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
     def proposed(self, folder: str | Path) -> list[RunSpec]:
-        """Return the trials that were proposed in a store so far, in order."""
+        """Return the trials proposed in a store so far, in order."""
         return [trial for _, trial in self._proposals(folder)]
 
     def propose(self, folder: str | Path) -> RunSpec | None:
-        """Put one more trial into the store's list and return it; None once the cap or the target is reached.
+        """Add one trial to the store's list and return it; None once the cap or the target is reached.
 
         Raises:
             SpecError: without Optuna, or for a point that no trial can have.
@@ -72,7 +72,7 @@ class BayesSearch:
                 return run_spec(flat)
 
     def corners(self) -> list[RunSpec]:
-        """Return trials of the middle of the space and of each parameter's ends or values, to see whether they exist.
+        """Return trials at the middle of the space and at each parameter's ends or values, to check that they exist.
 
         Raises:
             SpecError: for a point that no trial can have.
@@ -90,7 +90,7 @@ class BayesSearch:
         return [(one["place"], run_spec(one["spec"])) for one in read]
 
     def _value(self, folder: str | Path, trial: RunSpec) -> float | str:
-        """Return the best a trial came to, smaller better; failed, or running where it is not over."""
+        """Return a trial's best value, smaller being better; or 'failed', or 'running' if it is not over."""
         there = store.trial_folder(folder, trial.trial_id)
         record = store.read_record(there)
         if record is None:
@@ -123,7 +123,7 @@ class BayesSearch:
     def _next(
         self, earlier: list[tuple[Place, RunSpec]], values: list[float | str]
     ) -> tuple[Place, dict[str, Any]] | None:
-        """Return a place whose trial is a new one, and its flat spec; None where the space seems used up."""
+        """Return a place whose trial is new, and its flat spec; None if the space seems exhausted."""
         known = {trial.trial_id for _, trial in earlier}
         places = [place for place, _ in earlier]
         axes, number = self._varied(), len(earlier) + 1
@@ -141,7 +141,13 @@ class BayesSearch:
 
 
 def suggest(axes: Mapping[str, Axis], places: list[Place], values: list[float | None], seed: int) -> Place:
-    """Return where a Gaussian process expects the most, given each place's value, smaller better; None: not over.
+    """Return the place where a Gaussian process expects the largest improvement.
+
+    Args:
+        axes: The varied parameters.
+        places: The places proposed so far.
+        values: The value of each place, smaller being better; None if its trial is not over.
+        seed: Seeds the sampler.
 
     Raises:
         SpecError: without Optuna.
@@ -163,7 +169,7 @@ def suggest(axes: Mapping[str, Axis], places: list[Place], values: list[float | 
 
 
 def import_optuna() -> Any:
-    """Return Optuna, silenced.
+    """Return the module optuna, with its log messages off.
 
     Raises:
         SpecError: where it is not installed.
@@ -171,7 +177,7 @@ def import_optuna() -> Any:
     try:
         import optuna
     except ImportError:
-        raise SpecError("method is bayes, which Optuna does here; pip install 'se-lab[bayes]' installs it") from None
+        raise SpecError("method is bayes, which needs Optuna here: pip install 'se-lab[bayes]'") from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna
 
@@ -184,7 +190,7 @@ def _anywhere(axes: Mapping[str, Axis], seed: int) -> Place:
 
 
 def _of_a_value(axis: Axis, share: float) -> int:
-    """Return the number of a value by its probability."""
+    """Return the index of a value by its probability."""
     values = grid_values(axis)
     if "probabilities" in axis:
         return values.index(draw(axis, share))
@@ -192,5 +198,5 @@ def _of_a_value(axis: Axis, share: float) -> int:
 
 
 def _imputed(values: list[float | str], worst: float) -> list[float | None]:
-    """Give a failed trial the worst value that was seen, as W&B does, and none to one that is not over."""
+    """Give failed trials the worst known value, as W&B does, and None to trials that are not over."""
     return [value if isinstance(value, float) else worst if value == "failed" else None for value in values]

@@ -1,4 +1,4 @@
-"""The linter of sweep specs: everything that W&B would refuse, or do other than it is written, found at once."""
+"""The linter of sweep specs: find everything that W&B would refuse or silently change."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ METRICS = tuple(f"{split}/{what}" for split in ("val", "test") for what in ("los
 
 
 def sweep_remarks(path: str | Path) -> list[Finding]:
-    """Return what W&B takes as it is written, and what a reader may take otherwise.
+    """Return remarks on what W&B accepts and a reader may misunderstand.
 
     Raises:
         SpecError: for a file that is not there or no YAML.
@@ -34,7 +34,7 @@ def sweep_remarks(path: str | Path) -> list[Finding]:
 
 
 def check_sweep(path: str | Path) -> list[Finding]:
-    """Return everything that is wrong with a sweep spec; an empty list means that it runs alike here and under W&B.
+    """Return everything that is wrong with a sweep spec; if nothing is, it runs the same here and under W&B.
 
     Raises:
         SpecError: for a file that is not there or no YAML.
@@ -50,7 +50,7 @@ def check_sweep(path: str | Path) -> list[Finding]:
 
 
 def _twice_in_the_file(node: yaml.Node | None, where: str = "") -> Iterator[Finding]:
-    """Yield the keys that a mapping of the file has twice: YAML readers take the last, without a word."""
+    """Yield the keys that a mapping of the file has twice: YAML readers silently take the last."""
     if isinstance(node, yaml.SequenceNode):
         for item in node.value:
             yield from _twice_in_the_file(item, where)
@@ -66,7 +66,7 @@ def _twice_in_the_file(node: yaml.Node | None, where: str = "") -> Iterator[Find
 
 
 def _done_otherwise(spec: Mapping[str, Any]) -> Iterator[Finding]:
-    """Yield what SE-Lab reads and W&B would do in another way."""
+    """Yield what SE-Lab accepts and W&B would do differently."""
     if "command" not in spec:
         what = f"without it an agent runs: python {spec.get('program', '')} and the parameters"
         yield Finding("command", what, 'write command: ["${env}", se-lab, train, "${args}"]')
@@ -104,7 +104,7 @@ def _has_null(value: Any) -> bool:
 
 
 def _trial_findings(spec: Mapping[str, Any], refused: list[Finding]) -> Iterator[Finding]:
-    """Yield values that no trial can have, nets that cannot be built, and points that are one trial."""
+    """Yield values that no trial can have, nets that cannot be built, and points that are the same trial."""
     try:
         common, _ = common_of(spec)
     except (SpecError, TypeError, ValueError):
@@ -131,26 +131,26 @@ def _extremes(axis: Axis) -> list[Any]:
 
 
 def _try(common: RunSpec, point: Mapping[str, Any]) -> tuple[RunSpec | None, list[Finding]]:
-    """Build the trial of a point; leave out what it cannot have, to see what else is wrong."""
+    """Build the trial of a point; leave out wrong values, to find what else is wrong."""
     findings: list[Finding] = []
     try:
         fields = leaves(point)
     except SpecError as error:
-        return None, [_told(point, error)]
+        return None, [_as_finding(point, error)]
     while True:
         try:
             trial = trial_of(common, fields)
             return (None if findings else trial), findings
         except SpecError as error:
-            findings.append(_told(point, error))
+            findings.append(_as_finding(point, error))
             blamed = next((key for key in fields if str(error).startswith(f"{key} ")), None)
             if blamed is None:
                 return None, findings
             del fields[blamed]
 
 
-def _told(point: Mapping[str, Any], error: SpecError) -> Finding:
-    """Say an error of a trial as a finding of its spec."""
+def _as_finding(point: Mapping[str, Any], error: SpecError) -> Finding:
+    """Return an error of a trial as a finding of its spec."""
     what, _, todo = str(error).partition("; ")
     named = [name for name in point if re.search(rf"(^|[ '(]){re.escape(name)}\b", what)]
     return Finding(f"parameters.{named[0]}" if named else "the trials", what, todo or "choose another value")
@@ -163,7 +163,7 @@ def _net_findings(trials: list[RunSpec]) -> Iterator[Finding]:
             with torch.device("meta"):
                 create_model(trial.model, 10, 3)
         except SpecError as error:
-            yield _told(dict.fromkeys(("model.se", "model.backbone", "model")), error)
+            yield _as_finding(dict.fromkeys(("model.se", "model.backbone", "model")), error)
 
 
 def _one_trial(points: list[dict[str, Any]], trials: list[RunSpec | None]) -> Iterator[Finding]:

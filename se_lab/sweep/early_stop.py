@@ -1,4 +1,4 @@
-"""Hyperband as W&B stops runs with it: a trial that is worse than 1/eta of those that got as far is given up.
+"""Hyperband as in W&B: a trial is stopped if it is not among the best 1/eta of the trials that got as far.
 
 Held against W&B's own engine, the package `sweeps` 0.3.0. An iteration is an epoch.
 """
@@ -16,22 +16,22 @@ from typing import Any
 from se_lab.sweep.axes import Finding
 
 VALIDATION_METRICS = ("val/loss", "val/top1_error", "val/top5_error")
-"""What a search or an early stop may look at: no test image decides anything."""
+"""Metrics that a search or an early stop may use: no test image decides anything."""
 
 
 @dataclass(frozen=True)
 class Metric:
-    """What a search optimises and an early stop compares."""
+    """The metric that a search optimises and an early stop compares."""
 
     name: str
     maximize: bool = False
     target: float | None = None
-    """No new trial is proposed once one has reached it."""
+    """A search proposes no further trial once one has reached this value."""
     impute: str = "worst"
-    """What counts for a failed trial: the worst of all, or the best or the latest of its own epochs."""
+    """The value of a failed trial: the worst of all, or the best or the latest of its own epochs."""
 
     def history(self, folder: Path) -> list[float]:
-        """Return the metric epoch by epoch from a trial's metrics.csv, what is no number left out, smaller better."""
+        """Return the metric of each epoch from a trial's metrics.csv, without nan and inf; smaller is better."""
         try:
             with (folder / "metrics.csv").open(newline="") as file:
                 values = [float(row[self.name]) for row in csv.DictReader(file) if row.get(self.name)]
@@ -42,17 +42,17 @@ class Metric:
 
 @dataclass(frozen=True)
 class Hyperband:
-    """When to give a trial up."""
+    """When to stop a trial early."""
 
     metric: Metric
     bands: tuple[int, ...]
     """The epochs, counted from 1, after which trials are compared."""
     eta: float
     strict: bool
-    """Compare a trial by its value at the band; else by its best so far."""
+    """Compare a trial by its value at the band, not by its best value so far."""
 
     def stops(self, own: Sequence[float], everyone: Iterable[Sequence[float]]) -> bool:
-        """Tell whether a trial is to be given up, from its history and those of all trials, its own among them."""
+        """Return whether to stop a trial, from its history and those of all trials, itself included."""
         reached = [band for band in self.bands if band <= len(own)]
         if not reached:
             return False
@@ -63,7 +63,7 @@ class Hyperband:
 
 
 def hyperband_of(spec: Mapping[str, Any], metric: Metric) -> Hyperband:
-    """Return the early stop of a spec without problems; eta is 3 and strict true where absent, as the engine has it."""
+    """Return the early stop of a spec without problems; eta defaults to 3 and strict to true, as in W&B's engine."""
     given = spec["early_terminate"]
     eta = given.get("eta", 3)
     return Hyperband(metric, tuple(_bands(given, eta)), eta, given.get("strict", True))

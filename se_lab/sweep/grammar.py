@@ -1,4 +1,4 @@
-"""A W&B sweep spec, as it stands, to trials."""
+"""Read a W&B sweep spec, with nothing added, into trials."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MOST_POINTS = 100_000
 """The largest grid or search; one of millions of points is a mistake, and would fill the memory before it is seen."""
 LAUNCHERS = ("${env}", "${interpreter}", "${program}")
 MACROS = (*LAUNCHERS, "${args}", "${args_no_equals}", "${args_json_file}")
-"""The macros of W&B's agent that lead to `se-lab train`; the others write flags it does not read."""
+"""The macros of W&B's agent that `se-lab train` understands."""
 ENTRIES = (["se-lab", "train"], ["-m", "se_lab.cli", "train"], ["train"])
 
 
@@ -39,17 +39,17 @@ class Sweep:
     name: str
     description: str
     trials: list[RunSpec]
-    """Of a bayes search those that it has proposed in the store by now."""
+    """Of a bayes search, those proposed in the store so far."""
     execution: ExecSpec
-    """Defaults from the spec's own command."""
+    """Defaults from the spec's command."""
     repeated: int
-    """Points of the spec that are trials it already has, such as r=4 and r=8 without SE units."""
+    """Number of points that are the same trial as an earlier one, such as r=4 and r=8 without SE units."""
     search: BayesSearch | None = None
     early_stop: Hyperband | None = None
 
     @property
     def looks_at(self) -> str | None:
-        """What in the sweep looks at a validation metric, as an error would say it."""
+        """The part of the sweep that uses a validation metric, in the words of an error message."""
         if self.search is not None:
             return f"method=bayes on {self.search.metric.name}"
         return f"early_terminate on {self.early_stop.metric.name}" if self.early_stop is not None else None
@@ -104,7 +104,7 @@ def read_sweep(path: str | Path, *, seed: int = 0, store_folder: str | Path | No
 
 
 def load_spec(path: str | Path) -> Any:
-    """Return what a YAML file holds.
+    """Return the content of a YAML file.
 
     Raises:
         SpecError: for a file that is not there or no YAML.
@@ -132,7 +132,7 @@ def _contains_itself(value: Any, above: tuple[int, ...] = ()) -> bool:
 
 
 def common_of(spec: Mapping[str, Any]) -> tuple[RunSpec, ExecSpec]:
-    """Return what the fixed flags in `command` make of every trial."""
+    """Return the trial and the execution that the fixed flags in `command` describe."""
     flags = fixed_flags(spec)
     return parse_trial(flags) if flags else (RunSpec(), ExecSpec())
 
@@ -147,7 +147,7 @@ def metric_of(spec: Mapping[str, Any]) -> Metric | None:
 
 
 def points_of(spec: Mapping[str, Any], seed: int) -> list[dict[str, Any]]:
-    """Return the points of a grid or a random search: a value a parameter, as W&B's agent would hand them over."""
+    """Return the points of a grid or a random search: one value per parameter, as W&B's agent hands them over."""
     parameters = {name: spec["parameters"][name] for name in sorted(spec["parameters"])}
     cap = spec.get("run_cap")
     if spec["method"] == "grid":
@@ -173,9 +173,9 @@ def trial_of(common: RunSpec, point: Mapping[str, Any]) -> RunSpec:
 
 
 def problems(spec: Any) -> Iterator[Finding]:
-    """Yield everything for which a spec cannot be run: what W&B refuses, and what would run other than it is written.
+    """Yield every reason why a spec cannot be run: what W&B refuses, and what would run differently from the text.
 
-    Values are checked as far as the spec alone tells; whether a trial can hold them is asked of the trial.
+    This checks values without building trials; `trial_of` checks the rest.
     """
     if not isinstance(spec, Mapping):
         yield Finding("the file", f"it is {type(spec).__name__}", "a sweep spec is a mapping of method and parameters")
@@ -183,7 +183,7 @@ def problems(spec: Any) -> Iterator[Finding]:
     for key in spec:
         if key not in TOP_LEVEL:
             todo = f"allowed are {', '.join(TOP_LEVEL)}{nearest(str(key), TOP_LEVEL)}"
-            yield Finding(str(key), "no top-level key has this name", todo)
+            yield Finding(str(key), "there is no such top-level key", todo)
     for key in ("program", "name", "description", "project", "entity"):
         if key in spec and not isinstance(spec[key], str):
             yield Finding(key, f"it is {spec[key]!r}", "it must be text")
@@ -321,7 +321,7 @@ def _name_problems(name: str, parameters: Mapping[Any, Any]) -> Iterator[Finding
 
 
 def _fixed_and_varied(spec: Mapping[str, Any], flags: list[str]) -> Iterator[Finding]:
-    """Yield flags that are fixed for all trials and a parameter at once: on a command line the later one counts."""
+    """Yield flags that are both fixed and a parameter: on a command line the later one counts."""
     tokens = [str(token) for token in spec.get("command") or []]
     handed = next((at for at, token in enumerate(tokens) if token.startswith("${args")), len(tokens))
     for flag in flags:

@@ -1,4 +1,4 @@
-"""What a sweep will cost, before it is run."""
+"""Estimate the cost of a sweep before it runs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ TIMED_IMAGES = 16
 
 @dataclass(frozen=True)
 class PlannedTrial:
-    """A trial, what its net costs, and how long it should take."""
+    """A trial with the cost of its net and its estimated time."""
 
     trial: RunSpec
     params: int
@@ -38,7 +38,7 @@ class PlannedTrial:
     seconds: float
     """Estimated."""
     bytes: int
-    """What its folder grows to, about."""
+    """Estimated size of its folder."""
     done: bool
 
 
@@ -51,11 +51,11 @@ class Plan:
     trials: list[PlannedTrial]
     workers: int
     to_come: PlannedTrial | None = None
-    """One like those that a search has yet to propose."""
+    """A stand-in for each trial that a search has yet to propose."""
 
     @property
     def left(self) -> list[PlannedTrial]:
-        """What is still to be run, proposed or not."""
+        """The trials still to run, including those that a search has yet to propose."""
         search = self.sweep.search
         more = search.cap - len(self.trials) if search is not None else 0
         planned = [planned for planned in self.trials if not planned.done]
@@ -63,18 +63,18 @@ class Plan:
 
     @property
     def seconds(self) -> float:
-        """Estimated time of what is left."""
+        """Estimated time of the trials still to run."""
         return sum(planned.seconds for planned in self.left) / self.workers
 
     def listing(self) -> list[dict[str, Any]]:
-        """Return a dictionary a trial: trial_id, spec (flat), params, macs."""
+        """Return a dictionary per trial: trial_id, spec (flat), params, macs."""
         return [
             {"trial_id": p.trial.trial_id, "spec": p.trial.flat(), "params": p.params, "macs": p.macs}
             for p in self.trials
         ]
 
     def text(self, remarks: list[str]) -> str:
-        """Return a table of the trials, and a line that sums them up."""
+        """Return a table of the trials and a summary."""
         keys = self._varied()
         table = Table(title=f"{self.sweep.name}: {self.sweep.description}".rstrip(": "), title_justify="left")
         for name in ("trial", "net", *keys):
@@ -88,7 +88,9 @@ class Plan:
             table.add_row(p.trial.trial_id, *values, f"{p.params:,}", f"{p.macs:,}", duration(p.seconds), done)
         lines = [self.summary()]
         if self.sweep.repeated:
-            lines.append(f"{self.sweep.repeated} points of the spec are trials it already has, and run once")
+            lines.append(
+                f"{self.sweep.repeated} points of the spec are trials that another point is already; they run once"
+            )
         console = Console(file=io.StringIO(), width=140)
         console.print(table)
         shown = [console.file.getvalue().rstrip()] if self.trials else []  # type: ignore[attr-defined]
@@ -106,16 +108,16 @@ class Plan:
         )
 
     def _varied(self) -> list[str]:
-        """Return the keys that vary and that a trial's label does not say."""
+        """Return the keys that vary and are not part of a trial's label."""
         flats = [p.trial.flat() for p in self.trials]
         varied = [key for key in (flats[0] if flats else ()) if len({str(flat[key]) for flat in flats}) > 1]
         return [key for key in varied if key not in ("model.backbone", "seed") and not key.startswith("model.se.")]
 
 
 def plan_sweep(sweep: Sweep, execution: ExecSpec, workers: int) -> Plan:
-    """Count every distinct net of a sweep, and estimate its time from a step timed here, now.
+    """Count the cost of every distinct net of a sweep, and estimate the time of its trials on this machine.
 
-    A step is timed once a backbone and image size, on a few images, and scaled by MACs, images and epochs.
+    One step is timed per backbone and image size, on a few images, and scaled by MACs, images and epochs.
     """
     prepare(execution.threads)
     counted: dict[str, Complexity] = {}
@@ -146,7 +148,7 @@ def plan_sweep(sweep: Sweep, execution: ExecSpec, workers: int) -> Plan:
 
 
 def folder_bytes(trial: RunSpec, params: int, data: DataShape) -> int:
-    """Return about what a trial's folder grows to: two checkpoints, the best weights, predictions."""
+    """Return the approximate size of a trial's folder: two checkpoints, the best weights, predictions."""
     plain = trial.optim.name in ("sgd", "nesterov", "momentum")
     states = int(trial.optim.momentum > 0) if plain else 2
     weights = 4 * params * (2 if trial.train.ema else 1)
@@ -155,7 +157,7 @@ def folder_bytes(trial: RunSpec, params: int, data: DataShape) -> int:
 
 
 def free_bytes(folder: str) -> int:
-    """Return what is free on the disk of a folder, whether or not that is there yet."""
+    """Return the free bytes on the disk of a folder, which need not exist yet."""
     path = Path(folder).absolute()
     while not path.exists():
         path = path.parent
@@ -163,7 +165,7 @@ def free_bytes(folder: str) -> int:
 
 
 def _time_step(model: torch.nn.Module, shape: tuple[int, int, int], classes: int) -> float:
-    """Return the seconds of a forward and a backward pass of TIMED_IMAGES images, the better of two."""
+    """Return the seconds of a forward and a backward pass of TIMED_IMAGES images, the faster of two."""
     images = torch.randn(TIMED_IMAGES, *shape)
     labels = torch.randint(classes, (TIMED_IMAGES,))
     taken = []

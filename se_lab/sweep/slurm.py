@@ -1,14 +1,12 @@
-"""The trials of a sweep on a Slurm cluster: an array of jobs, each running its share of them as a sweep here would.
+"""Run the trials of a sweep on a Slurm cluster: an array of jobs, each of which runs some of them with `execute`.
 
-Each task of the array is handed its trials by name and takes them through `execute`: the scheduler shares them out, a
-trial has one job to be asked about, and the store's claims see to it that none is trained twice, whoever else is at
-work. Only trials that look at one another (a search, an early stop) go to every task alike, which then takes what is
-left, as several sweeps on one store do.
+Each task of the array is given its trials by name, so each trial has one job to ask about; the store's claims ensure
+that no trial is trained twice. Only trials that depend on one another (a search, an early stop) are given to every
+task; each task then takes what is left, as several sweeps on one store do.
 
-Near the time limit, and when it is preempted, a task gets SIGTERM, as a sweep here does: trials save their state and
-stop. If Slurm still counts the job as running then, it is put back into the queue and goes on later; one that was
-cancelled stays cancelled. This is the one way by which a trial is requeued: submitit's runs in a signal handler, which
-forked workers would inherit, and gives up after a few times; Lightning's knows nothing of the other trials.
+Near the time limit, and on preemption, a task gets SIGTERM: its trials save their state and stop. If Slurm still
+reports the job as running, it is requeued and resumes later; a cancelled job stays cancelled. submitit's and
+Lightning's own requeueing is not used: the first gives up after a few times, the second knows one trial only.
 """
 
 from __future__ import annotations
@@ -40,21 +38,21 @@ from se_lab.sweep.status import (
 from se_lab.training.stopping import RESUME_ME, InterruptedTrialError, Stop, heard
 
 ARRAY_SIZE = 1000
-"""The longest array that Slurm takes unless it is told otherwise (MaxArraySize)."""
+"""Slurm's default limit of an array (MaxArraySize)."""
 FRUITLESS_RESTARTS = 3
-"""A job that was requeued this often and then stops without having saved anything is given up."""
+"""A job is not requeued again if it was this often and then stops without having saved anything."""
 POLL_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
 class SlurmSpec:
-    """What each task of the array asks for; the cluster's own default where nothing is given."""
+    """The resources of each task of the array; the cluster's defaults where nothing is given."""
 
     partition: str = ""
     """The partition."""
     time: str = "60"
-    """Time limit as sbatch takes it: minutes, hours:minutes:seconds, days-hours. A trial may take longer: it is saved
-    near the limit, and goes on in the same job, requeued."""
+    """Time limit in a form of sbatch: minutes, hours:minutes:seconds, days-hours. A trial may take longer: it is saved
+    near the limit and resumed when its job is requeued."""
     gpus: int = 0
     """GPUs a node."""
     cpus: int = 0
@@ -68,16 +66,16 @@ class SlurmSpec:
     nodelist: str = ""
     """Only these nodes."""
     trials_per_task: int = 1
-    """How many trials a task takes, one after the other: more where a trial is short beside its start."""
+    """Number of trials that a task runs, one after the other; more than 1 pays for short trials."""
     array_parallelism: int = 256
-    """Tasks at a time."""
+    """Number of tasks that run at the same time."""
     grace: int = 90
-    """Seconds before the limit at which trials are told to save and stop; Slurm may be a minute early."""
+    """Seconds before the time limit at which trials save and stop; Slurm may be a minute early."""
     extra: dict[str, Any] = field(default_factory=dict)
     """Any other options of sbatch, such as {constraint: a100, exclude: n7}."""
 
     def __post_init__(self) -> None:
-        """Refuse numbers that nothing can be made of; the rest is for sbatch to judge."""
+        """Refuse numbers out of range; sbatch checks the rest."""
         for name, low in {"gpus": 0, "cpus": 0, "trials_per_task": 1, "array_parallelism": 1, "grace": 1}.items():
             if getattr(self, name) < low:
                 raise SpecError(f"slurm.{name} is {getattr(self, name)}; it must be at least {low}")
@@ -96,7 +94,7 @@ class Share:
     """What a task of the array works on."""
 
     sweep: Sweep
-    """With the trials of this share alone, unless they look at one another."""
+    """With this task's trials only, unless the trials depend on one another."""
     execution: ExecSpec
     workers: int
     retries: int
@@ -105,20 +103,19 @@ class Share:
 def submit_trials(
     sweep: Sweep, execution: ExecSpec, slurm: SlurmSpec, *, workers: int = 1, retries: int = 1
 ) -> list[str]:
-    """Hand the trials that nobody has yet to Slurm.
+    """Submit the trials to Slurm that are not over, running or queued.
 
-    What is over, running somewhere, or in the queue already is left alone. Trials over several nodes get an array of
-    their own, a trial a task.
+    Trials over several nodes get an array of their own, with one trial per task.
 
     Args:
         sweep: The sweep.
         execution: Where and how trials run; the store must lie on a file system that the nodes share.
-        slurm: What a task asks for.
-        workers: Trials at a time within a task.
-        retries: How often a task tries a trial again, where that can help.
+        slurm: The resources of a task.
+        workers: Number of trials that a task runs in parallel.
+        retries: How often a task retries a failed trial, where that can help.
 
     Returns:
-        The jobs, one an array; none if there is nothing to do.
+        The jobs, one per array; none if there is nothing to do.
 
     Raises:
         SpecError: where submitit or Slurm is missing, or sbatch refuses.
@@ -142,10 +139,10 @@ def submit_trials(
 
 
 def _submit_alike(share: Share, left: int, slurm: SlurmSpec) -> list[str]:
-    """Hand a sweep whose trials look at one another to as many tasks as it can use and has not yet."""
+    """Submit a sweep whose trials depend on one another to as many further tasks as it can use."""
     sweep, root = share.sweep, share.execution.store
     if any(trial.train.nodes > 1 for trial in sweep.trials):
-        raise SpecError("trials over several nodes cannot look at one another on Slurm: leave early_terminate out")
+        raise SpecError("early_terminate does not work on Slurm for trials over several nodes; remove it")
     if sweep.search is not None:
         left += sweep.search.cap - len(sweep.search.proposed(root))
     tasks = min(-(-left // slurm.trials_per_task), slurm.array_parallelism, ARRAY_SIZE) - live_jobs(sweep, root)
@@ -158,24 +155,24 @@ def _submit_alike(share: Share, left: int, slurm: SlurmSpec) -> list[str]:
 
 
 def submit_agents(file: str | Path, sweep: Sweep, execution: ExecSpec, slurm: SlurmSpec) -> list[str]:
-    """Register a sweep spec with W&B, and hand Slurm an agent of W&B's for each trial that nobody has yet.
+    """Register a sweep spec with W&B, and submit a W&B agent to Slurm for each trial that is open.
 
     Args:
         file: The spec.
         sweep: What it says.
-        execution: Whose store the trials go to; the rest of it stands in the spec's command.
-        slurm: What a task asks for; each takes one trial.
+        execution: Where and how trials run; agents take only the store from it, the rest from the spec's command.
+        slurm: The resources of a task, which runs one trial.
 
     Returns:
-        The jobs, one an array; none, and no new sweep at W&B, if there is nothing to do.
+        The jobs, one per array; none, and no new sweep at W&B, if there is nothing to do.
 
     Raises:
         SpecError: for a spec with findings, options that cannot reach an agent's trials, or what sbatch refuses.
     """
     if sweep.search is not None:
-        raise SpecError("a bayes search knows its trials one by one: without --wandb, Slurm's tasks share it")
+        raise SpecError("a bayes search does not know its trials in advance; run it on Slurm without --wandb")
     if any(trial.train.nodes > 1 for trial in sweep.trials):
-        raise SpecError("an agent of W&B's runs a trial on one node; without --wandb, Slurm's tasks run on several")
+        raise SpecError("a W&B agent runs a trial on one node; run trials over several nodes without --wandb")
     left = [standing.trial.trial_id for standing in standings(sweep, execution.store) if standing.open]
     if not left:
         return []
@@ -192,7 +189,7 @@ def submit_agents(file: str | Path, sweep: Sweep, execution: ExecSpec, slurm: Sl
 
 
 def wait_for(sweep: Sweep, store_folder: str | Path) -> list[Standing]:
-    """Return how the trials stand when none is queued or running any more."""
+    """Wait until no trial is queued or running, and return the state of each."""
     while True:
         busy, stood = live_jobs(sweep, store_folder), standings(sweep, store_folder)
         if not busy and not any(standing.status in ("queued", "running") for standing in stood):
@@ -201,7 +198,7 @@ def wait_for(sweep: Sweep, store_folder: str | Path) -> list[Standing]:
 
 
 def run_share(share: Share) -> None:
-    """Run a task's trials, in the job; what is left when it is told to stop goes back into the queue with it."""
+    """Run a task's trials inside its job; requeue the job if it is told to stop before they are over."""
     with heard(Stop(at_once=False)) as stop:
         from se_lab.sweep.schedule import Rules, common_reason, execute
         from se_lab.sweep.view import SweepView
@@ -227,7 +224,7 @@ def run_share(share: Share) -> None:
 
 
 def _run_rank(share: Share) -> None:
-    """Run one of the processes of the one trial that a task over several nodes has."""
+    """Run one rank of the trial that a task over several nodes has."""
     from se_lab.training.run import run
 
     before = _saved(share)
@@ -238,7 +235,7 @@ def _run_rank(share: Share) -> None:
 
 
 def run_agent(work: tuple[str, Mapping[str, str]]) -> None:
-    """Run one trial of W&B's, in the job; an agent that is told to stop marks its run as preempting."""
+    """Run one trial of a W&B sweep inside the job; an agent that is told to stop marks its run as preempting."""
     path, environment = work
     with heard(Stop(at_once=False)) as stop:
         command = [sys.executable, "-m", "wandb", "agent", "-f", "--count", "1", path]
@@ -260,13 +257,13 @@ def _submit(
     *,
     ranks_of: RunSpec | None = None,
 ) -> list[str]:
-    """Submit an array, a call of the function a task, and return its jobs."""
+    """Submit an array whose tasks each call the function once, and return its jobs."""
     try:
         import submitit
     except ModuleNotFoundError:
         raise SpecError('--executor slurm needs submitit: pip install "se-lab[slurm]"') from None
     train = ranks_of.train if ranks_of is not None and ranks_of.train.nodes > 1 else None
-    # on one node a task is the batch script itself, and its Python alone hears the warning, not what it has started
+    # on one node the batch script is the task: only its own process gets the warning, not those it has started
     options = slurm.options() | {"signal": f"{'' if train else 'B:'}TERM@{slurm.grace}", "requeue": True}
     python = shlex.quote(sys.executable)
     try:
@@ -282,7 +279,7 @@ def _submit(
         with _outside_of_jobs():
             jobs = executor.map_array(function, work)
     except (RuntimeError, submitit.core.utils.FailedJobError) as error:
-        raise SpecError(f"Slurm did not take the sweep: {str(error).strip().rpartition(chr(10))[2]}") from error
+        raise SpecError(f"Slurm refused the sweep: {str(error).strip().rpartition(chr(10))[2]}") from error
     return [job.job_id for job in jobs]
 
 
@@ -292,7 +289,7 @@ def _folder(execution: ExecSpec) -> Path:
 
 @contextlib.contextmanager
 def _outside_of_jobs() -> Iterator[None]:
-    """Hide the job that this runs in, if it does: sbatch would take its settings over."""
+    """Hide the variables of the job that this process runs in: sbatch would copy its settings."""
     from submitit.helpers import clean_env
 
     where = {name: value for name, value in os.environ.items() if name == "SLURM_CONF"}
@@ -302,7 +299,7 @@ def _outside_of_jobs() -> Iterator[None]:
 
 
 def _saved(share: Share) -> list[int]:
-    """Return what changes when a trial saves its state or is over."""
+    """Return the times of the files that change when a trial saves its state or is over."""
     root = share.execution.store
     folders = [store.trial_folder(root, trial.trial_id) for trial in trials_of(share.sweep, root)]
     files = [folder / name for folder in folders for name in ("last.ckpt", "record.json")]
@@ -310,14 +307,14 @@ def _saved(share: Share) -> list[int]:
 
 
 def _leave(*, made_progress: bool) -> None:
-    """End the job, and put it back into the queue unless it was cancelled, or would go round for ever."""
+    """End the job, and requeue it unless it was cancelled or makes no progress."""
     job = os.environ["SLURM_JOB_ID"]
     if (array := os.environ.get("SLURM_ARRAY_JOB_ID")) is not None:
-        job = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"  # one task's own number is that of the whole array
+        job = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"  # SLURM_JOB_ID of one task is that of the whole array
     if os.environ.get("SLURM_PROCID", "0") == "0":
         state = ask_slurm("squeue", "--all", "--noheader", "--format=%T", f"--jobs={job}")
         if not made_progress and int(os.environ.get("SLURM_RESTART_COUNT", "0")) >= FRUITLESS_RESTARTS:
-            print("not requeued: nothing was saved in this run of the job; give it more time", file=sys.stderr)
-        elif state.strip() == "RUNNING":  # where it was preempted at once, it is in the queue already
+            print("not requeued: this run of the job saved nothing; raise its time limit", file=sys.stderr)
+        elif state.strip() == "RUNNING":  # after an immediate preemption it is queued already
             ask_slurm("scontrol", "requeue", job)
     sys.exit(RESUME_ME)

@@ -47,29 +47,29 @@ class Standing:
 
 @dataclass(frozen=True)
 class Submission:
-    """What one call handed to Slurm."""
+    """The jobs and trials of one submission to Slurm."""
 
     name: str
-    """Of its jobs."""
+    """The name of its jobs."""
     trials_per_job: int
-    """How many trials a job takes at most."""
+    """The most trials a job runs."""
     groups: Sequence[tuple[Sequence[str], Sequence[str]]]
-    """(jobs, the trials that these take)."""
+    """(jobs, the trials that they run)."""
 
     def note(self, folder: Path) -> None:
-        """Write it down, so that the next call knows what is queued."""
+        """Write the submission to the store, so that later commands know what is queued."""
         text = json.dumps(asdict(self))
         first = self.groups[0][0][0].partition("_")[0]
         store.write_whole(folder / f"{first}.json", lambda file: file.write(text.encode()))
 
 
 def job_name(sweep: Sweep) -> str:
-    """Return the name that the jobs of a sweep have in the queue."""
+    """Return the name of a sweep's jobs in Slurm's queue."""
     return "se-lab-" + re.sub(r"[^A-Za-z0-9_.-]+", "-", sweep.name)
 
 
 def trials_of(sweep: Sweep, store_folder: str | Path) -> list[RunSpec]:
-    """Return the trials of a sweep; of a search those that it has proposed by now."""
+    """Return the trials of a sweep; of a search, those proposed so far."""
     return sweep.search.proposed(store_folder) if sweep.search is not None else sweep.trials
 
 
@@ -110,7 +110,7 @@ def _in_the_queue(stood: list[Standing], store_folder: str | Path) -> list[Stand
         for ours, theirs in one.groups:
             live = [job for job in ours if job in jobs]
             running = [trial for trial in theirs if states.get(trial) == "running"]
-            # what has failed since was this job's to fail
+            # a trial that has failed since the submission is over: its job ran it
             left = [
                 t for t in theirs if t in waiting and not (states[t] == "failed" and _over_at(store_folder, t) > when)
             ]
@@ -133,10 +133,10 @@ def _with_job(standing: Standing, taker: str | None, loser: str | None) -> Stand
 
 
 def live_jobs(sweep: Sweep, store_folder: str | Path) -> int:
-    """Return how many jobs of a sweep are queued or running.
+    """Return the number of jobs of a sweep that are queued or running.
 
     Raises:
-        SpecError: where there were some and Slurm's queue cannot be asked.
+        SpecError: if some were submitted and Slurm's queue cannot be asked.
     """
     submitted = [one for _, one in _submissions(store_folder) if one.name == job_name(sweep)]
     if not submitted:
@@ -146,13 +146,13 @@ def live_jobs(sweep: Sweep, store_folder: str | Path) -> int:
 
 
 def _submissions(store_folder: str | Path) -> list[tuple[float, Submission]]:
-    """Return what was submitted from a store, and when."""
+    """Return the submissions of a store, each with its time."""
     found = []
     for path in Path(store_folder, SUBMISSIONS).glob("*.json"):
         try:
             found.append((path.stat().st_mtime, Submission(**json.loads(path.read_text()))))
         except (ValueError, TypeError) as error:
-            raise SpecError(f"{path} is no submission ({error}); remove it") from error
+            raise SpecError(f"{path} is not a submission of SE-Lab ({error}); delete it") from error
     return sorted(found, key=lambda one: one[0])
 
 
@@ -167,7 +167,7 @@ def _over_at(store_folder: str | Path, trial_id: str) -> float:
 def _queue(names: set[str]) -> dict[str, str]:
     """Return the state of every queued or running job that has one of these names."""
     if shutil.which("squeue") is None:
-        raise SpecError("trials were handed to Slurm, and there is no squeue here to ask about them")
+        raise SpecError("trials were submitted to Slurm, and there is no squeue here to ask about them")
     command = ["squeue", "--all", "--noheader", "--array", "--format=%i %T", f"--name={','.join(sorted(names))}"]
     try:
         said = ask_slurm(*command)
@@ -177,12 +177,12 @@ def _queue(names: set[str]) -> dict[str, str]:
 
 
 def ask_slurm(*command: str) -> str:
-    """Return what a command of Slurm's says; a busy controller is asked again, while a job that leaves has time."""
+    """Return the output of a Slurm command; retry it a few times if the controller is busy."""
     for pause in (*ASK_AGAIN_SECONDS, None):
         said = subprocess.run(command, capture_output=True, text=True)
         if said.returncode == 0 or pause is None:
             break
-        print(f"{command[0]}: {said.stderr.strip()}; asking again", file=sys.stderr)
+        print(f"{command[0]}: {said.stderr.strip()}; retrying", file=sys.stderr)
         time.sleep(pause)
     said.check_returncode()
     return said.stdout

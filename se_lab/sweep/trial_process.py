@@ -145,7 +145,7 @@ def _run(work: Work, writer: Connection, log: TextIO) -> Outcome:
     def progress(row: Mapping[str, float]) -> None:
         with contextlib.suppress(OSError):
             writer.send(dict(row))
-        if work.early_stop is not None:
+        if work.early_stop is not None and "epoch" in row:
             _compare(work, row)
 
     try:

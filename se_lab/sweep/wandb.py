@@ -1,4 +1,4 @@
-"""Trials and W&B: under its agents, sent to it later, and read back from it. Disk stays the truth."""
+"""Run trials under W&B's agents, send finished trials to W&B, and read them back. The store stays the truth."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ from se_lab.training.stopping import RESUME_ME, SIGNALS, InterruptedTrialError, 
 
 POLL_SECONDS = 2.0
 REACH_AGENTS = ("store", "data_root")
-"""What of an ExecSpec an agent's trials get through their environment; the rest stands in the spec's command."""
+"""Fields of ExecSpec that reach an agent's trials through its environment; others belong into the spec's command."""
 COUNTS = ("params", "params_se", "macs", "macs_se", "elementwise")
-"""The columns of whole numbers; W&B writes others as such where they happen to be."""
+"""Columns of integers; W&B also writes other numbers as integers if they are whole."""
 STATES = {"finished": "finished", "running": "running", "failed": "failed", "crashed": "failed", "killed": "failed"}
-"""W&B's states of a run whose record does not say; the others, such as preempted, are interrupted trials."""
+"""W&B's states of runs without a status of ours; all others, such as preempted, mean interrupted."""
 
 
 def run_for_agent(spec: RunSpec, execution: ExecSpec) -> RunRecord:
-    """Run the trial that a W&B agent asks for, in the run that the agent brought.
+    """Run the trial that a W&B agent asks for, and log to the run that the agent created.
 
-    A trial that is finished in the store ends at once with its metrics; one that another worker is running is waited
-    for. SIGTERM leaves a checkpoint and marks the run as preempting, so that the server hands it out again; one that
-    W&B itself ended, as early_terminate does, is not handed out again.
+    A trial that is finished in the store ends at once with its metrics; if another worker is running it, this one
+    waits. On SIGTERM the trial is saved and the run marked as preempting, so that W&B's server hands it out again,
+    unless W&B itself ended it, as early_terminate does.
 
     Raises:
         InterruptedTrialError: on SIGTERM or SIGINT; leave with a status other than 0.
@@ -90,7 +90,7 @@ def _run_when_free(spec: RunSpec, execution: ExecSpec, told: Stop) -> RunRecord:
 
 
 def _given_up(active: Any) -> bool:
-    """Tell whether W&B ended a run, by early_terminate or by a click: it must not be handed out again."""
+    """Return whether W&B ended a run, by early_terminate or in the browser: it must not be handed out again."""
     with contextlib.suppress(Exception):  # not part of wandb's public interface
         from wandb.sdk.launch.api import LaunchApi
 
@@ -100,7 +100,7 @@ def _given_up(active: Any) -> bool:
 
 @contextlib.contextmanager
 def _agents_run(spec: RunSpec, execution: ExecSpec) -> Iterator[Any]:
-    """Yield the W&B run that is being written, or begin the one that the agent brought."""
+    """Yield the active W&B run, or start the one that the agent created."""
     import wandb
 
     if wandb.run is not None:
@@ -123,7 +123,7 @@ def _begin(trial_id: str, flat: dict[str, Any], folder: str, **options: Any) -> 
 
 
 def _summary(spec: RunSpec, store_folder: str) -> dict[str, Any]:
-    """Return what a record holds beside its spec, under the columns of a table."""
+    """Return a record's values other than its spec, by their columns in a table."""
     row = store.read_records(store_folder, {spec.trial_id: spec.flat()}).to_dict("records")[0]
     left = {key: value for key, value in row.items() if key not in spec.flat() and key not in ("trial_id", "folder")}
     known = {str(key): value for key, value in left.items() if value is not None}
@@ -155,11 +155,11 @@ def check_network(seconds: float = 8.0) -> None:
 def sync(
     source: str | Path, execution: ExecSpec, *, entity: str | None = None, sweep_seed: int = 0
 ) -> list[tuple[str, str]]:
-    """Send the trials of a store or of a sweep spec to W&B: each once and whole, from its record and metrics.csv.
+    """Send the trials of a store or of a sweep spec to W&B: each once and complete, from its record and metrics.csv.
 
-    The run's id is the trial's; its group is the trial without its seed; its tags are the backbone, the insertion and
-    the sweep. What was sent is noted in the trial's folder as synced.json. A trial that has changed since, or was sent
-    in part, is sent anew, over the same run.
+    A run has the trial's id; its group is the label of the variant; its tags are the backbone, the insertion and the
+    sweep. synced.json in the trial's folder records what was sent. A trial that has changed since, or was sent in part,
+    is sent again to the same run.
 
     Returns:
         (trial id, sent or already there or its status where there is no record to send) for each trial.
@@ -224,7 +224,7 @@ def _history(folder: Path) -> Iterator[dict[str, float]]:
 
 
 def read_wandb(path: str) -> pd.DataFrame:
-    """Read the trials of a W&B project or sweep through its API, one row a trial, as `store.read_records` does.
+    """Read the trials of a W&B project or sweep through its API, one row per trial, as `store.read_records` does.
 
     Args:
         path: entity/project or entity/project/sweep.
@@ -246,7 +246,7 @@ def read_wandb(path: str) -> pd.DataFrame:
     rows = [_row(one, f"wandb:{entity}/{project}/{one.id}") for one in runs if "trial_id" in one.config]
     if not rows:
         raise FileNotFoundError(f"wandb:{path} holds no trial of SE-Lab")
-    # a trial may have several runs, such as one in each of two sweeps: a finished one counts
+    # a trial may have several runs, for example in two sweeps: prefer a finished one
     best: dict[str, dict[str, Any]] = {}
     for row in rows:
         if best.setdefault(row["trial_id"], row)["status"] != "finished":
@@ -273,8 +273,8 @@ def _row(one: Any, where: str) -> dict[str, Any]:
 def run_agents(path: str, environment: Mapping[str, str], agents: int) -> bool:
     """Run the trials of a registered sweep here with `wandb agent -f` processes; return whether they ran to the end.
 
-    SIGINT and SIGTERM stop the trials after their current batch, marked as preempting; a second one hurries W&B's
-    agents, and a third lets them kill their trials.
+    SIGINT and SIGTERM stop the trials after their current batch and mark their runs as preempting; a second signal
+    is passed on to W&B's agents again, and a third makes them kill their trials.
     """
     command = [sys.executable, "-m", "wandb", "agent", "-f", path]
     stopped, running = False, []
@@ -294,14 +294,14 @@ def run_agents(path: str, environment: Mapping[str, str], agents: int) -> bool:
 
 
 def table_of(sweep: Sweep, path: str) -> pd.DataFrame:
-    """Return the table of a registered sweep; a trial that no agent has taken has the status missing."""
+    """Return the table of a registered sweep; the status of a trial that no agent has taken is 'not started'."""
     try:
         table = read_wandb(path)
     except FileNotFoundError:  # no trial got as far as a run
         table = pd.DataFrame({"trial_id": []})
     own = [] if sweep.search is not None else sweep.trials  # W&B's own search proposes other trials than ours
-    missing = [trial for trial in own if trial.trial_id not in set(table["trial_id"])]
-    blanks = [{"trial_id": trial.trial_id, "status": "missing", **trial.flat()} for trial in missing]
+    untaken = [trial for trial in own if trial.trial_id not in set(table["trial_id"])]
+    blanks = [{"trial_id": trial.trial_id, "status": "not started", **trial.flat()} for trial in untaken]
     return pd.concat([table, pd.DataFrame(blanks)], ignore_index=True) if blanks else table
 
 
@@ -314,12 +314,12 @@ def register_sweep(file: str | Path, execution: ExecSpec) -> tuple[str, dict[str
     import wandb
 
     if found := check_sweep(file):
-        raise SpecError(f"{file}: {found[0]}" + (f" (and {len(found) - 1} more: --check)" if found[1:] else ""))
+        raise SpecError(f"{file}: {found[0]}" + (f" (and {len(found) - 1} more: se-lab check)" if found[1:] else ""))
     sweep = read_sweep(file)
     usual = dict(fields_of(sweep.execution))
     for key, value in fields_of(execution):
         if value != usual[key] and key not in (*REACH_AGENTS, "project"):
-            raise SpecError(f"--{key} cannot reach W&B's agents: write it into the spec's command")
+            raise SpecError(f"--{key} does not reach W&B's agents; write it into the spec's command")
     spec = load_spec(file)
     project = spec.get("project") or os.environ.get("WANDB_PROJECT") or execution.project
     sweep_id = wandb.sweep(spec, project=project, entity=spec.get("entity"))
@@ -328,7 +328,7 @@ def register_sweep(file: str | Path, execution: ExecSpec) -> tuple[str, dict[str
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
         "SE_LAB_STORE": str(Path(execution.store).absolute()),
         "SE_LAB_DATA": str(Path(execution.data_root).absolute()),
-        # an agent gives up after a few failures by itself; whether trials failed is asked of their runs
+        # an agent would give up after a few failed trials; their failures are read from their runs instead
         "WANDB_AGENT_DISABLE_FLAPPING": "true",
         "WANDB_AGENT_MAX_INITIAL_FAILURES": str(
             (sweep.search.cap if sweep.search is not None else len(sweep.trials)) + 1

@@ -1,4 +1,4 @@
-"""How many trials at a time pay on this machine: as many as its cores and its memory take, or as its GPU gains from."""
+"""Choose the number of parallel trials that maximises throughput on this machine."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from se_lab.training.rehearse import rehearse
 from se_lab.units.model import create_model
 
 GAIN = 1.1
-"""Twice as many trials at a time must get at least this much more done together."""
+"""Doubling the number of parallel trials must raise their joint throughput by at least this factor."""
 SHARE = 0.85
-"""Of the memory that is free; the rest is room for what a rehearsal does not show."""
+"""The share of the free memory to use; the rest is a reserve for what a rehearsal does not show."""
 REHEARSAL_SECONDS = 2.0
 WARM_UP = 3
-"""Steps that are not timed."""
+"""Steps before the timed ones."""
 CONTEXT_BYTES = 600 << 20
-"""What CUDA takes for a process before any tensor."""
+"""Memory of a process's CUDA context, in bytes."""
 
 
 def choose_workers(trials: Sequence[RunSpec], execution: ExecSpec) -> tuple[int, str]:
-    """Return how many of the trials to run at a time, and why, from a rehearsal of a few steps of the largest."""
+    """Return how many of the trials to run in parallel, and the reason, from rehearsing a few steps of the largest."""
     trial = max(trials, key=_weight)
     cores = max(available_cores() // (execution.threads * trial.train.ranks), 1)
     tried = in_a_child(rehearse, trial, execution)
@@ -53,7 +53,7 @@ def choose_workers(trials: Sequence[RunSpec], execution: ExecSpec) -> tuple[int,
 
 
 def available_cores() -> int:
-    """Return the cores this process may use, a container's quota included."""
+    """Return the number of cores this process may use, within its container's quota."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with contextlib.suppress(OSError, ValueError):
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
@@ -62,7 +62,7 @@ def available_cores() -> int:
 
 
 def speed_on_gpu(trial: RunSpec, data: DataShape) -> float:
-    """Return the images a second that a trial's net trains on, on random images for a moment."""
+    """Return the images per second at which a trial's net trains, measured briefly on random images."""
     torch.set_num_threads(1)
     layout = torch.channels_last if trial.train.channels_last else torch.contiguous_format
     net: torch.nn.Module = create_model(trial.model, data.classes, data.shape[0]).cuda().train()
@@ -86,7 +86,7 @@ def speed_on_gpu(trial: RunSpec, data: DataShape) -> float:
 
 
 def _together(trial: RunSpec, data: DataShape, count: int) -> float:
-    """Return the images a second of several trials at once."""
+    """Return the joint images per second of several trials in parallel."""
     return sum(in_children(count, speed_on_gpu, trial, data))
 
 
@@ -102,8 +102,8 @@ def _free_gpu_memory() -> int:
 
 
 def _free_memory() -> int:
-    """Return the bytes that the system, or the container, has left."""
-    free = 8 << 30  # where nothing tells
+    """Return the free memory of the system, or of the container, in bytes."""
+    free = 8 << 30  # if neither file can be read
     with contextlib.suppress(OSError, ValueError, IndexError):
         line = next(x for x in Path("/proc/meminfo").read_text().splitlines() if x.startswith("MemAvailable"))
         free = int(line.split()[1]) * 1024

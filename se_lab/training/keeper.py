@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import itertools
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -26,7 +27,9 @@ GO_ON, SAVE, STOP = 0, 1, 2
 """What a rank wants after a step; the ranks do what most is wanted."""
 
 Progress = Callable[[Mapping[str, float]], None]
-"""Called with the row of each finished epoch; may raise StoppedEarlyError."""
+"""Called with the row of each finished epoch, and then may raise StoppedEarlyError; in between, once a second, with the
+training steps done and all there are: {"step": …, "steps": …}."""
+REPORT_SECONDS = 1.0
 
 
 class StoppedEarlyError(Exception):
@@ -63,7 +66,7 @@ class TrialKeeper(Checkpoint):
         self._steps: list[tuple[Any, Any]] = []
         """Beginnings and ends of steps that are not yet in `step_ms`."""
         self._step_began: Any = None
-        self._began = self._saved = time.perf_counter()
+        self._began = self._saved = self._reported = time.perf_counter()
 
     def on_train_start(self, trainer: L.Trainer, task: L.LightningModule) -> None:
         """Validate the epoch whose validation was cut short; from here on a signal waits for a checkpoint."""
@@ -90,6 +93,7 @@ class TrialKeeper(Checkpoint):
         if (number + 1) % trainer.accumulate_grad_batches:
             return
         self._steps.append((self._step_began, self._now()))
+        self._report_steps(trainer)
         due = self.claim is not None and time.perf_counter() - self._saved > 60 * self.minutes
         wanted = self._ranks.ask(STOP if self.stop.asked else SAVE if due else GO_ON)
         if wanted == GO_ON or trainer.is_last_batch:  # the epoch's end is a moment away
@@ -100,6 +104,16 @@ class TrialKeeper(Checkpoint):
         self._save(trainer, "last.ckpt")
         if wanted == STOP:
             raise InterruptedTrialError
+
+    def _report_steps(self, trainer: L.Trainer) -> None:
+        now = time.perf_counter()
+        if self.progress is None or self.claim is None or now - self._reported < REPORT_SECONDS:
+            return
+        if math.isinf(trainer.num_training_batches):  # of a stream
+            return
+        self._reported = now
+        in_an_epoch = int(trainer.num_training_batches) // trainer.accumulate_grad_batches
+        self.progress({"step": trainer.global_step, "steps": in_an_epoch * (trainer.max_epochs or 1)})
 
     def on_train_epoch_end(self, trainer: L.Trainer, task: L.LightningModule) -> None:
         """Finish the epoch, and stop the trial if that was asked."""

@@ -297,7 +297,7 @@ def test_a_trial_that_failed_meanwhile_in_another_process_is_not_tried_here(spec
     here, tries = disturbed('FloatingPointError("the training loss is nan")', [second])
 
     def other_process(event):
-        if event.trial == first and event.row:
+        if event.trial == first and "epoch" in event.row:
             execute([second], here, 1, lambda event: None)
 
     outcomes = execute([first, second], here, 1, other_process)

@@ -17,7 +17,7 @@ from se_lab.data import DataError
 from se_lab.spec import DataSpec, ModelSpec, OptimSpec, SESpec, SpecError, TrainSpec
 from se_lab.store import read_record, trial_folder
 from se_lab.trained.load import load_trained
-from se_lab.training import checkpoints
+from se_lab.training import checkpoints, keeper
 from se_lab.training.checkpoints import CheckpointError, is_whole, write_checkpoint
 from se_lab.training.keeper import TrialKeeper
 from se_lab.training.run import InterruptedTrialError, run
@@ -259,3 +259,12 @@ def test_the_command_leaves_with_75_and_goes_on(tmp_path, number):
     process.send_signal(number)
     assert process.wait(60) == 75
     assert "the same command goes on with trial" in process.stderr.read()
+
+
+def test_the_steps_of_an_epoch_are_reported_between_its_rows(small, here, monkeypatch):
+    monkeypatch.setattr(keeper, "REPORT_SECONDS", 0.0)
+    rows = []
+    run(small(train=TrainSpec(epochs=2)), here, progress=rows.append)
+    steps = [row for row in rows if "steps" in row]
+    assert [row["step"] for row in steps] == list(range(1, int(steps[0]["steps"]) + 1))  # each once, up to the last
+    assert [row["epoch"] for row in rows if "epoch" in row] == [0, 1] and "epoch" in rows[-1]
