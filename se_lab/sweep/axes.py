@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.special import betaincinv, ndtri
 
 from se_lab.spec import nearest
 
@@ -53,10 +52,14 @@ def _inv_log_uniform(axis: Axis, u: float) -> float:
 
 
 def _normal(axis: Axis, u: float) -> float:
+    from scipy.special import ndtri  # a second that reading most specs can do without
+
     return float(axis.get("mu", 0.0) + axis.get("sigma", 1.0) * ndtri(u))
 
 
 def _beta(axis: Axis, u: float) -> float:
+    from scipy.special import betaincinv
+
     return float(betaincinv(axis.get("a", 1), axis.get("b", 1), u))
 
 

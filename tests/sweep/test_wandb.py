@@ -262,6 +262,46 @@ def until(true, seconds=240):
         time.sleep(0.1)
 
 
+def test_the_emulation_hands_out_pauses_stops_filters_and_samples_as_the_client_asks(server):
+    """The real client, no trial: what the tests of trials rely on."""
+    spec = {"method": "random", "parameters": {"lr": {"min": 0.1, "max": 0.2}, "kind": {"value": "a"}}}
+
+    def state_of(name, change):
+        subprocess.run(wandb("sweep", change, f"{ENTITY}/lab/{name}"), check=True, capture_output=True)
+        return client.Api().sweep(f"{ENTITY}/lab/{name}").state
+
+    def log_ten_steps():
+        with client.init(settings=client.Settings(silent=True, console="off")) as run:
+            for step in range(10):
+                run.log({"loss": 1.0 - 0.1 * step} | ({"rare": step} if step % 5 == 0 else {}))
+
+    for method in ("random", "bayes"):
+        metric = {"metric": {"name": "loss", "goal": "minimize"}} if method == "bayes" else {}
+        name = client.sweep(spec | metric | {"method": method, "run_cap": 1}, project="lab", entity=ENTITY)
+        client.agent(name, function=log_ten_steps, project="lab", entity=ENTITY)
+        (run,) = server.runs_of(name)
+        assert run["state"] == "finished" and 0.1 <= run["config"]["lr"]["value"] <= 0.2
+    states = {"--pause": "PAUSED", "--resume": "RUNNING", "--stop": "FINISHED", "--cancel": "CANCELED"}
+    for changes in (["--pause", "--resume", "--stop"], ["--cancel"]):
+        other = client.sweep(spec, project="lab", entity=ENTITY)
+        assert [state_of(other, change) for change in changes] == [states[c] for c in changes]
+        client.agent(other, function=log_ten_steps, project="lab", entity=ENTITY)
+        assert server.runs_of(other) == []
+
+    api = client.Api()
+    lr = run["config"]["lr"]["value"]
+    for filters, count in (
+        ({"state": "finished"}, 2), ({"state": {"$ne": "finished"}}, 0), ({"config.lr": lr}, 2),
+        ({"$or": [{"config.lr.value": {"$gt": 1}}, {"sweep": name}]}, 1), ({"config.lr": 0.3}, 0),
+        ({"config.kind": {"$in": ["a"]}}, 2),
+    ):  # fmt: skip
+        assert len(list(api.runs(f"{ENTITY}/lab", filters=filters))) == count, filters
+    found = api.run(f"{ENTITY}/lab/{run['name']}")
+    assert len(found.history(keys=["rare"], pandas=False)) == 2 and len(found.history(samples=5, pandas=False)) >= 5
+    assert [row["_step"] for row in found.scan_history()] == list(range(10))  # from the parquet file, then live
+    assert not server.unknown
+
+
 def test_offline_trials_are_sent_once_and_whole(server, tmp_path, capsys):
     path = write(tmp_path, parameters={"model.se": SWEEP["parameters"]["model.se"]})
     here = ExecSpec(wandb=False, project="sent")

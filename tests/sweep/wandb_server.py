@@ -1,19 +1,25 @@
 """An emulation of a W&B server, over loopback and in memory: enough of it for the real `wandb` command and Api.
 
-It was written from the queries that wandb 0.31 sends, and never held against W&B's own server. It has no artifacts,
-no access rights, no parallel writers of one run, and of searches the grid alone. Runs that end in failure after
-`mark_preempting` are handed out again with a resume command, as W&B's documentation has it.
+It was written from the queries that wandb 0.19 to 0.31 send, and never held against W&B's own server. It has no
+artifacts, no access rights, no parallel writers of one run, and its bayes search draws at random. Runs that end in
+failure after `mark_preempting` are handed out again with a resume command, as W&B's documentation has it.
 """
 
 import contextlib
+import io
 import itertools
 import json
+import random
 import re
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import pyarrow
+import pyarrow.parquet
 import yaml
+
+from se_lab.sweep.axes import draw
 
 ENTITY = "tester"
 NOW = "2020-01-01T00:00:00Z"
@@ -49,6 +55,7 @@ class Server:
             "CreateRunFiles": self.create_files, "Runs": self.list_runs, "Run": self.get_run,
             "RunFullHistory": self.get_run, "SampledHistoryPage": self.get_run, "HistoryPage": self.get_run,
             "RunHistoryKeys": self.get_run, "RunStoppedStatus": self.get_run, "RunState": self.get_run,
+            "GetSweepState": self.get_sweep, "RunParquetHistory": self.get_run,
         }  # fmt: skip
         with self.lock:
             if operation not in answers:
@@ -63,17 +70,18 @@ class Server:
         return {"viewer": user | rest}
 
     def upsert_sweep(self, given):
+        if (known := self.sweeps.get(given.get("id"))) is not None:  # wandb sweep --pause and its like
+            known["state"] = given.get("state") or known["state"]
+            return {"upsertSweep": {"sweep": {"name": known["name"]}, "configValidationWarnings": []}}
         config = yaml.safe_load(given["config"])
         name = f"sweep{len(self.sweeps) + 1}"
-        names = sorted(config["parameters"])
-        axes = [axis.get("values", [axis.get("value")]) for axis in (config["parameters"][n] for n in names)]
-        points = [dict(zip(names, values, strict=True)) for values in itertools.product(*axes)]
+        points, count = points_of(config)
         self.sweeps[name] = {
             "id": name, "name": name, "config": given["config"], "state": "RUNNING", "method": config["method"],
             "description": config.get("description"), "displayName": None, "bestLoss": None, "createdAt": NOW,
             "updatedAt": NOW, "heartbeatAt": NOW, "earlyStopJobRunning": False, "controller": None, "scheduler": None,
-            "runCount": 0, "runCountExpected": len(points), "__typename": "Sweep", "program": config.get("program"),
-            "points": points[: config.get("run_cap")], "project": given["projectName"],
+            "runCount": 0, "runCountExpected": count, "__typename": "Sweep", "program": config.get("program"),
+            "points": points, "project": given["projectName"],
         }  # fmt: skip
         sweep = {"name": name, "project": self.project(given["projectName"])}
         return {"upsertSweep": {"sweep": sweep, "configValidationWarnings": []}}
@@ -99,24 +107,26 @@ class Server:
         """Hand out one run at a time to an agent that has none, and exit when none is left and none is running."""
         sweep = self.sweeps[self.agents[given["id"]]]
         running = json.loads(given["runState"])
-        commands = [{"type": "stop", "run_id": run["name"]} for run in self.runs_of(sweep["name"]) if run["stopped"]]
+        runs = self.runs_of(sweep["name"])
+        cancelled = sweep["state"] == "CANCELED"
+        commands = [{"type": "stop", "run_id": run["name"]} for run in runs if run["stopped"] or cancelled]
         commands = [command for command in commands if command["run_id"] in running]
-        if not running:
-            runs = self.runs_of(sweep["name"])
-            preempted = next((run for run in runs if run["state"] == "preempted"), None)
-            if preempted:
-                preempted["state"] = "running"
-                commands = [self.command("resume", preempted, sweep)]
-            elif sweep["points"]:
-                point = sweep["points"].pop(0)
-                name = f"{sweep['name']}run{len(runs) + 1}"
-                run = self.run(sweep["project"], name, sweep["name"])
-                run["args"] = {key: {"value": value} for key, value in point.items()}
-                run["config"] = dict(run["args"])
-                commands = [self.command("run", run, sweep)]
-            else:
-                sweep["state"] = "FINISHED"
-                commands = [{"type": "exit"}]
+        if running or sweep["state"] == "PAUSED":
+            return {"agentHeartbeat": {"agent": {"id": given["id"]}, "commands": json.dumps(commands)}}
+        preempted = next((run for run in runs if run["state"] == "preempted"), None)
+        point = None if preempted or sweep["state"] != "RUNNING" else next(sweep["points"], None)
+        if preempted and not cancelled:
+            preempted["state"] = "running"
+            commands = [self.command("resume", preempted, sweep)]
+        elif point is not None:
+            name = f"{sweep['name']}run{len(runs) + 1}"
+            run = self.run(sweep["project"], name, sweep["name"])
+            run["args"] = {key: {"value": value} for key, value in point.items()}
+            run["config"] = dict(run["args"])
+            commands = [self.command("run", run, sweep)]
+        else:
+            sweep["state"] = "CANCELED" if cancelled else "FINISHED"
+            commands = [{"type": "exit"}]
         return {"agentHeartbeat": {"agent": {"id": given["id"]}, "commands": json.dumps(commands)}}
 
     def command(self, kind, run, sweep):
@@ -161,10 +171,9 @@ class Server:
         return {"createRunFiles": {"runID": given["run"], "uploadHeaders": [], "files": files}}
 
     def list_runs(self, given):
-        wanted = re.findall(r'"sweep": "([^"]+)"', given.get("filters") or "")
+        wanted = json.loads(given.get("filters") or "{}")
         runs = [r for r in self.runs.values() if r["project"] == given["project"] and r["begun"]]
-        if wanted:
-            runs = [run for run in runs if run["sweepName"] in wanted]
+        runs = [run for run in runs if matches(run, wanted)]
         start = int(given.get("cursor") or 0)
         page = runs[start : start + (given.get("perPage") or 50)]
         edges = [
@@ -183,7 +192,13 @@ class Server:
             return {"project": {"run": None}}
         lines = [json.dumps(row) for row in run["history"]]
         low, high = given.get("minStep") or 0, given.get("maxStep") or len(lines)
-        history = {"history": lines[low:high], "sampledHistory": [run["history"]], "stopped": run["stopped"]}
+        history = {"history": lines[low:high], "sampledHistory": [sampled(run, given)], "stopped": run["stopped"]}
+        exported = len(lines) // 2  # W&B's own server has brought the older steps into a parquet file
+        url = f"{self.url}/parquet/{run['project']}/{run['name']}"
+        history["parquetHistory"] = {
+            "parquetUrls": [url] if exported else [],
+            "liveData": run["history"][exported:],
+        }
         return {"project": {"internalId": "1", "run": self.shown(run) | history | {"projectId": "1"}}}
 
     def shown(self, run):
@@ -221,6 +236,50 @@ class Server:
                 run["preempting"] = False
 
 
+def points_of(config):
+    """Return an iterator over the points of a sweep, and how many there are (None: no end)."""
+    parameters, cap = config["parameters"], config.get("run_cap")
+    names = sorted(parameters)
+    if config["method"] == "grid":
+        axes = [parameters[name].get("values", [parameters[name].get("value")]) for name in names]
+        points = [dict(zip(names, values, strict=True)) for values in itertools.product(*axes)][:cap]
+        return iter(points), len(points)
+    shares = random.Random(0)
+    drawn = ({name: draw(parameters[name], shares.random()) for name in names} for _ in itertools.count())
+    return itertools.islice(drawn, cap), cap
+
+
+def matches(run, wanted):
+    """Tell whether a run passes a filter of the client's: MongoDB's words over a run's fields and its config."""
+
+    def holds(key, value):
+        if key in ("$and", "$or"):
+            return (all if key == "$and" else any)(matches(run, one) for one in value)
+        if key.startswith("config."):
+            found = run["config"].get(key.removeprefix("config.").removesuffix(".value"), {}).get("value")
+        else:
+            found = run[{"sweep": "sweepName"}.get(key, key)]
+        tests = {
+            "$in": lambda x: found in x or (isinstance(found, list) and bool({*found} & {*x})),
+            "$nin": lambda x: found not in x, "$ne": lambda x: found != x, "$eq": lambda x: found == x,
+            "$gt": lambda x: found is not None and found > x, "$gte": lambda x: found is not None and found >= x,
+            "$lt": lambda x: found is not None and found < x, "$lte": lambda x: found is not None and found <= x,
+        }  # fmt: skip
+        if isinstance(value, dict):
+            return all(tests[name](operand) for name, operand in value.items())
+        return found == value
+
+    return all(holds(key, value) for key, value in wanted.items())
+
+
+def sampled(run, given):
+    """Return the rows of a run that have all of the keys asked for, evenly spread where there are too many."""
+    asked = json.loads(given["spec"]) if isinstance(given.get("spec"), str) else {}
+    keys = asked.get("keys") or []
+    rows = [{k: row[k] for k in keys} if keys else row for row in run["history"] if all(key in row for key in keys)]
+    return rows[:: max(len(rows) // asked.get("samples", len(rows) or 1), 1)]
+
+
 class Handler(BaseHTTPRequestHandler):
     """HTTP to the emulation and back."""
 
@@ -247,6 +306,12 @@ class Handler(BaseHTTPRequestHandler):
         self.answer({})
 
     def do_GET(self):
+        if exported := re.fullmatch(r"/parquet/([^/]+)/([^/?]+).*", self.path):
+            rows = self.server.state.runs[exported.groups()]["history"]
+            table = pyarrow.Table.from_pylist(rows[: len(rows) // 2])
+            content = io.BytesIO()
+            pyarrow.parquet.write_table(table, content)
+            return self.send(content.getvalue(), "application/octet-stream")
         self.answer({})
 
     def do_HEAD(self):
@@ -254,10 +319,17 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def answer(self, data):
-        content = json.dumps(data).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
+        self.send(json.dumps(data).encode(), "application/json")
+
+    def send(self, content, kind):
+        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
+        whole, start = len(content), int(asked[1]) if asked else 0
+        content = content[start : int(asked[2]) + 1 if asked and asked[2] else None]
+        self.send_response(206 if asked else 200)
+        self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(content)))
+        if asked:
+            self.send_header("Content-Range", f"bytes {start}-{start + len(content) - 1}/{whole}")
         self.end_headers()
         self.wfile.write(content)
 

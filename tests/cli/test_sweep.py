@@ -1,0 +1,113 @@
+"""se-lab sweep: seeds as many as it takes, and the best variants again with fresh seeds."""
+
+import numpy as np
+import pytest
+import yaml
+
+import se_lab.cli.sweep
+from se_lab import store
+from se_lab.cli import main
+from se_lab.sweep.grammar import read_sweep
+from se_lab.sweep.records import load_records
+
+SWEEP = {
+    "name": "study",
+    "program": "se-lab",
+    "method": "grid",
+    "command": ["${env}", "se-lab", "train", "--recipe=digits", "${args}"],
+    "parameters": {
+        "model.se": {"values": [{"insertion": "none"}, {"reduction": 4}, {"reduction": 8}, {"reduction": 2}]},
+        "seed": {"values": [0, 1, 2]},
+    },
+}
+
+
+@pytest.fixture
+def study(tmp_path, monkeypatch):
+    """Return a sweep's file and its store, whose trials are written down instead of trained; and who ran, call by call.
+
+    Test errors spread by one point; the validation error of r=8 is the lowest, of r=4 the next.
+    """
+    path, ran = tmp_path / "study.yaml", []
+    path.write_text(yaml.safe_dump(SWEEP))
+
+    def pretend(spec, options, execution):
+        ran.append([])
+        for trial in spec.trials:
+            folder = store.trial_folder(execution.store, trial.trial_id)
+            if store.read_record(folder) is None:
+                ran[-1].append(trial)
+                noise = np.random.default_rng(int(trial.trial_id, 16)).normal()
+                validation = (
+                    {8: 1.0, 4: 2.0, 2: 3.0}[trial.model.se.reduction] if trial.model.se.insertion != "none" else 0
+                )
+                metrics = {"test/top1_error": 10 + noise, "val/top1_error": validation + 0.1 * trial.seed % 1}
+                store.write_record(
+                    folder, store.RunRecord(trial.trial_id, "finished", trial.flat(), {}, metrics=metrics)
+                )
+        return 0
+
+    monkeypatch.setattr(se_lab.cli.sweep, "_sweep_here", pretend)
+    monkeypatch.setattr("se_lab.sweep.schedule.check_trials", lambda *args, **kwargs: [])
+    monkeypatch.setattr("se_lab.sweep.server.start_server", lambda: None)
+    return path, str(tmp_path / "store"), ran
+
+
+def test_seeds_are_added_until_the_intervals_are_narrow_and_again_it_goes_on(study, capsys):
+    path, folder, ran = study
+    assert main(["sweep", str(path), f"--store={folder}", "--until-halfwidth=1.5", "--max-seeds=12"]) == 0
+    told = capsys.readouterr().out.splitlines()
+    widths = [float(line.partition("± ")[2].split()[0]) for line in told[:-1]]
+    assert told[-1] == "narrow enough: at most ± 1.5 points"
+    assert widths[-1] <= 1.5 < min(widths[:-1])
+    assert [len(trials) for trials in ran] == [12] + [4] * (len(widths) - 1)  # a seed more of all four variants
+    assert [trials[0].seed for trials in ran[1:]] == list(range(3, 2 + len(widths)))
+    ran.clear()
+    assert main(["sweep", str(path), f"--store={folder}", "--until-halfwidth=1.5", "--max-seeds=12"]) == 0
+    assert capsys.readouterr().out.splitlines() == told and not any(ran)
+    assert main(["sweep", str(path), f"--store={folder}", "--until-halfwidth=0.1", "--max-seeds=4"]) == 0
+    assert capsys.readouterr().out.endswith("not narrower with 4 seeds\n")
+
+
+def test_the_best_by_validation_are_confirmed_with_fresh_seeds_and_the_table_knows_who_was_chosen(study, capsys):
+    path, folder, ran = study
+    again = ["sweep", str(path), f"--store={folder}", "--confirm=2", "--seeds=2"]
+    assert main(again) == 2
+    assert "run the sweep before its best variants are confirmed" in capsys.readouterr().err
+    assert main(["sweep", str(path), f"--store={folder}"]) == 0
+    assert main(again) == 0
+    assert "se-lab table confirm:" in capsys.readouterr().err
+    fresh = [(t.model.se.insertion, t.model.se.reduction, t.seed) for t in ran[-1]]
+    assert fresh == [("none", 16, 1000), ("none", 16, 1001)] + [
+        ("standard", r, 1000 + s) for r in (8, 4) for s in (0, 1)
+    ]
+    chosen = load_records(path, folder).set_index("trial_id")["chosen"]
+    expected = {
+        t.trial_id for t in read_sweep(path).trials if t.model.se.reduction in (4, 8) and t.model.se.insertion != "none"
+    }
+    assert set(chosen[chosen].index) == expected
+    assert sorted(load_records(f"confirm:{path}", folder)["seed"].unique()) == [1000, 1001]
+    assert main(["table", str(path), f"--store={folder}"]) == 0
+    assert "chosen by the validation errors of these trials" in " ".join(capsys.readouterr().out.split())
+    assert main(["table", f"confirm:{path}", f"--store={folder}"]) == 0
+    assert "chosen" not in capsys.readouterr().out
+    assert main([*again[:-2], "--confirm=1"]) == 2
+    assert "a second choice would be chosen by looking again" in capsys.readouterr().err
+    assert main(again) == 0 and ran[-1] == []
+
+
+def test_what_does_not_go_together_is_refused_before_anything_runs(study, capsys):
+    path, folder, ran = study
+    for flags, said in (
+        (["--max-seeds=4"], "--max-seeds needs --until-halfwidth"),
+        (["--until-halfwidth=0"], "it must be above 0"),
+        (["--seeds=4"], "--seeds needs --confirm"),
+        (["--until-halfwidth=1", "--confirm=1"], "do not go together"),
+        (["--until-halfwidth=1", "--wandb"], "choose trials as they go"),
+        (["--until-halfwidth=1", "--max-seeds=2"], "--max-seeds is 2; the sweep already has 3 seeds"),
+    ):
+        assert main(["sweep", str(path), f"--store={folder}", *flags]) == 2
+        assert said in capsys.readouterr().err
+    assert not ran
+    with pytest.raises(FileNotFoundError):
+        load_records(folder)
