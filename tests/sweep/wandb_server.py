@@ -55,7 +55,7 @@ class Server:
             "CreateRunFiles": self.create_files, "Runs": self.list_runs, "Run": self.get_run,
             "RunFullHistory": self.get_run, "SampledHistoryPage": self.get_run, "HistoryPage": self.get_run,
             "RunHistoryKeys": self.get_run, "RunStoppedStatus": self.get_run, "RunState": self.get_run,
-            "GetSweepState": self.get_sweep, "RunParquetHistory": self.get_run,
+            "GetSweepState": self.get_sweep, "RunParquetHistory": self.get_run, "RunSampledHistory": self.get_run,
         }  # fmt: skip
         with self.lock:
             if operation not in answers:
@@ -139,7 +139,7 @@ class Server:
             "id": f"{project}/{name}", "name": name, "project": project, "sweepName": sweep, "state": "running",
             "config": {}, "summary": {}, "history": [], "commands": [], "tags": [], "group": None, "preempting": False,
             "exitcode": None, "displayName": name, "begun": False, "ends": 0, "jobType": None,
-            "stopped": False,
+            "stopped": False, "exported": False,
         }  # fmt: skip
         return self.runs.setdefault((project, name), fresh)
 
@@ -192,13 +192,13 @@ class Server:
             return {"project": {"run": None}}
         lines = [json.dumps(row) for row in run["history"]]
         low, high = given.get("minStep") or 0, given.get("maxStep") or len(lines)
-        history = {"history": lines[low:high], "sampledHistory": [sampled(run, given)], "stopped": run["stopped"]}
-        exported = len(lines) // 2  # W&B's own server has brought the older steps into a parquet file
+        exported = len(lines) // 2  # the older steps are in a parquet file, and left out for a client that knows it
+        run["exported"] |= "liveKeys" in given
+        history = {"history": lines[max(low, exported * run["exported"]) : high], "stopped": run["stopped"]}
+        history["sampledHistory"] = [sampled(run, given)]
         url = f"{self.url}/parquet/{run['project']}/{run['name']}"
-        history["parquetHistory"] = {
-            "parquetUrls": [url] if exported else [],
-            "liveData": run["history"][exported:],
-        }
+        live = run["history"][exported:]
+        history["parquetHistory"] = {"parquetUrls": [url] if exported else [], "liveData": live}
         return {"project": {"internalId": "1", "run": self.shown(run) | history | {"projectId": "1"}}}
 
     def shown(self, run):
@@ -274,7 +274,8 @@ def matches(run, wanted):
 
 def sampled(run, given):
     """Return the rows of a run that have all of the keys asked for, evenly spread where there are too many."""
-    asked = json.loads(given["spec"]) if isinstance(given.get("spec"), str) else {}
+    spec = given.get("spec") or next(iter(given.get("specs") or []), "{}")
+    asked = json.loads(spec)
     keys = asked.get("keys") or []
     rows = [{k: row[k] for k in keys} if keys else row for row in run["history"] if all(key in row for key in keys)]
     return rows[:: max(len(rows) // asked.get("samples", len(rows) or 1), 1)]
