@@ -132,7 +132,10 @@ def _dry_run(spec: Sweep, options: Any, execution: ExecSpec, remarks: list[str])
     if options.format == "json":
         print(json.dumps(plan.listing(), indent=2))
         return 0
-    print(plan.text(remarks))
+    print(f"{spec.name}: {spec.description}".rstrip(": "))
+    if spec.trials:
+        show(*plan.rows())
+    print("\n".join([plan.summary(), *remarks]))
     if options.until_halfwidth is not None:
         from se_lab.sweep.seeds import with_seeds
 

@@ -149,8 +149,8 @@ def _no_record(folder: Path, error: Exception) -> SpecError:
 def read_records(store: str | Path, wanted: Mapping[str, dict[str, Any]] | None = None) -> pd.DataFrame:
     """Read a store, one row a trial; records that have not changed since the last reading come from its index.
 
-    Columns: trial_id, status (finished, failed, running, interrupted, missing), error, folder, the flat spec, metrics,
-    params, params_se, macs, macs_se, elementwise, timings, code_version, data_digest.
+    Columns: trial_id, status (finished, stopped, failed, running, interrupted, not started), error, folder, the flat
+    spec, metrics, params, params_se, macs, macs_se, elementwise, timings, code_version, data_digest.
 
     Args:
         store: The folder of trials.
@@ -215,7 +215,7 @@ def _row(store: Path, trial_id: str, spec: dict[str, Any]) -> dict[str, Any]:
         raise _no_record(trial_folder(store, trial_id), error) from error
     except (FileNotFoundError, NotADirectoryError):
         folder = trial_folder(store, trial_id)
-        status = "missing"
+        status = "not started"
         if folder.is_dir():
             status = "interrupted" if holder_of(folder) is None else "running"
         return {"trial_id": trial_id, "status": status, "error": None, **spec}

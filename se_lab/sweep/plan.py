@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import shutil
 import time
 from dataclasses import dataclass
@@ -11,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch.nn import functional as F
 
 from se_lab.data import DataShape, data_shape
@@ -73,28 +70,16 @@ class Plan:
             for p in self.trials
         ]
 
-    def text(self, remarks: list[str]) -> str:
-        """Return a table of the trials and a summary."""
+    def rows(self) -> tuple[list[str], list[list[str]]]:
+        """Return the headings and the cells of a table: one row per trial."""
         keys = self._varied()
-        table = Table(title=f"{self.sweep.name}: {self.sweep.description}".rstrip(": "), title_justify="left")
-        for name in ("trial", "net", *keys):
-            table.add_column(name)
-        for name in ("parameters", "MACs", "about", ""):
-            table.add_column(name, justify="right")
+        headings = ["trial", "net", *(key.rpartition(".")[2] for key in keys), "parameters", "MACs", "time", "finished"]
+        cells = []
         for p in self.trials:
             flat = p.trial.flat()
-            values = [label(p.trial), *(str(flat[key]) for key in keys)]
-            done = "finished" if p.done else ""
-            table.add_row(p.trial.trial_id, *values, f"{p.params:,}", f"{p.macs:,}", duration(p.seconds), done)
-        lines = [self.summary()]
-        if self.sweep.repeated:
-            lines.append(
-                f"{self.sweep.repeated} points of the spec are trials that another point is already; they run once"
-            )
-        console = Console(file=io.StringIO(), width=140)
-        console.print(table)
-        shown = [console.file.getvalue().rstrip()] if self.trials else []  # type: ignore[attr-defined]
-        return "\n".join([*shown, *lines, *remarks])
+            values = [label(p.trial), *(str(flat[key]) for key in keys), f"{p.params:,}", f"{p.macs:,}"]
+            cells.append([p.trial.trial_id, *values, duration(p.seconds), "yes" if p.done else "no"])
+        return headings, cells
 
     def summary(self) -> str:
         """Return how many trials are to run, and what they take, in a line."""
@@ -105,6 +90,7 @@ class Plan:
             f"{total} trials, {len(self.left)} to run: about {duration(self.seconds)} with {workers}, "
             f"and {needed / 2**30:,.2f} GiB of the {free / 2**30:,.1f} that are free in {self.store}"
             + (": NOT ENOUGH" if needed > free else "")
+            + (f"; {self.sweep.repeated} points of the spec repeat another's trial" if self.sweep.repeated else "")
         )
 
     def _varied(self) -> list[str]:

@@ -22,8 +22,8 @@ def load_records(
     """Read trials into a table, one row a trial; see `store.read_records` for its columns.
 
     Args:
-        source: A sweep spec (its trials, in its order, found in the store; one that has not run has the status
-            missing and its spec), confirm:FILE (the fresh trials that confirm a spec's best variants), a store,
+        source: A sweep spec (its trials, in its order, found in the store; one that has not run has its spec and the
+            status not started), confirm:FILE (the fresh trials that confirm a spec's best variants), a store,
             wandb:ENTITY/PROJECT or wandb:ENTITY/PROJECT/SWEEP, or several of these. Where the best variants of a spec
             were confirmed, the column `chosen` tells which trials they were chosen by.
         store_folder: The store that specs are looked up in; by default the variable SE_LAB_STORE, else runs/.

@@ -62,6 +62,7 @@ class SweepView:
         self.trials = {trial.trial_id: trial for trial in trials}
         self.total, self.workers, self.folder = max(total, len(trials)), workers, folder
         self.over: set[str] = set()
+        self.failed: set[str] = set()
         self.paces: dict[str, Pace] = {}
         self.tasks: dict[str, TaskID] = {}
         self._macs: dict[str, float] = {}
@@ -138,6 +139,8 @@ class SweepView:
             self._macs[str(trial.model)] = self._macs[trial.model.backbone] = float(macs)
         if state != "interrupted":
             self.over.add(trial.trial_id)
+            if state == "failed":
+                self.failed.add(trial.trial_id)
         if state == "skipped":
             return
         parts = [f"{trial.trial_id} {state}"]
@@ -163,7 +166,8 @@ class SweepView:
         unknown = self.total - len(self.trials)  # a search has yet to propose them
         waiting += [sum(map(self._weight, self.trials.values())) / max(len(self.trials), 1)] * unknown
         left = seconds_left(self.paces.values(), waiting, self.workers)
-        parts = [f"{len(self.over)}/{self.total} finished", f"{len(self.tasks)} running"]
+        parts = [f"{len(self.over - self.failed)}/{self.total} finished", f"{len(self.tasks)} running"]
+        parts += [f"{len(self.failed)} failed"] if self.failed else []
         return ", ".join([*parts, *([f"about {duration(left)} left"] if left else [])])
 
     def _weight(self, trial: RunSpec) -> float:

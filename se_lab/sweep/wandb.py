@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import dataclasses
 import json
 import os
 import signal
@@ -31,6 +32,7 @@ from se_lab.training.stopping import RESUME_ME, SIGNALS, InterruptedTrialError, 
 POLL_SECONDS = 2.0
 REACH_AGENTS = ("store", "data_root")
 """Fields of ExecSpec that reach an agent's trials through its environment; others belong into the spec's command."""
+IN_LABEL = ("insertion", "reduction", "squeeze", "excitation", "stages")
 COUNTS = ("params", "params_se", "macs", "macs_se", "elementwise")
 """Columns of integers; W&B also writes other numbers as integers if they are whole."""
 STATES = {"finished": "finished", "running": "running", "failed": "failed", "crashed": "failed", "killed": "failed"}
@@ -204,15 +206,35 @@ def sync(
 def _send(record: RunRecord, folder: Path, sweep: str, **where: Any) -> None:
     flat = {key: value for key, value in record.spec.items() if value is not None}
     trial = run_spec(flat)
-    variant = label(trial).rpartition(", seed ")[0]
     tags = [tag for tag in (trial.model.backbone, trial.model.se.insertion, sweep) if tag]
-    identity = {"id": record.trial_id, "name": label(trial), "group": variant, "tags": tags, "mode": "online"}
+    identity = {
+        "id": record.trial_id,
+        "name": label(trial),
+        "group": variant_name(trial),
+        "tags": tags,
+        "mode": "online",
+    }
     with tempfile.TemporaryDirectory() as aside:
         active = _begin(record.trial_id, flat | ({"sweep": sweep} if sweep else {}), aside, **identity, **where)
         for row in _history(folder):
             active.log(row, step=int(row["epoch"]))
         active.summary.update(_summary(trial, str(folder.parent)))
         active.finish(exit_code=int(record.status == "failed"))
+
+
+def variant_name(trial: RunSpec) -> str:
+    """Return a name for a variant that contains every field in which it differs from the defaults, the seed apart.
+
+    W&B takes 128 characters of a group: a longer name ends in a hash.
+    """
+    usual, named = RunSpec().flat(), ("model.backbone", *(f"model.se.{name}" for name in IN_LABEL), "seed")
+    more = [
+        f"{key.rpartition('.')[2]}={value}"
+        for key, value in trial.flat().items()
+        if key not in named and value is not None and value != usual[key]
+    ]
+    name = ", ".join([label(trial).rpartition(", seed ")[0], *more])
+    return name if len(name) <= 128 else f"{name[:115]}… {dataclasses.replace(trial, seed=0).trial_id}"
 
 
 def _history(folder: Path) -> Iterator[dict[str, float]]:

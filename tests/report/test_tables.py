@@ -69,7 +69,7 @@ def test_a_baseline_without_a_seed_costs_every_variant_that_pair(reduction_study
 
 def test_a_variant_of_which_nothing_finished_stays_as_an_empty_row(reduction_study: pd.DataFrame) -> None:
     r8 = reduction_study["model.se.reduction"] == 8
-    reduction_study.loc[r8, ["status", TOP1, "test/top5_error", "test/loss"]] = ["missing", np.nan, np.nan, np.nan]
+    reduction_study.loc[r8, ["status", TOP1, "test/top5_error", "test/loss"]] = ["not started", np.nan, np.nan, np.nan]
     table = ablation_table(reduction_study)
     assert row(table, "r=8")["n"] == 0
     assert "–" in next(line for line in table.render("markdown").splitlines() if line.startswith("| 8 "))

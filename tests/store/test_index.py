@@ -50,7 +50,7 @@ def test_a_record_that_was_written_again_counts_and_one_that_is_gone_does_not(ru
     assert list(store.read_records(runs)["test/top1_error"].dropna()) == [4.0, 1.25]
     new = keep(runs, 2, 2.0)
     assert list(store.read_records(runs)["test/top1_error"].dropna()) == [2.0, 4.0, 1.25]
-    assert store.read_records(runs, {new: {}, "absent": {"seed": 1}})["status"].tolist() == ["finished", "missing"]
+    assert store.read_records(runs, {new: {}, "absent": {"seed": 1}})["status"].tolist() == ["finished", "not started"]
     assert list(store.read_records(runs)["test/top1_error"].dropna()) == [2.0, 4.0, 1.25]
 
 

@@ -219,7 +219,7 @@ def test_records_come_as_a_table_with_the_state_of_those_that_have_none(tmp_path
     table = store.read_records(
         tmp_path, {done.trial_id: {}, "failed1": {}, "begun": {"seed": 4}, "absent": {"seed": 5}}
     )
-    assert table["status"].tolist() == ["finished", "failed", "interrupted", "missing"]
+    assert table["status"].tolist() == ["finished", "failed", "interrupted", "not started"]
     assert table.loc[0, ["model.se.reduction", "test/top1_error", "params", "step_ms", "data_digest"]].tolist() == [
         8,
         2.5,

@@ -64,6 +64,7 @@ def test_a_sweep_counts_its_trials_and_says_a_line_each(quick, tmp_path, capsys,
         view(Event(large, "waiting: process 7 on n1, silent for 9 min"))
         view(Event(large, "waiting: process 7 on n1, silent for 9 min"))
         view(Event(large, "failed"))
+        assert view._summary() == "2/3 finished, 0 running, 1 failed"
     lines = [line[9:] for line in capsys.readouterr().err.splitlines()]
     assert lines == [
         f"[2/3] {small.trial_id} finished after 12 s, test error 7.50 %, cifar_resnet20 standard r=4, seed 0",

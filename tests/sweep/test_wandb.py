@@ -1,5 +1,6 @@
 """The real `wandb` command, its agents and its Api against an emulated server (wandb_server.py)."""
 
+import dataclasses
 import os
 import signal
 import socket
@@ -15,10 +16,11 @@ import yaml
 
 from se_lab import store
 from se_lab.cli import main
-from se_lab.spec import ExecSpec
+from se_lab.spec import ExecSpec, SESpec
 from se_lab.sweep.grammar import read_sweep
 from se_lab.sweep.records import load_records
 from se_lab.sweep.schedule import execute
+from se_lab.sweep.wandb import variant_name
 from tests.sweep.wandb_server import ENTITY, emulated_server
 
 QUICK = ["--recipe=digits", "--train.epochs=1", "--data.batch_size=512", "--data.image_size=8"]
@@ -311,7 +313,7 @@ def test_offline_trials_are_sent_once_and_whole(server, tmp_path, capsys):
     told = capsys.readouterr().out.split()
     assert told == [trials[0].trial_id, "sent", trials[1].trial_id, "not", "started"]
     (run,) = server.runs.values()
-    assert (run["name"], run["group"]) == (trials[0].trial_id, "cifar_resnet20 no SE")
+    assert run["name"] == trials[0].trial_id and run["group"].startswith("cifar_resnet20 no SE, ")
     assert sorted(run["tags"]) == ["cifar_resnet20", "none", "tiny"] and run["config"]["sweep"]["value"] == "tiny"
     assert [row["epoch"] for row in run["history"]] == [0]
     execute(trials, here, 1, lambda _: None)
@@ -321,6 +323,26 @@ def test_offline_trials_are_sent_once_and_whole(server, tmp_path, capsys):
     from_disk = alike(load_records(path))
     pd.testing.assert_frame_equal(alike(load_records(f"wandb:{ENTITY}/sent")), from_disk)
     assert not server.unknown
+
+
+def test_the_name_of_a_variant_has_everything_that_varies_but_the_seed(quick):
+    trial = quick()
+    others = [
+        dataclasses.replace(trial, model=dataclasses.replace(trial.model, se=SESpec(reduction=4, **change)))
+        for change in ({"bias": True}, {"start": "identity"}, {"squeeze": "max"})
+    ]
+    others += [
+        dataclasses.replace(trial, optim=dataclasses.replace(trial.optim, lr=0.3)),
+        dataclasses.replace(trial, data=dataclasses.replace(trial.data, batch_size=128)),
+        dataclasses.replace(trial, data=dataclasses.replace(trial.data, name="cifar10")),
+    ]
+    names = [variant_name(one) for one in (trial, *others)]
+    assert len(set(names)) == len(names) and "bias=True" in names[1] and "lr=0.3" in names[4]
+    assert variant_name(dataclasses.replace(trial, seed=9)) == names[0]
+    long = dataclasses.replace(trial, data=dataclasses.replace(trial.data, name="folder:" + "x" * 200))
+    assert len(variant_name(long)) == 128 and variant_name(long) != variant_name(
+        dataclasses.replace(long, optim=others[3].optim)
+    )
 
 
 def test_without_a_network_nothing_is_sent_and_that_is_said_soon(tmp_path, quick, monkeypatch, capsys):
