@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -220,10 +221,12 @@ def test_out_of_memory_beside_another_trial_is_tried_again_alone(spec_file, dist
     other = context.Process(target=_hold, args=(Path(here.store) / third.trial_id, held, let_go))
     other.start()
     held.wait()
-    running, begun = set(), []
+    running, begun, waits = set(), [], set()
 
     def watch(event):
         name = event.trial.trial_id
+        if event.status.startswith("waiting"):
+            return waits.add((name, event.status))
         if event.status == "running" and name not in running:
             begun.append((name, frozenset(running)))
         (running.add if event.status == "running" else running.discard)(name)
@@ -233,6 +236,7 @@ def test_out_of_memory_beside_another_trial_is_tried_again_alone(spec_file, dist
 
     assert [o.status for o in execute([first, large, third], here, 2, watch)] == ["finished", "finished", "finished"]
     assert tries(large) == 1
+    assert waits == {(third.trial_id, f"waiting: process {other.pid} on {socket.gethostname()}")}
     assert begun == [
         (first.trial_id, frozenset()),
         (large.trial_id, {first.trial_id}),

@@ -2,6 +2,9 @@
 
 import json
 import os
+import socket
+import sys
+import time
 
 import pytest
 
@@ -14,7 +17,8 @@ from se_lab.sweep.grammar import read_sweep
 from se_lab.sweep.status import Submission, standings, summary
 
 
-def test_a_sweep_that_ran_here_is_told_trial_by_trial(sweep_file, tmp_path, capsys):
+def test_a_sweep_that_ran_here_is_told_trial_by_trial(sweep_file, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys.modules[store.Claim.__module__], "HEARTBEAT_SECONDS", 1e6)
     path = sweep_file(seed=range(5))
     trials = read_sweep(path).trials
     folders = [tmp_path / "store" / trial.trial_id for trial in trials]
@@ -23,13 +27,17 @@ def test_a_sweep_that_ran_here_is_told_trial_by_trial(sweep_file, tmp_path, caps
         store.write_record(folder, RunRecord(trial.trial_id, state, trial.flat(), {}, error=error))
     with store.claim(folders[2]):
         pass
-    with store.claim(folders[3]):
+    with store.claim(folders[3]) as claim:
+        long_ago = time.time() - 600
+        os.utime(claim.path, (long_ago, long_ago))  # as of a worker that is frozen, on this host
         assert main(["status", str(path), f"--store={tmp_path / 'store'}", "--format=json"]) == 0
         listed = json.loads(capsys.readouterr().out)
         assert main(["status", str(path), f"--store={tmp_path / 'store'}"]) == 0
         table = capsys.readouterr().out
     assert [row["status"] for row in listed] == ["finished", "failed", "interrupted", "running", "not started"]
     assert [row["trial_id"] for row in listed] == [trial.trial_id for trial in trials]
+    assert listed[3]["worker"] == f"process {os.getpid()} on {socket.gethostname()}, silent for 10 min"
+    assert "silent for 10 min" in " ".join(table.split())
     assert listed[1]["error"] == "MemoryError: no more" and listed[0]["spec"]["seed"] == 0
     assert "MemoryError: no more" in table and "seed" in table
     assert table.endswith("tiny: 1 failed, 1 finished, 1 interrupted, 1 not started, 1 running\n")
