@@ -234,7 +234,7 @@ def variant_name(trial: RunSpec) -> str:
         if key not in named and value is not None and value != usual[key]
     ]
     name = ", ".join([label(trial).rpartition(", seed ")[0], *more])
-    return name if len(name) <= 128 else f"{name[:115]}… {dataclasses.replace(trial, seed=0).trial_id}"
+    return name if len(name) <= 128 else f"{name[:114]}… {dataclasses.replace(trial, seed=0).trial_id}"
 
 
 def _history(folder: Path) -> Iterator[dict[str, float]]:

@@ -329,7 +329,7 @@ def test_the_name_of_a_variant_has_everything_that_varies_but_the_seed(quick):
     trial = quick()
     others = [
         dataclasses.replace(trial, model=dataclasses.replace(trial.model, se=SESpec(reduction=4, **change)))
-        for change in ({"bias": True}, {"start": "identity"}, {"squeeze": "max"})
+        for change in ({"bias": True}, {"bias": True, "start": "identity"}, {"squeeze": "max"})
     ]
     others += [
         dataclasses.replace(trial, optim=dataclasses.replace(trial.optim, lr=0.3)),
