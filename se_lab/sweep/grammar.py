@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import re
@@ -12,9 +13,10 @@ from typing import Any
 
 import numpy as np
 import yaml
+from jsonargparse import ArgumentParser
 
 from se_lab.spec import ExecSpec, RunSpec, SpecError, dotted, leaves, nearest, run_spec, seed_of
-from se_lab.spec.flags import parse_trial
+from se_lab.spec.flags import parse_trial, trial_parser
 from se_lab.sweep.axes import Finding, axis_findings, draw, grid_size, grid_values
 from se_lab.sweep.bayes import BayesSearch
 from se_lab.sweep.early_stop import VALIDATION_METRICS, Hyperband, Metric, early_stop_problems, hyperband_of
@@ -134,7 +136,17 @@ def _contains_itself(value: Any, above: tuple[int, ...] = ()) -> bool:
 def common_of(spec: Mapping[str, Any]) -> tuple[RunSpec, ExecSpec]:
     """Return the trial and the execution that the fixed flags in `command` describe."""
     flags = fixed_flags(spec)
-    return parse_trial(flags) if flags else (RunSpec(), ExecSpec())
+    usual = ExecSpec()
+    return parse_trial(flags, _parser(usual.store, usual.data_root)) if flags else (RunSpec(), usual)
+
+
+@functools.cache
+def _parser(*defaults: str) -> ArgumentParser:
+    """Return the parser of `se-lab train`, which takes longer to make than to use.
+
+    `defaults` are those of its defaults that come from the environment: with others it is made again.
+    """
+    return trial_parser()
 
 
 def metric_of(spec: Mapping[str, Any]) -> Metric | None:

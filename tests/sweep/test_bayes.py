@@ -18,6 +18,7 @@ from se_lab.sweep.schedule import Rules, execute
 
 pytest.importorskip("optuna")
 METRIC = {"name": "val/loss", "goal": "minimize"}
+SMALL = "--model.kwargs={units: 1}"
 AXES = {
     "optim.lr": {"distribution": "log_uniform_values", "min": 1e-4, "max": 1.0},
     "model.se": {"values": [{"insertion": "none"}, {"reduction": 4}]},
@@ -26,7 +27,7 @@ AXES = {
 
 
 def spec(**changes):
-    command = ["${env}", "se-lab", "train", "--recipe=digits", "--train.epochs=1", "${args}"]
+    command = ["${env}", "se-lab", "train", "--recipe=digits", "--train.epochs=1", SMALL, "${args}"]
     whole = {"program": "se-lab", "method": "bayes", "metric": METRIC, "run_cap": 3, "command": command}
     return {key: value for key, value in (whole | {"parameters": AXES} | changes).items() if value is not None}
 

@@ -109,7 +109,7 @@ def test_it_looks_at_validation_images_only(tmp_path, metric, said):
 
 
 def sweep_spec(rates=(0.1, 1e-6), epochs=4, **changes):
-    flags = ["--recipe=digits", f"--train.epochs={epochs}", "--data.batch_size=256"]
+    flags = ["--recipe=digits", f"--train.epochs={epochs}", "--data.batch_size=256", "--model.kwargs={units: 1}"]
     parameters = {"optim.lr": {"values": list(rates)}}
     command = ["${env}", "se-lab", "train", *flags, "${args}"]
     return {"program": "se-lab", "method": "grid", "command": command, "parameters": parameters} | changes
@@ -142,7 +142,7 @@ def test_a_hopeless_trial_is_stopped_keeps_what_it_had_and_is_not_run_again(tmp_
 def test_a_hopeless_trial_of_two_ranks_is_stopped_on_both(tmp_path, here):
     path = tmp_path / "sweep.yaml"
     spec = sweep_spec(early_terminate={"type": "hyperband", "min_iter": 2}, metric=METRIC)
-    spec["command"][-1:] = ["--train.devices=2", "--model.kwargs={units: 1}", "${args}"]
+    spec["command"][-1:] = ["--train.devices=2", "${args}"]
     path.write_text(yaml.safe_dump(spec))
     sweep, rows = read_sweep(path), []
     outcomes = execute(sweep.trials, here, 1, rows.append, Rules(early_stop=sweep.early_stop))

@@ -23,7 +23,7 @@ from se_lab.sweep.schedule import execute
 from se_lab.sweep.wandb import variant_name
 from tests.sweep.wandb_server import ENTITY, emulated_server
 
-QUICK = ["--recipe=digits", "--train.epochs=1", "--data.batch_size=512", "--data.image_size=8"]
+QUICK = ["--recipe=digits", "--train.epochs=1", "--data.batch_size=512", "--model.kwargs={units: 1}"]
 SWEEP = {
     "name": "tiny",
     "program": "se-lab",

@@ -7,7 +7,7 @@ import yaml
 
 from tests.sweep.slurm.cluster import cluster, missing
 
-TINY = ["--recipe=digits", "--train.epochs=1", "--data.batch_size=512", "--data.image_size=8"]
+TINY = ["--recipe=digits", "--train.epochs=1", "--data.batch_size=512", "--model.kwargs={units: 1}"]
 
 
 @pytest.fixture(scope="module")
