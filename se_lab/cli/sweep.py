@@ -179,6 +179,8 @@ def _sweep_until(spec: Sweep, options: Any, execution: ExecSpec) -> int:
         errors = dict(zip(records["trial_id"], records[METRIC], strict=True))
         return half_width([[errors[trial.trial_id] for trial in own] for own in by_variant(trials)], level)
 
+    if spec.early_stop is not None:
+        raise SpecError("early_terminate stops trials before their test, and --until-halfwidth needs all test errors")
     target, most = options.until_halfwidth, options.max_seeds or MAX_SEEDS
     reached = False
     for look, found in until_narrow(spec.trials, target, most, run, width):

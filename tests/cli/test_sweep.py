@@ -47,7 +47,8 @@ def study(tmp_path, monkeypatch):
                 )
         return 0
 
-    monkeypatch.setattr(se_lab.cli.sweep, "_sweep_here", pretend)
+    for name in ("_sweep_here", "_sweep_on_slurm"):
+        monkeypatch.setattr(se_lab.cli.sweep, name, pretend)
     monkeypatch.setattr("se_lab.sweep.schedule.check_trials", lambda *args, **kwargs: [])
     monkeypatch.setattr("se_lab.sweep.server.start_server", lambda: None)
     return path, str(tmp_path / "store"), ran
@@ -63,8 +64,10 @@ def test_seeds_are_added_until_the_intervals_are_narrow_and_again_it_goes_on(stu
     assert [len(trials) for trials in ran] == [12] + [4] * (len(widths) - 1)  # a seed more of all four variants
     assert [trials[0].seed for trials in ran[1:]] == list(range(3, 2 + len(widths)))
     ran.clear()
-    assert main(["sweep", str(path), f"--store={folder}", "--until-halfwidth=1.5", "--max-seeds=12"]) == 0
-    assert capsys.readouterr().out.splitlines() == told and not any(ran)
+    again = ["sweep", str(path), f"--store={folder}", "--until-halfwidth=1.5", "--max-seeds=12"]
+    for more in ([], ["--executor=slurm"]):  # and again it goes on where it stopped, on Slurm as well
+        assert main([*again, *more]) == 0
+        assert capsys.readouterr().out.splitlines() == told and not any(ran)
     assert main(["sweep", str(path), f"--store={folder}", "--until-halfwidth=0.1", "--max-seeds=4"]) == 0
     assert capsys.readouterr().out.endswith("not narrower with 4 seeds\n")
 
@@ -109,5 +112,9 @@ def test_what_does_not_go_together_is_refused_before_anything_runs(study, capsys
         assert main(["sweep", str(path), f"--store={folder}", *flags]) == 2
         assert said in capsys.readouterr().err
     assert not ran
+    stop = {"early_terminate": {"type": "hyperband", "min_iter": 2}, "metric": {"name": "val/top1_error"}}
+    path.write_text(yaml.safe_dump(SWEEP | stop))
+    assert main(["sweep", str(path), f"--store={folder}", "--until-halfwidth=1"]) == 2
+    assert "early_terminate stops trials before their test" in capsys.readouterr().err
     with pytest.raises(FileNotFoundError):
         load_records(folder)
