@@ -32,6 +32,9 @@ _HOMES = {
     "profile": "units.costs",
     "Complexity": "units.costs",
     "run": "training.run",
+    "DATASETS": "data",
+    "Splits": "data",
+    "create_data": "data",
     "RunRecord": "store",
     "load_records": "sweep.records",
 }

@@ -1,4 +1,4 @@
-"""What all data sets share: three splits, and loaders that can stop in the middle of an epoch.
+"""What all data sets have in common: three splits, and loaders that can stop within an epoch.
 
 Order and augmentation come from streams keyed by (seed, epoch) and (seed, epoch, image): they do not depend on the
 model, on the number of workers, or on where a run was interrupted.
@@ -6,7 +6,8 @@ model, on the number of workers, or on where a run was interrupted.
 
 from __future__ import annotations
 
-import hashlib
+import dataclasses
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +22,7 @@ from se_lab.spec import DataSpec, SpecError, seed_of
 
 Batch = tuple[Tensor, Tensor, Tensor]
 """Images (N, C, H, W), labels (N,), and the images' numbers in their split (N,). In training with mixup or cutmix the
-labels are shares of the classes, (N, classes)."""
+labels are fractions of the classes, (N, classes)."""
 
 SPLITS = ("train", "val", "test")
 
@@ -31,17 +32,18 @@ class DataError(ValueError):
 
 
 class KeyedSampler(Sampler[tuple[int, int, int]]):
-    """The order of the images: a permutation keyed by (seed, epoch), or as they come. Lightning tells it the epoch.
+    """The order of the images: a permutation keyed by (seed, epoch), or as they come. Lightning sets the epoch.
 
-    With repeats, each image comes so many times in a row, and as many images as before in all.
+    With repeats, each image comes `repeats` times in a row, and an epoch has as many images as without.
     """
 
-    def __init__(self, size: int, seed: int | None, repeats: int = 1) -> None:
-        self.size, self.seed, self.repeats, self.epoch = size, seed, repeats, 0
+    def __init__(self, size: int, seed: int | None, repeats: int = 1, *, fixed: bool = False) -> None:
+        """Take the number of images and the seed; `fixed` repeats the first epoch, to overfit a few batches."""
+        self.size, self.seed, self.repeats, self.fixed, self.epoch = size, seed, repeats, fixed, 0
 
     def set_epoch(self, epoch: int) -> None:
         """Take the epoch, from 0, that the next pass belongs to."""
-        self.epoch = epoch
+        self.epoch = 0 if self.fixed else epoch
 
     def order(self) -> Tensor:
         """Return the image numbers of this epoch, (size,)."""
@@ -51,11 +53,11 @@ class KeyedSampler(Sampler[tuple[int, int, int]]):
         return torch.randperm(self.size, generator=stream).repeat_interleave(self.repeats)[: self.size]
 
     def turns(self) -> Tensor:
-        """Return which repetition of its image each place of the order is, from 0, (size,)."""
+        """Return for each place of the order which repetition of its image it is, from 0, (size,)."""
         return torch.arange(self.size) % self.repeats
 
     def key(self, stream: str, turn: int) -> int:
-        """Return the seed of what is drawn in this epoch for repetition `turn` of the images."""
+        """Return the seed of a stream in this epoch, for repetition `turn` of the images."""
         return seed_of(self.seed or 0, stream, self.epoch, *([turn] if turn else []))
 
     def __len__(self) -> int:
@@ -67,54 +69,55 @@ class KeyedSampler(Sampler[tuple[int, int, int]]):
 
 
 @dataclass(frozen=True)
-class Share:
-    """The part of every training step that one process takes: step = accumulate micro-batches on each of the ranks."""
+class Portion:
+    """The part of every training step that one rank takes: a step is `accumulate` micro-batches on each rank."""
 
     rank: int = 0
     ranks: int = 1
     accumulate: int = 1
 
     def micro_batch(self, batch_size: int) -> int:
-        """Return the images of a micro-batch, of the `batch_size` that a training step sees in all.
+        """Return the number of images in a micro-batch, for a step of `batch_size` images.
 
         Raises:
-            SpecError: where they cannot be dealt out evenly, naming the nearest sizes that can.
+            SpecError: where a step cannot be divided evenly, naming the nearest sizes that can.
         """
         parts = self.ranks * self.accumulate
         if batch_size % parts:
             below = batch_size - batch_size % parts
             nearest = " or ".join(str(size) for size in (below, below + parts) if size)
             raise SpecError(
-                f"data.batch_size is {batch_size}, the images of a training step in all; {self.ranks} device(s) with "
-                f"{self.accumulate} accumulation step(s) each need a multiple of {parts}: {nearest}"
+                f"data.batch_size is {batch_size}, the images of a training step on all devices; "
+                f"{counted(self.ranks, 'device')} with {counted(self.accumulate, 'accumulation step')} each need a "
+                f"multiple of {parts}: {nearest}"
             )
         return batch_size // parts
 
 
 class Batches:
-    """A data loader that can stop in the middle of an epoch and go on there: Lightning saves and restores its state.
+    """A data loader that can stop in the middle of an epoch and resume there: Lightning saves and restores its state.
 
-    In training, step k of an epoch sees the images batch_size * k to batch_size * (k + 1) of the epoch's order, on
-    however many ranks and in however many micro-batches: each takes every so-manieth image of the step's first half
-    and those that mirror them in its second, so that repeats of an image part and the pairs of mixup stay together.
-    The images that do not fill a last batch sit an epoch out, a different few each time; fewer images than a batch
-    make one batch. In evaluation every rank has as many batches as the others, and every image is in just one.
+    In training, step k of an epoch has the images batch_size * k to batch_size * (k + 1) of the epoch's order, however
+    many ranks and micro-batches share it: rank r of R takes images r, r + R, … of the step's first half, and their
+    mirror images in the second. This separates the repeats of an image and keeps the pairs of mixup together. Images
+    that do not fill a last batch are left out of the epoch, other ones in each epoch; fewer images than a batch make
+    one batch. In evaluation all ranks have the same number of batches, and every image is in exactly one.
     """
 
-    batch_sampler = None  # Lightning asks whoever has a sampler for it
+    batch_sampler = None  # Lightning reads it from every loader with a sampler
 
-    def __init__(self, sampler: KeyedSampler, batch_size: int, share: Share = Share()) -> None:
-        self.sampler, self.share = sampler, share
-        self.micro_batch = share.micro_batch(batch_size)
-        parts = share.ranks * (share.accumulate if self.training else 1)
+    def __init__(self, sampler: KeyedSampler, batch_size: int, portion: Portion = Portion()) -> None:
+        self.sampler, self.portion = sampler, portion
+        self.micro_batch = portion.micro_batch(batch_size)
+        parts = portion.ranks * (portion.accumulate if self.training else 1)
         if self.training and sampler.size < batch_size:
             self.micro_batch = sampler.size // parts
         if sampler.size < parts or (self.training and sampler.size < batch_size and self.micro_batch < 2):
             raise DataError(
-                f"{sampler.size} {'training ' if self.training else ''}image(s) do not make a batch of two or more for "
-                f"each of {parts} device(s) or accumulation step(s)"
+                f"{counted(sampler.size, 'training image' if self.training else 'image')} cannot be divided into a "
+                f"batch of two or more for each of {counted(parts, 'device or accumulation step')}"
             )
-        self.done = 0  # micro-batches of this epoch that were handed out
+        self.done = 0  # micro-batches of this epoch that have been yielded
         self.mixer: Mixer | None = None
 
     @property
@@ -124,14 +127,14 @@ class Batches:
 
     def __len__(self) -> int:
         """Return the micro-batches of an epoch on this rank."""
-        full, rest = divmod(self.sampler.size, self.micro_batch * self.share.ranks)
+        full, rest = divmod(self.sampler.size, self.micro_batch * self.portion.ranks)
         if self.training:
-            return full // self.share.accumulate * self.share.accumulate
-        return full + (rest >= self.share.ranks or not full)  # fewer are dealt out with the batch before
+            return full // self.portion.accumulate * self.portion.accumulate
+        return full + (rest >= self.portion.ranks or not full)  # fewer join the batch before
 
     def places(self, number: int) -> Tensor:
         """Return the places in the epoch's order that micro-batch `number` of this rank takes."""
-        rank, ranks, accumulate = self.share.rank, self.share.ranks, self.share.accumulate
+        rank, ranks, accumulate = self.portion.rank, self.portion.ranks, self.portion.accumulate
         first = number * self.micro_batch * ranks
         if not self.training:
             last = self.sampler.size if number == len(self) - 1 else first + self.micro_batch * ranks
@@ -144,11 +147,11 @@ class Batches:
         return step * whole + torch.cat([left, (whole - 1 - left).flip(0)])
 
     def __iter__(self) -> Iterator[Batch]:
-        # A generator: nothing is drawn before the first batch is asked for, when the epoch is known.
+        # A generator: it draws no random number before the first batch is asked for, when the epoch is known.
         skip, self.done = self.done % len(self), self.done % len(self)
         for images, labels, numbers in self.load(skip):
             if self.mixer is not None:
-                step = self.done // self.share.accumulate
+                step = self.done // self.portion.accumulate
                 key = seed_of(self.sampler.seed or 0, "mix", self.sampler.epoch, step)
                 images, labels = self.mixer(images, labels, key)
             self.done += 1
@@ -159,49 +162,65 @@ class Batches:
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, int]:
-        """Return how far this epoch is."""
-        return {"done": self.done % len(self), "accumulate": self.share.accumulate}
+        """Return how many micro-batches of this epoch have been yielded."""
+        return {"done": self.done % len(self), "accumulate": self.portion.accumulate}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on from there at the next pass; on other ranks, but in as many accumulation steps."""
+        """Resume there at the next pass; the number of ranks may differ, the number of accumulation steps may not.
+
+        Raises:
+            DataError: for another number of accumulation steps.
+        """
         accumulate = state.get("accumulate", 1)
-        if state["done"] and accumulate != self.share.accumulate:
+        if state["done"] and accumulate != self.portion.accumulate:
             raise DataError(
-                f"the epoch was begun with {accumulate} accumulation step(s), and can be ended with them alone, not "
-                f"with {self.share.accumulate}"
+                f"the epoch began with {counted(accumulate, 'accumulation step')} and can only be resumed with as "
+                f"many, not with {self.portion.accumulate}"
             )
         self.done = state["done"]
 
 
 class ImageData(L.LightningDataModule):
-    """A data set in three splits. The test split is looked at once, at the end, and decides nothing."""
+    """A data set in three splits. The test split is evaluated once, at the end, and decides nothing."""
 
     classes: list[str]
     in_chans: int
     image_size: int
-    digest: str
-    """Identifies the images: tables warn where trials of different digests meet."""
     sizes: dict[str, int]
     """Images of the train, val and test splits."""
     accumulate: int = 1
-    """Micro-batches of a training step on each device."""
+    """Micro-batches of a training step on each device; with a trainer, its own number counts."""
 
     def __init__(self, spec: DataSpec, seed: int) -> None:
         super().__init__()
         self.spec, self.seed = spec, seed
         self.skipped: list[str] = []
         """Images left out so far, with the reason (data.on_error=skip)."""
+        self._digest: str | None = None
+        self.left_out: Counter[str] = Counter()
+        """How many entries of each kind are no images, such as {"hidden": 2, ".gif": 3}."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint keeps: the images left out."""
         return {"skipped": self.skipped}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take it back."""
+        """Restore the images left out."""
         self.skipped = list(dict.fromkeys([*state_dict["skipped"], *self.skipped]))
 
+    @property
+    def digest(self) -> str:
+        """Identifies the images: tables warn where they mix trials of different digests."""
+        if self._digest is None:
+            self._digest = self.identify()
+        return self._digest
+
+    def identify(self) -> str:
+        """Return the digest of the images' bytes, names and labels (se_lab.data.digests)."""
+        raise NotImplementedError
+
     def class_names(self) -> list[str]:
-        """Return what a person calls the classes."""
+        """Return the names of the classes, as people call them."""
         return self.classes
 
     def test_keys(self) -> Sequence[str]:
@@ -228,15 +247,40 @@ class ImageData(L.LightningDataModule):
         """Return the test batches."""
         return self.batches("test")
 
-    def share(self) -> Share:
-        """Return the part of a step that this process takes: of the trainer's ranks, or all of it without one."""
+    def predict_dataloader(self) -> Batches:
+        """Return the test batches."""
+        return self.batches("test")
+
+    @property
+    def batch_size(self) -> int:
+        """Images of a training step on all devices. Lightning's Tuner sets it (scale_batch_size)."""
+        return self.spec.batch_size
+
+    @batch_size.setter
+    def batch_size(self, value: int) -> None:
+        self.spec = dataclasses.replace(self.spec, batch_size=value)
+
+    def summary(self) -> str:
+        """Return one line: the images of each split, their size, the classes, and how many were left out."""
+        splits = [f"{self.sizes[split]:,} {split}" for split in SPLITS if self.sizes[split]]
+        line = (
+            f"{self.spec.name}: {', '.join(splits)} images of {self.image_size}×{self.image_size} pixels in "
+            f"{counted(len(self.classes), 'class', 'classes')}"
+        )
+        kinds = [f"{number:,} {kind}" for kind, number in sorted(self.left_out.items())]
+        kinds += [f"{len(self.skipped):,} unreadable"] if self.skipped else []
+        return line + (f"; left out: {', '.join(kinds)}" if kinds else "")
+
+    def portion(self) -> Portion:
+        """Return the part of a step that this process takes: of the trainer's ranks, or all of it without a trainer."""
         if self.trainer is None:
-            return Share(accumulate=self.accumulate)
-        return Share(self.trainer.global_rank, self.trainer.world_size, self.accumulate)
+            return Portion(accumulate=self.accumulate)
+        return Portion(self.trainer.global_rank, self.trainer.world_size, self.trainer.accumulate_grad_batches)
 
     def _sampler(self, split: str) -> KeyedSampler:
         if split == "train":
-            return KeyedSampler(self.sizes[split], self.seed, self.spec.repeats)
+            fixed = bool(getattr(self.trainer, "overfit_batches", 0))
+            return KeyedSampler(self.sizes[split], self.seed, self.spec.repeats, fixed=fixed)
         return KeyedSampler(self.sizes[split], None)
 
     def device(self) -> torch.device:
@@ -249,11 +293,11 @@ def stratified_split(labels: Tensor, shares: tuple[float, float], seed: int) -> 
 
     Args:
         labels: (N,) class numbers.
-        shares: Of the second and the third part; the first gets the rest.
-        seed: Of the split.
+        shares: The second and the third part, as fractions; the first gets the rest.
+        seed: Seed of the split.
 
     Returns:
-        The image numbers of the three parts, rising.
+        The image numbers of the three parts, in ascending order.
     """
     stream = torch.Generator().manual_seed(seed_of(seed, "split"))
     parts: tuple[list[Tensor], ...] = ([], [], [])
@@ -267,9 +311,6 @@ def stratified_split(labels: Tensor, shares: tuple[float, float], seed: int) -> 
     return first, middle, last
 
 
-def digest_of(*parts: bytes) -> str:
-    """Return 16 hexadecimal digits that identify a data set by its bytes."""
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part)
-    return digest.hexdigest()[:16]
+def counted(number: int, what: str, plural: str = "") -> str:
+    """Return '1 image' or '1,234 images'."""
+    return f"{number:,} {what if number == 1 else plural or f'{what}s'}"

@@ -3,49 +3,98 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torchvision.datasets import Places365
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from se_lab.data.base import DataError, digest_of
+from se_lab.data.base import DataError
+from se_lab.data.files import Files, printable
 from se_lab.data.images import EncodedData
 from se_lab.spec import DataSpec
 
+HIDDEN = ("@eaDir", "__MACOSX", "Thumbs.db", "desktop.ini")
+"""Entries that operating systems and servers leave in folders, beside those whose names begin with a dot."""
+
 
 @dataclass(frozen=True)
-class Files:
-    """Image files, by their paths under a root."""
+class Scan:
+    """The images of a folder with a sub-folder for each class, in a fixed order."""
 
-    root: Path
-    names: Sequence[str]
-    labels: Sequence[int]
-    remote: bool = False
+    classes: list[str]
+    paths: list[str]
+    """Below the folder."""
+    labels: list[int]
+    left_out: Counter[str] = field(default_factory=Counter)
+    """How many entries of each kind are no images, such as {"hidden": 2, ".gif": 3}."""
 
-    def read(self, numbers: Sequence[int]) -> list[bytes]:
-        """Return the files' bytes."""
-        try:
-            return [(self.root / self.names[number]).read_bytes() for number in numbers]
-        except OSError as error:
-            raise DataError(f"{error.filename} cannot be read: {error.strerror}") from error
+
+def scan(folder: str | Path) -> Scan:
+    """Look through a folder with a sub-folder for each class, without a look at any file.
+
+    Hidden entries (.ipynb_checkpoints, @eaDir, __MACOSX, ._x.png, Thumbs.db) and files that do not end as images do
+    are left out and counted.
+
+    Raises:
+        OSError: where the folder cannot be listed.
+    """
+    found = Scan([], [], [])
+    for entry in _entries(str(folder), found.left_out):
+        if not entry.is_dir():
+            is_image = entry.name.lower().endswith(IMG_EXTENSIONS)
+            found.left_out["image beside the class folders" if is_image else _kind(entry.name)] += 1
+            continue
+        before = len(found.paths)
+        _walk(entry.path, f"{entry.name}/", found)
+        found.labels.extend([len(found.classes)] * (len(found.paths) - before))
+        found.classes.append(entry.name)
+    return found
+
+
+def _walk(folder: str, prefix: str, found: Scan) -> None:
+    for entry in _entries(folder, found.left_out):
+        if entry.is_dir(follow_symlinks=False):
+            _walk(entry.path, f"{prefix}{entry.name}/", found)
+        elif entry.name.lower().endswith(IMG_EXTENSIONS):
+            found.paths.append(prefix + entry.name)
+        else:
+            found.left_out[_kind(entry.name)] += 1
+
+
+def _entries(folder: str, left_out: Counter[str]) -> list[os.DirEntry[str]]:
+    with os.scandir(folder) as entries:
+        listed = list(entries)
+    shown = [entry for entry in listed if entry.name[0] != "." and entry.name not in HIDDEN]
+    if len(shown) < len(listed):
+        left_out["hidden"] += len(listed) - len(shown)
+    return sorted(shown, key=_name)
+
+
+def _name(entry: os.DirEntry[str]) -> str:
+    return entry.name
+
+
+def _kind(name: str) -> str:
+    return os.path.splitext(name)[1].lower() or "without a suffix"  # noqa: PTH122  # a Path a file takes longer
 
 
 class FolderData(EncodedData):
     """Folders in torchvision's ImageFolder layout: train/, and val/ or test/ or both, each with a folder a class.
 
     With both, val/ is the validation split; with one of them, that one is the test split, as ImageNet's val/ is in
-    the paper, and `val_fraction` of the training images are held out for validation. Files that do not end as images
-    do are passed over, as torchvision passes over them.
+    the paper, and `val_fraction` of the training images are held out for validation.
     """
 
     def __init__(self, spec: DataSpec, seed: int, root: str | Path, workers: int) -> None:
         super().__init__(spec, seed, workers)
-        self.root, (self.classes, train, val, test), sizes = _look(spec, root)
-        self.digest = _digest(sizes)
-        self.set_splits(train, val, test, {name: "it has no bytes" for name, size in sizes.items() if not size})
+        found = look(spec, root)
+        self.root, self.classes = found.root, [printable(name) for name in found.classes]
+        self.left_out = found.left_out
+        self.set_splits(found.train, found.val, found.test, {})
 
     def class_names(self) -> list[str]:
         """Return what the classes are called: for WordNet ids the words of torchvision's meta.bin, else of timm."""
@@ -61,54 +110,67 @@ class FolderData(EncodedData):
         return [", ".join(words.get(name, [name])) for name in self.classes]
 
 
-def folder_digest(spec: DataSpec, root: str | Path) -> str:
-    """Return the digest that a FolderData would have, from a look at names and sizes alone.
+@dataclass(frozen=True)
+class Found:
+    """What lies in a set's folder."""
+
+    root: Path
+    classes: list[str]
+    train: Files
+    val: Files | None
+    """None where it is to be held out of train."""
+    test: Files
+    left_out: Counter[str]
+
+
+_KEPT: dict[tuple[str, str], Found] = {}
+
+
+def look(spec: DataSpec, root: str | Path) -> Found:
+    """Return what lies in a set's folder; no image is read.
 
     Raises:
-        DataError: as FolderData does.
+        DataError: naming the folder that is missing or that holds no data set.
     """
-    return _digest(_look(spec, root)[2])
-
-
-Splits = tuple[list[str], Files, Files | None, Files]
-"""Classes, and the train, val and test split; no val where it is to be held out of train."""
-
-
-def _look(spec: DataSpec, root: str | Path) -> tuple[Path, Splits, dict[str, int]]:
-    """Return where a set lies, its splits, and the bytes of each file."""
     folder = Path(root, spec.name.removeprefix("folder:")).expanduser()  # imagenet and places365: root/<name>
+    if (kept := _KEPT.get((spec.name, str(folder.absolute())))) is not None:
+        return kept
     lists = spec.name == "places365" and (folder / "places365_train_standard.txt").exists()
-    splits = _places365(folder) if lists else _folders(folder)
-    sizes = {name: (folder / name).stat().st_size for part in splits[1:] if part for name in part.names}
-    return folder, splits, sizes
+    return _places365(folder) if lists else _folders(folder)
 
 
-def _digest(sizes: dict[str, int]) -> str:
-    return digest_of("\n".join(sorted(f"{name} {size}" for name, size in sizes.items())).encode())
+def keep_looked(spec: DataSpec, root: str | Path) -> None:
+    """Look into a set's folder once for this process and those that are forked from it."""
+    found = look(spec, root)
+    _KEPT[spec.name, str(found.root.absolute())] = found
 
 
-def _folders(root: Path) -> Splits:
-    classes, train = _scan(root, "train")
+def _folders(root: Path) -> Found:
+    left_out: Counter[str] = Counter()
     held_out = [name for name in ("val", "test") if (root / name).is_dir()]
-    if not held_out:
+    if (root / "train").is_dir() and not held_out:
         raise DataError(f"{root} has train/ but neither val/ nor test/; one of them holds the test images")
-    others = []
-    for name in held_out:
-        found, files = _scan(root, name)
-        if found != classes:
-            odd = sorted(set(found) ^ set(classes))
-            raise DataError(f"{root / name} and {root / 'train'} have different classes: {', '.join(odd[:5])}")
-        others.append(files)
-    return classes, train, others[0] if len(others) == 2 else None, others[-1]
+    scans = {split: _scan_split(root, split) for split in ("train", *held_out)}
+    classes = scans["train"].classes
+    files = []
+    for name, one in scans.items():
+        if one.classes != classes:
+            odd = sorted(set(one.classes) ^ set(classes))
+            raise DataError(
+                f"{root / name} and {root / 'train'} have different classes: {', '.join(map(printable, odd[:5]))}"
+            )
+        files.append(Files(str(root), [f"{name}/{path}" for path in one.paths], one.labels))
+        left_out += one.left_out
+    return Found(root, classes, files[0], files[1] if len(files) == 3 else None, files[-1], left_out)
 
 
-def _places365(root: Path) -> Splits:
+def _places365(root: Path) -> Found:
     """Read torchvision's layout: lists of files, and data_256_standard/ and val_256/, or the large ones."""
     small = (root / "data_256_standard").is_dir()
     try:
         train, test = (Places365(root, split, small=small) for split in ("train-standard", "val"))
     except RuntimeError as error:
-        raise DataError(f"{root} has torchvision's layout of Places365, and it is torn: {error}") from error
+        raise DataError(f"{root} looks like torchvision's Places365 layout but is incomplete: {error}") from error
     splits = []
     for part in (train, test):
         if not Path(part.images_dir).is_dir():
@@ -116,29 +178,26 @@ def _places365(root: Path) -> Splits:
                 f"{part.images_dir} is missing; Places365 has data_256_standard/ and val_256/, or "
                 "data_large_standard/ and val_large/"
             )
-        splits.append(Files(root, [os.path.relpath(path, root) for path, _ in part.imgs], part.targets))
+        splits.append(Files(str(root), [os.path.relpath(path, root) for path, _ in part.imgs], part.targets))
     names = sorted(train.class_to_idx, key=train.class_to_idx.__getitem__)
-    return names, splits[0], None, splits[1]
+    return Found(root, names, splits[0], None, splits[1], Counter())
 
 
-def _scan(root: Path, split: str) -> tuple[list[str], Files]:
-    """Return the class names of a split and its images, in a fixed order."""
+def _scan_split(root: Path, split: str) -> Scan:
     folder = root / split
     if not folder.is_dir():
         raise DataError(f"{folder} is missing; a data set has train/ and val/ or test/, each with a folder a class")
-    classes = sorted(path.name for path in folder.iterdir() if path.is_dir())
-    if len(classes) < 2:
-        loose = sum(path.suffix.lower() in IMG_EXTENSIONS for path in folder.iterdir())
+    found = scan(folder)
+    if len(found.classes) < 2:
+        loose = found.left_out["image beside the class folders"]
         raise DataError(
-            f"{folder} has {len(classes)} class folders ({', '.join(classes)}); training needs two or more"
+            f"{folder} has {len(found.classes)} class folders ({', '.join(map(printable, found.classes))}); training "
+            "needs two or more"
             + (f", and the {loose} images beside them belong into the folders of their classes" if loose else "")
         )
-    names: list[str] = []
-    labels: list[int] = []
-    for label, name in enumerate(classes):
-        files = sorted(path for path in (folder / name).rglob("*") if path.suffix.lower() in IMG_EXTENSIONS)
-        if not files:
-            raise DataError(f"{folder / name} has no image; files ending in {', '.join(IMG_EXTENSIONS)} count")
-        names += [str(path.relative_to(root)) for path in files]
-        labels += [label] * len(files)
-    return classes, Files(root, names, labels)
+    if empty := sorted(set(range(len(found.classes))) - set(found.labels)):
+        raise DataError(
+            f"{folder / printable(found.classes[empty[0]])} has no image; files ending in "
+            f"{', '.join(IMG_EXTENSIONS)} count"
+        )
+    return found

@@ -1,4 +1,4 @@
-"""Hugging Face data sets: a folder on this machine, read at random, or one of the hub's, streamed."""
+"""Hugging Face data sets: a folder on this machine, read in any order, or one of the hub, streamed."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch.utils.data import Dataset
 
-from se_lab.data.base import Batches, DataError, digest_of
+from se_lab.data.base import Batches, DataError
+from se_lab.data.digests import WHOLE, content_digest, digest_of, remembered
 from se_lab.data.images import EncodedBatches, EncodedData, Item, Key, make_item, no_item
 from se_lab.spec import DataSpec, seed_of
 
@@ -46,7 +46,7 @@ def open_hub(spec: DataSpec, seed: int, root: str | Path, workers: int) -> Encod
 
 
 class HubData(EncodedData):
-    """A set on this machine: like folders, in the full permutation of (seed, epoch)."""
+    """A set on this machine, in the full permutation of (seed, epoch), as folders are."""
 
     def __init__(self, spec: DataSpec, seed: int, workers: int, found: Mapping[str, Any]) -> None:
         super().__init__(spec, seed, workers)
@@ -56,7 +56,6 @@ class HubData(EncodedData):
         if not self.classes:
             self.classes = [str(number) for number in range(max(sources["train"].labels) + 1)]
         held_out = _held_out(spec.name, sources)
-        self.digest = digest_of(*(part for rows in sources.values() for part in rows.identity()))
         count = len(self.classes)
         bad = {
             name: f"its label is {label}, and there are {count} classes from 0 on"
@@ -65,17 +64,35 @@ class HubData(EncodedData):
             if not 0 <= label < count
         }
         val = sources[held_out[0]] if len(held_out) == 2 else None
+        self.rows = sources
         self.set_splits(sources["train"], val, sources[held_out[-1]], bad)
+
+    def identify(self) -> str:
+        """Return the digest of the encoded images and their labels; of unchanged tables from memory."""
+        places = [(rows, number) for rows in self.rows.values() for number in range(len(rows.labels))]
+        names = [f"{rows.names[number]} {rows.labels[number]}" for rows, number in places]
+        size = sum(rows.size for rows in self.rows.values()) // max(len(names), 1)
+
+        def read(number: int) -> bytes:
+            rows, place = places[number]
+            return rows.read([place])[0]
+
+        def make() -> str:
+            return content_digest(names, [size] * len(names), read)
+
+        return remembered("images", [WHOLE, names, *(rows.status() for rows in self.rows.values())], make)
 
 
 class Rows:
     """The rows of a split, still encoded."""
 
-    remote = False
+    check_first = True
 
     def __init__(self, rows: Any, name: str, image: str, label: str) -> None:
         from datasets import Image
 
+        self.size = int(rows.data.nbytes)
+        """Bytes of the table, or less where images are in files of their own."""
         self.rows, self.image = rows.select_columns([image]).cast_column(image, Image(decode=False)), image
         self.labels = [-1 if value is None else int(value) for value in rows.select_columns([label])[label]]
         self.names = [f"{name}/{number}" for number in range(len(self.labels))]
@@ -84,20 +101,20 @@ class Rows:
         """Return the encoded images of these numbers."""
         return [_encoded(image) for image in self.rows[list(numbers)][self.image]]
 
-    def identity(self) -> tuple[bytes, ...]:
-        """Return what tells this split from another: its labels, and some of its images."""
-        some = range(0, len(self.labels), max(len(self.labels) // 64, 1))
-        return (np.array(self.labels).tobytes(), *self.read(some))
+    def status(self) -> list[Any]:
+        """Return what changes when the table's files change: sizes, times and inodes."""
+        files = [Path(file["filename"]).stat() for file in self.rows.cache_files]
+        return [self.rows._fingerprint, *([one.st_size, one.st_mtime_ns, one.st_ctime_ns, one.st_ino] for one in files)]
 
 
 class StreamedData(EncodedData):
-    """A set of the hub, read as it comes over the network; nothing is kept.
+    """A set of the hub, streamed over the network; nothing is kept.
 
     The order of a training epoch is that of datasets' shuffle, keyed by (seed, epoch): the set's files in random order,
-    some at a time, through a buffer of BUFFER images. Another version of datasets may order them otherwise. The process
-    reads the stream and hands encoded images to its workers, so that the order depends on no number of workers. Each
-    rank reads the whole stream, and decodes its share alone. An epoch that was interrupted is read again from its
-    start, and not decoded, up to where it stopped. Augmentation is keyed by the image's place in the epoch's order.
+    some at a time, through a buffer of BUFFER images. It may differ between versions of datasets. The process reads the
+    stream and sends encoded images to its workers, so the order does not depend on their number. Each rank reads the
+    whole stream and decodes its own part. After an interruption the epoch is read again from its start, without
+    decoding, up to where it stopped. Augmentation is keyed by the image's place in the epoch's order.
     """
 
     def __init__(self, spec: DataSpec, seed: int, workers: int, found: Mapping[str, Any]) -> None:
@@ -128,7 +145,7 @@ class StreamedData(EncodedData):
                 f"{spec.name} is streamed and has no validation split of its own, and of a stream none can be held "
                 "out: set data.val_fraction=0, or download it and name the folder"
             )
-        self.digest = digest_of(f"{spec.name} {getattr(first.info, 'version', '')} {self.sizes}".encode())
+        self._digest = digest_of(f"{spec.name} {getattr(first.info, 'version', '')} {self.sizes}".encode())
 
     def batches(self, split: str) -> Batches:
         """Return the loader of a split."""
@@ -157,17 +174,17 @@ class StreamBatches(EncodedBatches):
         image, label = self.columns
         rows = enumerate(stream)
         held: dict[int, Mapping[str, Any]] = {}
-        step = self.micro_batch * self.share.ranks * self.share.accumulate
+        step = self.micro_batch * self.portion.ranks * self.portion.accumulate
         for number in range(skip, len(self)):
             places = self.places(number).tolist()
-            first = number // self.share.accumulate * step if self.training else places[0]
+            first = number // self.portion.accumulate * step if self.training else places[0]
             held = {place: row for place, row in held.items() if place >= first // repeats}
             while not all(place // repeats in held for place in places):
                 place, row = next(rows, (-1, {}))
                 if place < 0:
                     raise DataError(
                         f"{self.data.spec.name} has fewer images in its {self.split} split than the {sampler.size} "
-                        "that it says"
+                        "that it declares"
                     )
                 if place >= first // repeats:
                     held[place] = row
@@ -181,10 +198,10 @@ class StreamBatches(EncodedBatches):
 class Passing:
     """The test images of a stream by number, read as they pass; going back takes another pass from the start."""
 
-    remote = True
+    check_first = False
 
     def __init__(self, data: StreamedData) -> None:
-        """Read the labels through. Raise DataError for one out of range."""
+        """Read all labels. Raise DataError for one out of range."""
         self.rows, self.image = data.streams["test"], data.image
         labels = [row[data.label] for row in self.rows.select_columns([data.label])]
         self.names, count = [f"test/{number}" for number in range(len(labels))], len(data.classes)
@@ -196,14 +213,14 @@ class Passing:
         self._next = len(labels)
 
     def read(self, numbers: Sequence[int]) -> list[bytes]:
-        """Return the encoded images of these numbers; soonest where they rise, from call to call."""
-        found = {}
+        """Return the encoded images of these numbers; fastest where they ascend from call to call."""
+        images = {}
         for number in sorted(set(numbers)):
             if number < self._next:
                 self._pass, self._next = iter(self.rows), 0
             row = next(itertools.islice(self._pass, number - self._next, None))
-            found[number], self._next = _encoded(row[self.image]), number + 1
-        return [found[number] for number in numbers]
+            images[number], self._next = _encoded(row[self.image]), number + 1
+        return [images[number] for number in numbers]
 
 
 class StreamedImages(Dataset[Item]):

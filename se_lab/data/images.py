@@ -1,4 +1,4 @@
-"""Encoded images: read, decoded and cut to size by worker processes, normalised a batch at a time on the device."""
+"""Images read one by one: decoded and cut to size by worker processes, normalised a batch at a time on the device."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, cast
 
+import PIL
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from se_lab.data.augment import DRAWS, keyed_globals, remove, removes
-from se_lab.data.base import SPLITS, Batch, Batches, DataError, ImageData, KeyedSampler, stratified_split
-from se_lab.data.pictures import PictureTransform, decode, normaliser, why_unreadable
+from se_lab.data.base import SPLITS, Batch, Batches, DataError, ImageData, KeyedSampler, counted, stratified_split
+from se_lab.data.digests import WHOLE, content_digest, remembered
+from se_lab.data.files import Files
+from se_lab.data.pictures import PictureTransform, Raw, decode, normaliser, why_unreadable
 from se_lab.spec import DataSpec, seed_of
 
 Key = tuple[int, int, int]
@@ -24,11 +27,12 @@ Item = tuple[Tensor | None, int, int, Tensor, list[str]]
 left out for it, with the reason."""
 
 CHECKED = 20_000
-"""Sets on this machine with no more images are decoded before training starts; larger ones are found out in passing."""
+"""Sets on this machine with no more images are decoded before training starts; unreadable images of larger ones are
+found when they are read."""
 
 
 class Source(Protocol):
-    """Where the encoded images of a split come from. It is sent to worker processes."""
+    """Where the images of a split come from. It is sent to worker processes."""
 
     @property
     def names(self) -> Sequence[str]:
@@ -41,12 +45,12 @@ class Source(Protocol):
         ...
 
     @property
-    def remote(self) -> bool:
-        """Whether reading an image takes a network."""
+    def check_first(self) -> bool:
+        """Whether images can be read so fast that all of a small set are checked before training."""
         ...
 
-    def read(self, numbers: Sequence[int]) -> list[bytes]:
-        """Return the encoded images of these numbers. Raise DataError where that fails for other reasons than them."""
+    def read(self, numbers: Sequence[int]) -> Sequence[Raw]:
+        """Return the images of these numbers, not decoded. Raise DataError where that fails for other reasons."""
         ...
 
 
@@ -54,44 +58,95 @@ class Part:
     """Some of the images of a source."""
 
     def __init__(self, source: Source, numbers: Sequence[int]) -> None:
-        self.source, self.numbers, self.remote = source, list(numbers), source.remote
-        self.names = [source.names[number] for number in self.numbers]
-        self.labels = [source.labels[number] for number in self.numbers]
+        self.source, self.numbers, self.check_first = source, list(numbers), source.check_first
+        self.names = list(map(source.names.__getitem__, self.numbers))
+        self.labels = list(map(source.labels.__getitem__, self.numbers))
 
-    def read(self, numbers: Sequence[int]) -> list[bytes]:
-        """Return the encoded images of these numbers."""
+    def read(self, numbers: Sequence[int]) -> Sequence[Raw]:
+        """Return the images of these numbers, not decoded."""
         return self.source.read([self.numbers[number] for number in numbers])
 
 
 class EncodedData(ImageData):
-    """A data set of encoded images, whose splits are Sources."""
+    """A data set whose images are read one by one, from a Source for each split."""
+
+    flips = True
+    """Whether a mirrored image shows the same class."""
 
     def __init__(self, spec: DataSpec, seed: int, workers: int) -> None:
         super().__init__(spec, seed)
         self.workers = workers
         self.in_chans, self.image_size = 3, spec.image_size or 224
         self.splits: dict[str, Source] = {}
-        self.transform("train")  # a RandAugment that timm cannot read is said now
+        self.whole: list[Source] = []
+        """The sources before images were held out for validation or left out."""
+        self.transform("train")  # a RandAugment that timm cannot read is refused now
 
     def set_splits(self, train: Source, val: Source | None, test: Source, bad: dict[str, str]) -> None:
-        """Take the splits, less those images that are bad, and hold out validation images if there are none.
+        """Take the splits without their bad images, and hold out validation images if there are none.
 
         All images are decoded once where that takes seconds, so that bad ones are found before training.
+
+        Args:
+            train: The training images.
+            val: The validation images, or None.
+            test: The test images.
+            bad: Images to leave out, {name: reason}.
         """
+        self.whole = [source for source in (train, val, test) if source is not None]
         if val is None:
-            kept, chosen, _ = stratified_split(
-                torch.tensor(train.labels), (self.spec.val_fraction, 0.0), self.spec.split_seed
-            )
+            labels = torch.tensor(train.labels)
+            kept, chosen, _ = stratified_split(labels, (self.spec.val_fraction, 0.0), self.spec.split_seed)
             train, val = Part(train, kept.tolist()), Part(train, chosen.tolist())
         self.splits = dict(zip(SPLITS, (train, val, test), strict=True))
-        near = [source for source in self.splits.values() if not source.remote]
-        if sum(len(source.labels) for source in near) <= CHECKED:
-            bad = _unreadable(near) | bad
+        if sum(len(source.labels) for source in self.whole if source.check_first) <= CHECKED:
+            bad = self.unreadable() | bad
         self.leave_out(bad)
         self.sizes = {split: len(source.labels) for split, source in self.splits.items()}
         for split, what in (("train", "training"), ("test", "test")):
             if not self.sizes[split]:
                 raise DataError(f"{self.spec.name} has no {what} image that can be read")
+
+    def identify(self) -> str:
+        """Return the digest, from files that have not changed without reading them again."""
+        files = self._files()
+        assert files is not None, "a set without files says itself how it is identified"
+        names, status = [name for one in files for name in one.paths], [row for one in files for row in one.status()]
+        places = [(one, number) for one in files for number in range(len(one.paths))]
+
+        def read(number: int) -> bytes:
+            one, place = places[number]
+            try:
+                return one.read([place])[0]
+            except DataError:  # data.on_error=skip trains without it
+                return b""
+
+        def make() -> str:
+            sizes = [size for size, *_ in status]
+            return content_digest(names, sizes, read, [modified // 10**9 for _, modified, *_ in status])
+
+        return remembered("images", [WHOLE, *({one.root for one in files}), names, status], make)
+
+    def unreadable(self, every: bool = False) -> dict[str, str]:
+        """Return the images that cannot be decoded, {name: reason}; of files that have not changed, from memory.
+
+        Args:
+            every: Read also those that take long.
+        """
+        near = [source for source in self.whole if every or source.check_first]
+        if (files := self._files()) is None or len(near) != len(self.whole):
+            return _unreadable(near)
+        key = [PIL.__version__, [[one.root, *one.paths, one.status()] for one in files]]
+
+        def lasting(bad: dict[str, str]) -> bool:
+            return not any(" cannot be read: " in reason for reason in bad.values())  # as a disk or network has it
+
+        return remembered("unreadable", key, lambda: _unreadable(near), lasting)
+
+    def _files(self) -> list[Files] | None:
+        """Return the files that the images lie in, or None if there are others."""
+        files = [source for source in self.whole if isinstance(source, Files)]
+        return files if len(files) == len(self.whole) else None
 
     def leave_out(self, bad: dict[str, str]) -> None:
         """Drop images by name, {name: reason}, or raise DataError unless the spec says to skip them."""
@@ -101,17 +156,17 @@ class EncodedData(ImageData):
         if self.spec.on_error == "stop":
             more = f" … and {len(bad) - 10} more" if len(bad) > 10 else ""
             raise DataError(
-                f"{len(bad)} image(s) of {self.spec.name} cannot be read: {'; '.join(found[:10])}{more} "
-                "(data.on_error=skip goes on without them)"
+                f"{counted(len(bad), 'image')} of {self.spec.name} cannot be read: {'; '.join(found[:10])}{more} "
+                "(data.on_error=skip leaves them out)"
             )
         self.note(found)
         for split, source in self.splits.items():
             if any(name in bad for name in source.names):
                 self.splits[split] = Part(source, [n for n, name in enumerate(source.names) if name not in bad])
 
-    def note(self, found: Iterable[str]) -> None:
-        """Remember what was left out, and say it once."""
-        for text in found:
+    def note(self, left_out: Iterable[str]) -> None:
+        """Remember the images that were left out, and print each once."""
+        for text in left_out:
             if text not in self.skipped:
                 self.skipped.append(text)
                 print(f"left out: {text}", file=sys.stderr)
@@ -127,14 +182,15 @@ class EncodedData(ImageData):
 
     def transform(self, split: str) -> PictureTransform:
         """Return the transform of a split: random resized crop and flip in training, else the central crop."""
-        return PictureTransform(self.spec, self.image_size, split == "train" and self.spec.augment == "standard")
+        training = split == "train" and self.spec.augment == "standard"
+        return PictureTransform(self.spec, self.image_size, training, self.flips)
 
 
 class EncodedBatches(Batches):
-    """Batches of encoded images. The worker processes live as long as the loader."""
+    """Batches of images read one by one. The worker processes live as long as the loader."""
 
     def __init__(self, data: EncodedData, images: Dataset[Item], sampler: KeyedSampler) -> None:
-        super().__init__(sampler, data.spec.batch_size, data.share())
+        super().__init__(sampler, data.spec.batch_size, data.portion())
         self.data = data
         self._keys: Iterable[list[Any]] = ()
         on_gpu = torch.cuda.is_available() if data.trainer is None else data.device().type == "cuda"
@@ -165,7 +221,7 @@ class EncodedBatches(Batches):
             yield batch, labels.to(device, non_blocking=True), numbers
 
     def keys(self, skip: int) -> Iterator[list[Any]]:
-        """Yield what is asked of the workers for each batch of this epoch, from number `skip` on."""
+        """Yield the keys of each batch of this epoch, from number `skip` on; the workers read the images."""
         order, turns, epoch = self.sampler.order(), self.sampler.turns(), self.sampler.epoch
         for places in map(self.places, range(skip, len(self))):
             yield [(epoch, *pair) for pair in zip(order[places].tolist(), turns[places].tolist(), strict=True)]
@@ -194,18 +250,18 @@ class DecodedImages(Dataset[Item]):
     def __getitems__(self, keys: Sequence[Key]) -> list[Item]:
         """Return the images of a batch."""
         numbers = [number for _, number, _ in keys]
-        return [self._item(key, encoded) for key, encoded in zip(keys, self.source.read(numbers), strict=True)]
+        return [self._item(key, raw) for key, raw in zip(keys, self.source.read(numbers), strict=True)]
 
-    def _item(self, key: Key, encoded: bytes) -> Item:
+    def _item(self, key: Key, raw: Raw) -> Item:
         epoch, number, turn = key
-        item = make_item(key, encoded, self.source.labels[number], self.source.names[number], self)
+        item = make_item(key, raw, self.source.labels[number], self.source.names[number], self)
         left_out = item[4]
         stream = random.Random(seed_of(self.seed, "replace", *key))
         while self.training and item[0] is None:
             number = stream.randrange(len(self.source.labels))
-            (encoded,) = self.source.read([number])
+            (raw,) = self.source.read([number])
             key = (epoch, number, turn)
-            item = make_item(key, encoded, self.source.labels[number], self.source.names[number], self)
+            item = make_item(key, raw, self.source.labels[number], self.source.names[number], self)
             left_out += item[4]
             if len(left_out) == 10:
                 raise DataError(f"ten images in turn cannot be read: {'; '.join(left_out)}")
@@ -213,19 +269,19 @@ class DecodedImages(Dataset[Item]):
 
 
 class Making(Protocol):
-    """How an item is made of an encoded image."""
+    """How an item is made of an image."""
 
     transform: PictureTransform
     spec: DataSpec
     seed: int
 
 
-def make_item(key: Key, encoded: bytes, label: int, name: str, making: Making) -> Item:
+def make_item(key: Key, raw: Raw, label: int, name: str, making: Making) -> Item:
     """Return an image's item; one without a picture if it cannot be read and the spec says to skip it."""
     epoch, number, turn = key
     spec = making.spec
     try:
-        picture = decode(encoded)
+        picture = decode(raw)
     except Exception as error:  # PIL raises whatever its decoders do
         return no_item(key, f"{name}: {error}", spec)
     with keyed_globals(seed_of(making.seed, "augment", epoch, number, *([turn] if turn else []))):
@@ -237,7 +293,7 @@ def make_item(key: Key, encoded: bytes, label: int, name: str, making: Making) -
 def no_item(key: Key, reason: str, spec: DataSpec) -> Item:
     """Return an item without a picture, or raise DataError unless the spec says to skip such images."""
     if spec.on_error == "stop":
-        raise DataError(f"{reason} (data.on_error=skip goes on without such images)")
+        raise DataError(f"{reason} (data.on_error=skip leaves such images out)")
     return None, 0, key[1], torch.empty(0), [reason]
 
 
@@ -254,12 +310,12 @@ def _collate(items: list[Item]) -> tuple[Tensor | None, Tensor, Tensor, Tensor |
 def _unreadable(sources: Sequence[Source]) -> dict[str, str]:
     """Decode every image, and return the names of those that cannot be, with the reason."""
 
-    def look(source: Source, number: int) -> tuple[str, str]:
+    def check(source: Source, number: int) -> tuple[str, str]:
         try:
             return source.names[number], why_unreadable(source.read([number])[0])
         except DataError as error:
             return source.names[number], str(error)
 
     with ThreadPoolExecutor(4) as pool:
-        found = [pool.map(look, [source] * len(source.labels), range(len(source.labels))) for source in sources]
+        found = [pool.map(check, [source] * len(source.labels), range(len(source.labels))) for source in sources]
         return {name: reason for results in found for name, reason in results if reason}

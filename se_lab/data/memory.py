@@ -1,27 +1,26 @@
-"""Small sets: in memory as bytes on the device that trains, augmented a batch at a time."""
+"""Small sets: in memory as bytes, on the device that trains, augmented a batch at a time."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import torch
 from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.datasets import CIFAR10, CIFAR100
 
 from se_lab.data.augment import DRAWS, crop, remove, removes
-from se_lab.data.base import SPLITS, Batch, Batches, DataError, ImageData, KeyedSampler, digest_of, stratified_split
+from se_lab.data.base import SPLITS, Batch, Batches, ImageData, KeyedSampler, stratified_split
+from se_lab.data.digests import digest_of
 from se_lab.data.rand_augment import RandAugment
 from se_lab.spec import DataSpec, SpecError, seed_of
 
 
 class TensorBatches(Batches):
-    """Batches of a set that lies in memory, augmented and normalised a batch at a time, where the images are."""
+    """Batches of a set in memory, augmented and normalised a batch at a time, on the images' device."""
 
     def __init__(self, data: MemoryData, split: str, sampler: KeyedSampler) -> None:
-        super().__init__(sampler, data.spec.batch_size, data.share())
+        super().__init__(sampler, data.spec.batch_size, data.portion())
         self.data, self.split = data, split
         self.augment = split == "train" and data.spec.augment == "standard"
 
@@ -36,11 +35,11 @@ class TensorBatches(Batches):
         )
         places = [self.places(number) for number in range(skip, len(self))]
         rest, lengths = torch.cat(places), [len(part) for part in places]
-        # all at once: a GPU would have to finish what it is at before it takes each batch's
+        # one copy for all batches: a GPU finishes its work before each copy
         tables = (order[rest], corners[rows[rest]], flipped[rows[rest]])
-        dealt = [torch.split(table.to(images.device), lengths) for table in tables]
-        for here, corner, mirror, row in zip(*dealt, torch.split(rows[rest], lengths), strict=True):
-            batch = images[here]
+        per_batch = [torch.split(table.to(images.device), lengths) for table in tables]
+        for chosen, corner, mirror, row in zip(*per_batch, torch.split(rows[rest], lengths), strict=True):
+            batch = images[chosen]
             if self.augment:
                 batch = crop(F.pad(batch, [pad] * 4), corner, size)
                 if flips:
@@ -52,10 +51,10 @@ class TensorBatches(Batches):
             batch = self.data.normalise(batch)
             if self.augment:
                 batch = remove(batch, removed[row], self.data.spec)
-            yield batch, labels[here], here
+            yield batch, labels[chosen], chosen
 
     def draws(self, turn: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return an epoch's corners, flips, and draws for what is removed: row i is image i's, whatever its batch."""
+        """Return the random corners and flips of an epoch, and the random numbers of `remove`: row i is image i's."""
         size = self.sampler.size
         stream = torch.Generator().manual_seed(self.sampler.key("augment", turn))
         corners = torch.randint(2 * self.data.pad + 1, (size, 2), generator=stream)
@@ -66,15 +65,15 @@ class TensorBatches(Batches):
 
 
 class MemoryData(ImageData):
-    """A set that lies in memory as bytes, on the device that trains; no worker processes."""
+    """A set in memory as bytes, on the device that trains, without worker processes."""
 
     pad: int
-    """Zero padding around the training images, of which a random crop of the original size is taken."""
+    """Zero padding around the training images, from which crops of the original size are taken."""
     flips: bool
     """Whether a mirrored image shows the same class."""
 
     def __init__(self, spec: DataSpec, seed: int, splits: dict[str, tuple[Tensor, Tensor]]) -> None:
-        """Take each split's images, (N, C, H, W) bytes, and labels, (N,); normalise by the training images alone."""
+        """Take each split's images, (N, C, H, W) bytes, and labels, (N,); normalise by the training images only."""
         super().__init__(spec, seed)
         images = splits["train"][0].float()
         self.mean, self.std = images.mean((0, 2, 3), keepdim=True), images.std((0, 2, 3), keepdim=True)
@@ -96,7 +95,7 @@ class MemoryData(ImageData):
         return images, labels
 
     def normalise(self, images: Tensor) -> Tensor:
-        """Return images of zero mean and unit deviation a channel, in the size of the spec."""
+        """Return images of zero mean and unit standard deviation in each channel, in the size of the spec."""
         if self.mean.device != images.device:
             self.mean, self.std = self.mean.to(images.device), self.std.to(images.device)
         images = images.float().sub_(self.mean).div_(self.std)
@@ -124,34 +123,8 @@ class DigitsData(MemoryData):
         )
         self._test_numbers = parts[2].tolist()
         self.classes = [str(digit) for digit in range(10)]
-        self.digest = digest_of(digits.images.tobytes(), digits.target.tobytes())
+        self._digest = digest_of(digits.images.tobytes(), digits.target.tobytes())
 
     def test_keys(self) -> Sequence[str]:
         """Return the test images' numbers in scikit-learn's set."""
         return [str(number) for number in self._test_numbers]
-
-
-class CifarData(MemoryData):
-    """CIFAR-10 and CIFAR-100 as torchvision stores them, checked against its checksums; downloaded on request.
-
-    The paper's augmentation (section 5.2): flip, zero-pad 4, random 32×32 crop, mean/std normalisation.
-    """
-
-    pad, flips = 4, True
-
-    def __init__(self, spec: DataSpec, seed: int, root: str | Path, download: bool) -> None:
-        read = {"cifar10": CIFAR10, "cifar100": CIFAR100}[spec.name]
-        try:
-            train, test = (read(root, train=part, download=download) for part in (True, False))
-        except RuntimeError as error:
-            raise DataError(f"{spec.name} is not in {root}, or is torn; --download fetches it ({error})") from error
-        images, labels = _as_bytes(train)
-        kept, chosen, _ = stratified_split(labels, (spec.val_fraction, 0.0), spec.split_seed)
-        splits = {"train": (images[kept], labels[kept]), "val": (images[chosen], labels[chosen])}
-        super().__init__(spec, seed, splits | {"test": _as_bytes(test)})
-        self.classes = list(train.classes)
-        self.digest = digest_of(train.data.tobytes(), test.data.tobytes())
-
-
-def _as_bytes(split: CIFAR10) -> tuple[Tensor, Tensor]:
-    return torch.from_numpy(split.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(split.targets)

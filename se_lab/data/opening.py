@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
 from se_lab.data.base import DataError, ImageData
-from se_lab.data.folders import FolderData, folder_digest
+from se_lab.data.digests import forgetting
+from se_lab.data.folders import FolderData, keep_looked
 from se_lab.data.hub import open_hub
-from se_lab.data.images import CHECKED
-from se_lab.data.memory import CifarData, DigitsData
+from se_lab.data.images import EncodedData
+from se_lab.data.memory import DigitsData
 from se_lab.data.shards import ShardData
+from se_lab.data.table import DATASETS, open_table
+from se_lab.data.torchvision_sets import TORCHVISION
 from se_lab.spec import DataSpec, SpecError
+
+DATASETS.update(TORCHVISION)
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,8 @@ class Known:
     train_images: int
     """Before any are held out for validation."""
     test_images: int
+    val_images: int | None = None
+    """None where it has no validation split of its own."""
 
 
 KNOWN = {
@@ -33,6 +40,15 @@ KNOWN = {
     "cifar100": Known(100, 3, 32, 50_000, 10_000),
     "imagenet": Known(1000, 3, 224, 1_281_167, 50_000),
     "places365": Known(365, 3, 224, 1_803_460, 36_500),
+    "mnist": Known(10, 1, 28, 60_000, 10_000),
+    "fashion_mnist": Known(10, 1, 28, 60_000, 10_000),
+    "svhn": Known(10, 3, 32, 73_257, 26_032),
+    "stl10": Known(10, 3, 96, 5_000, 8_000),
+    "food101": Known(101, 3, 224, 75_750, 25_250),
+    "flowers102": Known(102, 3, 224, 1_020, 6_149, 1_020),
+    "oxford_pets": Known(37, 3, 224, 3_680, 3_669),
+    "caltech101": Known(101, 3, 224, 6_942, 1_735),
+    "eurosat": Known(10, 3, 64, 21_600, 5_400),
 }
 
 
@@ -45,31 +61,33 @@ def create_data(
     download: bool = False,
     accumulate: int = 1,
 ) -> ImageData:
-    """Open the data set of a spec.
+    """Open the data set of a spec as a LightningDataModule.
+
+    Its loaders give images (N, C, H, W), labels (N,) and the images' numbers (N,).
 
     Args:
         spec: Which images.
-        seed: Seeds the order and the augmentation of the training images.
-        root: Where relative paths start, and where cifar10, cifar100, imagenet and places365 lie.
+        seed: Seed of the order and the augmentation of the training images.
+        root: Where relative paths start, and where imagenet, places365 and torchvision's sets lie.
         workers: Processes that read files.
-        download: Fetch CIFAR where it is missing.
-        accumulate: Micro-batches of a training step on each device; the loaders ask the trainer for its ranks.
+        download: Fetch one of torchvision's sets where it is missing.
+        accumulate: Micro-batches of a training step on each device; a trainer's own number counts more.
 
     Raises:
         DataError: naming the folder or file that cannot be used.
-        SpecError: for a batch that cannot be dealt out, here or, where ranks are in the way, by the loaders.
+        SpecError: for a batch that cannot be divided evenly, here or, with several ranks, by the loaders.
     """
     data = _open(spec, seed, root, workers, download)
     data.accumulate = accumulate
-    data.share().micro_batch(spec.batch_size)
+    data.portion().micro_batch(spec.batch_size)
     return data
 
 
 def _open(spec: DataSpec, seed: int, root: str | Path, workers: int, download: bool) -> ImageData:
     if spec.name == "digits":
         return DigitsData(spec, seed)
-    if spec.name in ("cifar10", "cifar100"):
-        return CifarData(spec, seed, root, download)
+    if spec.name in DATASETS:
+        return open_table(spec, seed, root, workers, download)
     if spec.name.startswith("wds:"):
         return ShardData(spec, seed, root, workers)
     if spec.name.startswith("hf:"):
@@ -82,9 +100,21 @@ def _open(spec: DataSpec, seed: int, root: str | Path, workers: int, download: b
     return data
 
 
+def open_once(spec: DataSpec, *, root: str | Path = ".") -> None:
+    """Look into the folder of a set now, once for this process and for all that are forked from it.
+
+    Later calls of `create_data` in them take the list of files from here. Of other sets nothing is kept.
+
+    Raises:
+        DataError: as `create_data` does.
+    """
+    if spec.name.startswith("folder:") or spec.name in ("imagenet", "places365"):
+        keep_looked(spec, root)
+
+
 @dataclass(frozen=True)
 class DataShape:
-    """What nets and plans need to know of a data set."""
+    """The number of classes, the shape of an image and the sizes of the splits."""
 
     classes: int
     shape: tuple[int, int, int]
@@ -94,34 +124,61 @@ class DataShape:
 
 
 def data_shape(spec: DataSpec, *, root: str | Path = ".") -> DataShape:
-    """Return what is known of a set without opening it, about as many images as it has; else open it."""
+    """Return the shape of a data set: of a known set without opening it (about its sizes), else by opening it."""
     if (known := KNOWN.get(spec.name)) is not None:
         size = spec.image_size or known.image_size
-        val = known.classes * round(spec.val_fraction * known.train_images / known.classes)
-        sizes = {"train": known.train_images - val, "val": val, "test": known.test_images}
+        held_out = known.classes * round(spec.val_fraction * known.train_images / known.classes)
+        sizes = {"train": known.train_images, "val": known.val_images or 0, "test": known.test_images}
+        if known.val_images is None:
+            sizes |= {"train": known.train_images - held_out, "val": held_out}
         return DataShape(known.classes, (known.in_chans, size, size), sizes)
     data = create_data(spec, 0, root=root)
     return DataShape(len(data.classes), (data.in_chans, data.image_size, data.image_size), data.sizes)
 
 
-def present_digest(spec: DataSpec, images: int, *, root: str | Path = ".") -> str | None:
-    """Return the digest of the images that are there now, where that takes a moment: of folders of few images.
+def present_digest(spec: DataSpec, *, root: str | Path = ".") -> str | None:
+    """Return the digest of the images that are there now, or None where that takes a network or they are gone.
 
-    Sets in memory are checked against checksums: under one name they are the same. Of larger sets, of shards and of
-    streams, and where the images are gone, it is None.
+    Files that have not changed are not read again.
 
     Args:
         spec: Which images.
-        images: About how many.
         root: Where relative paths start.
     """
-    if spec.name.startswith("folder:") and images <= CHECKED:
-        with contextlib.suppress(DataError, OSError):
-            return folder_digest(spec, root)
-    return None
+    if "://" in spec.name or spec.name.startswith("hf:"):
+        return None
+    try:
+        return create_data(spec, 0, root=root).digest
+    except (DataError, SpecError, OSError):
+        return None
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What reading all images of a data set has found."""
+
+    digest: str
+    """Compared with that of a trial's record: equal if the images are the same."""
+    images: int
+    unreadable: list[str]
+    """Images that cannot be decoded, with the reason."""
+
+
+def inspect_images(spec: DataSpec, *, root: str | Path = ".") -> Inspection:
+    """Read and decode every image of a data set, whatever is remembered of it.
+
+    Raises:
+        DataError: naming the folder or file that cannot be used.
+    """
+    with forgetting():
+        data = create_data(dataclasses.replace(spec, on_error="skip"), 0, root=root)
+        bad = data.skipped
+        if isinstance(data, EncodedData):
+            bad = list(dict.fromkeys([*bad, *(f"{name}: {why}" for name, why in data.unreadable(every=True).items())]))
+        return Inspection(data.digest, sum(data.sizes.values()), bad)
 
 
 def check_split(spec: DataSpec, sizes: dict[str, int], needs: str) -> None:
-    """Raise SpecError if no validation image is there for what needs one."""
+    """Raise SpecError if there are no validation images; `needs` names the setting that needs them."""
     if not sizes["val"]:
-        raise SpecError(f"{needs} looks at validation images and {spec.name} holds none out: set data.val_fraction")
+        raise SpecError(f"{needs} needs validation images, and {spec.name} holds none out: set data.val_fraction")

@@ -1,4 +1,4 @@
-"""From an encoded image to bytes of the size that a net sees, by PIL and torchvision's transforms v2.
+"""From an encoded image to bytes of the size that the net sees, by PIL and torchvision's transforms v2.
 
 Images become RGB as torchvision makes them: CMYK, palette and grey ones are converted, a transparency is dropped, and
 the rotation that a camera notes in EXIF is not applied, as in the training of the published nets. Of 16 bits a channel
@@ -23,19 +23,28 @@ from torchvision.transforms import v2
 from se_lab.data.rand_augment import posterize_all
 from se_lab.spec import DataSpec, SpecError
 
+Raw = bytes | Image.Image | Tensor | Exception
+"""An image as its source gives it: encoded, as PIL has it, as bytes (1 or 3, H, W), or the reason why it has none."""
+
 
 class PictureTransform:
     """Random resized crop, flip and RandAugment in training, else the central crop, of images decoded by PIL."""
 
-    def __init__(self, spec: DataSpec, size: int, training: bool) -> None:
-        """Take the side of the images.
+    def __init__(self, spec: DataSpec, size: int, training: bool, flips: bool = True) -> None:
+        """Take the augmentation of a spec.
+
+        Args:
+            spec: Which RandAugment, and the share of the centre crop.
+            size: Side of the images in pixels.
+            training: Whether images are augmented.
+            flips: Whether half of the training images are mirrored.
 
         Raises:
             SpecError: for a RandAugment that timm cannot read.
         """
         steps: list[Callable[[Any], Any]]
         if training:
-            steps = [v2.RandomResizedCrop(size), v2.RandomHorizontalFlip()]
+            steps = [v2.RandomResizedCrop(size), *([v2.RandomHorizontalFlip()] if flips else [])]
             if spec.rand_augment:
                 steps.append(_rand_augment(spec.rand_augment, size))
         else:
@@ -52,18 +61,20 @@ def short_side(spec: DataSpec, size: int) -> int:
     return math.floor(size / spec.crop_pct)
 
 
-def decode(encoded: bytes) -> Image.Image:
+def decode(raw: Raw) -> Image.Image:
     """Return an image as RGB, whatever suffix its file has.
 
     Raises:
         Exception: whatever PIL's decoders raise, or ValueError, with a message that says what is wrong.
     """
-    if not encoded:
-        raise ValueError("it has no bytes")
-    try:
-        image: Image.Image = Image.open(io.BytesIO(encoded))
-    except UnidentifiedImageError:
-        raise ValueError(f"it is no image; it begins with {encoded[:12]!r}") from None
+    if isinstance(raw, Exception):
+        raise raw
+    if isinstance(raw, Tensor):
+        if raw.dtype != torch.uint8 or raw.dim() != 3 or raw.shape[0] not in (1, 3):
+            kind = str(raw.dtype).removeprefix("torch.")
+            raise ValueError(f"a {kind} tensor {tuple(raw.shape)}; an image is a uint8 tensor (1 or 3, H, W)")
+        return cast(Image.Image, v2.functional.to_pil_image(raw)).convert("RGB")
+    image = raw if isinstance(raw, Image.Image) else _open(raw)
     image.load()
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
@@ -72,10 +83,19 @@ def decode(encoded: bytes) -> Image.Image:
     return image.convert("RGB")
 
 
-def why_unreadable(encoded: bytes) -> str:
-    """Return why an image cannot be decoded; nothing for one that can."""
+def _open(encoded: bytes) -> Image.Image:
+    if not encoded:
+        raise ValueError("it has no bytes")
     try:
-        decode(encoded)
+        return Image.open(io.BytesIO(encoded))
+    except UnidentifiedImageError:
+        raise ValueError(f"it is no image; it begins with {encoded[:12]!r}") from None
+
+
+def why_unreadable(raw: Raw) -> str:
+    """Return why an image cannot be decoded, or an empty string."""
+    try:
+        decode(raw)
     except Exception as error:  # PIL raises whatever its decoders do
         return str(error) or type(error).__name__
     return ""

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from se_lab.data import Batch, DataError, ImageData, create_data
-from se_lab.data.folders import Files
+from se_lab.data import Batch, DataError, ImageData, create_data, scan
+from se_lab.data.files import Files, printable
 from se_lab.data.hub import Passing, StreamedData
 from se_lab.data.images import EncodedData, Source
 from se_lab.data.pictures import PictureTransform, decode, normaliser, short_side
@@ -104,17 +104,15 @@ def _from_memory(spec: DataSpec, data: ImageData) -> LabelledImages:
 
 def _folder(folder: Path) -> tuple[list[str], Source, str]:
     """Return the classes of a folder of images, a folder a class, the images, and what identifies them."""
-    from torchvision.datasets import ImageFolder
-
     try:
-        found = ImageFolder(folder, allow_empty=True)
-    except FileNotFoundError as error:
-        raise DataError(f"{folder} is no folder of images, with a folder a class: {error}") from None
-    if not len(found):
+        found = scan(folder)
+    except OSError as error:
+        raise DataError(f"{folder} is no folder of images, with a folder a class: {error.strerror}") from None
+    if not found.paths:
         raise DataError(f"{folder} has class folders, and no image that can be read")
-    names = [str(Path(file).relative_to(folder)) for file, _ in found.samples]
-    listing = "\n".join(f"{name} {(folder / name).stat().st_size}" for name in names)
-    return found.classes, Files(folder, names, found.targets), hashlib.sha256(listing.encode()).hexdigest()
+    files = Files(str(folder), found.paths, found.labels)
+    listing = "\n".join(f"{name} {size}" for name, (size, *_) in zip(files.names, files.status(), strict=True))
+    return [printable(name) for name in found.classes], files, hashlib.sha256(listing.encode()).hexdigest()
 
 
 def _from_source(

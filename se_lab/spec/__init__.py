@@ -3,6 +3,7 @@
 In: Python arguments, flags, YAML. Out: a checked `RunSpec`, whose content is the trial id.
 """
 
+from se_lab.spec.fields import BUILT_IN_SETS as BUILT_IN_SETS
 from se_lab.spec.fields import DATA_SETS as DATA_SETS
 from se_lab.spec.fields import INSERTIONS as INSERTIONS
 from se_lab.spec.fields import OPERATORS as OPERATORS

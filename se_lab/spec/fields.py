@@ -13,6 +13,7 @@ import types
 import typing
 from collections.abc import Collection, Hashable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
 SPEC_VERSION = 1
@@ -20,7 +21,16 @@ SPEC_VERSION = 1
 
 INSERTIONS = ("standard", "pre", "post", "identity", "conv3x3", "none")
 
-DATA_SETS = ("digits", "cifar10", "cifar100", "imagenet", "places365")
+BUILT_IN_SETS = ("digits", "imagenet", "places365")
+
+DATA_SETS: dict[str, Collection[str]] = {
+    "table": (
+        "cifar10", "cifar100", "mnist", "fashion_mnist", "svhn", "stl10", "food101", "flowers102", "oxford_pets",
+        "caltech101", "eurosat",
+    )
+}  # fmt: skip
+"""The names of data sets that a DataSpec accepts beside the built-in ones. `se_lab.data.table` puts its table here in
+place of these names, so that an entry a user adds to the table is a valid name at once."""
 
 OPERATORS: dict[str, Collection[str]] = {
     "squeeze": ("avg", "max", "none"),
@@ -152,9 +162,11 @@ class DataSpec:
     """The images, how they are split, and how they reach the net."""
 
     name: str = "digits"
-    """digits (scikit-learn's 1,797 handwritten digits), cifar10, cifar100, imagenet, places365, folder:PATH (train/ and
-    val/ or test/, a folder a class), wds:TRAIN.tar,TEST.tar (webdataset shards, or TRAIN,VAL,TEST; braces such as
-    {000..127} count, and s3:// and http:// do), or hf:NAME (a Hugging Face data set: a folder on disk, or streamed)."""
+    """digits (scikit-learn's 1,797 handwritten digits), imagenet, places365; one of torchvision's sets: cifar10,
+    cifar100, mnist, fashion_mnist, svhn, stl10, food101, flowers102, oxford_pets, caltech101, eurosat; a name that a
+    plugin adds to se_lab.DATASETS; folder:PATH (train/ and val/ or test/, each with a folder for each class),
+    wds:TRAIN.tar,TEST.tar (webdataset shards, or TRAIN,VAL,TEST; with braces such as {000..127}, and s3:// and http://
+    addresses), or hf:NAME (a Hugging Face data set: a folder on disk, or streamed)."""
     image_size: int | None = None
     """Side of the square images in pixels; by default the data set's own: 8 for digits, 224 for folders."""
     batch_size: int = 128
@@ -188,7 +200,7 @@ class DataSpec:
         """Refuse what no loader can serve."""
         _coerce_fields(self, "data")
         if not self.name.startswith(("folder:", "wds:", "hf:")):
-            check_choice("data.name", self.name, (*DATA_SETS, "folder:PATH", "wds:TRAIN.tar,TEST.tar", "hf:NAME"))
+            _check_data_name(self.name)
         _check_range("data.crop_pct", self.crop_pct, low=0, high=1, open_low=True)
         if self.image_size is not None:
             _check_range("data.image_size", self.image_size, low=8, high=65535)  # a JPEG's longest side
@@ -206,6 +218,14 @@ class DataSpec:
         on = [n for n in ("rand_augment", "random_erasing", "cutout", "mixup", "cutmix") if getattr(self, n)]
         if self.augment == "none" and on:
             raise SpecError(f"data.augment is 'none', and data.{on[0]} is on; choose one")
+
+
+def _check_data_name(name: str) -> None:
+    """Raise SpecError for a name that no data set has, with the nearest, or the folder's own form."""
+    allowed = (*BUILT_IN_SETS, *DATA_SETS["table"], "folder:PATH", "wds:TRAIN.tar,TEST.tar", "hf:NAME")
+    if name not in allowed and name and ("/" in name or Path(name).expanduser().is_dir()):
+        raise SpecError(f"data.name is {name!r}; a folder of images is given as 'folder:{name}'")
+    check_choice("data.name", name, allowed)
 
 
 @dataclass(frozen=True)
@@ -335,7 +355,7 @@ class RunSpec:
                 f"accumulate deal it out in {parts} equal parts; the nearest that can be are "
                 f"{' and '.join(str(size) for size in (below, below + parts) if size)}"
             )
-        if self.data.val_fraction == 0 and self.data.name in DATA_SETS:
+        if self.data.val_fraction == 0 and self.data.name in (*BUILT_IN_SETS, "cifar10", "cifar100"):
             for key, needs in (
                 ("optim.schedule", self.optim.schedule == "plateau"),
                 ("train.select", self.train.select == "best"),
@@ -378,7 +398,7 @@ class ExecSpec:
     data_root: str = field(default_factory=lambda: os.environ.get("SE_LAB_DATA", "."))
     """The folder that relative data paths start from; by default the variable SE_LAB_DATA, else the current one."""
     download: bool = False
-    """Fetch CIFAR into data_root where it is missing."""
+    """Fetch one of torchvision's data sets into data_root where it is missing."""
     data_workers: int = 2
     """Loader processes for data sets read from files."""
     wandb: bool = True

@@ -16,10 +16,10 @@ from timm.data import ImageNetInfo, create_transform
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from se_lab.data import Batch, DataError, create_data
-from se_lab.data.pictures import decode
+from se_lab.data import Batch, DataError, create_data, scan
+from se_lab.data.files import Files, printable
+from se_lab.data.folders import Scan
 from se_lab.spec import DataSpec, RunSpec, SpecError
 from se_lab.store import RunRecord, read_record, write_whole
 from se_lab.trained.inputs import IN_MEMORY, open_pretrained, pick_device, trial_config
@@ -154,33 +154,29 @@ def _from_folder(name: str, root: str | Path, config: dict[str, Any], batch_size
         raise SpecError(f"--data is {name!r}: shards can be tested on by the trial that was trained on them")
     folder = Path(root, name.removeprefix("folder:")).expanduser()
     folder = next((folder / part for part in ("test", "val") if (folder / part).is_dir()), folder)
-    classes = sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
-    files = [
-        (file, label)
-        for label, part in enumerate(classes)
-        for file in sorted((folder / part).rglob("*"))
-        if file.suffix.lower() in IMG_EXTENSIONS
-    ]
-    if not files:
+    found = scan(folder) if folder.is_dir() else Scan([], [], [])
+    files = Files(str(folder), found.paths, found.labels)
+    if not files.paths:
         raise DataError(f"{folder} is no folder of images: it needs a folder a class, with images in them")
-    loader = DataLoader(_Files(files, create_transform(**config)), batch_size, num_workers=workers)
-    keys = [str(file.relative_to(folder.parent)) for file, _ in files]
-    return Images(f"folder:{folder}", classes, loader, keys)
+    loader = DataLoader(_Prepared(files, create_transform(**config)), batch_size, num_workers=workers)
+    keys = [f"{folder.name}/{name}" for name in files.names]
+    return Images(f"folder:{folder}", [printable(name) for name in found.classes], loader, keys)
 
 
-class _Files(Dataset[tuple[Tensor, int, int]]):
-    def __init__(self, files: Sequence[tuple[Path, int]], transform: Any) -> None:
+class _Prepared(Dataset[tuple[Tensor, int, int]]):
+    def __init__(self, files: Files, transform: Any) -> None:
         self.files, self.transform = files, transform
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, number: int) -> tuple[Tensor, int, int]:
-        file, label = self.files[number]
         try:
-            image = decode(file.read_bytes())
+            image, label = self.files[number]
+        except DataError:
+            raise
         except Exception as error:  # PIL raises whatever its decoders do
-            raise DataError(f"{file} cannot be read: {error}") from error
+            raise DataError(f"{self.files.root}/{self.files.names[number]} cannot be read: {error}") from error
         return self.transform(image), label, number
 
 

@@ -67,8 +67,7 @@ def run(spec: RunSpec, execution: ExecSpec | None = None, *, progress: Progress 
     folder = store.trial_folder(execution.store, spec.trial_id)
     place = find_place(spec.train)
     if (place is None or place.ranks == 1) and (record := _finished(folder)) is not None:
-        images = sum(record.data.get("images", {}).values())
-        return tell_other_images(record, present_digest(spec.data, images, root=execution.data_root))
+        return tell_other_images(record, present_digest(spec.data, root=execution.data_root))
     check_before(spec, execution)
     if place is None:
         return _run_ranks(spec, execution, folder, progress)
@@ -107,6 +106,8 @@ def _run_here(
 ) -> RunRecord:
     """Run a trial in this process, alone or as one of its ranks."""
     data = open_data(spec, execution, place)
+    if progress is None and place.rank == 0:
+        print(data.summary(), file=sys.stderr)
     check_built(spec, data)
     leave_if_told(stop)
     task = ClassificationTask(spec, len(data.classes), data.in_chans)

@@ -2,11 +2,35 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from se_lab.spec import DataSpec
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def trainer():
+    """Return a maker of what a data module asks of Lightning's Trainer."""
+
+    def make(rank=0, ranks=1, accumulate=1):
+        return SimpleNamespace(
+            global_rank=rank,
+            world_size=ranks,
+            accumulate_grad_batches=accumulate,
+            overfit_batches=0,
+            strategy=SimpleNamespace(root_device=torch.device("cpu")),
+        )
+
+    return make
 
 
 @pytest.fixture

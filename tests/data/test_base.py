@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from se_lab.data import DataError, create_data, data_shape
-from se_lab.data.base import Batches, KeyedSampler, Share, stratified_split
+from se_lab.data.base import Batches, KeyedSampler, Portion, stratified_split
 from se_lab.spec import DataSpec, SpecError
 
 
@@ -21,7 +21,10 @@ def loaders(ranks, accumulate, split="train", batch_size=24, **spec):
     for rank in range(ranks):
         data = create_data(DataSpec(batch_size=batch_size, **spec), 3, accumulate=accumulate)
         data.trainer = SimpleNamespace(
-            global_rank=rank, world_size=ranks, strategy=SimpleNamespace(root_device=torch.device("cpu"))
+            global_rank=rank,
+            world_size=ranks,
+            accumulate_grad_batches=accumulate,
+            strategy=SimpleNamespace(root_device=torch.device("cpu")),
         )
         found.append(data.batches(split))
         found[-1].sampler.set_epoch(2)
@@ -53,7 +56,7 @@ def test_a_micro_batch_has_the_same_images_on_more_ranks():
 @pytest.mark.parametrize("size", [2, 3, 7, 8, 9, 16, 17])
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_evaluation_deals_out_every_image_once_and_as_many_batches_to_every_rank(size, ranks):
-    shares = [Batches(KeyedSampler(size, None), 4 * ranks, Share(rank, ranks)) for rank in range(ranks)]
+    shares = [Batches(KeyedSampler(size, None), 4 * ranks, Portion(rank, ranks)) for rank in range(ranks)]
     places = [loader.places(number).tolist() for loader in shares for number in range(len(loader))]
     assert len({len(loader) for loader in shares}) == 1
     assert sorted(place for part in places for place in part) == list(range(size))
@@ -71,21 +74,21 @@ def test_ranks_resume_where_they_were_and_on_other_ranks():
     (alone,) = loaders(1, 2)
     alone.load_state_dict(state)
     assert sorted(next(iter(alone))[2].tolist()) == sorted(torch.cat([rank[6][2] for rank in whole]).tolist())
-    with pytest.raises(DataError, match="begun with 2 accumulation step"):
+    with pytest.raises(DataError, match="began with 2 accumulation steps"):
         loaders(2, 1)[0].load_state_dict(state)
 
 
 def test_batches_that_cannot_be_dealt_out_are_refused_with_the_nearest_sizes():
-    with pytest.raises(SpecError, match=r"batch_size is 100.*3 accumulation step.*multiple of 3: 99 or 102"):
+    with pytest.raises(SpecError, match=r"size is 100.*3 accumulation steps each need a multiple of 3: 99 or 102"):
         create_data(DataSpec(batch_size=100), 0, accumulate=3)
-    with pytest.raises(SpecError, match=r"8 device.*multiple of 8: 8"):
+    with pytest.raises(SpecError, match=r"8 devices with 1 accumulation step each need a multiple of 8: 8"):
         loaders(8, 1, batch_size=7)
-    with pytest.raises(DataError, match="3 training image"):
-        Batches(KeyedSampler(3, 0), 8, Share(0, 2))
+    with pytest.raises(DataError, match="3 training images cannot be divided"):
+        Batches(KeyedSampler(3, 0), 8, Portion(0, 2))
     with pytest.raises(DataError, match=r"1 training image.*two or more"):
         Batches(KeyedSampler(1, 0), 8)
-    with pytest.raises(DataError, match=r"1 image\(s\) do not"):
-        Batches(KeyedSampler(1, None), 8, Share(0, 2))
+    with pytest.raises(DataError, match="1 image cannot"):
+        Batches(KeyedSampler(1, None), 8, Portion(0, 2))
 
 
 def test_order_is_keyed_by_seed_and_epoch():

@@ -1,6 +1,8 @@
 """Folders of images: layouts, what becomes of bad files, and keyed augmentation."""
 
+import dataclasses
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,8 +10,9 @@ import torch
 from PIL import Image
 from torchvision.datasets import Places365
 
-from se_lab.data import DataError, create_data, images
-from se_lab.spec import DataSpec
+from se_lab.data import DataError, create_data, digests, images, inspect_images, open_once
+from se_lab.data.files import Files
+from se_lab.spec import DataSpec, SpecError
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -78,7 +81,7 @@ def test_places365_is_read_in_torchvisions_layout(tmp_path, noise, monkeypatch, 
             path.parent.mkdir(parents=True, exist_ok=True)
             noise(label, 8).save(path)
     spec = DataSpec("places365", image_size=16, val_fraction=0.5)
-    with pytest.raises(DataError, match=r"it is torn: .*categories_places365\.txt"):
+    with pytest.raises(DataError, match=r"incomplete: .*categories_places365\.txt"):
         create_data(spec, 0, root=tmp_path)
     monkeypatch.setattr(Places365, "_check_integrity", lambda *_: True)
     data = create_data(spec, 0, root=tmp_path)
@@ -136,7 +139,7 @@ BAD = {
 
 
 def test_bad_images_are_listed_before_training(spoilt):
-    with pytest.raises(DataError, match=r"4 image\(s\) of folder:") as error:
+    with pytest.raises(DataError, match=r"4 images of folder:") as error:
         create_data(spoilt, 0)
     assert all(f"{name}: {reason}" in str(error.value) for name, reason in BAD.items())
     assert "Thumbs" not in str(error.value)
@@ -154,24 +157,21 @@ def test_bad_images_are_skipped_and_counted_on_request(spoilt, batches, capsys):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_bad_images_of_a_large_set_are_found_in_passing(spoilt, batches, monkeypatch, workers):
     monkeypatch.setattr(images, "CHECKED", 0)
-    with pytest.raises(DataError, match=r"1 image.*train/dog/empty\.jpg: it has no bytes"):
-        create_data(spoilt, 0)
-    os.remove(f"{spoilt.name.removeprefix('folder:')}/train/dog/empty.jpg")  # noqa: PTH107
-    with pytest.raises(DataError, match=r"(cut|text)\.jpg: .*data.on_error=skip"):
+    with pytest.raises(DataError, match=r"(cut|text|empty)\.jpg: .*data.on_error=skip"):
         batches(create_data(spoilt, 0, workers=workers).train_dataloader())
     skipping = DataSpec(**{**vars(spoilt), "on_error": "skip", "batch_size": 20})
     data = create_data(skipping, 0, workers=workers)
     assert data.skipped == []
     (train,) = batches(data.train_dataloader())
     names = [data.splits["train"].names[number] for number in train[2].tolist()]
-    assert len(names) == 20, "two of them are replaced"
+    assert len(names) == 20, "three of them are replaced"
     assert not any(name in BAD for name in names)
     assert all(name.split("/")[1] == data.classes[label] for name, label in zip(names, train[1].tolist(), strict=True))
     (test,) = batches(data.test_dataloader())
     assert len(test[0]) == 18
-    assert {text.partition(":")[0] for text in data.skipped} == BAD.keys() - {"train/dog/empty.jpg"}
+    assert {text.partition(":")[0] for text in data.skipped} == BAD.keys()
     batches(data.test_dataloader())
-    assert len(data.skipped) == 3, "counted twice"
+    assert len(data.skipped) == 4, "counted twice"
     again = create_data(skipping, 0)
     assert torch.equal(batches(again.train_dataloader())[0][0], train[0]), "replaced by others"
     kept = create_data(skipping, 0)
@@ -184,3 +184,100 @@ def test_a_set_without_an_image_left_is_refused(spoilt, tmp_path, monkeypatch):
         path.write_bytes(b"")
     with pytest.raises(DataError, match="has no training image that can be read"):
         create_data(DataSpec(**{**vars(spoilt), "on_error": "skip"}), 0)
+
+
+def test_hidden_entries_are_ignored_and_what_is_left_out_is_counted(folders, tmp_path, noise):
+    plain = create_data(folders("plain"), 0)
+    spec = folders("odd")
+    train = tmp_path / "odd/train"
+    for name in (
+        ".ipynb_checkpoints/0-checkpoint.png",
+        "@eaDir/0.png",
+        "cat/__MACOSX/0.png",
+        "cat/.ipynb_checkpoints/0.png",
+    ):
+        (train / name).parent.mkdir(exist_ok=True)
+        noise(0).save(train / name)
+    noise(0).save(train / "dog/._0.png")
+    (train / "dog/Thumbs.db").touch()
+    noise(0).save(train / "dog/0.gif")
+    (train / "labels.txt").touch()
+    data = create_data(spec, 0)
+    assert (data.classes, data.sizes) == (plain.classes, plain.sizes)
+    assert data.left_out == {"hidden": 6, ".gif": 1, ".txt": 1}
+    assert data.summary() == (
+        f"{spec.name}: 6 train, 6 val, 12 test images of 16×16 pixels in 2 classes; left out: 1 .gif, 1 .txt, 6 hidden"
+    )
+
+
+def test_the_order_of_images_is_torchvisions(folders, tmp_path, noise):
+    spec = folders("deep", val_fraction=0.0)
+    for name in ("a/x.png", "a.png", "a-b/y.png"):
+        (tmp_path / "deep/train/cat" / name).parent.mkdir(exist_ok=True)
+        noise(0).save(tmp_path / "deep/train/cat" / name)
+    theirs = [str(path) for path in sorted((tmp_path / "deep/train").rglob("*.png"))]
+    ours = [str(tmp_path / "deep" / name) for name in create_data(spec, 0).splits["train"].names]
+    assert ours == theirs
+
+
+def test_names_that_are_not_utf_8_are_read(folders, tmp_path, batches):
+    spec = folders("odd", classes=("cat", os.fsdecode(b"caf\xe9")))
+    (tmp_path / "odd/train/cat/0.png").rename(tmp_path / "odd/train/cat" / os.fsdecode(b"\xe9.png"))
+    data = create_data(dataclasses.replace(spec, val_fraction=0.0), 0)
+    assert data.classes == ["caf\\xe9", "cat"]
+    assert "train/cat/\\xe9.png" in data.splits["train"].names
+    assert len(data.digest) == 16
+    assert len(batches(data.train_dataloader())) == 3
+
+
+def test_the_digest_is_of_the_bytes_and_unchanged_files_are_not_read_again(folders, tmp_path, monkeypatch):
+    first = create_data(folders("one"), 0).digest
+    assert create_data(DataSpec(folders("two").name, image_size=16, batch_size=4, val_fraction=0.5), 1).digest == first
+    root = tmp_path / "one/train"
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", lambda *_: pytest.fail("read again"))
+        assert create_data(DataSpec(f"folder:{tmp_path}/one", batch_size=4), 0).digest == first
+    left, right = (root / "cat/1.png").read_bytes(), (root / "dog/1.png").read_bytes()
+    size = max(len(left), len(right))  # the swapped files have the sizes, names and times that they had
+    for name, content in (("cat/1.png", right), ("dog/1.png", left)):
+        (root / name).write_bytes(content.ljust(size, b"\0"))
+        os.utime(root / name, (1, 1))
+    assert create_data(DataSpec(f"folder:{tmp_path}/one", batch_size=4), 0).digest != first
+
+
+def test_of_a_large_set_a_sample_is_read_beside_all_names_sizes_and_times(folders, tmp_path, monkeypatch):
+    monkeypatch.setattr(digests, "WHOLE", 0)
+    monkeypatch.setattr(digests, "SAMPLE", 3)
+    spec = folders("one")
+    read = []
+    monkeypatch.setattr(images, "CHECKED", 0)
+    monkeypatch.setattr(Files, "read", lambda files, numbers: read.append(numbers) or [b""])
+    first = create_data(spec, 0).digest
+    assert len(read) == 3
+    os.utime(tmp_path / "one/val/dog/5.png", (1, 1))
+    assert create_data(spec, 0).digest != first
+
+
+def test_all_images_can_be_read_again(folders, tmp_path, noise):
+    spec = folders("one")
+    inspection = inspect_images(spec)
+    assert (inspection.digest, inspection.images, inspection.unreadable) == (create_data(spec, 0).digest, 24, [])
+    (tmp_path / "one/val/dog/5.png").write_bytes(b"torn")
+    inspection = inspect_images(spec)
+    assert inspection.digest != create_data(folders("two"), 0).digest
+    assert inspection.unreadable == ["val/dog/5.png: it is no image; it begins with b'torn'"]
+
+
+def test_a_folder_that_was_opened_once_is_not_listed_again(folders, monkeypatch):
+    spec = folders("kept")
+    open_once(spec)
+    monkeypatch.setattr(os, "scandir", lambda *_: pytest.fail("listed again"))
+    assert create_data(spec, 0).sizes == {"train": 6, "val": 6, "test": 12}
+
+
+def test_a_folder_without_its_prefix_is_told_its_form(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pets").mkdir()
+    for name in ("/some/folder", "pets"):
+        with pytest.raises(SpecError, match=f"a folder of images is given as 'folder:{name}'"):
+            DataSpec(name)

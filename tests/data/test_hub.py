@@ -133,16 +133,13 @@ def test_a_stream_is_the_same_for_any_workers_and_goes_on_in_mid_epoch(tmp_path,
         assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
-def test_ranks_of_a_stream_share_its_steps(tmp_path, rows, stream, batches):
-    from types import SimpleNamespace
-
+def test_ranks_of_a_stream_share_its_steps(tmp_path, rows, stream, batches, trainer):
     spec = stream({"train": rows(24), "test": rows(7)}, batch_size=8)
     alone = create_data(spec, 3, root=tmp_path / "elsewhere")
     split = []
     for rank in range(2):
         data = create_data(spec, 3, root=tmp_path / "elsewhere", accumulate=2)
-        device = SimpleNamespace(root_device=torch.device("cpu"))
-        data.trainer = SimpleNamespace(global_rank=rank, world_size=2, strategy=device)
+        data.trainer = trainer(rank, 2, accumulate=2)
         split.append(batches(data.train_dataloader(), 1))
     for step, (images, _, numbers) in enumerate(batches(alone.train_dataloader(), 1)):
         parts = [part for rank in split for part in rank[2 * step : 2 * step + 2]]

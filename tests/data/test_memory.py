@@ -108,9 +108,9 @@ def test_cifar_is_read_from_torchvisions_files_and_normalised_by_its_training_im
     np.testing.assert_allclose(images, (reference - mean) / std, rtol=1e-4, atol=1e-5)
 
 
-def test_a_torn_cifar_is_refused(cifar):
+def test_a_corrupt_cifar_is_refused(cifar):
     (cifar / "cifar-10-batches-py/data_batch_3").write_bytes(b"torn")
-    with pytest.raises(DataError, match=r"cifar10 is not in .*, or is torn; --download fetches it"):
+    with pytest.raises(DataError, match=r"cifar10 cannot be opened in .*corrupted.*; --download fetches it"):
         create_data(DataSpec("cifar10"), 0, root=cifar)
 
 

@@ -19,11 +19,6 @@ from se_lab.spec import DataSpec, TrainSpec
 from se_lab.training.run import run
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
 @pytest.fixture
 def shards(tmp_path, noise):
     """Return a maker of shards of eight images each, three classes in turn."""
@@ -62,6 +57,10 @@ def server(tmp_path):
             self.end_headers()
             self.wfile.write(part)
             return None
+
+        def send_header(self, name, value):
+            if name != "Last-Modified":
+                super().send_header(name, value)
 
         def end_headers(self):
             self.send_header("Accept-Ranges", "bytes")
@@ -189,7 +188,7 @@ def test_shards_are_read_through_once_and_again_when_they_change(shards, tmp_pat
     with monkeypatch.context() as patch:
         patch.setattr("tarfile.open", lambda *_, **__: pytest.fail("read through again"))
         assert create_data(spec(), 0, root=tmp_path).digest == first.digest
-    for kept in (tmp_path / "cache/se-lab").iterdir():
+    for kept in (tmp_path / "cache/se-lab").glob("shards-*"):
         kept.write_bytes(kept.read_bytes()[:100])
     assert create_data(spec(), 0, root=tmp_path).digest == first.digest
     shards("train", 3, first=300)
@@ -224,7 +223,7 @@ def test_wrong_labels_and_pictures_are_listed_or_skipped(shards, tmp_path, capsy
     with pytest.raises(DataError, match=r"train-00\.tar/sample0000: it is no image; it begins with b'no picture'"):
         create_data(spec(name), 0, root=tmp_path)
     shards("train", 1, label=None)
-    with pytest.raises(DataError, match=r"has 8 training images of 0 class"):
+    with pytest.raises(DataError, match=r"has 8 training images of 0 classes"):
         create_data(spec(name), 0, root=tmp_path)
     shards("train", 1, label=lambda n: 4 * n)
     with pytest.raises(DataError, match="no training image of 21 of 29 classes: 1, 2, 3, 5"):
@@ -285,3 +284,62 @@ def test_images_found_bad_in_passing_are_left_out_of_any_batch_and_recorded_by_a
     assert {text.partition(":")[0] for text in record.data["skipped"]} == {f"test-00.tar/{key}" for key in bad}
     keys = np.load(f"{here.store}/{record.trial_id}/predictions.npz")["key"].tolist()
     assert keys == [f"test-00.tar/sample{n:04}" for n in range(100, 109) if n not in (101, 108)]
+
+
+def write_samples(path, samples):
+    """Write a shard of the named files of each sample, with webdataset's keys."""
+    with webdataset.TarWriter(str(path)) as writer:
+        for number, sample in enumerate(samples):
+            writer.write({"__key__": f"s{number}", **sample})
+
+
+def picture(noise, number):
+    encoded = io.BytesIO()
+    noise(number).save(encoded, "png")
+    return encoded.getvalue()
+
+
+def test_an_image_has_its_exact_extension_and_two_candidates_are_refused(shards, tmp_path, noise, batches):
+    shards("val", 1)
+    right, mask = picture(noise, 1), picture(noise, 2)
+    good = [{"mask.png": mask, "png": right, "cls": n % 2} for n in range(4)]
+    write_samples(tmp_path / "shards/train-00.tar", good)
+    name = "wds:shards/train-00.tar,shards/train-00.tar"
+    data = create_data(spec(name, val_fraction=0, augment="none"), 0, root=tmp_path)
+    assert data.splits["train"].read([0]) == [right]
+    for bad, why in [
+        ({"jpg": right, "png": mask, "cls": 0}, r"it has two images, \.jpg and \.png"),
+        ({"mask.png": mask, "cls": 0}, r"it has no image but \.mask\.png"),
+        ({"png": right, "cls": 0, "json": {"label": 1}}, r"it has two labels, 0 and 1 in \.cls and \.json"),
+    ]:
+        write_samples(tmp_path / "shards/train-00.tar", [*good, bad])
+        with pytest.raises(DataError, match=f"train-00.tar/s4: {why}"):
+            create_data(spec(name, val_fraction=0), 0, root=tmp_path)
+        kept = create_data(spec(name, val_fraction=0, on_error="skip"), 0, root=tmp_path)
+        assert kept.sizes["train"] == 4
+
+
+@pytest.mark.parametrize(
+    "label", [{"cls": b"1.9"}, {"cls": b"true"}, {"cls": b"1_0"}, {"json": {"label": 1.0}}, {"json": {"label": True}}]
+)
+def test_labels_that_are_no_integers_are_refused(tmp_path, noise, label):
+    (tmp_path / "shards").mkdir()
+    good = [{"png": picture(noise, n), "cls": n % 2} for n in range(4)]
+    write_samples(tmp_path / "shards/train-00.tar", [*good, {"png": picture(noise, 5), **label}])
+    with pytest.raises(DataError, match=r"train-00\.tar/s4: its label is '.*' in \.(cls|json); a label is an integer"):
+        create_data(spec("wds:shards/train-00.tar,shards/train-00.tar"), 0, root=tmp_path)
+
+
+def test_a_server_that_does_not_say_when_a_shard_changed_is_asked_again(shards, tmp_path, server):
+    """Its files have the same size, and it sends neither ETag nor Last-Modified."""
+    shards("train", 1)
+    shards("val", 1)
+    url, _ = server
+    far = spec(f"wds:{url}/train-00.tar,{url}/val-00.tar")
+    first = create_data(far, 0)
+    size = (tmp_path / "shards/val-00.tar").stat().st_size
+    shards("val", 1, label=lambda n: (n + 1) % 3)
+    assert (tmp_path / "shards/val-00.tar").stat().st_size == size
+    second = create_data(far, 0)
+    assert second.splits["test"].labels == [(label + 1) % 3 for label in first.splits["test"].labels]
+    assert second.digest != first.digest
