@@ -265,7 +265,7 @@ class Schedule:
 def check_trials(
     trials: Sequence[RunSpec], *, execution: ExecSpec | None = None, looks_at: str | None = None
 ) -> list[str]:
-    """Build the net of every distinct trial in a process of its own, without memory or time; see `nets.check_nets`."""
+    """Return remarks on trials before they run, from a process of its own; raise what `nets.check_nets` raises."""
     execution = execution or ExecSpec()
     check_place(execution.store)
     return in_a_child(_check_nets, list(trials), execution, looks_at)
@@ -279,10 +279,11 @@ def check_place(folder: str) -> None:
 
 
 def _check_nets(trials: Sequence[RunSpec], execution: ExecSpec, looks_at: str | None) -> list[str]:
+    from se_lab.sweep.changes import other_images
     from se_lab.sweep.nets import check_nets
 
     _check_operators([trial.flat() for trial in trials], execution.plugins)
-    return check_nets(trials, execution, looks_at)
+    return [*check_nets(trials, execution, looks_at), *other_images(trials, execution)]
 
 
 def _check_operators(trials: Sequence[Mapping[str, object]], plugins: str) -> None:

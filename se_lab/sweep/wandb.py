@@ -79,15 +79,18 @@ def run_for_agent(spec: RunSpec, execution: ExecSpec) -> RunRecord:
 
 
 def _run_when_free(spec: RunSpec, execution: ExecSpec, told: Stop) -> RunRecord:
-    """Run a trial, or wait until another worker has."""
+    """Run a trial, or wait until another worker has; say for whom, and again while that one is silent."""
+    folder, told_of = store.trial_folder(execution.store, spec.trial_id), ""
     while True:
         try:
             return run(spec, execution)
         except TrialBusyError as error:
             if told.asked:
                 raise InterruptedTrialError from error
-            print(f"{error}; waiting for it", file=sys.stderr)
-            while store.holder_of(store.trial_folder(execution.store, spec.trial_id)) is not None:
+            while (holder := store.describe_holder(folder)) != "nobody":
+                if holder != told_of:
+                    print(f"waiting for {spec.trial_id}, held by {holder}", file=sys.stderr, flush=True)
+                    told_of = holder
                 time.sleep(POLL_SECONDS)
 
 

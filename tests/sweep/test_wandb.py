@@ -122,19 +122,22 @@ def test_a_stopped_trial_is_handed_out_again_and_a_busy_one_is_waited_for(server
     first = agent("sweep1")
     until(lambda: (folder / "metrics.csv").exists())
     second = agent("sweep2")  # another sweep's agent gets the same trial, which the first is running
-    until(lambda: any(run["commands"] for run in server.runs_of("sweep2")))
-    time.sleep(15)
+    said = ""
+    while "held by process" not in said:
+        line = second.stdout.readline()
+        assert line, said
+        said += line
     assert len(list((folder / "claims").glob("0*[0-9]"))) == 1, "two workers had the trial"
     os.kill(first.pid, signal.SIGTERM)
-    said = first.communicate(timeout=60)[0]
+    said = first.communicate(timeout=600)[0]
     (preempted,) = server.runs_of("sweep1")
     assert (preempted["state"], preempted["exitcode"]) == ("preempted", 75), said
     os.kill(second.pid, signal.SIGTERM)  # which has the trial by now, or is about to
-    said = second.communicate(timeout=60)[0]
+    said = second.communicate(timeout=600)[0]
     assert server.runs_of("sweep2")[0]["state"] == "preempted", said
     assert main(["train", "--recipe=digits", "--train.epochs=60", "--data.batch_size=32", "--wandb=false"]) == 0
     third = agent("sweep1")
-    said = third.communicate(timeout=120)[0]
+    said = third.communicate(timeout=600)[0]
     assert (preempted["state"], preempted["commands"]) == ("finished", ["run", "resume"]), said
     record = store.read_record(folder)
     assert preempted["summary"]["test/top1_error"] == record.metrics["test/top1_error"]
@@ -204,7 +207,7 @@ def test_a_trial_that_is_told_to_stop_from_two_sides_is_still_handed_out_again(s
     process = agent("sweep1", "--count", "1")
     until(lambda: (folder / "metrics.csv").exists())
     os.kill(store.holder_of(folder)["pid"], signal.SIGTERM)
-    said = process.communicate(timeout=120)[0]
+    said = process.communicate(timeout=600)[0]
     (run,) = server.runs_of("sweep1")
     assert (run["state"], run["exitcode"]) == ("preempted", 75), said
 
@@ -221,7 +224,7 @@ def test_a_sweep_through_wandb_that_is_told_to_stop_says_how_to_go_on(server, tm
     )
     until(lambda: (folder / "metrics.csv").exists())
     os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=600)
     assert (process.returncode, out.splitlines()[-1]) == (75, f"{path}: 1 interrupted"), err
     (run,) = server.runs_of("sweep1")
     assert run["state"] == "preempted" and store.holder_of(folder) is None and (folder / "last.ckpt").exists()
@@ -250,7 +253,7 @@ def test_a_failing_trial_is_a_failed_run_that_tells_why(server, tmp_path):
     command = ["${env}", "se-lab", "train", *QUICK, "--optim.schedule=constant", "${args}"]
     path = write(tmp_path, command=command, parameters={"optim.lr": {"values": [1e25]}})
     subprocess.run(wandb("sweep", str(path)), check=True, capture_output=True)
-    said = agent("sweep1", "--count", "1").communicate(timeout=120)[0]
+    said = agent("sweep1", "--count", "1").communicate(timeout=600)[0]
     assert [run["state"] for run in server.runs_of("sweep1")] == ["failed"], said
     (row,) = load_records(f"wandb:{ENTITY}/lab/sweep1").to_dict("records")
     assert row["status"] == "failed" and "the training loss is nan or infinite" in row["error"]
