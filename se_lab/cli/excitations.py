@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from se_lab.cli.parser import Parser
+from se_lab.cli.parser import Parser, add_trust
 from se_lab.cli.runs import add_store, add_where, records_of, where_of
 from se_lab.spec import SpecError
 
@@ -34,6 +34,7 @@ def excitations(argv: list[str]) -> int:
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="Where the net runs.")
     parser.add_argument("--data-workers", type=int, default=2, help="Processes that read files.")
     parser.add_argument("--wandb", metavar="PROJECT", help="Give the trials' W&B runs histograms and figures.")
+    add_trust(parser)
     options = parser.parse_args(argv)
     if bool(options.nets) == bool(options.sweep):
         raise SpecError("se-lab excitations takes checkpoints or timm:NAME, or else --sweep RUNS")
@@ -44,7 +45,14 @@ def excitations(argv: list[str]) -> int:
     def say(text: str) -> None:
         print(text, file=sys.stderr)
 
-    capture = CaptureOptions(options.images_per_class, options.device, options.thumbnails, options.redundancy, say)
+    capture = CaptureOptions(
+        options.images_per_class,
+        options.device,
+        options.thumbnails,
+        options.redundancy,
+        trust_plugins=options.trust_plugins,
+        say=say,
+    )
     request = Inspection(
         data=options.data,
         classes=[name for name in options.classes.split(",") if name.strip()],

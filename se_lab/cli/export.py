@@ -7,7 +7,7 @@ import json
 import sys
 from dataclasses import asdict
 
-from se_lab.cli.parser import Parser
+from se_lab.cli.parser import Parser, add_overwrite, add_trust
 
 
 def export(argv: list[str]) -> int:
@@ -29,7 +29,12 @@ def export(argv: list[str]) -> int:
     parser.add_argument(
         "--image-size", type=int, metavar="PIXELS", help="Side of the images for TorchScript and ONNX; the trial's."
     )
+    parser.add_argument(
+        "--plain", action="store_true", help="Write the backbone without its SE units as well, in plain_backbone/."
+    )
     add_data_root(parser)
+    add_trust(parser)
+    add_overwrite(parser)
     options = parser.parse_args(argv)
     from se_lab.spec import ExecSpec
     from se_lab.trained.export import export
@@ -41,6 +46,9 @@ def export(argv: list[str]) -> int:
         image_size=options.image_size,
         data_root=options.data_root or ExecSpec().data_root,
         say=lambda text: print(text, file=sys.stderr),
+        plain=options.plain,
+        trust_plugins=options.trust_plugins,
+        overwrite=options.overwrite,
     ):
         print(path)
     return 0
@@ -65,6 +73,8 @@ def eval(argv: list[str]) -> int:
     parser.add_argument("--data-workers", type=int, default=2, metavar="N", help="Processes that read files.")
     parser.add_argument("--predictions", metavar="FILE.npz", help="Write key, label, top-5 and correct of every image.")
     parser.add_argument("--format", default="table", choices=("table", "json"), help="How it is written.")
+    add_trust(parser)
+    add_overwrite(parser)
     options = parser.parse_args(argv)
     from se_lab.spec import ExecSpec
     from se_lab.trained.evaluate import evaluate
@@ -77,6 +87,8 @@ def eval(argv: list[str]) -> int:
         device=options.device,
         workers=options.data_workers,
         predictions=options.predictions,
+        trust_plugins=options.trust_plugins,
+        overwrite=options.overwrite,
     )
     if options.format == "json":
         print(json.dumps(asdict(result), indent=2))

@@ -23,3 +23,13 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise SpecError."""
         raise SpecError(f"{told(message, self._option_string_actions)}; {self.prog} --help lists what there is")
+
+
+def add_overwrite(parser: argparse.ArgumentParser) -> None:
+    """Add --overwrite."""
+    parser.add_argument("--overwrite", action="store_true", help="Replace files that SE-Lab did not write.")
+
+
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    """Add --trust-plugins."""
+    parser.add_argument("--trust-plugins", action="store_true", help="Import the plugins that a trial's record names.")

@@ -5,8 +5,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from se_lab.cli.parser import add_overwrite
 from se_lab.cli.runs import records_of, runs_parser, where_of
 from se_lab.spec import SpecError
+from se_lab.store import replacing
 
 
 def table(argv: list[str]) -> int:
@@ -27,6 +29,7 @@ def table(argv: list[str]) -> int:
     )
     parser.add_argument("--format", default="terminal", choices=FORMATS, help="How it is written.")
     parser.add_argument("-o", "--output", help="A file to write instead of the terminal.")
+    add_overwrite(parser)
     options = parser.parse_args(argv)
     from se_lab.report import ablation_table, count_paper_costs, paper_cost_table, pivot_table
 
@@ -55,7 +58,8 @@ def table(argv: list[str]) -> int:
         print(*table.notes, sep="\n", file=sys.stderr)
     if options.output:
         Path(options.output).parent.mkdir(parents=True, exist_ok=True)
-        Path(options.output).write_text(text if text.endswith("\n") else text + "\n", encoding="utf-8")
+        with replacing([options.output], overwrite=options.overwrite):
+            Path(options.output).write_text(text if text.endswith("\n") else text + "\n", encoding="utf-8")
     else:
         print(text, end="" if text.endswith("\n") else "\n")
     return 0
@@ -70,6 +74,7 @@ def plot(argv: list[str]) -> int:
     parser.add_argument("--cost", nargs="+", choices=COSTS, default=COSTS, help="What a trade-off is against.")
     parser.add_argument("-o", "--output", default="figures", help="The folder to write into.")
     parser.add_argument("--formats", nargs="+", default=["png", "svg"], choices=("png", "svg", "pdf"), help="Of files.")
+    add_overwrite(parser)
     options = parser.parse_args(argv)
     from se_lab.report import draw_figures, save_figure
 
@@ -80,9 +85,11 @@ def plot(argv: list[str]) -> int:
         if isinstance(figure, str):
             left_out.append(f"{name} left out: {figure}")
             continue
-        for path in save_figure(figure, Path(options.output, name), options.formats):
-            print(path, flush=True)
-            written += 1
+        files = [Path(options.output, f"{name}.{suffix}") for suffix in options.formats]
+        with replacing(files, overwrite=options.overwrite):
+            for path in save_figure(figure, Path(options.output, name), options.formats):
+                print(path, flush=True)
+                written += 1
     for line in left_out:
         print(line, file=sys.stderr)
     return 2 if left_out and (options.kind or not written) else 0
@@ -92,6 +99,7 @@ def report(argv: list[str]) -> int:
     """Write the page of a study."""
     parser = runs_parser("se-lab report", "One page of a study that needs nothing else: table, figures, every trial.")
     parser.add_argument("-o", "--output", default="report.html", help="The page to write.")
+    add_overwrite(parser)
     parser.add_argument("--wandb", metavar="PROJECT", help="Put page and table on W&B too, offline by default.")
     options = parser.parse_args(argv)
     from se_lab.report import send_report, write_report
@@ -102,7 +110,8 @@ def report(argv: list[str]) -> int:
     sweeps = [read_sweep(spec) for spec in specs]
     title = ", ".join(sweep.name for sweep in sweeps) or f"Trials in {', '.join(options.runs)}"
     question = [sweep.description for sweep in sweeps if sweep.description]
-    page = write_report(records, options.output, title=title, question=question, metric=options.metric, where=where)
+    with replacing([options.output], overwrite=options.overwrite):
+        page = write_report(records, options.output, title=title, question=question, metric=options.metric, where=where)
     print(page)
     if options.wandb:
         print(send_report(records, page, options.wandb, title=title, metric=options.metric, where=where))

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TypeVar, cast
 
 from se_lab.spec import seed_of
+from se_lab.store import cache_folder
 
 WHOLE = 2 * 10**9
 """Bytes of a set up to which every image is read for its digest."""
@@ -108,8 +109,3 @@ def write_cached(path: Path, write: Callable[[Path], object]) -> None:
         Path(name).replace(path)
     finally:
         Path(name).unlink(missing_ok=True)
-
-
-def cache_folder() -> Path:
-    """Return the folder of what is remembered of data sets."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "se-lab"

@@ -25,9 +25,10 @@ import numpy as np
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from se_lab.data.base import DataError, counted
-from se_lab.data.digests import WHOLE, cache_folder, content_digest, digest_of, encoded_name, remembered, write_cached
+from se_lab.data.digests import WHOLE, content_digest, digest_of, encoded_name, remembered, write_cached
 from se_lab.data.images import EncodedData
 from se_lab.spec import DataSpec
+from se_lab.store import cache_folder
 
 NO_LABEL = -(2**31)
 AT_ONCE = 8

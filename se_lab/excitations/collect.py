@@ -56,11 +56,13 @@ class CaptureOptions:
     """Keep which images excite each channel most and least."""
     redundancy: bool = False
     """Measure the error with each unit's gate held at its mean: one more pass over the images a unit."""
+    trust_plugins: bool = False
+    """Import the modules that a trial's record names under plugins, if they are not imported yet."""
     say: Say = lambda text: None
     """Told of progress."""
 
 
-def open_net(source: str | Path) -> TrainedNet:
+def open_net(source: str | Path, *, trust_plugins: bool = False) -> TrainedNet:
     """Load a checkpoint or the folder of a trial, or with timm:NAME a pretrained net of timm's.
 
     Raises:
@@ -70,7 +72,7 @@ def open_net(source: str | Path) -> TrainedNet:
     text = str(source)
     if text.startswith("timm:"):
         return _pretrained(text.removeprefix("timm:"))
-    model, spec = load_trained(source)
+    model, spec = load_trained(source, trust_plugins=trust_plugins)
     gate_sites(model)
     path = Path(source)
     folder = path if path.is_dir() else path.parent

@@ -62,7 +62,7 @@ def inspect_nets(sources: Sequence[str | Path], request: Inspection) -> list[Pat
     Raises:
         SpecError, DataError: for a net, class or image that is not there, before any image is run.
     """
-    nets = [open_net(source) for source in sources]
+    nets = [open_net(source, trust_plugins=request.capture.trust_plugins) for source in sources]
     images = [_images(net, request) for net in nets]
     chosen = [_chosen(request, of) for of in images]
     labelled, written = [], []
@@ -105,7 +105,7 @@ def inspect_sweep(records: pd.DataFrame, request: Inspection) -> list[Path]:
     folder = Path(request.output or "excitations")
     labelled, written = [], []
     for name, row in zip(names, ready.to_dict("records"), strict=True):
-        net = open_net(row["folder"])
+        net = open_net(row["folder"], trust_plugins=request.capture.trust_plugins)
         images = _images(net, request)
         classes = _chosen(request, images)
         request.capture.say(f"{name}, seed {row['seed']:.0f} ({net.label})")

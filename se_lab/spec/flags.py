@@ -115,6 +115,26 @@ def import_plugins(names: str) -> None:
             raise SpecError(f"plugins has {name!r}: {type(error).__name__}: {error}") from error
 
 
+def import_recorded_plugins(names: str, origin: str | Path, trusted: bool) -> None:
+    """Import the plugins that a file names, if the user trusts them or has imported them.
+
+    Args:
+        names: Modules, separated by commas.
+        origin: The file that names them.
+        trusted: Whether the user said so.
+
+    Raises:
+        SpecError: naming the modules that would be imported.
+    """
+    unknown = [name for name in map(str.strip, names.split(",")) if name and name not in sys.modules]
+    if unknown and not trusted:
+        raise SpecError(
+            f"{origin} names plugins, which are code that would run here: {', '.join(unknown)}; if you trust it, "
+            "--trust-plugins (in Python: trust_plugins=True) imports them"
+        )
+    import_plugins(",".join(unknown))
+
+
 def _execution_of(parsed: Any, recipe: str) -> ExecSpec:
     fields = {name: getattr(parsed, name) for name, _ in fields_of(ExecSpec()) if name != "recipe"}
     return ExecSpec(**fields, recipe=recipe)

@@ -9,6 +9,8 @@ In: a `RunRecord`. Out: a table of trials, one row each.
                    claims/           the workers that held the trial, in order
 """
 
+from se_lab.store.outputs import cache_folder as cache_folder
+from se_lab.store.outputs import replacing as replacing
 from se_lab.store.store import HEARTBEAT_SECONDS as HEARTBEAT_SECONDS
 from se_lab.store.store import LEASE_SECONDS as LEASE_SECONDS
 from se_lab.store.store import Claim as Claim

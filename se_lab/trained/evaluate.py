@@ -21,7 +21,7 @@ from se_lab.data import Batch, DataError, create_data, scan
 from se_lab.data.files import Files, printable
 from se_lab.data.folders import Scan
 from se_lab.spec import DataSpec, RunSpec, SpecError
-from se_lab.store import RunRecord, read_record, write_whole
+from se_lab.store import RunRecord, read_record, replacing, write_whole
 from se_lab.trained.inputs import IN_MEMORY, open_pretrained, pick_device, trial_config
 from se_lab.trained.load import load_trained
 from se_lab.training.metrics import Sums
@@ -64,6 +64,8 @@ def evaluate(
     device: str = "auto",
     workers: int = 2,
     predictions: str | Path | None = None,
+    trust_plugins: bool = False,
+    overwrite: bool = False,
 ) -> Evaluation:
     """Test a net: on its trial's own test images to the very numbers of the trial's record, on one machine.
 
@@ -78,6 +80,8 @@ def evaluate(
         device: auto, cpu, cuda or mps.
         workers: Processes that read files.
         predictions: A file to write as trials write theirs (.npz): key, label, top5, correct.
+        trust_plugins: Import the modules that the trial's record names under plugins.
+        overwrite: Replace a file of predictions that SE-Lab did not write.
 
     Raises:
         SpecError: for a net that cannot be loaded, one whose outputs are not the images' classes, or no data.
@@ -97,7 +101,7 @@ def evaluate(
         model, config = open_pretrained(text.removeprefix("timm:"))
         images = _from_folder(data, data_root, config, batch_size or 64, workers)
     else:
-        model, spec = load_trained(source)
+        model, spec = load_trained(source, trust_plugins=trust_plugins)
         record = read_record(Path(source) if Path(source).is_dir() else Path(source).parent)
         size = batch_size or spec.data.batch_size
         if data is None or data == spec.data.name:
@@ -111,7 +115,8 @@ def evaluate(
     if predictions is not None:
         arrays = {"key": np.array(images.keys)[kept["image"]], "label": kept["label"], "top5": kept["top5"]}
         arrays["correct"] = kept["top5"][:, 0] == kept["label"]
-        write_whole(Path(predictions), lambda file: np.savez_compressed(file, **arrays))
+        with replacing([predictions], overwrite=overwrite):
+            write_whole(Path(predictions), lambda file: np.savez_compressed(file, **arrays))
     count = len(kept["label"])
     intervals = {key: _wilson(value, count) for key, value in metrics.items() if key.endswith("_error")}
     return Evaluation(text, images.name, count, metrics, intervals, tuple(_remarks(record, images)))

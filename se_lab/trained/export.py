@@ -2,15 +2,15 @@
 
 DIR/se_lab.json               the trial's spec, how its images are prepared, its classes and metrics
     config.json               timm's, and
-    model.safetensors         the weights under timm's names
-    se_units.safetensors      the SE units, where timm has no net with such units of its own
+    model.safetensors         the weights under timm's names: where plain timm computes the whole net
+    weights.safetensors       all weights, where it cannot
+    plain_backbone/           with plain=True: config.json and model.safetensors of the backbone without its SE units
     model.torchscript.pt
     model.onnx
     detector.safetensors      the weights as a torchvision detector names them: body.layer1.0.conv1.weight …
 
-`timm.create_model("local-dir:DIR", pretrained=True)` makes the net with its units where timm has a twin (insertion
-standard on a ResNet, squeeze avg, excitation sigmoid, r of 16 or more), else the backbone without them.
-`load_exported(DIR)` makes the whole net.
+`timm.create_model("local-dir:DIR", pretrained=True)` makes the whole net, or refuses the folder; a process that imports
+only timm has checked its outputs. `load_exported(DIR)` makes the net in either case.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ import importlib.util
 import json
 import logging
 import shutil
+import subprocess
+import sys
+import tempfile
 import uuid
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -28,14 +31,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from se_lab import store
 from se_lab.spec import RunSpec, SpecError, check_choice, run_spec, seed_of
-from se_lab.spec.flags import import_plugins
+from se_lab.spec.flags import import_recorded_plugins
 from se_lab.store import RunRecord
 from se_lab.trained.detection import DETECTOR_FILE, detection_backbone, write_detector
 from se_lab.trained.inputs import class_names, input_size, trial_config
@@ -51,6 +53,8 @@ TOLERANCE = 1e-4
 """How far an output may be from the net's own, as a share of the largest of its outputs, or of 1."""
 
 Say = Callable[[str], object]
+Form = tuple[str, dict[str, Any], dict[str, Tensor]]
+"""The name of a net of timm's, the arguments that make it, and its weights."""
 
 
 class ExportError(SpecError):
@@ -94,6 +98,9 @@ def export(
     image_size: int | None = None,
     data_root: str | Path = ".",
     say: Say = lambda text: None,
+    plain: bool = False,
+    trust_plugins: bool = False,
+    overwrite: bool = False,
 ) -> list[Path]:
     """Write a trial's net for elsewhere, and return the files. Each is checked against the net before it is in place.
 
@@ -103,7 +110,10 @@ def export(
         formats: Of `FORMATS`; onnx needs the extra se-lab[export].
         image_size: Side of the images that TorchScript and ONNX are made for; by default the trial's.
         data_root: Where the trial's data lies, for the mean, the deviation and the class names.
-        say: Told of what a user may want to know.
+        say: Called with remarks for the user.
+        plain: Write the backbone without its SE units as well, in plain_backbone/.
+        trust_plugins: Import the modules that the trial's record names under plugins.
+        overwrite: Replace files that SE-Lab did not write.
 
     Raises:
         SpecError: for a checkpoint that cannot be loaded, an unknown format, a missing package, or a folder that holds
@@ -119,7 +129,7 @@ def export(
         raise SpecError(
             f"onnx needs {', '.join(lacking)}: pip install 'se-lab[export]', or export {others or 'others'}"
         )
-    net = _open(source, image_size)
+    net = _open(source, image_size, trust_plugins)
     folder = Path(folder)
     known = _about(folder)
     if known and known["weights"] != net.digest:
@@ -132,44 +142,53 @@ def export(
         with _quiet():
             for format in formats:
                 about |= _WRITERS[format](net, aside, about, say) or {}
-        written = sorted(path.name for path in aside.iterdir())
-        (aside / "se_lab.json").write_text(json.dumps(about, indent=2))
-        for name in [*written, "se_lab.json"]:
-            store.put_in_place(aside / name, folder / name)
+            if plain:
+                _write_plain(net, aside, about, say)
+        written = sorted(str(path.relative_to(aside)) for path in aside.rglob("*") if path.is_file())
+        (aside / "se_lab.json").write_text(json.dumps(about, indent=2), encoding="utf-8")
+        with store.replacing([folder / name for name in [*written, "se_lab.json"]], overwrite=overwrite):
+            for name in [*written, "se_lab.json"]:
+                (folder / name).parent.mkdir(exist_ok=True)
+                store.put_in_place(aside / name, folder / name)
     except BaseException:
         shutil.rmtree(folder if new else aside, ignore_errors=True)
         raise
-    aside.rmdir()
+    shutil.rmtree(aside)
     return [folder / name for name in [*written, "se_lab.json"]]
 
 
-def load_exported(folder: str | Path) -> tuple[nn.Module, RunSpec]:
-    """Build the net that was exported to a folder, SE units and all, in eval mode on the CPU, with its trial's spec.
+def load_exported(folder: str | Path, *, trust_plugins: bool = False) -> tuple[nn.Module, RunSpec]:
+    """Build the net that was exported to a folder, in eval mode on the CPU, and return it with its trial's spec.
+
+    Args:
+        folder: What `export` wrote.
+        trust_plugins: Import the modules that the folder names under plugins, if they are not imported yet.
 
     Raises:
-        SpecError: where the folder holds no export of SE-Lab's in the format safetensors.
+        SpecError: where the folder holds no export of SE-Lab's in the format safetensors, or names plugins that nobody
+            trusts.
     """
     folder = Path(folder)
     about = _about(folder)
-    if about is None or "units" not in about:
-        raise SpecError(f"{folder} holds no export in the format safetensors (se_lab.json, model.safetensors)")
-    import_plugins(about["plugins"])
+    if about is None or "weights_file" not in about:
+        raise SpecError(f"{folder} holds no export in the format safetensors (se_lab.json and weights)")
+    import_recorded_plugins(about["plugins"], folder / "se_lab.json", trust_plugins)
     spec = run_spec(about["spec"])
     # its weights are here: whatever the trial started from need not be fetched
     plain = run_spec(spec.flat() | {"model.pretrained": False, "model.init": "timm"}).model
     model = create_model(plain, about["num_classes"], about["input"]["input_size"][0])
     sites: Any = model.se_sites
-    state = load_file(folder / "model.safetensors")
-    if about["units"] == "timm":
+    file = about["weights_file"]
+    check_choice("weights_file", file, ("model.safetensors", "weights.safetensors"))
+    state = load_file(folder / file)
+    if about["twin"]:
         state = from_twin(state, sites, spec.model.se.bias)
-    elif sites:
-        state |= load_file(folder / about["units"])
     model.load_state_dict(state)
     return model.eval(), spec
 
 
-def _open(source: str | Path, image_size: int | None) -> Net:
-    model, spec = load_trained(source)
+def _open(source: str | Path, image_size: int | None, trust_plugins: bool) -> Net:
+    model, spec = load_trained(source, trust_plugins=trust_plugins)
     path = Path(source)
     record = store.read_record(path if path.is_dir() else path.parent)
     assert record is not None  # load_trained has read it
@@ -187,7 +206,7 @@ def _open(source: str | Path, image_size: int | None) -> Net:
 
 def _about(folder: Path) -> dict[str, Any] | None:
     try:
-        about: dict[str, Any] = json.loads((folder / "se_lab.json").read_text())
+        about: dict[str, Any] = json.loads((folder / "se_lab.json").read_text(encoding="utf-8"))
         return about
     except FileNotFoundError:
         return None
@@ -210,45 +229,93 @@ def _describe(net: Net, data_root: str | Path) -> dict[str, Any]:
     }
 
 
-def _write_timm(net: Net, folder: Path, about: dict[str, Any], say: Say) -> dict[str, Any]:
-    """Write config.json and model.safetensors, and the units where they are not among those weights."""
-    under = tuple(f"{site.path}." for site in net.sites)
+def _write_safetensors(net: Net, folder: Path, about: dict[str, Any], say: Say) -> dict[str, Any]:
+    """Write the net in timm's form if plain timm computes what it does, else all its weights in SE-Lab's own."""
     state = {key: value.contiguous() for key, value in net.model.state_dict().items()}
-    plain = {key: value for key, value in state.items() if not key.startswith(under)}
-    backbone, pretrained_cfg = net.spec.model.backbone, dict(getattr(net.model, "pretrained_cfg", None) or {})
-    twin = find_twin(net.model, net.spec.model, net.classes, net.shape[0], lambda other: _is_same(other, net))
-    architecture, arguments, weights = twin or (backbone, net.spec.model.kwargs, plain)
-    units = "timm" if twin else "se_units.safetensors" if net.sites else "none"
-    metadata = {"format": "pt", "trial_id": net.record.trial_id}
-    save_file(weights, folder / "model.safetensors", metadata)
-    if units == "se_units.safetensors":
-        save_file({key: state[key] for key in state.keys() - plain.keys()}, folder / units, metadata)
-        say(f"timm has no such SE units: it loads {backbone} without them, and se_lab.load_exported with them")
-    keep = ("first_conv", "classifier", "pool_size", "fixed_input_size", "license")
-    known = {key: value for key, value in pretrained_cfg.items() if key in keep}
-    config = {
+    spec, why = net.spec.model, "it has no such SE units"
+    form: Form | None = (spec.backbone, spec.kwargs, state)
+    if net.sites:
+        form = find_twin(net.model, spec, net.classes, net.shape[0], lambda other: _is_same(other, net))
+    if form is not None:
+        _write_timm(net, folder, about, form)
+        why = _difference(folder, net)
+        if not why:
+            return {"weights_file": "model.safetensors", "twin": bool(net.sites)}
+        for name in ("config.json", "model.safetensors"):
+            (folder / name).unlink()
+    save_file(state, folder / "weights.safetensors", {"trial_id": net.record.trial_id})
+    say(f"plain timm cannot build this net ({why}): se_lab.load_exported loads it, from weights.safetensors")
+    return {"weights_file": "weights.safetensors", "twin": False}
+
+
+def _write_plain(net: Net, folder: Path, about: dict[str, Any], say: Say) -> None:
+    """Write the backbone without its SE units in timm's form, in a folder and with a config that say so."""
+    under = tuple(f"{site.path}." for site in net.sites)
+    state = {key: value.contiguous() for key, value in net.model.state_dict().items() if not key.startswith(under)}
+    plain, spec = folder / "plain_backbone", net.spec.model
+    plain.mkdir()
+    remark = f"the backbone of trial {net.record.trial_id} without its SE units: its outputs are not the trained net's"
+    _write_timm(net, plain, about, (spec.backbone, spec.kwargs, state), remark)
+    problem, outputs = _plain_timm(plain, net)
+    if outputs is None:
+        raise ExportError(f"plain timm cannot build {spec.backbone} without its SE units ({problem})")
+
+
+def _write_timm(net: Net, folder: Path, about: dict[str, Any], form: Form, remark: str = "") -> None:
+    """Write config.json and model.safetensors."""
+    architecture, arguments, weights = form
+    arguments = arguments | ({} if net.shape[0] == 3 else {"in_chans": net.shape[0]})
+    save_file(weights, folder / "model.safetensors", {"format": "pt", "trial_id": net.record.trial_id})
+    own = dict(getattr(net.model, "pretrained_cfg", None) or {})
+    kept = {
+        key: own[key] for key in ("first_conv", "classifier", "pool_size", "fixed_input_size", "license") if key in own
+    }
+    config: dict[str, Any] = {
         "architecture": architecture,
         "num_classes": net.classes,
         "num_features": getattr(net.model, "num_features", None),
-        "pretrained_cfg": {**known, **about["input"], "num_classes": net.classes, "custom_load": False},
+        "pretrained_cfg": {**kept, **about["input"], "num_classes": net.classes, "custom_load": False},
     }
     config |= {"model_args": arguments} if arguments else {}
     config |= {"label_names": about["label_names"]} if about["label_names"] else {}
-    (folder / "config.json").write_text(json.dumps(config, indent=2))
+    if remark:
+        config |= {"se_lab": remark}
+        config["pretrained_cfg"]["tag"] = "without_se"
+    (folder / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
+
+
+_PLAIN_TIMM = """
+import sys, timm, torch
+from safetensors.torch import load_file, save_file
+model = timm.create_model("local-dir:" + sys.argv[1], pretrained=True).eval()
+assert "se_lab" not in sys.modules
+with torch.inference_mode():
+    save_file({key: model(images) for key, images in load_file(sys.argv[2]).items()}, sys.argv[3])
+"""
+
+
+def _plain_timm(folder: Path, net: Net) -> tuple[str, dict[str, Tensor] | None]:
+    """Return the outputs of the net that a process with timm alone makes of a folder, or why it makes none."""
+    with tempfile.TemporaryDirectory() as scratch:
+        given, made = f"{scratch}/images.safetensors", f"{scratch}/outputs.safetensors"
+        save_file({str(number): net.images(number) for number in (1, 3)}, given)
+        command = [sys.executable, "-c", _PLAIN_TIMM, str(folder.absolute()), given, made]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=scratch, check=False)
+        if done.returncode:
+            return (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1], None
+        return "", load_file(made)
+
+
+def _difference(folder: Path, net: Net) -> str:
+    """Return how the net that plain timm makes of a folder differs from the trial's, or an empty string."""
+    problem, outputs = _plain_timm(folder, net)
+    if outputs is None:
+        return problem
     try:
-        loaded = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-    except RuntimeError:  # its own units are gone, and timm cannot build it without any
-        if net.spec.model.existing_se != "replace":
-            raise
-        (folder / "config.json").unlink()
-        say(f"timm cannot build {backbone} without its own units: only se_lab.trained.export.load_exported loads this")
-        return {"units": units}
-    if units == "se_units.safetensors":
-        if any(not torch.equal(value, plain[key]) for key, value in loaded.state_dict().items()):
-            raise ExportError(f"timm loads {backbone} with other weights than the net's: nothing was written")
-    else:
-        _check("the net that timm makes of it", loaded, net)
-    return {"units": units}
+        _check("the net that timm makes of it", lambda images: outputs[str(len(images))], net)
+    except ExportError as error:
+        return str(error)
+    return ""
 
 
 def _write_torchscript(net: Net, folder: Path, about: dict[str, Any], say: Say) -> None:
@@ -290,7 +357,7 @@ def _write_detector(net: Net, folder: Path, about: dict[str, Any], say: Say) -> 
 
 
 _WRITERS: dict[str, Callable[[Net, Path, dict[str, Any], Say], dict[str, Any] | None]] = {
-    "safetensors": _write_timm,
+    "safetensors": _write_safetensors,
     "torchscript": _write_torchscript,
     "onnx": _write_onnx,
     "detector": _write_detector,

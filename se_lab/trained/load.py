@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 from se_lab.spec import RunSpec, SpecError, nearest, run_spec
-from se_lab.spec.flags import import_plugins
+from se_lab.spec.flags import import_recorded_plugins
 from se_lab.store import RunRecord, read_record
 from se_lab.units.model import create_model
 
 
-def load_trained(path: str | Path) -> tuple[nn.Module, RunSpec]:
+def load_trained(path: str | Path, *, trust_plugins: bool = False) -> tuple[nn.Module, RunSpec]:
     """Build the net of a checkpoint, in eval mode on the CPU, and return it with its trial's spec.
 
     Of a trial that keeps a moving average of its weights, those are the net's.
@@ -22,9 +22,11 @@ def load_trained(path: str | Path) -> tuple[nn.Module, RunSpec]:
     Args:
         path: A trial's checkpoint, beside its record.json, or the trial's folder: its best.ckpt where the trial was
             tested with its best weights, else its last.ckpt.
+        trust_plugins: Import the modules that the record names under plugins, if they are not imported yet.
 
     Raises:
-        SpecError: where there is no checkpoint or no record of its trial, or the one does not fit the other.
+        SpecError: where there is no checkpoint or no record of its trial, where the one does not fit the other, or
+            where the record names plugins that nobody trusts.
     """
     path = Path(path)
     record = read_record(path if path.is_dir() else path.parent)
@@ -45,7 +47,8 @@ def load_trained(path: str | Path) -> tuple[nn.Module, RunSpec]:
         raise SpecError(f"{path} is no checkpoint of SE-Lab's: {type(error).__name__}: {error}") from error
     tested = "ema.module." if record.spec.get("train.ema") else "model."
     weights = {key.removeprefix(tested): value for key, value in state.items() if key.startswith(tested)}
-    import_plugins(record.execution.get("plugins", ""))  # operators that the spec names
+    plugins = record.execution.get("plugins", "")  # the spec may name operators of theirs
+    import_recorded_plugins(plugins, path.parent / "record.json", trust_plugins)
     spec = run_spec(record.spec)
     model = _untrained(spec, record, weights)
     own = model.state_dict()

@@ -11,6 +11,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from se_lab.cli import main
@@ -19,11 +20,30 @@ from se_lab.spec import DataSpec, ModelSpec, RunSpec, SESpec, SpecError
 from se_lab.store import RunRecord, write_record
 from se_lab.trained import export as module
 from se_lab.trained.export import ExportError, export, load_exported
+from se_lab.trained.load import load_trained
 from se_lab.units.insertion import find_places, insert_se
 from se_lab.units.model import create_model
 from se_lab.units.squeeze_excite import SQUEEZE
 
 CLASSES = 7
+
+
+@pytest.fixture(autouse=True)
+def _same_process(request, monkeypatch, tmp_path):
+    """Build timm's net here, and not in a process that has only timm, which takes seconds to start."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    if "real_timm" in request.keywords:
+        return
+
+    def build(folder, net):
+        name = json.loads((folder / "config.json").read_text())["architecture"]
+        if timm.models.model_entrypoint(name).__module__.startswith("se_lab"):
+            return f"Unknown model ({name})", None
+        model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+        with torch.inference_mode():
+            return "", {str(number): model(net.images(number)) for number in (1, 3)}
+
+    monkeypatch.setattr(module, "_plain_timm", build)
 
 
 def trial(
@@ -70,7 +90,7 @@ def test_timm_makes_the_whole_net_where_it_has_a_twin(tmp_path, backbone, se, ar
     twin = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
     assert sum(isinstance(m, timm.layers.SEModule) for m in twin.modules()) == len(net.se_sites)
     assert_same(twin(images()), net(images()))
-    assert not (tmp_path / "out" / "se_units.safetensors").exists()
+    assert not (tmp_path / "out" / "weights.safetensors").exists()
 
 
 @pytest.mark.parametrize(
@@ -78,19 +98,53 @@ def test_timm_makes_the_whole_net_where_it_has_a_twin(tmp_path, backbone, se, ar
     [
         ("test_resnet", SESpec(reduction=2)),  # wider than timm's units
         ("test_resnet", SESpec("identity", squeeze="none", excitation="tanh")),
-        ("test_efficientnet", SESpec("none")),
+        ("cifar_resnet20", SESpec("none")),  # a net of SE-Lab's own
     ],
 )
-def test_timm_makes_the_backbone_where_it_has_no_such_units(tmp_path, backbone, se):
-    existing = "keep" if backbone == "test_efficientnet" else "refuse"
-    net = trial(tmp_path / "trial", ModelSpec(backbone, se, existing_se=existing))
+def test_what_plain_timm_cannot_compute_is_not_in_its_form(tmp_path, backbone, se):
+    net = trial(tmp_path / "trial", ModelSpec(backbone, se))
     said: list[str] = []
     export(tmp_path / "trial", tmp_path / "out", ["safetensors"], say=said.append)
-    plain = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True)
-    ours = net.state_dict()
-    assert all(torch.equal(value, ours[key]) for key, value in plain.state_dict().items())
-    assert plain.state_dict().keys() == timm.create_model(backbone, num_classes=CLASSES).state_dict().keys()
-    assert bool(said) == (se.insertion != "none")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["se_lab.json", "weights.safetensors"]
+    assert "plain timm cannot build this net" in said[0] and "se_lab.load_exported" in said[0]
+    with pytest.raises((FileNotFoundError, OSError)):
+        timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True)
+    assert torch.equal(load_exported(tmp_path / "out")[0](images()), net(images()))
+
+
+def test_the_plain_backbone_is_written_on_request_under_a_name_that_says_so(tmp_path):
+    net = trial(tmp_path / "trial", ModelSpec("test_resnet", SESpec(reduction=2)))
+    export(tmp_path / "trial", tmp_path / "out", ["safetensors"], plain=True)
+    config = json.loads((tmp_path / "out/plain_backbone/config.json").read_text())
+    assert "without its SE units" in config["se_lab"]
+    plain = timm.create_model(f"local-dir:{tmp_path / 'out/plain_backbone'}", pretrained=True)
+    assert all(torch.equal(value, net.state_dict()[key]) for key, value in plain.state_dict().items())
+
+
+@pytest.mark.real_timm
+def test_a_process_that_has_only_timm_checks_the_outputs(tmp_path, monkeypatch):
+    trial(tmp_path / "trial", ModelSpec("resnet18", SESpec(reduction=16)))
+    export(tmp_path / "trial", tmp_path / "out", ["safetensors"])
+    assert json.loads((tmp_path / "out/se_lab.json").read_text())["weights_file"] == "model.safetensors"
+    net = module._open(tmp_path / "trial", None, False)
+    assert module._difference(tmp_path / "out", net) == ""
+    weights = load_file(tmp_path / "out/model.safetensors")
+    save_file(
+        {key: value + 0.1 for key, value in weights.items()}, tmp_path / "out/model.safetensors", {"format": "pt"}
+    )
+    assert "away from the net" in module._difference(tmp_path / "out", net)
+
+
+def test_files_of_others_are_not_replaced(tmp_path):
+    trial(tmp_path / "trial", ModelSpec("test_resnet", SESpec("none")))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/config.json").write_text("mine")
+    with pytest.raises(SpecError, match=r"config\.json would be replaced, and SE-Lab did not write it .*--overwrite"):
+        export(tmp_path / "trial", tmp_path / "out", ["safetensors"])
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["config.json"]
+    assert (tmp_path / "out/config.json").read_text() == "mine"
+    export(tmp_path / "trial", tmp_path / "out", ["safetensors"], overwrite=True)
+    export(tmp_path / "trial", tmp_path / "out", ["safetensors"])  # its own
 
 
 @pytest.mark.parametrize(
@@ -115,7 +169,7 @@ def test_se_lab_restores_every_weight(tmp_path, model):
 
 
 def test_timm_prepares_images_as_the_trial_did(tmp_path):
-    trial(tmp_path / "trial", ModelSpec("cifar_resnet20"), DataSpec("digits"))
+    trial(tmp_path / "trial", ModelSpec("test_resnet", SESpec("none")), DataSpec("digits"))
     export(tmp_path / "trial", tmp_path / "out", ["safetensors"])
     net = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True)
     config = timm.data.resolve_model_data_config(net)
@@ -175,7 +229,12 @@ def test_a_plugins_operator_goes_along(tmp_path, monkeypatch):
         net = trial(tmp_path / "trial", model, plugins="my_export_squeeze")
         export(tmp_path / "trial", tmp_path / "out")
         del SQUEEZE["weighted"], sys.modules["my_export_squeeze"]  # as in a new process
-        restored, _ = load_exported(tmp_path / "out")
+        with pytest.raises(SpecError, match=r"se_lab\.json names plugins.*my_export_squeeze.*trust_plugins=True"):
+            load_exported(tmp_path / "out")
+        with pytest.raises(SpecError, match=r"record\.json names plugins.*my_export_squeeze.*--trust-plugins"):
+            load_trained(tmp_path / "trial")
+        assert "my_export_squeeze" not in sys.modules
+        restored, _ = load_exported(tmp_path / "out", trust_plugins=True)
         assert torch.equal(restored(images()), net(images()))
         assert_same(torch.jit.load(tmp_path / "out/model.torchscript.pt")(images()), net(images()))
     finally:
@@ -229,9 +288,9 @@ def test_the_command_writes_and_names_files_and_says_mistakes(tmp_path, capsys, 
     assert main(["export", str(tmp_path / "trial"), "-o", out, "--formats", "safetensors", "detector"]) == 0
     printed = capsys.readouterr()
     assert [Path(line).name for line in printed.out.splitlines()] == [
-        "config.json", "detector.safetensors", "model.safetensors", "se_units.safetensors", "se_lab.json",
+        "detector.safetensors", "weights.safetensors", "se_lab.json",
     ]  # fmt: skip
-    assert "timm has no such SE units" in printed.err
+    assert "plain timm cannot build this net (it has no such SE units)" in printed.err
     for argv, said in [
         (["--formats=onx"], "did you mean 'onnx'"),
         (["--image-sise=3"], "did you mean '--image-size'"),

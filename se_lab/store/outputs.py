@@ -1,0 +1,70 @@
+"""Files that verbs write where the user says: one that SE-Lab did not write is not replaced."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from se_lab.spec import SpecError
+
+
+def cache_folder() -> Path:
+    """Return SE-Lab's folder under the user's cache directory."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "se-lab"
+
+
+@contextlib.contextmanager
+def replacing(paths: Iterable[str | Path], *, overwrite: bool = False) -> Iterator[None]:
+    """Write files within it; they may replace only what SE-Lab has written, and nobody has changed since.
+
+    Args:
+        paths: The files that will be written.
+        overwrite: Replace any file.
+
+    Raises:
+        SpecError: before anything is written, naming the files that would be lost.
+    """
+    files = [Path(path).absolute() for path in paths]
+    if not overwrite and (foreign := [file for file in files if os.path.lexists(file) and not _is_ours(file)]):
+        more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
+        raise SpecError(
+            f"{foreign[0]}{more} would be replaced, and SE-Lab did not write it as it is now; choose another name, or "
+            "--overwrite"
+        )
+    ours = {file for file in files if not os.path.lexists(file) or _is_ours(file)}
+    try:
+        yield
+        ours = set(files)
+    finally:  # what was written before an error is SE-Lab's too
+        _remember(ours)
+
+
+def _remember(files: Iterable[Path]) -> None:
+    for file in files:
+        if file.is_file():
+            note = _note(file)
+            with contextlib.suppress(OSError):  # without the note, the file is not replaced next time
+                note.parent.mkdir(parents=True, exist_ok=True)
+                note.write_text(_digest(file), encoding="utf-8")
+
+
+def _is_ours(file: Path) -> bool:
+    try:
+        return file.is_file() and _note(file).read_text(encoding="utf-8") == _digest(file)
+    except OSError:
+        return False
+
+
+def _note(file: Path) -> Path:
+    return cache_folder() / "outputs" / hashlib.sha256(os.fsencode(file)).hexdigest()[:32]
+
+
+def _digest(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as content:
+        while part := content.read(1 << 20):
+            digest.update(part)
+    return digest.hexdigest()
