@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from se_lab.parallel.sync_bn import SyncBatchNorm
 from se_lab.units.fused import units
 from se_lab.units.fused.passes import compiles
+from se_lab.units.fused.torch_state import exporting, has_hooks, only_forward_hook, watched
 from se_lab.units.insertion import scale_output
 from se_lab.units.squeeze_excite import SqueezeExcite, squeeze_avg
 
@@ -144,7 +145,7 @@ def _no_inner(norm: nn.Module, drop_block: nn.Module, act: Any) -> str:
         return f"the activation is {type(act).__name__}"
     if type(drop_block) is not nn.Identity:
         return "drop_block before the activation"
-    if list(act._forward_hooks.values()) != [scale_output] or act._forward_pre_hooks or act._backward_hooks:
+    if not only_forward_hook(act, scale_output):
         return "hooks on the activation"
     return _other_norm(norm) or _hooks(norm, drop_block, unit)
 
@@ -168,7 +169,7 @@ def _other_norm(norm: nn.Module) -> str:
 def _hooks(*modules: nn.Module) -> str:
     """Name the module whose hooks would not see what they expect."""
     for module in modules:
-        if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
+        if has_hooks(module):
             return f"hooks on the {type(module).__name__}"
     return ""
 
@@ -177,17 +178,12 @@ def _suits(x: Tensor, norm: units.Norm | None = None) -> bool:
     """Tell whether the passes can run on x here and now."""
     if x.dim() != 4 or x.device.type not in ("cpu", "cuda") or not x.is_floating_point() or x.numel() == 0:
         return False
-    if torch._C._is_tracing() or _exporting():
-        return False  # what reads a net wants the operators that it knows
+    if exporting():
+        return False  # an exported net has the plain operators
     if norm is not None and units.uses_batch(norm) and x.numel() == x.shape[1] and units.group_of(norm) is None:
         return False  # one value a channel has no variance, and torch says so
     if torch.compiler.is_compiling():
         return True
-    if type(x) not in (Tensor, nn.Parameter) or torch._C._are_functorch_transforms_active():
-        return False
-    if nn.modules.module._has_any_global_hook():  # type: ignore[no-untyped-call]
+    if type(x) not in (Tensor, nn.Parameter) or watched():
         return False
     return x.dtype == torch.float64 or compiles(x.device.type)
-
-
-_exporting = getattr(torch.compiler, "is_exporting", lambda: False)

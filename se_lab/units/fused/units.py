@@ -93,7 +93,9 @@ def _dropped(s: Tensor, drop_path: nn.Module | None, x: Tensor) -> Tensor:
 
 def _gate(unit: SqueezeExcite, z: Tensor) -> Tensor:
     """Return the unit's gate, (N, C), in the type of z."""
-    return unit.excite(z.to(unit.reduce.weight.dtype)).to(z.dtype)
+    weight = unit.reduce.weight
+    # PyTorch's int8 linear layers take float32, and their `weight` is a method
+    return unit.excite(z.to(weight.dtype if isinstance(weight, Tensor) else torch.float32)).to(z.dtype)
 
 
 def _normalise(norm: Norm, m: Tensor, v: Tensor | None, x: Tensor) -> tuple[Tensor, Tensor]:

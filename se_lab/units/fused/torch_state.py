@@ -1,0 +1,56 @@
+"""What a fused unit must know about PyTorch's state: hooks, tracing, and transforms of `torch.func`.
+
+PyTorch has no public name for hooks; its attributes are read in this module only.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.autograd import Function
+
+exporting = getattr(torch.compiler, "is_exporting", lambda: False)  # PyTorch 2.6 has no such function
+"""Whether `torch.export` is reading the net."""
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Tell whether a module has forward or backward hooks of its own."""
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
+
+
+def only_forward_hook(module: nn.Module, hook: object) -> bool:
+    """Tell whether a module has this forward hook and no other hook."""
+    others = module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    return list(module._forward_hooks.values()) == [hook] and not others
+
+
+def watched() -> bool:
+    """Tell whether something expects to see every module run on ordinary tensors: do not call inside a graph.
+
+    That is `torch.jit.trace`, hooks on all modules, or a transform of `torch.func`.
+    """
+    return torch.jit.is_tracing() or _hooks_on_all_modules() or _transforming()
+
+
+def _hooks_on_all_modules() -> bool:
+    return bool(nn.modules.module._has_any_global_hook())  # type: ignore[no-untyped-call]
+
+
+class _Probe(Function):
+    """An autograd function without `setup_context`, as those of `units` are: transforms refuse it."""
+
+    @staticmethod
+    def forward(ctx: Any) -> None:
+        return None
+
+
+def _transforming() -> bool:
+    try:
+        _Probe.apply()
+    except RuntimeError:
+        return True
+    return False
