@@ -33,7 +33,8 @@ def watched() -> bool:
 
     That is `torch.jit.trace`, hooks on all modules, or a transform of `torch.func`.
     """
-    return torch.jit.is_tracing() or _hooks_on_all_modules() or _transforming()
+    tracing: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    return tracing or _hooks_on_all_modules() or _transforming()
 
 
 def _hooks_on_all_modules() -> bool:
