@@ -156,10 +156,8 @@ def repeat_command(record: RunRecord) -> str:
 
 
 def _environment(record: RunRecord) -> dict[str, str]:
-    git = record.git or {}
-    state = f"{git['commit']}{', with uncommitted changes' if git.get('changed') else ''}" if git else "not known"
     host = {f"host {key}": str(value) for key, value in record.host.items()}
-    return {"git": state, **host, **record.versions, "data digest": str(record.data.get("digest", ""))}
+    return host | record.provenance
 
 
 def _excitations(study: Study, room: int) -> tuple[list[dict[str, Any]], list[str]]:

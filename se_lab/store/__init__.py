@@ -11,6 +11,10 @@ In: a `RunRecord`. Out: a table of trials, one row each.
 
 from se_lab.store.outputs import cache_folder as cache_folder
 from se_lab.store.outputs import replacing as replacing
+from se_lab.store.provenance import cpu_model as cpu_model
+from se_lab.store.provenance import current_provenance as current_provenance
+from se_lab.store.provenance import differences as differences
+from se_lab.store.provenance import mixtures as mixtures
 from se_lab.store.store import HEARTBEAT_SECONDS as HEARTBEAT_SECONDS
 from se_lab.store.store import LEASE_SECONDS as LEASE_SECONDS
 from se_lab.store.store import Claim as Claim

@@ -15,7 +15,7 @@ class _Costs(msgspec.Struct, frozen=True):
     elementwise: Any = None
 
 
-class _Versions(msgspec.Struct, frozen=True, rename={"se_lab": "se-lab"}):
+class _Provenance(msgspec.Struct, frozen=True, rename={"se_lab": "se-lab"}):
     se_lab: Any = None
 
 
@@ -30,7 +30,7 @@ class _Record(msgspec.Struct, frozen=True):
     metrics: dict[str, Any] = {}
     timings: dict[str, Any] = {}
     complexity: _Costs = _Costs()
-    versions: _Versions = _Versions()
+    provenance: _Provenance = _Provenance()
     data: _Data = _Data()
 
 
@@ -59,6 +59,6 @@ def row_of(trial_id: str, record: bytes) -> dict[str, Any]:
         "macs_se": costs.macs_se,
         "elementwise": costs.elementwise,
         **known.timings,
-        "code_version": known.versions.se_lab,
+        "code_version": known.provenance.se_lab,
         "data_digest": known.data.digest,
     }

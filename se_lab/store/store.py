@@ -66,8 +66,10 @@ class RunRecord:
     """seconds; step_ms, the median training step; images_per_s in training; peak_memory_bytes on a GPU."""
     data: dict[str, Any] = field(default_factory=dict)
     """digest, and how many images each split has."""
-    versions: dict[str, str] = field(default_factory=dict)
-    git: dict[str, Any] | None = None
+    provenance: dict[str, str] = field(default_factory=dict)
+    """What can change a number and is not in the spec: versions, sources, device, threads, git, images."""
+    segments: list[dict[str, Any]] = field(default_factory=list)
+    """Where the trial was resumed with another provenance: step, and in words what had changed."""
     host: dict[str, Any] = field(default_factory=dict)
     started: str = ""
     """ISO 8601, UTC."""

@@ -225,7 +225,7 @@ def _describe(net: Net, data_root: str | Path) -> dict[str, Any]:
         "input": trial_config(net.spec, data_root),
         "sites": [asdict(site) for site in net.sites],
         "metrics": net.record.metrics,
-        "versions": net.record.versions,
+        "provenance": net.record.provenance,
     }
 
 

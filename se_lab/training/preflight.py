@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from se_lab.data import ImageData, check_split
 from se_lab.spec import ExecSpec, RunSpec, SpecError
+from se_lab.store import cpu_model
 from se_lab.training.optimize import check_optimizer
 
 
@@ -20,6 +21,14 @@ def device_of(execution: ExecSpec) -> str:
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def device_model(execution: ExecSpec) -> str:
+    """Return the model of the device that a trial runs on, such as 'NVIDIA H100 80GB HBM3'."""
+    kind = device_of(execution)
+    if kind == "cuda":
+        return torch.cuda.get_device_name()
+    return cpu_model() if kind == "cpu" else f"{cpu_model()} ({kind})"
 
 
 def check_before(spec: RunSpec, execution: ExecSpec) -> None:

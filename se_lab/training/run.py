@@ -27,7 +27,7 @@ from se_lab.training.checkpoints import newest_checkpoint
 from se_lab.training.failures import LOST, failure_kind, reason
 from se_lab.training.keeper import Progress, StoppedEarlyError, TrialKeeper, share_skipped
 from se_lab.training.launch import LostRankError, launch
-from se_lab.training.preflight import check_before, check_built, check_norms, device_of
+from se_lab.training.preflight import check_before, check_built, check_norms, device_model, device_of
 from se_lab.training.process import prepare
 from se_lab.training.record import new_record
 from se_lab.training.stopping import RESUME_ME, InterruptedTrialError, Stop, heard
@@ -67,7 +67,7 @@ def run(spec: RunSpec, execution: ExecSpec | None = None, *, progress: Progress 
     folder = store.trial_folder(execution.store, spec.trial_id)
     place = find_place(spec.train)
     if (place is None or place.ranks == 1) and (record := _finished(folder)) is not None:
-        return tell_other_images(record, present_digest(spec.data, root=execution.data_root))
+        return name_differences(record, spec, execution, present_digest(spec.data, root=execution.data_root))
     check_before(spec, execution)
     if place is None:
         return _run_ranks(spec, execution, folder, progress)
@@ -116,7 +116,7 @@ def _run_here(
     with claimed(folder, place) as claim:
         # by another worker, while this one was building
         if (done := shared(_finished(folder) if place.rank == 0 else None)) is not None:
-            return tell_other_images(done, data.digest)
+            return name_differences(done, spec, execution, data.digest)
         record = new_record(spec, execution, data, task)
         record.host["fused"] = fuse_where_it_pays(task, execution, data, record.complexity["macs"])
         if claim is not None:
@@ -206,15 +206,11 @@ def _finished(folder: Path) -> RunRecord | None:
     return record if record is not None and record.status == "finished" else None
 
 
-def tell_other_images(record: RunRecord, digest: str | None) -> RunRecord:
-    """Say it where a trial was finished with other images than are there now, as far as is known; return its record."""
-    before = record.data.get("digest")
-    if digest is not None and before not in (None, digest):
-        print(
-            f"trial {record.trial_id} was finished with other images (digest {before}) than are there now "
-            f"({digest}); its record is of those",
-            file=sys.stderr,
-        )
+def name_differences(record: RunRecord, spec: RunSpec, execution: ExecSpec, images: str | None) -> RunRecord:
+    """Print what has changed since a trial finished that could change its numbers, and return its record."""
+    now = store.current_provenance(spec, execution, images=images, device=device_model(execution))
+    for difference in store.differences(record.provenance, now):
+        print(f"trial {record.trial_id} is finished, and {difference}: its numbers may differ today", file=sys.stderr)
     return record
 
 

@@ -209,7 +209,7 @@ def test_records_come_as_a_table_with_the_state_of_those_that_have_none(tmp_path
         complexity={"params": 10, "macs": 20},
         metrics={"test/top1_error": 2.5},
         timings={"step_ms": 3.0},
-        versions={"se-lab": "1"},
+        provenance={"se-lab": "1"},
         data={"digest": "d"},
     )
     store.write_record(tmp_path / done.trial_id, finished)

@@ -196,10 +196,10 @@ def test_a_finished_trial_says_so_where_its_images_have_changed(quick, here, tmp
     spec = quick(data=class_folders(tmp_path / "images"), epochs=1)
     here = dataclasses.replace(here, data_workers=0)
     first = run(spec, here)
-    assert run(spec, here) == first and "other images" not in capsys.readouterr().err
+    assert run(spec, here) == first and "images was" not in capsys.readouterr().err
     (tmp_path / "images" / "train" / "class0" / "0.png").unlink()
     assert run(spec, here) == first
-    assert f"other images (digest {first.data['digest']})" in capsys.readouterr().err
+    assert f"images was {first.data['digest']} and is " in capsys.readouterr().err
     (tmp_path / "images").rename(tmp_path / "gone")
     assert run(spec, here) == first
 
@@ -226,7 +226,7 @@ def test_the_record_says_what_was_run_and_what_it_costs(quick, here):
     assert record["complexity"]["params_se"] == sum(2 * s["channels"] * s["hidden"] for s in record["sites"])
     assert [s["name"] for s in record["sites"]] == [f"SE_{stage}_{unit}" for stage in (2, 3, 4) for unit in (1, 2, 3)]
     assert {"seconds", "step_ms"} <= record["timings"].keys()
-    assert torch.__version__.startswith(record["versions"]["torch"])
+    assert torch.__version__.startswith(record["provenance"]["torch"])
     assert sum(record["data"]["images"].values()) == 1797
 
 

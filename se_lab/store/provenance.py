@@ -1,0 +1,197 @@
+"""What can change a trial's numbers and is not part of its spec, and how two states of it differ, in words.
+
+A record keeps the `current_provenance` of the process that ran its trial. `train`, `sweep` and `status` compare it with
+today's by `differences`; tables compare several by `mixtures`.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+import importlib.metadata
+import importlib.util
+import platform
+import subprocess
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+from se_lab.spec import ExecSpec, RunSpec
+
+PACKAGES = ("se-lab", "torch", "torchvision", "lightning", "timm", "fvcore", "numpy")
+OPTIONAL = ("plugin ", "weights", "callbacks")
+"""Keys that a trial without plugins, a file of weights or callbacks does not have; all others are always known."""
+
+
+def current_provenance(
+    spec: RunSpec, execution: ExecSpec, *, images: str | None = None, device: str | None = None
+) -> dict[str, str]:
+    """Return what a trial would run with now, as {what: its digest, version or name}.
+
+    Keys: plugin NAME (SHA-256 of its source files), weights (of the file of model.pretrained), callbacks, images (the
+    data digest), git, device, threads, Python, and the versions of `PACKAGES`. A value that is not known here is left
+    out, and compares as equal.
+
+    Args:
+        spec: The trial.
+        execution: Where and how it runs.
+        images: The digest of its images; None where nobody has opened them.
+        device: The model of its device; None where nobody has asked PyTorch. Of a CPU it is known without.
+    """
+    state = {
+        f"plugin {name}": source_digest(name) for name in filter(None, map(str.strip, execution.plugins.split(",")))
+    }
+    pretrained = spec.model.pretrained
+    if isinstance(pretrained, str) and (file := Path(pretrained).expanduser()).is_file():
+        status = file.stat()
+        state["weights"] = _file_digest(str(file), status.st_size, status.st_mtime_ns, status.st_ino)
+    if device is None and execution.device == "cpu":
+        device = cpu_model()
+    if device is not None:
+        state["device"] = device if spec.train.ranks == 1 else f"{spec.train.ranks} × {device}"
+    if images is not None:
+        state["images"] = images
+    if (git := git_state(str(Path.cwd()))) is not None:
+        state["git"] = git
+    return state | {"threads": str(execution.threads)} | versions()
+
+
+def differences(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """Return what differs between two provenances, in words, such as 'torch was 2.13.0 and is 2.14.1'.
+
+    What only one of them knows is passed over, unless it is one that a trial may lack (a plugin, a file of weights).
+    """
+    if not before or not now:
+        return []
+    keys = [key for key in {**before, **now} if key.startswith(OPTIONAL) or (key in before and key in now)]
+    return [
+        f"{key} was {_short(before.get(key, 'absent'))} and is {_short(now.get(key, 'absent'))}"
+        for key in keys
+        if before.get(key) != now.get(key)
+    ]
+
+
+def mixtures(trials: Iterable[Mapping[str, str]]) -> list[str]:
+    """Return what differs among the provenances of several trials, in words, such as 'torch: 2.13.0 (3 trials), …'."""
+    known = [trial for trial in trials if trial]
+    found = []
+    for key in dict.fromkeys(key for trial in known for key in trial):
+        values = Counter(
+            _short(trial.get(key, "absent")) for trial in known if key in trial or key.startswith(OPTIONAL)
+        )
+        if len(values) > 1:
+            counts = (f"{value} ({count} trial{'' if count == 1 else 's'})" for value, count in values.most_common())
+            found.append(f"{key}: {', '.join(counts)}")
+    return found
+
+
+def source_digest(module: str) -> str:
+    """Return the SHA-256 of a module's source files: its own or its package's, and those beside it that they import.
+
+    Nothing is imported. Of a module without source it is 'no source'.
+    """
+    digest, files = hashlib.sha256(), sorted(_source_files(module))
+    for file in files:
+        digest.update(file.name.encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest() if files else "no source"
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that numbers depend on."""
+    return {"Python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES}
+
+
+@functools.cache
+def cpu_model() -> str:
+    """Return the model of this machine's CPU, such as 'AMD EPYC 7763 64-Core Processor'."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+@functools.cache
+def git_state(folder: str) -> str | None:
+    """Return the commit of the repository around a folder, and whether files in it had changed; None outside of one.
+
+    Nothing that the repository's configuration names is run: no file-system monitor, no hook, no submodule's.
+    """
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null", "--no-optional-locks"]
+        done = subprocess.run(
+            [*command, *arguments], cwd=folder, capture_output=True, text=True, check=True, timeout=10
+        )
+        return done.stdout.strip()
+
+    try:
+        commit = git("rev-parse", "HEAD")
+        changed = git("status", "--porcelain", "--untracked-files=no", "--ignore-submodules=all")
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return f"{commit} with changes" if changed else commit
+
+
+def _short(value: str) -> str:
+    """Return a value as a person compares it: 12 digits do for a digest or a commit."""
+    return " ".join(word[:12] if len(word) >= 40 and word.isalnum() else word for word in value.split(" "))
+
+
+@functools.lru_cache(maxsize=64)
+def _file_digest(path: str, *_stamp: int) -> str:
+    """Return the SHA-256 of a file, read once while its size, time and number stay."""
+    with open(path, "rb") as file:  # noqa: PTH123  (file_digest wants one that is open)
+        digest = hashlib.sha256()
+        while part := file.read(1 << 20):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def _source_files(module: str) -> set[Path]:
+    """Return a module's files, and those that they import from the folder that it lies in."""
+    files: set[Path] = set()
+    seen = {"se_lab"}  # its version and git tell
+    waiting, home = [module], None
+    while waiting:
+        root = waiting.pop().partition(".")[0]
+        own = [] if root in seen else list(_files_of(root))
+        seen.add(root)
+        if not own:
+            continue
+        folder = own[0].parents[own[0].name == "__init__.py"]
+        home = home or folder
+        if folder == home:
+            files.update(own)
+        if not {"site-packages", "dist-packages"} & set(home.parts):  # else all that is installed lies beside it
+            waiting += [name for file in own for name in _imports_of(file)]
+    return files
+
+
+def _files_of(root: str) -> Iterator[Path]:
+    """Yield the files of a top-level module: one, or all of a package, its __init__ first."""
+    try:
+        found = importlib.util.find_spec(root)
+    except (ImportError, ValueError):
+        return
+    if found is None or found.origin is None or not (origin := Path(found.origin)).is_file():
+        return
+    if origin.suffix == ".py":
+        yield origin.absolute()
+    if origin.name == "__init__.py":
+        yield from (file for file in sorted(origin.absolute().parent.rglob("*.py")) if file != origin.absolute())
+
+
+def _imports_of(file: Path) -> Iterator[str]:
+    """Yield the names of the modules that a file imports, wherever in it."""
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (SyntaxError, ValueError):
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.module
