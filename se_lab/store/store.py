@@ -68,8 +68,6 @@ class RunRecord:
     """digest, and how many images each split has."""
     provenance: dict[str, str] = field(default_factory=dict)
     """What can change a number and is not in the spec: versions, sources, device, threads, git, images."""
-    segments: list[dict[str, Any]] = field(default_factory=list)
-    """Where the trial was resumed with another provenance: step, and in words what had changed."""
     host: dict[str, Any] = field(default_factory=dict)
     started: str = ""
     """ISO 8601, UTC."""
