@@ -91,7 +91,7 @@ def test_a_claim_of_which_a_crash_of_its_host_left_nothing_ends_with_its_lease(t
     torn = tmp_path / "claims/000001"
     torn.parent.mkdir()
     torn.write_text(text)
-    with pytest.raises(TrialBusyError, match="a process that is not known"), store.claim(tmp_path):
+    with pytest.raises(TrialBusyError, match="an unknown process"), store.claim(tmp_path):
         pass
     long_ago = time.time() - store.LEASE_SECONDS - 1
     os.utime(torn, (long_ago, long_ago))
