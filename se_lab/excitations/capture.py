@@ -27,6 +27,10 @@ GATES: dict[type[nn.Module], tuple[str, str]] = {
 """By class of unit: the child whose output is the gate, and the child whose input is the squeezed descriptor."""
 
 
+FAR, NO_BOUND = 1e4, 1e3
+"""An excitation of numbers as far from 0 as FAR has no bound if it goes beyond NO_BOUND."""
+
+
 class ExcitationError(SpecError):
     """Excitations that cannot be had: the message says why, and what to do."""
 
@@ -43,6 +47,10 @@ class GateSite:
     """Channels of the gate."""
     path: str
     """What `get_submodule` takes to reach the unit."""
+    low: float | None = 0.0
+    """The lower bound of the gate, from its excitation; None where there is none."""
+    high: float | None = 1.0
+    """The upper bound of the gate: 1 for sigmoid and tanh, None for ReLU."""
 
 
 class Capture:
@@ -142,7 +150,22 @@ def gate_sites(model: nn.Module) -> list[GateSite]:
         stage, unit = numbers[path]
         again = sum(numbers[other] == numbers[path] for other in names) + 1
         names[path] = f"SE_{stage}_{unit}" + (f"_{again}" if again > 1 else "")
-    return [GateSite(names[path], *numbers[path], _channels(unit), path) for path, unit in units.items()]
+    return [
+        GateSite(names[path], *numbers[path], _channels(unit), path, *_limits(unit)) for path, unit in units.items()
+    ]
+
+
+def _limits(unit: nn.Module) -> tuple[float | None, float | None]:
+    """Return the bounds of a unit's gate: what its excitation makes of very small and very large numbers."""
+    excitation = unit.excitation if isinstance(unit, SqueezeExcite) else unit.get_submodule(_children_of(unit)[0])
+    own = [*excitation.parameters(), *excitation.buffers()] if isinstance(excitation, nn.Module) else []
+    if any(tensor.is_meta for tensor in own):
+        return None, None
+    device = own[0].device if own else "cpu"
+    extremes = torch.tensor([[-FAR], [FAR]], device=device).expand(2, _channels(unit))
+    with torch.no_grad():
+        low, high = excitation(extremes)[:, 0].tolist()
+    return (low if low > -NO_BOUND else None), (high if high < NO_BOUND else None)
 
 
 def _children_of(unit: nn.Module) -> tuple[str, str]:

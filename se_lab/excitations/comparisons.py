@@ -25,13 +25,17 @@ DECADES = tuple(step * 10**power for power in range(4) for step in (1, 2, 5))
 
 
 def saturation_figure(statistics: ExcitationStatistics) -> Figure:
-    """Share of each unit's gates below 0.05 and above 0.95, in %, over all images and channels."""
+    """Share of each unit's gates near the bounds of its excitation, in %, over all images and channels.
+
+    ReLU has no upper bound: its share of zeros is shown instead.
+    """
     units = [statistics.unit(site.name) for site in statistics.sites]
-    shares = 100 * np.array([measures.saturation(unit) for unit in units])
+    shares = 100 * np.nan_to_num([measures.saturation(unit) for unit in units])
+    labels = measures.saturation_labels(units)
     with single(6.4, 1.4 + 0.24 * len(units)) as (figure, axes):
         y = np.arange(len(units))[::-1]
-        axes.barh(y, -shares[:, 0], color="C0", label="below 0.05")
-        axes.barh(y, shares[:, 1], color="C1", label="above 0.95", hatch="///", edgecolor="white", linewidth=0)
+        axes.barh(y, -shares[:, 0], color="C0", label=labels[0])
+        axes.barh(y, shares[:, 1], color="C1", label=labels[1], hatch="///", edgecolor="white", linewidth=0)
         axes.axvline(0, color="black", linewidth=0.8)
         axes.set_yticks(y, [unit.site.name for unit in units])
         most = max(float(shares.max()) * 1.1, 1.0)
@@ -44,10 +48,11 @@ def saturation_figure(statistics: ExcitationStatistics) -> Figure:
 
 
 def selectivity_figure(labelled: Labelled) -> Figure:
-    """Class selectivity of each unit: variance between classes over all variance, and the selectivity index.
+    """Class selectivity of each unit: the variance between classes (ω²), and the selectivity index.
 
     Nets of one label, such as the seeds of a variant, are one line of their mean, in a band from the lowest to the
-    highest. Gates below 0, as tanh makes them, have no selectivity index.
+    highest. A dotted line is the index that chance alone gives. Gates below 0, as tanh makes them, have no selectivity
+    index.
     """
     names = list(dict.fromkeys(site.name for _, statistics in labelled for site in statistics.sites))
     with_index = [label for label, nets in _by_label(labelled).items() if min(_lowest(net) for net in nets) >= 0]
@@ -62,12 +67,19 @@ def selectivity_figure(labelled: Labelled) -> Figure:
                 x = [names.index(name) for name in own]
                 axes.plot(x, values.mean(0), **style, label=label)
                 axes.fill_between(x, values.min(0), values.max(0), color=style["color"], alpha=0.15, linewidth=0)
+            if label in with_index:
+                chance = [[measures.selectivity_without_classes(net.unit(name)) for name in own] for net in nets]
+                line = {"color": style["color"], "linestyle": ":", "linewidth": 1}
+                right[0].plot(x, np.mean(chance, axis=0), **line, label=f"{label}, by chance")
         some = ", of gates ≥ 0" if len(with_index) < len(_by_label(labelled)) else ""
-        titles = ("variance between classes, % of all", f"selectivity index, mean of channels{some}")
+        titles = ("variance between classes, ω² in %", f"selectivity index (dotted: by chance){some}")
         for axes, title in zip((left, *right), titles, strict=False):
             name_units(axes, names)
             axes.set_title(title)
-            axes.set_ylim(bottom=0)
+            axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
+        remarks = dict.fromkeys(measures.few_images(net.count.cpu().numpy()) for _, net in labelled)
+        if remark := "; ".join(filter(None, remarks)):
+            left.set_xlabel(remark, loc="left")
         if len(labelled) > 1:
             legend_above(figure, left)
     return figure
@@ -113,19 +125,29 @@ def overlay_figure(labelled: Labelled) -> Figure:
 
 
 def unit_similarity_figure(a: ExcitationStatistics, b: ExcitationStatistics | None = None) -> Figure:
-    """How alike units tell classes apart (linear CKA): the units of one net, or of two nets against each other."""
+    """How alike units tell classes apart (debiased CKA): the units of one net, or of two nets against each other.
+
+    A line on the colour bar is the 95 % quantile when classes are permuted: what lies below may be chance.
+    """
     other = b or a
     rows = [a.unit(site.name) for site in a.sites]
     columns = [other.unit(site.name) for site in other.sites]
     matrix = measures.unit_similarity(rows, columns)
     side = 2.6 + 0.24 * max(len(rows), len(columns))
     with single(side + 0.9, side) as (figure, axes):
-        image = axes.imshow(matrix, vmin=0, vmax=1, interpolation="nearest")
+        image = axes.imshow(matrix, vmin=-1, vmax=1, cmap="RdBu_r", interpolation="nearest")
         name_units(axes, [unit.site.name for unit in columns])
         axes.set_yticks(range(len(rows)), [unit.site.name for unit in rows])
         axes.grid(visible=False)
-        figure.colorbar(image, shrink=0.8, label="linear CKA of class means")
-        blank = "; blank: no class moves the gates" if np.isnan(matrix).any() else ""
+        bar = figure.colorbar(image, shrink=0.8, label="debiased CKA of class means")
+        chance = measures.similarity_by_chance(rows, columns)
+        if np.isfinite(chance):
+            bar.ax.axhline(chance, color="black", linewidth=1)
+            note = {"textcoords": "offset points", "ha": "right", "va": "center", "fontsize": 6}
+            bar.ax.annotate("95 % by chance", (0, chance), (-3, 0), **note)
+        classes = int(min((rows[0].count > 0).sum(), (columns[0].count > 0).sum()))
+        why = f"{classes} classes, and it needs four" if classes < 4 else "no class moves the gates"
+        blank = f"; blank: {why}" if np.isnan(matrix).any() else ""
         axes.set_title(f"Similarity of units{blank}")
         if b is not None:
             axes.set_ylabel(a.about.get("label", "first"))
@@ -172,11 +194,11 @@ def training_figure(labelled: Sequence[tuple[float, ExcitationStatistics]]) -> F
             for axes, column in zip(panels, values.T, strict=True):
                 style = line_style(number) | {"marker": MARKERS[number % len(MARKERS)], "markersize": 4}
                 axes.plot(epochs, column, **style, label=f"stage {stage}")
-        titles = ("variance between classes, %", "gates below 0.05 or above 0.95, %", "standard deviation of gates")
+        titles = ("variance between classes, ω² in %", "saturated gates, %", "standard deviation of gates")
         for axes, title in zip(panels, titles, strict=True):
             axes.set_title(title)
             axes.set_xlabel("epoch")
-            axes.set_ylim(bottom=0)
+            axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
             axes.locator_params(axis="x", integer=True)
         legend_above(figure, panels[0])
     return figure
@@ -188,7 +210,7 @@ def _lowest(statistics: ExcitationStatistics) -> float:
 
 def _summary(unit: UnitStatistics) -> tuple[float, float, float]:
     between, within = measures.variances(unit)
-    saturated = 100 * sum(measures.saturation(unit))
+    saturated = 100 * float(np.nansum(measures.saturation(unit)))
     return 100 * measures.unit_variance_explained(unit), saturated, float(np.sqrt(between + within).mean())
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -60,9 +60,9 @@ def activation_figure(
                 x, mean, color="0.72", linewidth=4, zorder=1.5, label=f"all ({int((unit.count > 0).sum())} classes)"
             )
             axes.set_title(unit.site.name)
-            axes.set_xlabel(f"channel ({len(channels)} of {unit.site.channels})")
+            number_channels(axes, channels, unit.site.channels)
             axes.set_ylabel("mean gate")
-            axes.locator_params(axis="x", integer=True)
+        share_range(axes for axes, _ in panels)
         legend_above(figure, panels[0][0])
     return figure
 
@@ -84,9 +84,9 @@ def deviation_figure(
                 axes.plot(x, mean, **line_style(number), label=f"{class_label(statistics.classes[label])}, mean ± std")
                 axes.fill_between(x, mean - std, mean + std, color=f"C{number}", alpha=0.25, linewidth=0)
             axes.set_title(unit.site.name)
-            axes.set_xlabel(f"channel ({len(channels)} of {unit.site.channels})")
+            number_channels(axes, channels, unit.site.channels)
             axes.set_ylabel("gate")
-            axes.locator_params(axis="x", integer=True)
+        share_range(axes for axes, _ in panels)
         legend_above(figure, panels[0][0])
     return figure
 
@@ -160,6 +160,21 @@ def _units(statistics: ExcitationStatistics, names: Sequence[str] | None) -> lis
 def line_style(number: int) -> dict[str, Any]:
     """Return the colour and dashes of the line of that number."""
     return {"color": f"C{number % 6}", "linestyle": _DASHES[number % len(_DASHES)], "linewidth": 1.2}
+
+
+def number_channels(axes: Axes, channels: NDArray[np.intp], of: int) -> None:
+    """Write the numbers of the channels shown along the horizontal axis, where they stand one beside the other."""
+    ticks = range(0, len(channels), max(1, -(-len(channels) // 6)))
+    axes.set_xticks(ticks, [str(channels[tick]) for tick in ticks])
+    axes.set_xlabel(f"channel ({len(channels)} of {of})")
+
+
+def share_range(panels: Iterable[Axes]) -> None:
+    """Give panels one vertical range, so that they can be compared."""
+    every = list(panels)
+    low, high = zip(*(axes.get_ylim() for axes in every), strict=True)
+    for axes in every:
+        axes.set_ylim(min(low), max(high))
 
 
 def name_units(axes: Axes, names: Sequence[str]) -> None:

@@ -8,9 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from se_lab.excitations.statistics import PER_UNIT, Floats, UnitStatistics, bin_edges
+from se_lab.spec import seed_of
 
-LOW, HIGH = 0.05, 0.95
-"""Below and above these a gate counts as saturated."""
+NEAR = 0.05
+"""A gate this near to a bound of its excitation counts as saturated."""
+FEW_IMAGES = 10
+"""With fewer images of a class than this, measures of classes say little."""
+DRAWS = 20
+PERMUTATIONS = 200
 
 
 def mean_of_classes(unit: UnitStatistics) -> Floats:
@@ -28,15 +33,27 @@ def variances(unit: UnitStatistics) -> tuple[Floats, Floats]:
 
 
 def variance_explained(unit: UnitStatistics) -> Floats:
-    """Return the share of each channel's variance that lies between classes, (C,); 0 where a gate never moves."""
-    between, within = variances(unit)
-    return _ratio(between, between + within)
+    """Return the share of each channel's variance that lies between classes, (C,), as ω² (Hays 1963).
+
+    (SSb − (k − 1) MSw) / (SSt + MSw), for k classes. Unlike the plain share SSb / SSt it is about 0, and may fall
+    below 0, where classes do not matter, however few images a class has. NaN with one image a class, which leaves
+    nothing to judge by; 0 for a gate that never moves.
+    """
+    return _omega_squared(unit, *variances(unit))
 
 
 def unit_variance_explained(unit: UnitStatistics) -> float:
-    """Return the share of the variance of all a unit's channels together that lies between classes."""
+    """Return the share of the variance of all a unit's channels together that lies between classes, as ω²."""
     between, within = variances(unit)
-    return float(_ratio(between.sum(keepdims=True), (between + within).sum(keepdims=True))[0])
+    return float(_omega_squared(unit, between.sum(keepdims=True), within.sum(keepdims=True))[0])
+
+
+def _omega_squared(unit: UnitStatistics, between: Floats, within: Floats) -> Floats:
+    images, classes = unit.count.sum(), int((unit.count > 0).sum())
+    if images <= classes:
+        return np.full_like(between, np.nan)
+    mean_square = images * within / (images - classes)
+    return _ratio(images * between - (classes - 1) * mean_square, images * (between + within) + mean_square)
 
 
 def selectivity_index(unit: UnitStatistics) -> Floats:
@@ -45,7 +62,29 @@ def selectivity_index(unit: UnitStatistics) -> Floats:
     (a − b) / (|a| + |b|), a the mean of the class that excites the channel most and b the mean over the other classes.
     Gates below 0, as tanh makes them, are outside of its definition: there it can exceed what it means.
     """
-    mean = unit.mean[unit.count > 0]
+    return _selectivity(unit.mean[unit.count > 0])
+
+
+def selectivity_without_classes(unit: UnitStatistics) -> float:
+    """Return the mean selectivity index that a unit's channels would have if classes did not matter.
+
+    The largest of several class means exceeds the others by chance alone. Class means are drawn around the mean of all
+    images, with the spread that the images within classes give them, from a stream of the unit's name. NaN with one
+    image a class.
+    """
+    there = unit.count > 0
+    count = unit.count[there][:, None]
+    if count.sum() <= len(count):
+        return float("nan")
+    within = variances(unit)[1] * count.sum() / (count.sum() - len(count))
+    centre = (count * unit.mean[there]).sum(0) / count.sum()
+    rng = np.random.default_rng(seed_of("selectivity", unit.site.name))
+    spread = np.sqrt(within / count)
+    drawn = [_selectivity(centre + spread * rng.standard_normal(spread.shape)).mean() for _ in range(DRAWS)]
+    return float(np.mean(drawn))
+
+
+def _selectivity(mean: Floats) -> Floats:
     if len(mean) < 2:
         return np.zeros(mean.shape[1])
     best = mean.max(0)
@@ -54,10 +93,39 @@ def selectivity_index(unit: UnitStatistics) -> Floats:
 
 
 def saturation(unit: UnitStatistics) -> tuple[float, float]:
-    """Return the shares of gates below 0.05 and above 0.95, of all images and channels."""
+    """Return the shares of gates within 0.05 of the excitation's lower and upper bound, of all images and channels.
+
+    Sigmoid: s < 0.05 and s > 0.95; tanh: s < −0.95 and s > 0.95. An excitation without an upper bound, such as ReLU,
+    saturates at exactly 0 alone: the share of zeros, and NaN.
+    """
     counts = unit.by_class.sum(0)
-    low, high = (round((1 + edge) * PER_UNIT) for edge in (LOW, HIGH))
-    return float(counts[:low].sum() / counts.sum()), float(counts[high:].sum() / counts.sum())
+    low, high = unit.site.low, unit.site.high
+    if low is None or high is None:
+        zeros = float(unit.zero.sum() / counts.sum()) if low == 0 else float("nan")
+        return zeros, float("nan")
+    edges = bin_edges()
+    below, above = (int(np.abs(edges - edge).argmin()) for edge in (low + NEAR, high - NEAR))
+    return float(counts[:below].sum() / counts.sum()), float(counts[above:].sum() / counts.sum())
+
+
+def saturation_labels(units: Sequence[UnitStatistics]) -> tuple[str, str]:
+    """Return in words what the two shares of `saturation` count, for units of one excitation or of several."""
+    limits = {(unit.site.low, unit.site.high) for unit in units}
+    if len(limits) > 1:
+        return "at or near the lower bound", "near the upper bound"
+    ((low, high),) = limits
+    if low is None or high is None:
+        return "exactly 0", "no upper bound"
+    return f"below {low + NEAR:g}".replace("-", "−"), f"above {high - NEAR:g}"
+
+
+def few_images(count: Floats) -> str:
+    """Return a remark on classes with too few images to judge by, from the images of each class (K,), or ""."""
+    there = count[count > 0]
+    few = int((there < FEW_IMAGES).sum())
+    if not few:
+        return ""
+    return f"{few} of {len(there)} classes have fewer than {FEW_IMAGES} images: measures of classes are noisy"
 
 
 def closed_histogram(unit: UnitStatistics) -> tuple[NDArray[np.int64], Floats]:
@@ -113,20 +181,54 @@ def class_similarity(unit: UnitStatistics) -> tuple[Floats, NDArray[np.intp]]:
 
 
 def unit_similarity(rows: Sequence[UnitStatistics], columns: Sequence[UnitStatistics]) -> Floats:
-    """Return how alike units tell classes apart, (R, C'), from 0 to 1: linear CKA of class means.
+    """Return how alike units tell classes apart, (R, C'), at most 1: debiased linear CKA of class means.
 
-    Kornblith et al. 2019, equation 3. Units may have different numbers of channels, or come from two nets; the classes
-    are those that both have images of. NaN where a unit has the same gates for all classes.
+    Linear CKA (Kornblith et al. 2019, equation 3) with the unbiased estimate of HSIC (Song et al. 2012, equation 5):
+    about 0 for unrelated units, where the plain CKA of few classes nears 1. Units may have different numbers of
+    channels, or come from two nets; the classes are those that both have images of. NaN where there are fewer than four
+    such classes, or a unit has the same gates for all of them.
     """
+    left, right = _grams(rows, columns)
+    return np.asarray(left.reshape(len(rows), -1) @ right.reshape(len(columns), -1).T)
+
+
+def similarity_by_chance(rows: Sequence[UnitStatistics], columns: Sequence[UnitStatistics]) -> float:
+    """Return the 95 % quantile of `unit_similarity` when the classes of one side are permuted.
+
+    Over 200 permutations and all pairs of ten units a side, evenly spaced. NaN where there is no similarity.
+    """
+    some = [[units[i] for i in np.unique(np.linspace(0, len(units) - 1, 10).astype(int))] for units in (rows, columns)]
+    left, right = _grams(*some)
+    columns_flat = right.reshape(len(right), -1).T
+    rng = np.random.default_rng(seed_of("similarity", left.shape[1]))
+    values = []
+    for _ in range(PERMUTATIONS):
+        order = rng.permutation(left.shape[1])
+        values.append(left[:, order][:, :, order].reshape(len(left), -1) @ columns_flat)
+    every = np.concatenate([value.ravel() for value in values])
+    return float(np.nanquantile(every, 0.95)) if np.isfinite(every).any() else float("nan")
+
+
+def _grams(rows: Sequence[UnitStatistics], columns: Sequence[UnitStatistics]) -> tuple[Floats, Floats]:
     both = (rows[0].count > 0) & (columns[0].count > 0)
     left, right = (np.stack([_gram(unit.mean[both]) for unit in units]) for units in (rows, columns))
-    return np.asarray(left @ right.T)
+    return left, right
 
 
 def _gram(mean: Floats) -> Floats:
-    """Return the inner products of class means (K, C), centred, scaled to length 1, as (K²,); NaN for equal means."""
+    """Return the inner products of class means (K, C), U-centred and scaled to length 1, (K, K); NaN for equal means.
+
+    The inner product of two U-centred matrices is K (K − 3) times the unbiased HSIC (Székely and Rizzo 2014).
+    """
+    classes = len(mean)
+    if classes < 4:
+        return np.full((classes, classes), np.nan)
     centred = mean - mean.mean(0)
-    products = (centred @ centred.T).ravel()
+    products = centred @ centred.T
+    np.fill_diagonal(products, 0)
+    sums = products.sum(0) / (classes - 2)
+    products += products.sum() / ((classes - 1) * (classes - 2)) - sums - sums[:, None]
+    np.fill_diagonal(products, 0)
     length = float(np.linalg.norm(products))
     return products / length if length > 1e-18 else np.full_like(products, np.nan)
 

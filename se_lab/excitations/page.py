@@ -62,8 +62,9 @@ def write_page(
     arrays: list[str] = []
     nets = [_net(number, label, s, share, wide, picture, arrays) for number, (label, s) in enumerate(labelled)]
     data = {
+        "title": " and ".join(dict.fromkeys(label for label, _ in labelled)),
         "about": _about(labelled),
-        "thinned": _thinned(share, wide),
+        "thinned": ". ".join(filter(None, (_thinned(share, wide), measures.few_images(first.count.cpu().numpy())))),
         "classes": [class_label(name) for name in first.classes],
         "folders": first.classes,
         "nets": nets,
@@ -112,7 +113,6 @@ def _net(
 
 
 def _unit(unit: UnitStatistics, kept: NDArray[np.intp]) -> dict[str, Any]:
-    low, high = measures.saturation(unit)
     x, y = measures.density(unit)
     return {
         "name": unit.site.name,
@@ -122,9 +122,9 @@ def _unit(unit: UnitStatistics, kept: NDArray[np.intp]) -> dict[str, Any]:
         "all": _rounded(measures.mean_of_classes(unit)[kept]),
         "selectivity": _rounded(measures.selectivity_index(unit)[kept]),
         "explained": _rounded(measures.variance_explained(unit)[kept]),
-        "between": round(100 * measures.unit_variance_explained(unit), 2),
-        "low": round(100 * low, 2),
-        "high": round(100 * high, 2),
+        "between": _percent(measures.unit_variance_explained(unit)),
+        "saturated": [_percent(share) for share in measures.saturation(unit)],
+        "saturation": list(measures.saturation_labels([unit])),
         "density": [_rounded(x), _rounded(y)],
     }
 
@@ -178,9 +178,16 @@ def _data_uri(image: Image.Image) -> str:
 
 def _about(labelled: Sequence[tuple[str, ExcitationStatistics]]) -> str:
     first = labelled[0][1]
-    names = " and ".join(f"{label} ({s.about.get('backbone', 'a net')})" for label, s in labelled)
+    names = " and ".join(f"{label} ({_origin(label, s.about)})" for label, s in labelled)
     classes = int((first.count > 0).sum())
     return f"{names}: {first.images:,} images of {classes:,} classes from {first.about.get('data', 'unknown data')}"
+
+
+def _origin(label: str, about: Mapping[str, Any]) -> str:
+    """Return the net and the trial that a label stands for, as far as the label does not name them."""
+    trial = about.get("trial_id", "")
+    named = [about.get("backbone", "a net"), f"trial {trial}" if trial and trial not in label else ""]
+    return ", ".join(filter(None, named))
 
 
 def _thinned(share: float, wide: bool) -> str:
@@ -195,8 +202,12 @@ def _thinned(share: float, wide: bool) -> str:
     return " ".join(said)
 
 
-def _rounded(values: Floats) -> list[float]:
-    return [float(f"{value:.4g}") for value in values]
+def _rounded(values: Floats) -> list[float | None]:
+    return [float(f"{value:.4g}") if np.isfinite(value) else None for value in values]
+
+
+def _percent(share: float) -> float | None:
+    return round(100 * share, 2) if np.isfinite(share) else None
 
 
 def _script_safe(text: str) -> str:

@@ -7,10 +7,10 @@ A statistics file is safetensors with a JSON header. Read it in three lines:
     print(mean[header["classes"].index("7")])  # (channels of all units in turn,)
 
 Tensors, for K classes, T channels of all units in turn, U units, B bins: count (K,) images; mean, m2 (the sum of
-squared deviations), minimum, maximum (K, T); by_class (U, K, B), by_channel (T, B) histograms; and where the most
-exciting images were kept, top_value, top_image (2, M, T): the M images that excite a channel most, then least.
-Header: format, sites (name, stage, unit, channels, path, first: its first channel among the T), classes, images (done
-so far), and about: what was looked at.
+squared deviations), minimum, maximum (K, T); zero (T,) gates that are exactly 0; by_class (U, K, B), by_channel (T, B)
+histograms; and where the most exciting images were kept, top_value, top_image (2, M, T): the M images that excite a
+channel most, then least. Header: format, sites (name, stage, unit, channels, path, low, high, first: its first channel
+among the T), classes, images (run so far), and about: the net and the data.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from torch import Tensor
 
 from se_lab.excitations.capture import ExcitationError, GateSite
 
-FORMAT = 1
+FORMAT = 2
 BLOCK = {"cpu": 32, "cuda": 256}
 """Images that are merged at a time: few stay in a CPU's cache, many keep a GPU busy."""
 PER_UNIT = 40
@@ -68,6 +68,8 @@ class UnitStatistics:
     """(K, B) gates in each bin of `bin_edges`."""
     by_channel: NDArray[np.int64]
     """(C, B)"""
+    zero: NDArray[np.int64]
+    """(C,) gates that are exactly 0, as ReLU makes them."""
 
 
 class ExcitationStatistics:
@@ -104,6 +106,7 @@ class ExcitationStatistics:
         self.maximum = torch.full(shape, -math.inf, device=device)
         self.by_class = torch.zeros(units, kinds, BINS, dtype=torch.int32, device=device)
         self.by_channel = torch.zeros(channels, BINS, dtype=torch.int32, device=device)
+        self.zero = torch.zeros(channels, dtype=torch.int64, device=device)
         self.top_value = torch.full((2, extremes, channels), -math.inf, device=device)
         self.top_image = torch.full((2, extremes, channels), -1, dtype=torch.int64, device=device)
         unit_of = torch.repeat_interleave(torch.arange(units), torch.tensor([site.channels for site in sites]))
@@ -147,6 +150,7 @@ class ExcitationStatistics:
         index = label[:, None].expand_as(gates)
         self.minimum.scatter_reduce_(0, index, gates, "amin")
         self.maximum.scatter_reduce_(0, index, gates, "amax")
+        self.zero += (gates == 0).sum(0)
         bins = torch.where(gates > 1, 2 - 1 / gates, gates).add_(1).mul_(PER_UNIT).floor_().int().clamp_(0, BINS - 1)
         one = torch.ones((), dtype=torch.int32, device=gates.device).expand(gates.numel())
         self.by_channel.view(-1).index_add_(0, (bins + self._channel_row).view(-1), one)
@@ -178,6 +182,7 @@ class ExcitationStatistics:
         self.count += b[:, 0]
         self.minimum = torch.minimum(self.minimum, other.minimum.to(to))
         self.maximum = torch.maximum(self.maximum, other.maximum.to(to))
+        self.zero += other.zero.to(to)
         self.by_class += other.by_class.to(to)
         self.by_channel += other.by_channel.to(to)
         values = torch.cat([self.top_value, other.top_value.to(to)], dim=1)
@@ -226,7 +231,7 @@ class ExcitationStatistics:
         by_class = self.by_class[self.sites.index(site)].cpu().numpy().astype(np.int64)
         by_channel = self.by_channel[part].cpu().numpy().astype(np.int64)
         moments = (read(self.mean), np.sqrt(variance), read(self.minimum), read(self.maximum))
-        return UnitStatistics(site, count, *moments, by_class, by_channel)
+        return UnitStatistics(site, count, *moments, by_class, by_channel, self.zero[part].cpu().numpy())
 
     def save(self, path: str | Path) -> Path:
         """Write a statistics file, whole or not at all; the header's `about` is this object's."""
