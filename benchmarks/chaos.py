@@ -137,7 +137,7 @@ def _command(folder: Path, trials: int) -> list[str]:
 
 def _children(parent: int) -> list[int]:
     try:
-        return [int(pid) for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
+        return [int(pid) for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text(encoding="utf-8").split()]
     except OSError:
         return []
 
@@ -145,7 +145,7 @@ def _children(parent: int) -> list[int]:
 def _kill(pid: int) -> bool:
     """Kill a process, and return whether it was alive until then."""
     try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        state = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
         os.kill(pid, signal.SIGKILL)
     except OSError:
         return False
@@ -192,7 +192,7 @@ def _figures(
 
 def _log(path: Path) -> list[str]:
     """Return the trials of the lines that say a trial is finished."""
-    return [line.split()[0] for line in path.read_text().splitlines()] if path.exists() else []
+    return [line.split()[0] for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
 if __name__ == "__main__":

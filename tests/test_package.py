@@ -61,7 +61,7 @@ def test_a_wheel_installed_alone_goes_from_init_through_sweep_to_table(tmp_path)
     run(python, "-m", "pip", "install", "--quiet", "--no-deps", next(f for f in files if f.suffix == ".whl"))
     site = run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip()
     # the dependencies come from this Python's environment; the checkout that it may have installed does not
-    Path(site, "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    Path(site, "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
     assert site in run(python, "-c", "import se_lab; print(se_lab.__file__)")
     command = tmp_path / "env" / "bin" / "se-lab"
     run(command, "init", "mine")

@@ -68,7 +68,7 @@ def recipe_changes(name: str, spec: RunSpec) -> dict[str, Any] | None:
     """
     if not name:
         return None
-    values = leaves(yaml.safe_load(Path(_recipe_file(name)).read_text()))
+    values = leaves(yaml.safe_load(Path(_recipe_file(name)).read_text(encoding="utf-8")))
     before, now = run_spec(values).flat(), spec.flat()
     its_own = {key for key in before if key in values or key.startswith(("data.", "optim.", "train."))}
     changed = {key: [before[key], now[key]] for key in before if key in its_own and before[key] != now[key]}
@@ -143,7 +143,7 @@ def _execution_of(parsed: Any, recipe: str) -> ExecSpec:
 def _plugins_in(file: str) -> str:
     """Return the plugins that a configuration file names; what is wrong with the file is said by who reads it."""
     try:
-        values = yaml.safe_load(Path(file).read_text())
+        values = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError, RecursionError):
         return ""
     plugins = values.get("plugins", "") if isinstance(values, dict) else ""
@@ -196,7 +196,7 @@ def _mistake(error: ArgumentError, flags: Collection[str], arguments: Sequence[s
     given = [_yaml_of(value) for value in _values_of(f"--{key}", arguments)]
     for file in _values_of("--config", arguments):
         with contextlib.suppress(OSError, yaml.YAMLError):
-            given += _under(key, yaml.safe_load(Path(file).read_text()))
+            given += _under(key, yaml.safe_load(Path(file).read_text(encoding="utf-8")))
     for value in given:
         try:
             if key in dict(fields_of(ExecSpec())):

@@ -349,7 +349,7 @@ def _is_held(path: Path) -> bool:
 def _identity_in(path: Path) -> dict[str, Any]:
     """Return whose claim it is; nothing where its host crashed before that was on the disk."""
     with contextlib.suppress(ValueError):
-        known = json.loads(path.read_text())
+        known = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(known, dict) and {"host", "machine", "pid", "start"} <= known.keys():
             return known
     return {}
@@ -374,7 +374,7 @@ def _identity() -> dict[str, Any]:
     for source in ("/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid"):  # a reboot or a container counts as another
         with contextlib.suppress(OSError):
             path = Path(source)
-            parts.append(str(path.readlink()) if path.is_symlink() else path.read_text().strip())
+            parts.append(str(path.readlink()) if path.is_symlink() else path.read_text(encoding="utf-8").strip())
     pid = os.getpid()
     return {"host": parts[0], "machine": "/".join(parts), "pid": pid, "start": _start_of(pid), "claimed": time.time()}
 
@@ -382,7 +382,7 @@ def _identity() -> dict[str, Any]:
 def _start_of(pid: int) -> str | None:
     """Return when a process started, or None when it is no more: a number that is used again does not pass for it."""
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
         return None if stat[0] in "ZX" else stat[19]
     except OSError:
         pass

@@ -112,7 +112,7 @@ def load_spec(path: str | Path) -> Any:
         SpecError: for a file that is not there or no YAML.
     """
     try:
-        spec = yaml.safe_load(Path(path).read_text())
+        spec = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
         if _contains_itself(spec):
             raise ValueError("an alias in it stands within its own anchor, so that it contains itself")
     except FileNotFoundError:

@@ -56,7 +56,7 @@ def available_cores() -> int:
     """Return the number of cores this process may use, within its container's quota."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with contextlib.suppress(OSError, ValueError):
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="utf-8").split()
         cores = min(cores, max(int(quota) // int(period), 1))
     return cores
 
@@ -105,7 +105,9 @@ def _free_memory() -> int:
     """Return the free memory of the system, or of the container, in bytes."""
     free = 8 << 30  # if neither file can be read
     with contextlib.suppress(OSError, ValueError, IndexError):
-        line = next(x for x in Path("/proc/meminfo").read_text().splitlines() if x.startswith("MemAvailable"))
+        line = next(
+            x for x in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines() if x.startswith("MemAvailable")
+        )
         free = int(line.split()[1]) * 1024
     with contextlib.suppress(OSError, ValueError):
         group = Path("/sys/fs/cgroup")

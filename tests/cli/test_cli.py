@@ -224,7 +224,7 @@ def test_a_failing_trial_makes_the_sweep_leave_with_1(tmp_path, capsys):
     printed = capsys.readouterr()
     assert "1 failed, 1 finished" in printed.out
     log = Path(printed.err.split("see ")[1].split()[0])
-    assert "FloatingPointError: the training loss is nan or infinite in batch" in log.read_text()
+    assert "FloatingPointError: the training loss is nan or infinite in batch" in log.read_text(encoding="utf-8")
 
 
 def test_a_plugin_adds_an_operator(tmp_path, monkeypatch, capsys):

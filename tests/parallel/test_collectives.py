@@ -166,7 +166,7 @@ def two_ranks(line: list[str], cwd: Path, **variables: str) -> Iterator[list[sub
 def ranks_of(process: subprocess.Popen[str]) -> dict[int, int]:
     """Return the process of each rank that a command has started."""
     found = {}
-    for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+    for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text(encoding="utf-8").split():
         variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
         found |= {int(v.removeprefix(b"RANK=")): int(pid) for v in variables if v.startswith(b"RANK=")}
     return found

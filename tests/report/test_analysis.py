@@ -38,7 +38,7 @@ def test_help_is_the_scripts_own_text_and_nothing_given_is_a_mistake(
             runpy.run_path(str(script), run_name="__main__")
         assert left.value.code == status
     said = capsys.readouterr()
-    assert script.read_text().partition(":")[0].strip('"') in said.out and "usage" in said.err
+    assert script.read_text(encoding="utf-8").partition(":")[0].strip('"') in said.out and "usage" in said.err
 
 
 def test_ablation_table_prints_the_table(run: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:

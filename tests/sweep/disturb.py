@@ -18,9 +18,9 @@ def _disturbed(self, *args, **kwargs):
     if text := os.environ.get("DISTURB"):
         wanted = json.loads(text)
         mark = Path(wanted["marks"], self.spec.trial_id)
-        tried = len(mark.read_text()) if mark.exists() else 0
+        tried = len(mark.read_text(encoding="utf-8")) if mark.exists() else 0
         if self.spec.trial_id in wanted.get("trials", [self.spec.trial_id]) and tried < wanted.get("times", 10**9):
-            mark.write_text("x" * (tried + 1))
+            mark.write_text("x" * (tried + 1), encoding="utf-8")
             raise eval(wanted["error"])
     return _step(self, *args, **kwargs)
 

@@ -32,7 +32,7 @@ def loader_dies():
 
 
 def disk_full():
-    with open("/dev/full", "w") as file:  # noqa: PTH123
+    with open("/dev/full", "w", encoding="utf-8") as file:  # noqa: PTH123
         file.write("x")
 
 

@@ -228,7 +228,7 @@ def task_of(trial):
     """Return the task of an array that runs a trial now; None if none does."""
     if (holder := store.holder_of(trial)) is None:
         return None
-    known = Path(f"/proc/{holder['pid']}/environ").read_text().split("\0")
+    known = Path(f"/proc/{holder['pid']}/environ").read_text(encoding="utf-8").split("\0")
     (task,) = (entry.partition("=")[2] for entry in known if entry.startswith("SLURM_ARRAY_TASK_ID="))
     return int(task)
 
