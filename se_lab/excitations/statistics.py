@@ -18,7 +18,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from se_lab.excitations.capture import ExcitationError, GateSite
+from se_lab.store import write_whole
 
 FORMAT = 2
 BLOCK = {"cpu": 32, "cuda": 256}
@@ -235,7 +235,7 @@ class ExcitationStatistics:
 
     def save(self, path: str | Path) -> Path:
         """Write a statistics file, whole or not at all; the header's `about` is this object's."""
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         header = {
             "format": FORMAT,
@@ -245,13 +245,8 @@ class ExcitationStatistics:
             "about": self.about,
         }
         path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-        try:
-            save_file(self._tensors(), aside, metadata={"header": json.dumps(header)})
-            aside.replace(path)
-        finally:
-            aside.unlink(missing_ok=True)
+        content = save(self._tensors(), metadata={"header": json.dumps(header)})
+        write_whole(path, lambda file: file.write(content))
         return path
 
     @classmethod

@@ -106,8 +106,8 @@ def import_plugins(names: str) -> None:
     Raises:
         SpecError: for a module that is not there or cannot be imported.
     """
-    if "" not in sys.path:
-        sys.path.insert(0, "")
+    if names and "" not in sys.path:
+        sys.path.append("")  # last: a folder of the project must not stand in for an installed package
     for name in filter(None, names.split(",")):
         try:
             importlib.import_module(name.strip())

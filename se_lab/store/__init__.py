@@ -9,6 +9,11 @@ In: a `RunRecord`. Out: a table of trials, one row each.
                    claims/           the workers that held the trial, in order
 """
 
+from se_lab.store.marker import aside_of as aside_of
+from se_lab.store.marker import check_store as check_store
+from se_lab.store.marker import is_trial as is_trial
+from se_lab.store.marker import is_written_aside as is_written_aside
+from se_lab.store.marker import mark_store as mark_store
 from se_lab.store.outputs import cache_folder as cache_folder
 from se_lab.store.outputs import replacing as replacing
 from se_lab.store.provenance import cpu_model as cpu_model

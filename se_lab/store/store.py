@@ -28,6 +28,7 @@ import pandas as pd
 from se_lab.spec import SpecError
 from se_lab.store.index import FILE as INDEX
 from se_lab.store.index import Columns, Stamp, append, load_index, order_of, stamp_of, take
+from se_lab.store.marker import aside_of, identity_in, is_written_aside, mark_store
 from se_lab.store.rows import row_of
 
 HEARTBEAT_SECONDS = 5.0
@@ -85,7 +86,7 @@ def trial_folder(store: str | Path, trial_id: str) -> Path:
 def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Write a file aside, bring it to the disk, and rename it into place: nobody ever reads half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    aside = aside_of(path)
     try:
         with aside.open("wb") as file:
             write(file)
@@ -99,12 +100,23 @@ def put_in_place(aside: Path, path: Path) -> None:
     with aside.open("rb") as file:
         os.fsync(file.fileno())
     aside.replace(path)
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Bring a folder's list of names to the disk, where the system can: a crash then loses no rename."""
+    with contextlib.suppress(OSError):
+        number = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
 
 
 def clear_leftovers(folder: Path) -> None:
     """Remove what a killed worker had written aside; only the holder of the trial may."""
     for path in folder.glob(".*"):
-        if path.is_file():
+        if is_written_aside(path) and path.is_file():
             path.unlink(missing_ok=True)
 
 
@@ -270,7 +282,9 @@ def claim(folder: Path) -> Iterator[Claim]:
 
     Raises:
         TrialBusyError: where another worker holds it.
+        SpecError: for a store that holds files of others and no marker.
     """
+    mark_store(folder.parent)
     claims = folder / "claims"
     claims.mkdir(parents=True, exist_ok=True)
     latest = _latest(claims)
@@ -291,7 +305,7 @@ def holder_of(folder: Path) -> dict[str, Any] | None:
     latest = _latest(folder / "claims")
     if latest is None or not _is_held(latest):
         return None
-    return _identity_in(latest)
+    return identity_in(latest)
 
 
 def describe_holder(folder: Path) -> str:
@@ -339,20 +353,11 @@ def create_once(path: Path, text: str) -> bool:
 def _is_held(path: Path) -> bool:
     if path.with_suffix(".released").exists():
         return False
-    holder = _identity_in(path)  # opened before it is asked for its time, which NFS then asks of the server
+    holder = identity_in(path)  # opened before it is asked for its time, which NFS then asks of the server
     beat = path.stat().st_mtime
     if holder and holder["machine"] == _identity()["machine"]:
         return bool(_start_of(holder["pid"]) == holder["start"])
     return _now_on(path.parent) - beat < LEASE_SECONDS
-
-
-def _identity_in(path: Path) -> dict[str, Any]:
-    """Return whose claim it is; nothing where its host crashed before that was on the disk."""
-    with contextlib.suppress(ValueError):
-        known = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(known, dict) and {"host", "machine", "pid", "start"} <= known.keys():
-            return known
-    return {}
 
 
 def _now_on(folder: Path) -> float:

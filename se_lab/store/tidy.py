@@ -1,4 +1,4 @@
-"""What of a store can go. Records, metrics.csv and predictions stay, and so does a trial that is being worked on."""
+"""Files of a store that are no longer needed; records, metrics.csv, predictions and running trials are kept."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import json
 import shutil
 import time
-import uuid
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,9 @@ from se_lab.spec import SpecError, check_choice
 from se_lab.store import RunRecord
 
 KEEP = ("tested", "last", "best", "none")
-STAY = ("record.json", "metrics.csv", "predictions.npz")
+CHECKPOINTS = ("last.ckpt", "previous.ckpt", "best.ckpt")
+EXCITATIONS = ("excitations.safetensors", "excitations.part", "explorer.html")
+"""The large files that `se-lab excitations` writes into a trial's folder."""
 CLAIM_DAYS = 1.0
 """A claim that others came after is of no more use; after so long no worker can still be about to take its number."""
 ASIDE_SECONDS = 3600.0
@@ -68,9 +69,10 @@ def find_leftovers(
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is no folder of trials")
+    store.check_store(folder)
     aside = [*_aside(folder, f".*.{_HEX}"), *_aside(folder, f".searches/*/.{_HEX}")]
     found = [_leftover(path, "written aside", "") for path in aside]
-    for trial in sorted(path for path in folder.iterdir() if _is_trial(path)):
+    for trial in sorted(path for path in folder.iterdir() if store.is_trial(path)):
         if store.holder_of(trial) is None and _rested(trial) >= 86400 * days:
             found += _of_trial(trial, keep, named)
     return found
@@ -105,10 +107,6 @@ def delete(
     return gone, busy
 
 
-def _is_trial(path: Path) -> bool:
-    return not path.name.startswith(".") and ((path / "record.json").is_file() or (path / "claims").is_dir())
-
-
 def _rested(trial: Path) -> float:
     """Return the seconds since anything of the trial itself changed."""
     own = [path for path in trial.iterdir() if path.name != "claims"]
@@ -124,8 +122,8 @@ def _of_trial(
             yield _leftover(path, "written aside", trial.name)
     foreign = named is not None and trial.name not in named
     if foreign:
-        for path in sorted(trial.iterdir()):
-            if path.name not in (*STAY, "claims", "wandb", "synced.json") and not path.name.startswith("."):
+        for path in (*(trial / name for name in CHECKPOINTS), *(trial / "excitations" / name for name in EXCITATIONS)):
+            if path.is_file() and not path.is_symlink() and not path.parent.is_symlink():
                 yield _leftover(path, "foreign trial", trial.name)
     elif record is not None and record.status == "finished":
         for path in _spare_checkpoints(trial, record, keep):
@@ -139,7 +137,7 @@ def _of_trial(
 def _spare_checkpoints(trial: Path, record: RunRecord, keep: Collection[str]) -> list[Path]:
     tested = "best" if record.spec.get("train.select") == "best" else "last"
     names = {f"{tested if name == 'tested' else name}.ckpt" for name in keep if name != "none"}
-    there = {path.name for path in trial.glob("*.ckpt")}
+    there = {name for name in CHECKPOINTS if (trial / name).is_file() and not (trial / name).is_symlink()}
     if "last.ckpt" in names and "last.ckpt" not in there:
         names.add("previous.ckpt")
     return [trial / name for name in sorted(there - names)]
@@ -149,14 +147,18 @@ def _synced(trial: Path, record: RunRecord | None) -> list[Path]:
     """Return W&B's folders of runs that W&B has: marked by `wandb sync`, or sent by `se-lab sync` as the record is."""
     sent = False
     with contextlib.suppress(FileNotFoundError, ValueError):
-        mark = json.loads((trial / "synced.json").read_text())
+        mark = json.loads((trial / "synced.json").read_text(encoding="utf-8"))
         sent = record is not None and (mark["started"], mark["status"]) == (record.started, record.status)
-    runs = [path for path in (trial / "wandb").glob("*run-*") if path.is_dir()]
+    if (trial / "wandb").is_symlink():
+        return []
+    runs = [path for path in (trial / "wandb").glob("*run-*") if path.is_dir() and not path.is_symlink()]
     return sorted(path for path in runs if sent or any(path.glob("*.wandb.synced")))
 
 
 def _old_claims(claims: Path, held: Sequence[str]) -> list[Path]:
     """Return the claims that others came after long ago, and what says that they were released."""
+    if claims.is_symlink():
+        return []
     numbers = sorted(path.name for path in claims.glob("*") if path.name.isdigit())
     now = time.time()
     old: list[Path] = []
@@ -171,7 +173,10 @@ def _old_claims(claims: Path, held: Sequence[str]) -> list[Path]:
 def _aside(folder: Path, pattern: str) -> list[Path]:
     """Return what dead workers had not yet renamed into place."""
     now = time.time()
-    return sorted(path for path in folder.glob(pattern) if now - path.lstat().st_mtime > ASIDE_SECONDS)
+    if folder.is_symlink():
+        return []
+    old = (path for path in folder.glob(pattern) if store.is_written_aside(path))
+    return sorted(path for path in old if now - path.lstat().st_mtime > ASIDE_SECONDS)
 
 
 def _leftover(path: Path, kind: str, trial_id: str) -> Leftover:
@@ -196,6 +201,6 @@ def _remove_if_empty(trial: Path, claim: store.Claim) -> None:
     if {path.name for path in trial.iterdir()} - {"claims"}:
         return
     claim.check()
-    aside = trial.with_name(f".{trial.name}.{uuid.uuid4().hex}")
+    aside = store.aside_of(trial)
     trial.rename(aside)
     shutil.rmtree(aside)

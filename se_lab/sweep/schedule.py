@@ -301,7 +301,7 @@ def _check_operators(trials: Sequence[Mapping[str, object]], plugins: str) -> No
 
 def _check_writable(folder: str) -> None:
     try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
+        store.mark_store(folder)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:

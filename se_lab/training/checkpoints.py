@@ -25,7 +25,7 @@ def write_checkpoint(path: Path, checkpoint: Mapping[str, Any]) -> None:
     Raises:
         CheckpointError: where the disk does not take it; what is there stays, and what was written is removed.
     """
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside = store.aside_of(path)
     try:
         with aside.open("wb") as file:
             torch.save(dict(checkpoint), file)

@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import time
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +16,14 @@ from se_lab.store import ClaimLostError, RunRecord, TrialBusyError
 
 def record(trial_id="abc", **fields):
     return RunRecord(trial_id, "finished", RunSpec().flat(), {}, **fields)
+
+
+@pytest.fixture
+def trial(tmp_path) -> Path:
+    """Return the folder of a trial in a store of its own."""
+    folder = tmp_path / "store" / "0123456789ab"
+    folder.mkdir(parents=True)
+    return folder
 
 
 def test_record_comes_back_as_it_was_written_with_nan_as_null(tmp_path):
@@ -41,14 +50,14 @@ def test_a_write_that_dies_leaves_the_old_file_and_no_other(tmp_path):
     assert os.listdir(tmp_path) == ["file"]
 
 
-def test_a_held_trial_is_busy_and_a_released_one_is_free(tmp_path):
-    with store.claim(tmp_path) as held:
+def test_a_held_trial_is_busy_and_a_released_one_is_free(trial):
+    with store.claim(trial) as held:
         held.check()
-        assert store.holder_of(tmp_path)["pid"] == os.getpid()
-        with pytest.raises(TrialBusyError, match=f"process {os.getpid()} on"), store.claim(tmp_path):
+        assert store.holder_of(trial)["pid"] == os.getpid()
+        with pytest.raises(TrialBusyError, match=f"process {os.getpid()} on"), store.claim(trial):
             pytest.fail("two workers hold one trial")
-    assert store.holder_of(tmp_path) is None
-    with store.claim(tmp_path):
+    assert store.holder_of(trial) is None
+    with store.claim(trial):
         pass
 
 
@@ -58,45 +67,45 @@ def _hold(folder, ready):
         time.sleep(60)
 
 
-def test_a_killed_worker_loses_its_trial_at_once(tmp_path):
+def test_a_killed_worker_loses_its_trial_at_once(trial):
     context = multiprocessing.get_context("fork")
     ready = context.Event()
-    worker = context.Process(target=_hold, args=(tmp_path, ready))
+    worker = context.Process(target=_hold, args=(trial, ready))
     worker.start()
     assert ready.wait(10)
-    with pytest.raises(TrialBusyError), store.claim(tmp_path):
+    with pytest.raises(TrialBusyError), store.claim(trial):
         pass
     worker.kill()
     worker.join()
-    with store.claim(tmp_path):
+    with store.claim(trial):
         pass
 
 
-def test_another_hosts_claim_holds_while_its_heart_beats(tmp_path):
-    with store.claim(tmp_path) as held:
+def test_another_hosts_claim_holds_while_its_heart_beats(trial):
+    with store.claim(trial) as held:
         elsewhere = json.loads(held.path.read_text()) | {"machine": "elsewhere"}
         held.path.write_text(json.dumps(elsewhere))
-        assert store.holder_of(tmp_path) is not None
+        assert store.holder_of(trial) is not None
         long_ago = time.time() - store.LEASE_SECONDS - 1
         os.utime(held.path, (long_ago, long_ago))
-        assert store.holder_of(tmp_path) is None
-        with store.claim(tmp_path) as second:
+        assert store.holder_of(trial) is None
+        with store.claim(trial) as second:
             second.check()
             with pytest.raises(ClaimLostError):
                 held.check()
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"host": "n1"}', "[]"])
-def test_a_claim_of_which_a_crash_of_its_host_left_nothing_ends_with_its_lease(tmp_path, text):
-    torn = tmp_path / "claims/000001"
+def test_a_claim_of_which_a_crash_of_its_host_left_nothing_ends_with_its_lease(trial, text):
+    torn = trial / "claims/000001"
     torn.parent.mkdir()
     torn.write_text(text)
-    with pytest.raises(TrialBusyError, match="an unknown process"), store.claim(tmp_path):
+    with pytest.raises(TrialBusyError, match="an unknown process"), store.claim(trial):
         pass
     long_ago = time.time() - store.LEASE_SECONDS - 1
     os.utime(torn, (long_ago, long_ago))
-    assert store.holder_of(tmp_path) is None
-    with store.claim(tmp_path) as held:
+    assert store.holder_of(trial) is None
+    with store.claim(trial) as held:
         assert held.path.name == "000002"
 
 
@@ -111,25 +120,25 @@ def test_a_claim_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
     assert done == ["fsync", "link"]
 
 
-def test_a_store_that_cannot_be_written_tells_who_is_at_work_in_it(tmp_path, monkeypatch):
-    with store.claim(tmp_path) as held:
+def test_a_store_that_cannot_be_written_tells_who_is_at_work_in_it(trial, monkeypatch):
+    with store.claim(trial) as held:
         held.path.write_text(json.dumps(json.loads(held.path.read_text()) | {"machine": "elsewhere"}))
 
         def refused(*_, **__):
             raise OSError(errno.EROFS, "Read-only file system")
 
-        monkeypatch.setattr(type(tmp_path), "touch", refused)
-        assert store.holder_of(tmp_path) is not None
+        monkeypatch.setattr(type(trial), "touch", refused)
+        assert store.holder_of(trial) is not None
         long_ago = time.time() - store.LEASE_SECONDS - 1
         os.utime(held.path, (long_ago, long_ago))
-        assert store.holder_of(tmp_path) is None  # and what cannot be marked as released is no failure of the trial
+        assert store.holder_of(trial) is None  # and what cannot be marked as released is no failure of the trial
 
 
-def test_a_process_number_that_is_used_again_does_not_pass_for_the_worker(tmp_path):
-    with store.claim(tmp_path) as held:
+def test_a_process_number_that_is_used_again_does_not_pass_for_the_worker(trial):
+    with store.claim(trial) as held:
         reborn = json.loads(held.path.read_text()) | {"start": "1"}
         held.path.write_text(json.dumps(reborn))
-        assert store.holder_of(tmp_path) is None
+        assert store.holder_of(trial) is None
 
 
 def _create_all(folder, number, start, won):
@@ -183,10 +192,10 @@ def _race(folder, start, winners):
             time.sleep(0.001)
 
 
-def test_of_many_workers_one_gets_each_claim(tmp_path):
+def test_of_many_workers_one_gets_each_claim(trial):
     context = multiprocessing.get_context("fork")
     start, winners = context.Event(), context.Queue()
-    workers = [context.Process(target=_race, args=(tmp_path, start, winners)) for _ in range(8)]
+    workers = [context.Process(target=_race, args=(trial, start, winners)) for _ in range(8)]
     for worker in workers:
         worker.start()
     start.set()

@@ -100,18 +100,21 @@ def test_an_unfinished_trial_keeps_what_it_goes_on_from(folder):
 
 def test_trials_that_no_spec_names_keep_their_results_alone(folder, tmp_path):
     killed = folder / "0123456789ab"
-    (killed / "claims").mkdir(parents=True)
+    with store.claim(killed):
+        pass
     (killed / "last.ckpt").write_bytes(b"x" * 100)
     excitations = folder / spec(0).trial_id / "excitations"
     excitations.mkdir()
-    (excitations / "page.html").write_text("page")
+    (excitations / "explorer.html").write_text("page")
+    (excitations / "mine.txt").write_text("a note of the user's")
     gone, busy = delete(folder, named={spec(1, "best").trial_id})
     assert {path.name for path in (folder / spec(0).trial_id).iterdir()} == {
-        "record.json", "metrics.csv", "predictions.npz", "claims",
+        "record.json", "metrics.csv", "predictions.npz", "claims", "excitations",
     }  # fmt: skip
+    assert [path.name for path in excitations.iterdir()] == ["mine.txt"]
     assert checkpoints(folder, spec(1, "best")) == {"last.ckpt", "best.ckpt"}
     assert not killed.exists()  # it had no result
-    assert sorted(path.name for path in folder.iterdir() if not path.name.startswith(".index")) == sorted(
+    assert sorted(path.name for path in folder.iterdir() if not path.name.startswith(".")) == sorted(
         [spec(0).trial_id, spec(1, "best").trial_id]
     )
     assert not busy and sum(one.bytes for one in gone if one.trial_id == killed.name) == 100
@@ -138,9 +141,9 @@ def test_what_dead_workers_left_aside_goes_when_it_is_old(folder):
     trial = folder / spec().trial_id
     search = folder / ".searches" / "0123456789ab"
     search.mkdir(parents=True)
-    old = [trial / ".last.ckpt.123", trial / "claims" / f".{'0' * 32}", folder / f".index.json.{'a' * 32}"]
+    old = [trial / f".last.ckpt.{'e' * 32}", trial / "claims" / f".{'0' * 32}", folder / f".index.json.{'a' * 32}"]
     old.append(search / f".{'c' * 32}")  # of a process that was killed as it put a proposal in place
-    fresh = [trial / ".last.ckpt.124", folder / f".index.json.{'b' * 32}", search / f".{'d' * 32}"]
+    fresh = [trial / f".last.ckpt.{'f' * 32}", folder / f".index.json.{'b' * 32}", search / f".{'d' * 32}"]
     for path in old + fresh:
         path.write_bytes(b"half")
     for path in old:

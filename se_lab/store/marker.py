@@ -1,0 +1,81 @@
+"""What tells SE-Lab's own folders from other people's: a marker in a store, and the ids and records of trials."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import uuid
+from pathlib import Path
+from typing import Any
+
+from se_lab.spec import SpecError
+
+MARKER = ".se-lab-store"
+_TEXT = "SE-Lab keeps trials in this folder, one folder each. se-lab gc deletes only what SE-Lab wrote.\n"
+_IDENTITY = {"host", "machine", "pid", "start"}
+
+
+def check_store(folder: str | Path) -> None:
+    """Raise SpecError for a folder that has no marker and holds anything but trials and hidden files."""
+    folder = Path(folder)
+    if not folder.is_dir() or (folder / MARKER).is_file():
+        return
+    foreign = sorted(name for name in os.listdir(folder) if not name.startswith(".") and not is_trial(folder / name))
+    if foreign:
+        some = ", ".join(foreign[:3]) + (f" and {len(foreign) - 3} more" if len(foreign) > 3 else "")
+        raise SpecError(
+            f"store is {str(folder)!r}, which holds other files ({some}) and no marker of SE-Lab's; "
+            "it must be a new or empty folder, or a store"
+        )
+
+
+def mark_store(folder: str | Path) -> None:
+    """Make a folder a store, creating it where it is missing.
+
+    Raises:
+        SpecError: for a folder that holds other files.
+        OSError: where nothing can be written.
+    """
+    folder = Path(folder)
+    check_store(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError), (folder / MARKER).open("x", encoding="utf-8") as file:
+        file.write(_TEXT)
+
+
+def is_trial(path: Path) -> bool:
+    """Tell whether a path is the folder of a trial: named by a trial id, with a record or a claim of SE-Lab's."""
+    if not re.fullmatch("[0-9a-f]{12}", path.name) or path.is_symlink() or not path.is_dir():
+        return False
+    with contextlib.suppress(OSError, ValueError):
+        record = json.loads((path / "record.json").read_bytes())
+        return isinstance(record, dict) and record.get("trial_id") == path.name
+    claims = path / "claims"
+    if claims.is_symlink() or not claims.is_dir():
+        return False
+    return any(name.isdigit() and identity_in(claims / name) for name in os.listdir(claims))
+
+
+def aside_of(path: Path) -> Path:
+    """Return the name under which a file is written before it is renamed into place."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+
+
+def is_written_aside(path: Path) -> bool:
+    """Tell whether a path is what SE-Lab writes before it renames it into place, or renames before it deletes it."""
+    if path.is_symlink():
+        return False
+    if path.is_dir():
+        return re.fullmatch(r"\.[0-9a-f]{12}\.[0-9a-f]{32}", path.name) is not None
+    return re.fullmatch(r"\.([\w.-]+\.)?[0-9a-f]{32}", path.name) is not None
+
+
+def identity_in(path: Path) -> dict[str, Any]:
+    """Return whose claim a file is; nothing where its host crashed before that was on the disk."""
+    with contextlib.suppress(ValueError):
+        known = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(known, dict) and known.keys() >= _IDENTITY:
+            return known
+    return {}

@@ -1,0 +1,91 @@
+"""se_lab.store.marker: a folder of other people's is no store, and nothing in it is touched."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from se_lab import store
+from se_lab.cli import main
+from se_lab.spec import SpecError
+from se_lab.store import RunRecord, write_record
+from se_lab.store.tidy import delete, find_leftovers
+
+LONG_AGO = time.time() - 90000
+ID = "0123456789ab"
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A project of somebody's: a folder claims in a package, a record.json, weights, old hidden files, a .git."""
+    root = tmp_path / "project"
+    for name, text in {
+        "app/claims/000001": "{}",
+        "app/last.ckpt": "weights",
+        "app/.git/config": "[core]",
+        "results/record.json": json.dumps({"trial_id": "results", "status": "finished"}),
+        "results/previous.ckpt": "weights",
+        ".cache": "old",
+        "README.md": "mine",
+    }.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        os.utime(path, (LONG_AGO, LONG_AGO))
+    return root
+
+
+def test_gc_refuses_a_folder_of_others_and_names_what_it_saw(project, capsys):
+    before = files(project)
+    assert main(["gc", str(project), "--delete"]) == 2
+    said = capsys.readouterr().err
+    assert "README.md" in said and "no marker" in said
+    assert files(project) == before
+
+
+def test_a_trial_is_not_begun_in_a_folder_of_others(project):
+    with pytest.raises(SpecError, match="it must be a new or empty folder, or a store"), store.claim(project / ID):
+        pass
+    assert not (project / ID).exists()
+
+
+def test_beside_trials_gc_touches_only_what_se_lab_wrote(project):
+    store.mark_store(project / "results")  # a store in which others keep files, too
+    root = project / "results"
+    write_record(root / ID, RunRecord(ID, "finished", {}, {}))
+    for name in ("last.ckpt", "previous.ckpt", "mine.ckpt", ".notes", f".{'a' * 32}"):
+        (root / ID / name).write_text(name)
+        os.utime(root / ID / name, (LONG_AGO, LONG_AGO))
+    outside = project / "app"
+    (root / ID / "excitations").symlink_to(outside, target_is_directory=True)
+    (root / "123456789abc").symlink_to(outside, target_is_directory=True)
+    before = files(project)
+    delete(root, keep=["none"], named=set())
+    gone = {name for name in before if name not in files(project)}
+    assert gone == {f"results/{ID}/{name}" for name in ("last.ckpt", "previous.ckpt", f".{'a' * 32}")}
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"trial_id": "another"}', '{"host": "h"}'])
+def test_a_folder_named_like_a_trial_without_a_record_or_claim_of_ours_is_none(tmp_path, text):
+    (tmp_path / ID / "claims").mkdir(parents=True)
+    (tmp_path / ID / "record.json").write_text(text)
+    (tmp_path / ID / "last.ckpt").write_text("weights")
+    assert not store.is_trial(tmp_path / ID)
+    with pytest.raises(SpecError, match=ID):
+        find_leftovers(tmp_path)
+
+
+def test_claiming_a_trial_makes_its_store_one(tmp_path):
+    with store.claim(tmp_path / "runs" / ID):
+        pass
+    (tmp_path / "runs" / "notes.txt").write_text("mine")
+    assert find_leftovers(tmp_path / "runs") == []  # its marker lets others keep files there
+    assert store.is_trial(tmp_path / "runs" / ID)
