@@ -43,6 +43,8 @@ def mark_store(folder: str | Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(FileExistsError), (folder / MARKER).open("x", encoding="utf-8") as file:
         file.write(_TEXT)
+        file.flush()
+        os.fsync(file.fileno())  # a crash must not leave trials without it
 
 
 def is_trial(path: Path) -> bool:

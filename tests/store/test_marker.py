@@ -58,8 +58,9 @@ def test_a_trial_is_not_begun_in_a_folder_of_others(project):
 
 
 def test_beside_trials_gc_touches_only_what_se_lab_wrote(project):
-    store.mark_store(project / "results")  # a store in which others keep files, too
-    root = project / "results"
+    root = project / "runs"
+    store.mark_store(root)
+    (root / "notes.ckpt").write_text("others keep files in a store, too")
     write_record(root / ID, RunRecord(ID, "finished", {}, {}))
     for name in ("last.ckpt", "previous.ckpt", "mine.ckpt", ".notes", f".{'a' * 32}"):
         (root / ID / name).write_text(name)
@@ -70,7 +71,7 @@ def test_beside_trials_gc_touches_only_what_se_lab_wrote(project):
     before = files(project)
     delete(root, keep=["none"], named=set())
     gone = {name for name in before if name not in files(project)}
-    assert gone == {f"results/{ID}/{name}" for name in ("last.ckpt", "previous.ckpt", f".{'a' * 32}")}
+    assert gone == {f"runs/{ID}/{name}" for name in ("last.ckpt", "previous.ckpt", f".{'a' * 32}")}
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"trial_id": "another"}', '{"host": "h"}'])

@@ -23,6 +23,7 @@ def trial(tmp_path) -> Path:
     """Return the folder of a trial in a store of its own."""
     folder = tmp_path / "store" / "0123456789ab"
     folder.mkdir(parents=True)
+    (folder.parent / ".se-lab-store").touch()
     return folder
 
 

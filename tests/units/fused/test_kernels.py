@@ -25,7 +25,7 @@ def interpreted(*command: str) -> subprocess.CompletedProcess[str]:
     """Run Python with Triton's interpreter, which is chosen once, when Triton is imported: hence another process."""
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        [sys.executable, *command], env=environment, cwd=HERE.parent, capture_output=True, text=True, check=False
+        [sys.executable, *command], env=environment, cwd=HERE.parents[2], capture_output=True, text=True, check=False
     )
 
 
@@ -45,7 +45,7 @@ def test_the_kernels_compute_what_float64_says():
 def test_the_benchmark_goes_through_without_a_gpu_and_records_each_part(parts, words, tmp_path):
     results = tmp_path / "RESULTS.md"
     results.write_text("# Results\n")
-    script = str(HERE.parent / "benchmarks" / "gpu.py")
+    script = str(HERE.parents[2] / "benchmarks" / "gpu.py")
     for _ in range(2):  # the second time in place of the first
         done = interpreted(script, "--smoke", "--parts", *parts, "--results", str(results), "--commit", "0123abc")
         assert done.returncode == 0, done.stdout + done.stderr
@@ -58,7 +58,7 @@ def test_the_benchmark_goes_through_without_a_gpu_and_records_each_part(parts, w
 
 @pytest.fixture
 def gpu(monkeypatch):
-    monkeypatch.syspath_prepend(str(HERE.parent / "benchmarks"))
+    monkeypatch.syspath_prepend(str(HERE.parents[2] / "benchmarks"))
     return importlib.import_module("gpu")
 
 
@@ -120,7 +120,10 @@ def test_the_batch_is_halved_until_all_sides_fit(gpu, monkeypatch):
 def test_without_a_gpu_the_benchmark_says_so_and_is_skipped():
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
-        [sys.executable, str(HERE.parent / "benchmarks" / "gpu.py")], env=environment, capture_output=True, text=True
+        [sys.executable, str(HERE.parents[2] / "benchmarks" / "gpu.py")],
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0 and done.stdout.count("\n") == 1
     assert "skipped" in done.stdout and "GPU" in done.stdout
