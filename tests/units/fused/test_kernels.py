@@ -19,6 +19,7 @@ from se_lab.units.fused import kernels
 pytest.importorskip("triton", "3.3")
 
 HERE = Path(__file__).parent
+GPU = HERE.parents[2] / "benchmarks" / "gpu.py"
 
 
 def interpreted(*command: str) -> subprocess.CompletedProcess[str]:
@@ -45,7 +46,7 @@ def test_the_kernels_compute_what_float64_says():
 def test_the_benchmark_goes_through_without_a_gpu_and_records_each_part(parts, words, tmp_path):
     results = tmp_path / "RESULTS.md"
     results.write_text("# Results\n")
-    script = str(HERE.parents[2] / "benchmarks" / "gpu.py")
+    script = str(GPU)
     for _ in range(2):  # the second time in place of the first
         done = interpreted(script, "--smoke", "--parts", *parts, "--results", str(results), "--commit", "0123abc")
         assert done.returncode == 0, done.stdout + done.stderr
@@ -58,7 +59,7 @@ def test_the_benchmark_goes_through_without_a_gpu_and_records_each_part(parts, w
 
 @pytest.fixture
 def gpu(monkeypatch):
-    monkeypatch.syspath_prepend(str(HERE.parents[2] / "benchmarks"))
+    monkeypatch.syspath_prepend(str(GPU.parent))
     return importlib.import_module("gpu")
 
 
@@ -120,7 +121,7 @@ def test_the_batch_is_halved_until_all_sides_fit(gpu, monkeypatch):
 def test_without_a_gpu_the_benchmark_says_so_and_is_skipped():
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
-        [sys.executable, str(HERE.parents[2] / "benchmarks" / "gpu.py")],
+        [sys.executable, str(GPU)],
         env=environment,
         capture_output=True,
         text=True,
