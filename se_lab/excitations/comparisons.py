@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -143,7 +143,7 @@ def unit_similarity_figure(a: ExcitationStatistics, b: ExcitationStatistics | No
         chance = measures.similarity_by_chance(rows, columns)
         if np.isfinite(chance):
             bar.ax.axhline(chance, color="black", linewidth=1)
-            note = {"textcoords": "offset points", "ha": "right", "va": "center", "fontsize": 6}
+            note: dict[str, Any] = {"textcoords": "offset points", "ha": "right", "va": "center", "fontsize": 6}
             bar.ax.annotate("95 % by chance", (0, chance), (-3, 0), **note)
         classes = int(min((rows[0].count > 0).sum(), (columns[0].count > 0).sum()))
         why = f"{classes} classes, and it needs four" if classes < 4 else "no class moves the gates"
