@@ -10,17 +10,25 @@ from se_lab.cli.runs import records_of, runs_parser, where_of
 from se_lab.spec import SpecError
 from se_lab.store import replacing
 
+_ONE_ROW_A_VARIANT = ("rows", "columns", "power", "paper", "model", "margin", "contrast")
+
 
 def table(argv: list[str]) -> int:
     """Print an ablation table."""
     from se_lab.report.columns import COLUMNS
+    from se_lab.report.joint import MODELS
     from se_lab.report.render import FORMATS
 
     parser = runs_parser("se-lab table", "The ablation table of trials that have run.", runs="*")
     parser.add_argument("--rows", nargs="+", metavar="KEY", help="The spec's keys that tell rows apart.")
     parser.add_argument("--columns", nargs="+", metavar="KEY", help=f"Of {', '.join(COLUMNS)}, or what was logged.")
     parser.add_argument("--pivot", nargs=2, metavar=("ROW", "COLUMN"), help="The metric by two of the spec's keys.")
-    parser.add_argument("--power", type=float, help="How many seeds it takes to tell a difference of this size.")
+    parser.add_argument("--power", type=float, help="Add the seeds needed to detect this difference (power 0.8).")
+    parser.add_argument("--model", choices=MODELS, help="Model of the comparison with the baseline (joint).")
+    parser.add_argument("--margin", type=float, metavar="POINTS", help="Differences below this count as equivalent.")
+    parser.add_argument(
+        "--contrast", nargs=2, action="append", metavar="VARIANT", help="Compare two variants, such as r=8 r=16."
+    )
     parser.add_argument(
         "--paper", metavar="TABLE", help="The SE paper's figures beside ours: table_10_reduction, or 10."
     )
@@ -40,7 +48,7 @@ def table(argv: list[str]) -> int:
         paper = options.paper or "all"
         table = paper_cost_table(count_paper_costs(paper, lambda text: print(text, file=sys.stderr, flush=True)))
     elif options.pivot:
-        if given := [name for name in ("rows", "columns", "power", "paper") if getattr(options, name) is not None]:
+        if given := [name for name in _ONE_ROW_A_VARIANT if getattr(options, name) is not None]:
             raise SpecError(f"--{given[0]} does not go with --pivot, which has one metric and two keys")
         table = pivot_table(records_of(options), *options.pivot, metric=options.metric, where=where)
     else:
@@ -52,6 +60,9 @@ def table(argv: list[str]) -> int:
             where=where,
             power=options.power,
             paper=options.paper,
+            model=options.model or "joint",
+            margin=options.margin,
+            contrasts=options.contrast or (),
         )
     text = table.render(options.format)
     if options.format == "csv":

@@ -81,6 +81,8 @@ _LISTED = (
     Column("seconds", "training", "timing", "s", "lower", 0),
     Column("n", "seeds", "statistic", decimals=0),
     Column("difference", "Δ to no SE", "statistic"),
+    Column("verdict", "verdict", "statistic"),
+    Column("p_joint", "p, adjusted", "statistic", decimals=3),
     Column("p", "p, sign flip", "statistic", decimals=3),
     Column("p_holm", "p, Holm", "statistic", decimals=3),
     Column("p_mcnemar", "p, McNemar", "statistic", decimals=3),

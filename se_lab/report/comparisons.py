@@ -11,7 +11,8 @@ import pandas as pd
 from se_lab.report import statistics
 from se_lab.report.canvas import canvas, keep_possible, legend_outside, look, means
 from se_lab.report.columns import ReportError, column, interval_text, with_prefix
-from se_lab.report.tables import paired_matrix, refuse_absent_metric
+from se_lab.report.computed import differences, paired_matrix
+from se_lab.report.tables import refuse_absent_metric
 from se_lab.report.variants import BASELINE, Study, group_variants
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ _DASHES = ("--", ":", "-.", (0, (8, 2)), (0, (1, 3)))  # baselines, told apart w
 def difference_figure(
     records: pd.DataFrame, metric: str = "test/top1_error", *, where: Mapping[str, object] | None = None
 ) -> Figure:
-    """Draw a forest plot: each variant's paired difference to its baseline, a dot a seed, the mean and 95 % interval.
+    """Draw a forest plot: each variant's difference to its baseline with its simultaneous 95 % interval, a tick a seed.
 
     A filled square has an interval that excludes zero. Of more than sixty variants, those with the largest
     differences. Raises ReportError where nothing pairs with a baseline.
@@ -34,7 +35,7 @@ def difference_figure(
     study = group_variants(records, where=where)
     refuse_absent_metric(study, metric)
     pairs = paired_matrix(study, metric)
-    estimate = statistics.t_interval(pairs)
+    estimate = differences(study, metric)
     rows = np.flatnonzero(estimate.n > 0)
     if not len(rows):
         raise ReportError("Nothing pairs with a baseline (insertion none) of the same seed: there are no differences.")
@@ -63,7 +64,7 @@ def difference_figure(
         axes.grid(axis="y", visible=False)
         axes.set_xlabel(f"Δ {of.label} to {BASELINE}" + (f" ({unit})" if unit else ""))
         shown = f"; {total - len(rows)} smaller differences left out" if total > len(rows) else ""
-        axes.set_title(means(estimate.n[rows]).replace("Mean", "Paired mean") + "; ticks are seeds" + shown)
+        axes.set_title(means(estimate.n[rows]).replace("Mean", "Difference") + "; ticks are seeds" + shown)
     return figure
 
 

@@ -104,29 +104,29 @@ def sign_flip_note(test: SignFlip, pairs: int) -> str:
     )
 
 
-def reading_notes(data: pd.DataFrame, metric: str, metrics: Sequence[str], *, differences: bool) -> list[str]:
+def reading_notes(data: pd.DataFrame, metric: str, metrics: Sequence[str]) -> list[str]:
     """How to read the numbers: what ± and bold mean, and where there is no interval."""
     notes = []
     single = data["variant"][data["n"] == 1]
     if (data["n"] <= 1).all():
         notes.append("One seed a variant: no interval, so no difference here can be told from the luck of a seed.")
     else:
-        notes.append("± is the 95 % t interval over seeds, with the test set held fixed.")
+        notes.append(
+            "± is the 95 % t interval over seeds, with the test set held fixed: it says what other seeds would give "
+            "on the same images, not what other images would."
+        )
+        if len(two := data["variant"][data["n"] == 2]):
+            notes.append(f"Warning: two seeds hardly show their spread: {some(two)}.")
         if len(single):
             notes.append(f"One seed only, so no interval: {some(single)}.")
-        if differences:
-            notes.append("Δ is the mean over seeds of variant − baseline of the same seed.")
     unpaired = data["variant"][(data["n"] > 0) & (data[f"{metric}:pairs"] < data["n"]) & ~data["is_baseline"]]
     paired = data["variant"][(data["n"] > 0) & (data[f"{metric}:pairs"] > 0)]
     if len(unpaired) and len(paired):
         counts = data.loc[unpaired.index, [f"{metric}:pairs", "n"]].to_numpy()
         texts = [f"{name} ({pairs} of {n})" for name, (pairs, n) in zip(unpaired, counts, strict=True)]
         notes.append(f"Fewer pairs than seeds, as the baseline or the variant lacks some: {some(texts)}.")
-    alike = data["variant"][(data[f"{metric}:pairs"] > 1) & (data[f"{metric}:difference:ci95"] < 1e-9)]
-    if differences and len(alike):
-        notes.append(f"The same difference for every seed, so nothing to judge their spread by: {some(alike)}.")
     if any(data[f"{key}:best"].any() for key in metrics):
-        notes.append("Bold: best of its group, where the interval of its difference to the baseline excludes zero.")
+        notes.append("Bold: best of its group, where the simultaneous interval of its difference excludes zero.")
     return notes
 
 

@@ -9,14 +9,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from se_lab.report import statistics
+from se_lab.report import computed, statistics
 from se_lab.report.canvas import means
 from se_lab.report.columns import Column, column, interval_text, number_text, with_prefix
 from se_lab.report.comparisons import REDUCTION, curve_names
 from se_lab.report.notes import trial_names
 from se_lab.report.plots import families, pareto_front, short_names
 from se_lab.report.statistics import Floats
-from se_lab.report.tables import paired_matrix
 from se_lab.report.training_curves import read_curves
 from se_lab.report.variants import BASELINE, Study
 
@@ -75,9 +74,9 @@ def tradeoff(study: Study, metric: str, costs: Sequence[str]) -> Figure | None:
 
 
 def differences(study: Study, metric: str) -> Figure | None:
-    """Plot each variant's paired difference to its baseline with its interval, and a point a seed."""
-    pairs, of = paired_matrix(study, metric), column(metric, study.trials)
-    estimate = statistics.t_interval(pairs)
+    """Plot each variant's difference to its baseline with its simultaneous interval, and a point a seed."""
+    pairs, of = computed.paired_matrix(study, metric), column(metric, study.trials)
+    estimate = computed.differences(study, metric)
     rows = np.flatnonzero(estimate.n > 0)
     trials = _finished(study, metric)
     seeds = study.by_seed(metric).columns.get_indexer(pd.Index(trials["seed"]))
@@ -87,8 +86,8 @@ def differences(study: Study, metric: str) -> Figure | None:
     place[rows] = np.arange(len(rows))[::-1]
     unit = "points" if of.unit == "%" else of.unit
     hover = [
-        f"<b>{_name(study, i)}</b><br>{interval_text(mean, half, of.decimals, signed=True)} {unit}, {n} pairs"
-        for i, mean, half, n in zip(rows, *(values[rows] for values in estimate), strict=True)
+        f"<b>{_name(study, int(i))}</b><br>{interval_text(mean, half, of.decimals, signed=True)} {unit}, {n} pairs"
+        for i, mean, half, n in zip(rows, estimate.mean[rows], estimate.half_width[rows], estimate.n[rows], strict=True)
     ]
     dots = _points(estimate.mean[rows], place[rows], hover, _data(rows), size=10)
     dots |= {"error_x": _bars(estimate.half_width[rows], COLORS[0])}

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from se_lab.report import predictions, published, statistics
+from se_lab.report import computed, published, statistics
 from se_lab.report.columns import (
     COLUMNS,
     Column,
@@ -24,9 +24,9 @@ from se_lab.report.columns import (
     value_texts,
     with_prefix,
 )
-from se_lab.report.notes import not_measured, reading_notes, sign_flip_note, unequal_costs
+from se_lab.report.joint import compare
+from se_lab.report.notes import not_measured, reading_notes, unequal_costs
 from se_lab.report.render import Shown, Table
-from se_lab.report.statistics import Floats
 from se_lab.report.variants import BASELINE, Study, group_variants
 
 
@@ -39,6 +39,9 @@ def ablation_table(
     where: Mapping[str, object] | None = None,
     power: float | None = None,
     paper: str | None = None,
+    model: str = "joint",
+    margin: float | None = None,
+    contrasts: Sequence[tuple[str, str]] = (),
 ) -> Table:
     """One row a variant, in the records' order, each group's baseline first.
 
@@ -47,12 +50,16 @@ def ablation_table(
     seeds, the metric, its difference, top-5 error where there is one, parameters, MACs and time a step. `rows` and
     `where` are those of `group_variants`. With `power`, a column says how many seeds it takes to tell a difference
     of that size (in the metric's unit) from none; with `paper` (`table_10_reduction`, or `10`) the SE paper's figures
-    stand beside ours. Failed, missing and unpaired trials are left out and named in the notes.
+    stand beside ours. `model` is how the variants are compared with their baselines (`joint.compare`); with
+    `margin`, in the metric's unit, a column says better, worse, equivalent or undecided; `contrasts` names pairs of
+    variants to compare beneath the table. Failed, missing and unpaired trials are left out and named in the notes.
     Raises ReportError for no records, none finished, an unknown column, a metric that no trial has, two data sets.
     """
     study = group_variants(records, rows=rows, where=where)
     refuse_absent_metric(study, metric)
     keys = list(columns) if columns else _default_columns(study, metric)
+    if margin is not None and "verdict" not in keys:
+        keys.insert(keys.index("difference") + 1 if "difference" in keys else len(keys), "verdict")
     if power is not None and "seeds_needed" not in keys:
         keys.append("seeds_needed")
 
@@ -62,9 +69,10 @@ def ablation_table(
     notes = list(study.notes)
     metrics = list(dict.fromkeys([metric, *(key for key in keys if _kind(study, key) == "metric")]))
     for key in metrics:
-        data = data.assign(**_metric_columns(study, key))
+        data = data.assign(**_metric_columns(study, key, model))
         notes += not_measured(study, key)
     data["n"] = study.by_seed(metric).notna().sum(axis=1)
+    request = computed.Request(study, metric, model, power, margin)
     for key in keys:
         if key in metrics:
             shown.append(Shown(column(key, study.trials), key, f"{key}:ci95", f"{key}:best"))
@@ -73,9 +81,11 @@ def ablation_table(
         elif key == "n":
             shown.append(Shown(COLUMNS["n"], "n"))
         elif _kind(study, key) == "statistic":
-            data = data.assign(**_statistic(study, data, key, metric, power, notes))
+            more, note = computed.STATISTICS[key](request)
+            data = data.assign(**more)
+            notes += note
             known = key == "difference_images"
-            shown.append(_difference_shown(column(metric), key, COLUMNS[key]) if known else Shown(COLUMNS[key], key))
+            shown.append(_difference_shown(column(metric), key, COLUMNS[key]) if known else _statistic_shown(key))
         elif key not in study.trials:
             there = [name for name, of in COLUMNS.items() if name in study.trials or of.kind == "statistic"]
             raise ReportError(f"No trial has a value of the column {key!r}. There are: {', '.join(there)}.")
@@ -87,7 +97,10 @@ def ablation_table(
             scaled, divisor = with_prefix(column(key, study.trials), float(np.nanmax(values, initial=0.0)))
             shown.append(Shown(scaled, key, divisor=divisor))
             notes += unequal_costs(study, key)
-    notes += reading_notes(data, metric, metrics, differences="difference" in keys)
+    if "difference" in keys:
+        notes += computed.comparison_notes(request)
+    notes += [computed.contrast_note(request, *names) for names in contrasts]
+    notes += reading_notes(data, metric, metrics)
     if paper is not None:
         data, printed, remarks = published.beside_paper(study, data, paper)
         shown, notes = shown + printed, notes + remarks
@@ -133,7 +146,7 @@ def pivot_table(
         name = column(across, study.trials).short.format(value)
         shown.append(Shown(replace(of, key=value, label=name), keys[""], keys["ci95"], keys["best"]))
     title = f"{of.heading} by {column(index, study.trials).label} and {column(across, study.trials).label}"
-    notes += reading_notes(cells, metric, [metric], differences=False)
+    notes += reading_notes(cells, metric, [metric])
     return Table(title, data, tuple(shown), tuple(dict.fromkeys(notes)))
 
 
@@ -170,28 +183,16 @@ def _kind(study: Study, key: str) -> str:
     return column(key, study.trials).kind
 
 
-def paired_matrix(study: Study, metric: str) -> Floats:
-    """(V, S) differences of a metric to the baseline of the same group and seed; NaN where one is missing."""
-    values = study.by_seed(metric).to_numpy()
-    return np.asarray(values - _of_baseline(study, values))
-
-
-def _of_baseline(study: Study, values: Floats) -> Floats:
-    """(V, S) the baseline's values beside each variant's (V, S); NaN for baselines and where there is none."""
-    compared = (study.baseline >= 0) & ~study.is_baseline
-    return np.where(compared[:, None], values[study.baseline], np.nan)
-
-
-def _metric_columns(study: Study, key: str) -> dict[str, NDArray[Any]]:
-    """Mean, interval, paired difference and whether the value is best, beyond doubt, in its group."""
+def _metric_columns(study: Study, key: str, model: str = "joint") -> dict[str, NDArray[Any]]:
+    """Mean, interval, difference to the baseline and whether the value is best, beyond doubt, in its group."""
     if key not in study.trials:
         raise unknown("column", key, [str(name) for name in study.trials if "/" in str(name)])
     values = study.by_seed(key).to_numpy()
-    mean, difference = statistics.t_interval(values), statistics.paired_difference(values, _of_baseline(study, values))
+    mean, difference = statistics.t_interval(values), compare(values, study.group, study.baseline, model)
     better = column(key, study.trials).better
     sign = {"lower": 1.0, "higher": -1.0, None: np.nan}[better]
     score = pd.Series(sign * mean.mean)
-    leads = (score == score.groupby(study.group).transform("min")).to_numpy()
+    leads = np.isclose(score, score.groupby(study.group).transform("min"), rtol=1e-9, atol=1e-9)  # ties share it
     return {
         key: mean.mean,
         f"{key}:ci95": mean.half_width,
@@ -209,43 +210,9 @@ def _difference_shown(of: Column, key: str, base: Column = COLUMNS["difference"]
     return Shown(replace(base, label=label, unit=unit, decimals=of.decimals), key, f"{key}:ci95", best, signed=True)
 
 
-def _statistic(
-    study: Study, data: pd.DataFrame, key: str, metric: str, power: float | None, notes: list[str]
-) -> dict[str, Floats]:
-    """Compute a column of the kind `statistic`, and a note that says how to read it."""
-    differences = paired_matrix(study, metric)
-    if key in ("p", "p_holm"):
-        test = statistics.sign_flip(differences, np.random.default_rng(0))
-        notes.append(sign_flip_note(test, int(data[f"{metric}:pairs"].max())))
-        if key == "p_holm":
-            notes.append(f"p, Holm: corrected for the {int(np.isfinite(test.p).sum())} comparisons of this table.")
-        return {key: statistics.holm(test.p) if key == "p_holm" else test.p}
-    if key == "seeds_needed":
-        if power is not None and power <= 0:
-            raise ReportError(f"The difference to tell from none must be above zero, not {power:g}.")
-        if power is None:
-            raise ReportError("The column seeds_needed needs power=, the difference that should be told from none.")
-        known = statistics.t_interval(differences).varies
-        sd = np.where(known, np.sqrt(_variances(differences)), np.nan)
-        notes.append(
-            f"Seeds needed: to tell a difference of {power:g} from none in 80 % of studies (paired t test at 0.05), "
-            f"from the spread of the differences seen here, which few seeds know only roughly."
-        )
-        return {key: statistics.seeds_needed(sd, power)}
-    if key == "p_mcnemar":
-        p, note = predictions.mcnemar_column(study, metric)
-        notes.append(note)
-        return {key: p}
-    estimate, half, note = predictions.image_differences(study, metric, np.random.default_rng(0))
-    notes.append(note)
-    return {key: estimate, f"{key}:ci95": half}
-
-
-def _variances(values: Floats) -> Floats:
-    """(V,) sample variances over the seeds there are, NaN below two."""
-    n = (~np.isnan(values)).sum(axis=1)
-    centred = values - statistics.t_interval(values).mean[:, None]
-    return np.asarray(np.divide(np.nansum(centred**2, axis=1), n - 1, out=np.full(len(n), np.nan), where=n > 1))
+def _statistic_shown(key: str) -> Shown:
+    of = COLUMNS[key]
+    return Shown(replace(of, kind="text") if key == "verdict" else of, key)
 
 
 def _title(study: Study, n: pd.Series) -> str:

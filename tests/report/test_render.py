@@ -28,9 +28,9 @@ def test_markdown_has_a_row_a_variant_bold_best_and_notes(table: Table) -> None:
     assert lines[0] == "**cifar_resnet20 on digits, 20 epochs, 3 seeds**"
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
     assert rows[0][:4] == ["reduction", "seeds", "top-1 error (%)", "Δ top-1 error (points)"]
-    # By hand: 8.0, 8.4, 8.2 are 8.2 ± 4.303 · 0.2/√3; r=4 differs by −1.0, −0.9, −1.0: −0.967 ± 4.303 · 0.0577/√3.
+    # By hand: 8.0, 8.4, 8.2 are 8.2 ± 4.303 · 0.2/√3; r=4 differs by −1.0, −0.9, −1.0: −0.967 ± 3.02 · √(2 · 0.0277/3).
     assert rows[2][:4] == ["no SE", "3", "8.20 ± 0.50", ""]
-    assert rows[4][2:4] == ["**7.23 ± 0.63**", "**−0.97 ± 0.14**"]
+    assert rows[4][2:4] == ["**7.23 ± 0.63**", "**−0.97 ± 0.41**"]
     assert len({len(row) for row in rows}) == 1
     assert any(line.startswith("- ± is the 95 % t interval over seeds") for line in lines)
 
@@ -93,7 +93,7 @@ def test_the_terminals_table_is_plain_text_in_a_pipe_and_stars_the_best(table: T
     assert "\x1b" not in text
     r4 = next(line for line in text.splitlines() if line.strip().startswith("4 "))
     assert "7.23 ± 0.63*" in r4
-    assert "−0.97 ± 0.14*" in r4
+    assert "−0.97 ± 0.41*" in r4
     assert "± is the 95 % t interval over seeds" in text
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 import pytest
+import statsmodels.formula.api as smf
 from scipy import stats
 
 from se_lab.report import ablation_table, pivot_table
@@ -33,13 +34,51 @@ def test_mean_and_interval_are_those_of_scipy(reduction_study: pd.DataFrame) -> 
     assert r4["n"] == 3
 
 
-def test_the_difference_is_paired_by_seed_with_scipys_interval(reduction_study: pd.DataFrame) -> None:
-    shuffled = reduction_study.sample(frac=1, random_state=3)
-    for records in (reduction_study, shuffled):
-        r4 = row(ablation_table(records), "r=4")
-        expected = stats.ttest_rel(R4, BASE).confidence_interval(0.95)
+def test_the_difference_and_its_interval_are_those_of_statsmodels_with_seeds_as_blocks(
+    reduction_study: pd.DataFrame,
+) -> None:
+    long = reduction_study.assign(y=reduction_study[TOP1], r=reduction_study["model.se.reduction"].fillna(0))
+    fit = smf.ols("y ~ C(r) + C(seed)", long).fit()
+    for records in (reduction_study, reduction_study.sample(frac=1, random_state=3)):
+        table = ablation_table(records)
+        r4 = row(table, "r=4")
         assert r4[f"{TOP1}:difference"] == pytest.approx(np.mean(R4) - np.mean(BASE))
-        assert r4[f"{TOP1}:difference:ci95"] == pytest.approx((expected.high - expected.low) / 2)
+        # 3.02: Dunnett's two-sided 5 % point for 4 comparisons and 8 degrees of freedom (1964)
+        assert r4[f"{TOP1}:difference:ci95"] == pytest.approx(3.02 * fit.bse["C(r)[T.4.0]"], rel=0.003)
+        assert any("one variance for all rows (Dunnett), with seeds as blocks" in note for note in table.notes)
+
+
+def test_the_other_models_are_a_flag_and_a_wrong_one_is_refused(reduction_study: pd.DataFrame) -> None:
+    r4 = row(ablation_table(reduction_study, model="paired"), "r=4")
+    pairs = np.subtract(R4, BASE)
+    sidak = stats.t.isf((1 - 0.95 ** (1 / 4)) / 2, 2)
+    assert r4[f"{TOP1}:difference:ci95"] == pytest.approx(sidak * stats.sem(pairs))
+    with pytest.raises(ValueError, match="Did you mean 'paired'"):
+        ablation_table(reduction_study, model="pared")
+
+
+def test_a_margin_gives_verdicts_and_a_contrast_compares_two_variants(reduction_study: pd.DataFrame) -> None:
+    table = ablation_table(reduction_study, margin=1.0, contrasts=[("r=8", "r=2")])
+    verdict = table.data.set_index("variant")["verdict"]
+    assert verdict["r=4"] == "better"
+    assert verdict["r=2"] == "equivalent"
+    assert verdict["no SE"] == ""
+    without = ablation_table(reduction_study, columns=["verdict"]).data.set_index("variant")["verdict"]
+    assert without["r=2"] == "undecided"
+    # by hand: (7.6 + 8.3 + 7.7 − 7.9 − 8.5 − 7.8)/3 = −0.2
+    note = next(note for note in table.notes if note.startswith("r=8 against r=2"))
+    assert "−0.20 ± " in note
+    assert note.endswith("points, equivalent at 1.")
+    with pytest.raises(ValueError, match="Unknown variant 'r=9'"):
+        ablation_table(reduction_study, contrasts=[("r=8", "r=9")])
+
+
+def test_ties_share_the_bold_of_the_best(study: Make) -> None:
+    errors = [7.0, 7.1, 7.2]
+    records = study(
+        [({"insertion": "none"}, [8.0, 8.1, 8.2]), ({"reduction": 4}, errors), ({"reduction": 8}, errors[::-1])]
+    )
+    assert list(ablation_table(records).data[f"{TOP1}:best"]) == [False, True, True]
 
 
 def test_a_missing_seed_leaves_the_other_pairs_and_is_named(reduction_study: pd.DataFrame) -> None:
@@ -47,7 +86,10 @@ def test_a_missing_seed_leaves_the_other_pairs_and_is_named(reduction_study: pd.
     table = ablation_table(records)
     r4 = row(table, "r=4")
     assert (r4["n"], r4[f"{TOP1}:pairs"]) == (2, 2)
-    assert r4[f"{TOP1}:difference"] == pytest.approx(((7.0 - 8.0) + (7.2 - 8.2)) / 2)
+    fit = smf.ols(
+        "y ~ C(r) + C(seed)", records.assign(y=records[TOP1], r=records["model.se.reduction"].fillna(0))
+    ).fit()
+    assert r4[f"{TOP1}:difference"] == pytest.approx(fit.params["C(r)[T.4.0]"])
     assert any("not among the records" in note and "r=4 (1)" in note for note in table.notes)
 
 

@@ -1,0 +1,203 @@
+"""The columns of a table that are computed from all trials: each statistic with the notes that say how to read it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from se_lab.report import joint, predictions, statistics
+from se_lab.report.columns import ReportError, column, interval_text, number_text, unknown
+from se_lab.report.notes import sign_flip_note, some
+from se_lab.report.statistics import Floats
+from se_lab.report.variants import Study
+
+
+class Request(NamedTuple):
+    """What a statistic is computed from."""
+
+    study: Study
+    metric: str
+    model: str = "joint"
+    power: float | None = None
+    """The difference that a study should tell from none, in the metric's unit."""
+    margin: float | None = None
+    """The difference below which variants count as equivalent, in the metric's unit."""
+
+    @property
+    def values(self) -> Floats:
+        """(V, S) the metric of each variant and seed."""
+        return np.asarray(self.study.by_seed(self.metric).to_numpy(), dtype=np.float64)
+
+
+Answer = tuple[dict[str, Any], list[str]]
+"""Columns of the table's data by name, and notes."""
+
+
+def differences(study: Study, metric: str, model: str = "joint") -> joint.Comparison:
+    """Return each variant's difference to its baseline with the simultaneous intervals of the table."""
+    return joint.compare(study.by_seed(metric).to_numpy(), study.group, study.baseline, model)
+
+
+def paired_matrix(study: Study, metric: str) -> Floats:
+    """(V, S) differences of a metric to the baseline of the same group and seed; NaN where one is missing."""
+    values = study.by_seed(metric).to_numpy()
+    compared = (study.baseline >= 0) & ~study.is_baseline
+    return np.asarray(values - np.where(compared[:, None], values[study.baseline], np.nan))
+
+
+def comparison_notes(request: Request) -> list[str]:
+    """Say how the differences were compared, what pairing by seed is worth in these data, and the effect over nets."""
+    study, values = request.study, request.values
+    compared = differences(study, request.metric, request.model)
+    known = np.isfinite(compared.half_width)
+    if not known.any():
+        return []
+    notes = [f"Δ: variant − baseline. {_model_text(compared, known, request.model)}"]
+    narrow = joint.compare(values, study.group, study.baseline, "paired").half_width
+    ratio = np.nanmedian(narrow[known] / compared.half_width[known]) if np.isfinite(narrow[known]).any() else np.nan
+    if request.model == "joint" and np.isfinite(ratio) and np.isfinite(compared.correlation):
+        notes.append(
+            f"Pairs of one seed correlate {number_text(compared.correlation, 2)}: comparing seed by seed alone "
+            f"{'widens' if ratio > 1 else 'narrows'} this table's intervals {ratio:.2g} times."
+        )
+    return notes + _effects_over_nets(request, compared)
+
+
+def contrast_note(request: Request, first: str, second: str) -> str:
+    """Return a line on two variants: `r=8 against r=16: −0.02 ± 0.20 points, equivalent at 0.3`.
+
+    Raises ReportError for the name of no variant.
+    """
+    names = list(request.study.variants["variant"])
+    for name in (first, second):
+        if name not in names:
+            raise unknown("variant", name, names)
+    if first == second:
+        raise ReportError(f"A contrast takes two variants, not {first!r} twice.")
+    of = column(request.metric, request.study.trials)
+    result = joint.contrast(request.values, names.index(first), names.index(second), request.study.group, request.model)
+    verdict = joint.verdicts(result, -1.0 if of.better == "higher" else 1.0, np.zeros(1, dtype=np.intp), request.margin)
+    word = {"equivalent": f"equivalent at {request.margin:g}"} if request.margin is not None else {}
+    text = interval_text(result.mean[0], result.half_width[0], of.decimals, signed=True)
+    ending = word.get(verdict[0], verdict[0]) or "no interval"
+    return f"{first} against {second}: {text}{' points' if of.unit == '%' else ''}, {ending}."
+
+
+def _model_text(compared: joint.Comparison, known: Any, model: str) -> str:
+    if model == "paired":
+        return "± is simultaneous over the table (Šidák), each row paired by seed with a variance of its own."
+    blocked, pooled = compared.blocked[known], compared.pooled[known]
+    seeds = "with seeds as blocks" if blocked.all() else "without seeds as blocks, as they do not differ"
+    if blocked.any() and not blocked.all():
+        seeds = "with seeds as blocks in the groups where they differ"
+    if model != "joint":
+        seeds = "without seeds as blocks"
+    spread = "one variance for all rows (Dunnett)" if pooled.all() else "a variance a row (Welch, Šidák)"
+    if pooled.any() and not pooled.all():
+        spread = "one variance a group, or one a row where they differ"
+    reason = ", as variances differ" if model == "joint" and not pooled.any() else ""
+    return f"± holds 95 % for all differences of the table together: {spread}{reason}, {seeds}."
+
+
+def _effects_over_nets(request: Request, compared: joint.Comparison) -> list[str]:
+    """Say the mean effect of each setting of the units that at least two nets or data sets have."""
+    study = request.study
+    if not study.group_keys or study.group.max() < 1:
+        return []
+    of, notes = column(request.metric, study.trials), []
+    names = study.variants[["group", "variant"]].itertuples(index=False)
+    settings = pd.Series([name.removeprefix(f"{group}, ") for group, name in names])
+    for setting in settings[~study.is_baseline].drop_duplicates():
+        rows = np.flatnonzero((settings == setting) & ~study.is_baseline & np.isfinite(compared.half_width))
+        mean, half, spread = joint.pooled_effect(compared.mean[rows], compared.error[rows])
+        if np.isfinite(half):
+            text = interval_text(mean, half, of.decimals, signed=True)
+            notes.append(
+                f"{setting} over {len(rows)} groups: {text}, standard deviation between groups "
+                f"{number_text(spread, of.decimals)}."
+            )
+    return notes
+
+
+def _verdict(request: Request) -> Answer:
+    study, of = request.study, column(request.metric, request.study.trials)
+    if of.better is None:
+        raise ReportError(f"{request.metric} has no better direction, so there is no verdict.")
+    if request.margin is not None and not request.margin > 0:
+        raise ReportError(f"The margin of equivalence must be above zero, not {request.margin:g}.")
+    compared = differences(study, request.metric, request.model)
+    words = joint.verdicts(compared, 1.0 if of.better == "lower" else -1.0, study.group, request.margin)
+    note = "Verdict: better or worse where the simultaneous interval excludes zero"
+    if request.margin is not None:
+        note += f", equivalent where two one-sided tests at 0.05 put the difference within ±{request.margin:g}"
+    return {"verdict": np.array(words, dtype=object)}, [f"{note}, else undecided."]
+
+
+def _p_joint(request: Request) -> Answer:
+    p = differences(request.study, request.metric, request.model).p
+    return {"p_joint": p}, [f"p, adjusted: of the {request.model} model, two-sided, for all comparisons of the table."]
+
+
+def _p(request: Request) -> Answer:
+    pairs = paired_matrix(request.study, request.metric)
+    test = statistics.sign_flip(pairs, np.random.default_rng(0))
+    return {"p": test.p}, [sign_flip_note(test, _most_pairs(pairs))]
+
+
+def _p_holm(request: Request) -> Answer:
+    pairs = paired_matrix(request.study, request.metric)
+    test = statistics.sign_flip(pairs, np.random.default_rng(0))
+    tests = int(np.isfinite(test.p).sum())
+    notes = [sign_flip_note(test, _most_pairs(pairs)), f"p, Holm: corrected for the {tests} comparisons of this table."]
+    return {"p_holm": statistics.holm(test.p)}, notes
+
+
+def _most_pairs(pairs: Floats) -> int:
+    return int((~np.isnan(pairs)).sum(axis=1).max(initial=0))
+
+
+def _seeds_needed(request: Request) -> Answer:
+    power = request.power
+    if power is None:
+        raise ReportError("The column seeds_needed needs power=, the difference that should be told from none.")
+    if power <= 0:
+        raise ReportError(f"The difference to tell from none must be above zero, not {power:g}.")
+    pairs = paired_matrix(request.study, request.metric)
+    estimate = statistics.t_interval(pairs)
+    spread = estimate.half_width * np.sqrt(estimate.n) / stats.t.ppf(0.975, np.maximum(estimate.n - 1, 1))
+    sd = np.where(estimate.varies, spread, np.nan)
+    needed = statistics.seeds_needed(sd, power)
+    note = (
+        f"Seeds needed: to tell a difference of {power:g} from none in 80 % of studies (paired t test at 0.05), "
+        f"from the spread of the differences seen here, which few seeds know only roughly."
+    )
+    notes = [note]
+    constant = (estimate.n > 1) & ~estimate.varies & ~request.study.is_baseline
+    if len(alike := request.study.variants["variant"][constant]):
+        notes.append(f"The same difference for every seed, so nothing to judge their spread by: {some(alike)}.")
+    return {"seeds_needed": needed}, notes
+
+
+def _p_mcnemar(request: Request) -> Answer:
+    p, note = predictions.mcnemar_column(request.study, request.metric)
+    return {"p_mcnemar": p}, [note]
+
+
+def _difference_images(request: Request) -> Answer:
+    estimate, half, note = predictions.image_differences(request.study, request.metric, np.random.default_rng(0))
+    return {"difference_images": estimate, "difference_images:ci95": half}, [note]
+
+
+STATISTICS: dict[str, Callable[[Request], Answer]] = {
+    "verdict": _verdict,
+    "p_joint": _p_joint,
+    "p": _p,
+    "p_holm": _p_holm,
+    "p_mcnemar": _p_mcnemar,
+    "difference_images": _difference_images,
+    "seeds_needed": _seeds_needed,
+}

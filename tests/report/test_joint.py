@@ -1,0 +1,97 @@
+"""The joint model: equal to SciPy and statsmodels, and its intervals hold together in simulated tables."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import statsmodels.formula.api as smf
+from scipy import stats
+from statsmodels.stats.meta_analysis import combine_effects
+
+from se_lab.report import joint
+
+
+def table(variants: int, seeds: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(20, 1, (variants, seeds))
+
+
+def one_group(values: np.ndarray, model: str = "joint") -> joint.Comparison:
+    nothing = np.zeros(len(values), dtype=np.intp)
+    return joint.compare(values, nothing, nothing, model)
+
+
+# Two-sided 5 % points of Dunnett (1964), by number of comparisons and degrees of freedom
+@pytest.mark.parametrize(
+    ("k", "df", "point"), [(1, 10, 2.23), (2, 10, 2.57), (4, 10, 2.89), (3, 5, 3.29), (2, 5, 3.03)]
+)
+def test_quantiles_are_those_that_dunnett_printed(k: int, df: int, point: float) -> None:
+    assert joint.dunnett_quantile(0.95, df, (float(np.sqrt(0.5)),), (k,)) == pytest.approx(point, abs=0.005)
+
+
+def test_pooled_intervals_and_p_are_scipys_dunnett_for_unequal_numbers_of_seeds() -> None:
+    values = table(5, 8)
+    values[3] += 2.0
+    values[1, 5:] = values[4, 3:] = np.nan
+    ours = one_group(values, "pooled")
+    rows = [row[~np.isnan(row)] for row in values]
+    theirs = stats.dunnett(*rows[1:], control=rows[0], random_state=np.random.default_rng(0))
+    interval = theirs.confidence_interval(0.95)
+    np.testing.assert_allclose(ours.mean[1:] - ours.half_width[1:], interval.low, atol=0.02)
+    np.testing.assert_allclose(ours.mean[1:] + ours.half_width[1:], interval.high, atol=0.02)
+    np.testing.assert_allclose(ours.p[1:], theirs.pvalue, atol=0.003)
+    assert np.isnan(ours.half_width[0])
+
+
+def test_blocks_give_the_estimates_and_errors_of_least_squares_where_cells_are_missing() -> None:
+    values = table(4, 7) + 5 * np.random.default_rng(9).normal(size=7)
+    values[0, 2] = values[2, :2] = np.nan
+    ours = one_group(values)
+    assert ours.blocked[1:].all()
+    variant, seed = np.nonzero(~np.isnan(values))
+    fit = smf.ols("y ~ C(v) + C(s)", pd.DataFrame({"y": values[variant, seed], "v": variant, "s": seed})).fit()
+    np.testing.assert_allclose(ours.mean[1:], fit.params[[f"C(v)[T.{i}]" for i in (1, 2, 3)]])
+    np.testing.assert_allclose(ours.error[1:], fit.bse[[f"C(v)[T.{i}]" for i in (1, 2, 3)]])
+    assert (ours.df[1:] == fit.df_resid).all()
+
+
+def test_variances_that_differ_give_each_row_welchs_error() -> None:
+    values = table(3, 10) * [[1.0], [1.0], [12.0]]
+    ours = one_group(values)
+    assert not ours.pooled[1:].any()
+    for row in (1, 2):
+        welch = stats.ttest_ind(values[row], values[0], equal_var=False)
+        assert ours.mean[row] / ours.error[row] == pytest.approx(welch.statistic)
+        assert ours.df[row] == pytest.approx(welch.df)
+
+
+def test_a_variant_that_shares_no_seed_with_the_rest_is_not_compared_within_seeds() -> None:
+    values = np.full((4, 9), np.nan)
+    values[:3, :5] = table(3, 5) + 9 * np.arange(5)
+    values[3, 5:] = table(1, 4)
+    ours = one_group(values)
+    assert ours.blocked[1]
+    assert np.isfinite(ours.half_width[1:3]).all()
+    assert np.isnan(ours.mean[3])
+    assert np.isnan(ours.half_width[3])
+
+
+def test_the_mean_effect_over_nets_is_that_of_statsmodels() -> None:
+    effects, errors = np.array([-0.8, -0.3, -1.4, -0.6]), np.array([0.2, 0.15, 0.3, 0.1])
+    theirs = combine_effects(effects, errors**2, method_re="iterated", use_t=True)
+    mean, half, spread = joint.pooled_effect(effects, errors)
+    low, high = theirs.conf_int(use_t=True)[3][:2]
+    assert mean == pytest.approx(theirs.mean_effect_re, rel=1e-4)
+    assert half == pytest.approx((high - low) / 2, rel=1e-3)
+    assert spread**2 == pytest.approx(theirs.tau2, rel=1e-3)
+
+
+@pytest.mark.parametrize(("variants", "seeds", "shared"), [(2, 5, 0.0), (6, 3, 0.0), (6, 3, 1.0)])
+def test_intervals_hold_together_in_simulated_tables(variants: int, seeds: int, shared: float) -> None:
+    rng = np.random.default_rng(4)
+    rows = np.zeros(variants, dtype=np.intp)
+    alarms = 0
+    for _ in range(1000):
+        values = rng.normal(size=(variants, seeds)) + shared * rng.normal(size=seeds)
+        alarms += joint.compare(values, rows, rows).excludes_zero.any()
+    assert alarms / 1000 <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 1000)
