@@ -17,6 +17,7 @@ _HOMES = {
     "RunSpec": "spec",
     "ExecSpec": "spec",
     "SpecError": "spec",
+    "Unit": "units.unit",
     "SqueezeExcite": "units.squeeze_excite",
     "SQUEEZE": "units.squeeze_excite",
     "EXCITATION": "units.squeeze_excite",

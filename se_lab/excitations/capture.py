@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from se_lab.spec import SpecError
 from se_lab.units.insertion import find_places
-from se_lab.units.squeeze_excite import SqueezeExcite
+from se_lab.units.unit import Unit
 
 GATES: dict[type[nn.Module], tuple[str, str]] = {
-    SqueezeExcite: ("gate", ""),
+    Unit: ("gate", ""),
     SEModule: ("gate", "fc1"),
     MobileSqueezeExcite: ("gate", "conv_reduce"),
     EffectiveSEModule: ("gate", "fc"),
@@ -94,8 +94,8 @@ def capture_excitations(model: nn.Module, *, squeezed: bool = False) -> Iterator
         return lambda module, inputs, output: keep(capture.excitations, name, output)
 
     def hook_descriptor(name: str, unit: nn.Module) -> Any:
-        if isinstance(unit, SqueezeExcite):  # its first layer may run as a convolution, or as part of a larger kernel
-            return lambda module, inputs: keep(capture.squeezed, name, unit.squeeze(inputs[0]))
+        if isinstance(unit, Unit):  # its first layer may run as a convolution, or as part of a larger kernel
+            return lambda module, inputs: keep(capture.squeezed, name, unit.squeezed(inputs[0]))
         return lambda module, inputs: keep(capture.squeezed, name, inputs[0])
 
     try:
@@ -146,7 +146,7 @@ def gate_sites(model: nn.Module) -> list[GateSite]:
         )
     numbers = _numbers(model, list(units))
     names: dict[str, str] = {}
-    for path in sorted(units, key=lambda path: not isinstance(units[path], SqueezeExcite)):
+    for path in sorted(units, key=lambda path: not isinstance(units[path], Unit)):
         stage, unit = numbers[path]
         again = sum(numbers[other] == numbers[path] for other in names) + 1
         names[path] = f"SE_{stage}_{unit}" + (f"_{again}" if again > 1 else "")
@@ -169,12 +169,14 @@ def _limits(unit: nn.Module) -> tuple[float | None, float | None]:
 
 
 def _children_of(unit: nn.Module) -> tuple[str, str]:
+    if isinstance(unit, Unit) and unit.gate is None:
+        return "", ""
     return next((GATES[cls] for cls in type(unit).__mro__ if cls in GATES), ("", ""))
 
 
 def _channels(unit: nn.Module) -> int:
-    if isinstance(unit, SqueezeExcite):
-        return unit.expand.out_features
+    if isinstance(unit, Unit):
+        return unit.channels
     return [layer for layer in unit.modules() if isinstance(layer, nn.Conv2d)][-1].out_channels
 
 

@@ -21,7 +21,8 @@ from se_lab.data import data_shape
 from se_lab.report.paper_costs import count_paper_costs, unit_of
 from se_lab.report.published import BN_STATISTICS, PARAMS_SLACK
 from se_lab.spec import ModelSpec, RunSpec, dotted
-from se_lab.units.costs import Complexity, ModuleCost, Trace, count_variant, profile, trace
+from se_lab.units.costs import Complexity, Trace, count_variant, profile, trace
+from se_lab.units.counting import ModuleCost
 from se_lab.units.fused import form_of
 from se_lab.units.insertion import Site
 from se_lab.units.model import create_model

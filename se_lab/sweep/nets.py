@@ -45,7 +45,7 @@ def check_nets(trials: Sequence[RunSpec], execution: ExecSpec, looks_at: str | N
         se = trial.model.se
         rest = (trial.model.backbone, str(dataclasses.replace(se, reduction=1)), str(trial.model.kwargs))
         if se.insertion != "none":
-            widths.setdefault(rest, {})[se.reduction] = tuple(site.hidden for site in sites)
+            widths.setdefault(rest, {})[se.reduction] = tuple(site.hidden for site in sites if site.hidden is not None)
     return [remark for (backbone, *_), found in widths.items() for remark in _equal_widths(backbone, found)]
 
 

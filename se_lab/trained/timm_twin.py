@@ -67,10 +67,11 @@ def to_twin(model: nn.Module, sites: Sequence[Site], twin: nn.Module) -> State:
     for site in sites:
         ours, theirs = model.get_submodule(site.path).state_dict(), twin.get_submodule(site.path)
         first, last = next((pair for pair in LAYERS if hasattr(theirs, pair[0])), LAYERS[0])
-        more: int = getattr(theirs, first).out_channels - site.hidden
+        hidden = len(ours["reduce.weight"])
+        more: int = getattr(theirs, first).out_channels - hidden
         if more < 0:
             raise AttributeError(f"{site.path} of {type(twin).__name__} is narrower than ours")
-        biases = ours.get("reduce.bias", torch.zeros(site.hidden)), ours.get("expand.bias", torch.zeros(site.channels))
+        biases = ours.get("reduce.bias", torch.zeros(hidden)), ours.get("expand.bias", torch.zeros(site.channels))
         state |= {
             f"{site.path}.{first}.weight": F.pad(ours["reduce.weight"], (0, 0, 0, more))[:, :, None, None].contiguous(),
             f"{site.path}.{first}.bias": F.pad(biases[0], (0, more)),

@@ -1,38 +1,24 @@
-"""What a net costs: parameters and multiply-accumulates, counted by fvcore with handles for what it leaves out."""
+"""What a net costs: parameters and multiply-accumulates, counted, or by the closed form."""
 
 from __future__ import annotations
 
 import dataclasses
-import logging
+import functools
 import math
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from fvcore.nn import FlopCountAnalysis
-from fvcore.nn.jit_handles import addmm_flop_jit, conv_flop_jit, linear_flop_jit
 from torch import Tensor, nn
 
 from se_lab.spec import ModelSpec, SESpec
-from se_lab.units.insertion import insert_se
+from se_lab.units.counting import ModuleCost, count
+from se_lab.units.insertion import build_unit, insert_se
 from se_lab.units.model import build_backbone, create_model
 from se_lab.units.places import Place, Spot, choose, name_of, survey
-from se_lab.units.squeeze_excite import SqueezeExcite, hidden_width
-
-MAC_OPS = ("conv", "linear", "addmm", "matmul", "mm", "bmm", "einsum")
-"""fvcore's names for what counts as multiply-accumulates: convolutions, linears and matrix products."""
-
-
-@dataclass(frozen=True)
-class ModuleCost:
-    """The cost of one module, its children included."""
-
-    params: int
-    macs: int
-    elementwise: int
-    activations: int
+from se_lab.units.squeeze_excite import has_closed_form
+from se_lab.units.unit import Unit
 
 
 @dataclass(frozen=True)
@@ -65,20 +51,8 @@ def profile(model: nn.Module, input_size: tuple[int, int, int] = (3, 224, 224)) 
 
     The net's mode is restored; its weights and buffers are not touched.
     """
-    training = {module: module.training for module in model.modules()}
-    weight = next(model.parameters())
-    image = torch.zeros(1, *input_size, device=weight.device, dtype=weight.dtype)
-    try:
-        analysis = FlopCountAnalysis(model.eval(), image).unsupported_ops_warnings(False)
-        analysis = analysis.uncalled_modules_warnings(False).tracer_warnings("none").set_op_handle(**_handles())
-        with torch.no_grad():
-            counts = analysis.by_module_and_operator()
-        uncounted = dict(analysis.unsupported_ops())
-    finally:
-        for module, mode in training.items():
-            module.training = mode
-    by_module = {path: _module_cost(module, counts[path]) for path, module in model.named_modules() if path in counts}
-    units = [by_module[path] for path, module in model.named_modules() if isinstance(module, SqueezeExcite)]
+    by_module, uncounted = count(model, input_size)
+    units = [by_module[path] for path, module in model.named_modules() if isinstance(module, Unit)]
     whole = by_module[""]
     return Complexity(
         params=whole.params,
@@ -115,7 +89,7 @@ class Trace:
             SpecError: as `insert_se`.
         """
         chosen = choose(self.places, se, self.existing_se, self.backbone)
-        costs = [_unit_cost(spot, se, *self.sizes[_key(spot)]) for _, spot in chosen]
+        costs = [_unit_cost(se, spot.channels, *self.sizes[_key(spot)]) for _, spot in chosen]
         beside = sum(  # SE(x) − x and adding it; the gain
             (2 * (spot.how == "added") + spot.gained) * spot.channels * math.prod(self.sizes[_key(spot)])
             for _, spot in chosen
@@ -152,27 +126,17 @@ def trace(spec: ModelSpec, num_classes: int = 1000, input_size: tuple[int, int, 
 
 def count_variant(spec: ModelSpec, traced: Trace, num_classes: int, input_size: tuple[int, int, int]) -> Complexity:
     """Return the costs of a spec from its backbone's trace, or, with operators of a user's own, by counting the net."""
-    if spec.se.insertion == "none" or (spec.se.squeeze in _POOLS and spec.se.excitation in _ELEMENTWISE):
+    if spec.se.insertion == "none" or has_closed_form(spec.se):
         return traced.variant(spec.se)
     net = create_model(dataclasses.replace(spec, pretrained=False, init="timm"), num_classes, input_size[0])
     return profile(net, input_size)
 
 
-_POOLS = ("avg", "max", "none")
-_ELEMENTWISE = ("sigmoid", "tanh", "relu")
-
-
-def _unit_cost(spot: Spot, se: SESpec, height: int, width: int) -> ModuleCost:
-    channels, hidden = spot.channels, hidden_width(spot.channels, se.reduction)
-    pixels = height * width
-    gates = pixels if se.squeeze == "none" else 1
-    squeeze = 0 if se.squeeze == "none" else channels * pixels
-    return ModuleCost(
-        params=2 * channels * hidden + se.bias * (hidden + channels),
-        macs=2 * channels * hidden * gates,
-        elementwise=squeeze + (hidden + channels) * gates + channels * pixels,
-        activations=(hidden + channels) * gates,
-    )
+@functools.lru_cache(maxsize=4096)
+def _unit_cost(se: SESpec, channels: int, height: int, width: int) -> ModuleCost:
+    """Return what a unit costs that scales maps of (channels, height, width)."""
+    with torch.random.fork_rng(devices=[]):
+        return build_unit(se, channels).cost(height, width)
 
 
 def _key(spot: Spot) -> str:
@@ -215,49 +179,3 @@ def _sizes(net: nn.Module, places: Iterable[Place], input_size: tuple[int, int, 
         for handle in handles:
             handle.remove()
     return seen | {key: seen[path] for key, path in fallback.items()}
-
-
-def _module_cost(module: nn.Module, counts: Counter[str]) -> ModuleCost:
-    macs = sum(counts[op] for op in MAC_OPS)
-    activations = counts[_ACTIVATIONS]
-    params = sum(p.numel() for p in module.parameters() if p.requires_grad)
-    return ModuleCost(params, int(macs), int(sum(counts.values()) - macs - activations), int(activations))
-
-
-_ACTIVATIONS = "activations"
-Handle = Callable[[list[Any], list[Any]], Any]
-
-
-def _handles() -> dict[str, Handle]:
-    reads = ("mean", "sum", "amax", "max_pool2d", "avg_pool2d", "adaptive_max_pool2d")  # one operation an input element
-    writes = ("add", "mul", "sub", "div", "sigmoid", "tanh", "relu", "silu", "gelu", "hardsigmoid", "hardswish")
-    handles: dict[str, Handle] = {f"aten::{op}": _elements_read for op in reads}
-    for op in writes:
-        handles[f"aten::{op}"] = handles[f"aten::{op}_"] = _elements_written
-    for op, name, macs in (
-        ("_convolution", "conv", conv_flop_jit),
-        ("addmm", "addmm", addmm_flop_jit),
-        ("linear", "linear", linear_flop_jit),
-    ):
-        handles[f"aten::{op}"] = _with_activations(name, macs)
-    return handles
-
-
-def _with_activations(name: str, macs: Handle) -> Handle:
-    def handle(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
-        counted = macs(inputs, outputs)  # a number, or by the operator's name
-        total = sum(counted.values()) if isinstance(counted, Mapping) else counted
-        return Counter({name: total, _ACTIVATIONS: _elements_written(inputs, outputs)})
-
-    return handle
-
-
-def _elements_read(inputs: list[Any], outputs: list[Any]) -> int:
-    return math.prod(inputs[0].type().sizes() or ())
-
-
-def _elements_written(inputs: list[Any], outputs: list[Any]) -> int:
-    return math.prod(outputs[0].type().sizes() or ())
-
-
-logging.getLogger("fvcore.nn.jit_analysis").setLevel(logging.ERROR)

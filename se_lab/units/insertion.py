@@ -13,6 +13,7 @@ from se_lab.spec import SESpec, SpecError, check_choice
 from se_lab.units.places import Place, Spot, choose, gains, is_sequential, name_of, survey
 from se_lab.units.places import find_places as find_places
 from se_lab.units.squeeze_excite import SqueezeExcite
+from se_lab.units.unit import Unit
 
 
 @dataclass(frozen=True)
@@ -25,11 +26,11 @@ class Site:
     unit: int
     channels: int
     """Channels the unit scales."""
-    hidden: int
-    """Width of its bottleneck, C // r, at least 1."""
+    hidden: int | None
+    """Width of its bottleneck, for SE C // r, at least 1; None for a unit without one."""
     insertion: str
     path: str
-    """What `get_submodule` takes to reach the SqueezeExcite."""
+    """What `get_submodule` takes to reach the unit."""
 
 
 def insert_se(backbone: nn.Module, se: SESpec, existing_se: str = "refuse") -> list[Site]:
@@ -50,7 +51,7 @@ def insert_se(backbone: nn.Module, se: SESpec, existing_se: str = "refuse") -> l
             refuse.
     """
     check_choice("model.existing_se", existing_se, ("refuse", "keep", "replace"))
-    if any(isinstance(module, SqueezeExcite) for module in backbone.modules()):
+    if any(isinstance(module, Unit) for module in backbone.modules()):
         raise SpecError(f"{name_of(backbone)} already has SE-Lab's units; build it anew for another insertion")
     places = survey(backbone)
     chosen = choose(places, se, existing_se, name_of(backbone))
@@ -59,6 +60,11 @@ def insert_se(backbone: nn.Module, se: SESpec, existing_se: str = "refuse") -> l
         for host in (spot.host for place in places for spot in place.own if spot.host not in swapped):
             _clear(backbone, host)
     return [_insert(backbone, place, spot, se) for place, spot in chosen]
+
+
+def build_unit(se: SESpec, channels: int) -> Unit:
+    """Return the unit of a spec for maps of so many channels."""
+    return SqueezeExcite(channels, se)
 
 
 def _clear(backbone: nn.Module, host: str) -> None:
@@ -71,13 +77,13 @@ def _clear(backbone: nn.Module, host: str) -> None:
 def _insert(backbone: nn.Module, place: Place, spot: Spot, se: SESpec) -> Site:
     weight = next(backbone.parameters())
     with torch.device("meta") if weight.is_meta else contextlib.nullcontext():
-        unit = SqueezeExcite(spot.channels, se)
+        unit = build_unit(se, spot.channels)
     unit = unit.to(device=weight.device, dtype=weight.dtype).train(backbone.training)
     path = _attach(backbone, spot, unit)
-    return Site(place.name, place.stage, place.unit, spot.channels, unit.reduce.out_features, se.insertion, path)
+    return Site(place.name, place.stage, place.unit, spot.channels, unit.hidden, se.insertion, path)
 
 
-def _attach(backbone: nn.Module, spot: Spot, unit: SqueezeExcite) -> str:
+def _attach(backbone: nn.Module, spot: Spot, unit: Unit) -> str:
     """Hang the unit on its host, and return its path."""
     parent, _, attribute = spot.host.rpartition(".")
     host = getattr(backbone.get_submodule(parent), attribute)

@@ -17,7 +17,7 @@ import se_lab.backbones  # noqa: F401  (registers SE-Lab's own nets with timm)
 from se_lab.spec import ModelSpec, SpecError, nearest, seed_of
 from se_lab.units.fused import fuse
 from se_lab.units.insertion import Site, insert_se
-from se_lab.units.squeeze_excite import SqueezeExcite
+from se_lab.units.unit import Unit
 
 
 def create_model(
@@ -53,10 +53,10 @@ def create_model(
         sites: list[Site] = insert_se(model, spec.se, spec.existing_se)
     for site in sites:
         unit = model.get_submodule(site.path)
-        assert isinstance(unit, SqueezeExcite)
-        unit.reset_parameters(_stream(seed, "se", site.name))
+        assert isinstance(unit, Unit)
+        unit.reset(_stream(seed, "se", site.name))
         if spec.se.start == "identity":
-            _start_as_identity(unit, spec.se.excitation)
+            unit.start_as_identity()
     model.se_sites = sites  # type: ignore[assignment]
     if spec.fused == "on":  # auto is for who knows the device and how long it will run
         fuse(model)
@@ -89,21 +89,6 @@ def build_backbone(spec: ModelSpec, num_classes: int, in_chans: int = 3) -> nn.M
             raise SpecError(f"model.pretrained is true, and timm has no weights of {spec.backbone}: {error}") from error
         raise
     return model
-
-
-GATE_AT_START = 0.99
-"""What an identity start sets every gate to, where the excitation only nears 1 (sigmoid, tanh)."""
-
-
-def _start_as_identity(unit: SqueezeExcite, excitation: str) -> None:
-    """Let the gate be GATE_AT_START, for relu 1, whatever the squeeze says: W2 starts at 0, its bias says the gate."""
-    bias = {
-        "sigmoid": math.log(GATE_AT_START / (1 - GATE_AT_START)),
-        "tanh": math.atanh(GATE_AT_START),
-        "relu": 1.0,
-    }[excitation]
-    nn.init.zeros_(unit.expand.weight)
-    nn.init.constant_(unit.expand.bias, bias)
 
 
 def _stream(*key: int | str) -> torch.Generator:

@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from se_lab.spec import OPERATORS, SESpec
+from se_lab.units.counting import ModuleCost
+from se_lab.units.unit import Unit
 
 
 def squeeze_avg(x: Tensor) -> Tensor:
     """Global average pooling, (N, C, H, W) -> (N, C)."""
+    return _mean(x)
+
+
+def _mean(x: Tensor) -> Tensor:
     if x.dtype == torch.bfloat16 and x.device.type == "cpu":  # where mean widens the whole map first
         return x.sum((2, 3)) / (x.shape[2] * x.shape[3])
     return x.mean((2, 3))
+
+
+torch.fx.wrap("_mean")  # one node of an fx graph, which cannot branch on a dtype
 
 
 def squeeze_max(x: Tensor) -> Tensor:
@@ -46,7 +56,16 @@ def hidden_width(channels: int, reduction: int) -> int:
     return max(channels // reduction, 1)
 
 
-class SqueezeExcite(nn.Module):
+GATE_AT_START = 0.99
+"""What an identity start sets every gate to, where the excitation only nears 1 (sigmoid, tanh)."""
+
+
+def has_closed_form(spec: SESpec) -> bool:
+    """Tell whether the cost of a spec's units has a closed form: not with operators of a user's own."""
+    return spec.squeeze in _POOLS and spec.excitation in _BIAS_OF_IDENTITY
+
+
+class SqueezeExcite(Unit):
     """x · gate(x), with gate(x) = excitation(W2 relu(W1 squeeze(x))), on (N, C, H, W).
 
     Parameters come in the order reduce.weight (hidden, C), [reduce.bias], expand.weight (C, hidden), [expand.bias],
@@ -54,18 +73,24 @@ class SqueezeExcite(nn.Module):
     `gate`, an identity that is there to be hooked.
     """
 
+    fields: ClassVar[tuple[str, ...]] = ("reduction", "squeeze", "excitation", "bias", "start")
+    reference: ClassVar[str] = "Hu et al. 2018, arXiv:1709.01507"
+
+    gate: nn.Identity
+
     def __init__(self, channels: int, spec: SESpec | None = None) -> None:
-        super().__init__()
-        spec = spec or SESpec()
-        hidden = hidden_width(channels, spec.reduction)
+        super().__init__(channels)
+        self._spec = spec = spec or SESpec()
+        self.hidden = hidden = hidden_width(channels, spec.reduction)
         self.reduce = nn.Linear(channels, hidden, bias=spec.bias)
         self.expand = nn.Linear(hidden, channels, bias=spec.bias)
         self.squeeze = _build(SQUEEZE[spec.squeeze], channels)
         self.excitation = _build(EXCITATION[spec.excitation], channels)
         self.gate = nn.Identity()
-        self.reset_parameters()
+        self._keeps_maps = _keeps_maps(self.squeeze, channels)
+        self.reset()
 
-    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+    def reset(self, generator: torch.Generator | None = None) -> None:
         """Draw both weights as He et al. 2015 do (fan in), and set the biases to 0."""
         if self.reduce.weight.is_meta:
             return
@@ -80,7 +105,7 @@ class SqueezeExcite(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Scale x, (N, C, H, W), by its gate."""
         z = self.squeeze(x)
-        if z.dim() == 2:
+        if not self._keeps_maps:
             scaled: Tensor = x * self.excite(z)[:, :, None, None]
         else:
             hidden = F.relu(F.conv2d(z, self.reduce.weight[:, :, None, None], self.reduce.bias))
@@ -93,6 +118,30 @@ class SqueezeExcite(nn.Module):
         s: Tensor = self.gate(self.excitation(self.expand(F.relu(self.reduce(z)))))
         return s
 
+    def squeezed(self, x: Tensor) -> Tensor:
+        """Return the squeezed descriptors of x, (N, C), or (N, C, H, W) where nothing is squeezed."""
+        return self.squeeze(x)
+
+    def start_as_identity(self) -> None:
+        """Let the gate be GATE_AT_START, for relu 1, whatever is squeezed: W2 becomes 0, its bias sets the gate."""
+        nn.init.zeros_(self.expand.weight)
+        nn.init.constant_(self.expand.bias, _BIAS_OF_IDENTITY[self._spec.excitation])
+
+    def cost(self, height: int, width: int) -> ModuleCost:
+        """Return the closed form of the cost for one map of (C, height, width), where there is one."""
+        if not has_closed_form(self._spec):
+            return super().cost(height, width)
+        channels, hidden = self.reduce.in_features, self.reduce.out_features
+        pixels = height * width
+        gates = pixels if self._keeps_maps else 1
+        squeeze = 0 if self._keeps_maps else channels * pixels
+        return ModuleCost(
+            params=2 * channels * hidden + self._spec.bias * (hidden + channels),
+            macs=2 * channels * hidden * gates,
+            elementwise=squeeze + (hidden + channels) * gates + channels * pixels,
+            activations=(hidden + channels) * gates,
+        )
+
     def extra_repr(self) -> str:
         """Name the operators."""
         return ", ".join(getattr(op, "__name__", type(op).__name__) for op in (self.squeeze, self.excitation))
@@ -100,3 +149,26 @@ class SqueezeExcite(nn.Module):
 
 def _build(operator: Operator, channels: int) -> Callable[[Tensor], Tensor]:
     return operator(channels) if isinstance(operator, type) else operator
+
+
+def _keeps_maps(squeeze: Callable[[Tensor], Tensor], channels: int) -> bool:
+    """Tell whether a squeeze operator keeps H and W, once, so that a forward pass need not branch on it."""
+    if squeeze in _POOLS.values():
+        return squeeze is squeeze_none
+    modules = list(squeeze.modules()) if isinstance(squeeze, nn.Module) else []
+    modes = [module.training for module in modules]
+    for module in modules:
+        module.training = False
+    with torch.no_grad():
+        keeps = squeeze(torch.zeros(1, channels, 8, 8)).dim() == 4
+    for module, mode in zip(modules, modes, strict=True):
+        module.training = mode
+    return keeps
+
+
+_POOLS = dict(SQUEEZE)
+_BIAS_OF_IDENTITY = {
+    "sigmoid": math.log(GATE_AT_START / (1 - GATE_AT_START)),
+    "tanh": math.atanh(GATE_AT_START),
+    "relu": 1.0,
+}

@@ -10,6 +10,7 @@ from torch import nn
 
 from se_lab.spec import OPERATORS, SESpec, SpecError
 from se_lab.units.squeeze_excite import EXCITATION, SQUEEZE, SqueezeExcite
+from se_lab.units.unit import Unit
 
 NUMPY_EXCITATION = {"sigmoid": lambda v: 1 / (1 + np.exp(-v)), "tanh": np.tanh, "relu": lambda v: np.maximum(v, 0)}
 
@@ -67,7 +68,7 @@ def test_gate_passes_through_the_identity_that_is_there_to_be_hooked(squeeze, sh
 
 def test_initial_weights_are_he_normal_in_fan_in():
     unit = SqueezeExcite(2048, SESpec(reduction=4))
-    unit.reset_parameters(torch.Generator().manual_seed(1))
+    unit.reset(torch.Generator().manual_seed(1))
     assert unit.reduce.weight.std().item() == pytest.approx((2 / 2048) ** 0.5, rel=0.01)
     assert unit.expand.weight.std().item() == pytest.approx((2 / 512) ** 0.5, rel=0.01)
 
@@ -113,3 +114,16 @@ def test_unit_survives_script_export_copy_and_pickle(squeeze):
         pickle.loads(pickle.dumps(unit)),
     ):
         assert torch.equal(other(x), expected)
+
+
+@pytest.mark.parametrize("squeeze", ["avg", "max", "none"])
+def test_a_unit_is_traced_by_fx(squeeze):
+    unit = SqueezeExcite(8, SESpec(squeeze=squeeze, reduction=2)).eval()
+    x = torch.randn(2, 8, 5, 5)
+    assert torch.equal(torch.fx.symbolic_trace(unit)(x), unit(x))
+
+
+def test_the_default_cost_of_a_unit_is_its_closed_form():
+    for squeeze in ("avg", "max", "none"):
+        unit = SqueezeExcite(12, SESpec(squeeze=squeeze, reduction=5, bias=True))
+        assert unit.cost(5, 4) == Unit.cost(unit, 5, 4)
