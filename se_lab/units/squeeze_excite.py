@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -76,7 +76,8 @@ class SqueezeExcite(Unit):
     fields: ClassVar[tuple[str, ...]] = ("reduction", "squeeze", "excitation", "bias", "start")
     reference: ClassVar[str] = "Hu et al. 2018, arXiv:1709.01507"
 
-    gate: nn.Identity
+    if TYPE_CHECKING:  # TorchScript refuses the type as an annotation of the class
+        gate: nn.Identity
 
     def __init__(self, channels: int, spec: SESpec | None = None) -> None:
         super().__init__(channels)

@@ -18,18 +18,16 @@ class Unit(nn.Module):
     reference: ClassVar[str] = ""
     """The paper that describes it."""
 
-    channels: int
-    """C, the channels that the unit scales."""
-    hidden: int | None
-    """The width of its bottleneck; None where it has none."""
-    gate: nn.Identity | None
-    """The identity that every gate passes, for hooks; None where a unit has no gate of one value a channel."""
-
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.channels = channels
-        self.hidden = None
-        self.gate = None  # in the instance: an attribute of the class would hide a subclass's module
+        # in the instance: TorchScript refuses the types as annotations of the class, and an attribute of the class
+        # would hide a subclass's module
+        self.channels: int = channels
+        """C, the channels that the unit scales."""
+        self.hidden: int | None = None
+        """The width of its bottleneck; None where it has none."""
+        self.gate: nn.Identity | None = None
+        """The identity that every gate passes, for hooks; None where a unit has no gate of one value a channel."""
 
     def reset(self, generator: torch.Generator | None = None) -> None:
         """Draw the weights anew, on the CPU, from a generator."""
