@@ -157,7 +157,7 @@ def gate_sites(model: nn.Module) -> list[GateSite]:
 
 def _limits(unit: nn.Module) -> tuple[float | None, float | None]:
     """Return the bounds of a unit's gate: what its excitation makes of very small and very large numbers."""
-    excitation = unit.excitation if isinstance(unit, SqueezeExcite) else unit.get_submodule(_children_of(unit)[0])
+    excitation = getattr(unit, "excitation", None) or unit.get_submodule(_children_of(unit)[0])
     own = [*excitation.parameters(), *excitation.buffers()] if isinstance(excitation, nn.Module) else []
     if any(tensor.is_meta for tensor in own):
         return None, None
