@@ -157,31 +157,31 @@ def _source_files(module: str) -> set[Path]:
     waiting, home = [module], None
     while waiting:
         root = waiting.pop().partition(".")[0]
-        own = [] if root in seen else list(_files_of(root))
+        entry = None if root in seen else _entry_of(root)
         seen.add(root)
-        if not own:
+        if entry is None:
             continue
-        folder = own[0].parents[own[0].name == "__init__.py"]
+        folder = entry.parents[entry.name == "__init__.py"]
         home = home or folder
-        if folder == home:
-            files.update(own)
+        if folder != home:
+            continue  # an installed package, whose version tells, and whose thousands of files are not worth reading
+        own = sorted(entry.parent.rglob("*.py")) if entry.name == "__init__.py" else [entry]
+        files.update(own)
         if not {"site-packages", "dist-packages"} & set(home.parts):  # else all that is installed lies beside it
             waiting += [name for file in own for name in _imports_of(file)]
     return files
 
 
-def _files_of(root: str) -> Iterator[Path]:
-    """Yield the files of a top-level module: one, or all of a package, its __init__ first."""
+def _entry_of(root: str) -> Path | None:
+    """Return the file that a top-level module starts with, a package's __init__; None for one without source."""
     try:
         found = importlib.util.find_spec(root)
     except (ImportError, ValueError):
-        return
-    if found is None or found.origin is None or not (origin := Path(found.origin)).is_file():
-        return
-    if origin.suffix == ".py":
-        yield origin.absolute()
-    if origin.name == "__init__.py":
-        yield from (file for file in sorted(origin.absolute().parent.rglob("*.py")) if file != origin.absolute())
+        return None
+    if found is None or found.origin is None or not found.origin.endswith(".py"):
+        return None
+    origin = Path(found.origin).absolute()
+    return origin if origin.is_file() else None
 
 
 def _imports_of(file: Path) -> Iterator[str]:

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from se_lab.spec import ExecSpec, ModelSpec, RunSpec
+from se_lab.store import provenance
 from se_lab.store.provenance import current_provenance, differences, git_state, mixtures, source_digest
 
 
@@ -49,6 +50,15 @@ def test_an_installed_plugin_is_digested_without_what_lies_beside_it():
     from se_lab.store.provenance import _source_files
 
     assert {file.name for file in _source_files("typing_extensions")} == {"typing_extensions.py"}
+
+
+def test_of_what_a_plugin_imports_only_its_own_folder_is_read(plugin, monkeypatch):
+    plugin.write_text("import torch\nimport json\nfrom operators_helper import FACTOR\n")
+    read = []
+    original = provenance._imports_of
+    monkeypatch.setattr(provenance, "_imports_of", lambda file: read.append(file.name) or original(file))
+    source_digest("my_operators")
+    assert sorted(read) == ["my_operators.py", "operators_helper.py"]
 
 
 def test_weights_are_known_by_their_content(tmp_path):
