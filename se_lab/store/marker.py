@@ -14,15 +14,21 @@ from se_lab.spec import SpecError
 
 MARKER = ".se-lab-store"
 _TEXT = "SE-Lab keeps trials in this folder, one folder each. se-lab gc deletes only what SE-Lab wrote.\n"
+_ID = re.compile("[0-9a-f]{12}").fullmatch
 _IDENTITY = {"host", "machine", "pid", "start"}
 
 
 def check_store(folder: str | Path) -> None:
-    """Raise SpecError for a folder that has no marker and holds anything but trials and hidden files."""
+    """Raise SpecError for a folder without a marker that holds more than hidden files and folders of trials."""
     folder = Path(folder)
     if not folder.is_dir() or (folder / MARKER).is_file():
         return
-    foreign = sorted(name for name in os.listdir(folder) if not name.startswith(".") and not is_trial(folder / name))
+    with os.scandir(folder) as entries:
+        foreign = sorted(
+            entry.name
+            for entry in entries
+            if not (entry.name.startswith(".") or (_ID(entry.name) and entry.is_dir(follow_symlinks=False)))
+        )
     if foreign:
         some = ", ".join(foreign[:3]) + (f" and {len(foreign) - 3} more" if len(foreign) > 3 else "")
         raise SpecError(
@@ -49,7 +55,7 @@ def mark_store(folder: str | Path) -> None:
 
 def is_trial(path: Path) -> bool:
     """Tell whether a path is the folder of a trial: named by a trial id, with a record or a claim of SE-Lab's."""
-    if not re.fullmatch("[0-9a-f]{12}", path.name) or path.is_symlink() or not path.is_dir():
+    if not _ID(path.name) or path.is_symlink() or not path.is_dir():
         return False
     with contextlib.suppress(OSError, ValueError):
         record = json.loads((path / "record.json").read_bytes())

@@ -282,9 +282,9 @@ def claim(folder: Path) -> Iterator[Claim]:
 
     Raises:
         TrialBusyError: where another worker holds it.
-        SpecError: for a store that holds files of others and no marker.
     """
-    mark_store(folder.parent)
+    with contextlib.suppress(SpecError):  # a folder that others use stays unmarked, and gc and sweeps refuse it
+        mark_store(folder.parent)
     claims = folder / "claims"
     claims.mkdir(parents=True, exist_ok=True)
     latest = _latest(claims)

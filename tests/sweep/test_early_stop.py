@@ -166,7 +166,7 @@ def test_without_validation_images_it_is_refused_before_anything_runs(tmp_path):
     path = tmp_path / "sweep.yaml"
     path.write_text(yaml.safe_dump(spec))
     sweep = read_sweep(path)
-    with pytest.raises(SpecError, match=r"early_terminate on val/top1_error looks at validation images"):
+    with pytest.raises(SpecError, match=r"early_terminate on val/top1_error needs validation images"):
         check_trials(sweep.trials, looks_at=sweep.looks_at)
     check_trials(sweep.trials)
 

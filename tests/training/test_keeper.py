@@ -215,7 +215,7 @@ def test_a_trial_does_not_go_on_with_other_images(small, here, monkeypatch):
 
     def other(self, *args):
         original(self, *args)
-        self.digest = "0123456789abcdef"
+        self._digest = "0123456789abcdef"
 
     monkeypatch.setattr(DigitsData, "__init__", other)
     with pytest.raises(DataError, match="began with other images"):

@@ -272,7 +272,7 @@ def test_with_five_classes_there_is_no_top5_error(tmp_path, here, quick):
 
 def test_what_needs_validation_images_is_refused_where_a_folder_holds_none_out(tmp_path, here, quick):
     data = dataclasses.replace(class_folders(tmp_path / "images"), val_fraction=0.0)
-    with pytest.raises(SpecError, match=r"train\.select=best looks at validation images"):
+    with pytest.raises(SpecError, match=r"train\.select=best needs validation images"):
         run(quick(data=data, train=TrainSpec(epochs=1, select="best")), here)
     assert not trial_folder(here.store, quick(data=data).trial_id).exists()
 
