@@ -1,109 +1,12 @@
-"""se-lab table, plot and report."""
+"""se-lab report."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 from se_lab.cli.parser import add_overwrite
 from se_lab.cli.runs import records_of, runs_parser, where_of
-from se_lab.spec import SpecError
 from se_lab.store import replacing
-
-_ONE_ROW_A_VARIANT = ("rows", "columns", "power", "paper", "model", "margin", "contrast")
-
-
-def table(argv: list[str]) -> int:
-    """Print an ablation table."""
-    from se_lab.report.columns import COLUMNS
-    from se_lab.report.joint import MODELS
-    from se_lab.report.render import FORMATS
-
-    parser = runs_parser("se-lab table", "The ablation table of trials that have run.", runs="*")
-    parser.add_argument("--rows", nargs="+", metavar="KEY", help="The spec's keys that tell rows apart.")
-    parser.add_argument("--columns", nargs="+", metavar="KEY", help=f"Of {', '.join(COLUMNS)}, or what was logged.")
-    parser.add_argument("--pivot", nargs=2, metavar=("ROW", "COLUMN"), help="The metric by two of the spec's keys.")
-    parser.add_argument("--power", type=float, help="Add the seeds needed to detect this difference (power 0.8).")
-    parser.add_argument("--model", choices=MODELS, help="Model of the comparison with the baseline (joint).")
-    parser.add_argument("--margin", type=float, metavar="POINTS", help="Differences below this count as equivalent.")
-    parser.add_argument(
-        "--contrast", nargs=2, action="append", metavar="VARIANT", help="Compare two variants, such as r=8 r=16."
-    )
-    parser.add_argument(
-        "--paper", metavar="TABLE", help="The SE paper's figures beside ours: table_10_reduction, or 10."
-    )
-    parser.add_argument(
-        "--costs-only", action="store_true", help="Count the nets of the paper's TABLE, or of all, without any trial."
-    )
-    parser.add_argument("--format", default="terminal", choices=FORMATS, help="How it is written.")
-    parser.add_argument("-o", "--output", help="A file to write instead of the terminal.")
-    add_overwrite(parser)
-    options = parser.parse_args(argv)
-    from se_lab.report import ablation_table, count_paper_costs, paper_cost_table, pivot_table
-
-    if options.costs_only == bool(options.runs):
-        raise SpecError("give RUNS, or else --paper TABLE --costs-only, which needs none")
-    where = where_of(options.where)
-    if options.costs_only:
-        paper = options.paper or "all"
-        table = paper_cost_table(count_paper_costs(paper, lambda text: print(text, file=sys.stderr, flush=True)))
-    elif options.pivot:
-        if given := [name for name in _ONE_ROW_A_VARIANT if getattr(options, name) is not None]:
-            raise SpecError(f"--{given[0]} does not go with --pivot, which has one metric and two keys")
-        table = pivot_table(records_of(options), *options.pivot, metric=options.metric, where=where)
-    else:
-        table = ablation_table(
-            records_of(options),
-            metric=options.metric,
-            columns=options.columns,
-            rows=options.rows,
-            where=where,
-            power=options.power,
-            paper=options.paper,
-            model=options.model or "joint",
-            margin=options.margin,
-            contrasts=options.contrast or (),
-        )
-    text = table.render(options.format)
-    if options.format == "csv":
-        print(*table.notes, sep="\n", file=sys.stderr)
-    if options.output:
-        Path(options.output).parent.mkdir(parents=True, exist_ok=True)
-        with replacing([options.output], overwrite=options.overwrite):
-            Path(options.output).write_text(text if text.endswith("\n") else text + "\n", encoding="utf-8")
-    else:
-        print(text, end="" if text.endswith("\n") else "\n")
-    return 0
-
-
-def plot(argv: list[str]) -> int:
-    """Draw the figures of a study."""
-    from se_lab.report.gallery import COSTS, KINDS
-
-    parser = runs_parser("se-lab plot", "Figures of trials that have run: by default every one that they can give.")
-    parser.add_argument("--kind", nargs="+", choices=KINDS, help="Only these.")
-    parser.add_argument("--cost", nargs="+", choices=COSTS, default=COSTS, help="What a trade-off is against.")
-    parser.add_argument("-o", "--output", default="figures", help="The folder to write into.")
-    parser.add_argument("--formats", nargs="+", default=["png", "svg"], choices=("png", "svg", "pdf"), help="Of files.")
-    add_overwrite(parser)
-    options = parser.parse_args(argv)
-    from se_lab.report import draw_figures, save_figure
-
-    where, written, left_out = where_of(options.where), 0, []
-    for name, figure in draw_figures(
-        records_of(options), options.kind or KINDS, options.cost, options.metric, where=where
-    ):
-        if isinstance(figure, str):
-            left_out.append(f"{name} left out: {figure}")
-            continue
-        files = [Path(options.output, f"{name}.{suffix}") for suffix in options.formats]
-        with replacing(files, overwrite=options.overwrite):
-            for path in save_figure(figure, Path(options.output, name), options.formats):
-                print(path, flush=True)
-                written += 1
-    for line in left_out:
-        print(line, file=sys.stderr)
-    return 2 if left_out and (options.kind or not written) else 0
 
 
 def report(argv: list[str]) -> int:
