@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 from se_lab.cli.parser import add_overwrite
@@ -17,11 +18,12 @@ def table(argv: list[str]) -> int:
     """Print an ablation table."""
     from se_lab.report.columns import COLUMNS
     from se_lab.report.joint import MODELS
+    from se_lab.report.latex import Setting
     from se_lab.report.render import FORMATS
 
     parser = runs_parser("se-lab table", "The ablation table of trials that have run.", runs="*")
     parser.add_argument("--rows", nargs="+", metavar="KEY", help="The spec's keys that tell rows apart.")
-    parser.add_argument("--columns", nargs="+", metavar="KEY", help=f"Of {', '.join(COLUMNS)}, or what was logged.")
+    parser.add_argument("--columns", nargs="+", metavar="KEY", help=f"Of {', '.join(COLUMNS)}, or a logged metric.")
     parser.add_argument("--pivot", nargs=2, metavar=("ROW", "COLUMN"), help="The metric by two of the spec's keys.")
     parser.add_argument("--power", type=float, help="Add the seeds needed to detect this difference (power 0.8).")
     parser.add_argument("--model", choices=MODELS, help="Model of the comparison with the baseline (joint).")
@@ -35,10 +37,18 @@ def table(argv: list[str]) -> int:
     parser.add_argument(
         "--costs-only", action="store_true", help="Count the nets of the paper's TABLE, or of all, without any trial."
     )
-    parser.add_argument("--format", default="terminal", choices=FORMATS, help="How it is written.")
+    parser.add_argument("--format", default="terminal", choices=FORMATS, help="Format of the table.")
     parser.add_argument("-o", "--output", help="A file to write instead of the terminal.")
+    parser.add_argument(
+        "--width",
+        help="Width to fit: characters in a terminal; in LaTeX single (3.15 inches), double (6.5) or inches.",
+    )
+    parser.add_argument("--caption", default="", help="Caption in LaTeX; by default the table's title.")
+    parser.add_argument("--label", default="", help="Label in LaTeX, such as tab:reduction.")
+    parser.add_argument("--wide", action="store_true", help="A LaTeX table over both columns of the page.")
     add_overwrite(parser)
     options = parser.parse_args(argv)
+    _check_layout(options)
     from se_lab.report import ablation_table, count_paper_costs, paper_cost_table, pivot_table
 
     if options.costs_only == bool(options.runs):
@@ -64,13 +74,27 @@ def table(argv: list[str]) -> int:
             margin=options.margin,
             contrasts=options.contrast or (),
         )
-    text = table.render(options.format)
+    setting = Setting(options.width or "", options.caption, options.label, options.wide)
+    width = int(options.width) if options.width and options.format == "terminal" else None
+    text = table.render(options.format, width=width, setting=setting)
     if options.format == "csv":
         print(*table.notes, sep="\n", file=sys.stderr)
     if options.output:
         Path(options.output).parent.mkdir(parents=True, exist_ok=True)
         with replacing([options.output], overwrite=options.overwrite):
-            Path(options.output).write_text(text if text.endswith("\n") else text + "\n", encoding="utf-8")
+            Path(options.output).write_text(text, encoding="utf-8")
+        print(f"wrote {options.output}")
     else:
-        print(text, end="" if text.endswith("\n") else "\n")
+        print(text, end="")
     return 0
+
+
+def _check_layout(options: Namespace) -> None:
+    """Raise SpecError for flags of a layout that the format does not have."""
+    given = {"--caption": options.caption, "--label": options.label, "--wide": options.wide}
+    if options.format != "latex" and (names := [name for name, value in given.items() if value]):
+        raise SpecError(f"{names[0]} is for --format latex, not {options.format}")
+    if options.width and options.format not in ("terminal", "latex"):
+        raise SpecError(f"--width is for the formats terminal and latex, not {options.format}")
+    if options.width and options.format == "terminal" and not (options.width.isdecimal() and int(options.width) >= 20):
+        raise SpecError(f"--width is {options.width!r}; a terminal's is a number of characters, at least 20")

@@ -47,13 +47,12 @@ class Column:
 
     @property
     def heading(self) -> str:
-        """The label with its unit: `top-1 error (%)`."""
+        """The label with its unit: `test top-1 error (%)`."""
         return f"{self.label} ({self.unit})" if self.unit else self.label
 
 
 def _error(split: str, k: int) -> Column:
-    prefix = "" if split == "test" else f"{split} "
-    return Column(f"{split}/top{k}_error", f"{prefix}top-{k} error", "metric", "%", "lower", 2)
+    return Column(f"{split}/top{k}_error", f"{split} top-{k} error", "metric", "%", "lower", 2)
 
 
 _LISTED = (
@@ -108,6 +107,22 @@ def column(key: str, available: Iterable[object] = ()) -> Column:
         better: Literal["lower", "higher"] | None = "lower" if re.search("loss|error", key) else None
         return Column(key, key, "metric", "", "higher" if "acc" in key else better, 4)
     raise unknown("column", key, [*COLUMNS, *names])
+
+
+def full_key(name: str, available: Iterable[object]) -> str:
+    """Return the column that a short name stands for: `reduction` for `model.se.reduction`, `lr` for `optim.lr`.
+
+    A name that is a column stays, and so does one that none ends in; of several metrics the short name is the test's.
+    Raises ReportError where several columns end in it.
+    """
+    names = list(map(str, available))
+    if name in names or name in COLUMNS:
+        return name
+    ends = [key for key in names if re.split(r"[./]", key)[-1] == name or key.endswith(f".{name}")]
+    ends = [key for key in ends if key == f"test/{name}"] or ends
+    if len(ends) > 1:
+        raise ReportError(f"{name!r} is short for several columns: {', '.join(ends)}. Give one of them in full.")
+    return ends[0] if ends else name
 
 
 def unknown(what: str, given: object, allowed: Iterable[object]) -> ReportError:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import html
-import io
 import json
-import re
-import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 
-from se_lab.report.columns import BLANK, MINUS, Column, interval_text, is_missing, unknown, value_texts
+from se_lab.report.columns import Column, interval_text, is_missing, unknown, value_texts
+from se_lab.report.grid import Grid
+from se_lab.report.latex import Setting, latex_text
+from se_lab.report.terminal import terminal_text
 
 
 @dataclass(frozen=True)
@@ -49,67 +49,54 @@ class Table:
     shown: tuple[Shown, ...]
     notes: tuple[str, ...]
 
-    def render(self, format: str) -> str:
+    def render(self, format: str, *, width: int | None = None, setting: Setting | None = None) -> str:
         """Write the table as text: terminal, markdown, csv, latex, json or html.
 
-        CSV is the data alone, without notes. The terminal's text has escape codes only where stdout is a terminal.
-        Raises ReportError for another format.
+        CSV is the data without the notes. The terminal's text has escape codes only where stdout is a terminal, and is
+        as wide as that or `width` characters; `setting` is for LaTeX. Raises ReportError for another format.
         """
         if format not in FORMATS:
             raise unknown("format", format, FORMATS)
-        return FORMATS[format](self)
+        return FORMATS[format](self, width, setting or Setting())
+
+    def grid(self) -> Grid:
+        """Return the table as it is printed."""
+        return Grid(
+            headings=[shown.column.heading for shown in self.shown],
+            cells=[cell_texts(shown, self.data) for shown in self.shown],
+            is_text=[shown.is_text for shown in self.shown],
+            title=self.title,
+            notes=self.notes,
+            bold=[list(self.data[shown.bold].astype(bool)) if shown.bold else [] for shown in self.shown],
+            groups=list(self.data["group"]),
+        )
 
 
-def _terminal(table: Table) -> str:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table as RichTable
-    from rich.text import Text
-
-    printed = RichTable(box=box.SIMPLE_HEAD)
-    for shown in table.shown:
-        printed.add_column(shown.column.heading, justify="left" if shown.is_text else "right")
-    columns = [_aligned(shown, table.data) for shown in table.shown]
-    groups = table.data["group"].to_numpy()
-    for i, cells in enumerate(zip(*columns, strict=True)):
-        bold = [bool(shown.bold and table.data[shown.bold].iat[i]) for shown in table.shown]
-        texts = [Text(cell, style="bold" if b else "") for cell, b in zip(cells, bold, strict=True)]
-        printed.add_row(*texts, end_section=i + 1 < len(groups) and groups[i] != groups[i + 1])
-    interactive = sys.stdout.isatty()
-    out = io.StringIO()
-    # A file or a pipe has no width that the table would have to fit.
-    console = Console(file=out, force_terminal=interactive, width=None if interactive else 10_000, highlight=False)
-    console.print(Text(table.title, style="italic"), soft_wrap=True)
-    console.print(printed)
-    for note in table.notes:
-        console.print(Text(note.replace("Bold:", "Bold, *:", 1)), soft_wrap=True)
-    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
+def _starred(grid: Grid) -> Grid:
+    """Return the grid with decimal points that line up under right justification, and a star after the best."""
+    cells = [_aligned(*column) for column in zip(grid.cells, grid.bold, strict=True)]
+    return replace(grid, cells=cells, notes=[note.replace("Bold:", "Bold, *:", 1) for note in grid.notes])
 
 
-def _aligned(shown: Shown, data: pd.DataFrame) -> list[str]:
-    """Cells whose decimal points line up under right justification, a star after those that are best."""
-    cells = cell_texts(shown, data)
+def _aligned(cells: Sequence[str], bold: Sequence[bool]) -> list[str]:
     tails = [cell[cell.find(" ±") :] if " ±" in cell else "" for cell in cells]
     width = max(map(len, tails), default=0)
-    cells = [cell[: len(cell) - len(tail)] + tail.rjust(width) for cell, tail in zip(cells, tails, strict=True)]
-    if shown.bold and data[shown.bold].any():
-        cells = [cell + ("*" if best else " ") for cell, best in zip(cells, data[shown.bold], strict=True)]
-    return cells
+    padded = [cell[: len(cell) - len(tail)] + tail.rjust(width) for cell, tail in zip(cells, tails, strict=True)]
+    return [cell + ("*" if best else " ") for cell, best in zip(padded, bold, strict=True)] if any(bold) else padded
 
 
-def _markdown(table: Table) -> str:
+def _markdown(grid: Grid) -> str:
     columns = []
-    for shown in table.shown:
-        cells = [cell.replace("|", r"\|") for cell in cell_texts(shown, table.data)]
-        bold = table.data[shown.bold] if shown.bold else [False] * len(cells)
-        cells = [f"**{cell}**" if best else cell for cell, best in zip(cells, bold, strict=True)]
-        heading = shown.column.heading.replace("|", r"\|")
+    for c, (heading, texts) in enumerate(zip(grid.headings, grid.cells, strict=True)):
+        cells = [text.replace("|", r"\|") for text in texts]
+        cells = [f"**{cell}**" if grid.is_bold(c, row) else cell for row, cell in enumerate(cells)]
+        heading = heading.replace("|", r"\|")
         width = max(3, len(heading), *map(len, cells))
-        rule = "-" * width if shown.is_text else "-" * (width - 1) + ":"
-        pad = str.ljust if shown.is_text else str.rjust
+        rule = "-" * width if grid.is_text[c] else "-" * (width - 1) + ":"
+        pad = str.ljust if grid.is_text[c] else str.rjust
         columns.append([pad(heading, width), rule, *(pad(cell, width) for cell in cells)])
     lines = [f"| {' | '.join(cells)} |" for cells in zip(*columns, strict=True)]
-    return "\n".join([f"**{table.title}**", "", *lines, "", *(f"- {note}" for note in table.notes)]) + "\n"
+    return "\n".join([f"**{grid.title}**", "", *lines, "", *(f"- {note}" for note in grid.notes)]) + "\n"
 
 
 def _csv(table: Table) -> str:
@@ -142,92 +129,22 @@ def _plain(value: object) -> object:
     return None if is_missing(value) else value
 
 
-def _html(table: Table) -> str:
-    def cells(i: int) -> str:
-        parts = []
-        for shown, column in zip(table.shown, columns, strict=True):
-            text = html.escape(column[i])
-            best = shown.bold and table.data[shown.bold].iat[i]
-            kind = ' class="text"' if shown.is_text else ""
-            parts.append(f"<td{kind}>{f'<strong>{text}</strong>' if best else text}</td>")
-        return "".join(parts)
+def _html(grid: Grid) -> str:
+    def row_of(row: int) -> str:
+        cells = []
+        for c, column in enumerate(grid.cells):
+            text = f"<strong>{html.escape(column[row])}</strong>" if grid.is_bold(c, row) else html.escape(column[row])
+            kind = ' class="text"' if grid.is_text[c] else ""
+            cells.append(f"<td{kind}>{text}</td>")
+        return f"<tr>{''.join(cells)}</tr>"
 
-    columns = [cell_texts(shown, table.data) for shown in table.shown]
-    head = "".join(f'<th scope="col">{html.escape(shown.column.heading)}</th>' for shown in table.shown)
-    body = "\n".join(f"<tr>{cells(i)}</tr>" for i in range(len(table.data)))
-    notes = "\n".join(f"<li>{html.escape(note)}</li>" for note in table.notes)
+    head = "".join(f'<th scope="col">{html.escape(heading)}</th>' for heading in grid.headings)
+    body = "\n".join(map(row_of, range(len(grid.cells[0]))))
+    notes = "\n".join(f"<li>{html.escape(note)}</li>" for note in grid.notes)
     return (
-        f'<table class="ablation">\n<caption>{html.escape(table.title)}</caption>\n<thead><tr>{head}</tr></thead>\n'
+        f'<table class="ablation">\n<caption>{html.escape(grid.title)}</caption>\n<thead><tr>{head}</tr></thead>\n'
         f'<tbody>\n{body}\n</tbody>\n</table>\n<ul class="notes">\n{notes}\n</ul>\n'
     )
-
-
-def _latex(table: Table) -> str:
-    """Write a table environment with booktabs rules and siunitx S columns."""
-    columns = [_latex_column(shown, table.data) for shown in table.shown]
-    head = " & ".join(f"{{{_tex(shown.column.heading)}}}" for shown in table.shown)
-    groups = table.data["group"].to_numpy()
-    lines = []
-    for i in range(len(table.data)):
-        if i and groups[i] != groups[i - 1]:
-            lines.append(r"    \midrule")
-        lines.append("    " + " & ".join(cells[i] for _, cells in columns) + r" \\")
-    return "\n".join(
-        [
-            r"% \usepackage{booktabs,siunitx}",
-            r"% \sisetup{separate-uncertainty = true, retain-explicit-plus = true, detect-weight = true, mode = text}",
-            r"\begin{table}",
-            r"  \centering",
-            rf"  \caption{{{_tex(table.title)}}}",
-            rf"  \begin{{tabular}}{{{''.join(kind for kind, _ in columns)}}}",
-            r"    \toprule",
-            rf"    {head} \\",
-            r"    \midrule",
-            *lines,
-            r"    \bottomrule",
-            r"  \end{tabular}",
-            *(rf"  \par\footnotesize {_tex(note)}" for note in table.notes),
-            r"\end{table}",
-            "",
-        ]
-    )
-
-
-def _latex_column(shown: Shown, data: pd.DataFrame) -> tuple[str, list[str]]:
-    """Return the column's letter and its cells."""
-    cells = cell_texts(shown, data)
-    if shown.is_text:
-        return "l", [_tex(cell) for cell in cells]
-    plain = [cell.replace(MINUS, "-").replace(",", "").replace("±", r"\pm") for cell in cells]
-    numbers = [cell for cell in plain if cell not in ("", BLANK)]
-    whole = max((len(cell.split(".")[0].split(" ")[0].lstrip("+-")) for cell in numbers), default=1)
-    decimals = shown.column.decimals or 0
-    spread = [re.sub(r"\D", "", cell.split(r"\pm")[1]).lstrip("0") for cell in numbers if r"\pm" in cell]
-    uncertain = f"({max(1, *map(len, spread))})" if spread else ""
-    sign = "+" if shown.signed else "-" if any(cell.startswith("-") for cell in numbers) else ""
-    cells = [cell if cell in numbers else f"{{{_tex(cell)}}}" for cell in plain]
-    if shown.bold:
-        cells = [rf"\bfseries {cell}" if best else cell for cell, best in zip(cells, data[shown.bold], strict=True)]
-    return f"S[table-format={sign}{whole}.{decimals}{uncertain}]", cells
-
-
-_TEX = {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "±": r"$\pm$",
-    "×": r"$\times$",
-    "Δ": r"$\Delta$",
-    MINUS: "$-$",
-    BLANK: "--",
-    "≥": r"$\ge$",
-    "√": r"$\surd$",
-    **{char: rf"\{char}" for char in "&%$#_{}"},
-}
-
-
-def _tex(text: str) -> str:
-    return "".join(_TEX.get(char, char) for char in text)
 
 
 def cell_texts(shown: Shown, data: pd.DataFrame) -> list[str]:
@@ -252,11 +169,11 @@ def _labels(shown: Shown, data: pd.DataFrame) -> pd.Series:
     return texts.mask(data["is_baseline"], "no SE" if shown.value == first else "")
 
 
-FORMATS: dict[str, Callable[[Table], str]] = {
-    "terminal": _terminal,
-    "markdown": _markdown,
-    "csv": _csv,
-    "latex": _latex,
-    "json": _json,
-    "html": _html,
+FORMATS: dict[str, Callable[[Table, int | None, Setting], str]] = {
+    "terminal": lambda table, width, _: terminal_text(_starred(table.grid()), width),
+    "markdown": lambda table, *_: _markdown(table.grid()),
+    "csv": lambda table, *_: _csv(table),
+    "latex": lambda table, _, setting: latex_text(table.grid(), setting),
+    "json": lambda table, *_: _json(table),
+    "html": lambda table, *_: _html(table.grid()),
 }

@@ -17,6 +17,7 @@ from se_lab.report.columns import (
     ReportError,
     column,
     did_you_mean,
+    full_key,
     interval_text,
     number_order,
     unknown,
@@ -27,6 +28,7 @@ from se_lab.report.columns import (
 from se_lab.report.joint import compare
 from se_lab.report.notes import not_measured, reading_notes, unequal_costs
 from se_lab.report.render import Shown, Table
+from se_lab.report.settings import settings_notes
 from se_lab.report.variants import BASELINE, Study, group_variants
 
 
@@ -55,9 +57,10 @@ def ablation_table(
     variants to compare beneath the table. Failed, missing and unpaired trials are left out and named in the notes.
     Raises ReportError for no records, none finished, an unknown column, a metric that no trial has, two data sets.
     """
+    metric = full_key(metric, records)
     study = group_variants(records, rows=rows, where=where)
     refuse_absent_metric(study, metric)
-    keys = list(columns) if columns else _default_columns(study, metric)
+    keys = [full_key(name, study.trials) for name in columns or ()] or _default_columns(study, metric)
     if margin is not None and "verdict" not in keys:
         keys.insert(keys.index("difference") + 1 if "difference" in keys else len(keys), "verdict")
     if power is not None and "seeds_needed" not in keys:
@@ -104,6 +107,7 @@ def ablation_table(
     if paper is not None:
         data, printed, remarks = published.beside_paper(study, data, paper)
         shown, notes = shown + printed, notes + remarks
+    notes += settings_notes(study)
     return Table(_title(study, data["n"]), data, tuple(shown), tuple(dict.fromkeys(notes)))
 
 
@@ -121,6 +125,7 @@ def pivot_table(
     `ablation_table`. A baseline that has no value of `across` is named in a note. Raises ReportError where the two keys
     do not tell all variants apart, and as `ablation_table`.
     """
+    index, across, metric = (full_key(name, records) for name in (index, across, metric))
     study = group_variants(records, rows=[index, across], where=where)
     refuse_absent_metric(study, metric)
     cells = study.variants.assign(is_baseline=study.is_baseline, n=study.by_seed(metric).notna().sum(axis=1))
@@ -222,9 +227,15 @@ def _title(study: Study, n: pd.Series) -> str:
         values: pd.Series = study.trials.get(key, pd.Series(dtype=object)).dropna()
         return value_text(values.iloc[0]) if len(values) and (values == values.iloc[0]).all() else ""
 
-    data, epochs = shared("data.name"), shared("train.epochs")
+    data, epochs = _without_folders(shared("data.name")), shared("train.epochs")
     net = shared("model.backbone") or "SE ablation"
     parts = [f"{net} on {data}" if data else net, f"{epochs} epochs" if epochs else ""]
     if n.nunique() == 1:
         parts.append(f"{n.iloc[0]} {'seed' if n.iloc[0] == 1 else 'seeds'}")
     return ", ".join(filter(None, parts))
+
+
+def _without_folders(data: str) -> str:
+    """Return the name of a data set without the folders that lead to it: `folder:/a/b` is `b`."""
+    _, colon, path = data.partition(":")
+    return path.rstrip("/").rpartition("/")[2] if colon and "/" in path else data

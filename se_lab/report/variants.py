@@ -16,6 +16,7 @@ from se_lab.report.columns import (
     ReportError,
     column,
     distinct_values,
+    full_key,
     is_missing,
     unknown,
     value_text,
@@ -76,13 +77,14 @@ class Study:
 
 
 def filter_records(records: pd.DataFrame, where: Mapping[str, object]) -> pd.DataFrame:
-    """Keep the trials whose columns have the given values: {"model.se.squeeze": "max"}, or a list of allowed ones.
+    """Keep the trials whose columns have the given values: {"squeeze": "max"}, or a list of allowed ones.
 
     Values match as they are printed, so text from a command line will do. A filter on `model.se`, the insertion apart,
     keeps the nets without SE units, the baselines: they have no such value. Raises ReportError for an unknown column
     and for a filter that leaves nothing, with the values there are.
     """
-    for key, wanted in where.items():
+    for name, wanted in where.items():
+        key = full_key(name, records)
         if key not in records:
             raise unknown("column", key, records.columns)
         texts = value_texts(records[key])
@@ -115,7 +117,8 @@ def group_variants(
         raise ReportError(f"These are no records of trials: they have no {' and no '.join(absent)}.")
     records, notes = _without_unrecorded(records)
     spec = [str(key) for key in records if str(key).startswith(SPEC_SECTIONS)]
-    for key in rows or ():
+    rows = [full_key(name, records) for name in rows or ()]
+    for key in rows:
         if key == "seed":
             raise ReportError("The seed cannot tell variants apart: intervals are over seeds.")
         if key not in spec:

@@ -48,7 +48,7 @@ def test_rows_columns_and_filters_are_those_asked_for(run: Run) -> None:
     assert status == 0
     lines = [line for line in out.splitlines() if line.startswith("| ")]
     assert [cell.strip() for cell in lines[0].strip("|").split("|")] == [
-        "insertion", "top-1 error (%)", "Δ top-1 error (points)", "params (k)",
+        "insertion", "test top-1 error (%)", "Δ test top-1 error (points)", "params (k)",
     ]  # fmt: skip
     assert len(lines) == 4 and "7.23 ± 0.63" in lines[3]
     either = ["--where", "model.se.reduction=4", "model.se.reduction=16"]

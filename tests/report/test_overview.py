@@ -76,7 +76,7 @@ def test_parallel_coordinates_draw_a_line_a_finished_variant_best_last(grid: pd.
     # five finished; the metric's axis runs from 6 to 9, the best (6) drawn last and at the bottom
     np.testing.assert_allclose([y for _, y in ends], [1.0, 2 / 3, 1 / 2, 1 / 3, 0.0])
     texts = [text.get_text() for text in axes.texts]
-    assert {"backbone", "reduction", "top-1 error (%)", "no SE", "9.00", "6.00"} <= set(texts)
+    assert {"backbone", "reduction", "test top-1 error (%)", "no SE", "9.00", "6.00"} <= set(texts)
 
 
 def test_reduction_ratios_stand_in_their_order(study: Make) -> None:

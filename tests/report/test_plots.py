@@ -75,7 +75,7 @@ def test_points_are_means_at_their_cost(reduction_study: pd.DataFrame) -> None:
     for x, y in by_hand:
         assert any(np.allclose((x, y), point) for point in points)
     assert axes.get_xlabel() == "params (k)"
-    assert axes.get_ylabel() == "top-1 error (%)"
+    assert axes.get_ylabel() == "test top-1 error (%)"
     assert axes.get_title(loc="left") == "Mean of 3 seeds with 95 % interval"
 
 

@@ -69,7 +69,7 @@ def test_on_another_net_or_data_set_only_differences_stand_beside_ours(reduction
     assert data.at["r=4", f"{TOP1}:paper_difference"] == pytest.approx(22.25 - 23.30)
     assert "params:agrees" not in data
     assert any("only the differences" in note for note in table.notes)
-    assert "paper Δ top-1" in table.render("markdown")
+    assert "paper Δ test top-1" in table.render("markdown")
 
 
 def test_tables_without_a_baseline_take_the_ablations_own(study: Make) -> None:

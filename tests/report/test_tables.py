@@ -368,7 +368,7 @@ def test_a_pivot_has_one_key_down_and_one_across(study: Make) -> None:
     np.testing.assert_allclose(table.data["b"], [6.1, 5.09, 5.595])
     # both seeds differ by nearly the same, −1 and −1.02, so r=4 leads beyond doubt
     assert table.render("markdown").count("**7.09 ± 1.14**") == 1  # 12.706 · 0.18/2
-    assert table.title == "top-1 error (%) by reduction and backbone"
+    assert table.title == "test top-1 error (%) by reduction and backbone"
 
 
 def test_a_pivot_over_two_se_keys_names_the_baseline_below(study: Make) -> None:

@@ -1,0 +1,94 @@
+"""A table as text: headings and cells, and the choice of columns that fit a width."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+Measure = Callable[[str], float]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What a table prints, in the units of nothing but text: C columns of R cells."""
+
+    headings: Sequence[str]
+    cells: Sequence[Sequence[str]]
+    """(C, R) the cells, column by column."""
+    is_text: Sequence[bool]
+    """(C,) whether a column holds names (left-aligned, may wrap) or numbers (right-aligned, never cut)."""
+    title: str = ""
+    notes: Sequence[str] = ()
+    bold: Sequence[Sequence[bool]] = ()
+    """(C, R) which cells are printed bold; empty for none."""
+    groups: Sequence[object] = ()
+    """(R,) rows with different values are set apart by a rule; empty for none."""
+
+    def is_bold(self, column: int, row: int) -> bool:
+        """Return whether a cell is printed bold."""
+        return bool(len(self.bold) and len(self.bold[column]) and self.bold[column][row])
+
+    def starts_group(self, row: int) -> bool:
+        """Return whether a rule belongs above a row."""
+        return bool(row and len(self.groups) and self.groups[row] != self.groups[row - 1])
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The columns of a grid that fit a width."""
+
+    columns: tuple[int, ...]
+    headings: tuple[tuple[str, ...], ...]
+    """The lines of each of their headings."""
+    widths: tuple[float, ...]
+    """The width of each of them, in which names may have to wrap."""
+    left_out: tuple[str, ...]
+    """The headings of the columns that do not fit."""
+
+
+def fit(grid: Grid, available: float, measure: Measure, gap: float) -> Fit:
+    """Choose the columns that fit, in their order; headings may wrap into three lines, names too, numbers never.
+
+    Args:
+        grid: The table.
+        available: The width, in the unit of `measure`.
+        measure: Returns the width of a text.
+        gap: The space between two columns.
+    """
+    cells = [max(map(measure, column), default=0.0) for column in grid.cells]
+    for lines in (1, 2, 3):
+        headings = [_wrapped(heading, lines, measure) for heading in grid.headings]
+        widths = [max(cell, *map(measure, heading)) for cell, heading in zip(cells, headings, strict=True)]
+        if sum(widths) + gap * (len(widths) - 1) <= available:
+            return Fit(tuple(range(len(widths))), tuple(headings), tuple(widths), ())
+    longest = [max(map(measure, heading)) for heading in headings]
+    narrow = available / 3 / max(1, sum(grid.is_text))
+    least = [min(w, max(narrow, h)) if t else w for w, h, t in zip(widths, longest, grid.is_text, strict=True)]
+    kept: list[int] = []
+    for column in range(len(least)):
+        if not kept or sum(least[c] + gap for c in kept) + least[column] <= available:
+            kept.append(column)
+    room = available - gap * (len(kept) - 1) - sum(widths[c] for c in kept if not grid.is_text[c])
+    names = sorted((c for c in kept if grid.is_text[c]), key=lambda c: widths[c])
+    for place, column in enumerate(names):  # a short name leaves its share to the longer ones
+        widths[column] = min(widths[column], room / (len(names) - place))
+        room -= widths[column]
+    left_out = tuple(heading for c, heading in enumerate(grid.headings) if c not in kept)
+    return Fit(tuple(kept), tuple(headings[c] for c in kept), tuple(widths[c] for c in kept), left_out)
+
+
+def _wrapped(text: str, lines: int, measure: Measure) -> tuple[str, ...]:
+    """Wrap a heading into at most so many lines, as narrow as that allows."""
+    words = text.split() or [""]
+    for width in sorted(
+        {measure(" ".join(words[i:j])) for i in range(len(words)) for j in range(i + 1, len(words) + 1)}
+    ):
+        wrapped = [words[0]]
+        for word in words[1:]:
+            if measure(f"{wrapped[-1]} {word}") <= width:
+                wrapped[-1] += f" {word}"
+            else:
+                wrapped.append(word)
+        if len(wrapped) <= lines and max(map(measure, wrapped)) <= width:
+            return tuple(wrapped)
+    return (text,)

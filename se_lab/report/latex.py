@@ -1,0 +1,167 @@
+"""Tables in LaTeX, which need nothing but booktabs and threeparttable and fit a column or a page."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from se_lab.report.columns import BLANK, MINUS, ReportError, unknown
+from se_lab.report.grid import Fit, Grid, fit
+
+WIDTHS = {"single": 3.15, "double": 6.5}
+"""The width in inches of a column and of a page of two columns, the narrower ones among the usual classes."""
+POINTS_PER_INCH = 72.27
+_NEVER = 10_000
+_SIZE, _LINE, _GAP = 8.0, 9.6, 8.0
+"""Font size, line and space between columns in points: set in the table, so that its width is known."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a LaTeX table stands in its document."""
+
+    width: str = ""
+    """single, double, or inches; by default single, and double for a wide table."""
+    caption: str = ""
+    """By default the table's title."""
+    label: str = ""
+    wide: bool = False
+    """Whether the table goes over both columns of a page (`table*`)."""
+
+    @property
+    def points(self) -> float:
+        """The width in points. Raises ReportError for one that is no width."""
+        width = self.width or ("double" if self.wide else "single")
+        if width in WIDTHS:
+            return WIDTHS[width] * POINTS_PER_INCH
+        try:
+            inches = float(width.removesuffix("in"))
+        except ValueError:
+            raise unknown("width", width, [*WIDTHS, "or inches, such as 5.5"]) from None
+        if not 1 <= inches <= 100:
+            raise ReportError(f"The width is {width} inches; it must be from 1 to 100.")
+        return inches * POINTS_PER_INCH
+
+
+def latex_text(grid: Grid, setting: Setting) -> str:
+    """Write a table as a threeparttable with booktabs rules, without the columns that do not fit its width."""
+    chosen = fit(grid, setting.points, _width, _GAP)
+    most = max(map(len, chosen.headings))
+    columns = [_column(grid, chosen, place, most) for place in range(len(chosen.columns))]
+    lines = ["    " + " & ".join(row) + r" \\" for row in zip(*(cells for _, cells in columns), strict=True)]
+    head, body = lines[:most], []
+    for row, line in enumerate(lines[most:]):
+        body += [r"    \midrule"] * grid.starts_group(row) + [line]
+    environment = "table*" if setting.wide else "table"
+    label = rf"\label{{{setting.label}}}" if setting.label else ""
+    left_out = [f"% left out, as it would be too wide: {', '.join(chosen.left_out)}"] if chosen.left_out else []
+    notes = [rf"    \item[] {_escaped(note)}" for note in grid.notes]
+    if notes:
+        notes = [r"  \begin{tablenotes}[flushleft]\scriptsize\raggedright", *notes, r"  \end{tablenotes}"]
+    return "\n".join(
+        [
+            r"% \usepackage{booktabs,threeparttable}",
+            *left_out,
+            rf"\begin{{{environment}}}[t]",
+            r"  \centering",
+            r"  \begin{threeparttable}",
+            rf"  \caption{{\sloppy {_escaped(setting.caption or grid.title)}}}{label}",
+            rf"  \fontsize{{{_SIZE:g}}}{{{_LINE:g}}}\selectfont \setlength{{\tabcolsep}}{{{_GAP / 2:g}pt}}",
+            rf"  \begin{{tabular}}{{@{{}}{''.join(kind for kind, _ in columns)}@{{}}}}",
+            r"    \toprule",
+            *head,
+            r"    \midrule",
+            *body,
+            r"    \bottomrule",
+            r"  \end{tabular}",
+            *notes,
+            r"  \end{threeparttable}",
+            rf"\end{{{environment}}}",
+            "",
+        ]
+    )
+
+
+def _column(grid: Grid, chosen: Fit, place: int, most: int) -> tuple[str, list[str]]:
+    """Return a column's letter and its cells, the lines of its heading first."""
+    column, heading = chosen.columns[place], chosen.headings[place]
+    cells = grid.cells[column]
+    head = [""] * (most - len(heading)) + [_escaped(line, unbroken=_NEVER) for line in heading]
+    bold = [grid.is_bold(column, row) for row in range(len(cells))]
+    if not grid.is_text[column]:
+        return "r", head + [_number(cell, cells, best) for cell, best in zip(cells, bold, strict=True)]
+    wraps = max(map(_width, cells), default=0.0) > chosen.widths[place]
+    texts = [
+        rf"\raggedright\let\\\tabularnewline {_escaped(cell, unbroken=8)}" if wraps else _escaped(cell, unbroken=_NEVER)
+        for cell in cells
+    ]
+    texts = [rf"\textbf{{{text}}}" if best else text for text, best in zip(texts, bold, strict=True)]
+    return f"p{{{chosen.widths[place]:.0f}pt}}" if wraps else "l", head + texts
+
+
+def _number(cell: str, cells: Sequence[str], bold: bool) -> str:
+    """Write a number; what it lacks of the column's longest interval is left free, so that decimals stay aligned."""
+    tails = [other.partition("±")[2].strip() for other in cells]
+    longest = max(tails, key=len)
+    value, tail = cell.partition("±")[0].strip(), cell.partition("±")[2].strip()
+    math = value.replace(MINUS, "-").replace(",", "{,}")
+    if not re.fullmatch(r"[-+\d.{},]+", math):
+        math, bold = rf"\mbox{{{_escaped(value, unbroken=_NEVER)}}}", False
+    if not value:
+        return ""
+    if bold:
+        math = rf"\mathbf{{{math}}}"
+    if tail:
+        tail = rf"\mathbf{{{tail}}}" if bold else tail.replace(",", "{,}")
+        free = rf"\phantom{{{'0' * (len(longest) - len(cell.partition('±')[2].strip()))}}}"
+        return rf"${math} \pm {'' if free.endswith('{}') else free}{tail}$"
+    return rf"${math}\phantom{{{{}}\pm {longest}}}$" if longest else f"${math}$"
+
+
+_TEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": "$<$",
+    ">": "$>$",
+    "|": r"\textbar{}",
+    '"': "''",
+    "±": r"$\pm$",
+    "×": r"$\times$",
+    "Δ": r"$\Delta$",
+    "ω": r"$\omega$",
+    "²": r"\textsuperscript{2}",
+    MINUS: "$-$",
+    BLANK: "--",
+    "≥": r"$\ge$",
+    "≤": r"$\le$",
+    "√": r"$\surd$",
+    "…": r"\dots{}",
+    **{char: rf"\{char}" for char in "&%$#_{}"},
+}
+
+
+def _escaped(text: str, *, unbroken: int = 15) -> str:
+    """Write text so that TeX prints it; lines may also end inside words of more characters than `unbroken`."""
+
+    def word(text: str) -> str:
+        pieces = re.split(r"(?<=[\W_])(?=\w)|(?<=\w{8})(?=\w)", text) if len(text) > unbroken else [text]
+        return r"\allowbreak{}".join("".join(_TEX.get(char, char) for char in piece) for piece in pieces)
+
+    return " ".join(map(word, text.split(" ")))
+
+
+def _width(text: str) -> float:
+    """Return the width of a text in points, in Computer Modern, the widest of the usual fonts."""
+    return sum(_EM.get(char, 0.80 if char.isupper() else 0.55) for char in text) * _SIZE
+
+
+_EM = {
+    **dict.fromkeys("ijlt.,:;!|' ", 0.34),
+    **dict.fromkeys("frs()[]-", 0.43),
+    **dict.fromkeys("mwMW%@&", 0.98),
+    **dict.fromkeys("±×−+=<>Δ", 0.88),
+    **dict.fromkeys("0123456789", 0.57),
+}
+"""Widths in em: those of cmr8 and a little more, as bold digits are wider."""
