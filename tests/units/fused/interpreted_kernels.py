@@ -12,15 +12,25 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from se_lab.units.fused import kernels, passes, triton_kernels
+from se_lab.units.fused import kernels, passes, triton_kernels, triton_pointwise, triton_reductions
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
+TILES = ["_reduction_tiles", "_row_tiles", "_pointwise_tiles"]
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
 # the interpreter cuts bfloat16 off where a GPU rounds: hence twice the unit
 UNIT = {torch.float64: 2**-52, torch.float32: 2**-23, torch.float16: 2**-11, torch.bfloat16: 2**-7}
 
 # odd H·W, one pixel, one channel, more channels than a tile, more pixels than a part of an image (64)
-CORNERS = [(2, 5, 7, 7), (3, 1, 4, 5), (1, 3, 1, 1), (1, 70, 13, 13), (2, 130, 3, 5), (4, 24, 2, 8), (1, 9, 23, 11)]
+CORNERS = [
+    (2, 5, 7, 7),
+    (3, 11, 14, 14),
+    (3, 1, 4, 5),
+    (1, 3, 1, 1),
+    (1, 70, 13, 13),
+    (2, 130, 3, 5),
+    (4, 24, 2, 8),
+    (1, 9, 23, 11),
+]
 shapes = st.one_of(
     st.sampled_from(CORNERS), st.tuples(st.integers(1, 3), st.integers(1, 20), st.integers(1, 9), st.integers(1, 9))
 )
@@ -219,29 +229,31 @@ def test_grids_hold_more_programs_than_their_second_axis_may(layout, shape):
     assert recorder.grid[0] > 65_535
 
 
+@pytest.mark.parametrize(("side", "prefix"), [(3, "row_"), (4, "")])
 @pytest.mark.parametrize("deterministic", [True, False])
-def test_no_clock_chooses_how_sums_are_split_where_runs_must_repeat(monkeypatch, deterministic):
+def test_no_clock_chooses_how_sums_are_split_where_runs_must_repeat(monkeypatch, deterministic, side, prefix):
     tuned = []
     monkeypatch.setattr(triton_kernels, "INTERPRETED", False)
     monkeypatch.setattr(triton_kernels, "_tuned", lambda kernel, *_: tuned.append(kernel) or Recorder())
     monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: deterministic)
-    x, pairs = torch.ones(1, 2, 3, 3), torch.ones(1, 2)
+    x, pairs = torch.ones(1, 2, side, side), torch.ones(1, 2)
     kernels.moments(x)
     kernels.backward_moments(x, x, x, pairs, "relu")
     kernels.apply(x, pairs, pairs, None, "relu")
     kernels.backward_input(x, x, pairs, pairs, pairs)
-    sums = [] if deterministic else [triton_kernels._moments, triton_kernels._backward_moments]
-    assert tuned == [*sums, triton_kernels._apply, triton_kernels._backward_input]
+    sums = [getattr(triton_reductions, prefix + name) for name in ("moments", "backward_moments")]
+    assert tuned == [*([] if deterministic else sums), triton_pointwise.apply, triton_pointwise.backward_input]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_tile_of_the_tuner_gives_the_same_within_rounding(monkeypatch, layout):
-    x = draw((2, 70, 9, 8), 0, torch.float32, layout)
+@pytest.mark.parametrize("side", [8, 7])  # of NCHW, rows that begin at a multiple of 16 bytes, and rows that do not
+def test_every_tile_of_the_tuner_gives_the_same_within_rounding(monkeypatch, layout, side):
+    x = draw((2, 70, 9, side), 0, torch.float32, layout)
     scale, shift, mean, p, q, r = coefficients(x, 1, 6)
     last = layout == torch.channels_last
-    original = {name: getattr(triton_kernels, name) for name in ("_reduction_tiles", "_pointwise_tiles")}
+    original = {name: getattr(triton_kernels, name) for name in TILES}
     results = []
-    for number in range(max(len(tiles(70, 72, last)) for tiles in original.values())):
+    for number in range(max(len(tiles(70, 9 * side, last)) for tiles in original.values())):
         for name, tiles in original.items():
             monkeypatch.setattr(triton_kernels, name, lambda *a, t=tiles, k=number: [t(*a)[k % len(t(*a))]])
         out = kernels.apply(x, scale, shift, x, "relu")

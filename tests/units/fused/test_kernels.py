@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -139,29 +140,39 @@ def test_kernels_are_available_in_the_interpreter(monkeypatch):
 
 
 KERNELS = {
-    "_moments": {"WHOLE": True},
-    "_backward_moments": {"RELU": True},
-    "_apply": {"CENTRED": True, "SHORTCUT": True, "RELU": True},
-    "_backward_input": {"CENTRED": True},
+    "moments": {"WHOLE": True},
+    "row_moments": {},
+    "backward_moments": {"RELU": True},
+    "row_backward_moments": {"RELU": True},
+    "apply": {"CENTRED": True, "SHORTCUT": True, "RELU": True},
+    "backward_input": {"CENTRED": True},
 }
 BIG = ("x", "out", "g", "grad", "dx", "shortcut")
 WHOLE_NUMBERS = ("N", "C", "HW", "rows", "parts")
+BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
+SHAPES = ((256, 3136), (512, 784), (1024, 196), (2048, 49))
+"""Channels and pixels of the block outputs of ResNet-50 at 224 px."""
+
+
+def kernel(name: str):
+    from se_lab.units.fused import triton_pointwise, triton_reductions
+
+    return getattr(triton_reductions, name, None) or getattr(triton_pointwise, name)
 
 
 def compiled(name: str, tile, c: int, hw: int, channels_last: bool, capability: int, dtype: str = "bf16"):
     """Compile a kernel for a GPU that is not here."""
-    from se_lab.units.fused import triton_kernels
-
     constants = {"C": c, "HW": hw, "CHANNELS_LAST": channels_last, **tile.kwargs, **KERNELS[name]}
-    return compiled_with(getattr(triton_kernels, name), constants, tile.num_warps, capability, dtype)
+    return compiled_with(kernel(name), constants, tile.num_warps, capability, dtype)
 
 
-def compiled_with(kernel, constants: dict[str, object], warps: int, capability: int, dtype: str):
+def compiled_with(function, constants: dict[str, object], warps: int, capability: int, dtype: str):
     import triton
     from triton.backends.compiler import GPUTarget
 
+    constants = {key: value for key, value in constants.items() if key in function.arg_names}
     signature, aligned = {}, {}
-    for number, argument in enumerate(kernel.arg_names):
+    for number, argument in enumerate(function.arg_names):
         if argument in constants:
             signature[argument] = "constexpr"
         elif argument in WHOLE_NUMBERS:
@@ -169,8 +180,8 @@ def compiled_with(kernel, constants: dict[str, object], warps: int, capability: 
         else:
             signature[argument] = f"*{dtype if argument in BIG else 'fp32'}"
             aligned[(number,)] = [["tt.divisibility", 16]]
-    places = {(kernel.arg_names.index(key),): value for key, value in constants.items()}
-    source = triton.compiler.ASTSource(kernel, signature, places, aligned)
+    places = {(function.arg_names.index(key),): value for key, value in constants.items()}
+    source = triton.compiler.ASTSource(function, signature, places, aligned)
     options = {"num_warps": warps, "enable_fp_fusion": True}
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 
@@ -178,17 +189,28 @@ def compiled_with(kernel, constants: dict[str, object], warps: int, capability: 
 def tiles(name: str, c: int, hw: int, channels_last: bool):
     from se_lab.units.fused import triton_kernels
 
-    reduces = name.endswith("moments")
-    choose = triton_kernels._reduction_tiles if reduces else triton_kernels._pointwise_tiles
-    return choose(c, hw, channels_last)
+    kind = "row" if name.startswith("row") else "reduction" if name.endswith("moments") else "pointwise"
+    return getattr(triton_kernels, f"_{kind}_tiles")(c, hw, channels_last)
+
+
+def launched(name: str, hw: int, channels_last: bool, dtype: str) -> bool:
+    """Whether the launcher would take this kernel: for sums over NCHW the pixels of a row decide."""
+    from se_lab.units.fused import triton_kernels
+
+    if not name.endswith("moments") or channels_last:
+        return not name.startswith("row")
+    kind = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[dtype]
+    return triton_kernels._rows_are_narrow(torch.empty(1, 1, 1, hw, dtype=kind)) is name.startswith("row")
 
 
 def big_accesses(ptx: str) -> list[str]:
-    """Return how wide each access to a bf16 tensor is: 16 bits alone, or 32 bits times a vector."""
-    return re.findall(r"(?:ld|st)\.global(?:\.\w+)*?\.(b16|v\d\.b32)\b", ptx)
+    """Return how wide each access to a 16-bit tensor is: 16 bits alone, or 32 bits times a vector."""
+    copied = {"0x10": "v4.b32", "0x8": "v2.b32", "0x4": "v1.b32"}  # to shared memory, ahead of its use
+    ahead = [copied[size] for size in re.findall(r"cp\.async\.c[ag]\.shared\.global [^;]*?\], (0x\w+)", ptx)]
+    return re.findall(r"(?:ld|st)\.global(?:\.\w+)*?\.(b16|v\d\.b32)\b", ptx) + ahead
 
 
-@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("name", ["moments", "backward_moments", "apply", "backward_input"])
 @pytest.mark.parametrize(("c", "hw", "channels_last"), [(256, 3136, True), (2048, 49, True), (24, 784, True)])
 def test_channels_last_moves_16_bytes_at_a_time_and_adds_nothing_atomically(name, c, hw, channels_last):
     ptx = compiled(name, tiles(name, c, hw, channels_last)[0], c, hw, channels_last, 90).asm["ptx"]
@@ -198,38 +220,43 @@ def test_channels_last_moves_16_bytes_at_a_time_and_adds_nothing_atomically(name
 
 @pytest.mark.parametrize("capability", [80, 90])
 def test_the_parts_of_an_image_are_merged_without_atomic_additions(capability):
-    from se_lab.units.fused import triton_kernels
-
-    ptx = compiled_with(triton_kernels._merge_moments, {"BLOCK": 256}, 4, capability, "bf16").asm["ptx"]
+    ptx = compiled_with(kernel("merge_moments"), {"BLOCK": 256}, 4, capability, "bf16").asm["ptx"]
     assert "ld.global" in ptx and not re.search(r"\b(atom|red)\.", ptx)
 
 
-@pytest.mark.parametrize("name", ["_apply", "_backward_input"])
-@pytest.mark.parametrize("hw", [3136, 196, 49])
+@pytest.mark.parametrize("hw", [3136, 784, 196, 49])
+@pytest.mark.parametrize("name", KERNELS)
 def test_nchw_moves_16_bytes_at_a_time_whatever_the_number_of_pixels(name, hw):
+    if not launched(name, hw, False, "bf16"):
+        return
     ptx = compiled(name, tiles(name, 256, hw, False)[0], 256, hw, False, 80).asm["ptx"]
-    assert set(big_accesses(ptx)) == {"v4.b32"}
-
-
-@pytest.mark.parametrize("name", ["_moments", "_backward_moments"])
-def test_nchw_sums_read_16_bytes_at_a_time_where_rows_are_aligned(name):
-    ptx = compiled(name, tiles(name, 256, 3136, False)[0], 256, 3136, False, 80).asm["ptx"]
     wide = big_accesses(ptx)
-    assert "v4.b32" in wide and wide.count("b16") <= 1  # a row's first pixel, for the pivot
+    first_pixel = name == "moments"  # the pivot, once a row
+    assert set(wide) - ({"b16"} if first_pixel else set()) == {"v4.b32"} and wide.count("b16") <= first_pixel
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("dtype", list(BYTES))
 @pytest.mark.parametrize("channels_last", [True, False])
 @pytest.mark.parametrize("name", KERNELS)
-def test_every_tile_of_the_tuner_compiles_and_stays_in_registers(name, channels_last, dtype, tmp_path):
+def test_every_tile_of_the_tuner_stays_in_registers_and_moves_whole_vectors(
+    name, channels_last, dtype, capability, tmp_path
+):
     import triton
 
     dump = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    for c, hw in ((256, 3136), (512, 784), (1024, 196), (2048, 49)):
+    for c, hw in SHAPES:
+        if not launched(name, hw, channels_last, dtype):
+            continue
         for tile in tiles(name, c, hw, channels_last):
-            kernel = compiled(name, tile, c, hw, channels_last, 90, dtype)
-            (tmp_path / "kernel.cubin").write_bytes(kernel.asm["cubin"])
-            told = subprocess.run([dump, "--dump-resource-usage", tmp_path / "kernel.cubin"], capture_output=True)
-            stack = re.search(rb"STACK:(\d+)", told.stdout)
-            assert stack and int(stack[1]) <= 16, (tile.kwargs, told.stdout)  # a spilled pair is no spilled tile
+            binary = compiled(name, tile, c, hw, channels_last, capability, dtype)
+            (tmp_path / "kernel.cubin").write_bytes(binary.asm["cubin"])
+            usage = subprocess.run([dump, "--dump-resource-usage", tmp_path / "kernel.cubin"], capture_output=True)
+            stack = re.search(rb"STACK:(\d+)", usage.stdout)
+            assert stack and int(stack[1]) <= 16, (tile.kwargs, usage.stdout)  # a spilled pair is no spilled tile
+            if BYTES[dtype] == 2:
+                wide = big_accesses(binary.asm["ptx"])
+                # once before the loop: the first pixel, or the mean, of a thread's rows
+                once = {"moments": ["b16", "b16"], "backward_moments": ["v2.b32"]}.get(name, [])
+                assert set(Counter(wide) - Counter(once)) == {"v4.b32"}, (tile.kwargs, wide)

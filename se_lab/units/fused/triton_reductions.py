@@ -1,0 +1,234 @@
+"""The Triton kernels that sum over the pixels of a fused SE tail; `triton_kernels` launches them.
+
+Channels last, or where each row of NCHW begins at a multiple of 16 bytes, a tile moves in whole vectors. Rows of 7×7 or
+14×14 pixels do not begin so: there a program reads a flat run of whole rows and sorts it in shared memory.
+"""
+
+# ruff: noqa: N803 (N, C and H·W are the field's names, and constants of a kernel are upper case)
+# mypy: disable-error-code="no-untyped-def", allow-untyped-decorators, allow-untyped-calls
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _columns(N, C: tl.constexpr, HW: tl.constexpr, CHANNELS_LAST: tl.constexpr, BLOCK_C: tl.constexpr):
+    """Return a reduction's columns: the first one's base, their offsets from it, their index n·C + c, and a mask.
+
+    Images come last to first: what the kernel before wrote last, or the kernel after reads first, is then in the cache.
+    """
+    block = tl.num_programs(0) - 1 - tl.program_id(0)
+    column = tl.arange(0, BLOCK_C)
+    if CHANNELS_LAST:
+        blocks: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C
+        n = (block // blocks).to(tl.int64)
+        column += block % blocks * BLOCK_C
+        base, offset, index, inside = n * (HW * C), column, n * C + column, column < C
+    else:
+        first = block.to(tl.int64) * BLOCK_C
+        base, offset, index, inside = first * HW, column * HW, first + column, first + column < N.to(tl.int64) * C
+    return base, offset, index, inside
+
+
+@triton.jit(do_not_specialize=["N", "rows"])
+def moments(
+    x,
+    partial,
+    N,
+    rows,
+    WHOLE: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    C: tl.constexpr,
+    HW: tl.constexpr,
+    BLOCK_HW: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """Mean and variance of the pixels [part · rows, (part + 1) · rows).
+
+    Each lane of the tile goes through its pixels by Welford's recurrence, and Chan's formula merges the lanes. Both
+    work on x less the column's first pixel, so that a mean far above the deviation costs no digits; parts that are
+    still to be merged keep their means so.
+    """
+    accumulator: tl.constexpr = partial.dtype.element_ty
+    step: tl.constexpr = C if CHANNELS_LAST else 1
+    base, across, index, inside = _columns(N, C, HW, CHANNELS_LAST, BLOCK_C)
+    part = tl.program_id(1)
+    length = tl.minimum(HW - part * rows, rows) if CHANNELS_LAST else HW  # NCHW: one part, and its masks are known
+    pivot = tl.load(x + base + across, mask=inside, other=0).to(accumulator)
+    if CHANNELS_LAST:
+        base += part.to(tl.int64) * rows * step
+    down = tl.arange(0, BLOCK_HW)
+    offsets = down[:, None] * step + across[None, :]
+
+    mean = tl.zeros((BLOCK_HW, BLOCK_C), accumulator)
+    squares = tl.zeros((BLOCK_HW, BLOCK_C), accumulator)
+    seen = tl.full((), 0, accumulator)
+    for start in tl.range(0, length, BLOCK_HW, num_stages=STAGES):
+        valid = (start + down < length)[:, None] & inside[None, :]
+        value = tl.load(x + base + offsets, mask=valid, other=0).to(accumulator) - pivot[None, :]
+        base += BLOCK_HW * step
+        seen += 1
+        delta = tl.where(valid, value - mean, 0)
+        mean += delta * (1 / seen)
+        squares += delta * (value - mean)
+
+    pixels = tl.full((), length, accumulator)
+    count = ((length - down + BLOCK_HW - 1) // BLOCK_HW).to(accumulator)
+    count = tl.where(down < length, count, 0)[:, None]
+    shift = tl.sum(count * mean, axis=0) / pixels
+    apart = mean - shift[None, :]
+    variance = tl.sum(squares + count * apart * apart, axis=0) / pixels
+    channels = N.to(tl.int64) * C
+    result = partial + part.to(tl.int64) * 2 * channels + index
+    tl.store(result, pivot + shift if WHOLE else shift, mask=inside)
+    tl.store(result + channels, variance, mask=inside)
+
+
+@triton.jit(do_not_specialize=["N", "C", "HW", "parts", "rows"])
+def merge_moments(x, partial, merged, N, C, HW, parts, rows, BLOCK: tl.constexpr):
+    """Merge the parts of each column of channels-last x by Chan's formula, in order."""
+    accumulator: tl.constexpr = merged.dtype.element_ty
+    columns = N.to(tl.int64) * C
+    index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = index < columns
+    source = partial + index
+    before = tl.minimum(rows, HW)
+    mean = tl.load(source, mask=inside, other=0)
+    squares = tl.load(source + columns, mask=inside, other=0) * before.to(accumulator)
+    for _ in range(1, parts):
+        source += 2 * columns
+        length = tl.minimum(HW - before, rows)
+        share = length.to(accumulator) / (before + length).to(accumulator)
+        delta = tl.load(source, mask=inside, other=0) - mean
+        squares += tl.load(source + columns, mask=inside, other=0) * length.to(accumulator)
+        squares += delta * delta * (before.to(accumulator) * share)
+        mean += delta * share
+        before += length
+    pivot = tl.load(x + index // C * HW * C + index % C, mask=inside, other=0).to(accumulator)
+    tl.store(merged + index, pivot + mean, mask=inside)
+    tl.store(merged + columns + index, squares / HW.to(accumulator), mask=inside)
+
+
+@triton.jit(do_not_specialize=["N", "rows"])
+def backward_moments(
+    grad,
+    out,
+    g,
+    x,
+    mean,
+    partial,
+    N,
+    rows,
+    RELU: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    C: tl.constexpr,
+    HW: tl.constexpr,
+    BLOCK_HW: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """Where the ReLU let through, g; Σ g and Σ g·(x − mean) of the pixels [part · rows, (part + 1) · rows)."""
+    accumulator: tl.constexpr = partial.dtype.element_ty
+    step: tl.constexpr = C if CHANNELS_LAST else 1
+    base, across, index, inside = _columns(N, C, HW, CHANNELS_LAST, BLOCK_C)
+    part = tl.program_id(1)
+    length = tl.minimum(HW - part * rows, rows) if CHANNELS_LAST else HW  # NCHW: one part, and its masks are known
+    if CHANNELS_LAST:
+        base += part.to(tl.int64) * rows * step
+    centre = tl.load(mean + index, mask=inside, other=0).to(accumulator)
+    down = tl.arange(0, BLOCK_HW)
+    offsets = down[:, None] * step + across[None, :]
+
+    total = tl.zeros((BLOCK_HW, BLOCK_C), accumulator)
+    product = tl.zeros((BLOCK_HW, BLOCK_C), accumulator)
+    for start in tl.range(0, length, BLOCK_HW, num_stages=STAGES):
+        valid = (start + down < length)[:, None] & inside[None, :]
+        value = tl.load(grad + base + offsets, mask=valid, other=0).to(accumulator)
+        if RELU:
+            # as PyTorch does: what is no number counts as let through, so that it stays visible
+            shut = tl.load(out + base + offsets, mask=valid, other=0).to(accumulator) <= 0
+            value = tl.where(shut, 0, value)
+            tl.store(g + base + offsets, value.to(g.dtype.element_ty), mask=valid)
+        apart = tl.load(x + base + offsets, mask=valid, other=0).to(accumulator) - centre[None, :]
+        base += BLOCK_HW * step
+        total += value
+        product = tl.fma(value, apart, product)
+
+    channels = N.to(tl.int64) * C
+    result = partial + part.to(tl.int64) * 2 * channels + index
+    tl.store(result, tl.sum(total, axis=0), mask=inside)
+    tl.store(result + channels, tl.sum(product, axis=0), mask=inside)
+
+
+@triton.jit
+def _rows(N, C: tl.constexpr, HW: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_HW: tl.constexpr):
+    """Return a flat run of BLOCK_C whole rows of NCHW: its first row n·C + c, offsets from that row's start, a mask."""
+    first = (tl.num_programs(0) - 1 - tl.program_id(0)).to(tl.int64) * BLOCK_C
+    rows = tl.minimum(N.to(tl.int64) * C - first, BLOCK_C).to(tl.int32)
+    flat = tl.arange(0, BLOCK_C * BLOCK_HW)
+    return first, flat, flat < rows * HW
+
+
+@triton.jit
+def _by_row(flat, HW: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_HW: tl.constexpr):
+    """Return a flat run as (BLOCK_C, BLOCK_HW), a row of HW pixels each, and 0 behind it."""
+    pixel = tl.arange(0, BLOCK_HW)[None, :]
+    source = tl.arange(0, BLOCK_C)[:, None] * HW + tl.minimum(pixel, HW - 1)
+    rows = tl.reshape(tl.gather(flat, tl.reshape(source, (BLOCK_C * BLOCK_HW,)), 0), (BLOCK_C, BLOCK_HW))
+    return tl.where(pixel < HW, rows, 0)
+
+
+@triton.jit(do_not_specialize=["N"])
+def row_moments(x, result, N, C: tl.constexpr, HW: tl.constexpr, BLOCK_HW: tl.constexpr, BLOCK_C: tl.constexpr):
+    """Mean and variance of whole rows of NCHW, all of a row's pixels in registers.
+
+    The mean is corrected by the mean of what is left: a mean far above the deviation costs no digits.
+    """
+    accumulator: tl.constexpr = result.dtype.element_ty
+    first, flat, inside = _rows(N, C, HW, BLOCK_C, BLOCK_HW)
+    value = _by_row(tl.load(x + first * HW + flat, mask=inside, other=0).to(accumulator), HW, BLOCK_C, BLOCK_HW)
+    known = tl.arange(0, BLOCK_HW)[None, :] < HW
+    rough = tl.sum(value, axis=1) / HW
+    apart = tl.where(known, value - rough[:, None], 0)
+    shift = tl.sum(apart, axis=1) / HW
+    apart = tl.where(known, apart - shift[:, None], 0)
+    variance = tl.sum(apart * apart, axis=1) / HW
+    row = first + tl.arange(0, BLOCK_C)
+    rows = N.to(tl.int64) * C
+    tl.store(result + row, rough + shift, mask=row < rows)
+    tl.store(result + rows + row, variance, mask=row < rows)
+
+
+@triton.jit(do_not_specialize=["N"])
+def row_backward_moments(
+    grad,
+    out,
+    g,
+    x,
+    mean,
+    result,
+    N,
+    RELU: tl.constexpr,
+    C: tl.constexpr,
+    HW: tl.constexpr,
+    BLOCK_HW: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """As `backward_moments`, of whole rows of NCHW."""
+    accumulator: tl.constexpr = result.dtype.element_ty
+    first, flat, inside = _rows(N, C, HW, BLOCK_C, BLOCK_HW)
+    base = first * HW
+    value = tl.load(grad + base + flat, mask=inside, other=0).to(accumulator)
+    if RELU:
+        shut = tl.load(out + base + flat, mask=inside, other=0).to(accumulator) <= 0  # what is no number gets through
+        value = tl.where(shut, 0, value)
+        tl.store(g + base + flat, value.to(g.dtype.element_ty), mask=inside)
+    apart = tl.load(x + base + flat, mask=inside, other=0).to(accumulator)
+    apart -= tl.load(mean + first + flat // HW, mask=inside, other=0)
+    row = first + tl.arange(0, BLOCK_C)
+    rows = N.to(tl.int64) * C
+    tl.store(result + row, tl.sum(_by_row(value, HW, BLOCK_C, BLOCK_HW), axis=1), mask=row < rows)
+    product = tl.sum(_by_row(value * apart, HW, BLOCK_C, BLOCK_HW), axis=1)
+    tl.store(result + rows + row, product, mask=row < rows)
