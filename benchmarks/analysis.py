@@ -21,7 +21,7 @@ import pandas as pd
 from measure import interleave, ratio, table
 
 from se_lab.report import ablation_table, group_variants
-from se_lab.report.training_curves import read_curves
+from se_lab.report.figures.curves import read_curves
 from se_lab.spec import RunSpec
 from se_lab.store import read_bytes, read_records
 from se_lab.store.index import FILE

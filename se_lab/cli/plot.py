@@ -12,7 +12,7 @@ from se_lab.store import replacing
 
 def plot(argv: list[str]) -> int:
     """Draw the figures of a study."""
-    from se_lab.report.gallery import COSTS, KINDS
+    from se_lab.report.figures.gallery import COSTS, KINDS
 
     parser = runs_parser("se-lab plot", "Figures of trials that have run: by default every one that they can give.")
     parser.add_argument("--kind", nargs="+", choices=KINDS, help="Only these.")

@@ -11,8 +11,8 @@ from se_lab.excitations import measures
 from se_lab.excitations.capture import ExcitationError
 from se_lab.excitations.figures import grid, legend_above, line_style, name_units, single
 from se_lab.excitations.statistics import ExcitationStatistics, UnitStatistics, bin_edges
-from se_lab.report.canvas import MARKERS
 from se_lab.report.columns import MINUS
+from se_lab.report.figures.canvas import MARKERS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

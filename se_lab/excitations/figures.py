@@ -13,7 +13,7 @@ from se_lab.excitations import measures
 from se_lab.excitations.capture import ExcitationError, GateSite
 from se_lab.excitations.images import class_label
 from se_lab.excitations.statistics import ExcitationStatistics, UnitStatistics
-from se_lab.report.canvas import STYLE, legend_outside
+from se_lab.report.figures.canvas import STYLE, legend_outside
 from se_lab.spec import check_choice, seed_of
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from se_lab.excitations.images import LabelledImages, choose_classes
 from se_lab.excitations.measures import closed_histogram
 from se_lab.excitations.page import write_page
 from se_lab.excitations.statistics import ExcitationStatistics
-from se_lab.report.canvas import save_figure
+from se_lab.report.figures.canvas import save_figure
 from se_lab.report.to_wandb import wandb_run
 from se_lab.report.variants import INSERTION, group_variants
 

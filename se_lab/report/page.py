@@ -15,7 +15,7 @@ import pandas as pd
 from se_lab.report import page_figures as draw
 from se_lab.report import page_overview
 from se_lab.report.columns import column, is_missing, number_text, value_text, value_texts
-from se_lab.report.gallery import COSTS
+from se_lab.report.figures.gallery import COSTS
 from se_lab.report.published import costs_beside_paper
 from se_lab.report.render import Table, cell_texts
 from se_lab.report.tables import ablation_table, refuse_absent_metric

@@ -10,13 +10,13 @@ import numpy as np
 import pandas as pd
 
 from se_lab.report import computed, statistics
-from se_lab.report.canvas import means
 from se_lab.report.columns import Column, column, interval_text, number_text, with_prefix
-from se_lab.report.comparisons import REDUCTION, curve_names
+from se_lab.report.figures.canvas import means
+from se_lab.report.figures.curves import read_curves
+from se_lab.report.figures.differences import REDUCTION, curve_names
+from se_lab.report.figures.tradeoff import families, pareto_front, short_names
 from se_lab.report.notes import trial_names
-from se_lab.report.plots import families, pareto_front, short_names
 from se_lab.report.statistics import Floats
-from se_lab.report.training_curves import read_curves
 from se_lab.report.variants import BASELINE, Study
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")

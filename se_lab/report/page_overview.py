@@ -7,9 +7,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from se_lab.report import statistics
-from se_lab.report.canvas import means as means_of
 from se_lab.report.columns import column, interval_text, number_order, number_text, value_texts
-from se_lab.report.overview import MOST_NUMBERS, parallel_scales, shades
+from se_lab.report.figures.canvas import means as means_of
+from se_lab.report.figures.heatmap import MOST_NUMBERS, parallel_scales, shades
 from se_lab.report.page_figures import LINES, Figure, as_choice, as_figure, as_list, escaped
 from se_lab.report.variants import BASELINE, Study
 

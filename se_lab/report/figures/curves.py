@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 import numpy as np
 import pandas as pd
 
-from se_lab.report.canvas import canvas
 from se_lab.report.columns import ReportError, column
+from se_lab.report.figures.canvas import canvas
 from se_lab.report.variants import BASELINE, Study, group_variants
 from se_lab.store import read_bytes
 

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from se_lab.report.columns import ReportError
-from se_lab.report.comparisons import difference_figure, reduction_figure
-from se_lab.report.overview import heatmap_figure, parallel_figure
-from se_lab.report.plots import tradeoff_figure
+from se_lab.report.figures.curves import training_figure
+from se_lab.report.figures.differences import difference_figure, reduction_figure
+from se_lab.report.figures.heatmap import heatmap_figure, parallel_figure
+from se_lab.report.figures.tradeoff import tradeoff_figure
 from se_lab.report.tables import refuse_absent_metric
-from se_lab.report.training_curves import training_figure
 from se_lab.report.variants import group_variants
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 
 from se_lab.report import save_figure, tradeoff_figure
-from se_lab.report.canvas import MARKERS
-from se_lab.report.plots import pareto_front
+from se_lab.report.figures.canvas import MARKERS
+from se_lab.report.figures.tradeoff import pareto_front
 
 Make = Callable[..., pd.DataFrame]
 

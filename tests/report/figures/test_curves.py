@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from se_lab.report import group_variants, training_figure
-from se_lab.report.training_curves import read_curves
+from se_lab.report.figures.curves import read_curves
 
 Make = Callable[..., pd.DataFrame]
 WithCurves = Callable[[pd.DataFrame], pd.DataFrame]

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 
 from se_lab.report import statistics
-from se_lab.report.canvas import canvas
 from se_lab.report.columns import Column, ReportError, column, number_text, value_texts, with_prefix
+from se_lab.report.figures.canvas import canvas
 from se_lab.report.statistics import Floats
 from se_lab.report.tables import pivot_table, refuse_absent_metric
 from se_lab.report.variants import BASELINE, Study, group_variants

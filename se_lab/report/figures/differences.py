@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 
 from se_lab.report import statistics
-from se_lab.report.canvas import canvas, keep_possible, legend_outside, look, means
 from se_lab.report.columns import ReportError, column, interval_text, with_prefix
 from se_lab.report.computed import differences, paired_matrix
+from se_lab.report.figures.canvas import canvas, keep_possible, legend_outside, look, means
 from se_lab.report.tables import refuse_absent_metric
 from se_lab.report.variants import BASELINE, Study, group_variants
 

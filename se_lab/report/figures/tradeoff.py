@@ -10,9 +10,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from se_lab.report import statistics
-from se_lab.report.canvas import MARKERS, canvas, keep_possible, look, means
 from se_lab.report.columns import ReportError, column, value_texts, with_prefix
-from se_lab.report.labels import place_labels
+from se_lab.report.figures.canvas import MARKERS, canvas, keep_possible, look, means
+from se_lab.report.figures.labels import place_labels
 from se_lab.report.statistics import Floats
 from se_lab.report.tables import refuse_absent_metric
 from se_lab.report.variants import Study, group_variants
