@@ -21,7 +21,7 @@ from se_lab.units.model import create_model
 SIZE = (3, 224, 224)
 KEYS = ("params", "params_se", "macs", "macs_se", "elementwise", "elementwise_se", "activations")
 GRID = [
-    ModelSpec("resnet50", SESpec(insertion, reduction, squeeze, stages=stages), init="timm")
+    ModelSpec("resnet50", SESpec(insertion, "se", reduction, squeeze, stages=stages), init="timm")
     for insertion, reduction, squeeze, stages in itertools.product(
         ("standard", "pre", "post", "identity", "conv3x3"), (2, 4, 8, 16, 32), ("avg", "max"), ("all", (2,), (3,), (4,))
     )

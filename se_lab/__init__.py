@@ -19,6 +19,7 @@ _HOMES = {
     "SpecError": "spec",
     "Unit": "units.unit",
     "SqueezeExcite": "units.squeeze_excite",
+    "UNITS": "units.table",
     "SQUEEZE": "units.squeeze_excite",
     "EXCITATION": "units.squeeze_excite",
     "find_places": "units.insertion",

@@ -59,6 +59,7 @@ _LISTED = (
     Column("model.backbone", "backbone", "spec"),
     Column("model.existing_se", "SE of its own", "spec", short="own SE: {}"),
     Column("model.se.insertion", "insertion", "spec"),
+    Column("model.se.unit", "unit", "spec"),
     Column("model.se.reduction", "reduction", "spec", short="r={}"),
     Column("model.se.squeeze", "squeeze", "spec"),
     Column("model.se.excitation", "excitation", "spec"),

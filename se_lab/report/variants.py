@@ -278,9 +278,12 @@ def _study(
 
 
 def _names(variants: pd.DataFrame, keys: Sequence[str]) -> list[str]:
-    """(V,) the values of the keys as a name: `resnet50, r=16`; empty without keys."""
-    parts = [value_texts(variants[key]).map(column(key, keys).short.format) for key in keys]
-    return [", ".join(texts) for texts in zip(*parts, strict=True)] if parts else [""] * len(variants)
+    """(V,) the values of the keys as a name: `resnet50, r=16`; empty without keys, and without what a unit lacks."""
+    parts = []
+    for key in keys:
+        texts = value_texts(variants[key]).map(column(key, keys).short.format)
+        parts.append(texts.mask(variants[key].isna() & key.startswith(_SE), ""))
+    return [", ".join(filter(None, texts)) for texts in zip(*parts, strict=True)] if parts else [""] * len(variants)
 
 
 def _refuse_doubles(trials: pd.DataFrame) -> None:

@@ -39,6 +39,13 @@ OPERATORS: dict[str, Collection[str]] = {
 """The operator names an SESpec accepts. `se_lab.units.squeeze_excite` puts its tables here in place of these names,
 so that an entry a user adds to a table is a valid name at once."""
 
+SE_DETAILS = ("reduction", "squeeze", "excitation", "bias", "start")
+"""The SESpec fields that describe a unit; the others say where units go."""
+
+UNIT_FIELDS: dict[str, Collection[str]] = {"se": SE_DETAILS}
+"""The names of units that an SESpec accepts, each with the details that can change it. Specs are read without PyTorch,
+so the fields of the built-in units are repeated here; `se_lab.units.table.UNITS` writes those of a user's own units."""
+
 SEEDS = (-(2**63), 2**64 - 1)
 """The least and the largest seed that PyTorch takes; no other field has a use for a larger integer."""
 
@@ -84,10 +91,12 @@ def _check_range(
 
 @dataclass(frozen=True)
 class SESpec:
-    """Which Squeeze-and-Excitation unit, and where: the axes of the SE paper's ablations (section 6)."""
+    """Which attention unit, and where: the axes of the SE paper's ablations (section 6), and the kind of unit."""
 
     insertion: str = "standard"
-    """Where in a unit: standard, pre, post, identity (Table 14), conv3x3 (Table 15), or none: the plain backbone."""
+    """Where in a block: standard, pre, post, identity (Table 14), conv3x3 (Table 15), or none: the plain backbone."""
+    unit: str = "se"
+    """The kind of unit: se, or another name in se_lab.UNITS. Fields that cannot change it keep their defaults."""
     reduction: int = 16
     """The reduction ratio r (Table 10): the hidden width is C // r, at least 1."""
     squeeze: str = "avg"
@@ -108,12 +117,16 @@ class SESpec:
         """Refuse what no unit can be."""
         _coerce_fields(self, "model.se")
         check_choice("model.se.insertion", self.insertion, INSERTIONS)
+        check_choice("model.se.unit", self.unit, UNIT_FIELDS)
         check_choice("model.se.squeeze", self.squeeze, OPERATORS["squeeze"])
         check_choice("model.se.excitation", self.excitation, OPERATORS["excitation"])
         check_choice("model.se.units", self.units, ("all", "stride_1"))
         check_choice("model.se.start", self.start, ("random", "identity"))
         _check_range("model.se.reduction", self.reduction, low=1)
-        if self.start == "identity" and not (self.bias and self.excitation in ("sigmoid", "tanh", "relu")):
+        if self.insertion != "none":
+            self._refuse_moot_details()
+        has_identity = self.unit != "se" or (self.bias and self.excitation in ("sigmoid", "tanh", "relu"))
+        if self.start == "identity" and not has_identity:
             raise SpecError(
                 f"model.se.start is 'identity' with model.se.bias={str(self.bias).lower()} and model.se.excitation="
                 f"{self.excitation}; it needs model.se.bias=true and one of sigmoid, tanh, relu"
@@ -126,6 +139,25 @@ class SESpec:
                     "(stage 1 is the stem; for a net without SE units set model.se.insertion=none)"
                 )
             object.__setattr__(self, "stages", stages)
+
+    def _refuse_moot_details(self) -> None:
+        """Raise SpecError for a detail that this unit does not have: it would make two trials of one net."""
+        has = [name for name in SE_DETAILS if name in UNIT_FIELDS[self.unit]]
+        usual = {f.name: f.default for f in dataclasses.fields(self)}
+        for name in moot_fields(self.insertion, self.unit):
+            if (given := getattr(self, name)) != usual[name]:
+                raise SpecError(
+                    f"model.se.{name} is {given!r}, which changes nothing about model.se.unit={self.unit}; leave it at "
+                    f"{usual[name]!r} ({self.unit} takes {', '.join(has) or 'no details'})"
+                )
+
+
+def moot_fields(insertion: str, unit: str) -> list[str]:
+    """Return the SESpec fields that cannot change a net: with insertion none all others, else what the unit lacks."""
+    if insertion == "none":
+        return [f.name for f in dataclasses.fields(SESpec) if f.name != "insertion"]
+    has = UNIT_FIELDS.get(unit, SE_DETAILS) if isinstance(unit, str) else SE_DETAILS  # a wrong unit is named later
+    return [name for name in SE_DETAILS if name not in has]
 
 
 @dataclass(frozen=True)
@@ -368,19 +400,18 @@ class RunSpec:
 
     def flat(self) -> dict[str, Any]:
         """Return every field under its dotted key, as JSON values; None stands for an SE field that cannot matter."""
-        flat = dotted(self)
-        if self.model.se.insertion == "none":
-            flat |= dict.fromkeys(_SE_DETAILS)
-        return flat
+        return dotted(self) | dict.fromkeys(self._moot)
+
+    @property
+    def _moot(self) -> list[str]:
+        return [f"model.se.{name}" for name in moot_fields(self.model.se.insertion, self.model.se.unit)]
 
     @property
     def trial_id(self) -> str:
         """12 hexadecimal digits: the hash of the fields that differ from their defaults, and of SPEC_VERSION."""
         default = dotted(_DEFAULT)
-        matters = dotted(self)
-        if self.model.se.insertion == "none":
-            matters = {key: matters[key] for key in matters if key not in _SE_DETAILS}
-        changed = {key: value for key, value in matters.items() if value != default[key]}
+        moot = self._moot
+        changed = {key: value for key, value in dotted(self).items() if key not in moot and value != default[key]}
         text = json.dumps({"spec_version": SPEC_VERSION} | changed, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -424,14 +455,17 @@ class ExecSpec:
 
 
 def label(trial: RunSpec) -> str:
-    """Return a trial in few words: 'cifar_resnet20 standard r=4, seed 1'."""
+    """Return a trial in few words: 'cifar_resnet20 standard r=4, seed 1', 'resnet50 eca standard, seed 0'."""
     se = trial.model.se
     if se.insertion == "none":
         return f"{trial.model.backbone} no SE, seed {trial.seed}"
-    extras = [value for value, usual in ((se.squeeze, "avg"), (se.excitation, "sigmoid")) if value != usual]
+    words = [trial.model.backbone, *([] if se.unit == "se" else [se.unit]), se.insertion]
+    if "reduction" not in moot_fields(se.insertion, se.unit):
+        words.append(f"r={se.reduction}")
+    words += [value for value, usual in ((se.squeeze, "avg"), (se.excitation, "sigmoid")) if value != usual]
     if se.stages != "all":
-        extras.append(f"stages {','.join(map(str, se.stages))}")
-    return " ".join([trial.model.backbone, se.insertion, f"r={se.reduction}", *extras]) + f", seed {trial.seed}"
+        words.append(f"stages {','.join(map(str, se.stages))}")
+    return f"{' '.join(words)}, seed {trial.seed}"
 
 
 def run_spec(values: Mapping[str, Any]) -> RunSpec:
@@ -448,6 +482,26 @@ def run_spec(values: Mapping[str, Any]) -> RunSpec:
             target = target.setdefault(part, {})
         target[name] = value
     return _build(RunSpec, nested)
+
+
+def trial_of(common: RunSpec, point: Mapping[str, Any]) -> RunSpec:
+    """Return the trial of a point of a sweep: `common` with the point's values.
+
+    In a grid over `model.se.unit` and a detail, such as the reduction ratio, a unit without that detail keeps the
+    default: all points of the detail are one trial. A mapping that gives both together is a mistake.
+
+    Raises:
+        SpecError: for a value its field cannot hold, or values that do not go together.
+    """
+    found = leaves(point)
+    values = dotted(common) | found
+    sections = [key for key in point if key not in found]
+    source = {key: next((section for section in sections if key.startswith(f"{section}.")), key) for key in values}
+    for name in moot_fields(values["model.se.insertion"], values["model.se.unit"]):
+        key = f"model.se.{name}"
+        if values["model.se.insertion"] != "none" and source[key] != source["model.se.unit"]:
+            values[key] = getattr(SESpec(), name)
+    return run_spec(values)
 
 
 def leaves(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -487,8 +541,9 @@ def fields_of(spec: object) -> list[tuple[str, Any]]:
 
 def _build(cls: type[T], values: Mapping[str, Any]) -> T:
     hints = _hints(cast(Hashable, cls))
-    if cls is SESpec and values.get("insertion") == "none":
-        values = {key: value for key, value in values.items() if value is not None}  # as flat() writes it
+    if cls is SESpec:  # flat() writes None for what is moot
+        moot = moot_fields(values.get("insertion", "standard"), values.get("unit", "se"))
+        values = {key: value for key, value in values.items() if value is not None or key not in moot}
     return cls(**{k: _build(hints[k], v) if dataclasses.is_dataclass(hints[k]) else v for k, v in values.items()})
 
 
@@ -566,4 +621,3 @@ def _describe(hint: Any) -> str:
 
 
 _DEFAULT = RunSpec()
-_SE_DETAILS = [f"model.se.{name}" for name, _ in fields_of(SESpec()) if name != "insertion"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import os
 import re
 import sys
 from collections.abc import Collection, Sequence
@@ -14,7 +15,7 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
-from se_lab.spec import ExecSpec, RunSpec, SpecError, check_choice, fields_of, leaves, run_spec
+from se_lab.spec import ExecSpec, RunSpec, SESpec, SpecError, check_choice, fields_of, leaves, moot_fields, run_spec
 from se_lab.spec.mistakes import as_known, told
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -47,6 +48,9 @@ def parse_trial(
     arguments = as_known(_files_first(arguments), parser._option_string_actions)
     try:
         parsed = parser.parse_args(arguments)
+        if "WANDB_SWEEP_ID" in os.environ:  # the flags are a point of a grid, in which a unit's moot details stay usual
+            for name in moot_fields(parsed.model.se.insertion, parsed.model.se.unit):
+                parsed.model.se[name] = getattr(SESpec(), name)
         instance = parser.instantiate(parsed)
     except ArgumentError as error:
         raise _mistake(error, [*parser._option_string_actions, *beside], arguments) from None

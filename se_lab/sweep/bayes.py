@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from se_lab import store
-from se_lab.spec import RunSpec, SpecError, dotted, leaves, run_spec, seed_of
+from se_lab.spec import RunSpec, SpecError, dotted, run_spec, seed_of, trial_of
 from se_lab.sweep.axes import Axis, draw, grid_values, is_categorical
 from se_lab.sweep.early_stop import Metric
 
@@ -118,7 +118,7 @@ class BayesSearch:
                 point[name] = grid_values(axis)[int(place.get(name, 0))]
             else:
                 point[name] = draw(axis, place[name])
-        return run_spec(dotted(self.common) | leaves(point))
+        return trial_of(self.common, point)
 
     def _next(
         self, earlier: list[tuple[Place, RunSpec]], values: list[float | str]

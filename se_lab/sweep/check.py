@@ -10,9 +10,9 @@ from typing import Any
 import torch
 import yaml
 
-from se_lab.spec import RunSpec, SpecError, leaves, nearest
+from se_lab.spec import RunSpec, SpecError, leaves, nearest, trial_of
 from se_lab.sweep.axes import Axis, Finding, draw, grid_values
-from se_lab.sweep.grammar import common_of, load_spec, points_of, problems, trial_of
+from se_lab.sweep.grammar import common_of, load_spec, points_of, problems
 from se_lab.units.model import create_model
 
 METRICS = tuple(f"{split}/{what}" for split in ("val", "test") for what in ("loss", "top1_error", "top5_error"))
@@ -133,13 +133,14 @@ def _extremes(axis: Axis) -> list[Any]:
 def _try(common: RunSpec, point: Mapping[str, Any]) -> tuple[RunSpec | None, list[Finding]]:
     """Build the trial of a point; leave out wrong values, to find what else is wrong."""
     findings: list[Finding] = []
+    left = point
     try:
         fields = leaves(point)
     except SpecError as error:
         return None, [_as_finding(point, error)]
     while True:
         try:
-            trial = trial_of(common, fields)
+            trial = trial_of(common, left)
             return (None if findings else trial), findings
         except SpecError as error:
             findings.append(_as_finding(point, error))
@@ -147,6 +148,7 @@ def _try(common: RunSpec, point: Mapping[str, Any]) -> tuple[RunSpec | None, lis
             if blamed is None:
                 return None, findings
             del fields[blamed]
+            left = fields
 
 
 def _as_finding(point: Mapping[str, Any], error: SpecError) -> Finding:

@@ -15,7 +15,7 @@ import numpy as np
 import yaml
 from jsonargparse import ArgumentParser
 
-from se_lab.spec import ExecSpec, RunSpec, SpecError, dotted, leaves, nearest, run_spec, seed_of
+from se_lab.spec import ExecSpec, RunSpec, SpecError, dotted, leaves, nearest, seed_of, trial_of
 from se_lab.spec.flags import parse_trial, trial_parser
 from se_lab.sweep.axes import Finding, axis_findings, draw, grid_size, grid_values
 from se_lab.sweep.bayes import BayesSearch
@@ -173,15 +173,6 @@ def points_of(spec: Mapping[str, Any], seed: int) -> list[dict[str, Any]]:
         }
         for number in range(spec["run_cap"])
     ]
-
-
-def trial_of(common: RunSpec, point: Mapping[str, Any]) -> RunSpec:
-    """Return the trial of a point.
-
-    Raises:
-        SpecError: for a value its field cannot hold, or values that do not go together.
-    """
-    return run_spec(dotted(common) | leaves(point))
 
 
 def problems(spec: Any) -> Iterator[Finding]:

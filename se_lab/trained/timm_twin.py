@@ -36,7 +36,7 @@ def find_twin(
         is_same: Asked of each candidate, with the weights in it and in eval mode.
     """
     sites: Any = model.se_sites
-    if not sites or (spec.se.squeeze, spec.se.excitation) != ("avg", "sigmoid"):
+    if not sites or (spec.se.unit, spec.se.squeeze, spec.se.excitation) != ("se", "avg", "sigmoid"):
         return None
     candidates = [
         (f"se{spec.backbone}", spec.kwargs),

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from se_lab.spec import ModelSpec, SESpec
 from se_lab.units.counting import ModuleCost, count
-from se_lab.units.insertion import build_unit, insert_se
+from se_lab.units.insertion import insert_se
 from se_lab.units.model import build_backbone, create_model
 from se_lab.units.places import Place, Spot, choose, name_of, survey
 from se_lab.units.squeeze_excite import has_closed_form
+from se_lab.units.table import build_unit
 from se_lab.units.unit import Unit
 
 

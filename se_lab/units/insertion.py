@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from se_lab.spec import SESpec, SpecError, check_choice
 from se_lab.units.places import Place, Spot, choose, gains, is_sequential, name_of, survey
 from se_lab.units.places import find_places as find_places
-from se_lab.units.squeeze_excite import SqueezeExcite
+from se_lab.units.table import build_unit
 from se_lab.units.unit import Unit
 
 
@@ -60,11 +60,6 @@ def insert_se(backbone: nn.Module, se: SESpec, existing_se: str = "refuse") -> l
         for host in (spot.host for place in places for spot in place.own if spot.host not in swapped):
             _clear(backbone, host)
     return [_insert(backbone, place, spot, se) for place, spot in chosen]
-
-
-def build_unit(se: SESpec, channels: int) -> Unit:
-    """Return the unit of a spec for maps of so many channels."""
-    return SqueezeExcite(channels, se)
 
 
 def _clear(backbone: nn.Module, host: str) -> None:

@@ -80,7 +80,7 @@ class SqueezeExcite(Unit):
         gate: nn.Identity
 
     def __init__(self, channels: int, spec: SESpec | None = None) -> None:
-        super().__init__(channels)
+        super().__init__(channels, spec)
         self._spec = spec = spec or SESpec()
         self.hidden = hidden = hidden_width(channels, spec.reduction)
         self.reduce = nn.Linear(channels, hidden, bias=spec.bias)

@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from se_lab.spec import SESpec
 from se_lab.units.counting import ModuleCost, count
 
 
@@ -18,7 +19,7 @@ class Unit(nn.Module):
     reference: ClassVar[str] = ""
     """The paper that describes it."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, spec: SESpec | None = None) -> None:
         super().__init__()
         # in the instance: TorchScript refuses the types as annotations of the class, and an attribute of the class
         # would hide a subclass's module

@@ -12,17 +12,21 @@ from hypothesis import strategies as st
 from se_lab.spec import (
     INSERTIONS,
     OPERATORS,
+    UNIT_FIELDS,
     DataSpec,
     ModelSpec,
     OptimSpec,
     RunSpec,
     SESpec,
     SpecError,
+    label,
     run_spec,
     seed_of,
+    trial_of,
 )
 from se_lab.training import run as train  # noqa: F401  (train: the whole package is loaded, as for a user)
 from se_lab.units import squeeze_excite
+from se_lab.units.table import UNITS
 
 se_specs = st.builds(
     SESpec,
@@ -41,6 +45,7 @@ se_specs = st.builds(
         ({"model.se.insertion": "standrd"}, "did you mean 'standard'"),
         ({"model.se.squeeze": "averge"}, "allowed are avg, max, none"),
         ({"model.se.excitation": "sigmod"}, "did you mean 'sigmoid'"),
+        ({"model.se.unit": "see"}, "did you mean 'se'"),
         ({"model.se.redction": 4}, "did you mean 'model.se.reduction'"),
         ({"model.se.reduction": 0}, "at least 1"),
         ({"model.se.reduction": 2.5}, "must be an integer"),
@@ -85,6 +90,36 @@ def test_a_seed_may_be_any_that_pytorch_takes():
 def test_names_known_to_specs_are_the_tables():
     assert list(OPERATORS["squeeze"]) == list(squeeze_excite.SQUEEZE)
     assert list(OPERATORS["excitation"]) == list(squeeze_excite.EXCITATION)
+    assert {name: tuple(fields) for name, fields in UNIT_FIELDS.items()} == {
+        name: unit.fields for name, unit in UNITS.items()
+    }
+
+
+@pytest.fixture
+def plain_unit(monkeypatch):
+    """Let specs know a unit whose only detail is its bias."""
+    monkeypatch.setitem(UNIT_FIELDS, "plain", ("bias",))
+
+
+def test_a_detail_that_a_unit_lacks_is_refused(plain_unit):
+    said = r"model.se.reduction is 8, .* model.se.unit=plain; leave it at 16 \(plain takes bias\)"
+    with pytest.raises(SpecError, match=said):
+        run_spec({"model.se": {"unit": "plain", "reduction": 8}})
+    assert run_spec({"model.se": {"unit": "plain", "reduction": 16, "bias": True}}).model.se.bias
+
+
+def test_a_detail_that_a_unit_lacks_is_in_no_id_label_or_flat_form(plain_unit):
+    trial = run_spec({"model.se.unit": "plain"})
+    assert trial.flat()["model.se.reduction"] is None and trial.flat()["model.se.bias"] is False
+    assert run_spec(json.loads(json.dumps(trial.flat()))) == trial
+    assert label(trial) == "resnet50 plain standard, seed 0"
+
+
+def test_points_of_a_grid_over_units_and_a_detail_are_one_trial_where_the_unit_lacks_it(plain_unit):
+    points = [{"model.se.unit": unit, "model.se.reduction": r} for unit in ("se", "plain") for r in (2, 4, 8)]
+    assert [len({trial_of(RunSpec(), p).trial_id for p in part}) for part in (points[:3], points[3:])] == [3, 1]
+    with pytest.raises(SpecError, match="leave it at 16"):  # who writes both together has mistaken the unit
+        trial_of(RunSpec(), {"model.se": {"unit": "plain", "reduction": 8}})
 
 
 def test_baseline_is_one_trial_whatever_the_unit_would_have_been():

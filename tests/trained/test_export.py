@@ -194,7 +194,7 @@ def test_timm_prepares_images_as_the_trial_did(tmp_path):
 )
 def test_torchscript_and_onnx_compute_the_net_for_any_batch(tmp_path, insertion, squeeze, excitation):
     onnxruntime = pytest.importorskip("onnxruntime")
-    se = SESpec(insertion, 4, squeeze, excitation)
+    se = SESpec(insertion, "se", 4, squeeze, excitation)
     net = trial(tmp_path / "trial", ModelSpec("test_resnet", se))
     export(tmp_path / "trial", tmp_path / "out", ["torchscript", "onnx"])
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [

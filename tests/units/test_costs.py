@@ -75,7 +75,7 @@ def test_senet_154_has_20_68_gmacs():
 @pytest.mark.parametrize("insertion", ["standard", "pre", "post", "identity", "conv3x3"])
 @pytest.mark.parametrize("backbone", ["cifar_resnet20", "shufflenet_v1_g3", "resnetv2_18"])
 def test_trace_and_fvcore_agree_to_the_unit(backbone, insertion, squeeze):
-    spec = ModelSpec(backbone, SESpec(insertion, 4, squeeze, stages=(2, 4), bias=True), init="timm")
+    spec = ModelSpec(backbone, SESpec(insertion, "se", 4, squeeze, stages=(2, 4), bias=True), init="timm")
     traced = trace(ModelSpec(backbone), 10, (3, 40, 40))
     assert totals(traced.variant(spec.se)) == totals(profile(create_model(spec, 10), (3, 40, 40)))
 

@@ -178,7 +178,7 @@ def test_every_variant_builds_and_every_site_is_where_it_says(
     stages, insertion, squeeze, excitation, reduction, bias, variant
 ):
     net = small(variant)
-    spec = SESpec(insertion, reduction, squeeze, excitation, tuple(stages), bias)
+    spec = SESpec(insertion, "se", reduction, squeeze, excitation, tuple(stages), bias)
     sites = insert_se(net, spec)
     units = {2: 2, 3: 1, 4: 1, 5: 2}
     assert [s.name for s in sites] == [

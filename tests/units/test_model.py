@@ -48,7 +48,7 @@ def test_units_that_start_as_the_identity_leave_the_pretrained_net_nearly_as_it_
     save(plain, tmp_path / "w.pt", "state dict")
     answers = {}
     for start in ("identity", "random"):
-        se = SESpec(insertion, 4, excitation=excitation, bias=True, start=start)
+        se = SESpec(insertion, "se", 4, excitation=excitation, bias=True, start=start)
         model = create_model(ModelSpec("cifar_resnet20", se, pretrained=str(tmp_path / "w.pt")), 4).eval()
         with torch.no_grad():
             answers[start] = (model(IMAGES) - plain(IMAGES)).abs().max() / plain(IMAGES).abs().max()

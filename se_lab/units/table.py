@@ -1,0 +1,34 @@
+"""The table of units: every name that `model.se.unit` takes, a user's own among them."""
+
+from __future__ import annotations
+
+from collections import UserDict
+
+from se_lab.spec import SE_DETAILS, UNIT_FIELDS, SESpec, SpecError, check_choice
+from se_lab.units.squeeze_excite import SqueezeExcite
+from se_lab.units.unit import Unit
+
+
+class _Units(UserDict[str, type[Unit]]):
+    """A dictionary whose names are valid in a spec as long as they are in it."""
+
+    def __setitem__(self, name: str, unit: type[Unit]) -> None:
+        if not (isinstance(unit, type) and issubclass(unit, Unit)):
+            raise SpecError(f"UNITS[{name!r}] is {unit!r}; it must be a subclass of se_lab.Unit")
+        for field in unit.fields:
+            check_choice(f"{unit.__name__}.fields", field, SE_DETAILS)
+        super().__setitem__(name, unit)
+        UNIT_FIELDS[name] = unit.fields  # specs check names, and leave moot fields out, without PyTorch
+
+    def __delitem__(self, name: str) -> None:
+        super().__delitem__(name)
+        del UNIT_FIELDS[name]
+
+
+UNITS = _Units({"se": SqueezeExcite})
+"""Kinds of units by name. Each class is built with the channels and the SESpec; a user's own is one more entry."""
+
+
+def build_unit(se: SESpec, channels: int) -> Unit:
+    """Return the unit of a spec for maps of (N, channels, H, W)."""
+    return UNITS[se.unit](channels, se)
