@@ -6,7 +6,7 @@ import sys
 from argparse import Namespace
 from typing import TYPE_CHECKING
 
-from se_lab.cli.parser import Parser
+from se_lab.spec.parser import Parser
 
 if TYPE_CHECKING:
     from se_lab.spec import RunSpec
@@ -31,15 +31,17 @@ def profile(argv: list[str]) -> int:
     parser.add_argument("--classes", type=int, default=1000, help="Outputs of the classifier.")
     parser.add_argument("--measure", action="store_true", help="Measure latency and peak memory on this device, too.")
     parser.add_argument("--format", default="table", choices=("table", "csv", "json"), help="How it is written.")
-    options, flags = parser.parse_known_args(argv)
     from se_lab.spec import SpecError
-    from se_lab.spec.flags import parse_trial
+    from se_lab.spec.flags import add_trial_flags, trial_from
+
+    add_trial_flags(parser, listed=False)
+    options = parser.parse_args(argv)
 
     if not 8 <= options.image_size <= 65535:
         raise SpecError(f"--image-size is {options.image_size}; it must be from 8 to 65535 pixels")
     if not 1 <= options.classes <= 10**9:
         raise SpecError(f"--classes is {options.classes}; it must be at least 1 and at most {10**9}")
-    spec, execution = parse_trial(flags, beside=parser._option_string_actions)
+    spec, execution = trial_from(options.given)
     from se_lab.report import costs
 
     if options.against_paper:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 
-from se_lab.cli.parser import Parser, add_trust
+from se_lab.cli.parser import add_trust
 from se_lab.cli.runs import add_store, add_where, records_of, where_of
 from se_lab.spec import SpecError
+from se_lab.spec.parser import Parser
 
 
 def excitations(argv: list[str]) -> int:

@@ -7,7 +7,8 @@ import json
 import sys
 from dataclasses import asdict
 
-from se_lab.cli.parser import Parser, add_overwrite, add_trust
+from se_lab.cli.parser import add_overwrite, add_trust
+from se_lab.spec.parser import Parser
 
 
 def export(argv: list[str]) -> int:

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from se_lab.cli.parser import Parser
+from se_lab.spec.parser import Parser
 from se_lab.spec.shipped import SHIPPED, shipped
 
 

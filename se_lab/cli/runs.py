@@ -6,8 +6,8 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from se_lab.cli.parser import Parser
 from se_lab.spec import SpecError
+from se_lab.spec.parser import Parser
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from se_lab.cli.parser import Parser
+from se_lab.spec.parser import Parser
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

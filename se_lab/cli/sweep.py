@@ -52,12 +52,14 @@ def sweep(argv: list[str]) -> int:
 
 def _parse_sweep(argv: list[str]) -> tuple[Any, ExecSpec, Sweep]:
     """Return the flags of `se-lab sweep`, where and how its trials run, and the sweep itself."""
-    from se_lab.spec.flags import execution_parser, import_plugins, parse_execution
+    from se_lab.spec.flags import add_execution_flags, execution_of, import_plugins
+    from se_lab.spec.parser import Parser, add_fields, values_of
     from se_lab.sweep.grammar import read_sweep
     from se_lab.sweep.schedule import check_place
     from se_lab.sweep.slurm import SlurmSpec
 
-    parser = execution_parser("se-lab sweep", "Run the trials of a W&B sweep spec. The same command resumes it.")
+    parser = Parser("se-lab sweep", "Run the trials of a W&B sweep spec. The same command resumes it.")
+    add_execution_flags(parser)
     parser.add_argument("spec", metavar="FILE", help="A W&B sweep spec.")
     parser.add_argument(
         "--workers", default="1", metavar="N|auto", help="Trials to run in parallel; auto maximises throughput."
@@ -76,16 +78,17 @@ def _parse_sweep(argv: list[str]) -> tuple[Any, ExecSpec, Sweep]:
     parser.add_argument("--dry-run", action="store_true", help="List the trials and their cost; run none.")
     parser.add_argument("--format", default="table", choices=("table", "json"), help="Format of --dry-run.")
     parser.add_argument("--executor", default="local", choices=("local", "slurm"), help="Where trials run.")
-    parser.add_class_arguments(SlurmSpec, "slurm")
+    add_fields(parser, SlurmSpec, "slurm")
     parser.add_argument("--wait", action="store_true", help="With --executor slurm: return when all trials are over.")
     parser.add_argument("--agents", type=int, default=1, help="With a bare --wandb: number of W&B agents in parallel.")
     # without a value, --wandb runs the sweep through W&B; with one it is the field of ExecSpec
     bare = any(a == "--wandb" and b not in ("true", "false") for a, b in zip(argv, [*argv[1:], ""], strict=False))
     argv = [token for token in argv if token != "--wandb" or not bare]
-    options, execution = parse_execution(parser, argv)
-    import_plugins(execution.plugins)
+    options = parser.parse_args(argv)
+    options.slurm = SlurmSpec(**values_of(options.given, SlurmSpec, "slurm"))
+    import_plugins(execution_of(options.given).plugins)
     spec = read_sweep(options.spec, seed=options.sweep_seed)
-    options, execution = parse_execution(parser, argv, spec.execution)
+    execution = execution_of(options.given, spec.execution)
     check_place(execution.store)
     if spec.search is not None:  # its proposals are in the store
         spec = read_sweep(options.spec, seed=options.sweep_seed, store_folder=execution.store)
@@ -292,8 +295,8 @@ def _sweep_on_slurm(spec: Sweep, options: Any, execution: ExecSpec) -> int:
 
 def status(argv: list[str]) -> int:
     """Print the state of each trial of a sweep spec, from the files of its store and Slurm's queue."""
-    from se_lab.cli.parser import Parser
     from se_lab.spec.flags import import_plugins
+    from se_lab.spec.parser import Parser
     from se_lab.sweep.grammar import read_sweep
     from se_lab.sweep.schedule import check_place
     from se_lab.sweep.status import listing, rows, standings, summary
@@ -334,8 +337,8 @@ def show(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 def check(argv: list[str]) -> int:
     """Print what W&B would refuse in a sweep spec, or do other than it is written."""
-    from se_lab.cli.parser import Parser
     from se_lab.spec.flags import import_plugins
+    from se_lab.spec.parser import Parser
 
     parser = Parser("se-lab check", "Print what W&B would refuse in a sweep spec, or do other than it is written.")
     parser.add_argument("spec", nargs="+", metavar="FILE", help="W&B sweep specs.")
@@ -369,13 +372,16 @@ def _check(file: str) -> int:
 
 def sync(argv: list[str]) -> int:
     """Send trials that ran offline to W&B."""
-    from se_lab.spec.flags import execution_parser, parse_execution
+    from se_lab.spec.flags import add_execution_flags, execution_of
+    from se_lab.spec.parser import Parser
 
-    parser = execution_parser("se-lab sync", "Send trials that ran offline to W&B, each once and complete.")
+    parser = Parser("se-lab sync", "Send trials that ran offline to W&B, each once and complete.")
+    add_execution_flags(parser)
     parser.add_argument("runs", nargs="+", metavar="RUNS", help="Sweep specs (their trials, in the store) or stores.")
     parser.add_argument("--entity", help="The W&B user or team; by default your own.")
     _add_seed(parser)
-    options, execution = parse_execution(parser, argv)
+    options = parser.parse_args(argv)
+    execution = execution_of(options.given)
     from se_lab.sweep.wandb import sync
 
     for source in options.runs:

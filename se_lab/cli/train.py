@@ -16,15 +16,18 @@ def train(argv: list[str]) -> int:
 
 
 def _train(argv: list[str]) -> int:
-    from se_lab.spec.flags import parse_trial, trial_parser
-    from se_lab.spec.mistakes import as_known
+    from se_lab.spec.flags import add_trial_flags, trial_from
+    from se_lab.spec.parser import Parser
 
-    parser = trial_parser(prog="se-lab train", description="Run one trial, or go on with it.")
+    parser = Parser("se-lab train", "Run one trial, or resume it.")
+    add_trial_flags(parser)
     parser.add_argument(
-        "--dry-run", action="store_true", help="Build it, take two steps, save and load it, and tell what it will take."
+        "--dry-run",
+        action="store_true",
+        help="Train two steps, save and load a checkpoint, and print what the trial will need.",
     )
-    flags = as_known(argv, parser._option_string_actions)
-    spec, execution = parse_trial([flag for flag in flags if flag != "--dry-run"], parser)
+    options = parser.parse_args(argv)
+    spec, execution = trial_from(options.given)
     from se_lab.parallel.collectives import find_place
     from se_lab.store import TrialBusyError
     from se_lab.training.run import run
@@ -32,7 +35,7 @@ def _train(argv: list[str]) -> int:
     place = find_place(spec.train)
     first = place is None or place.rank == 0  # under torchrun or srun each rank is a command of its own
     try:
-        if "--dry-run" in flags:
+        if options.dry_run:
             from se_lab.training.rehearse import rehearse
 
             rehearsal = rehearse(spec, execution)

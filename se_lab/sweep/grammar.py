@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
 import re
@@ -13,10 +12,9 @@ from typing import Any
 
 import numpy as np
 import yaml
-from jsonargparse import ArgumentParser
 
-from se_lab.spec import ExecSpec, RunSpec, SpecError, dotted, leaves, nearest, seed_of, trial_of
-from se_lab.spec.flags import parse_trial, trial_parser
+from se_lab.spec import ExecSpec, RunSpec, SpecError, dotted, leaves, nearest, read_yaml, seed_of, trial_of
+from se_lab.spec.flags import parse_trial
 from se_lab.sweep.axes import Finding, axis_findings, draw, grid_size, grid_values
 from se_lab.sweep.bayes import BayesSearch
 from se_lab.sweep.early_stop import VALIDATION_METRICS, Hyperband, Metric, early_stop_problems, hyperband_of
@@ -112,41 +110,21 @@ def load_spec(path: str | Path) -> Any:
         SpecError: for a file that is not there or no YAML.
     """
     try:
-        spec = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        if _contains_itself(spec):
-            raise ValueError("an alias in it stands within its own anchor, so that it contains itself")
+        return read_yaml(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise SpecError(f"{path}: there is no such sweep spec") from None
     except IsADirectoryError:
         raise SpecError(f"{path} is a directory; a sweep spec is a YAML file") from None
     except OSError as error:
         raise SpecError(f"{path} cannot be read: {error.strerror}") from None
-    except RecursionError:
-        raise SpecError(f"{path} is no YAML: it is nested too deeply") from None
     except (yaml.YAMLError, ValueError) as error:  # ValueError: no text, or a date or number that Python refuses
         raise SpecError(f"{path} is no YAML: {error}") from None
-    return spec
-
-
-def _contains_itself(value: Any, above: tuple[int, ...] = ()) -> bool:
-    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
-    return id(value) in above or any(_contains_itself(one, (*above, id(value))) for one in inner)
 
 
 def common_of(spec: Mapping[str, Any]) -> tuple[RunSpec, ExecSpec]:
     """Return the trial and the execution that the fixed flags in `command` describe."""
     flags = fixed_flags(spec)
-    usual = ExecSpec()
-    return parse_trial(flags, _parser(usual.store, usual.data_root)) if flags else (RunSpec(), usual)
-
-
-@functools.cache
-def _parser(*defaults: str) -> ArgumentParser:
-    """Return the parser of `se-lab train`, which takes longer to make than to use.
-
-    `defaults` are those of its defaults that come from the environment: with others it is made again.
-    """
-    return trial_parser()
+    return parse_trial(flags) if flags else (RunSpec(), ExecSpec())
 
 
 def metric_of(spec: Mapping[str, Any]) -> Metric | None:

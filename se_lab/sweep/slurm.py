@@ -20,10 +20,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from msgspec import Meta
 
 from se_lab import store
-from se_lab.spec import ExecSpec, RunSpec, SpecError
+from se_lab.spec import ExecSpec, RunSpec, SpecError, check_fields
 from se_lab.sweep.grammar import Sweep
 from se_lab.sweep.status import (
     SUBMISSIONS,
@@ -44,6 +46,9 @@ FRUITLESS_RESTARTS = 3
 POLL_SECONDS = 5.0
 
 
+Count = Annotated[int, Meta(ge=1)]
+
+
 @dataclass(frozen=True)
 class SlurmSpec:
     """The resources of each task of the array; the cluster's defaults where nothing is given."""
@@ -53,9 +58,9 @@ class SlurmSpec:
     time: str = "60"
     """Time limit in a form of sbatch: minutes, hours:minutes:seconds, days-hours. A trial may take longer: it is saved
     near the limit and resumed when its job is requeued."""
-    gpus: int = 0
+    gpus: Annotated[int, Meta(ge=0)] = 0
     """GPUs a node."""
-    cpus: int = 0
+    cpus: Annotated[int, Meta(ge=0)] = 0
     """CPU cores a process."""
     mem: str = ""
     """Memory a node, such as 16G."""
@@ -65,20 +70,18 @@ class SlurmSpec:
     """Quality of service."""
     nodelist: str = ""
     """Only these nodes."""
-    trials_per_task: int = 1
+    trials_per_task: Count = 1
     """Number of trials that a task runs, one after the other; more than 1 pays for short trials."""
-    array_parallelism: int = 256
+    array_parallelism: Count = 256
     """Number of tasks that run at the same time."""
-    grace: int = 90
+    grace: Count = 90
     """Seconds before the time limit at which trials save and stop; Slurm may be a minute early."""
     extra: dict[str, Any] = field(default_factory=dict)
     """Any other options of sbatch, such as {constraint: a100, exclude: n7}."""
 
     def __post_init__(self) -> None:
         """Refuse numbers out of range; sbatch checks the rest."""
-        for name, low in {"gpus": 0, "cpus": 0, "trials_per_task": 1, "array_parallelism": 1, "grace": 1}.items():
-            if getattr(self, name) < low:
-                raise SpecError(f"slurm.{name} is {getattr(self, name)}; it must be at least {low}")
+        check_fields(self, "slurm")
 
     def options(self) -> dict[str, Any]:
         """Return options of sbatch, by their own names."""

@@ -2,20 +2,22 @@
 
 import pytest
 
-from se_lab.spec import SpecError
-from se_lab.spec.flags import execution_parser, parse_execution, parse_trial
-from se_lab.spec.mistakes import as_known, told
+from se_lab.spec import RunSpec, SpecError
+from se_lab.spec.flags import add_trial_flags, parse_trial, trial_from
+from se_lab.spec.parser import Parser
 
 
 def test_dashes_and_underscores_are_alike_in_names_and_never_in_values():
-    known = ["--data_root", "--dry-run", "--model.existing_se", "-o"]
-    given = ["--data-root=a_b-c", "--dry_run", "--model.existing-se", "keep_it", "--else-where", "-o", "a-b"]
-    ours = ["--data_root=a_b-c", "--dry-run", "--model.existing_se", "keep_it", "--else-where", "-o", "a-b"]
-    assert as_known(given, known) == ours
-    spec, execution = parse_trial(["--data-root", "some_where-else", "--model.existing-se=keep"])
+    parser = Parser("test")
+    parser.add_argument("--dry-run", action="store_true")
+    parser.add_argument("-o")
+    add_trial_flags(parser)
+    options = parser.parse_args(
+        ["--data-root", "some_where-else", "--dry_run", "--model.existing-se=keep", "-o", "a-b_c"]
+    )
+    spec, execution = trial_from(options.given)
     assert (execution.data_root, spec.model.existing_se) == ("some_where-else", "keep")
-    _, execution = parse_execution(execution_parser("test", ""), ["--data-root=a-b", "--checkpoint_minutes=2"])
-    assert (execution.data_root, execution.checkpoint_minutes) == ("a-b", 2.0)
+    assert (options.dry_run, options.o) == (True, "a-b_c")
 
 
 @pytest.mark.parametrize(
@@ -40,14 +42,35 @@ def test_a_mistake_in_a_configuration_file_is_told_as_one_in_a_flag(tmp_path, te
 
 
 def test_each_unknown_flag_has_its_nearest():
-    said = told("unrecognized arguments: --sed=1 x --thread", ["--seed", "--threads"])
-    assert (
-        said
-        == "no flag is called '--sed'; did you mean '--seed'?; no flag is called '--thread'; did you mean '--threads'?"
-    )
+    parser = Parser("test")
+    parser.add_argument("--seed")
+    parser.add_argument("--threads")
+    with pytest.raises(SpecError) as error:
+        parser.parse_args(["--sed=1", "x", "--thread"])
+    said = "no flag is called '--sed'; did you mean '--seed'?; no flag is called '--thread'; did you mean '--threads'?"
+    assert str(error.value) == said
 
 
-def test_the_words_of_newer_argparse_are_read_as_well():
-    for choices in ("'local', 'slurm'", "local, slurm"):  # Python 3.12 leaves the quotes out
-        said = told(f"argument --executor: invalid choice: 'slrum' (choose from {choices})", [])
-        assert said == "--executor is 'slrum'; allowed are local, slurm; did you mean 'slurm'?"
+def test_a_flag_counts_over_an_earlier_one_that_gives_its_section():
+    spec, _ = parse_trial(["--model.se={reduction: 4, squeeze: max}", "--model.se.squeeze=avg"])
+    assert (spec.model.se.reduction, spec.model.se.squeeze) == (4, "avg")
+    spec, _ = parse_trial(["--model.se.squeeze=avg", "--model.se={reduction: 4, squeeze: max}"])
+    assert spec.model.se.squeeze == "max"
+
+
+def test_flags_hold_what_agents_write():
+    """W&B's agent writes null as None, on as True, and mappings as Python does."""
+    written = ["--data.image_size=None", "--model.fused=True", "--model.se={'insertion': 'pre', 'bias': True}"]
+    spec, _ = parse_trial([*written, "--optim.lr=1e-3", "--model.kwargs={drop_path_rate: 1e-1}"])
+    assert (spec.data.image_size, spec.model.fused, spec.model.se.insertion) == (None, "on", "pre")
+    assert (spec.optim.lr, spec.model.kwargs) == (0.001, {"drop_path_rate": 0.1})
+
+
+def test_help_lists_each_field_with_what_it_holds_and_its_default(capsys):
+    parser = Parser("test")
+    add_trial_flags(parser)
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "--model.se.reduction {an integer} The reduction ratio r (Table 10): the hidden width is C // r" in said
+    assert all(f"--{key} " in said for key in [*RunSpec().flat(), "store", "threads"])

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from se_lab.spec import SESpec
-from se_lab.spec.flags import parse_trial, trial_parser
+from se_lab.spec.flags import parse_trial
 from se_lab.sweep.grammar import fixed_flags, points_of, read_sweep
 
 SWEEPS = Path(__file__).parents[2] / "sweeps"
@@ -87,8 +87,8 @@ def test_the_recipes_are_the_papers(read):
 
 @pytest.mark.parametrize("path", sorted(SWEEPS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_what_an_agent_hands_over_is_the_trial_that_runs_here(path):
-    spec, parser = yaml.safe_load(path.read_text()), trial_parser()
+    spec = yaml.safe_load(path.read_text())
     for point, trial in zip(points_of(spec, 0), read_sweep(path).trials, strict=True):
         if trial.seed == 0:
             handed = [f"--{name}={value}" for name, value in sorted(point.items())]
-            assert parse_trial([*fixed_flags(spec), *handed], parser)[0] == trial
+            assert parse_trial([*fixed_flags(spec), *handed])[0] == trial

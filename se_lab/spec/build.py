@@ -1,0 +1,108 @@
+"""Specs from and to flat mappings: dotted keys, whole sections, and a trial's label."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Hashable, Mapping
+from typing import Any, TypeVar, cast
+
+from se_lab.spec.checks import SpecError, hints_of, nearest
+from se_lab.spec.fields import RunSpec, SESpec, moot_fields
+from se_lab.spec.ids import dotted
+
+T = TypeVar("T")
+
+
+def label(trial: RunSpec) -> str:
+    """Return a trial in few words: 'cifar_resnet20 standard r=4, seed 1', 'resnet50 eca standard, seed 0'."""
+    se = trial.model.se
+    if se.insertion == "none":
+        return f"{trial.model.backbone} no SE, seed {trial.seed}"
+    words = [trial.model.backbone, *([] if se.unit == "se" else [se.unit]), se.insertion]
+    if "reduction" not in moot_fields(se.insertion, se.unit):
+        words.append(f"r={se.reduction}")
+    words += [value for value, usual in ((se.squeeze, "avg"), (se.excitation, "sigmoid")) if value != usual]
+    if se.stages != "all":
+        words.append(f"stages {','.join(map(str, se.stages))}")
+    return f"{' '.join(words)}, seed {trial.seed}"
+
+
+def run_spec(values: Mapping[str, Any]) -> RunSpec:
+    """Build a RunSpec from dotted keys (`model.se.reduction`) and whole sections (`model.se: {…}`).
+
+    Raises:
+        SpecError: for a key that no field has, a value no field can hold, or a section given both ways.
+    """
+    nested: dict[str, Any] = {}
+    for key, value in leaves(values).items():
+        *path, name = key.split(".")
+        target = nested
+        for part in path:
+            target = target.setdefault(part, {})
+        target[name] = value
+    return _build(RunSpec, nested)
+
+
+def trial_of(common: RunSpec, point: Mapping[str, Any]) -> RunSpec:
+    """Return the trial of a point of a sweep: `common` with the point's values.
+
+    In a grid over `model.se.unit` and a detail, such as the reduction ratio, a unit without that detail keeps the
+    default: all points of the detail are one trial. A mapping that gives both together is a mistake.
+
+    Raises:
+        SpecError: for a value its field cannot hold, or values that do not go together.
+    """
+    found = leaves(point)
+    values = dotted(common) | found
+    sections = [key for key in point if key not in found]
+    source = {key: next((section for section in sections if key.startswith(f"{section}.")), key) for key in values}
+    for name in moot_fields(values["model.se.insertion"], values["model.se.unit"]):
+        key = f"model.se.{name}"
+        if values["model.se.insertion"] != "none" and source[key] != source["model.se.unit"]:
+            values[key] = getattr(SESpec(), name)
+    return run_spec(values)
+
+
+def leaves(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Spread dotted keys and whole sections into one dotted key a field.
+
+    Raises:
+        SpecError: for a key that no field has, or a section given both ways.
+    """
+    known, sections = _keys()
+    found: dict[str, Any] = {}
+
+    def add(key: str, value: Any) -> None:
+        if key in sections:
+            if not isinstance(value, Mapping):
+                raise SpecError(f"{key} is {value!r}; it takes a mapping of its fields, or dotted keys such as {key}.…")
+            for name, inner in value.items():
+                add(f"{key}.{name}", inner)
+        elif key not in known:
+            raise SpecError(f"no field is called {key!r}{nearest(key, known)}")
+        else:
+            found[key] = value
+
+    for key, value in values.items():
+        if whole := [section for section in values if key.startswith(f"{section}.")]:
+            raise SpecError(
+                f"{key} is given twice: its section {whole[0]} is given whole as well; write one of the two"
+            )
+        add(key, value)
+    return found
+
+
+@functools.cache
+def _keys() -> tuple[set[str], set[str]]:
+    """Return the dotted keys of all fields, and of all sections."""
+    known = set(dotted(RunSpec()))
+    return known, {key[:end] for key in known for end in range(len(key)) if key[end] == "."}
+
+
+def _build(cls: type[T], values: Mapping[str, Any]) -> T:
+    hints = hints_of(cast(Hashable, cls))
+    if cls is SESpec:  # flat() writes None for what is moot
+        moot = moot_fields(values.get("insertion", "standard"), values.get("unit", "se"))
+        values = {key: value for key, value in values.items() if value is not None or key not in moot}
+    return cls(**{k: _build(hints[k], v) if dataclasses.is_dataclass(hints[k]) else v for k, v in values.items()})

@@ -1,0 +1,124 @@
+"""Checks of values: what a field may hold, by its annotation, and errors that name the value, the choice, the nearest.
+
+A field's type stands in its annotation. `Annotated[int, Meta(ge=1)]` adds a range, `Annotated[str, ("on", "off")]` the
+allowed values.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import math
+import types
+import typing
+from collections.abc import Collection, Hashable, Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any, Literal, cast
+
+import msgspec
+
+LEAST, MOST = -(2**63), 2**64 - 1
+"""The smallest and the largest integer of a field: the seeds that PyTorch takes."""
+_SWITCH = {"true": "on", "false": "off"}
+
+
+class SpecError(ValueError):
+    """A value that no experiment can have; the message says what was given, what is allowed, and the nearest."""
+
+
+def nearest(given: str, allowed: Collection[str]) -> str:
+    """Return '; did you mean …?' for a name that resembles an allowed one, else the empty string."""
+    close = difflib.get_close_matches(given, list(allowed), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def check_choice(name: str, given: object, allowed: Collection[str]) -> None:
+    """Raise SpecError unless `given` is one of `allowed`, naming the nearest."""
+    if given in allowed:
+        return
+    raise SpecError(f"{name} is {given!r}; allowed are {', '.join(map(str, allowed))}{nearest(str(given), allowed)}")
+
+
+def check_fields(spec: object, section: str = "") -> None:
+    """Bring every field of a dataclass to its declared type (a YAML list to a tuple, '1e-3' to 0.001), in place.
+
+    Raises:
+        SpecError: for a value that the field's annotation does not allow.
+    """
+    for one in fields(cast(Any, spec)):
+        key, hint = f"{section}.{one.name}" if section else one.name, hints_of(cast(Hashable, type(spec)))[one.name]
+        object.__setattr__(spec, one.name, _checked(key, getattr(spec, one.name), hint))
+
+
+@functools.cache
+def hints_of(cls: Hashable) -> dict[str, Any]:
+    """Return the annotations of a dataclass's fields, resolved."""
+    return typing.get_type_hints(cls, include_extras=True)
+
+
+def _checked(key: str, value: Any, hint: Any) -> Any:
+    if hasattr(value, "item") and not isinstance(value, (int, float)):
+        value = value.item()  # a NumPy scalar, as search engines return
+    if isinstance(hint, type) and is_dataclass(hint) and isinstance(value, hint):
+        return value
+    kind, rule = typing.get_args(hint) if typing.get_origin(hint) is typing.Annotated else (hint, None)
+    if isinstance(rule, tuple):
+        if "on" in rule:  # YAML reads on and off as true and false, and W&B's agent writes True and False
+            value = _SWITCH.get(str(value).lower(), value)
+        check_choice(key, value, rule)
+    if type(value) is int and any(typing.get_origin(one) is tuple for one in (kind, *typing.get_args(kind))):
+        value = (value,)  # one stage, or one milestone, needs no brackets
+    try:
+        typed = msgspec.convert(value, kind, strict=False)
+    except (msgspec.ValidationError, OverflowError, TypeError):
+        typed = math.nan
+    if isinstance(typed, float) and not math.isfinite(typed):
+        raise SpecError(f"{key} is {value!r}; it must be {describe(kind)}")
+    if isinstance(typed, (int, float)) and not isinstance(typed, bool):
+        _check_range(key, typed, rule or msgspec.Meta())
+    if isinstance(typed, dict):
+        _check_json(key, typed)
+    return typed
+
+
+def _check_range(key: str, value: float, rule: msgspec.Meta) -> None:
+    low, high = rule.gt if rule.ge is None else rule.ge, rule.le
+    least = LEAST if low is None else low
+    most = min(math.inf if high is None else high, MOST if isinstance(value, int) else math.inf)
+    if (value > least if rule.gt is not None else value >= least) and value <= most:
+        return
+    bounds = [f"{'above' if rule.gt is not None else 'at least'} {_plain(least)}"]
+    bounds += [f"at most {_plain(most)}"] if high is not None or value > most else []
+    raise SpecError(f"{key} is {value!r}; it must be {' and '.join(bounds)}")
+
+
+def _plain(bound: float) -> str:
+    return str(bound) if isinstance(bound, int) else f"{bound:g}"
+
+
+def _check_json(key: str, value: Any) -> None:
+    """Raise SpecError for what JSON cannot hold, such as a date: a trial's id hashes its fields as JSON."""
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            _check_json(f"{key}.{name}", inner)
+    elif isinstance(value, (list, tuple)):
+        for number, inner in enumerate(value):
+            _check_json(f"{key}[{number}]", inner)
+    elif not isinstance(value, (str, int, float, type(None))) or value in (math.inf, -math.inf) or value != value:
+        todo = "it must be a finite number, text (in quotes), true, false or null"
+        raise SpecError(f"{key} is {value} (a {type(value).__name__}); {todo}")
+
+
+def describe(hint: Any) -> str:
+    """Return what a type allows, in words, such as 'an integer or null'."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(describe(option) for option in args)
+    if origin is Literal:
+        return ", ".join(map(str, args))
+    if origin is typing.Annotated:
+        return ", ".join(args[1]) if isinstance(args[1], tuple) else describe(args[0])
+    if origin is tuple:
+        return f"a list of {describe(args[0]).removeprefix('an ').removeprefix('a ')}s"
+    names = {float: "a finite number", int: "an integer", str: "text", bool: "true or false", type(None): "null"}
+    return names.get(hint, "a mapping")

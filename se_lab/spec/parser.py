@@ -1,0 +1,153 @@
+"""argparse, with errors that name the nearest flag, and with a flag for each field of a dataclass."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import dataclasses
+import functools
+import importlib.util
+import types
+import typing
+from collections.abc import Collection, Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar, cast
+
+import yaml
+
+from se_lab.spec.checks import SpecError, check_choice, describe, hints_of, nearest
+from se_lab.spec.reading import read_yaml
+
+T = TypeVar("T")
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse's parser, whose errors are SpecErrors; in names of flags - and _ are alike."""
+
+    def __init__(self, prog: str, description: str = "") -> None:
+        super().__init__(prog=prog, description=description, allow_abbrev=False)
+
+    @property
+    def flags(self) -> list[str]:
+        """The flags that the parser knows."""
+        return [flag for flag in self._option_string_actions if flag.startswith("--")]
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        """Parse flags, and return those that are unknown as well."""
+        return super().parse_known_args(_as_known(args or (), self.flags), namespace)
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        """Parse flags; raise SpecError for one that is unknown."""
+        options, rest = self.parse_known_args(args, namespace)
+        unknown = [word.partition("=")[0] for word in rest if word.startswith("-")]
+        if unknown:
+            raise SpecError("; ".join(f"no flag is called {flag!r}{nearest(flag, self.flags)}" for flag in unknown))
+        if rest:
+            raise SpecError(f"nothing takes {' '.join(rest)!r}; {self.prog} --help lists what there is")
+        return options
+
+    def error(self, message: str) -> NoReturn:
+        """Raise SpecError."""
+        raise SpecError(f"{message.removeprefix('argument ')}; {self.prog} --help lists what there is")
+
+    def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
+        kind = action.type if callable(action.type) else str
+        try:
+            return kind(arg_string)
+        except SpecError:
+            raise
+        except ValueError:
+            raise SpecError(f"{_name_of(action)} is {arg_string!r}; it must be {describe(kind)}") from None
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None:
+            check_choice(_name_of(action), value, list(action.choices))
+
+
+def add_fields(parser: Parser, cls: type, section: str = "", *, leave_out: str = "", listed: bool = True) -> None:
+    """Add a flag for each field of a dataclass, and for each section of fields; `values_of` reads them.
+
+    Args:
+        parser: The parser.
+        cls: The dataclass.
+        section: The key that its fields stand under.
+        leave_out: A field that gets no flag.
+        listed: Whether --help lists them.
+    """
+    about = _docstrings(cls.__module__)[cls.__name__]
+    group = parser.add_argument_group(section or cls.__name__, about[""])
+    for one in dataclasses.fields(cast(Any, cls)):
+        hint, key = hints_of(cast(Hashable, cls))[one.name], f"{section}.{one.name}" if section else one.name
+        nested = isinstance(hint, type) and dataclasses.is_dataclass(hint)
+        if nested:
+            add_fields(parser, cast(type, hint), key, listed=listed)
+        if one.name == leave_out:
+            continue
+        default = "" if nested or one.default in (dataclasses.MISSING, "") else f" (default: {one.default})"
+        group.add_argument(
+            f"--{key}",
+            dest="given",
+            action="append",
+            default=[],
+            type=functools.partial(_pair, key, hint),
+            metavar=f"{{{describe(hint)}}}",
+            help=f"{about[one.name]}{default}".replace("%", "%%") if listed else argparse.SUPPRESS,
+        )
+
+
+def values_of(pairs: Sequence[tuple[str, Any]], cls: type, section: str = "") -> dict[str, Any]:
+    """Return the values that were given for the fields of a dataclass, without those of its sections."""
+    names = {f"{section}.{one.name}" if section else one.name: one.name for one in dataclasses.fields(cast(Any, cls))}
+    return {names[key]: value for key, value in pairs if key in names}
+
+
+def _pair(key: str, hint: Any, text: str) -> tuple[str, Any]:
+    """Return a field's key and the value of its flag: text as it stands, anything else as YAML."""
+    kinds = _options_of(hint)
+    if kinds == {str}:
+        return key, text
+    if text == "None":  # as W&B's agent writes null
+        return key, None
+    try:
+        value = read_yaml(text, as_flags=True)
+    except SpecError as error:
+        raise SpecError(f"{key} is {text!r}: {error}") from None
+    except (yaml.YAMLError, ValueError):
+        return key, text
+    return key, text if str in kinds and not isinstance(value, bool) else value
+
+
+def _options_of(hint: Any) -> set[Any]:
+    hint = typing.get_args(hint)[0] if typing.get_origin(hint) is typing.Annotated else hint
+    return set(typing.get_args(hint)) if typing.get_origin(hint) in (typing.Union, types.UnionType) else {hint}
+
+
+@functools.cache
+def _docstrings(module: str) -> Mapping[str, Mapping[str, str]]:
+    """Return the docstrings of the classes of a module under '', and those of their fields under the fields' names."""
+    found = importlib.util.find_spec(module)
+    assert found is not None and found.origin is not None
+    texts: dict[str, dict[str, str]] = {}
+    for node in ast.parse(Path(found.origin).read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ClassDef):
+            own = texts[node.name] = {"": (ast.get_docstring(node) or "").partition("\n")[0]}
+            for field, text in zip(node.body, node.body[1:], strict=False):
+                if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
+                    assert isinstance(field.target, ast.Name) and isinstance(text.value, ast.Constant)
+                    own[field.target.id] = " ".join(str(text.value.value).split())
+    return texts
+
+
+def _as_known(words: Sequence[str], flags: Collection[str]) -> list[str]:
+    """Return the words of a command line with each flag written as its parser has it, and its value joined by =."""
+    known = {flag.replace("-", "_"): flag for flag in flags}
+
+    def renamed(word: str) -> str:
+        flag, equals, value = word.partition("=")
+        return f"{known.get(flag.replace('-', '_'), flag)}{equals}{value}" if word.startswith("--") else word
+
+    return [renamed(word) for word in words]
+
+
+def _name_of(action: argparse.Action) -> str:
+    return action.option_strings[-1] if action.option_strings else str(action.metavar or action.dest)
