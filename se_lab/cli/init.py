@@ -18,7 +18,7 @@ def init(arguments: Sequence[str]) -> int:
         "Files that exist are kept.",
     )
     parser.add_argument("folder", metavar="DIR", nargs="?", default=".", help="The folder; by default the current one.")
-    root = Path(parser.parse_args(arguments).folder).expanduser()
+    root = Path(parser.parse_args(arguments).folder)
     for kind in SHIPPED:
         files = shipped(kind)
         target = root / kind

@@ -4,13 +4,6 @@ from __future__ import annotations
 
 import argparse
 
-from se_lab.spec import expand_path
-
-
-def path(text: str) -> str:
-    """Return a path as given on the command line, with `~` and variables expanded."""
-    return str(expand_path(text)) if text else text
-
 
 def add_overwrite(parser: argparse.ArgumentParser) -> None:
     """Add --overwrite."""

@@ -15,7 +15,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from se_lab.data.base import DataError
 from se_lab.data.files import Files, printable
 from se_lab.data.images import EncodedData
-from se_lab.spec import DataSpec
+from se_lab.spec import DataSpec, expand_path
 
 HIDDEN = ("@eaDir", "__MACOSX", "Thumbs.db", "desktop.ini")
 """Entries that operating systems and servers leave in folders, beside those whose names begin with a dot."""
@@ -132,7 +132,7 @@ def look(spec: DataSpec, root: str | Path) -> Found:
     Raises:
         DataError: naming the folder that is missing or that holds no data set.
     """
-    folder = Path(root, spec.name.removeprefix("folder:")).expanduser()  # imagenet and places365: root/<name>
+    folder = expand_path(spec.name.removeprefix("folder:"), root)  # imagenet and places365: root/<name>
     if (kept := _KEPT.get((spec.name, str(folder.absolute())))) is not None:
         return kept
     lists = spec.name == "places365" and (folder / "places365_train_standard.txt").exists()

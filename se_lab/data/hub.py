@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from se_lab.data.base import Batches, DataError
 from se_lab.data.digests import WHOLE, content_digest, digest_of, remembered
 from se_lab.data.images import EncodedBatches, EncodedData, Item, Key, make_item, no_item
-from se_lab.spec import DataSpec, seed_of
+from se_lab.spec import DataSpec, expand_path, seed_of
 
 SPLIT_NAMES = {"train": ("train",), "val": ("validation", "val", "valid", "dev"), "test": ("test",)}
 BUFFER = 4096
@@ -30,7 +30,7 @@ def open_hub(spec: DataSpec, seed: int, root: str | Path, workers: int) -> Encod
     except ImportError as error:
         raise DataError("hf: needs a package that is missing: pip install 'se-lab[shards]'") from error
     name = spec.name.removeprefix("hf:")
-    path = Path(root, name).expanduser()
+    path = expand_path(name, root)
     try:
         if (path / "dataset_dict.json").exists():
             return HubData(spec, seed, workers, datasets.load_from_disk(str(path)))

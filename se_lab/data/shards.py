@@ -27,7 +27,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from se_lab.data.base import DataError, counted
 from se_lab.data.digests import WHOLE, content_digest, digest_of, encoded_name, remembered, write_cached
 from se_lab.data.images import EncodedData
-from se_lab.spec import DataSpec
+from se_lab.spec import DataSpec, expand_path
 from se_lab.store import cache_folder
 
 NO_LABEL = -(2**31)
@@ -175,7 +175,7 @@ def _expand(pattern: str, root: str | Path) -> list[str]:
         urls = list(braceexpand(pattern))
     except ValueError as error:
         raise DataError(f"{pattern} cannot be expanded: {error}") from error
-    return [url if "://" in url else str(Path(root, url).expanduser().resolve()) for url in urls]
+    return [url if "://" in url else str(expand_path(url, root).resolve()) for url in urls]
 
 
 def _common(folders: list[str]) -> str:

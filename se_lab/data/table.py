@@ -22,7 +22,7 @@ from se_lab.data.files import Files
 from se_lab.data.images import CHECKED, EncodedData, Part, Source
 from se_lab.data.memory import MemoryData
 from se_lab.data.pictures import Raw, decode
-from se_lab.spec import DATA_SETS, DataSpec
+from se_lab.spec import DATA_SETS, DataSpec, expand_path
 
 Images = Dataset[Any]
 """A map-style data set (with a length) that gives (image, label)."""
@@ -89,7 +89,7 @@ def _call(name: str, root: str | Path, download: bool) -> Splits:
     function = DATASETS[name]
     options = {"download": download} if "download" in inspect.signature(function).parameters else {}
     try:
-        splits = function(Path(root).expanduser(), **options)
+        splits = function(expand_path(root), **options)
     except DataError:
         raise
     except Exception as error:  # a user's function can raise anything

@@ -20,7 +20,7 @@ from se_lab.data.hub import Passing, StreamedData
 from se_lab.data.images import EncodedData, Source
 from se_lab.data.pictures import PictureTransform, decode, normaliser, short_side
 from se_lab.excitations.capture import ExcitationError
-from se_lab.spec import DataSpec, nearest, seed_of
+from se_lab.spec import DataSpec, expand_path, nearest, seed_of
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -72,7 +72,7 @@ def open_images(
     Raises:
         DataError: naming the folder that is missing or holds no images.
     """
-    folder = Path(root, spec.name.removeprefix("folder:")).expanduser()
+    folder = expand_path(spec.name.removeprefix("folder:"), root)
     listed = spec.name == "places365" and (folder / "places365_val.txt").exists()  # as torchvision has it
     if spec.name.startswith("folder:") or (spec.name in ("imagenet", "places365") and not listed):
         folder = next((folder / name for name in ("test", "val") if (folder / name).is_dir()), folder)

@@ -16,7 +16,7 @@ from typing import Any, NoReturn, TypeVar, cast
 import yaml
 
 from se_lab.spec.checks import SpecError, check_choice, describe, hints_of, nearest
-from se_lab.spec.reading import read_yaml
+from se_lab.spec.reading import expand_text, read_yaml
 
 T = TypeVar("T")
 
@@ -51,7 +51,8 @@ class Parser(argparse.ArgumentParser):
         raise SpecError(f"{message.removeprefix('argument ')}; {self.prog} --help lists what there is")
 
     def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
-        kind = action.type if callable(action.type) else str
+        # in `--store=~/runs` a shell leaves ~ alone; what is no path has no such text
+        kind = action.type if callable(action.type) else expand_text
         try:
             return kind(arg_string)
         except SpecError:

@@ -28,8 +28,12 @@ def expand_path(path: str | Path, root: str | Path = "") -> Path:
 
     Every such path passes here once.
     """
-    under, own = (os.path.expanduser(os.path.expandvars(part)) for part in (root, path))  # noqa: PTH111
-    return Path(under, own)
+    return Path(expand_text(str(root)), expand_text(str(path)))
+
+
+def expand_text(text: str) -> str:
+    """Return text with `~` at its start and variables expanded, as a shell does."""
+    return os.path.expanduser(os.path.expandvars(text))  # noqa: PTH111
 
 
 def read_yaml(text: str, *, as_flags: bool = False) -> Any:

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from se_lab.spec import ExecSpec, RunSpec
+from se_lab.spec import ExecSpec, RunSpec, expand_path
 
 PACKAGES = ("se-lab", "torch", "torchvision", "lightning", "timm", "fvcore", "numpy")
 OPTIONAL = ("plugin ", "weights", "callbacks")
@@ -43,7 +43,7 @@ def current_provenance(
         f"plugin {name}": source_digest(name) for name in filter(None, map(str.strip, execution.plugins.split(",")))
     }
     pretrained = spec.model.pretrained
-    if isinstance(pretrained, str) and (file := Path(pretrained).expanduser()).is_file():
+    if isinstance(pretrained, str) and (file := expand_path(pretrained)).is_file():
         status = file.stat()
         state["weights"] = _file_digest(str(file), status.st_size, status.st_mtime_ns, status.st_ino)
     if device is None and execution.device == "cpu":

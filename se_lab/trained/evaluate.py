@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from se_lab.data import Batch, DataError, create_data, scan
 from se_lab.data.files import Files, printable
 from se_lab.data.folders import Scan
-from se_lab.spec import DataSpec, RunSpec, SpecError
+from se_lab.spec import DataSpec, RunSpec, SpecError, expand_path
 from se_lab.store import RunRecord, read_record, replacing, write_whole
 from se_lab.trained.inputs import IN_MEMORY, open_pretrained, pick_device, trial_config
 from se_lab.trained.load import load_trained
@@ -157,7 +157,7 @@ def _from_folder(name: str, root: str | Path, config: dict[str, Any], batch_size
     DataSpec(name)  # a name that no data set has is said at once
     if name.startswith(("wds:", "hf:")):
         raise SpecError(f"--data is {name!r}: shards can be tested on by the trial that was trained on them")
-    folder = Path(root, name.removeprefix("folder:")).expanduser()
+    folder = expand_path(name.removeprefix("folder:"), root)
     folder = next((folder / part for part in ("test", "val") if (folder / part).is_dir()), folder)
     found = scan(folder) if folder.is_dir() else Scan([], [], [])
     files = Files(str(folder), found.paths, found.labels)

@@ -11,7 +11,7 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
 
 from se_lab.data import KNOWN, create_data
-from se_lab.spec import DataSpec, RunSpec, SpecError, nearest
+from se_lab.spec import DataSpec, RunSpec, SpecError, expand_path, nearest
 
 IN_MEMORY = ("digits", "cifar10", "cifar100")
 """Sets that are normalised by the mean and deviation of their own training images."""
@@ -76,7 +76,7 @@ def class_names(spec: RunSpec, classes: int, root: str | Path = ".") -> list[str
     """Return the names of a trial's classes in the order of its net's outputs, or None where its data is not there."""
     if spec.data.name in IN_MEMORY:
         return list(create_data(spec.data, spec.seed, root=root).classes)
-    folder = Path(root, spec.data.name.removeprefix("folder:"), "train").expanduser()
+    folder = expand_path(spec.data.name.removeprefix("folder:"), root) / "train"
     names = sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
     return names if len(names) == classes else None
 

@@ -14,7 +14,7 @@ from timm.layers import convert_sync_batchnorm
 from torch import nn
 
 import se_lab.backbones  # noqa: F401  (registers SE-Lab's own nets with timm)
-from se_lab.spec import ModelSpec, SpecError, nearest, seed_of
+from se_lab.spec import ModelSpec, SpecError, expand_path, nearest, seed_of
 from se_lab.units.fused import fuse
 from se_lab.units.insertion import Site, insert_se
 from se_lab.units.unit import Unit
@@ -139,9 +139,9 @@ def _load_plain_weights(model: nn.Module, path: str) -> None:
 def _read_weights(path: str) -> dict[str, torch.Tensor]:
     try:
         if path.endswith(".safetensors"):
-            state: Any = load_file(path)
+            state: Any = load_file(expand_path(path))
         else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            state = torch.load(expand_path(path), map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise SpecError(f"model.pretrained is {path!r}, and there is no such file") from None
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:

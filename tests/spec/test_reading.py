@@ -7,6 +7,7 @@ import yaml
 
 from se_lab.spec import ExecSpec, SpecError, expand_path, read_yaml
 from se_lab.spec.flags import parse_trial
+from se_lab.spec.parser import Parser
 
 BOMB = "a0: &a0 [0, 0, 0, 0, 0, 0, 0, 0, 0, 0]\n" + "".join(
     f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 9)
@@ -42,4 +43,7 @@ def test_home_and_variables_are_expanded(monkeypatch):
     monkeypatch.setenv("SE_LAB_STORE", "~/runs")
     monkeypatch.setenv("SE_LAB_DATA", "")  # as if unset
     assert (ExecSpec().store, ExecSpec().data_root) == ("/home/ada/runs", ".")
+    parser = Parser("test")
+    parser.add_argument("-o")
+    assert parser.parse_args(["-o=~/out"]).o == "/home/ada/out"
     assert parse_trial(["--store=${SCRATCH}/runs"])[1].store == "/scratch/runs"
