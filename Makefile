@@ -8,11 +8,12 @@ BIN := .venv/bin
 .PHONY: demo test test-all test-lowest bench lint clean
 
 demo: .venv/.demo
-	$(BIN)/se-lab sweep sweeps/demo.yaml --workers 2
-	$(BIN)/se-lab table sweeps/demo.yaml
-	$(BIN)/se-lab plot sweeps/demo.yaml --kind tradeoff --cost params -o docs
-	$(BIN)/se-lab excitations --sweep sweeps/demo.yaml --where seed=0 model.se.reduction=4 -o runs/excitations
-	cp runs/*/excitations/figure_6.png docs/
+	$(BIN)/se-lab sweep sweeps/demo.yaml --store runs --workers 2
+	$(BIN)/se-lab table sweeps/demo.yaml --store runs
+	$(BIN)/se-lab plot sweeps/demo.yaml --store runs --kind tradeoff differences --cost params -o demo
+	$(BIN)/se-lab excitations --sweep sweeps/demo.yaml --store runs -o demo \
+	    --where seed=0 model.se.insertion=standard model.se.reduction=4 > demo/written.txt
+	grep '^runs.*figure_6.png' demo/written.txt | xargs -I{} cp {} demo/
 
 test: .venv/.dev
 	$(BIN)/python $(PYTEST) -m "not slow"

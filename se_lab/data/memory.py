@@ -109,7 +109,10 @@ class MemoryData(ImageData):
 
 
 class DigitsData(MemoryData):
-    """scikit-learn's handwritten digits (UCI, 1,797 images of 8×8): a fifth is the test split."""
+    """scikit-learn's handwritten digits (UCI, 1,797 images of 8×8): half of each class is the test split.
+
+    With a fifth held out the test error of a ResNet-20 is near 0.5 %, one or two images: seeds cannot be told apart.
+    """
 
     pad, flips = 1, False
 
@@ -117,7 +120,7 @@ class DigitsData(MemoryData):
         digits = load_digits()
         images = torch.from_numpy(digits.images).to(torch.uint8)[:, None]
         labels = torch.from_numpy(digits.target).long()
-        parts = stratified_split(labels, (spec.val_fraction * 0.8, 0.2), spec.split_seed)
+        parts = stratified_split(labels, (spec.val_fraction * 0.5, 0.5), spec.split_seed)
         super().__init__(
             spec, seed, {s: (images[index], labels[index]) for s, index in zip(SPLITS, parts, strict=True)}
         )

@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, cast
 
-SPEC_VERSION = 1
+SPEC_VERSION = 2
 """Part of every trial id. It goes up when a default or a meaning changes, so that old trials keep their own ids."""
 
 

@@ -18,7 +18,7 @@ from se_lab.spec.flags import parse_trial
 from se_lab.store import claim
 
 DEMO = Path(__file__).parents[2] / "sweeps/demo.yaml"
-QUICK = ["--recipe=digits", "--train.epochs=1", "--data.batch_size=512", "--wandb=false"]
+QUICK = ["--recipe=digits", "--train.epochs=1", "--data.batch_size=256", "--wandb=false"]
 
 
 def test_help_answers_without_pytorch():
@@ -200,7 +200,7 @@ def test_dry_run_lists_trials_and_their_cost_and_runs_none(tmp_path, capsys, mon
     demo = Path(__file__).parents[2] / "sweeps/demo.yaml"
     assert main(["sweep", str(demo), "--dry-run", "--format", "json"]) == 0
     listed = json.loads(capsys.readouterr().out)
-    assert len(listed) == 15 and not list(tmp_path.iterdir())
+    assert len(listed) == 6 * 8 and not list(tmp_path.iterdir())
     for trial in listed:
         assert run_spec(trial["spec"]).trial_id == trial["trial_id"]
     # He et al.'s ResNet-20 on one input channel: timm's parameters of the net that was built
@@ -210,8 +210,9 @@ def test_dry_run_lists_trials_and_their_cost_and_runs_none(tmp_path, capsys, mon
     # 2 Σ C · (C // r) over three units each of 16, 32 and 64 channels
     extra = {r: sum(3 * 2 * c * (c // r) for c in (16, 32, 64)) for r in (2, 4, 8, 16)}
     assert {t["spec"]["model.se.reduction"]: t["params"] - plain for t in listed if t["params"] > plain} == extra
+    assert sum(t["params"] == plain + extra[4] for t in listed) == 2 * 8  # the identity branch has as many channels
     assert main(["sweep", str(demo), "--dry-run"]) == 0
-    assert "15 trials, 15 to run: about" in capsys.readouterr().out
+    assert "48 trials, 48 to run: about" in capsys.readouterr().out
 
 
 def test_a_failing_trial_makes_the_sweep_leave_with_1(tmp_path, capsys):

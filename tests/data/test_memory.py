@@ -30,7 +30,7 @@ def test_digits_are_scikit_learns_split_three_ways():
     assert sorted(map(bytes, everything)) == sorted(map(bytes, raw.astype(np.uint8))), "an image is lost or doubled"
     keys = [int(key) for key in data.test_keys()]
     shares = np.bincount(target[keys]) / np.bincount(target)
-    assert np.abs(shares - 0.2).max() < 0.01
+    assert np.abs(shares - 0.5).max() < 0.005
     (images, labels, number), *_ = all_batches(data.test_dataloader())
     train = data.splits["train"][0].double().numpy()
     expected = (raw[keys][number] - train.mean()) / train.std(ddof=1)
@@ -52,7 +52,7 @@ def test_augmentation_is_keyed_by_image_not_by_its_place_in_the_batch():
 
     left, right = augmented(32), augmented(100)
     shared = left.keys() & right.keys()
-    assert len(shared) > 1000
+    assert len(shared) >= 791  # of 809 training images an epoch of either has 800: the rest is dropped
     assert all(torch.equal(left[number], right[number]) for number in shared)
 
 

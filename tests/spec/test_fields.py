@@ -141,11 +141,11 @@ def test_baseline_is_one_trial_whatever_the_unit_would_have_been():
 
 
 def test_trial_ids_do_not_change():
-    """Ids name folders that users have: an id that changes loses them. These are sha256sum's, of spec version 1."""
-    assert RunSpec().trial_id == "e0ff3029c84d"
+    """Ids name folders that users have: an id that changes loses them. These are sha256sum's, of spec version 2."""
+    assert RunSpec().trial_id == "c3b773bed0d4"
     assert (
         run_spec({"model.backbone": "cifar_resnet20", "model.se": {"reduction": 8}, "seed": 3}).trial_id
-        == "22d9e2129018"
+        == "d680b1e1e21f"
     )
 
 

@@ -156,7 +156,7 @@ def folder_net(tmp_path: Path) -> str:
 def test_the_command_prints_errors_with_their_intervals(trial, capsys):
     assert main(["eval", str(trial[0])]) == 0
     printed = capsys.readouterr().out.splitlines()
-    assert printed[0].endswith("on digits, 359 test images")
+    assert printed[0].endswith("on digits, 898 test images")
     low, high = evaluate(trial[0]).intervals["test/top1_error"]
     assert printed[2].split()[0] == "test/top1_error" and printed[2].endswith(f"({low:.4g} to {high:.4g})")
     assert main(["eval", str(trial[0]), "--format=json"]) == 0

@@ -18,7 +18,7 @@ def test_a_rehearsal_tells_what_the_run_then_takes(quick, here):
     spec = quick(data=DataSpec(batch_size=64), train=TrainSpec(epochs=2, accumulate=2, ema=0.9))
     rehearsal = rehearse(spec, here)
     assert not Path(here.store).exists()
-    assert rehearsal.steps == 2 * (1295 // 64)  # of 1,797 images a fifth is for testing, and 143 for validation
+    assert rehearsal.steps == 2 * (809 // 64)  # of 1,797 images half are for testing, and 90 for validation
     assert rehearsal.images_per_s == pytest.approx(64_000 / rehearsal.step_ms)
     assert rehearsal.host_bytes > 1e8 and rehearsal.seconds > 0
     run(spec, here)
@@ -32,7 +32,7 @@ def test_two_devices_rehearse_as_two(quick, here):
     spec = quick(data=DataSpec(batch_size=64), train=TrainSpec(epochs=2, devices=2, accumulate=2))
     rehearsal = rehearse(spec, here)
     assert not Path(here.store).exists()
-    assert rehearsal.steps == 2 * (1295 // 64)
+    assert rehearsal.steps == 2 * (809 // 64)
     assert rehearsal.images_per_s == pytest.approx(64_000 / rehearsal.step_ms)
     run(spec, here)
     checkpoint = trial_folder(here.store, spec.trial_id) / "last.ckpt"

@@ -96,7 +96,7 @@ def test_variants_of_one_seed_see_equal_batches(quick, here, monkeypatch):
         seen.clear()
         run(quick(se), here)
         streams.append(tuple(seen))
-    assert len(set(streams)) == 1 and len(streams[0]) == 10
+    assert len(set(streams)) == 1 and len(streams[0]) == 2 * (809 // 256)
 
 
 def test_two_runs_of_one_spec_give_equal_metrics(quick, here, tmp_path):
@@ -110,7 +110,7 @@ def test_two_runs_of_one_spec_give_equal_metrics(quick, here, tmp_path):
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "plateau", "step"])
-@pytest.mark.parametrize("batches", [2, 5, 7])  # in the first epoch, at its end, in the second
+@pytest.mark.parametrize("batches", [2, 3, 5])  # in the first epoch, at its end, in the second
 def test_an_interrupted_trial_goes_on_to_the_very_same_numbers(quick, here, tmp_path, monkeypatch, schedule, batches):
     spec = quick(
         epochs=3,
@@ -141,7 +141,7 @@ def test_a_torn_checkpoint_is_said_and_the_one_before_is_used(quick, here, tmp_p
     spec = quick(epochs=3)
     undisturbed = run(spec, dataclasses.replace(here, store=str(tmp_path / "whole")))
     with monkeypatch.context() as patch:
-        stop_after(patch, 12)  # in the third epoch, after two were saved
+        stop_after(patch, 8)  # in the third epoch of three steps, after two were saved
         with pytest.raises(InterruptedTrialError):
             run(spec, here)
     last = trial_folder(here.store, spec.trial_id) / "last.ckpt"
