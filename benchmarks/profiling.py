@@ -15,7 +15,7 @@ import torch
 from measure import table
 
 from se_lab.spec import ModelSpec, SESpec
-from se_lab.units.costs import count_variant, profile, trace
+from se_lab.units.costs import profile, trace
 from se_lab.units.model import create_model
 
 SIZE = (3, 224, 224)
@@ -34,12 +34,12 @@ def main() -> int:
     options = parser.parse_args()
     torch.set_num_threads(1)
     sample = GRID[:: options.every]
-    count_variant(sample[0], trace(sample[0], 10, (3, 64, 64)), 10, (3, 64, 64))  # what is imported on first use
+    trace(sample[0], 10, (3, 64, 64)).variant(sample[0].se)  # what is imported on first use
 
     start = time.perf_counter()
     traced = trace(GRID[0], 1000, SIZE)
     one_trace = time.perf_counter() - start
-    fast = [count_variant(spec, traced, 1000, SIZE) for spec in GRID]
+    fast = [traced.variant(spec.se) for spec in GRID]
     quick = time.perf_counter() - start
 
     start = time.perf_counter()

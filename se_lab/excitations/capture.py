@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from se_lab.spec import SpecError
 from se_lab.units.insertion import find_places
+from se_lab.units.squeeze_excite import bounds_of
 from se_lab.units.unit import Unit
 
 GATES: dict[type[nn.Module], tuple[str, str]] = {
@@ -25,10 +26,6 @@ GATES: dict[type[nn.Module], tuple[str, str]] = {
     LegacySEModule: ("sigmoid", "fc1"),
 }
 """By class of unit: the child whose output is the gate, and the child whose input is the squeezed descriptor."""
-
-
-FAR, NO_BOUND = 1e4, 1e3
-"""An excitation of numbers as far from 0 as FAR has no bound if it goes beyond NO_BOUND."""
 
 
 class ExcitationError(SpecError):
@@ -156,16 +153,10 @@ def gate_sites(model: nn.Module) -> list[GateSite]:
 
 
 def _limits(unit: nn.Module) -> tuple[float | None, float | None]:
-    """Return the bounds of a unit's gate: what its excitation makes of very small and very large numbers."""
-    excitation = getattr(unit, "excitation", None) or unit.get_submodule(_children_of(unit)[0])
-    own = [*excitation.parameters(), *excitation.buffers()] if isinstance(excitation, nn.Module) else []
-    if any(tensor.is_meta for tensor in own):
-        return None, None
-    device = own[0].device if own else "cpu"
-    extremes = torch.tensor([[-FAR], [FAR]], device=device).expand(2, _channels(unit))
-    with torch.no_grad():
-        low, high = excitation(extremes)[:, 0].tolist()
-    return (low if low > -NO_BOUND else None), (high if high < NO_BOUND else None)
+    """Return the bounds of a unit's gate."""
+    if isinstance(unit, Unit):
+        return unit.bounds()
+    return bounds_of(unit.get_submodule(_children_of(unit)[0]), _channels(unit))
 
 
 def _children_of(unit: nn.Module) -> tuple[str, str]:

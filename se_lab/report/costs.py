@@ -21,7 +21,7 @@ from se_lab.data import data_shape
 from se_lab.report.paper_costs import count_paper_costs, unit_of
 from se_lab.report.published import BN_STATISTICS, PARAMS_SLACK
 from se_lab.spec import ModelSpec, RunSpec, dotted
-from se_lab.units.costs import Complexity, Trace, count_variant, profile, trace
+from se_lab.units.costs import Complexity, Trace, profile, trace
 from se_lab.units.counting import ModuleCost
 from se_lab.units.fused import form_of
 from se_lab.units.insertion import Site
@@ -46,7 +46,7 @@ def net_costs(spec: ModelSpec, num_classes: int = 1000, input_size: Size = (3, 2
     """
     model = create_model(dataclasses.replace(spec, pretrained=False, init="timm"), num_classes, input_size[0])
     counted = profile(model, input_size)
-    expected = count_variant(spec, trace(spec, num_classes, input_size), num_classes, input_size)
+    expected = trace(spec, num_classes, input_size).variant(spec.se)
     off = {key: getattr(expected, key) - getattr(counted, key) for key in _TOTALS}
     told = ", ".join(f"{key} {value:+,}" for key, value in off.items() if value) or "equal"
     rows = [{"part": "net", **{key: getattr(counted, key) for key in _TOTALS}, "closed_form": told}]
@@ -85,7 +85,7 @@ def cached_costs(spec: ModelSpec, num_classes: int, input_size: Size, traces: di
     key = json.dumps({k: v for k, v in net.items() if not k.startswith("se.") and k != "fused"}, sort_keys=True)
     if key not in traces:
         traces[key] = trace(spec, num_classes, input_size)
-    return count_variant(spec, traces[key], num_classes, input_size)
+    return traces[key].variant(spec.se)
 
 
 def paper_costs(paper: str = "all") -> list[Row]:

@@ -37,7 +37,12 @@ so that an entry a user adds to a table is a valid name at once."""
 SE_DETAILS = ("reduction", "squeeze", "excitation", "bias", "start")
 """The SESpec fields that describe a unit; the others say where units go."""
 
-UNIT_FIELDS: dict[str, Collection[str]] = {"se": SE_DETAILS}
+UNIT_FIELDS: dict[str, Collection[str]] = {
+    "se": SE_DETAILS, "ese": ("start",), "eca": (), "ceca": (), "ge": (), "ge_2": (), "ge_4": (), "ge_8": (),
+    "gc": ("reduction", "start"), "cbam": ("reduction", "bias"), "lcbam": ("reduction", "bias"),
+    "coord": ("reduction", "bias"), "scoord": ("reduction", "bias"), "ela": (), "strip": (), "srm": (), "gct": (),
+    "simam": (),
+}  # fmt: skip
 """The names of units that an SESpec accepts, each with the details that can change it. Specs are read without PyTorch,
 so the fields of the built-in units are repeated here; `se_lab.units.table.UNITS` writes those of a user's own units."""
 

@@ -19,7 +19,7 @@ from se_lab.sweep.grammar import Sweep
 from se_lab.sweep.view import duration
 from se_lab.training.process import prepare
 from se_lab.training.rehearse import PREDICTION_BYTES
-from se_lab.units.costs import Complexity, Trace, count_variant, trace
+from se_lab.units.costs import Complexity, Trace, trace
 from se_lab.units.model import create_model
 
 TIMED_IMAGES = 16
@@ -120,7 +120,7 @@ def plan_sweep(sweep: Sweep, execution: ExecSpec, workers: int) -> Plan:
             plain = f"{dotted(dataclasses.replace(trial.model, se=SESpec()))} {classes} {shape}"
             if plain not in traces:
                 traces[plain] = trace(trial.model, classes, shape)
-            counted[net] = count_variant(trial.model, traces[plain], classes, shape)
+            counted[net] = traces[plain].variant(trial.model.se)
         if alike not in per_mac:
             model = create_model(dataclasses.replace(trial.model, pretrained=False, init="timm"), classes, shape[0])
             per_mac[alike] = _time_step(model, shape, classes) / (TIMED_IMAGES * counted[net].macs)

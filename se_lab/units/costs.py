@@ -12,13 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from se_lab.spec import ModelSpec, SESpec
+from se_lab.spec import ModelSpec, SESpec, SpecError
 from se_lab.units.counting import ModuleCost, count
 from se_lab.units.insertion import insert_se
-from se_lab.units.model import build_backbone, create_model
+from se_lab.units.model import build_backbone
 from se_lab.units.places import Place, Spot, choose, name_of, survey
-from se_lab.units.squeeze_excite import has_closed_form
-from se_lab.units.table import build_unit
+from se_lab.units.table import UNITS
 from se_lab.units.unit import Unit
 
 
@@ -70,9 +69,10 @@ def profile(model: nn.Module, input_size: tuple[int, int, int] = (3, 224, 224)) 
 
 @dataclass(frozen=True)
 class Trace:
-    """A backbone counted once, from which the closed form gives the cost of each of its SE variants.
+    """A backbone counted once, from which the cost of each of its variants follows.
 
-    `variant` equals `profile` of the patched net to the unit, for the operators that come with SE-Lab.
+    `variant` equals `profile` of the patched net to the unit: units are counted on their own, by their closed forms or
+    once for each (unit, C, H, W) by fvcore.
     """
 
     backbone: str
@@ -90,7 +90,7 @@ class Trace:
             SpecError: as `insert_se`.
         """
         chosen = choose(self.places, se, self.existing_se, self.backbone)
-        costs = [_unit_cost(se, spot.channels, *self.sizes[_key(spot)]) for _, spot in chosen]
+        costs = [self._unit_cost(se, place, spot) for place, spot in chosen]
         beside = sum(  # SE(x) − x and adding it; the gain
             (2 * (spot.how == "added") + spot.gained) * spot.channels * math.prod(self.sizes[_key(spot)])
             for _, spot in chosen
@@ -105,6 +105,17 @@ class Trace:
             elementwise_se=sum(cost.elementwise for cost in costs),
             activations=self.base.activations + sum(cost.activations for cost in costs),
         )
+
+    def _unit_cost(self, se: SESpec, place: Place, spot: Spot) -> ModuleCost:
+        height, width = self.sizes[_key(spot)]
+        unit: Any = UNITS[se.unit]
+        if height * width < unit.fewest_pixels:
+            raise SpecError(
+                f"model.se.unit={se.unit} needs maps of at least {unit.fewest_pixels} pixels, and {place.name} of "
+                f"{self.backbone} has {height} × {width}; choose larger images, earlier stages or another unit"
+            )
+        anywhere = dataclasses.replace(se, insertion="standard", stages="all", units="all", start="random")
+        return _cost_of(unit, anywhere, spot.channels, height, width)
 
 
 def trace(spec: ModelSpec, num_classes: int = 1000, input_size: tuple[int, int, int] = (3, 224, 224)) -> Trace:
@@ -125,19 +136,11 @@ def trace(spec: ModelSpec, num_classes: int = 1000, input_size: tuple[int, int, 
     return Trace(name_of(net), spec.existing_se, profile(net, input_size), places, sizes)
 
 
-def count_variant(spec: ModelSpec, traced: Trace, num_classes: int, input_size: tuple[int, int, int]) -> Complexity:
-    """Return the costs of a spec from its backbone's trace, or, with operators of a user's own, by counting the net."""
-    if spec.se.insertion == "none" or has_closed_form(spec.se):
-        return traced.variant(spec.se)
-    net = create_model(dataclasses.replace(spec, pretrained=False, init="timm"), num_classes, input_size[0])
-    return profile(net, input_size)
-
-
 @functools.lru_cache(maxsize=4096)
-def _unit_cost(se: SESpec, channels: int, height: int, width: int) -> ModuleCost:
-    """Return what a unit costs that scales maps of (channels, height, width)."""
+def _cost_of(unit: Callable[[int, SESpec], Unit], se: SESpec, channels: int, height: int, width: int) -> ModuleCost:
+    """Return what a unit costs that scales maps of (channels, height, width): a formula, or one count by fvcore."""
     with torch.random.fork_rng(devices=[]):
-        return build_unit(se, channels).cost(height, width)
+        return unit(channels, se).cost(height, width)
 
 
 def _key(spot: Spot) -> str:

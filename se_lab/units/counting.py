@@ -63,7 +63,7 @@ Handle = Callable[[list[Any], list[Any]], Any]
 
 def _handles() -> dict[str, Handle]:
     reads = ("mean", "sum", "amax", "max_pool2d", "avg_pool2d", "adaptive_max_pool2d")  # one operation an input element
-    writes = ("add", "mul", "sub", "div", "sigmoid", "tanh", "relu", "silu", "gelu", "hardsigmoid", "hardswish")
+    writes = ("add", "mul", "sub", "div", "sigmoid", "tanh", "sqrt", "relu", "silu", "gelu", "hardsigmoid", "hardswish")
     handles: dict[str, Handle] = {f"aten::{op}": _elements_read for op in reads}
     for op in writes:
         handles[f"aten::{op}"] = handles[f"aten::{op}_"] = _elements_written

@@ -54,6 +54,8 @@ def create_model(
     for site in sites:
         unit = model.get_submodule(site.path)
         assert isinstance(unit, Unit)
+        if sync_bn:  # the norms of a unit, in place
+            convert_sync_batchnorm(unit)  # type: ignore[no-untyped-call]
         unit.reset(_stream(seed, "se", site.name))
         if spec.se.start == "identity":
             unit.start_as_identity()

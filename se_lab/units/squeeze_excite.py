@@ -60,11 +60,6 @@ GATE_AT_START = 0.99
 """What an identity start sets every gate to, where the excitation only nears 1 (sigmoid, tanh)."""
 
 
-def has_closed_form(spec: SESpec) -> bool:
-    """Tell whether the cost of a spec's units has a closed form: not with operators of a user's own."""
-    return spec.squeeze in _POOLS and spec.excitation in _BIAS_OF_IDENTITY
-
-
 class SqueezeExcite(Unit):
     """x · gate(x), with gate(x) = excitation(W2 relu(W1 squeeze(x))), on (N, C, H, W).
 
@@ -130,7 +125,7 @@ class SqueezeExcite(Unit):
 
     def cost(self, height: int, width: int) -> ModuleCost:
         """Return the closed form of the cost for one map of (C, height, width), where there is one."""
-        if not has_closed_form(self._spec):
+        if not self.has_closed_form():
             return super().cost(height, width)
         channels, hidden = self.reduce.in_features, self.reduce.out_features
         pixels = height * width
@@ -143,9 +138,43 @@ class SqueezeExcite(Unit):
             activations=(hidden + channels) * gates,
         )
 
+    def has_closed_form(self) -> bool:
+        """Return whether `cost` is a formula: not with operators of a user's own."""
+        return self._spec.squeeze in _POOLS and self._spec.excitation in _BIAS_OF_IDENTITY
+
+    def bounds(self) -> tuple[float | None, float | None]:
+        """Return the bounds of the gate: what the excitation makes of very small and very large numbers."""
+        return bounds_of(self.excitation, self.channels)
+
+    def can_fuse(self) -> bool:
+        """Return whether the squeeze is the mean."""
+        return self.squeeze is squeeze_avg
+
+    def gate_of_means(self, z: Tensor) -> Tensor:
+        """Return the gate of channel means, (N, C), in the type of z."""
+        weight = self.reduce.weight
+        # PyTorch's int8 linear layers take float32, and their `weight` is a method
+        return self.excite(z.to(weight.dtype if isinstance(weight, Tensor) else torch.float32)).to(z.dtype)
+
     def extra_repr(self) -> str:
         """Name the operators."""
         return ", ".join(getattr(op, "__name__", type(op).__name__) for op in (self.squeeze, self.excitation))
+
+
+FAR, NO_BOUND = 1e4, 1e3
+"""An excitation of numbers as far from 0 as FAR has no bound if it goes beyond NO_BOUND."""
+
+
+def bounds_of(excitation: Callable[[Tensor], Tensor], channels: int) -> tuple[float | None, float | None]:
+    """Return the lower and the upper bound of an excitation of (N, channels), None where there is none."""
+    own = [*excitation.parameters(), *excitation.buffers()] if isinstance(excitation, nn.Module) else []
+    if any(tensor.is_meta for tensor in own):
+        return None, None
+    device = own[0].device if own else "cpu"
+    extremes = torch.tensor([[-FAR], [FAR]], device=device).expand(2, channels)
+    with torch.no_grad():
+        low, high = excitation(extremes)[:, 0].tolist()
+    return (low if low > -NO_BOUND else None), (high if high < NO_BOUND else None)
 
 
 def _build(operator: Operator, channels: int) -> Callable[[Tensor], Tensor]:

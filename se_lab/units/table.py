@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import UserDict
 
 from se_lab.spec import SE_DETAILS, UNIT_FIELDS, SESpec, SpecError, check_choice
+from se_lab.units import others
 from se_lab.units.squeeze_excite import SqueezeExcite
 from se_lab.units.unit import Unit
 
@@ -25,7 +26,28 @@ class _Units(UserDict[str, type[Unit]]):
         del UNIT_FIELDS[name]
 
 
-UNITS = _Units({"se": SqueezeExcite})
+UNITS = _Units(
+    {
+        "se": SqueezeExcite,
+        "ese": others.ESE,
+        "eca": others.ECA,
+        "ceca": others.CECA,
+        "ge": others.GatherExcite,
+        "ge_2": others.GatherExcite2,
+        "ge_4": others.GatherExcite4,
+        "ge_8": others.GatherExcite8,
+        "gc": others.GlobalContext,
+        "cbam": others.CBAM,
+        "lcbam": others.LightCBAM,
+        "coord": others.CoordAttn,
+        "scoord": others.SimpleCoordAttn,
+        "ela": others.EfficientLocalAttn,
+        "strip": others.StripAttn,
+        "srm": others.SRM,
+        "gct": others.GCT,
+        "simam": others.SimAM,
+    }
+)
 """Kinds of units by name. Each class is built with the channels and the SESpec; a user's own is one more entry."""
 
 

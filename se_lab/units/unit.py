@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import copy
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from se_lab.spec import SESpec
+from se_lab.spec import SESpec, SpecError
 from se_lab.units.counting import ModuleCost, count
 
 
 class Unit(nn.Module):
-    """A module that maps (N, C, H, W) to the same shape, weighing channels or positions."""
+    """A module that maps (N, C, H, W) to the same shape, scaling channels, positions, or both.
+
+    A subclass is built with (channels, spec), calls this constructor and has a forward pass. All else is optional.
+    """
 
     fields: ClassVar[tuple[str, ...]] = ()
-    """The SESpec fields that can change this kind of unit, apart from those that say where units go."""
+    """The SESpec fields that can change this kind of unit, of reduction, squeeze, excitation, bias and start."""
     reference: ClassVar[str] = ""
     """The paper that describes it."""
+    fewest_pixels: ClassVar[int] = 1
+    """The smallest H·W of a map for which it is defined."""
 
     def __init__(self, channels: int, spec: SESpec | None = None) -> None:
         super().__init__()
@@ -28,11 +34,24 @@ class Unit(nn.Module):
         self.hidden: int | None = None
         """The width of its bottleneck; None where it has none."""
         self.gate: nn.Identity | None = None
-        """The identity that every gate passes, for hooks; None where a unit has no gate of one value a channel."""
+        """The identity that the gate passes, for hooks: (N, C) or what broadcasts to (N, C, H, W). A gate of several
+        factors, such as one for rows and one for columns, passes it factor by factor. None where there is no gate."""
 
     def reset(self, generator: torch.Generator | None = None) -> None:
-        """Draw the weights anew, on the CPU, from a generator."""
-        raise NotImplementedError(f"{type(self).__name__} does not say how its weights are drawn")
+        """Draw the weights anew from a generator, as each module's own `reset_parameters` draws them.
+
+        They are drawn on the CPU, so that a stream gives the same weights on any device.
+        """
+        if any(parameter.is_meta for parameter in self.parameters()):
+            return
+        seed = int(torch.randint(2**62, (), generator=generator))
+        fresh = copy.deepcopy(self).to("cpu")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            for module in reversed(list(fresh.modules())):  # a module after its layers, whose start it may change
+                if hasattr(module, "reset_parameters"):
+                    module.reset_parameters()  # type: ignore[operator]
+        self.load_state_dict(fresh.state_dict())
 
     def start_as_identity(self) -> None:
         """Set the weights so that the gate is (nearly) 1 for every input.
@@ -40,13 +59,29 @@ class Unit(nn.Module):
         Raises:
             SpecError: where this unit has no such weights.
         """
-        raise NotImplementedError(f"{type(self).__name__} cannot start as the identity")
+        raise SpecError(f"{type(self).__name__} has no weights that make its gate 1 for every input")
 
     def squeezed(self, x: Tensor) -> Tensor:
         """Return what the gate is computed from, (N, C) or (N, C, H, W), for inputs (N, C, H, W)."""
         return x.mean((2, 3))
 
+    def bounds(self) -> tuple[float | None, float | None]:
+        """Return the lower and the upper bound of the gate, None where there is none."""
+        return 0.0, 1.0
+
+    def can_fuse(self) -> bool:
+        """Return whether the gate follows from the means over H and W alone, by `gate_of_means`."""
+        return False
+
+    def gate_of_means(self, z: Tensor) -> Tensor:
+        """Return the gate, (N, C), of the means over H and W, (N, C), in their type: what a fused block calls."""
+        raise NotImplementedError(f"{type(self).__name__} has no fused form")
+
     def cost(self, height: int, width: int) -> ModuleCost:
         """Return the cost for one map of (C, height, width); by default counted by fvcore."""
         by_module, _ = count(self, (self.channels, height, width))
         return by_module[""]
+
+    def has_closed_form(self) -> bool:
+        """Return whether `cost` is a formula and not a count."""
+        return type(self).cost is not Unit.cost

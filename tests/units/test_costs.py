@@ -9,7 +9,7 @@ from torch import nn
 
 from se_lab import Complexity, ModelSpec, SESpec, create_model, profile
 from se_lab.report import costs
-from se_lab.units.costs import count_variant, trace
+from se_lab.units.costs import trace
 from se_lab.units.squeeze_excite import EXCITATION
 
 TOTALS = ("params", "params_se", "macs", "macs_se", "elementwise", "elementwise_se", "activations")
@@ -155,7 +155,7 @@ def test_an_operator_of_a_users_own_is_counted_in_full(monkeypatch):
 
     monkeypatch.setitem(EXCITATION, "learned", Learned)
     spec = ModelSpec("cifar_resnet20", SESpec(reduction=4, excitation="learned"))
-    counted = count_variant(spec, trace(spec, 10, (3, 32, 32)), 10, (3, 32, 32))
+    counted = trace(spec, 10, (3, 32, 32)).variant(spec.se)
     plain = 3 * (16**2 + 32**2 + 64**2) // 2
     assert counted.params_se == plain + 3 * sum(c * c + c for c in (16, 32, 64))
 
