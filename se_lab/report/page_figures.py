@@ -12,7 +12,6 @@ import pandas as pd
 from se_lab.report import computed, statistics
 from se_lab.report.columns import Column, column, interval_text, number_text, with_prefix
 from se_lab.report.figures.canvas import means
-from se_lab.report.figures.curves import read_curves
 from se_lab.report.figures.differences import REDUCTION, curve_names
 from se_lab.report.figures.tradeoff import families, pareto_front, short_names
 from se_lab.report.notes import trial_names
@@ -22,8 +21,7 @@ from se_lab.report.variants import BASELINE, Study
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "triangle-down", "pentagon", "x", "star")
 LINES = 400
-"""Training curves on a page; of more, those of the baselines and of the variants that end best."""
-_VISIBLE = 6  # variants whose curves are shown before a reader asks for more
+"""Lines of parallel coordinates on a page; of more, the variants that end best."""
 
 Figure = dict[str, Any]
 
@@ -45,6 +43,7 @@ def tradeoff(study: Study, metric: str, costs: Sequence[str]) -> Figure | None:
         front = there[pareto_front(x[there], estimate.mean[there], higher_is_better=of.better == "higher")]
         stairs = np.column_stack([np.repeat(x[front], 2)[1:], np.repeat(estimate.mean[front], 2)[:-1]])
         traces = [_line(stairs[:, 0], stairs[:, 1], "#888", name="Pareto front", hoverinfo="skip")]
+        traces[0]["meta"] = {"front": -1 if of.better == "higher" else 1}
         for number in np.unique(family[there]):
             color, symbol = _look(int(number))
             mine = there[family[there] == number]
@@ -65,6 +64,7 @@ def tradeoff(study: Study, metric: str, costs: Sequence[str]) -> Figure | None:
         traces.append(
             {"type": "scatter", "mode": "text", "x": as_list(x[told]), "y": as_list(estimate.mean[told]),
              "text": [f"&nbsp; {escaped(labels[i])} &nbsp;" for i in told], "hoverinfo": "skip", "showlegend": False,
+             "customdata": _data(told),
              "textposition": [f"top {'left' if at > middle else 'right'}" for at in x[told]]}
         )  # fmt: skip
         choices.append(as_choice(cost.label, traces, cost.heading, of.heading))
@@ -134,7 +134,7 @@ def reduction(study: Study, metric: str) -> Figure | None:
     for i in np.flatnonzero(study.is_baseline & np.isfinite(estimate.mean)):
         traces.append(
             _line(ends, [estimate.mean[i]] * 2, "#555", name=escaped(study.variants["variant"].iloc[i]), dash="dash")
-            | {"hoverinfo": "name"}
+            | {"hoverinfo": "name", "meta": [int(i), -1]}
         )
     ticks = sorted({float(value) for value in ratio[~np.isnan(ratio)]})
     choice = as_choice("", traces, "reduction ratio r", of.heading)
@@ -143,61 +143,10 @@ def reduction(study: Study, metric: str) -> Figure | None:
     return as_figure("reduction", "The reduction ratio", [choice], f"{means(estimate.n)}. Dashed: the baseline.")
 
 
-def curves(study: Study, metric: str) -> Figure | None:
-    """Plot a curve a trial by epoch, in validation and in training. None where no trial kept its epochs."""
-    name = metric.split("/", 1)[-1]
-    keys = [f"{split}/{name}" for split in ("val", "train")]
-    try:
-        table = read_curves(study, keys)
-    except (ValueError, FileNotFoundError):
-        return None
-    keys = [key for key in keys if key in table and table[key].notna().any()]
-    if not keys:
-        return None
-    of = column(keys[0], table)
-    last = table.groupby("variant")[keys[0]].agg(lambda values: values.iloc[-1])
-    ranked = last.sort_values(ascending=of.better != "higher", kind="stable").index.to_numpy()
-    ranked = np.concatenate([ranked[study.is_baseline[ranked]], ranked[~study.is_baseline[ranked]]])
-    per_variant = len(keys) * table.groupby("variant")["seed"].nunique()[ranked].to_numpy()
-    kept = ranked[np.cumsum(per_variant) <= LINES]
-    if len(kept) <= _VISIBLE:  # all are to be seen: in the table's order
-        kept = np.sort(kept)
-    numbers = _numbers(study)
-    traces = []
-    for place, variant in enumerate(kept):
-        for seed, rows in table[table["variant"] == variant].groupby("seed"):
-            trial, label = numbers[variant, seed]
-            for key in keys:
-                solid = key.startswith("val/")
-                color = "#000" if study.is_baseline[variant] else COLORS[place % len(COLORS)]
-                trace = _line(None, rows[key], color, name=_name(study, variant), dash="solid" if solid else "dot")
-                trace |= {"hovertext": f"{label}<br>{key}", "hoverinfo": "x+y+text", "legendgroup": int(variant)}
-                trace |= {
-                    "x0": int(rows["epoch"].iloc[0]),
-                    "dx": 1,
-                    "showlegend": bool(solid and seed == _first(table, variant)),
-                }
-                trace |= {"visible": True if place < _VISIBLE else "legendonly", "meta": [int(variant), trial]}
-                traces.append(trace)
-    settled = table[table["epoch"] >= table["epoch"].max() / 10][keys].to_numpy(dtype=float)
-    choice = as_choice("", traces, "epoch", of.heading.removeprefix("val "))
-    choice["layout"]["yaxis"] |= {"range": [0, 1.05 * float(np.nanmax(settled)) or 1.0]}
-    if table["epoch"].max() < 10:
-        choice["layout"]["xaxis"] |= {"dtick": 1}
-    note = "A line a trial: solid in validation, dotted in training. Click a name to show or hide it."
-    if len(kept) < len(ranked):
-        note += f" {len(ranked) - len(kept)} variants that end worse are left out."
-    return as_figure("curves", "Training", [choice], note)
-
-
 def _finished(study: Study, metric: str) -> pd.DataFrame:
     values = pd.to_numeric(study.trials[metric], errors="coerce")
     finished: pd.DataFrame = study.trials[(study.trials["status"] == "finished") & np.isfinite(values)]
     return finished
-
-
-def _first(table: pd.DataFrame, variant: int) -> Any:
-    return table.loc[table["variant"] == variant, "seed"].min()
 
 
 def _numbers(study: Study) -> Mapping[Any, tuple[int, str]]:

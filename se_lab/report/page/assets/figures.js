@@ -1,0 +1,149 @@
+// Figures: Plotly draws what is on the screen; the rest waits until it is scrolled to or printed.
+// A point belongs to a variant and perhaps a trial by its customdata [variant, trial or -1], a whole trace by its meta.
+const plots = [];
+let plotlyReady = false;
+
+function addPlot(part, { id, title, note, build, rows, height, drag = "zoom" }) {
+  const node = make("div", null, { class: "plot", id: `${id}-plot` });
+  const plot = { id, title, node, build, drag, hidden: new Map(), dirty: true, near: false };
+  const table = make("details", null, { class: "choose" }, make("summary", "Data of this figure"));
+  table.addEventListener("toggle", () => {
+    table.querySelector("div")?.remove();
+    if (table.open) table.append(plainTable(rows?.() ?? dataRows(build()), title));
+  });
+  const drags = select("Drag to", ["zoom", "select"], drag === "select" ? 1 : 0, i => { plot.drag = i ? "select" : "zoom"; redraw(plot); });
+  const controls = make("div", null, { class: "controls" }, drags,
+    button("Download SVG", () => Plotly.downloadImage(node, { format: "svg", filename: id, width: node.clientWidth, height: node.clientHeight })),
+    button("Download data (CSV)", () => download(`${id}.csv`, "text/csv", csvText(rows?.() ?? dataRows(build())))));
+  if (height) node.style.height = `${height}px`;
+  node.setAttribute("role", "img");
+  node.setAttribute("aria-label", `${title}. ${note ?? ""} The same numbers stand in the table below it.`);
+  part.append(make("figure", null, {}, node, ...(note ? [make("figcaption", note, { class: "note" })] : [])), controls, table);
+  plots.push(plot);
+  watcher.observe(node);
+  return plot;
+}
+const watcher = new IntersectionObserver(entries => {
+  for (const entry of entries) {
+    const plot = plots.find(one => one.node === entry.target);
+    plot.near = entry.isIntersecting;
+    if (plot.near && plot.dirty) redraw(plot);
+  }
+}, { rootMargin: "200px" });
+
+function redraw(plot) {
+  if (!plotlyReady) return;
+  plot.dirty = false;
+  const { traces, layout } = plot.build();
+  const fresh = !plot.node.data;
+  if (layout.height) plot.node.style.height = `${layout.height}px`;
+  const kept = chosen(recolored(traces), plot);
+  const shown = themed({ ...structuredClone(layout), dragmode: plot.drag, selections: [] });
+  if (state.variants && layout.yaxis?.ticktext) keepTicks(shown.yaxis, kept);
+  Plotly.react(plot.node, kept, shown, OPTIONS);
+  if (!fresh) return;
+  plot.node.on("plotly_click", event => {
+    const [variant, trial] = tagOf(event.points[0]);
+    if (trial >= 0) openTrial(trial);
+    else if (variant >= 0) toggle(variant);
+  });
+  plot.node.on("plotly_selected", event => {
+    const variants = (event?.points ?? []).map(point => tagOf(point)[0]).filter(variant => variant >= 0);
+    if (variants.length) choose(new Set(variants));
+  });
+  plot.node.on("plotly_restyle", ([change, places]) => {  // a click into the legend: it stays through every redraw
+    if (!change.visible) return;
+    places.forEach((place, i) => plot.hidden.set(plot.node.data[place].uid, [change.visible].flat()[i] ?? [change.visible].flat()[0]));
+  });
+}
+function keepTicks(axis, traces) {  // names of rows that have no point left go
+  const left = new Set(traces.flatMap(trace => trace.y ?? []));
+  const places = axis.tickvals.flatMap((value, i) => left.has(value) ? [i] : []);
+  axis.ticktext = places.map(i => axis.ticktext[i]);
+  axis.tickvals = places.map(i => axis.tickvals[i]);
+}
+function redrawAll(now = false) {
+  for (const plot of plots) {
+    plot.dirty = true;
+    if (now || plot.near) redraw(plot);
+  }
+}
+const tagOf = point => point.customdata ?? (Array.isArray(point.data?.meta) ? point.data.meta : [-1, -1]);
+
+// What the filter leaves, faded where something else is selected.
+function chosen(traces, plot) {
+  const kept = [];
+  traces.forEach((trace, i) => {
+    trace.uid = `${plot.id}-${i}`;
+    const shown = keepPoints(trace, isShown);
+    if (shown) kept.push(plot.hidden.has(trace.uid) ? { ...shown, visible: plot.hidden.get(trace.uid) } : shown);
+  });
+  for (const trace of kept) if (trace.meta?.front) Object.assign(trace, front(kept, trace.meta.front));
+  if (!state.selected.size) return kept;
+  return kept.flatMap(trace => {
+    if (!trace.customdata && !Array.isArray(trace.meta)) return [trace];
+    if (trace.type === "heatmap") return [keepPoints(trace, ([variant]) => state.selected.has(variant))];
+    const inside = keepPoints(trace, ([variant]) => state.selected.has(variant));
+    const outside = keepPoints(trace, ([variant]) => !state.selected.has(variant));
+    return [outside && { ...outside, uid: `${trace.uid}-faded`, opacity: 0.15, showlegend: inside ? false : outside.showlegend }, inside].filter(Boolean);
+  });
+}
+const isShown = ([variant, trial]) => trial >= 0 ? state.trials === null || state.trials.has(trial) : state.variants === null || state.variants.has(variant);
+
+function keepPoints(trace, keep) {
+  if (Array.isArray(trace.meta)) return keep(trace.meta) ? trace : null;
+  if (!trace.customdata) return trace;
+  if (trace.type === "heatmap") {
+    const cells = (rows, none) => rows?.map((row, r) => row.map((cell, c) => keep(trace.customdata[r][c]) ? cell : none));
+    return { ...trace, z: cells(trace.z, null), text: cells(trace.text, ""), hovertext: cells(trace.hovertext, "") };
+  }
+  const places = trace.customdata.flatMap((tag, i) => keep(tag) ? [i] : []);
+  if (!places.length) return null;
+  const picked = (from, names) => Object.fromEntries(names.filter(name => Array.isArray(from?.[name])).map(name => [name, places.map(i => from[name][i])]));
+  const part = { ...trace, ...picked(trace, ["x", "y", "text", "hovertext", "customdata", "textposition"]) };
+  part.marker = { ...trace.marker, ...picked(trace.marker, ["color", "size", "symbol", "opacity"]) };
+  for (const bar of ["error_x", "error_y"]) if (trace[bar]) part[bar] = { ...trace[bar], ...picked(trace[bar], ["array", "arrayminus"]) };
+  return part;
+}
+function front(traces, sign) {  // the Pareto front of the points that are left: no other is cheaper and better
+  const points = traces.flatMap(trace => !Array.isArray(trace.meta) && trace.mode !== "text" && trace.customdata
+    ? trace.customdata.flatMap(([, trial], i) => trial < 0 ? [[trace.x[i], trace.y[i]]] : []) : []);
+  points.sort((a, b) => a[0] - b[0] || sign * (a[1] - b[1]));
+  const x = [], y = [];
+  let best = Infinity;
+  for (const [cost, value] of points) {
+    if (sign * value >= best) continue;
+    if (x.length) { x.push(cost); y.push(y[y.length - 1]); }
+    x.push(cost);
+    y.push(value);
+    best = sign * value;
+  }
+  return { x, y };
+}
+
+// A figure's numbers: a row a point.
+function dataRows({ traces, layout }) {
+  const title = name => layout[name]?.title?.text || name[0];
+  const rows = [["variant", "trial", title("xaxis"), title("yaxis"), "±"]];
+  for (const trace of traces) {
+    if (trace.type === "heatmap") {
+      trace.z.forEach((row, r) => row.forEach((value, c) => rows.push([nameOf(trace.customdata?.[r]?.[c]) || "", "", trace.x[c], trace.y[r], value])));
+      continue;
+    }
+    if (trace.mode === "text" || trace.hoverinfo === "skip") continue;
+    (trace.y ?? []).forEach((y, i) => {
+      const tag = Array.isArray(trace.meta) ? trace.meta : trace.customdata?.[i];
+      const x = trace.x ? trace.x[i] : (trace.x0 ?? 0) + i * (trace.dx ?? 1);
+      rows.push([nameOf(tag) || clean(trace.name), data.trials[tag?.[1]]?.id ?? "", x, y, (trace.error_y ?? trace.error_x)?.array?.[i] ?? ""]);
+    });
+  }
+  return rows;
+}
+const nameOf = tag => data.variants[tag?.[0]]?.name;
+function plainTable([head, ...rows], caption) {
+  const MOST = 2000;
+  const body = rows.slice(0, MOST).map(row => make("tr", null, {}, ...row.map(cell => make("td", cell === null ? "" : String(cell)))));
+  const table = make("table", null, {}, make("caption", rows.length > MOST ? `${caption}: the first ${MOST} of ${rows.length} rows` : caption),
+    make("thead", null, {}, make("tr", null, {}, ...head.map(text => make("th", text, { scope: "col" })))), make("tbody", null, {}, ...body));
+  return make("div", null, { class: "scroll", tabindex: "0", role: "region", "aria-label": `Data: ${caption}` }, table);
+}

@@ -1,0 +1,85 @@
+"""The excitation figures of a study's variants: on its page while they fit, the rest on pages beside it."""
+
+from __future__ import annotations
+
+import base64
+import html
+import os
+from pathlib import Path
+from typing import Any
+
+from se_lab.report.page.trials import folders
+from se_lab.report.variants import Study
+
+PICTURES = ("figure_6", "figure_7", "distribution", "selectivity", "saturation", "class_similarity", "unit_similarity")
+"""The figures of a trial, the most telling first."""
+EXPLORER = "explorer.html"
+
+
+def excitation_data(study: Study, room: int, beside: Path | None) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return the figures of one trial of each variant, while they fit into `room` bytes, and the paths of the rest.
+
+    With `beside`, a folder, each variant has a page there with all its figures, so nothing is left out.
+    """
+    trials = study.trials
+    first: dict[int, tuple[str, str, Path]] = {}
+    for variant, trial, folder in zip(trials["variant"], trials["trial_id"], folders(study), strict=True):
+        if folder is not None and (folder / "excitations").is_dir():
+            name = str(study.variants["variant"].iloc[variant])
+            first.setdefault(int(variant), (name, str(trial), folder / "excitations"))
+    shown: dict[int, dict[str, Any]] = {}
+    left_out = []
+    for variant, (name, trial, folder) in first.items():
+        links = _links(variant, name, trial, folder, beside) if beside is not None else []
+        shown[variant] = {"variant": variant, "name": name, "trial": trial, "pictures": [], "links": links}
+    for picture in PICTURES:
+        for variant, (_, _, folder) in first.items():
+            path = _figure(folder, picture)
+            if path is None:
+                continue
+            source = _source(path)
+            if len(source) > room:
+                left_out.append(str(path))
+                continue
+            room -= len(source)
+            shown[variant]["pictures"].append({"name": picture.replace("_", " "), "source": source})
+    entries = [shown[variant] for variant in sorted(shown) if shown[variant]["pictures"] or shown[variant]["links"]]
+    return entries, left_out if beside is None else []
+
+
+def _links(variant: int, name: str, trial: str, folder: Path, beside: Path) -> list[dict[str, str]]:
+    """Write the page of a variant's figures; return links to it and to its explorer."""
+    figures = [(picture, path) for picture in PICTURES if (path := _figure(folder, picture)) is not None]
+    parts = [
+        f'<h2>{picture.replace("_", " ")}</h2>\n<img src="{_source(path)}" alt="{picture} of {html.escape(name)}">'
+        for picture, path in figures
+    ]
+    beside.mkdir(parents=True, exist_ok=True)
+    page = beside / f"excitations-{variant}.html"
+    page.write_text(plain_page(f"Excitations of {name}, trial {trial}", "\n".join(parts)), encoding="utf-8")
+    links = [{"text": f"All {len(figures)} figures", "href": f"{beside.name}/{page.name}"}]
+    if (folder / EXPLORER).exists():
+        links.append({"text": "Explorer", "href": os.path.relpath(folder / EXPLORER, beside.parent)})
+    return links
+
+
+def plain_page(title: str, body: str) -> str:
+    """Return a page without scripts. `body` is markup, whose maker escapes what comes from data."""
+    style = Path(__file__).with_name("assets") / "page.css"
+    return (
+        f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<link rel="icon" href="data:,">\n'
+        f"<title>{html.escape(title)}</title>\n<style>{style.read_text(encoding='utf-8')}</style>\n</head>\n"
+        f'<body>\n<main class="static">\n<h1>{html.escape(title)}</h1>\n{body}\n</main>\n</body>\n</html>\n'
+    )
+
+
+def _figure(folder: Path, picture: str) -> Path | None:
+    """Return the smaller of a figure's files, of which SVG is sharp at any size."""
+    paths = [path for suffix in ("svg", "png") if (path := folder / f"{picture}.{suffix}").exists()]
+    return min(paths, key=lambda path: path.stat().st_size / (3 if path.suffix == ".svg" else 1), default=None)
+
+
+def _source(path: Path) -> str:
+    kind = {".svg": "svg+xml", ".png": "png"}[path.suffix]
+    return f"data:image/{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"

@@ -1,0 +1,117 @@
+"""The report of a study, written as one file; with a folder beside it for what does not fit."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from se_lab.report import page_figures as draw
+from se_lab.report import page_overview
+from se_lab.report.figures.gallery import COSTS, draw_figures
+from se_lab.report.page.assemble import ASSETS, assemble, script_safe
+from se_lab.report.page.curves import curve_data
+from se_lab.report.page.excitations import excitation_data
+from se_lab.report.page.predictions import class_data
+from se_lab.report.page.tables import bases, table_data
+from se_lab.report.page.trials import folders, records_in, trial_data
+from se_lab.report.published import costs_beside_paper
+from se_lab.report.tables import ablation_table, refuse_absent_metric
+from se_lab.report.variants import BASELINE, Study, group_variants
+
+SCRIPTS = ("filter", "table", "figures", "curves", "classes", "trials", "report")
+PAGE_BYTES = 5_900_000
+"""What a page may take with its excitation figures; those that would pass it are named instead."""
+
+
+def write_report(
+    records: pd.DataFrame,
+    path: str | Path,
+    *,
+    title: str = "SE ablation",
+    question: Sequence[str] = (),
+    metric: str = "test/top1_error",
+    where: Mapping[str, object] | None = None,
+    beside: Path | None = None,
+) -> Path:
+    """Write the page: question, table, figures, costs beside the paper's, classes, excitations, every trial.
+
+    It has the trials' specs, environments and tracebacks where their folders are at hand. The browser shows all of it
+    as text, so nothing in it can act as markup. Without JavaScript the table and static figures stand there.
+
+    Args:
+        records: One row a trial, as `load_records` gives them.
+        path: The file.
+        title: The page's title, such as the sweep's name.
+        question: What the study asks: a paragraph each, such as the sweep's description.
+        metric: The metric to compare.
+        where: Keep only these trials, as in `ablation_table`.
+        beside: A folder beside the file for excitation figures, all of which it then has.
+
+    Raises:
+        ReportError: as `ablation_table`, except where trials have failed and none finished: that the page says.
+    """
+    study = group_variants(records, where=where)
+    places = folders(study)
+    kept = records_in(places)
+    data: dict[str, Any] = {"title": title, "question": list(question), "figures": []}
+    data |= trial_data(study, kept, metric)
+    static = f"<h1>{html.escape(title)}</h1>\n"
+    if study.trials["status"].eq("finished").any() or not study.trials["status"].eq("failed").any():
+        refuse_absent_metric(study, metric)
+        table = ablation_table(records, metric=metric, where=where)
+        static += table.render("html") + _static_figures(records, metric, where)
+        compared = bases(study, metric)
+        data["table"] = table_data(table)
+        data["figures"] = _figures(study, metric, [base.pop("study") for base in compared])
+        for figure in data["figures"]:
+            if figure["id"] == "differences":
+                for choice, base in zip(figure["choices"], compared, strict=False):
+                    heading = choice["layout"]["xaxis"]["title"]
+                    heading["text"] = heading["text"].replace(BASELINE, base["name"])
+        data["bases"] = compared if len(compared) > 1 else None
+        data["curves"] = curve_data(study, metric, kept)
+        data["classes"] = class_data(study, places, kept)
+    costs = costs_beside_paper(study)
+    data["paper"] = table_data(costs) if costs else None
+    template, scripts = ASSETS / "report.html", [ASSETS / f"{name}.js" for name in SCRIPTS]
+    used = len(assemble(template, {}, scripts, static=static).encode()) + len(script_safe(data).encode())
+    data["excitations"], data["left_out"] = excitation_data(study, PAGE_BYTES - used, beside)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(assemble(template, data, scripts, static=static), encoding="utf-8")
+    return path
+
+
+def _figures(study: Study, metric: str, compared: Sequence[Study]) -> list[dict[str, Any]]:
+    """Return the figures, that of the differences with a choice for each variant to compare with."""
+    differences = draw.differences(study, metric)
+    if differences is not None:
+        others = [draw.differences(other, metric) for other in compared[1:]]
+        differences["choices"] += [other["choices"][0] for other in others if other is not None]
+    figures = (
+        draw.tradeoff(study, metric, COSTS),
+        differences,
+        draw.reduction(study, metric),
+        page_overview.heatmap(study, metric),
+        page_overview.parallel(study, metric),
+    )
+    return [figure for figure in figures if figure]
+
+
+def _static_figures(records: pd.DataFrame, metric: str, where: Mapping[str, object] | None) -> str:
+    """Return the figures as images, for readers without JavaScript."""
+    images = []
+    for name, figure in draw_figures(records, costs=COSTS[:1], metric=metric, where=where):
+        if isinstance(figure, str):
+            continue
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=100)
+        source = base64.b64encode(buffer.getvalue()).decode()
+        images.append(f'<img src="data:image/png;base64,{source}" alt="{html.escape(name.replace("_", " "))}">')
+    return "\n".join(images)
