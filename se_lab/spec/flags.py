@@ -31,7 +31,9 @@ def add_trial_flags(parser: Parser, *, listed: bool = True) -> None:
         ("config", "YAML file of fields, read before the flags."),
         ("recipe", f"A recipe of SE-Lab's, read first: {', '.join(recipes())}."),
     ):
-        parser.add_argument(f"--{name}", dest="given", action="append", type=partial(_named, name), help=about)
+        parser.add_argument(
+            f"--{name}", dest="given", action="append", default=[], type=partial(_named, name), help=about
+        )
     add_fields(parser, RunSpec, listed=listed)
     add_fields(parser, ExecSpec, leave_out="recipe", listed=listed)
 
