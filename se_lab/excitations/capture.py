@@ -1,9 +1,10 @@
-"""Capture of what SE units do to images: their gates s, and on request their squeezed descriptors z (section 3)."""
+"""Capture of what units do to images: their gates s, and on request squeezed descriptors z (section 3) and maps."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,14 +57,16 @@ class Capture:
     def __init__(self, sites: list[GateSite]) -> None:
         self.sites = sites
         self.excitations: dict[str, Tensor] = {}
-        """By site name, (N, C), in the net's dtype; for squeeze none, in float32 or wider, the mean over H×W."""
+        """By site name, (N, C), in the net's dtype; of a gate that varies over H×W the mean, in float32 or wider."""
+        self.maps: dict[str, Tensor] = {}
+        """By site name, (N, H, W), where they were asked for and the gate varies over H×W: its mean over channels."""
         self.squeezed: dict[str, Tensor] = {}
         """By site name, (N, C): the squeezed descriptors, where they were asked for."""
 
 
 @contextlib.contextmanager
-def capture_excitations(model: nn.Module, *, squeezed: bool = False) -> Iterator[Capture]:
-    """Capture the gates s (section 3.2) of every SE unit, ours and timm's own, while the context is open.
+def capture_excitations(model: nn.Module, *, squeezed: bool = False, maps: bool = False) -> Iterator[Capture]:
+    """Capture the gates s (section 3.2) of every unit that has one, and of timm's own SE, while the context is open.
 
     The net's outputs do not change by a bit. Works under inference_mode, autocast and channels_last, and on a net in
     DistributedDataParallel, where each process captures its own images. The hooks go when the context closes, whatever
@@ -72,9 +75,10 @@ def capture_excitations(model: nn.Module, *, squeezed: bool = False) -> Iterator
     Args:
         model: The net, in eval mode for the gates that it is tested with.
         squeezed: Capture the squeezed descriptors z (equation 2) as well.
+        maps: Capture as well where in an image a gate that varies over H×W is high.
 
     Raises:
-        ExcitationError: for a net without SE units, or one that runs other code than its modules' (torch.compile,
+        ExcitationError: for a net without gates, or one that runs other code than its modules' (torch.compile,
             TorchScript, DataParallel): pass the net that it was made from.
     """
     net = _hookable(model)
@@ -87,8 +91,10 @@ def capture_excitations(model: nn.Module, *, squeezed: bool = False) -> Iterator
             value = value.mean((2, 3), dtype=torch.promote_types(value.dtype, torch.float32))
         into[name] = value.flatten(1)
 
-    def hook_gate(name: str) -> Any:
-        return lambda module, inputs, output: keep(capture.excitations, name, output)
+    def keep_gate(name: str, factors: Sequence[Tensor]) -> None:
+        capture.excitations[name] = _mean_gate(factors)
+        if maps and any(factor.dim() == 4 and factor.shape[2:] != (1, 1) for factor in factors):
+            capture.maps[name] = _product(factors).mean(1)
 
     def hook_descriptor(name: str, unit: nn.Module) -> Any:
         if isinstance(unit, Unit):  # its first layer may run as a convolution, or as part of a larger kernel
@@ -98,8 +104,8 @@ def capture_excitations(model: nn.Module, *, squeezed: bool = False) -> Iterator
     try:
         for site in capture.sites:
             unit = net.get_submodule(site.path)
-            gate, first = _children_of(unit)
-            handles.append(unit.get_submodule(gate).register_forward_hook(hook_gate(site.name)))
+            first = _children_of(unit)[1]
+            handles += _hook_gate(unit, functools.partial(keep_gate, site.name))
             if squeezed:
                 hook = hook_descriptor(site.name, unit)
                 handles.append(unit.get_submodule(first).register_forward_pre_hook(hook))
@@ -113,20 +119,69 @@ def capture_excitations(model: nn.Module, *, squeezed: bool = False) -> Iterator
 def replace_gate(model: nn.Module, site: GateSite, gate: Tensor) -> Iterator[None]:
     """Let a unit scale by a constant gate, (C,), instead of its own, while the context is open."""
     unit = _hookable(model).get_submodule(site.path)
+    passed = 0
+
+    def begin(*_: object) -> None:
+        nonlocal passed
+        passed = 0
 
     def constant(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
-        fixed = gate.to(output)
-        return fixed.view(1, -1, *[1] * (output.dim() - 2)).expand_as(output)
+        nonlocal passed
+        passed += 1
+        ones = torch.ones_like(output)  # the first factor is the gate, all others are 1
+        return ones * gate.to(output).view(1, -1, *[1] * (output.dim() - 2)) if passed == 1 else ones
 
-    handle = unit.get_submodule(_children_of(unit)[0]).register_forward_hook(constant)
+    own = unit.get_submodule(_children_of(unit)[0])
+    starts = own if _has_one_factor(unit) else unit
+    handles: list[Any] = [starts.register_forward_pre_hook(begin), own.register_forward_hook(constant)]
     try:
         yield
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
+
+
+def _hook_gate(unit: nn.Module, keep: Callable[[Sequence[Tensor]], None]) -> list[Any]:
+    """Hand `keep` the factors of a unit's gate after each forward pass; return the handles of the hooks."""
+    gate = unit.get_submodule(_children_of(unit)[0])
+    if _has_one_factor(unit):
+        return [gate.register_forward_hook(lambda module, inputs, output: keep([output.detach()]))]
+    factors: list[Tensor] = []
+    return [
+        unit.register_forward_pre_hook(lambda module, inputs: factors.clear()),
+        gate.register_forward_hook(lambda module, inputs, output: factors.append(output.detach())),
+        unit.register_forward_hook(lambda module, inputs, output: keep(factors)),
+    ]
+
+
+def _has_one_factor(unit: nn.Module) -> bool:
+    """Return whether a gate passes in one piece, so that the unit, which with hooks runs unfused, needs none."""
+    return not isinstance(unit, Unit) or not unit.why_not_fused()
+
+
+def _mean_gate(factors: Sequence[Tensor]) -> Tensor:
+    """Return the mean over H×W, (N, C), of the product of a gate's factors; of one without H and W the gate itself."""
+    if len(factors) == 1 and (factors[0].dim() == 2 or factors[0].shape[2:] == (1, 1)):
+        return factors[0].flatten(1)
+    wide = [_wide(factor) for factor in factors]
+    for axis in (2, 3):  # what one factor alone varies along is averaged before the product, which is then small
+        varying = [number for number, factor in enumerate(wide) if factor.shape[axis] > 1]
+        if len(varying) == 1:
+            wide[varying[0]] = wide[varying[0]].mean(axis, keepdim=True)
+    return functools.reduce(torch.mul, wide).mean((2, 3))
+
+
+def _product(factors: Sequence[Tensor]) -> Tensor:
+    return functools.reduce(torch.mul, map(_wide, factors))
+
+
+def _wide(factor: Tensor) -> Tensor:
+    four = factor[:, :, None, None] if factor.dim() == 2 else factor
+    return four.to(torch.promote_types(four.dtype, torch.float32))
 
 
 def gate_sites(model: nn.Module) -> list[GateSite]:
-    """Return the SE units of a net in its order, under the paper's names.
+    """Return the units of a net that have a gate, in its order, under the paper's names.
 
     Units are counted as the family table counts them. For a family it does not know, the k-th container of blocks with
     SE units is stage k + 1, and a unit's number is its block's in there, from 1.
@@ -134,11 +189,16 @@ def gate_sites(model: nn.Module) -> list[GateSite]:
     Raises:
         ExcitationError: where there is none.
     """
-    units = {path: module for path, module in model.named_modules() if _children_of(module)[0]}
+    own = tuple(f"{path}." for path, module in model.named_modules() if isinstance(module, Unit))
+    units = {
+        path: module
+        for path, module in model.named_modules()
+        if _children_of(module)[0] and not path.startswith(own)  # a unit may be built from a layer of timm's
+    }
     if not units:
         name = (getattr(model, "pretrained_cfg", None) or {}).get("architecture") or type(model).__name__
         raise ExcitationError(
-            f"{name} has no SE unit to look into; build it with units (model.se.insertion=standard), "
+            f"{name} has no unit with a gate to inspect; build it with units (model.se.insertion=standard), "
             "or take a net that has them, such as timm's seresnet50"
         )
     numbers = _numbers(model, list(units))

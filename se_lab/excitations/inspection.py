@@ -14,6 +14,7 @@ from se_lab.excitations import figures as draw
 from se_lab.excitations.capture import ExcitationError
 from se_lab.excitations.collect import CaptureOptions, TrainedNet, collect, open_data, open_net
 from se_lab.excitations.images import LabelledImages, choose_classes
+from se_lab.excitations.maps import map_figure
 from se_lab.excitations.measures import closed_histogram
 from se_lab.excitations.page import write_page
 from se_lab.excitations.statistics import ExcitationStatistics
@@ -70,7 +71,7 @@ def inspect_nets(sources: Sequence[str | Path], request: Inspection) -> list[Pat
         folder = _folder_of(net, request, alone=len(nets) == 1)
         statistics = collect(net, of, folder / FILE, request.capture)
         labelled.append((net.label, statistics))
-        written += [folder / FILE, *_figures_of_one(statistics, classes, folder)]
+        written += [folder / FILE, *_figures_of_one(net, of, statistics, classes, folder)]
         if request.wandb:
             _send(net, statistics, folder, request.wandb)
     same = all(of.classes == images[0].classes for of in images[1:])
@@ -112,7 +113,7 @@ def inspect_sweep(records: pd.DataFrame, request: Inspection) -> list[Path]:
         own = Path(row["folder"]) / "excitations"
         statistics = collect(net, images, own / FILE, request.capture)
         labelled.append((name, statistics))
-        written += [own / FILE, *_figures_of_one(statistics, classes, own)]
+        written += [own / FILE, *_figures_of_one(net, images, statistics, classes, own)]
         picture = images.picture if request.capture.extremes else None
         start = draw.papers_units(statistics.sites)[-1]
         written.append(write_page([(name, statistics)], own / PAGE, unit=start, classes=classes, picture=picture))
@@ -152,7 +153,9 @@ def _file_name(label: str) -> str:
     return label.removeprefix("timm:").replace("/", "_")
 
 
-def _figures_of_one(statistics: ExcitationStatistics, classes: Sequence[int], folder: Path) -> list[Path]:
+def _figures_of_one(
+    net: TrainedNet, images: LabelledImages, statistics: ExcitationStatistics, classes: Sequence[int], folder: Path
+) -> list[Path]:
     figures = {
         "figure_6": draw.activation_figure(statistics, classes),
         "figure_7": draw.deviation_figure(statistics, classes),
@@ -162,6 +165,8 @@ def _figures_of_one(statistics: ExcitationStatistics, classes: Sequence[int], fo
         "class_similarity": draw.class_similarity_figure(statistics),
         "unit_similarity": compare.unit_similarity_figure(statistics),
     }
+    if (maps := map_figure(net.model, images, classes)) is not None:
+        figures["maps"] = maps
     if "redundancy" in statistics.about:
         figures["redundancy"] = compare.redundancy_figure(statistics)
     return [path for name, figure in figures.items() for path in save_figure(figure, folder / name)]

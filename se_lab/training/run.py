@@ -178,9 +178,8 @@ def fuse_where_it_pays(task: ClassificationTask, execution: ExecSpec, data: Imag
     """
     train, images = task.spec.train, data.sizes["train"]
     at_a_time = min(task.spec.data.batch_size, images) // (train.ranks * train.accumulate)
-    fused, why = choose(
-        task.spec.model.fused, device_of(execution), Work(macs * at_a_time, float(macs) * images * train.epochs)
-    )
+    work = Work(macs * at_a_time, float(macs) * images * train.epochs)
+    fused, why = choose(task.spec.model.fused, device_of(execution), work, task.model)
     if fused:
         fuse(task)
     return why

@@ -17,6 +17,7 @@ import se_lab.backbones  # noqa: F401  (registers SE-Lab's own nets with timm)
 from se_lab.spec import ModelSpec, SpecError, expand_path, nearest, seed_of
 from se_lab.units.fused import fuse
 from se_lab.units.insertion import Site, insert_se
+from se_lab.units.table import UNITS
 from se_lab.units.unit import Unit
 
 
@@ -60,6 +61,10 @@ def create_model(
         if spec.se.start == "identity":
             unit.start_as_identity()
     model.se_sites = sites  # type: ignore[assignment]
+    if spec.fused == "on" and sites and UNITS[spec.se.unit].why_not_fused is Unit.why_not_fused:
+        raise SpecError(
+            f"model.fused is 'on', and model.se.unit={spec.se.unit} has no fused form; allowed with it are auto and off"
+        )
     if spec.fused == "on":  # auto is for who knows the device and how long it will run
         fuse(model)
     return model

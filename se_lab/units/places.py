@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from se_lab.spec import SESpec, SpecError
 from se_lab.units.families import ATTENTION, BY_STRIDE, FLAT, GAINED, LAYOUTS, STAGES, STEMS, UNIT_WHEN, Layout
+from se_lab.units.unit import Unit
 
 T = TypeVar("T")
 
@@ -74,10 +75,11 @@ def survey(backbone: nn.Module) -> list[Place]:
     own: dict[str, list[Spot]] = {path: [] for path in units}
     outside: list[tuple[int, str, Spot]] = []
     latest = 1
+    ours = tuple(f"{path}." for path, module in modules.items() if isinstance(module, Unit))  # and timm's within them
     for path, module in modules.items():
         if path in units:
             latest = keys.index(units[path][0]) + 2
-        if _row(module, ATTENTION):
+        if _row(module, ATTENTION) and not path.startswith(ours):
             block = next((block for block in _above(path) if block in units), None)
             spots = units[block][1].values() if block else ()
             gained = gains(modules[path.rpartition(".")[0]])

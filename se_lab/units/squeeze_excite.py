@@ -146,9 +146,9 @@ class SqueezeExcite(Unit):
         """Return the bounds of the gate: what the excitation makes of very small and very large numbers."""
         return bounds_of(self.excitation, self.channels)
 
-    def can_fuse(self) -> bool:
-        """Return whether the squeeze is the mean."""
-        return self.squeeze is squeeze_avg
+    def why_not_fused(self) -> str:
+        """Say that another squeeze than the mean has no fused form."""
+        return "" if self.squeeze is squeeze_avg else "the squeeze is not avg"
 
     def gate_of_means(self, z: Tensor) -> Tensor:
         """Return the gate of channel means, (N, C), in the type of z."""

@@ -69,9 +69,9 @@ class Unit(nn.Module):
         """Return the lower and the upper bound of the gate, None where there is none."""
         return 0.0, 1.0
 
-    def can_fuse(self) -> bool:
-        """Return whether the gate follows from the means over H and W alone, by `gate_of_means`."""
-        return False
+    def why_not_fused(self) -> str:
+        """Say why no fused block can run the unit; nothing where its gate is `gate_of_means` of the means over H, W."""
+        return f"{type(self).__name__} has no fused form"
 
     def gate_of_means(self, z: Tensor) -> Tensor:
         """Return the gate, (N, C), of the means over H and W, (N, C), in their type: what a fused block calls."""

@@ -15,6 +15,7 @@ from se_lab.excitations.capture import ExcitationError, GateSite, capture_excita
 from se_lab.spec import ModelSpec, SESpec
 from se_lab.units.model import create_model
 from se_lab.units.squeeze_excite import EXCITATION, SQUEEZE, SqueezeExcite
+from se_lab.units.table import UNITS
 
 IMAGES = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(7))
 
@@ -110,6 +111,39 @@ def test_a_unit_kept_beside_ours_has_a_name_of_its_own() -> None:
     for site in model.se_sites:
         assert names.pop(site.path) == site.name
     assert names["layer4.1.se"] == "SE_5_2_2"
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_the_gate_of_any_unit_is_what_it_scales_by_on_average(unit: str) -> None:
+    model = create_model(ModelSpec("test_resnet", SESpec(unit=unit)), num_classes=5).double().eval()
+    images = torch.randn(2, 3, 64, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    scales: dict[str, Tensor] = {}
+    sites = gate_sites(model)
+    assert [(site.name, site.path) for site in sites] == [(site.name, site.path) for site in model.se_sites]
+    for site in sites:
+        model.get_submodule(site.path).register_forward_hook(
+            lambda module, inputs, output, name=site.name: scales.update({name: output / inputs[0]})
+        )
+    with torch.no_grad(), capture_excitations(model, maps=True) as capture:
+        model(images)
+    varies = {name for name, scale in scales.items() if (scale.std((2, 3)) > 1e-9).any()}
+    assert set(capture.maps) == varies
+    for site in sites:
+        scale = scales[site.name]
+        torch.testing.assert_close(capture.excitations[site.name], scale.mean((2, 3)), rtol=1e-9, atol=1e-12)
+        if site.name in varies:
+            torch.testing.assert_close(capture.maps[site.name], scale.mean(1), rtol=1e-9, atol=1e-12)
+        assert site.low <= scale.min() and scale.max() <= site.high
+
+
+@pytest.mark.parametrize("unit", ["se", "eca", "cbam", "coord", "simam"])
+def test_any_gate_can_be_held_at_a_constant(unit: str) -> None:
+    model = create_model(ModelSpec("test_resnet", SESpec(unit=unit)), num_classes=5).eval()
+    site = gate_sites(model)[1]
+    held, x = torch.rand(site.channels), torch.randn(2, site.channels, 6, 5)
+    with torch.no_grad(), replace_gate(model, site, held):
+        for _ in range(2):
+            torch.testing.assert_close(model.get_submodule(site.path)(x), x * held[:, None, None])
 
 
 @pytest.mark.parametrize("squeeze", ["max", "avg"])
@@ -224,7 +258,7 @@ def test_a_net_in_ddp_is_captured_under_the_same_names(tmp_path: Path) -> None:
 
 def test_a_net_without_units_says_what_to_do() -> None:
     with (
-        pytest.raises(ExcitationError, match=r"resnet18 has no SE unit.*model.se.insertion=standard"),
+        pytest.raises(ExcitationError, match=r"resnet18 has no unit with a gate.*model.se.insertion=standard"),
         capture_excitations(timm.create_model("resnet18")),
     ):
         pass

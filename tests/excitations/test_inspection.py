@@ -38,7 +38,9 @@ def _one_thread() -> None:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the figures of single nets, where a test is about something else: they take seconds."""
-    monkeypatch.setattr(inspection, "_figures_of_one", lambda statistics, classes, folder: [folder / "figure_6.png"])
+    monkeypatch.setattr(
+        inspection, "_figures_of_one", lambda net, images, statistics, classes, folder: [folder / "figure_6.png"]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -444,11 +446,11 @@ def test_wrong_input_costs_nothing_and_says_what_to_do(trial: Path, tmp_path: Pa
     monkeypatch.setattr(excitation_collect, "_run", lambda *_: pytest.fail("an image was run"))
     plain = write_trial(tmp_path, insertion="none")
     for arguments, message in (
-        ([str(plain)], "cifar_resnet20 has no SE unit to look into"),
+        ([str(plain)], "cifar_resnet20 has no unit with a gate"),
         ([str(trial), "--classes", "ten"], "no class is called 'ten'"),
         ([str(trial / "lst.ckpt")], "did you mean 'last.ckpt'"),
         (["timm:seresnet5"], "did you mean 'seresnet50'"),
-        (["timm:resnet18"], "resnet18 has no SE unit"),
+        (["timm:resnet18"], "resnet18 has no unit with a gate"),
         ([str(trial), "--data", f"folder:{tmp_path / 'none'}"], "is no folder of images"),
         ([], "takes checkpoints or timm:NAME"),
     ):

@@ -14,7 +14,8 @@ from se_lab.units.fused import units
 from se_lab.units.fused.passes import compiles
 from se_lab.units.fused.torch_state import exporting, has_hooks, only_forward_hook, watched
 from se_lab.units.insertion import scale_output
-from se_lab.units.squeeze_excite import SqueezeExcite, squeeze_avg
+from se_lab.units.squeeze_excite import SqueezeExcite
+from se_lab.units.unit import Unit
 
 
 def fuse(model: nn.Module) -> nn.Module:
@@ -39,9 +40,9 @@ def form_of(model: nn.Module, path: str) -> str:
     inner's absence, or plain, stands the reason, such as "unit: drop_block before the activation".
     """
     unit = model.get_submodule(path)
-    assert isinstance(unit, SqueezeExcite)
-    if unit.squeeze is not squeeze_avg:
-        return "plain: the squeeze is not avg"
+    assert isinstance(unit, Unit)
+    if why_not := unit.why_not_fused():
+        return f"plain: {why_not}"
     above, _, name = path.rpartition(".")
     host = model.get_submodule(above)
     if isinstance(host, (BasicBlock, Bottleneck)) and name == "se":
@@ -66,7 +67,7 @@ class FusedSqueezeExcite(_Fused, SqueezeExcite):
 
     def forward(self, x: Tensor) -> Tensor:
         """Scale x, (N, C, H, W), by its gate."""
-        if self.squeeze is squeeze_avg and _suits(x):
+        if not self.why_not_fused() and _suits(x):
             return units.scale(x, self)
         return super().forward(x)
 
@@ -139,8 +140,8 @@ ACTIVATIONS: dict[type[nn.Module], str] = {nn.ReLU: "relu", nn.Identity: "identi
 def _no_inner(norm: nn.Module, drop_block: nn.Module, act: Any) -> str:
     """Say what of the modules keeps BN → ReLU → SE from being fused, or nothing."""
     unit = getattr(act, "se", None)
-    if not isinstance(unit, SqueezeExcite) or unit.squeeze is not squeeze_avg:
-        return "no SE unit with the squeeze avg after the activation"
+    if not isinstance(unit, Unit) or unit.why_not_fused():
+        return "no unit with a fused form after the activation"
     if type(act) is not nn.ReLU:
         return f"the activation is {type(act).__name__}"
     if type(drop_block) is not nn.Identity:
@@ -152,8 +153,8 @@ def _no_inner(norm: nn.Module, drop_block: nn.Module, act: Any) -> str:
 
 def _no_tail(block: Any, norm: nn.Module, act: nn.Module) -> str:
     """Say what of the modules keeps BN → SE → add → act from being fused, or nothing."""
-    if not isinstance(block.se, SqueezeExcite) or block.se.squeeze is not squeeze_avg:
-        return "no SE unit with the squeeze avg before the addition"
+    if not isinstance(block.se, Unit) or block.se.why_not_fused():
+        return "no unit with a fused form before the addition"
     if type(act) not in ACTIVATIONS:
         return f"the activation is {type(act).__name__}"
     if block.drop_path is not None and type(block.drop_path) not in (DropPath, nn.Identity):

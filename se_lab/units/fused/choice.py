@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from torch import nn
+
+from se_lab.units.fused.blocks import form_of
 from se_lab.units.fused.passes import compiles
+from se_lab.units.unit import Unit
 
 
 class Work(NamedTuple):
@@ -25,17 +29,23 @@ that what a trial saves need not be more than a share of those.
 """
 
 
-def choose(mode: str, device: str, work: Work) -> tuple[bool, str]:
+def choose(mode: str, device: str, work: Work, model: nn.Module) -> tuple[bool, str]:
     """Decide for a trial, and say why.
 
     Args:
         mode: `ModelSpec.fused`.
         device: The type of the device that trains.
         work: What the trial has to do.
+        model: The net, not fused yet.
     """
     if mode == "off":
-        return False, "off, as told"
+        return False, "off: model.fused=off"
+    forms = [form_of(model, path) for path, module in model.named_modules() if isinstance(module, Unit)]
+    if all(form.startswith("plain") for form in forms):
+        return False, f"off: {forms[0].partition(': ')[2]}" if forms else "off: the net has no units"
     if mode == "auto":
+        if not any(form in ("tail", "inner") for form in forms):
+            return False, "off: only the units themselves would be fused, which is not proven faster in whole nets"
         if device not in PAYS_FROM:
             return False, f"off: not proven faster on {device}"
         if work.step < PAYS_FROM[device].step:
@@ -44,4 +54,4 @@ def choose(mode: str, device: str, work: Work) -> tuple[bool, str]:
             return False, "off: too short a trial to pay for compiling"
     if not compiles(device):
         return False, f"off: no compiler for {device}"
-    return True, "on, as told" if mode == "on" else "on: enough work to gain by it"
+    return True, "on: model.fused=on" if mode == "on" else "on: enough work to gain by it"

@@ -22,19 +22,20 @@ from torch.autograd.function import once_differentiable
 
 from se_lab.parallel.sync_bn import SyncBatchNorm
 from se_lab.units.fused.passes import aligned, run
-from se_lab.units.squeeze_excite import SqueezeExcite, squeeze_avg
+from se_lab.units.squeeze_excite import squeeze_avg
+from se_lab.units.unit import Unit
 
 Norm = nn.BatchNorm2d | nn.SyncBatchNorm | SyncBatchNorm
 
 
-def scale(x: Tensor, unit: SqueezeExcite) -> Tensor:
+def scale(x: Tensor, unit: Unit) -> Tensor:
     """Return x · gate(x), (N, C, H, W), in three passes."""
     if not torch.is_grad_enabled():  # the plain form has three too, save where PyTorch's sums of 16 bits are slow
         slow = x.dtype == torch.float16 or (x.dtype == torch.bfloat16 and not x.is_contiguous())
         z = run("mean", x) if slow and x.device.type == "cpu" else squeeze_avg(x)
-        return x * _gate(unit, z)[:, :, None, None].to(x.dtype)
+        return x * unit.gate_of_means(z)[:, :, None, None].to(x.dtype)
     m, _, token, carrier = _Moments.apply(x, False)
-    s = _gate(unit, m)
+    s = unit.gate_of_means(m)
     return cast(Tensor, _Affine.apply(x.detach(), m, s, None, None, None, token, carrier, "identity", False))
 
 
@@ -42,7 +43,7 @@ def tail(
     x: Tensor,
     shortcut: Tensor,
     norm: Norm,
-    unit: SqueezeExcite,
+    unit: Unit,
     drop_path: nn.Module | None,
     activation: str,
     own: bool = False,
@@ -53,19 +54,19 @@ def tail(
     """
     m, v, token, carrier = _Moments.apply(x, uses_batch(norm))
     a, z = _normalise(norm, m, v, x)
-    s = _gate(unit, z)
+    s = unit.gate_of_means(z)
     s = _dropped(s, drop_path, x)
     over = own and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
     return cast(Tensor, _Affine.apply(x.detach(), m, s, a, z, shortcut, token, carrier, activation, over))
 
 
-def inner(x: Tensor, norm: Norm, unit: SqueezeExcite) -> Tensor:
+def inner(x: Tensor, norm: Norm, unit: Unit) -> Tensor:
     """Return SE(ReLU(BN(x))), (N, C, H, W), in four passes."""
     m, v, token, *carriers = _InnerMoments.apply(x, uses_batch(norm))
     a, z = _normalise(norm, m, v, x)
     a = a.expand_as(m)
     squeezed = _InnerMean.apply(x.detach(), m, a, z, carriers[0])
-    s = _gate(unit, squeezed)
+    s = unit.gate_of_means(squeezed)
     return cast(Tensor, _InnerGate.apply(x.detach(), m, a, z, s, token, *carriers[1:]))
 
 
@@ -89,13 +90,6 @@ def _dropped(s: Tensor, drop_path: nn.Module | None, x: Tensor) -> Tensor:
     # a factor an image, from the same random numbers as on a map
     factors: Tensor = drop_path(x.new_ones((len(x), 1, 1, 1)))
     return s * factors.flatten(1).to(s.dtype)
-
-
-def _gate(unit: SqueezeExcite, z: Tensor) -> Tensor:
-    """Return the unit's gate, (N, C), in the type of z."""
-    weight = unit.reduce.weight
-    # PyTorch's int8 linear layers take float32, and their `weight` is a method
-    return unit.excite(z.to(weight.dtype if isinstance(weight, Tensor) else torch.float32)).to(z.dtype)
 
 
 def _normalise(norm: Norm, m: Tensor, v: Tensor | None, x: Tensor) -> tuple[Tensor, Tensor]:

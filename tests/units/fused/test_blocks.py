@@ -17,7 +17,6 @@ from se_lab import (
     ModelSpec,
     SESpec,
     SpecError,
-    SqueezeExcite,
     capture_excitations,
     create_model,
     insert_se,
@@ -26,6 +25,7 @@ from se_lab import (
 )
 from se_lab.report.costs import net_costs
 from se_lab.units.fused import Work, choose, form_of, fuse, passes, unfuse, units
+from se_lab.units.unit import Unit
 
 INSERTIONS = ("standard", "conv3x3", "pre", "post", "identity")
 
@@ -49,7 +49,7 @@ def images(dtype=torch.float64, n=3):
 
 
 def forms(net):
-    return {form_of(net, path) for path, module in net.named_modules() if isinstance(module, SqueezeExcite)}
+    return {form_of(net, path) for path, module in net.named_modules() if isinstance(module, Unit)}
 
 
 def step(net, x):
@@ -327,21 +327,46 @@ def test_without_a_compiler_the_plain_path_runs_with_one_line_of_notice(error, c
         said = capfd.readouterr().err
         assert said.count("SE units run unfused") == 1
         assert not any(counted.values())
-        assert choose("on", "cpu", Work(1e12, 1e18)) == (False, "off: no compiler for cpu")
+        assert choose("on", "cpu", Work(1e12, 1e18), plain) == (False, "off: no compiler for cpu")
     finally:
         passes.compiles.cache_clear()
 
 
 def test_auto_is_on_where_it_is_proven_and_pays():
-    much = Work(1e12, 1e18)
-    assert choose("off", "cpu", much)[0] is False
-    assert choose("auto", "cuda", much) == (False, "off: not proven faster on cuda")
+    much, net = Work(1e12, 1e18), small()
+    assert choose("off", "cpu", much, net)[0] is False
+    assert choose("auto", "cuda", much, net) == (False, "off: not proven faster on cuda")
     digits, cifar = 2.5e6, 4.1e7  # multiply-accumulates of ResNet-20 at 8 and at 32 pixels
-    small = Work(digits * 128, digits * 1149 * 15)
-    assert choose("auto", "cpu", small) == (False, "off: too little work a step to gain by it")
+    few = Work(digits * 128, digits * 1149 * 15)
+    assert choose("auto", "cpu", few, net) == (False, "off: too little work a step to gain by it")
     short = Work(cifar * 128, cifar * 1024)
-    assert choose("auto", "cpu", short) == (False, "off: too short a trial to pay for compiling")
-    assert choose("auto", "cpu", Work(cifar * 128, cifar * 45_000 * 30)) == (True, "on: enough work to gain by it")
+    assert choose("auto", "cpu", short, net) == (False, "off: too short a trial to pay for compiling")
+    long = Work(cifar * 128, cifar * 45_000 * 30)
+    assert choose("auto", "cpu", long, net) == (True, "on: enough work to gain by it")
+
+
+def test_auto_is_off_where_no_whole_block_would_be_fused():
+    much, alone = Work(1e12, 1e18), small("post")
+    assert forms(alone) == {"unit"}
+    assert choose("auto", "cpu", much, alone)[1].startswith("off: only the units themselves would be fused")
+    assert choose("on", "cpu", much, alone)[0]
+
+
+@pytest.mark.parametrize("unit", ["eca", "cbam", "gct"])
+def test_a_unit_without_a_fused_form_stays_plain_and_fused_on_is_refused(unit):
+    def built(fused):
+        return create_model(ModelSpec("test_resnet", SESpec(unit=unit), fused=fused), 5)
+
+    net = built("auto").eval()
+    name = type(net.get_submodule(net.se_sites[0].path)).__name__
+    assert forms(net) == {f"plain: {name} has no fused form"}
+    assert choose("auto", "cpu", Work(1e12, 1e18), net) == (False, f"off: {name} has no fused form")
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        expected = net(x)
+        assert torch.equal(fuse(net)(x), expected)
+    with pytest.raises(SpecError, match=f"fused is 'on', and model.se.unit={unit} has no fused form; allowed .* auto"):
+        built("on")
 
 
 def test_an_unknown_choice_is_refused():
