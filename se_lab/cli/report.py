@@ -2,31 +2,74 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from se_lab.cli.parser import add_overwrite
 from se_lab.cli.runs import records_of, runs_parser, where_of
+from se_lab.spec import SpecError
 from se_lab.store import replacing
+
+if TYPE_CHECKING:
+    from se_lab.report.page import Chapter
 
 
 def report(argv: list[str]) -> int:
-    """Write the page of a study."""
-    parser = runs_parser("se-lab report", "One page of a study that needs nothing else: table, figures, every trial.")
-    parser.add_argument("-o", "--output", default="report.html", help="The page to write.")
+    """Write the page of a study, or a folder of pages."""
+    parser = runs_parser("se-lab report", "Write a page of a study: table, figures, every trial. It needs no network.")
+    parser.add_argument(
+        "-o",
+        "--output",
+        default="report.html",
+        help="The page to write; or a folder, such as reports/, for an index and a page for each of RUNS.",
+    )
     add_overwrite(parser)
     parser.add_argument("--wandb", metavar="PROJECT", help="Put page and table on W&B too, offline by default.")
     options = parser.parse_args(argv)
     from se_lab.report import send_report, write_report
-    from se_lab.sweep.grammar import read_sweep
 
-    records, where = records_of(options), where_of(options.where)
-    specs = [run.removeprefix("confirm:") for run in options.runs if Path(run).suffix in (".yaml", ".yml")]
-    sweeps = [read_sweep(spec) for spec in specs]
-    title = ", ".join(sweep.name for sweep in sweeps) or f"Trials in {', '.join(options.runs)}"
-    question = [sweep.description for sweep in sweeps if sweep.description]
+    where = where_of(options.where)
+    if options.output.endswith("/") or Path(options.output).is_dir():
+        if options.wandb:
+            raise SpecError(
+                f"--wandb takes one page, not the folder {options.output}; name the page, such as report.html"
+            )
+        return _write_folder(options)
+    records = records_of(options)
+    title, question = _about(options.runs)
     with replacing([options.output], overwrite=options.overwrite):
         page = write_report(records, options.output, title=title, question=question, metric=options.metric, where=where)
-    print(page)
+    print(f"wrote {page}")
     if options.wandb:
         print(send_report(records, page, options.wandb, title=title, metric=options.metric, where=where))
     return 0
+
+
+def _write_folder(options: Namespace) -> int:
+    from se_lab.report.page import by_data_set, write_site
+
+    chapters = [part for run in options.runs for part in by_data_set(_chapter(run, options))]
+    pages = write_site(
+        chapters, options.output, metric=options.metric, where=where_of(options.where), overwrite=options.overwrite
+    )
+    for page in pages:
+        print(f"wrote {page}")
+    return 0
+
+
+def _chapter(run: str, options: Namespace) -> Chapter:
+    from se_lab.report.page import Chapter
+
+    title, question = _about([run])
+    return Chapter(title, "\n".join(question), records_of(Namespace(**{**vars(options), "runs": [run]})))
+
+
+def _about(runs: list[str]) -> tuple[str, list[str]]:
+    """Return the title of a page of these runs, and the questions that their sweeps ask."""
+    from se_lab.sweep.grammar import read_sweep
+
+    specs = [run.removeprefix("confirm:") for run in runs if Path(run).suffix in (".yaml", ".yml")]
+    sweeps = [read_sweep(spec) for spec in specs]
+    title = ", ".join(sweep.name for sweep in sweeps) or f"Trials in {', '.join(Path(run).name or run for run in runs)}"
+    return title, [sweep.description for sweep in sweeps if sweep.description]

@@ -128,3 +128,10 @@ def test_plot_draws_what_it_can_and_says_what_it_cannot(run: Run, tmp_path: Path
     assert run("plot", "runs", "-o", str(only), "--kind", "tradeoff", "--cost", "macs", "--formats", "pdf")[0] == 0
     assert [path.name for path in only.iterdir()] == ["tradeoff_macs.pdf"]
     assert run("plot", "runs", "-o", str(only), "--kind", "curves")[0] == 2
+
+
+def test_report_into_a_folder_has_an_index(run: Run, tmp_path: Path) -> None:
+    status, out, _ = run("report", "runs", "-o", f"{tmp_path}/site/", "--where", "backbone=small")
+    assert status == 0
+    assert out.splitlines() == [f"wrote {tmp_path}/site/{name}.html" for name in ("index", "Trials-in-runs")]
+    assert "9 finished" in (tmp_path / "site/index.html").read_text(encoding="utf-8")

@@ -4,3 +4,6 @@ In: the records of its trials. Out: a page with the table, figures, every trial,
 """
 
 from se_lab.report.page.report import write_report as write_report
+from se_lab.report.page.site import Chapter as Chapter
+from se_lab.report.page.site import by_data_set as by_data_set
+from se_lab.report.page.site import write_site as write_site

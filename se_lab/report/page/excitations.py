@@ -21,17 +21,14 @@ def excitation_data(study: Study, room: int, beside: Path | None) -> tuple[list[
 
     With `beside`, a folder, each variant has a page there with all its figures, so nothing is left out.
     """
-    trials = study.trials
-    first: dict[int, tuple[str, str, Path]] = {}
-    for variant, trial, folder in zip(trials["variant"], trials["trial_id"], folders(study), strict=True):
-        if folder is not None and (folder / "excitations").is_dir():
-            name = str(study.variants["variant"].iloc[variant])
-            first.setdefault(int(variant), (name, str(trial), folder / "excitations"))
+    first = _first_trials(study)
     shown: dict[int, dict[str, Any]] = {}
     left_out = []
-    for variant, (name, trial, folder) in first.items():
-        links = _links(variant, name, trial, folder, beside) if beside is not None else []
-        shown[variant] = {"variant": variant, "name": name, "trial": trial, "pictures": [], "links": links}
+    for variant, (name, trial, _) in first.items():
+        shown[variant] = {"variant": variant, "name": name, "trial": trial, "pictures": [], "links": []}
+    if beside is not None:
+        for (variant, (name, trial, folder)), page in zip(first.items(), excitation_pages(study, beside), strict=True):
+            shown[variant]["links"] = _links(f"Excitations of {name}, trial {trial}", folder, page)
     for picture in PICTURES:
         for variant, (_, _, folder) in first.items():
             path = _figure(folder, picture)
@@ -47,19 +44,31 @@ def excitation_data(study: Study, room: int, beside: Path | None) -> tuple[list[
     return entries, left_out if beside is None else []
 
 
-def _links(variant: int, name: str, trial: str, folder: Path, beside: Path) -> list[dict[str, str]]:
-    """Write the page of a variant's figures; return links to it and to its explorer."""
-    figures = [(picture, path) for picture in PICTURES if (path := _figure(folder, picture)) is not None]
-    parts = [
-        f'<h2>{picture.replace("_", " ")}</h2>\n<img src="{_source(path)}" alt="{picture} of {html.escape(name)}">'
-        for picture, path in figures
-    ]
-    beside.mkdir(parents=True, exist_ok=True)
-    page = beside / f"excitations-{variant}.html"
-    page.write_text(plain_page(f"Excitations of {name}, trial {trial}", "\n".join(parts)), encoding="utf-8")
-    links = [{"text": f"All {len(figures)} figures", "href": f"{beside.name}/{page.name}"}]
+def excitation_pages(study: Study, folder: Path) -> list[Path]:
+    """Return the paths of the pages of excitation figures that a study has in a folder."""
+    return [folder / f"excitations-{variant}.html" for variant in _first_trials(study)]
+
+
+def _first_trials(study: Study) -> dict[int, tuple[str, str, Path]]:
+    """Return, by variant, its name, and the first trial that has excitations with their folder."""
+    trials = study.trials
+    first: dict[int, tuple[str, str, Path]] = {}
+    for variant, trial, folder in zip(trials["variant"], trials["trial_id"], folders(study), strict=True):
+        if folder is not None and (folder / "excitations").is_dir():
+            name = str(study.variants["variant"].iloc[variant])
+            first.setdefault(int(variant), (name, str(trial), folder / "excitations"))
+    return first
+
+
+def _links(title: str, folder: Path, page: Path) -> list[dict[str, str]]:
+    """Write the page of a variant's figures; return links to it and to the variant's explorer."""
+    figures = [(picture.replace("_", " "), path) for picture in PICTURES if (path := _figure(folder, picture))]
+    parts = [f'<h2>{picture}</h2>\n<img src="{_source(path)}" alt="{picture}">' for picture, path in figures]
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text(plain_page(title, "\n".join(parts)), encoding="utf-8")
+    links = [{"text": f"All {len(figures)} figures", "href": f"{page.parent.name}/{page.name}"}]
     if (folder / EXPLORER).exists():
-        links.append({"text": "Explorer", "href": os.path.relpath(folder / EXPLORER, beside.parent)})
+        links.append({"text": "Explorer", "href": os.path.relpath(folder / EXPLORER, page.parent.parent)})
     return links
 
 
