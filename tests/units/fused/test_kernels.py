@@ -40,7 +40,7 @@ def test_the_kernels_compute_what_float64_says():
 @pytest.mark.parametrize(
     ("parts", "words"),
     [
-        (["kernels", "long", "capture"], ["backward_input", "plain's", "of copy bandwidth", "limit"]),
+        (["kernels", "sweep", "capture", "long"], ["backward_input", "plain's", "of copy bandwidth", "limit", "aim"]),
         (["training", "inference"], ["ours, compiled", "1.03", "1.1", "0.85"]),
     ],
 )
@@ -49,13 +49,15 @@ def test_the_benchmark_goes_through_without_a_gpu_and_records_each_part(parts, w
     results.write_text("# Results\n")
     script = str(GPU)
     for _ in range(2):  # the second time in place of the first
-        done = interpreted(script, "--smoke", "--parts", *parts, "--results", str(results), "--commit", "0123abc")
+        done = interpreted(
+            script, "--smoke", "--backend", "eager", "--parts", *parts, "--results", str(results), "--commit", "0123abc"
+        )
         assert done.returncode == 0, done.stdout + done.stderr
     text = results.read_text()
     assert text.startswith("# Results\n\n<!-- gpu: smoke run on a CPU: ")
     assert all(word in done.stdout and word in text for word in words)
     sections = re.findall(r"<!-- (gpu: .*) -->\n## .*\n\n.* · commit 0123abc · (?s:.*?)\n<!-- /(.*) -->", text)
-    assert len(sections) == {"kernels": 5, "training": 2}[parts[0]] and all(start == end for start, end in sections)
+    assert len(sections) == {"kernels": 6, "training": 2}[parts[0]] and all(start == end for start, end in sections)
 
 
 @pytest.fixture
@@ -72,6 +74,10 @@ def unfit(options, layout):
     return "a table", False
 
 
+def endless(options, layout):
+    subprocess.run(["sleep", "600"])
+
+
 def test_a_part_of_the_benchmark_that_crashes_costs_no_other_and_shows_in_the_status(
     gpu, monkeypatch, tmp_path, capsys
 ):
@@ -81,6 +87,23 @@ def test_a_part_of_the_benchmark_that_crashes_costs_no_other_and_shows_in_the_st
     assert gpu.main() == 1
     assert "one: FAILED" in capsys.readouterr().out
     assert "two" in results.read_text() and "one" not in results.read_text()
+
+
+def test_with_minutes_a_part_that_takes_too_long_is_stopped_and_the_rest_is_named(gpu, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--smoke", "--minutes", "0.02"])
+    monkeypatch.setattr(gpu, "LEAST_SECONDS", 0.5)
+    monkeypatch.setattr(gpu, "plan", lambda _: [("one", endless, ""), ("two", unfit, ""), ("three", unfit, "")])
+    assert gpu.main() == 1
+    said = capsys.readouterr()
+    assert "one: FAILED" in said.out and "its time was up" in said.err
+    assert "no time left for: two; three" in said.out
+
+
+def test_what_is_worth_most_comes_first(gpu, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["gpu.py"])
+    names = [name for name, *_ in gpu.plan(gpu.parse())]
+    assert names[:3] == ["resnet50, training", "kernels, channels last", "kernels, NCHW"]
+    assert names[-1] == "more than 2³¹ elements, NCHW" and len(names) == len(set(names)) == 12
 
 
 def test_a_result_that_is_no_number_or_left_out_is_no_small_error(gpu):
@@ -93,29 +116,49 @@ def test_a_result_that_is_no_number_or_left_out_is_no_small_error(gpu):
         return (out,)
 
     x = torch.randn(3, 4, 5, 5, generator=torch.Generator().manual_seed(0))
+    passes = importlib.import_module("gpu_passes")
     for ours, within in ((formula, True), (half, False), (lambda x: (x + 1.001,), False)):
-        assert gpu.judged(gpu.Pass(2, ours, formula, (x,), x.dtype))[3] is within
+        assert passes.judged(passes.Pass(2, ours, formula, (x,), x.dtype))[3] is within
 
 
-def test_a_side_that_fails_is_named_and_the_others_are_timed(gpu, monkeypatch):
-    flags = {"batch": 2, "rounds": 1, "steps": 1, "size": 32, "device": "cpu"}
-    monkeypatch.setattr(gpu, "create_model", lambda *_: torch.nn.Linear(3, 3))
-    text, passed = gpu.net_table(argparse.Namespace(**flags), "inference", "resnet18", "seresnet18")
+FLAGS = {"rounds": 1, "steps": 1, "size": 32, "device": "cpu", "backend": "eager"}
+
+
+@pytest.fixture
+def nets(gpu):
+    return importlib.import_module("gpu_nets")
+
+
+def test_a_side_that_fails_is_named_and_the_others_are_timed(nets, monkeypatch):
+    flags = {"batch": 2, **FLAGS}
+    monkeypatch.setattr(nets, "create_model", lambda *_: torch.nn.Linear(3, 3))
+    text, passed = nets.net_table(argparse.Namespace(**flags), "inference", "resnet18", "seresnet18")
     assert not passed and "ours, eager failed: RuntimeError" in text and "ours, compiled failed: " in text
     assert "| timm's SE, compiled |" in text and "| ours" not in text
 
 
-def test_the_batch_is_halved_until_all_sides_fit(gpu, monkeypatch):
-    original = gpu.inference
+def test_a_net_whose_graph_breaks_is_not_timed_in_pieces(nets, monkeypatch):
+    class Broken(torch.nn.Module):
+        def forward(self, x):
+            torch._dynamo.graph_break()
+            return x.mean((2, 3))
+
+    monkeypatch.setattr(nets, "create_model", lambda *_: Broken())
+    text, passed = nets.net_table(argparse.Namespace(batch=2, **FLAGS), "inference", "resnet18", "seresnet18")
+    assert not passed and "ours, compiled failed: Unsupported" in text and "| ours, eager |" in text.replace("  ", "")
+
+
+def test_the_batch_is_halved_until_all_sides_fit(nets, monkeypatch):
+    original = nets.inference
 
     def small(model, forward, images, *rest):
         if len(images) > 1:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return original(model, forward, images, *rest)
 
-    monkeypatch.setattr(gpu, "inference", small)
-    flags = {"batch": 4, "rounds": 1, "steps": 1, "size": 32, "device": "cpu"}
-    text, _ = gpu.net_table(argparse.Namespace(**flags), "inference", "resnet18", "seresnet18")
+    monkeypatch.setattr(nets, "inference", small)
+    flags = {"batch": 4, **FLAGS}
+    text, _ = nets.net_table(argparse.Namespace(**flags), "inference", "resnet18", "seresnet18")
     assert "batch 1 (batch 4 does not fit)" in text and "| plain, compiled" in text
 
 
