@@ -215,7 +215,8 @@ def capture_table(options: argparse.Namespace, backbone: str) -> tuple[str, bool
 
 def _script(name: str, *flags: str) -> str:
     command = [sys.executable, str(HERE / name), *flags]
-    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}  # it trains, and is timed
+    environment = os.environ.copy()
+    environment.pop("TRITON_INTERPRET", None)  # which is for the passes alone; this script trains
     return subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
 
 
