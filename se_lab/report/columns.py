@@ -87,6 +87,8 @@ _LISTED = (
     Column("p_holm", "p, Holm", "statistic", decimals=3),
     Column("p_mcnemar", "p, McNemar", "statistic", decimals=3),
     Column("difference_images", "Δ, seeds × images", "statistic"),
+    Column("params_over", "params over plain", "statistic", "%", "lower", 2),
+    Column("macs_over", "MACs over plain", "statistic", "%", "lower", 2),
     Column("seeds_needed", "seeds needed", "statistic", decimals=0),
 )
 

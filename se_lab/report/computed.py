@@ -192,6 +192,23 @@ def _difference_images(request: Request) -> Answer:
     return {"difference_images": estimate, "difference_images:ci95": half}, [note]
 
 
+def _params_over(request: Request) -> Answer:
+    return _over_plain(request.study, "params")
+
+
+def _macs_over(request: Request) -> Answer:
+    return _over_plain(request.study, "macs")
+
+
+def _over_plain(study: Study, key: str) -> Answer:
+    """Return what the units add to a cost, in % of the net without them."""
+    for needed in (key, f"{key}_se"):
+        if needed not in study.trials:
+            raise ReportError(f"No trial has a value of the column {needed!r}, which {key}_over is computed from.")
+    whole, units = study.per_variant(key, "first"), study.per_variant(f"{key}_se", "first")
+    return {f"{key}_over": 100 * units / (whole - units)}, []
+
+
 STATISTICS: dict[str, Callable[[Request], Answer]] = {
     "verdict": _verdict,
     "p_joint": _p_joint,
@@ -200,4 +217,6 @@ STATISTICS: dict[str, Callable[[Request], Answer]] = {
     "p_mcnemar": _p_mcnemar,
     "difference_images": _difference_images,
     "seeds_needed": _seeds_needed,
+    "params_over": _params_over,
+    "macs_over": _macs_over,
 }

@@ -27,6 +27,7 @@ from se_lab.units.fused import form_of
 from se_lab.units.insertion import Site
 from se_lab.units.model import create_model
 from se_lab.units.places import Place, survey
+from se_lab.units.unit import Unit
 
 Row = dict[str, Any]
 Size = tuple[int, int, int]
@@ -38,8 +39,8 @@ def net_costs(spec: ModelSpec, num_classes: int = 1000, input_size: Size = (3, 2
     """Return a row for the whole net, each stage, each unit, and the rest (stem, transitions, head).
 
     Columns: part, channels, hidden and fused form of the SE unit (`fused.form_of`), and the counts of `Complexity`,
-    each with what is SE's. The net is counted by fvcore; `closed_form` says how the closed form's count differs from
-    that: "equal", it should be.
+    each with what is SE's; for the net, what its units add in % of the net without them. The net is counted by fvcore;
+    `closed_form` says how the count by the units' closed forms differs ("equal", it should be), or that there is none.
 
     Raises:
         SpecError: for a spec that no net fits.
@@ -48,8 +49,11 @@ def net_costs(spec: ModelSpec, num_classes: int = 1000, input_size: Size = (3, 2
     counted = profile(model, input_size)
     expected = trace(spec, num_classes, input_size).variant(spec.se)
     off = {key: getattr(expected, key) - getattr(counted, key) for key in _TOTALS}
-    told = ", ".join(f"{key} {value:+,}" for key, value in off.items() if value) or "equal"
-    rows = [{"part": "net", **{key: getattr(counted, key) for key in _TOTALS}, "closed_form": told}]
+    agreement = ", ".join(f"{key} {value:+,}" for key, value in off.items() if value) or "equal"
+    if not all(module.has_closed_form() for module in model.modules() if isinstance(module, Unit)):
+        agreement = "no closed form" + ("" if agreement == "equal" else f"; counted alone: {agreement}")
+    rows = [{"part": "net", **{key: getattr(counted, key) for key in _TOTALS}, **_over(counted)}]
+    rows[0]["closed_form"] = agreement
     sites = {site.name: site for site in model.se_sites}  # type: ignore[union-attr]
     places = [place for place in survey(model) if place.spots or place.name in sites]
     units = []
@@ -75,7 +79,8 @@ def sweep_costs(trials: Iterable[RunSpec], root: str | Path = ".") -> list[Row]:
         data = data_shape(trial.data, root=root)
         costs = cached_costs(trial.model, data.classes, data.shape, traces)
         model = {key: value for key, value in trial.flat().items() if key.startswith("model.")}
-        rows.append({"trial_id": trial.trial_id, **model, **{key: getattr(costs, key) for key in _TOTALS}})
+        counts = {key: getattr(costs, key) for key in _TOTALS}
+        rows.append({"trial_id": trial.trial_id, **model, **counts, **_over(costs)})
     return rows
 
 
@@ -192,6 +197,12 @@ def _reason(printed: dict[Any, Any], spec: ModelSpec, key: str, costs: Complexit
     if spec.se.insertion != "none" and fits(ours + costs.elementwise_se // 2):
         return "fits with one operation more for each element that SE scales"
     return "unexplained: ours are convolutions and linears, the paper does not say what it counts"
+
+
+def _over(costs: Complexity) -> Row:
+    """Return what the units add to parameters and MACs, in % of the net without them."""
+    pairs = {"params": (costs.params, costs.params_se), "macs": (costs.macs, costs.macs_se)}
+    return {f"{key}_over_%": round(100 * units / (whole - units), 3) for key, (whole, units) in pairs.items()}
 
 
 def _form(spec: ModelSpec, model: nn.Module, site: Site) -> str:

@@ -42,7 +42,7 @@ class Unit(nn.Module):
 
         They are drawn on the CPU, so that a stream gives the same weights on any device.
         """
-        if any(parameter.is_meta for parameter in self.parameters()):
+        if all(parameter.is_meta for parameter in self.parameters()):  # or there is none
             return
         seed = int(torch.randint(2**62, (), generator=generator))
         fresh = copy.deepcopy(self).to("cpu")

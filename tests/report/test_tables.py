@@ -384,3 +384,14 @@ def test_a_pivot_that_would_pool_variants_is_refused(study: Make) -> None:
     variants = [({"reduction": 4, "squeeze": s, "stages": t}, [7.0]) for s in ("avg", "max") for t in ("all", [2])]
     with pytest.raises(ValueError, match=r"also differ in model\.se\.stages"):
         pivot_table(study(variants), "model.se.reduction", "model.se.squeeze")
+
+
+def test_costs_over_the_plain_net_are_those_of_the_units(reduction_study: pd.DataFrame) -> None:
+    """ResNet-50 (published.yaml, `counted`): 25,557,032 parameters, of SE units with r = 16 2,514,944 more."""
+    costs = {"params": 28_071_976, "params_se": 2_514_944, "macs": 3_867, "macs_se": 9}
+    table = ablation_table(reduction_study.assign(**costs), columns=[TOP1, "params_over", "macs_over"])
+    assert row(table, "r=4")["params_over"] == pytest.approx(100 * 2_514_944 / 25_557_032)
+    assert row(table, "r=4")["macs_over"] == pytest.approx(100 * 9 / 3_858)
+    assert "9.84" in table.render("markdown")
+    with pytest.raises(ValueError, match="'macs_se', which macs_over is computed from"):
+        ablation_table(reduction_study.assign(**costs).drop(columns="macs_se"), columns=[TOP1, "macs_over"])

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from se_lab.spec import SESpec
+from se_lab.spec import UNIT_FIELDS, SESpec
 from se_lab.spec.flags import parse_trial
 from se_lab.sweep.grammar import fixed_flags, points_of, read_sweep
 
@@ -73,6 +73,13 @@ def test_every_backbone_of_tables_2_and_3_stands_with_and_without_units(read):
             counts.setdefault(trial.model.backbone, []).append(trial.model.se.insertion)
     assert len(counts) == len(PUBLISHED["table_2_imagenet"]["rows"]) + len(PUBLISHED["table_3_mobile"]["rows"])
     assert all(sorted(insertions) == ["none"] * 3 + ["standard"] * 3 for insertions in counts.values())
+
+
+def test_every_unit_is_compared_at_the_standard_place_with_three_seeds(read):
+    standard = {(t.model.se.unit, t.seed) for t in read("units").trials if t.model.se.insertion == "standard"}
+    assert standard == {(unit, seed) for unit in UNIT_FIELDS for seed in (0, 1, 2)}
+    baseline = {t.trial_id for t in read("reduction").trials if t.model.se in (PLAIN, STANDARD)}
+    assert baseline <= {t.trial_id for t in read("units").trials}
 
 
 def test_the_recipes_are_the_papers(read):

@@ -174,6 +174,16 @@ def test_rows_of_a_net_add_up():
         assert rest["macs"] >= 0 and rest["params_se"] == 0
 
 
+@pytest.mark.parametrize(("unit", "said"), [("eca", "equal"), ("srm", "equal"), ("cbam", "no closed form")])
+def test_a_nets_row_says_what_units_add_and_whether_they_have_a_closed_form(unit, said):
+    net, *_ = costs.net_costs(ModelSpec("cifar_resnet20", SESpec(unit=unit)), 10, (3, 32, 32))
+    assert net["closed_form"] == said
+    plain = net["params"] - net["params_se"]
+    assert plain == 269_722  # ResNet-20 with shortcuts without parameters (He et al. 2016, section 4.2: 0.27M)
+    assert net["params_over_%"] == round(100 * net["params_se"] / plain, 3)
+    assert net["macs_over_%"] == round(100 * net["macs_se"] / (net["macs"] - net["macs_se"]), 3)
+
+
 def test_rows_of_a_sweep_trace_a_backbone_once(monkeypatch, quick):
     counted = []
     monkeypatch.setattr(costs, "trace", lambda *a: counted.append(a) or trace(*a))

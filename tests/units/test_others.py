@@ -171,6 +171,13 @@ def test_a_net_with_any_unit_is_copied_pickled_scripted_and_traced(name):
         assert all(torch.equal(way(net)(x), expected) for way in ways)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_net_with_any_unit_is_built_on_the_meta_device(name):
+    with torch.device("meta"):
+        net = create_model(ModelSpec("test_resnet", spec_of(name)), 5)
+    assert len(net.se_sites) == 4 and all(tensor.is_meta for tensor in net.state_dict().values())
+
+
 def test_eca_adds_86_parameters_to_resnet_50():
     """Wang et al. 2020: kernels of 5, 5, 5 and 7 for 256, 512, 1024 and 2048 channels (equation 12, γ = 2, b = 1)."""
     cost = trace(ModelSpec("resnet50_v1")).variant(SESpec(unit="eca"))
