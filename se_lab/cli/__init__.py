@@ -26,7 +26,8 @@ VERBS: dict[str, tuple[str, str]] = {
     "excitations": ("excitations", "what the SE units of trained nets do"),
     "eval": ("export", "the test error of a trained net, on its own images or others"),
     "export": ("export", "a trained net for timm, TorchScript, ONNX, detectors"),
-    "gc": ("store", "what of a store can go"),
+    "gc": ("store", "list or delete files of a store that are no longer needed"),
+    "verify": ("store", "check that the files of a store are complete and undamaged"),
     "init": ("init", "copy the shipped sweep specs, recipes and scripts into a folder"),
     "sync": ("sweep", "send trials that ran offline to W&B"),
 }

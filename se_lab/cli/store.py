@@ -1,4 +1,4 @@
-"""se-lab gc."""
+"""se-lab gc and verify."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from se_lab.spec.parser import Parser
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from se_lab.store import RunRecord
     from se_lab.store.tidy import Leftover
 
 WHAT = {
@@ -68,6 +69,58 @@ def gc(argv: list[str]) -> int:
     if found and not options.delete:
         print("nothing was deleted; --delete does, and --paths names every file", file=sys.stderr)
     return 0
+
+
+def verify(argv: list[str]) -> int:
+    """Check the files of a store, and print what is wrong with each."""
+    parser = Parser(
+        prog="se-lab verify",
+        description="Check every record, metrics file, predictions file, checkpoint and note of a store: readable, "
+        "complete, of its trial, and as it was when its trial ended. Status 1 if a file is not.",
+    )
+    parser.add_argument("store", nargs="?", metavar="STORE", help="The store; by default SE_LAB_STORE, else runs.")
+    parser.add_argument("--data", action="store_true", help="Read all images too, and compare them with the records.")
+    options = parser.parse_args(argv)
+    from se_lab.spec import ExecSpec
+    from se_lab.store.verify import verify
+
+    store = options.store or ExecSpec().store
+    found = verify(store)
+    for path, problem in found.problems:
+        print(f"{path}: {problem}")
+    wrong = len({path for path, _ in found.problems})
+    print(f"{store}: {found.trials} trials, {found.files} files, {wrong or 'none'} of them wrong")
+    if found.running:
+        print(f"not compared, for a worker holds the trial: {', '.join(found.running)}", file=sys.stderr)
+    other_images = _check_images(found.records) if options.data else 0
+    return int(bool(found.problems) or other_images > 0)
+
+
+def _check_images(records: Sequence[RunRecord]) -> int:
+    """Read the images of each data set that finished trials used; return how many sets are not what they were."""
+    from se_lab.data import DataError, inspect_images
+    from se_lab.spec import run_spec
+
+    sets: dict[tuple[str, str, str], list[RunRecord]] = {}
+    for record in records:
+        if record.status == "finished" and record.data.get("digest"):
+            spec = run_spec({key: value for key, value in record.spec.items() if key.startswith("data.")})
+            key = (str(spec.data), str(record.execution.get("data_root", ".")), record.data["digest"])
+            sets.setdefault(key, []).append(record)
+    wrong = 0
+    for (_, root, digest), trials in sets.items():
+        data = run_spec({key: value for key, value in trials[0].spec.items() if key.startswith("data.")}).data
+        try:
+            seen = inspect_images(data, root=root)
+            problems = [f"unreadable: {line}" for line in seen.unreadable]
+            if seen.digest != digest:
+                problems.append(f"the digest of its images is {seen.digest}, and {digest} in the records")
+        except (DataError, OSError) as error:
+            problems = [str(error)]
+        wrong += bool(problems)
+        for problem in problems or ["all images are those of the records"]:
+            print(f"{data.name}: {problem} ({len(trials)} trials, such as {trials[0].trial_id})")
+    return wrong
 
 
 def _print(found: Sequence[Leftover], done: str) -> None:

@@ -9,6 +9,22 @@ In: a `RunRecord`. Out: a table of trials, one row each.
                    claims/           the workers that held the trial, in order
 """
 
+from se_lab.store.claims import HEARTBEAT_SECONDS as HEARTBEAT_SECONDS
+from se_lab.store.claims import LEASE_SECONDS as LEASE_SECONDS
+from se_lab.store.claims import Claim as Claim
+from se_lab.store.claims import ClaimLostError as ClaimLostError
+from se_lab.store.claims import TrialBusyError as TrialBusyError
+from se_lab.store.claims import claim as claim
+from se_lab.store.claims import clear_leftovers as clear_leftovers
+from se_lab.store.claims import describe_holder as describe_holder
+from se_lab.store.claims import holder_of as holder_of
+from se_lab.store.files import create_once as create_once
+from se_lab.store.files import put_in_place as put_in_place
+from se_lab.store.files import read_bytes as read_bytes
+from se_lab.store.files import read_sealed as read_sealed
+from se_lab.store.files import sealed as sealed
+from se_lab.store.files import write_sealed as write_sealed
+from se_lab.store.files import write_whole as write_whole
 from se_lab.store.marker import aside_of as aside_of
 from se_lab.store.marker import check_store as check_store
 from se_lab.store.marker import is_trial as is_trial
@@ -20,21 +36,8 @@ from se_lab.store.provenance import cpu_model as cpu_model
 from se_lab.store.provenance import current_provenance as current_provenance
 from se_lab.store.provenance import differences as differences
 from se_lab.store.provenance import mixtures as mixtures
-from se_lab.store.store import HEARTBEAT_SECONDS as HEARTBEAT_SECONDS
-from se_lab.store.store import LEASE_SECONDS as LEASE_SECONDS
-from se_lab.store.store import Claim as Claim
-from se_lab.store.store import ClaimLostError as ClaimLostError
-from se_lab.store.store import RunRecord as RunRecord
-from se_lab.store.store import TrialBusyError as TrialBusyError
-from se_lab.store.store import claim as claim
-from se_lab.store.store import clear_leftovers as clear_leftovers
-from se_lab.store.store import create_once as create_once
-from se_lab.store.store import describe_holder as describe_holder
-from se_lab.store.store import holder_of as holder_of
-from se_lab.store.store import put_in_place as put_in_place
-from se_lab.store.store import read_bytes as read_bytes
-from se_lab.store.store import read_record as read_record
-from se_lab.store.store import read_records as read_records
-from se_lab.store.store import trial_folder as trial_folder
-from se_lab.store.store import write_record as write_record
-from se_lab.store.store import write_whole as write_whole
+from se_lab.store.record import RunRecord as RunRecord
+from se_lab.store.record import read_record as read_record
+from se_lab.store.record import trial_folder as trial_folder
+from se_lab.store.record import write_record as write_record
+from se_lab.store.rows import read_records as read_records

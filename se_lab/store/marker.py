@@ -53,6 +53,11 @@ def mark_store(folder: str | Path) -> None:
         os.fsync(file.fileno())  # a crash must not leave trials without it
 
 
+def is_trial_id(name: str) -> bool:
+    """Tell whether a name is a trial id: 12 hexadecimal digits."""
+    return _ID(name) is not None
+
+
 def is_trial(path: Path) -> bool:
     """Tell whether a path is the folder of a trial: named by a trial id, with a record or a claim of SE-Lab's."""
     if not _ID(path.name) or path.is_symlink() or not path.is_dir():

@@ -1,10 +1,20 @@
-"""What a table shows of a record, read straight from its bytes: the rest of it is passed over, not built."""
+"""The trials of a store as a table, one row each, read straight from the bytes of their records."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from se_lab.store.claims import holder_of
+from se_lab.store.files import check_seal, read_bytes
+from se_lab.store.record import broken_record, check_owner, trial_folder
 
 
 class _Costs(msgspec.Struct, frozen=True):
@@ -26,6 +36,7 @@ class _Data(msgspec.Struct, frozen=True):
 class _Record(msgspec.Struct, frozen=True):
     status: str
     spec: dict[str, Any]
+    trial_id: str | None = None
     error: str | None = None
     metrics: dict[str, Any] = {}
     timings: dict[str, Any] = {}
@@ -37,20 +48,100 @@ class _Record(msgspec.Struct, frozen=True):
 _DECODER = msgspec.json.Decoder(_Record)
 
 
-def row_of(trial_id: str, record: bytes) -> dict[str, Any]:
+def read_records(store: str | Path, wanted: Mapping[str, dict[str, Any]] | None = None) -> pd.DataFrame:
+    """Read a store, one row a trial.
+
+    Columns: trial_id, status (finished, stopped, failed, running, interrupted, not started), error, folder, the flat
+    spec, metrics, params, params_se, macs, macs_se, elementwise, timings, code_version, data_digest.
+
+    Args:
+        store: The folder of trials.
+        wanted: The trials to read, in this order, each with its flat spec for when it has no record; else all.
+
+    Raises:
+        FileNotFoundError: where the store is no folder, or holds no trial and none is asked for by id.
+    """
+    store = Path(store)
+    if wanted is None:
+        if not store.is_dir():
+            raise FileNotFoundError(f"{store} is no folder of trials")
+        rows = [row for name in os.listdir(store) if (row := _row(store, name, None)) is not None]
+        if not rows:
+            raise FileNotFoundError(f"{store} holds no trial")
+        columns = _columns_of(rows)
+        table: pd.DataFrame = pd.DataFrame(columns).iloc[_order_of(columns)].reset_index(drop=True)
+    else:
+        rows = [row for name, spec in wanted.items() if (row := _row(store, name, spec)) is not None]
+        table = pd.DataFrame(_columns_of(rows))
+    return table
+
+
+def _columns_of(rows: list[dict[str, Any]]) -> dict[str, tuple[Any, ...]]:
+    """Return the values of each key, None where a row lacks it, with keys in order of appearance."""
+    shapes = dict.fromkeys(map(tuple, rows))
+    blank: dict[str, Any] = dict.fromkeys(key for shape in shapes for key in shape)
+    whole = rows if len(shapes) == 1 else [blank | row for row in rows]
+    cells = list(zip(*(row.values() for row in whole), strict=True))
+    return dict(zip(blank, cells, strict=True)) or dict.fromkeys(("trial_id", "status", "error", "folder"), ())
+
+
+def _row(store: Path, trial_id: str, spec: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Return the row of a trial; None for a name that is not asked for and no trial's."""
+    where = f"{store}{os.sep}{trial_id}"
+    try:
+        return row_of(trial_id, where, read_bytes(f"{where}/record.json"))
+    except ValueError as error:
+        raise broken_record(trial_folder(store, trial_id), error) from error
+    except (FileNotFoundError, NotADirectoryError):
+        folder = trial_folder(store, trial_id)
+        if spec is None and not (folder / "claims").is_dir():
+            return None
+        status = "not started"
+        if folder.is_dir():
+            status = "interrupted" if holder_of(folder) is None else "running"
+        return {"trial_id": trial_id, "status": status, "error": None, "folder": where, **(spec or {})}
+
+
+def _order_of(columns: dict[str, tuple[Any, ...]]) -> NDArray[np.intp]:
+    """Return the order of the rows: by the fields of the spec, numbers as numbers, then by trial id."""
+    keys = [key for key in columns if "." in key or key == "seed"]
+    return np.lexsort([_ranks(columns[key]) for key in ("trial_id", *reversed(keys))])
+
+
+def _ranks(values: tuple[Any, ...]) -> NDArray[np.intp]:
+    try:
+        distinct = set(values)
+    except TypeError:  # lists cannot be hashed
+        values = tuple(map(repr, values))
+        distinct = set(values)
+    rank = {value: number for number, value in enumerate(sorted(distinct, key=_rank))}
+    return np.fromiter(map(rank.__getitem__, values), np.intp, len(values))
+
+
+def _rank(value: Any) -> tuple[str, Any]:
+    """Return a key that sorts nothing first, then by type."""
+    if value is None:
+        return "", ""
+    return type(value).__name__, value if isinstance(value, (int, float, str)) else str(value)
+
+
+def row_of(trial_id: str, folder: str, record: bytes) -> dict[str, Any]:
     """Return the row of a trial whose record.json holds these bytes; of an error, the traceback's last line.
 
     Raises ValueError where they are no record.
     """
+    check_seal(record)
     try:
         known = _DECODER.decode(record)
     except msgspec.MsgspecError as error:
         raise ValueError(str(error)) from error
+    check_owner(trial_id, known.trial_id)
     costs = known.complexity
     return {
         "trial_id": trial_id,
         "status": known.status,
         "error": known.error.strip().rpartition("\n")[2] if known.error else None,
+        "folder": folder,
         **known.spec,
         **known.metrics,
         "params": costs.params,

@@ -68,7 +68,7 @@ class BayesSearch:
             place, flat = found
             path = self._list(folder) / f"{len(earlier) + 1:06d}.json"
             path.parent.mkdir(parents=True, exist_ok=True)
-            if store.create_once(path, json.dumps({"place": place, "spec": flat})):
+            if store.create_once(path, store.sealed({"place": place, "spec": flat})):
                 return run_spec(flat)
 
     def corners(self) -> list[RunSpec]:
@@ -86,7 +86,7 @@ class BayesSearch:
         return Path(folder, ".searches", self.search_id)
 
     def _proposals(self, folder: str | Path) -> list[tuple[Place, RunSpec]]:
-        read = [json.loads(path.read_text()) for path in sorted(self._list(folder).glob("[0-9]*.json"))]
+        read = [_proposal(path) for path in sorted(self._list(folder).glob("[0-9]*.json"))]
         return [(one["place"], run_spec(one["spec"])) for one in read]
 
     def _value(self, folder: str | Path, trial: RunSpec) -> float | str:
@@ -200,3 +200,10 @@ def _of_a_value(axis: Axis, share: float) -> int:
 def _imputed(values: list[float | str], worst: float) -> list[float | None]:
     """Give failed trials the worst known value, as W&B does, and None to trials that are not over."""
     return [value if isinstance(value, float) else worst if value == "failed" else None for value in values]
+
+
+def _proposal(path: Path) -> dict[str, Any]:
+    try:
+        return store.read_sealed(path)
+    except ValueError as error:
+        raise SpecError(f"{path} is no proposal of a search: {error}") from None

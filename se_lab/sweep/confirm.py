@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -80,16 +79,18 @@ def fresh_trials(confirmation: Confirmation) -> list[RunSpec]:
 
 def note(confirmation: Confirmation, sweep: Sweep, store_folder: str) -> None:
     """Write a confirmation down in the store, before its trials run."""
-    text = json.dumps(asdict(confirmation), indent=1)
-    store.write_whole(_path(sweep.trials, store_folder), lambda file: file.write(text.encode()))
+    store.write_sealed(_path(sweep.trials, store_folder), asdict(confirmation))
 
 
 def confirmation_of(trials: Sequence[RunSpec], store_folder: str | Path) -> Confirmation | None:
     """Return the confirmation of a sweep with these trials, if its best variants were chosen."""
+    path = _path(trials, store_folder)
     try:
-        return Confirmation(**json.loads(_path(trials, store_folder).read_text()))
+        return Confirmation(**store.read_sealed(path))
     except FileNotFoundError:
         return None
+    except (ValueError, TypeError) as error:
+        raise SpecError(f"{path} is no note of confirmed variants: {error}") from None
 
 
 def _path(trials: Sequence[RunSpec], store_folder: str | Path) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import subprocess
@@ -58,9 +57,8 @@ class Submission:
 
     def note(self, folder: Path) -> None:
         """Write the submission to the store, so that later commands know what is queued."""
-        text = json.dumps(asdict(self))
         first = self.groups[0][0][0].partition("_")[0]
-        store.write_whole(folder / f"{first}.json", lambda file: file.write(text.encode()))
+        store.write_sealed(folder / f"{first}.json", asdict(self))
 
 
 def job_name(sweep: Sweep) -> str:
@@ -150,7 +148,7 @@ def _submissions(store_folder: str | Path) -> list[tuple[float, Submission]]:
     found = []
     for path in Path(store_folder, SUBMISSIONS).glob("*.json"):
         try:
-            found.append((path.stat().st_mtime, Submission(**json.loads(path.read_text()))))
+            found.append((path.stat().st_mtime, Submission(**store.read_sealed(path))))
         except (ValueError, TypeError) as error:
             raise SpecError(f"{path} is not a submission of SE-Lab ({error}); delete it") from error
     return sorted(found, key=lambda one: one[0])

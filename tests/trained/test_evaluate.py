@@ -16,6 +16,7 @@ from torchvision.transforms import v2
 
 from se_lab.cli import main
 from se_lab.spec import DataSpec, ModelSpec, SESpec, SpecError, TrainSpec
+from se_lab.store import read_sealed, write_sealed
 from se_lab.trained import evaluate as module
 from se_lab.trained.evaluate import evaluate
 from se_lab.training.run import run
@@ -82,9 +83,9 @@ def test_other_images_than_the_records_are_remarked_on(trial, tmp_path):
     copy.mkdir()
     for name in ("best.ckpt", "record.json"):
         (copy / name).write_bytes((trial[0] / name).read_bytes())
-    record = json.loads((copy / "record.json").read_text())
+    record = read_sealed(copy / "record.json")
     record["data"]["digest"] = "another"
-    (copy / "record.json").write_text(json.dumps(record))
+    write_sealed(copy / "record.json", record)
     assert "not the images" in evaluate(copy).remarks[0]
 
 

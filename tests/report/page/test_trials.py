@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import pytest
 from se_lab.report.page.trials import repeat_command
 from se_lab.spec import DataSpec, ModelSpec, OptimSpec, RunSpec, SESpec, TrainSpec
 from se_lab.spec.flags import parse_trial
-from se_lab.store import RunRecord
+from se_lab.store import read_record
 from tests.report.page.conftest import keep
 
 
@@ -30,6 +29,6 @@ from tests.report.page.conftest import keep
 )
 def test_the_command_to_repeat_a_trial_is_that_trial(spec: RunSpec, tmp_path: Path) -> None:
     keep(tmp_path / "trial", spec=spec.flat(), trial_id=spec.trial_id)
-    record = RunRecord(**json.loads((tmp_path / "trial/record.json").read_text()))
+    record = read_record(tmp_path / "trial")
     verb, *flags = shlex.split(repeat_command(record))[1:]
     assert verb == "train" and parse_trial(flags)[0].trial_id == spec.trial_id

@@ -1,0 +1,179 @@
+"""Claims: which worker holds a trial.
+
+Claim n of a trial is the file claims/<n>, and taking the trial means creating claim n + 1, which a file system lets
+exactly one worker do. No claim is ever deleted while its number may be asked for, or renamed, so a number is given out
+once: whoever holds a lower one has lost the trial and finds out before it writes. No lock is held, so none can be left
+behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from se_lab.spec import SpecError
+from se_lab.store.files import create_once
+from se_lab.store.marker import identity_in, is_written_aside, mark_store
+
+HEARTBEAT_SECONDS = 5.0
+LEASE_SECONDS = 60.0
+"""A claim without a heartbeat for this long is dead. A worker on the same host is seen to be dead at once."""
+HIDDEN = "hidden"
+"""Stands for the start time of a process that exists but cannot be seen (hidepid=2, or no /proc)."""
+
+
+class TrialBusyError(RuntimeError):
+    """Another worker holds the trial."""
+
+
+class ClaimLostError(RuntimeError):
+    """This worker was taken for dead and another has claimed the trial: stop, and write nothing more."""
+
+
+class Claim:
+    """The right to work on a trial, while `check` does not raise."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._stop = threading.Event()
+        self._heart = threading.Thread(target=self._beat, daemon=True)
+        self._heart.start()
+
+    def check(self) -> None:
+        """Raise ClaimLostError if another worker has taken the trial since."""
+        latest = _latest(self.path.parent)
+        if latest is None or latest.name != self.path.name:
+            raise ClaimLostError(f"{self.path.parent.parent.name} was claimed by another worker")
+
+    def release(self) -> None:
+        """Let the next worker have the trial at once."""
+        self._stop.set()
+        self._heart.join()
+        with contextlib.suppress(OSError):  # a dead worker's claim ends without it
+            self.path.with_suffix(".released").touch()
+
+    def _beat(self) -> None:
+        while not self._stop.wait(HEARTBEAT_SECONDS):
+            with contextlib.suppress(OSError):
+                os.utime(self.path)
+
+
+@contextlib.contextmanager
+def claim(folder: Path) -> Iterator[Claim]:
+    """Hold a trial.
+
+    Raises:
+        TrialBusyError: where another worker holds it.
+    """
+    with contextlib.suppress(SpecError):  # a folder that others use stays unmarked, and gc and sweeps refuse it
+        mark_store(folder.parent)
+    claims = folder / "claims"
+    claims.mkdir(parents=True, exist_ok=True)
+    latest = _latest(claims)
+    if latest is not None and _is_held(latest):
+        raise TrialBusyError(f"{folder.name} is being worked on by {describe_holder(folder)}")
+    path = claims / f"{int(latest.name) + 1 if latest else 1:06d}"
+    if not create_once(path, json.dumps(_identity()).encode()):
+        raise TrialBusyError(f"{folder.name} was claimed by another worker a moment ago")
+    held = Claim(path)
+    try:
+        yield held
+    finally:
+        held.release()
+
+
+def holder_of(folder: Path) -> dict[str, Any] | None:
+    """Return who is at work on a trial (host, pid, start; nothing where that was lost in a crash), or None."""
+    latest = _latest(folder / "claims")
+    if latest is None or not _is_held(latest):
+        return None
+    return identity_in(latest)
+
+
+def describe_holder(folder: Path) -> str:
+    """Return 'process 123 on host', 'an unknown process' or 'nobody'; and since when the worker has been silent.
+
+    A worker on this host that is frozen holds its trial for as long as it lives: silence is how that is seen.
+    """
+    holder, latest = holder_of(folder), _latest(folder / "claims")
+    if holder is None or latest is None:
+        return "nobody"
+    name = f"process {holder['pid']} on {holder['host']}" if holder else "an unknown process"
+    silent = _now_on(latest.parent) - latest.stat().st_mtime
+    return name if silent < LEASE_SECONDS else f"{name}, silent for {silent / 60:.0f} min"
+
+
+def _latest(claims: Path) -> Path | None:
+    """Return the claim with the highest number, released or not."""
+    try:
+        names = [name for name in os.listdir(claims) if name.isdigit()]
+    except FileNotFoundError:
+        return None
+    return claims / max(names) if names else None
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Remove what a killed worker had written aside; only the holder of the trial may."""
+    for path in folder.glob(".*"):
+        if is_written_aside(path) and path.is_file():
+            path.unlink(missing_ok=True)
+
+
+def _is_held(path: Path) -> bool:
+    if path.with_suffix(".released").exists():
+        return False
+    holder = identity_in(path)  # opened before it is asked for its time, which NFS then asks of the server
+    beat = path.stat().st_mtime
+    if holder and holder["machine"] == _identity()["machine"]:
+        start = _start_of(holder["pid"])
+        if start != HIDDEN:
+            return bool(start == holder["start"])
+    return _now_on(path.parent) - beat < LEASE_SECONDS
+
+
+def _now_on(folder: Path) -> float:
+    """Return the time by the file system's clock, the one that stamps the heartbeats; by ours where it is read only."""
+    probe = folder / f".{uuid.uuid4().hex}"
+    try:
+        probe.touch()
+        return probe.stat().st_mtime
+    except OSError:
+        return time.time()
+    finally:
+        with contextlib.suppress(OSError):
+            probe.unlink()
+
+
+def _identity() -> dict[str, Any]:
+    """Name this process so that another on the same machine can tell whether it lives."""
+    parts = [socket.gethostname()]
+    for source in ("/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid"):  # a reboot or a container counts as another
+        with contextlib.suppress(OSError):
+            path = Path(source)
+            parts.append(str(path.readlink()) if path.is_symlink() else path.read_text(encoding="utf-8").strip())
+    pid = os.getpid()
+    return {"host": parts[0], "machine": "/".join(parts), "pid": pid, "start": _start_of(pid), "claimed": time.time()}
+
+
+def _start_of(pid: int) -> str | None:
+    """Return when a process started, None where it has ended, or HIDDEN: a number used again is another process."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+        return None if stat[0] in "ZX" else stat[19]
+    except OSError:
+        pass
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return None
+    except PermissionError:
+        pass
+    return HIDDEN

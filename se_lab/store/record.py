@@ -1,0 +1,104 @@
+"""The record of a trial: what is known of it when it is over."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from se_lab.spec import SpecError
+from se_lab.store.files import digest_of_file, read_sealed, write_sealed
+from se_lab.store.marker import is_trial_id
+
+SCHEMA = 1
+"""The version of record.json: goes up when a field changes its meaning. Fields of later versions are kept as read."""
+CHECKPOINTS = ("last.ckpt", "previous.ckpt", "best.ckpt")
+RESULTS = ("metrics.csv", "predictions.npz")
+
+
+@dataclass
+class RunRecord:
+    """What is known of a trial when it is over. `metrics` repeats to the bit on one machine, `timings` does not."""
+
+    trial_id: str
+    status: str
+    """finished, failed, or stopped (given up early by its sweep)."""
+    spec: dict[str, Any]
+    """Flat, under dotted keys; None where an SE field cannot matter."""
+    execution: dict[str, Any]
+    recipe: dict[str, Any] | None = None
+    """The recipe's name and, under changed, what the trial has otherwise: {key: [the recipe's, the trial's]}."""
+    sites: list[dict[str, Any]] = field(default_factory=list)
+    complexity: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+    """Errors in %, losses in nats."""
+    timings: dict[str, float] = field(default_factory=dict)
+    """seconds; step_ms, the median training step; images_per_s in training; peak_memory_bytes on a GPU."""
+    data: dict[str, Any] = field(default_factory=dict)
+    """digest, and how many images each split has."""
+    provenance: dict[str, str] = field(default_factory=dict)
+    """What can change a number and is not in the spec: versions, sources, device, threads, git, images."""
+    host: dict[str, Any] = field(default_factory=dict)
+    started: str = ""
+    """ISO 8601, UTC."""
+    error: str | None = None
+    """The traceback of a failed trial."""
+    error_kind: str | None = None
+    """Why it failed, as se_lab.training.failures has it: out of memory, NaN loss, disk full, lost process, …"""
+    files: dict[str, str] = field(default_factory=dict)
+    """The SHA-256 of metrics.csv, predictions.npz and the checkpoints as they were when the record was written."""
+    schema: int = SCHEMA
+    unknown: dict[str, Any] = field(default_factory=dict)
+    """Fields that another version of SE-Lab wrote; they are written again as they were."""
+
+
+_FIELDS = {one.name for one in dataclasses.fields(RunRecord)} - {"unknown"}
+
+
+def trial_folder(store: str | Path, trial_id: str) -> Path:
+    """Return the folder of a trial, whether or not it is there."""
+    return Path(store) / trial_id
+
+
+def write_record(folder: Path, record: RunRecord) -> RunRecord:
+    """Write record.json with the digests of the trial's files, NaN as null, and return it as it will be read."""
+    record.files = {
+        name: digest_of_file(folder / name) for name in (*RESULTS, *CHECKPOINTS) if (folder / name).is_file()
+    }
+    values = asdict(record)
+    write_sealed(folder / "record.json", values.pop("unknown") | values)
+    return parse_record(folder)
+
+
+def read_record(folder: Path) -> RunRecord | None:
+    """Return the record of a trial, or None where it has none yet.
+
+    Raises:
+        SpecError: for a file that is not a record of this trial, or is damaged.
+    """
+    try:
+        return parse_record(folder)
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError) as error:
+        raise broken_record(folder, error) from error
+
+
+def parse_record(folder: Path) -> RunRecord:
+    """Return the record of a trial; raise ValueError or TypeError where it is none, and FileNotFoundError."""
+    values = read_sealed(folder / "record.json")
+    check_owner(folder.name, values.get("trial_id"))
+    known = {key: values.pop(key) for key in list(values) if key in _FIELDS}
+    return RunRecord(**known, unknown=values)
+
+
+def check_owner(folder: str, trial_id: object) -> None:
+    """Raise ValueError if a record that names a trial lies in the folder of another."""
+    if trial_id is not None and trial_id != folder and is_trial_id(folder):
+        raise ValueError(f"it is the record of trial {trial_id}")
+
+
+def broken_record(folder: Path, error: Exception) -> SpecError:
+    """Return the error to raise for a record.json that cannot be read."""
+    return SpecError(f"{folder / 'record.json'} is no record ({error}); remove it, and the trial resumes")

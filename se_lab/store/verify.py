@@ -1,0 +1,189 @@
+"""Check every file of a store: readable, complete, of its trial, and as it was when its trial ended.
+
+Nothing is run or imported that a file names.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import pickle
+import zipfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from se_lab.store.claims import holder_of
+from se_lab.store.files import check_seal, digest_of_file, read_sealed
+from se_lab.store.marker import MARKER, check_store, identity_in, is_trial_id
+from se_lab.store.record import CHECKPOINTS, RESULTS, RunRecord, parse_record
+
+_DAMAGE = (ValueError, KeyError, IndexError, EOFError, NotImplementedError, StopIteration, AttributeError, zlib.error,
+           zipfile.BadZipFile, pickle.UnpicklingError)  # fmt: skip
+_NOTES = (".searches/*/[0-9]*.json", ".confirmed/*.json", ".slurm/*.json")
+
+
+@dataclass
+class Findings:
+    """What a check of a store has found."""
+
+    problems: list[tuple[Path, str]] = field(default_factory=list)
+    """Files, and what is wrong with each."""
+    trials: int = 0
+    files: int = 0
+    running: list[str] = field(default_factory=list)
+    """Trials that a worker holds: their files change, and are not compared."""
+    records: list[RunRecord] = field(default_factory=list)
+    """The records that can be read."""
+
+
+def verify(store: str | Path) -> Findings:
+    """Check all records, metrics, predictions, checkpoints, claims and notes of a store.
+
+    Raises:
+        SpecError: for a folder that holds other files and no marker.
+        FileNotFoundError: for a folder that does not exist.
+    """
+    store = Path(store)
+    if not store.is_dir():
+        raise FileNotFoundError(f"{store} is no folder of trials")
+    check_store(store)
+    found = Findings()
+    for trial in sorted(path for path in store.iterdir() if is_trial_id(path.name)):
+        if not trial.is_symlink() and trial.is_dir():
+            found.trials += 1
+            _check_trial(trial, found)
+    if not (store / MARKER).is_file():
+        found.problems.append((store / MARKER, "is missing"))
+    for path in sorted(path for pattern in _NOTES for path in store.glob(pattern)):
+        found.files += 1
+        _note(found, path, _problems_of_sealed(path))
+    return found
+
+
+def _check_trial(trial: Path, found: Findings) -> None:
+    record: RunRecord | None = None
+    if (path := trial / "record.json").exists():
+        found.files += 1
+        try:
+            record = parse_record(trial)
+            found.records.append(record)
+            _note(found, path, _problems_of_record(path, record))
+        except (ValueError, TypeError, OSError) as error:
+            _note(found, path, iter([str(error)]))
+    for path in sorted((trial / "claims").glob("[0-9]*")):
+        found.files += 1
+        if path.suffix == "" and path.stat().st_size and not identity_in(path):
+            _note(found, path, iter(["it names no worker"]))
+    if holder_of(trial) is not None:
+        found.running.append(trial.name)
+        return
+    finished = record is not None and record.status == "finished"
+    digests = record.files if record is not None else {}
+    for name in (*RESULTS, *CHECKPOINTS):
+        path = trial / name
+        if path.is_file():
+            found.files += 1
+            _note(found, path, _problems_of_file(path, digests.get(name), finished=finished))
+        elif finished and name in RESULTS:
+            _note(found, path, iter(["it is missing"]))
+
+
+def _note(found: Findings, path: Path, problems: Iterator[str]) -> None:
+    try:
+        found.problems += [(path, problem) for problem in problems]
+    except OSError as error:
+        found.problems.append((path, f"it cannot be read: {error.strerror}"))
+
+
+def _problems_of_sealed(path: Path) -> Iterator[str]:
+    try:
+        read_sealed(path)
+        if not check_seal(path.read_bytes()):
+            yield "it has no checksum: its content cannot be checked"
+    except ValueError as error:
+        yield str(error)
+
+
+def _problems_of_record(path: Path, record: RunRecord) -> Iterator[str]:
+    yield from _problems_of_sealed(path)
+    if record.status not in ("finished", "failed", "stopped"):
+        yield f"its status is {record.status!r}; allowed are finished, failed, stopped"
+    if record.status == "finished" and not record.metrics:
+        yield "the trial is finished, and its record has no metrics"
+
+
+def _problems_of_file(path: Path, digest: str | None, *, finished: bool) -> Iterator[str]:
+    if finished and digest is None:
+        yield "its record has no digest of it: it was written after the trial ended"
+    elif finished and digest_of_file(path) != digest:
+        yield "its digest is not the one in its record: it is damaged, or was changed after the trial ended"
+    check = {".csv": _problems_of_metrics, ".npz": _problems_of_predictions, ".ckpt": _problems_of_checkpoint}
+    try:
+        yield from check[path.suffix](path)
+    except _DAMAGE as error:
+        yield f"it is damaged: {error}"
+
+
+def _problems_of_metrics(path: Path) -> Iterator[str]:
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.reader(file))
+    if not rows or "epoch" not in rows[0]:
+        yield "it has no column epoch"
+        return
+    for number, row in enumerate(rows[1:], 2):
+        if len(row) != len(rows[0]) or any(math.isnan(float(cell)) for cell in row if cell and cell != "nan"):
+            yield f"line {number} has {len(row)} cells; the header has {len(rows[0])}"
+    epochs = [float(row[rows[0].index("epoch")]) for row in rows[1:]]
+    if epochs != list(range(len(epochs))):
+        yield "its epochs do not count from 0 on"
+
+
+def _problems_of_predictions(path: Path) -> Iterator[str]:
+    with np.load(path, allow_pickle=False) as arrays:  # reading checks each array's CRC
+        lengths = {key: len(arrays[key]) for key in arrays.files}
+    if missing := {"key", "label", "top5", "correct"} - lengths.keys():
+        yield f"it lacks {', '.join(sorted(missing))}"
+    if len(set(lengths.values())) > 1:
+        yield f"its arrays have {', '.join(f'{count} {key}' for key, count in lengths.items())}"
+
+
+def _problems_of_checkpoint(path: Path) -> Iterator[str]:
+    with zipfile.ZipFile(path) as parts:
+        if (bad := parts.testzip()) is not None:
+            yield f"it is damaged: the checksum of {bad} is wrong"
+            return
+        content = next(name for name in parts.namelist() if name.endswith("data.pkl"))
+        with parts.open(content) as file:
+            known = _Plain(file).load()
+    trial_id = known.get("trial_id") if isinstance(known, dict) else None
+    if trial_id not in (None, path.parent.name):
+        yield f"it is a checkpoint of trial {trial_id}"
+
+
+class _Plain(pickle.Unpickler):
+    """Reads the plain values of a pickle; every object in it is a stand-in, and nothing is imported."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        return _StandIn
+
+    def persistent_load(self, pid: Any) -> Any:
+        return None
+
+
+class _StandIn(dict[Any, Any]):
+    def __new__(cls, *_: Any, **__: Any) -> _StandIn:
+        return super().__new__(cls)
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        super().__init__()
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+    def __call__(self, *_: Any) -> _StandIn:
+        return self
