@@ -22,6 +22,7 @@ _HOMES = {
     "UNITS": "units.table",
     "SQUEEZE": "units.squeeze_excite",
     "EXCITATION": "units.squeeze_excite",
+    "LAYOUTS": "units.families",
     "find_places": "units.insertion",
     "insert_se": "units.insertion",
     "Site": "units.insertion",

@@ -99,7 +99,7 @@ def _cache_file() -> Path:
     for source in (
         here / "listing.py",
         here / "places.py",
-        here / "families.py",
+        *sorted((here / "families").glob("*.py")),
         *sorted((here.parent / "backbones").glob("*.py")),
     ):
         seen.update(source.read_bytes())

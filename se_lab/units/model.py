@@ -1,30 +1,30 @@
-"""From a ModelSpec to a net: timm's backbone, its weights, and the SE units."""
+"""From a ModelSpec to a net: timm's or torchvision's backbone, its weights, and the units."""
 
 from __future__ import annotations
 
 import math
-import pickle
-from typing import Any, cast
+from collections.abc import Callable
 
 import timm
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from timm.layers import convert_sync_batchnorm
 from torch import nn
 
-import se_lab.backbones  # noqa: F401  (registers SE-Lab's own nets with timm)
-from se_lab.spec import ModelSpec, SpecError, expand_path, nearest, seed_of
+from se_lab.backbones import PREFIX, build_torchvision, torchvision_names
+from se_lab.spec import ModelSpec, SpecError, nearest, seed_of
+from se_lab.units.families import LAST_NORMS
 from se_lab.units.fused import fuse
-from se_lab.units.insertion import Site, insert_se
+from se_lab.units.insertion import insert_se
+from se_lab.units.places import row_of
 from se_lab.units.table import UNITS
 from se_lab.units.unit import Unit
+from se_lab.units.weights import load_weights
 
 
 def create_model(
     spec: ModelSpec, num_classes: int, in_chans: int = 3, *, seed: int = 0, sync_bn: bool = False
 ) -> nn.Module:
-    """Build the net of a spec, with its SE units listed in `model.se_sites`.
+    """Build the net of a spec, with its units listed in `model.se_sites`.
 
     Weights come from streams keyed by name: the backbone's by (seed, parameter), a unit's by (seed, site). All
     variants of one seed therefore start from equal backbone weights, and equal sites from equal units.
@@ -37,7 +37,8 @@ def create_model(
         sync_bn: Let batch norms see the images of all ranks.
 
     Raises:
-        SpecError: for a backbone timm does not know, arguments it refuses, or SE units that do not fit.
+        SpecError: for a backbone that neither timm nor torchvision knows, arguments that it refuses, weights that
+            cannot be read or fetched, or units that do not fit. On the meta device no weights are fetched.
     """
     with torch.random.fork_rng(devices=[]):  # timm draws from the global stream: lend it ours
         torch.manual_seed(seed_of(seed, "weights"))
@@ -47,11 +48,11 @@ def create_model(
         if spec.init == "zero_init_last":
             _zero_init_last(model, spec.backbone)
     if isinstance(spec.pretrained, str):
-        _load_plain_weights(model, spec.pretrained)
+        load_weights(model, spec.pretrained)
     if sync_bn:  # before there are SE units, whose hooks a conversion would drop
         model = convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
     with torch.random.fork_rng(devices=[]):
-        sites: list[Site] = insert_se(model, spec.se, spec.existing_se)
+        sites = insert_se(model, spec.se, spec.existing_se)
     for site in sites:
         unit = model.get_submodule(site.path)
         assert isinstance(unit, Unit)
@@ -60,7 +61,6 @@ def create_model(
         unit.reset(_stream(seed, "se", site.name))
         if spec.se.start == "identity":
             unit.start_as_identity()
-    model.se_sites = sites  # type: ignore[assignment]
     if spec.fused == "on" and sites and UNITS[spec.se.unit].why_not_fused is Unit.why_not_fused:
         raise SpecError(
             f"model.fused is 'on', and model.se.unit={spec.se.unit} has no fused form; allowed with it are auto and off"
@@ -71,31 +71,41 @@ def create_model(
 
 
 def build_backbone(spec: ModelSpec, num_classes: int, in_chans: int = 3) -> nn.Module:
-    """Build timm's net of a spec, on the current device, with timm's weights and without SE units of ours.
+    """Build the backbone of a spec, on the current device, with its library's weights and without units of ours.
+
+    On the meta device no weights are fetched.
 
     Raises:
-        SpecError: for a backbone timm does not know, arguments it refuses, or one without pretrained weights.
+        SpecError: for an unknown backbone, arguments that it refuses, or weights that it does not have or that cannot
+            be fetched.
     """
-    if not timm.is_model(spec.backbone):
+    name, fetches = spec.backbone, spec.pretrained is True
+    create: Callable[..., nn.Module] = build_torchvision if name.startswith(PREFIX) else timm.create_model
+    if name.startswith(PREFIX):
+        if name not in (names := torchvision_names()):
+            raise SpecError(f"model.backbone is {name!r}, which torchvision does not have{nearest(name, names)}")
+    elif not timm.is_model(name):
         raise SpecError(
-            f"model.backbone is {spec.backbone!r}, which neither timm nor SE-Lab has"
-            f"{nearest(spec.backbone, timm.list_models())}; timm.list_models('*part*') searches"
+            f"model.backbone is {name!r}, which neither timm nor SE-Lab has"
+            f"{nearest(name, [*timm.list_models(), *torchvision_names()])}; se-lab models PART searches"
         )
+    elif fetches and not timm.models.is_model_pretrained(name):
+        raise SpecError(
+            f"model.pretrained is true, and timm has no weights of {name}; give a file of weights, or false"
+        )
+    fetches = fetches and torch.get_default_device().type != "meta"
     try:
-        model: nn.Module = timm.create_model(
-            spec.backbone,
-            pretrained=spec.pretrained is True,
-            num_classes=num_classes,
-            in_chans=in_chans,
-            **spec.kwargs,
-        )
+        return create(name, pretrained=fetches, num_classes=num_classes, in_chans=in_chans, **spec.kwargs)
     except TypeError as error:
-        raise SpecError(f"model.kwargs is {spec.kwargs!r}, and {spec.backbone} says: {error}") from error
-    except RuntimeError as error:
-        if spec.pretrained is True and "pretrained" in str(error).lower():
-            raise SpecError(f"model.pretrained is true, and timm has no weights of {spec.backbone}: {error}") from error
-        raise
-    return model
+        raise SpecError(f"model.kwargs is {spec.kwargs!r}, and {name} says: {error}") from error
+    except Exception as error:  # whatever the library that fetches the weights raises
+        if not fetches:
+            raise
+        raise SpecError(
+            f"model.pretrained is true, and the weights of {name} cannot be fetched ({type(error).__name__}: {error}); "
+            "without a network, set model.pretrained to the path of a file of weights, or fill the cache once (HF_HOME "
+            "for timm's weights, TORCH_HOME for torchvision's)"
+        ) from error
 
 
 def _stream(*key: int | str) -> torch.Generator:
@@ -121,45 +131,14 @@ def _he_init(model: nn.Module, seed: int) -> None:
 
 
 def _zero_init_last(model: nn.Module, backbone: str) -> None:
-    blocks = [module for module in model.modules() if module is not model and hasattr(module, "zero_init_last")]
-    if not blocks:
-        raise SpecError(f"model.init is 'zero_init_last', and {backbone} has no residual branch that ends in a norm")
-    for block in blocks:
-        block.zero_init_last()  # type: ignore[operator]
-
-
-def _load_plain_weights(model: nn.Module, path: str) -> None:
-    """Load a state dict, or a checkpoint that holds one, from a file of safetensors or of torch's (weights only)."""
-    own = model.state_dict()
-    state = _read_weights(path)
-    missing = sorted(own.keys() - state.keys())
-    unexpected = sorted(state.keys() - own.keys())
-    misshapen = sorted(key for key in own.keys() & state.keys() if own[key].shape != state[key].shape)
-    if missing or unexpected or misshapen:
-        raise SpecError(
-            f"model.pretrained is {path!r}, which does not fit: missing {missing[:5]}, unexpected {unexpected[:5]}, "
-            f"of another shape {misshapen[:5]} ({len(missing)}, {len(unexpected)} and {len(misshapen)} in all)"
-        )
-    model.load_state_dict(state)
-
-
-def _read_weights(path: str) -> dict[str, torch.Tensor]:
-    try:
-        if path.endswith(".safetensors"):
-            state: Any = load_file(expand_path(path))
+    zeroed = 0
+    for block in model.modules():
+        if block is not model and hasattr(block, "zero_init_last"):
+            block.zero_init_last()  # type: ignore[operator]
+        elif name := row_of(block, LAST_NORMS):
+            nn.init.zeros_(block.get_submodule(name).weight)  # type: ignore[arg-type]
         else:
-            state = torch.load(expand_path(path), map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise SpecError(f"model.pretrained is {path!r}, and there is no such file") from None
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        told = str(error).splitlines()[0]
-        raise SpecError(f"model.pretrained is {path!r}, which holds no weights that can be read: {told}") from error
-    for key in ("state_dict", "model"):  # as training scripts save them
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise SpecError(f"model.pretrained is {path!r}, which holds no state dict but a {type(state).__name__}")
-    for prefix in ("module.", "model.", "net."):  # DataParallel's, and those of modules that hold the net
-        if state and all(key.startswith(prefix) for key in state):
-            state = {key.removeprefix(prefix): value for key, value in state.items()}
-    return cast(dict[str, torch.Tensor], state)
+            continue
+        zeroed += 1
+    if not zeroed:
+        raise SpecError(f"model.init is 'zero_init_last', and {backbone} has no residual branch that ends in a norm")

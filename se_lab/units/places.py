@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from se_lab.spec import SESpec, SpecError
 from se_lab.units.families import ATTENTION, BY_STRIDE, FLAT, GAINED, LAYOUTS, STAGES, STEMS, UNIT_WHEN, Layout
+from se_lab.units.hosts import is_sequential
 from se_lab.units.unit import Unit
 
 T = TypeVar("T")
@@ -69,7 +70,9 @@ def survey(backbone: nn.Module) -> list[Place]:
     units = {path: (key, spots) for path, key, spots in _units(backbone, modules)}
     if not units:
         raise SpecError(
-            f"{name_of(backbone)} has no unit that SE-Lab knows; se-lab models lists the backbones that can take SE"
+            f"{kind_of(backbone)} has no block that SE-Lab knows: name the modules whose outputs get units, as in "
+            'insert_se(…, at=["layer1.0"]), or add its blocks to se_lab.LAYOUTS; se-lab models lists the backbones '
+            "that can take units"
         )
     keys = list(dict.fromkeys(key for key, _ in units.values()))
     own: dict[str, list[Spot]] = {path: [] for path in units}
@@ -79,11 +82,11 @@ def survey(backbone: nn.Module) -> list[Place]:
     for path, module in modules.items():
         if path in units:
             latest = keys.index(units[path][0]) + 2
-        if _row(module, ATTENTION) and not path.startswith(ours):
+        if row_of(module, ATTENTION) and not path.startswith(ours):
             block = next((block for block in _above(path) if block in units), None)
             spots = units[block][1].values() if block else ()
             gained = gains(modules[path.rpartition(".")[0]])
-            spot = Spot(path, "swap", _own_channels(backbone, path, spots), gained=gained)
+            spot = Spot(path, "swap", own_channels(backbone, path, spots), gained=gained)
             if block:
                 own[block].append(spot)
             else:
@@ -94,7 +97,7 @@ def survey(backbone: nn.Module) -> list[Place]:
     def add(stage: int, path: str, spots: dict[str, Spot], own: Sequence[Spot]) -> None:
         number = count[stage] = count.get(stage, 0) + 1
         name = f"SE_{stage}_{number}"
-        places.append(Place(name, stage, number, path, _strides(modules[path]), spots, tuple(own)))
+        places.append(Place(name, stage, number, path, strides(modules[path]), spots, tuple(own)))
 
     for path, (key, spots_here) in units.items():
         add(keys.index(key) + 2, path, spots_here, own[path])
@@ -148,31 +151,45 @@ def name_of(backbone: nn.Module) -> str:
     return config.get("architecture") or type(backbone).__name__
 
 
+def kind_of(net: nn.Module) -> str:
+    """Return a net's name and its class with the library that it comes from, for errors."""
+    cls = f"{type(net).__module__}.{type(net).__qualname__}"
+    return f"{name} ({cls})" if (name := name_of(net)) != type(net).__name__ else cls
+
+
+def own_units(net: nn.Module) -> list[str]:
+    """Return the paths of the channel attention that a net has of its own."""
+    return [path for path, module in net.named_modules() if row_of(module, ATTENTION)]
+
+
+def post_channels(block: nn.Module) -> int:
+    """Return the channels of a known block's output, 0 for another module."""
+    for point in (row_of(block, LAYOUTS) or {}).get("post", ()):
+        if not point.host and _holds(block, point.when):
+            return _channels(block, point.channels)
+    return 0
+
+
 def gains(block: nn.Module) -> bool:
     """Tell whether a block multiplies its own attention's output by a gain."""
-    return _row(block, dict.fromkeys(GAINED, True)) is not None
-
-
-def is_sequential(module: Any) -> bool:
-    """Tell whether a module runs its children in turn, and nothing else."""
-    return isinstance(module, nn.Module) and type(module).forward is nn.Sequential.forward
+    return row_of(block, dict.fromkeys(GAINED, True)) is not None
 
 
 def _units(backbone: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, Hashable, dict[str, Spot]]]:
     """Yield each unit's path, what its stage is told by, and its spots, in the order of the network."""
-    rule = _row(backbone, STAGES)
-    flat = _row(backbone, FLAT)
+    rule = row_of(backbone, STAGES)
+    flat = row_of(backbone, FLAT)
     if flat is not None:
         yield from _flat_units(flat, modules[flat])
         return
     opened = -1
     for path, block in modules.items():
-        layout = _row(block, LAYOUTS)
-        if layout is None or path.startswith(STEMS) or not _holds(block, _row(block, UNIT_WHEN) or ""):
+        layout = row_of(block, LAYOUTS)
+        if layout is None or path.startswith(STEMS) or not _holds(block, row_of(block, UNIT_WHEN) or ""):
             continue
         key: Hashable = path.rpartition(".")[0]
         if rule == BY_STRIDE:
-            key = opened = opened + 1 if opened < 0 or _strides(block) else opened
+            key = opened = opened + 1 if opened < 0 or strides(block) else opened
         elif rule is not None:
             key = next((number for number, start in enumerate(rule) if f"{path}.".startswith(start)), None)
             if key is None:
@@ -185,7 +202,7 @@ def _flat_units(container: str, features: nn.Module) -> Iterator[tuple[str, Hash
     for name, module in features.named_children():
         if isinstance(module, nn.Conv2d):
             channels = module.out_channels
-        elif _strides(module):
+        elif strides(module):
             pools += 1
         elif channels and not isinstance(module, (nn.BatchNorm2d, nn.SyncBatchNorm)):
             yield f"{container}.{name}", pools, {"standard": Spot(f"{container}.{name}", "block", channels)}
@@ -207,7 +224,7 @@ def _spots(path: str, block: nn.Module, layout: Layout) -> Iterator[tuple[str, S
         yield insertion, Spot(full, "block" if full == path and how == "output" else how, channels, point.channels_last)
 
 
-def _own_channels(backbone: nn.Module, path: str, spots: Iterable[Spot]) -> int:
+def own_channels(backbone: nn.Module, path: str, spots: Iterable[Spot]) -> int:
     """Return the channels that a net's own attention scales: its slot's, what its layers take, or what comes before."""
     for spot in spots:
         if spot.host == path:
@@ -264,12 +281,14 @@ def _holds(block: nn.Module, when: str) -> bool:
     return (value is None or value is False) == when.startswith("no ")
 
 
-def _strides(module: nn.Module) -> bool:
-    strides = (getattr(m, "stride", 1) for m in module.modules())
-    return any(max(s) > 1 if isinstance(s, tuple) else isinstance(s, int) and s > 1 for s in strides)
+def strides(module: nn.Module) -> bool:
+    """Tell whether a module or one inside it has a stride above 1."""
+    steps = (getattr(m, "stride", 1) for m in module.modules())
+    return any(max(s) > 1 if isinstance(s, tuple) else isinstance(s, int) and s > 1 for s in steps)
 
 
-def _row(module: nn.Module, table: Mapping[str, T]) -> T | None:
+def row_of(module: nn.Module, table: Mapping[str, T]) -> T | None:
+    """Return what a table has for a module's class, or for the nearest of its parents; None where it has nothing."""
     for cls in type(module).__mro__:
         row = table.get(f"{cls.__module__}.{cls.__qualname__}")
         if row is not None:

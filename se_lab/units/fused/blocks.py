@@ -13,7 +13,7 @@ from se_lab.parallel.sync_bn import SyncBatchNorm
 from se_lab.units.fused import units
 from se_lab.units.fused.passes import compiles
 from se_lab.units.fused.torch_state import exporting, has_hooks, only_forward_hook, watched
-from se_lab.units.insertion import scale_output
+from se_lab.units.hosts import scale_output
 from se_lab.units.squeeze_excite import SqueezeExcite
 from se_lab.units.unit import Unit
 

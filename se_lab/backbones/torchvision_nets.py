@@ -1,0 +1,122 @@
+"""torchvision's classifiers, by names such as torchvision:resnet50."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from timm.models import adapt_input_conv
+from torch import nn
+from torchvision import models
+from torchvision.models import get_model, get_model_weights, list_models, regnet
+
+PREFIX = "torchvision:"
+_WITHOUT_AUXILIARY = {
+    "googlenet": {"aux_logits": False, "init_weights": True},
+    "inception_v3": {"aux_logits": False, "init_weights": True},
+}
+"""Arguments of nets that otherwise return the outputs of auxiliary classifiers too."""
+
+
+def torchvision_names() -> list[str]:
+    """Return the names of torchvision's classifiers, with the prefix."""
+    return [PREFIX + name for name in list_models(module=models)]
+
+
+def build_torchvision(
+    name: str, pretrained: bool, num_classes: int = 1000, in_chans: int = 3, **kwargs: Any
+) -> nn.Module:
+    """Build a net of torchvision's, (N, in_chans, H, W) to (N, num_classes), as timm builds its own.
+
+    Another number of classes than the pretrained weights have gives the net a classifier of its own; the first
+    convolution of a net for other than three channels takes adapted weights.
+
+    Args:
+        name: As `torchvision_names` lists it.
+        pretrained: Start from torchvision's default weights, which are downloaded unless they are in its cache.
+        num_classes: Outputs of the classifier.
+        in_chans: Channels of the images.
+        kwargs: Further arguments of torchvision's constructor.
+
+    Raises:
+        TypeError: for arguments that the constructor does not take.
+        OSError: where the weights cannot be downloaded.
+    """
+    short = name.removeprefix(PREFIX)
+    arguments = _WITHOUT_AUXILIARY.get(short, {}) | kwargs
+    if arguments.get("aux_logits"):
+        raise TypeError("aux_logits gives the net more than one output, and a trial trains one")
+    arguments |= {"weights": "DEFAULT", "progress": False} if pretrained else {"num_classes": num_classes}
+    with _widths_on_cpu():
+        net: Any = get_model(short, **arguments)
+    path, classifier = _last_linear(net)
+    if classifier.out_features != num_classes:
+        _put(net, path, nn.Linear(classifier.in_features, num_classes))
+    first = _adapt_input(net, in_chans, pretrained)
+    net.num_classes = num_classes
+    net.pretrained_cfg = {"architecture": name, "classifier": path, "first_conv": first, **_preprocessing(short)}
+    built: nn.Module = net
+    return built
+
+
+@contextlib.contextmanager
+def _widths_on_cpu() -> Iterator[None]:
+    """Let RegNets, which compute their widths with tensors, be built on the meta device."""
+    own = vars(regnet.BlockParams)["from_init_params"]
+    compute = regnet.BlockParams.from_init_params
+
+    def on_cpu(*args: Any, **kwargs: Any) -> Any:
+        with torch.device("cpu"):
+            return compute(*args, **kwargs)
+
+    regnet.BlockParams.from_init_params = on_cpu
+    try:
+        yield
+    finally:
+        regnet.BlockParams.from_init_params = own
+
+
+def _last_linear(net: nn.Module) -> tuple[str, nn.Linear]:
+    linears = [(path, module) for path, module in net.named_modules() if isinstance(module, nn.Linear)]
+    if not linears:
+        raise TypeError("it has no linear classifier")  # SqueezeNet
+    return linears[-1]
+
+
+def _first_conv(net: nn.Module) -> tuple[str, Any]:
+    return next((path, module) for path, module in net.named_modules() if isinstance(module, nn.Conv2d))
+
+
+def _put(net: nn.Module, path: str, module: nn.Module) -> None:
+    parent, _, attribute = path.rpartition(".")
+    setattr(net.get_submodule(parent), attribute, module)
+
+
+def _adapt_input(net: nn.Module, in_chans: int, pretrained: bool) -> str:
+    """Let the first convolution take images of in_chans channels, and return its path."""
+    path, old = _first_conv(net)
+    if in_chans == 3:
+        return path
+    bias = old.bias is not None
+    new = nn.Conv2d(in_chans, old.out_channels, old.kernel_size, old.stride, old.padding, bias=bias)
+    if pretrained:
+        new.load_state_dict(old.state_dict() | {"weight": adapt_input_conv(in_chans, old.weight.detach())})
+    _put(net, path, new)
+    if hasattr(net, "transform_input"):  # of three channels
+        net.transform_input = False  # type: ignore[assignment]
+    return path
+
+
+def _preprocessing(short: str) -> dict[str, Any]:
+    """Return how torchvision feeds its default weights, in the words of timm's configs."""
+    transforms = get_model_weights(short).DEFAULT.transforms()
+    side, resized = transforms.crop_size[0], transforms.resize_size[0]
+    return {
+        "input_size": (3, side, side),
+        "crop_pct": side / resized,
+        "interpolation": transforms.interpolation.value,
+        "mean": tuple(transforms.mean),
+        "std": tuple(transforms.std),
+    }

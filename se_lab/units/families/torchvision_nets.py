@@ -1,0 +1,100 @@
+"""Where the blocks of torchvision's nets take units, and what their stages are; `rows` explains the strings."""
+
+from __future__ import annotations
+
+from se_lab.units.families.rows import (
+    BY_STRIDE,
+    Layout,
+    Point,
+    Stages,
+    added,
+    concatenated,
+    into,
+    layout,
+    out,
+    shortcut,
+)
+from se_lab.units.families.timm_nets import INCEPTION_V3
+
+
+def _resnet(last: int) -> Layout:
+    """Return the layout of a block that has one activation for all: nothing but its norm ends the branch."""
+    return layout(
+        standard=out(f"bn{last}"),
+        pre=into("conv1"),
+        post=out("", f"bn{last}"),
+        identity=shortcut("downsample", f"bn{last}"),
+        conv3x3=into(f"conv{last}"),
+    )
+
+
+def _inverted(body: str, residual: str, *pointwise: Point) -> Layout:
+    """Return the layout of an inverted residual, whose branch is a Sequential; `pointwise` is its last convolution."""
+    return layout(
+        standard=out(body),
+        pre=into(body),
+        post=out("", body),
+        identity=added(body, when=residual),
+        conv3x3=pointwise,
+    )
+
+
+# an expansion and an SE unit may come before the last convolution
+_MOBILE = _inverted(
+    "block", "use_res_connect", into("block.3", when="block.3"), into("block.2", when="block.2"), into("block.1")
+)
+
+LAYOUTS: dict[str, Layout] = {
+    "torchvision.models.resnet.BasicBlock": _resnet(2),
+    "torchvision.models.resnet.Bottleneck": _resnet(3),
+    "torchvision.models.regnet.ResBottleneckBlock": layout(
+        standard=out("f"),
+        pre=into("f"),
+        post=out("activation", "f"),
+        identity=out("proj", when="proj"),
+        conv3x3=into("f.c"),
+    ),
+    "torchvision.models.mobilenetv2.InvertedResidual": _inverted(
+        "conv", "use_res_connect", into("conv.2", when="conv.3"), into("conv.1")
+    ),
+    "torchvision.models.mobilenetv3.InvertedResidual": _MOBILE,
+    "torchvision.models.efficientnet.MBConv": _MOBILE,
+    "torchvision.models.efficientnet.FusedMBConv": _inverted(
+        "block", "use_res_connect", into("block.1", when="block.1")
+    ),
+    "torchvision.models.convnext.CNBlock": layout(
+        standard=into("stochastic_depth", "block.0"),
+        pre=into("block.0"),
+        post=out("", "block.0"),
+        identity=added("block.0"),
+        conv3x3=out("block.0"),
+    ),
+    "torchvision.models.mnasnet._InvertedResidual": _inverted("layers", "apply_residual", into("layers.6")),
+    "torchvision.models.shufflenetv2.InvertedResidual": layout(
+        standard=out("branch2"),
+        pre=into("branch2"),
+        post=out("", "branch2+branch2"),
+        identity=out("branch1", when="branch1.0"),
+        conv3x3=into("branch2.5"),
+    ),
+    "torchvision.models.densenet._DenseLayer": layout(standard=out("conv2"), pre=Point("", "joined", ">norm1")),
+    "torchvision.models.googlenet.Inception": concatenated("branch1+branch2+branch3+branch4"),
+    **{f"torchvision.models.inception.{name}": row for name, row in INCEPTION_V3.items()},
+}
+
+STAGES: dict[str, Stages] = {
+    "torchvision.models.mobilenetv2.MobileNetV2": BY_STRIDE,
+    "torchvision.models.mobilenetv3.MobileNetV3": BY_STRIDE,
+    "torchvision.models.googlenet.GoogLeNet": ("inception3", "inception4", "inception5"),
+    "torchvision.models.inception.Inception3": BY_STRIDE,
+}
+
+FLAT: dict[str, str] = {"torchvision.models.vgg.VGG": "features"}
+
+ATTENTION: dict[str, str] = {"torchvision.ops.misc.SqueezeExcitation": "SE"}
+
+LAST_NORMS: dict[str, str] = {
+    "torchvision.models.resnet.BasicBlock": "bn2",
+    "torchvision.models.resnet.Bottleneck": "bn3",
+}
+"""The norms that end a residual branch; timm's blocks have a method `zero_init_last` instead."""

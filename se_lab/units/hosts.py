@@ -1,0 +1,153 @@
+"""How a unit hangs on a module of a net: forward hooks, and what keeps them from getting lost.
+
+The hooks are functions of this module, so that a patched net can be pickled, copied, scripted and exported. `self` is
+Any because TorchScript compiles them as methods of the host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from se_lab.spec import SpecError
+from se_lab.units.unit import Unit
+
+
+def hang(host: nn.Module, how: str, channels_last: bool, unit: Unit) -> str:
+    """Make a unit a child of its host, let it run, and return the child's name; `how` as in `places.Spot`."""
+    child = "se_unit" if how in BLOCK_HOOKS else "se"
+    if how == "output" and is_sequential(host):  # there the child simply runs last
+        child = "se_unit" if hasattr(host, "se") else "se"
+        host.add_module(child, unit)
+        return child
+    host.add_module(child, unit)
+    if how in ("input", "joined", "argument"):
+        hook = BLOCK_HOOKS.get(how) or (scale_input_channels_last if channels_last else scale_input)
+        host.register_forward_pre_hook(hook)
+        return child
+    if how == "block" and channels_last:
+        host.register_forward_hook(scale_block_channels_last)
+    else:
+        host.register_forward_hook(BLOCK_HOOKS.get(how, scale_output))
+    host.__class__ = _VISIBLE.get(type(host), type(host))
+    return child
+
+
+def is_sequential(module: Any) -> bool:
+    """Tell whether a module runs its children in turn, and nothing else."""
+    return isinstance(module, nn.Module) and type(module).forward is nn.Sequential.forward
+
+
+def scale_input(self: Any, inputs: tuple[Tensor]) -> Tensor:
+    """Forward pre-hook: the host sees its input, (N, C, H, W), scaled by the host's unit."""
+    scaled: Tensor = self.se(inputs[0])
+    return scaled
+
+
+def scale_input_channels_last(self: Any, inputs: tuple[Tensor]) -> Tensor:
+    """Forward pre-hook: the host sees its input, (N, H, W, C), scaled by the host's unit."""
+    scaled: Tensor = self.se(inputs[0].permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+    return scaled
+
+
+def scale_output(self: Any, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+    """Forward hook: the host's output, (N, C, H, W), is scaled by the host's unit."""
+    scaled: Tensor = self.se(output)
+    return scaled
+
+
+def scale_block(self: Any, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+    """Forward hook: the block's output, (N, C, H, W), is scaled by the block's unit."""
+    scaled: Tensor = self.se_unit(output)
+    return scaled
+
+
+def scale_block_channels_last(self: Any, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+    """Forward hook: the block's output, (N, H, W, C), is scaled by the block's unit."""
+    scaled: Tensor = self.se_unit(output.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+    return scaled
+
+
+def scale_added_shortcut(self: Any, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+    """Forward hook: in the block's output, branch + x, the shortcut x is scaled by the block's unit.
+
+    With a gate of 1 the output is what it was, to the bit: x · 1 − x is 0.
+    """
+    x = inputs[0]
+    scaled: Tensor = output + (self.se_unit(x) - x)
+    return scaled
+
+
+def scale_shortcut_argument(self: Any, inputs: tuple[Tensor, ...]) -> tuple[Any, ...]:
+    """Forward pre-hook: the block's shortcut, its second argument or else x, is scaled by the block's unit."""
+    x, *rest = inputs
+    shortcut = rest[0] if rest and rest[0] is not None else x
+    return (x, self.se_unit(shortcut), *rest[1:])
+
+
+def scale_joined_input(self: Any, inputs: tuple[Any]) -> tuple[list[Tensor]]:
+    """Forward pre-hook: the block's input, one map or several that it concatenates, is scaled by the block's unit."""
+    features = inputs[0]
+    joined = features if isinstance(features, Tensor) else torch.cat(features, 1)
+    return ([self.se_unit(joined)],)
+
+
+BLOCK_HOOKS: dict[str, Callable[..., Any]] = {
+    "block": scale_block,
+    "added": scale_added_shortcut,
+    "argument": scale_shortcut_argument,
+    "joined": scale_joined_input,
+}
+"""Hooks on whole blocks, which may have an attribute `se` of their own."""
+
+
+class HostBatchNorm(nn.BatchNorm2d):
+    """A batch norm whose output a unit scales.
+
+    Under a class of its own torch.fx traces into it: a convolution before it is then not folded into it, which would
+    drop the unit.
+    """
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        pass  # a branch on the input, which torch.fx cannot trace
+
+
+class HostConv(nn.Conv2d):
+    """A convolution whose output a unit scales: not to be folded with a norm that comes after the unit."""
+
+
+_VISIBLE: dict[type[nn.Module], type[nn.Module]] = {nn.BatchNorm2d: HostBatchNorm, nn.Conv2d: HostConv}
+
+
+def watch(net: nn.Module, hosts: dict[str, str]) -> None:
+    """Let each forward pass of a net check that the norms with units are still those that the units hang on.
+
+    Args:
+        net: The patched net.
+        hosts: Paths of norms, by site name.
+    """
+    if hosts:
+        net.se_hosts = hosts  # type: ignore[assignment]
+        net.register_forward_pre_hook(check_hosts)
+
+
+def check_hosts(self: Any, inputs: tuple[Tensor]) -> None:
+    """Forward pre-hook of the net: raise SpecError where another norm has taken the place of one with a unit."""
+    if not torch.jit.is_scripting():  # type: ignore[attr-defined]
+        _check_hosts(self)
+
+
+def _check_hosts(net: Any) -> None:
+    if torch.compiler.is_compiling():
+        return
+    for name, path in net.se_hosts.items():
+        host = net.get_submodule(path)
+        if not any(hook in (scale_output, scale_block) for hook in host._forward_hooks.values()):
+            raise SpecError(
+                f"{name} no longer runs: its norm {path} has been replaced by a {type(host).__name__} after the units "
+                "were inserted; convert or freeze norms before insert_se (create_model converts them with "
+                "sync_bn=True)"
+            )

@@ -1,0 +1,137 @@
+"""Places for units by module paths, in any net: what `insert_se(at=…)` means."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from se_lab.spec import SESpec, SpecError, nearest
+from se_lab.units.hosts import is_sequential
+from se_lab.units.places import Place, Spot, kind_of, own_channels, own_units, post_channels, strides
+
+Example = Tensor | tuple[Tensor, ...] | None
+
+
+def own_attention(net: nn.Module, existing_se: str) -> list[str]:
+    """Return the paths of the channel attention that a net has of its own.
+
+    Raises:
+        SpecError: where there is some, and it is to be refused.
+    """
+    own = own_units(net)
+    if own and existing_se == "refuse":
+        raise SpecError(
+            f"{kind_of(net)} has channel attention of its own, at {own[0]} and {len(own) - 1} more places; "
+            "set existing_se to keep or replace"
+        )
+    return own
+
+
+def at_paths(
+    net: nn.Module, se: SESpec, at: Sequence[str] | Mapping[str, str], example: Example
+) -> list[tuple[Place, Spot]]:
+    """Return a place for each path, in their order, named by the mapping's keys or by the path itself.
+
+    A name such as SE_3_2 says its stage and unit. Otherwise the modules of one container are a stage (a module of the
+    net itself is its own), and stages and units are numbered from 1.
+
+    Raises:
+        SpecError: as `insert_se`.
+    """
+    if isinstance(at, str):
+        raise SpecError(f"at is {at!r}; it must be a list of module paths, or a mapping of names to paths: [{at!r}]")
+    paths = dict(at) if isinstance(at, Mapping) else {path: path for path in at}
+    _check_names(net, se, paths, len(at))
+    if se.insertion == "none":
+        return []
+    own = own_units(net)
+    widths = _probe(net, paths.values(), example)
+    chosen = []
+    stages = list(dict.fromkeys(path.rpartition(".")[0] or path for path in paths.values()))
+    count: dict[int, int] = {}
+    for name, path in paths.items():
+        module = net.get_submodule(path)
+        stage = stages.index(path.rpartition(".")[0] or path) + 1
+        count[stage] = unit = count.get(stage, 0) + 1
+        if match := re.fullmatch(r"SE_(\d+)_(\d+)(_\d+)?", name):
+            stage, unit = int(match[1]), int(match[2])
+        if path in own:
+            spot = Spot(path, "swap", widths.get(path) or own_channels(net, path, ()))
+        else:
+            channels = widths.get(path) or _stated_width(module)
+            if not channels:
+                raise SpecError(
+                    f"at has {path}, a {type(module).__name__}, which does not say how many channels it returns: give "
+                    "an input of the net, such as insert_se(…, example=torch.zeros(1, 3, 224, 224))"
+                )
+            spot = Spot(path, "output" if is_sequential(module) else "block", channels)
+        chosen.append((Place(name, stage, unit, path, strides(module), {se.insertion: spot}), spot))
+    return chosen
+
+
+def _check_names(net: nn.Module, se: SESpec, paths: Mapping[str, str], given: int) -> None:
+    plain = SESpec()
+    odd = [name for name in ("stages", "units") if getattr(se, name) != getattr(plain, name)]
+    odd += ["insertion"] if se.insertion not in ("standard", "none") else []
+    if odd:
+        raise SpecError(
+            f"at names the places, and the spec says {odd[0]}={getattr(se, odd[0])!r}: leave it at its default"
+        )
+    modules = dict(net.named_modules())
+    if not paths or len(paths) < given or len(set(paths.values())) < len(paths):
+        raise SpecError(f"at is {list(paths.values())!r}; it must name at least one module, and each once")
+    for path in paths.values():
+        if not path or path not in modules:
+            raise SpecError(f"at has {path!r}, which is no module of {kind_of(net)}{nearest(path, modules)}")
+        if isinstance(modules[path], (nn.ModuleList, nn.ModuleDict)):
+            raise SpecError(f"at has {path}, a {type(modules[path]).__name__}, which never runs itself; name its items")
+
+
+def _probe(net: nn.Module, paths: Iterable[str], example: Example) -> dict[str, int]:
+    """Return the channels of each module's output in a forward pass of the example; nothing without one."""
+    if example is None:
+        return {}
+    shapes: dict[str, list[object]] = {path: [] for path in paths}
+    modes = {module: module.training for module in net.modules()}
+    handles = [
+        net.get_submodule(path).register_forward_hook(
+            lambda module, inputs, output, path=path: shapes[path].append(getattr(output, "shape", type(output)))
+        )
+        for path in shapes
+    ]
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            net.eval()(*(example if isinstance(example, tuple) else (example,)))
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, mode in modes.items():
+            module.training = mode
+    for path, seen in shapes.items():
+        if len(seen) != 1:
+            raise SpecError(f"at has {path}, which runs {len(seen)} times in a forward pass; it must run once")
+        if not isinstance(seen[0], torch.Size) or len(seen[0]) != 4:
+            what = tuple(seen[0]) if isinstance(seen[0], torch.Size) else seen[0]
+            raise SpecError(f"at has {path}, whose output is {what}; a unit scales maps, (N, C, H, W)")
+    return {path: seen[0][1] for path, seen in shapes.items()}  # type: ignore[index]
+
+
+_KEEP_WIDTH = ("activation", "batchnorm", "dropout", "pooling", "linear")
+"""Modules of torch.nn whose output is as wide as their input, but for linear: of that only the identity."""
+
+
+def _stated_width(module: nn.Module) -> int:
+    """Return the channels that a module says its output has, 0 where it does not."""
+    for attribute in ("out_channels", "num_features", "num_channels"):
+        if isinstance(width := getattr(module, attribute, None), int):
+            return width
+    if is_sequential(module):
+        for child in reversed(list(module.children())):
+            if width := _stated_width(child):
+                return width
+            if type(child).__module__ not in {f"torch.nn.modules.{kind}" for kind in _KEEP_WIDTH}:
+                return 0
+    return post_channels(module)
