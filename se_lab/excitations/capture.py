@@ -201,12 +201,15 @@ def gate_sites(model: nn.Module) -> list[GateSite]:
             f"{name} has no unit with a gate to inspect; build it with units (model.se.insertion=standard), "
             "or take a net that has them, such as timm's seresnet50"
         )
+    inserted = {site.path: site for site in getattr(model, "se_sites", ())}  # by tables or by paths, as they are named
     numbers = _numbers(model, list(units))
+    numbers |= {path: (site.stage, site.unit) for path, site in inserted.items()}
     names: dict[str, str] = {}
     for path in sorted(units, key=lambda path: not isinstance(units[path], Unit)):
         stage, unit = numbers[path]
         again = sum(numbers[other] == numbers[path] for other in names) + 1
-        names[path] = f"SE_{stage}_{unit}" + (f"_{again}" if again > 1 else "")
+        known = inserted.get(path)
+        names[path] = known.name if known else f"SE_{stage}_{unit}" + (f"_{again}" if again > 1 else "")
     return [
         GateSite(names[path], *numbers[path], _channels(unit), path, *_limits(unit)) for path, unit in units.items()
     ]

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map
 
-import se_lab.backbones  # noqa: F401
 from se_lab import SESpec, SpecError, find_places, insert_se
+from se_lab.backbones import PREFIX, build_torchvision
 from se_lab.units.families import LAYOUTS
 
 # published.yaml, `counted`: trainable parameters plain, with SE (r = 16), with SE and biases
@@ -51,6 +51,7 @@ SMALL = {
     "vgg11": ("standard",),
     "densenet121": ("standard", "pre"),
     "dpn68": ("standard", "pre", "conv3x3"),
+    "dpn68b": ("standard", "pre"),
     "inception_v3": ("standard",),
     "inception_v4": ("standard",),
     "inception_resnet_v2": ("standard", "post"),
@@ -109,6 +110,24 @@ SMALL = {
     "pnasnet5large": ("standard",),
     "convmixer_1024_20_ks9_p14": ("standard", "pre", "post", "identity"),
     "focalnet_tiny_srf": ("standard", "pre", "post", "conv3x3"),
+    "nasnetalarge": ("standard",),
+    "lowformer_e1": ALL,
+    "lowformer_b0": ALL,
+    "torchvision:resnet18": ALL,
+    "torchvision:resnext50_32x4d": ALL,
+    "torchvision:regnet_x_400mf": ALL,
+    "torchvision:regnet_y_400mf": ALL,
+    "torchvision:mobilenet_v2": ALL,
+    "torchvision:mobilenet_v3_small": ALL,
+    "torchvision:efficientnet_b0": ALL,
+    "torchvision:efficientnet_v2_s": ALL,
+    "torchvision:convnext_tiny": ALL,
+    "torchvision:mnasnet0_5": ALL,
+    "torchvision:shufflenet_v2_x0_5": ALL,
+    "torchvision:densenet121": ("standard", "pre"),
+    "torchvision:googlenet": ("standard",),
+    "torchvision:inception_v3": ("standard",),
+    "torchvision:vgg11_bn": ("standard",),
     "shufflenet_v1_g3": ALL,
     "bn_inception": ("standard",),
     "cifar_preact_resnet164": ALL,
@@ -124,6 +143,8 @@ SHARED_ACTIVATION = (
     "dla34",
     "dla46_c",
     "dla60_res2next",
+    "torchvision:resnet18",
+    "torchvision:resnext50_32x4d",
 )
 """Nets whose blocks use one activation module throughout, so that a test cannot take the last one out."""
 
@@ -143,7 +164,8 @@ class Gate(nn.Module):
 def shared(name):
     """Return a net on the meta device that no test changes."""
     with torch.device("meta"):
-        return timm.create_model(name).eval()
+        net = build_torchvision(name, pretrained=False) if name.startswith(PREFIX) else timm.create_model(name)
+    return net.eval()
 
 
 def on_meta(name):
@@ -193,6 +215,12 @@ def test_shufflenet_with_units_of_stride_one_has_the_printed_parameters():
         ("legacy_xception", [1, 1, 1 + 8, 1]),  # Chollet 2017, Figure 5: entry, eight in the middle, exit
         ("selecsls42", [2, 2, 2]),
         ("inception_v4", [4, 8, 4]),  # 4 A, reduction and 7 B, reduction and 3 C
+        ("nasnetalarge", [6, 7, 7]),  # Zoph et al. 2018, Figure 2: six normal cells, and reductions between them
+        ("torchvision:mobilenet_v2", [1, 2, 3, 7, 4]),  # Sandler et al. 2018, Table 2, by resolution
+        ("torchvision:efficientnet_b0", [1, 2, 2, 3, 3, 4, 1]),  # Tan and Le 2019, Table 1
+        ("torchvision:googlenet", [2, 5, 2]),  # Szegedy et al. 2015, Table 1: 3a-3b, 4a-4e, 5a-5b
+        ("torchvision:shufflenet_v2_x0_5", [4, 8, 4]),  # Ma et al. 2018, Table 5
+        ("torchvision:densenet121", [6, 12, 24, 16]),  # Huang et al. 2017, Table 1
         ("hrnet_w18_small", [1, 4, 6, 8, 4]),  # one bottleneck; modules of 2 units a branch; one unit a head branch
     ],
 )
@@ -291,7 +319,7 @@ def captured(net, path):
     handle = net.get_submodule(path).register_forward_pre_hook(
         lambda module, inputs: seen.append(tree_map(lambda x: x, inputs))
     )
-    side = net.default_cfg["input_size"][-1]
+    side = net.pretrained_cfg["input_size"][-1]
     net(torch.empty(1, 3, *(2 * [side if side < 128 else 128]), device="meta"))
     handle.remove()
     return seen[0]
@@ -317,5 +345,7 @@ def test_of_a_net_with_attention_only_the_convolutional_units_count():
 
 
 def test_a_net_without_known_units_is_refused():
-    with pytest.raises(SpecError, match="no unit that SE-Lab knows"):
+    with pytest.raises(
+        SpecError, match=r"vit_tiny.* \(timm\.models\.vision_transformer\.VisionTransformer\) has no block"
+    ):
         find_places(on_meta("vit_tiny_patch16_224"))

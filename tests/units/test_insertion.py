@@ -18,8 +18,8 @@ from timm.layers.create_attn import create_attn
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import nn
 
-import se_lab.backbones  # noqa: F401
 from se_lab import SESpec, SpecError, SqueezeExcite, find_places, insert_se
+from se_lab.backbones import build_torchvision
 from se_lab.units.squeeze_excite import EXCITATION, SQUEEZE
 
 INSERTIONS = ("standard", "pre", "post", "identity", "conv3x3")
@@ -102,6 +102,16 @@ def test_forward_equals_timms_legacy_seresnet50():
     insert_se(net, SESpec(bias=True))
     renamed = {"layer0.": "", "se_module.fc1": "se.reduce", "se_module.fc2": "se.expand", "last_linear": "fc"}
     net = copied(reference, net, renamed)
+    with torch.no_grad():
+        assert relative(net(images()), reference(images())) < 1e-12
+
+
+def test_torchvisions_resnet50_equals_timms_seresnet50():
+    attention = functools.partial(create_attn, "se", rd_ratio=1 / 16, rd_divisor=1)
+    reference = randomise(timm.create_model("seresnet50", block_args={"attn_layer": attention}))
+    net = build_torchvision("torchvision:resnet50", pretrained=False)
+    assert len(insert_se(net, SESpec(bias=True))) == 16
+    net = copied(reference, net, {".se.fc1": ".bn3.se.reduce", ".se.fc2": ".bn3.se.expand"})
     with torch.no_grad():
         assert relative(net(images()), reference(images())) < 1e-12
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import timm
 import torch
-from safetensors.torch import save_file
 
 from se_lab import ModelSpec, SESpec, SpecError, create_model
 
@@ -18,34 +17,12 @@ def plain():
     return timm.create_model("cifar_resnet20", num_classes=4).eval()
 
 
-def save(plain, path, form):
-    state = plain.state_dict()
-    if form == "safetensors":
-        save_file(state, path)
-    elif form == "checkpoint":
-        torch.save({"epoch": 3, "state_dict": {f"module.{key}": value for key, value in state.items()}}, path)
-    else:
-        torch.save(state, path)
-
-
-@pytest.mark.parametrize(
-    ("name", "form"), [("w.safetensors", "safetensors"), ("w.pt", "state dict"), ("w.ckpt", "checkpoint")]
-)
-def test_weights_of_the_plain_net_load_before_insertion(plain, tmp_path, name, form, monkeypatch):
-    save(plain, tmp_path / name, form)
-    if form == "safetensors":  # newer versions of torch read them too, the oldest that SE-Lab takes does not
-        monkeypatch.setattr(torch, "load", None)
-    spec = ModelSpec("cifar_resnet20", SESpec(insertion="pre"), pretrained=str(tmp_path / name))
-    state = create_model(spec, 4).state_dict()
-    assert all(torch.equal(state[key], value) for key, value in plain.state_dict().items())
-
-
 @pytest.mark.parametrize("excitation", ["sigmoid", "tanh", "relu"])
 @pytest.mark.parametrize("insertion", ["standard", "pre", "post", "identity", "conv3x3"])
 def test_units_that_start_as_the_identity_leave_the_pretrained_net_nearly_as_it_was(
     plain, tmp_path, excitation, insertion
 ):
-    save(plain, tmp_path / "w.pt", "state dict")
+    torch.save(plain.state_dict(), tmp_path / "w.pt")
     answers = {}
     for start in ("identity", "random"):
         se = SESpec(insertion, "se", 4, excitation=excitation, bias=True, start=start)
@@ -66,39 +43,52 @@ def test_an_identity_start_needs_biases_and_an_excitation_that_can_be_one():
         SESpec(start="identity")
 
 
-def test_a_file_that_does_not_fit_says_which_keys(plain, tmp_path):
-    state = plain.state_dict()
-    state["fc.extra"] = torch.zeros(1)
-    state["fc.weight"] = torch.zeros(7, 64)
-    del state["bn1.weight"]
-    torch.save(state, tmp_path / "w.pt")
-    with pytest.raises(
-        SpecError, match=r"missing \['bn1.weight'\], unexpected \['fc.extra'\], of another shape \['fc.w"
-    ):
-        create_model(ModelSpec("cifar_resnet20", pretrained=str(tmp_path / "w.pt")), 4)
-
-
-@pytest.mark.parametrize("name", ["w.safetensors", "w.pt"])
-def test_a_file_that_holds_no_weights_is_refused(tmp_path, name):
-    (tmp_path / name).write_text("not weights")
-    with pytest.raises(SpecError, match="holds no weights that can be read"):
-        create_model(ModelSpec("cifar_resnet20", pretrained=str(tmp_path / name)), 4)
-
-
-def test_a_file_that_is_no_state_dict_is_refused(tmp_path):
-    torch.save([1, 2], tmp_path / "w.pt")
-    with pytest.raises(SpecError, match="holds no state dict but a list"):
-        create_model(ModelSpec("cifar_resnet20", pretrained=str(tmp_path / "w.pt")), 4)
-
-
-def test_a_missing_file_is_refused():
-    with pytest.raises(SpecError, match="there is no such file"):
-        create_model(ModelSpec("cifar_resnet20", pretrained="nowhere.safetensors"), 4)
-
-
 def test_an_unknown_backbone_is_refused_with_the_nearest():
     with pytest.raises(SpecError, match="did you mean 'resnet50'"):
         create_model(ModelSpec("resnet5O"), 4)
+
+
+def test_a_torchvision_net_takes_any_images_and_classes_and_its_weights_are_seeded():
+    spec = ModelSpec("torchvision:resnet18", SESpec(stages=[5]), kwargs={"width_per_group": 64})
+    one, same, plain = create_model(spec, 4, 1), create_model(spec, 4, 1), create_model(ModelSpec(spec.backbone), 4, 1)
+    assert one(torch.zeros(2, 1, 32, 32)).shape == (2, 4)
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), same.parameters(), strict=True))
+    assert torch.equal(one.state_dict()["layer4.0.conv1.weight"], plain.state_dict()["layer4.0.conv1.weight"])
+    zero = create_model(ModelSpec(spec.backbone, SESpec(insertion="none"), init="zero_init_last"), 4)
+    assert not zero.get_submodule("layer1.0.bn2").weight.any()
+
+
+def test_a_torchvision_net_with_se_of_its_own_is_refused_and_its_units_can_be_replaced():
+    name = "torchvision:mobilenet_v3_small"
+    with torch.device("meta"):
+        with pytest.raises(
+            SpecError, match=rf"{name} has channel attention of its own, at features.1.block.1 and 8 more"
+        ):
+            create_model(ModelSpec(name), 4)
+        net = create_model(ModelSpec(name, existing_se="replace"), 4)
+        # Howard et al. 2019, Table 2: nine ticks under SE
+        assert len(net.se_sites) == 9 and net.se_sites[0].path == "features.1.block.1"
+        net(torch.empty(1, 3, 64, 64))
+    with pytest.raises(SpecError, match="did you mean 'torchvision:resnet50'"):
+        create_model(ModelSpec("torchvision:resnet5O"), 4)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "torchvision:resnet18"])
+def test_pretrained_weights_are_fetched_only_for_a_net_that_runs(monkeypatch, tmp_path, name):
+    def offline(*args, **kwargs):
+        raise OSError("no network")
+
+    for place in ("timm.models._builder.load_pretrained", "torchvision.models._api.WeightsEnum.get_state_dict"):
+        monkeypatch.setattr(place, offline)
+    spec = ModelSpec(name, pretrained=True)
+    with torch.device("meta"):
+        create_model(spec, 4)
+    with pytest.raises(
+        SpecError, match=rf"model.pretrained is true, and the weights of {name} cannot be fetched .*no net"
+    ):
+        create_model(spec, 4)
+    with pytest.raises(SpecError, match=r"model\.pretrained is true, and timm has no weights of cifar_resnet20"):
+        create_model(ModelSpec("cifar_resnet20", pretrained=True), 4)
 
 
 def test_arguments_that_a_backbone_does_not_take_are_refused():

@@ -143,7 +143,7 @@ LAYOUTS: dict[str, Layout] = {
         conv3x3=into("conv3"),
     ),
     "timm.models.resnest.ResNestBottleneck": layout(
-        standard=(into("drop_path", "bn3", when="drop_path"), slot("drop_path", "bn3")),
+        standard=out("bn3"),
         pre=into("conv1"),
         post=out("act3", "bn3"),
         # with drop path timm's block leaves a shortcut alone only where it has no projection
