@@ -1,11 +1,11 @@
-# make demo: a real ablation study in minutes. make test: the fast suite. Both make .venv first if it is missing.
+# make demo: a real ablation study in minutes. make test: the fast suite. make docs: the site. Each makes .venv first.
 PYTHON ?= python3
 # The oldest Python, for make test-lowest: a version that uv finds or fetches, or a path.
 LOWEST_PYTHON ?= 3.10
 PYTEST := -m pytest -n auto --maxprocesses 8 --dist worksteal
 BIN := .venv/bin
 
-.PHONY: demo test test-all test-lowest bench lint clean
+.PHONY: demo docs test test-all test-lowest bench lint clean
 
 demo: .venv/.demo
 	$(BIN)/se-lab sweep sweeps/demo.yaml --store runs --workers 2
@@ -24,6 +24,10 @@ test-all: test
 # The fast suite on the oldest Python with the lowest versions that pyproject.toml allows.
 test-lowest: .venv/.lowest
 	.venv/lowest/bin/python $(PYTEST) -m "not slow"
+
+# The site, into site/, strictly. After a finished demo, docs/make_demo.py renews the numbers and figures that it quotes.
+docs: .venv/.dev
+	$(BIN)/mkdocs build --strict
 
 bench: .venv/.dev
 	$(BIN)/python benchmarks/run.py
@@ -52,4 +56,4 @@ lint: .venv/.dev
 	touch $@
 
 clean:
-	rm -rf .venv build *.egg-info
+	rm -rf .venv build site *.egg-info

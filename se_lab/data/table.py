@@ -37,6 +37,14 @@ class Splits:
 
     Each split is a map-style torch data set that gives (image, label): a PIL image or a uint8 tensor (C, H, W) of one
     or three channels, and the number of its class. It augments nothing: SE-Lab does, keyed by seed, epoch and image.
+
+    Examples:
+        >>> from torch.utils.data import TensorDataset
+        >>> images, labels = torch.zeros(8, 1, 12, 12, dtype=torch.uint8), torch.arange(8) % 2
+        >>> def mine(root):
+        ...     both = TensorDataset(images, labels)
+        ...     return Splits(both, None, both, classes=["a", "b"], image_size=12, pad=1)
+        >>> DATASETS["mine"] = mine  # now data.name=mine is a data set
     """
 
     train: Images
@@ -109,13 +117,13 @@ class _TableInMemory(MemoryData):
         found = {
             split: _stacked(f"{spec.name}, {split}", images, len(splits.classes)) for split, images in parts.items()
         }
-        self._digest = digest_of(*(part.numpy().tobytes() for _, tensors in sorted(found.items()) for part in tensors))
+        digest = digest_of(*(part.numpy().tobytes() for _, tensors in sorted(found.items()) for part in tensors))
         if "val" not in found:
             images, labels = found["train"]
             kept, chosen, _ = stratified_split(labels, (spec.val_fraction, 0.0), spec.split_seed)
             found["train"], found["val"] = (images[kept], labels[kept]), (images[chosen], labels[chosen])
         super().__init__(spec, seed, {split: found[split] for split in ("train", "val", "test")})
-        self.classes = list(splits.classes)
+        self._digest, self.classes = digest, list(splits.classes)
 
 
 def _stacked(name: str, images: Any, classes: int) -> tuple[Tensor, Tensor]:

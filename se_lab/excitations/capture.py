@@ -80,6 +80,13 @@ def capture_excitations(model: nn.Module, *, squeezed: bool = False, maps: bool 
     Raises:
         ExcitationError: for a net without gates, or one that runs other code than its modules' (torch.compile,
             TorchScript, DataParallel): pass the net that it was made from.
+
+    Examples:
+        >>> model = create_model(ModelSpec("cifar_resnet20"), num_classes=10).eval()
+        >>> with capture_excitations(model) as captured:
+        ...     logits = model(torch.randn(8, 3, 32, 32))
+        >>> captured.excitations["SE_4_3"].shape
+        torch.Size([8, 64])
     """
     net = _hookable(model)
     capture = Capture(gate_sites(net))

@@ -83,6 +83,15 @@ class ExcitationStatistics:
         classes: Names of the classes; labels are numbers in this list.
         device: Where the statistics are kept: best where the net is.
         extremes: How many images to keep that excite each channel most, and least.
+
+    Examples:
+        >>> model = create_model(ModelSpec("cifar_resnet20"), num_classes=10).eval()
+        >>> with torch.inference_mode(), capture_excitations(model) as captured:
+        ...     logits = model(torch.randn(8, 3, 32, 32))
+        >>> statistics = ExcitationStatistics(captured.sites, classes=["cat", "dog"])
+        >>> statistics.update(captured.excitations, torch.arange(8) % 2)
+        >>> statistics.unit("SE_4_3").mean.shape  # a row per class, a column per channel
+        (2, 64)
     """
 
     def __init__(

@@ -23,7 +23,15 @@ _SWITCH = {"true": "on", "false": "off"}
 
 
 class SpecError(ValueError):
-    """A value that no experiment can have; the message says what was given, what is allowed, and the nearest."""
+    """A value that no experiment can have; the message says what was given, what is allowed, and the nearest.
+
+    Examples:
+        >>> try:
+        ...     SESpec(squeeze="averge")
+        ... except SpecError as error:
+        ...     print(error)
+        model.se.squeeze is 'averge'; allowed are avg, max, none...
+    """
 
 
 def nearest(given: str, allowed: Collection[str]) -> str:

@@ -53,7 +53,12 @@ Share = Annotated[float, Meta(ge=0, le=1)]
 
 @dataclass(frozen=True)
 class SESpec:
-    """Which attention unit, and where: the axes of the SE paper's ablations (section 6), and the kind of unit."""
+    """Which attention unit, and where: the axes of the SE paper's ablations (section 6), and the kind of unit.
+
+    Examples:
+        >>> SESpec(insertion="pre", reduction=8, stages=[4, 5]).stages
+        (4, 5)
+    """
 
     insertion: Annotated[str, INSERTIONS] = "standard"
     """Where in a block: standard, pre, post, identity (Table 14), conv3x3 (Table 15), or none: the plain backbone."""
@@ -120,7 +125,12 @@ def moot_fields(insertion: str, unit: str) -> list[str]:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A timm backbone and the SE units put into it."""
+    """A timm backbone and the SE units put into it.
+
+    Examples:
+        >>> ModelSpec("resnet50", SESpec(reduction=8)).existing_se
+        'refuse'
+    """
 
     backbone: str = "resnet50"
     """Any timm model name, or one of SE-Lab's own (cifar_resnet20 …)."""
@@ -146,7 +156,12 @@ class ModelSpec:
 
 @dataclass(frozen=True)
 class DataSpec:
-    """The images, how they are split, and how they reach the net."""
+    """The images, how they are split, and how they reach the net.
+
+    Examples:
+        >>> DataSpec("folder:photos", image_size=64, batch_size=32).val_fraction
+        0.1
+    """
 
     name: str = "digits"
     """digits (scikit-learn's 1,797 handwritten digits), imagenet, places365; one of torchvision's sets: cifar10,
@@ -208,7 +223,12 @@ SCHEDULES = ("constant", "step", "multistep", "cosine", "onecycle", "plateau")
 
 @dataclass(frozen=True)
 class OptimSpec:
-    """Optimizer and learning-rate schedule."""
+    """Optimizer and learning-rate schedule.
+
+    Examples:
+        >>> OptimSpec(lr=0.05, schedule="cosine").momentum
+        0.9
+    """
 
     name: str = "sgd"
     """sgd (with momentum, as the paper), nesterov, or any optimizer name of timm's, such as adamw."""
@@ -246,7 +266,12 @@ class OptimSpec:
 
 @dataclass(frozen=True)
 class TrainSpec:
-    """The training run."""
+    """The training run.
+
+    Examples:
+        >>> TrainSpec(epochs=30, precision="bf16", devices=2).ranks
+        2
+    """
 
     epochs: Count = 10
     """Passes over the training images."""
@@ -286,7 +311,15 @@ class TrainSpec:
 
 @dataclass(frozen=True)
 class RunSpec:
-    """Everything that can change a number of a trial. Its content is its name: `trial_id`."""
+    """Everything that can change a number of a trial. Its content is its name: `trial_id`.
+
+    Examples:
+        >>> spec = RunSpec(model=ModelSpec("resnet50", SESpec(reduction=8)), seed=1)
+        >>> spec.flat()["model.se.reduction"]
+        8
+        >>> len(spec.trial_id)
+        12
+    """
 
     model: ModelSpec = field(default_factory=ModelSpec)
     """The net."""
@@ -344,7 +377,12 @@ class RunSpec:
 
 @dataclass(frozen=True)
 class ExecSpec:
-    """Where and how a trial runs: recorded, not part of the trial id, since it changes no number."""
+    """Where and how a trial runs: recorded, not part of the trial id, since it changes no number.
+
+    Examples:
+        >>> ExecSpec(store="runs", device="cpu", wandb=False).threads
+        1
+    """
 
     store: str = field(default_factory=lambda: os.environ.get("SE_LAB_STORE") or "runs")
     """The folder of trials; by default the variable SE_LAB_STORE, else runs."""

@@ -19,7 +19,15 @@ RESULTS = ("metrics.csv", "predictions.npz")
 
 @dataclass
 class RunRecord:
-    """What is known of a trial when it is over. `metrics` repeats to the bit on one machine, `timings` does not."""
+    """What is known of a trial when it is over. `metrics` repeats to the bit on one machine, `timings` does not.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from se_lab.store import read_record
+        >>> folder = load_records("sweeps/demo.yaml")["folder"].iloc[0]
+        >>> read_record(Path(folder)).status
+        'finished'
+    """
 
     trial_id: str
     status: str

@@ -32,6 +32,11 @@ def load_records(
     Raises:
         SpecError: for a spec that cannot be read.
         FileNotFoundError: for a store or a W&B project that is not there or holds no trial.
+
+    Examples:
+        >>> records = load_records("sweeps/demo.yaml")
+        >>> records["status"].unique().tolist()
+        ['finished']
     """
     sources = [source] if isinstance(source, (str, Path)) else source
     frames = [_load(one, store_folder or ExecSpec().store, sweep_seed) for one in sources]

@@ -44,6 +44,12 @@ def detection_backbone(
 
     Raises:
         SpecError: for a net that cannot be loaded, whose stages are not known, or that has fewer than two of them.
+
+    Examples:
+        >>> net = create_model(ModelSpec("resnet18", SESpec(reduction=8)), num_classes=10)
+        >>> backbone = detection_backbone(net)
+        >>> list(backbone(torch.randn(1, 3, 64, 64)))
+        ['0', '1', '2', '3', 'pool']
     """
     if not 0 <= trainable_stages <= len(STRIDES) + 1:
         raise SpecError(f"trainable_stages is {trainable_stages}; it must be 0 to {len(STRIDES) + 1}")

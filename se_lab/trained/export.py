@@ -167,6 +167,14 @@ def load_exported(folder: str | Path, *, trust_plugins: bool = False) -> tuple[n
     Raises:
         SpecError: where the folder holds no export of SE-Lab's in the format safetensors, or names plugins that nobody
             trusts.
+
+    Examples:
+        >>> from se_lab.trained.export import export
+        >>> trial = load_records("sweeps/demo.yaml")["folder"].iloc[0]
+        >>> files = export(trial, "exported", ["safetensors"])
+        >>> net, about = load_exported("exported")
+        >>> net(torch.randn(2, 1, 8, 8)).shape
+        torch.Size([2, 10])
     """
     folder = Path(folder)
     about = _about(folder)

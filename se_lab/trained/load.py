@@ -27,6 +27,11 @@ def load_trained(path: str | Path, *, trust_plugins: bool = False) -> tuple[nn.M
     Raises:
         SpecError: where there is no checkpoint or no record of its trial, where the one does not fit the other, or
             where the record names plugins that nobody trusts.
+
+    Examples:
+        >>> net, spec = load_trained(load_records("sweeps/demo.yaml")["folder"].iloc[0])
+        >>> net(torch.randn(2, 1, 8, 8)).shape
+        torch.Size([2, 10])
     """
     path = Path(path)
     record = read_record(path if path.is_dir() else path.parent)

@@ -61,6 +61,13 @@ def run(spec: RunSpec, execution: ExecSpec | None = None, *, progress: Progress 
         TrialBusyError: while another worker holds the trial.
         InterruptedTrialError: on SIGTERM, SIGUSR1, SIGHUP or SIGINT, with everything saved.
         Exception: whatever made the trial fail, after its traceback went into the record.
+
+    Examples:
+        >>> net = ModelSpec("cifar_resnet20", kwargs={"units": 1})  # a ResNet-8
+        >>> spec = RunSpec(net, DataSpec("digits", batch_size=256), train=TrainSpec(epochs=1))
+        >>> record = run(spec, ExecSpec(store="runs", wandb=False))
+        >>> record.status
+        'finished'
     """
     execution = execution or ExecSpec()
     import_plugins(execution.plugins)

@@ -23,7 +23,13 @@ from se_lab.units.unit import Unit
 
 @dataclass(frozen=True)
 class Complexity:
-    """The cost of one image's forward pass. 1 FLOP = 1 multiply-accumulate (MAC), as in the paper."""
+    """The cost of one image's forward pass. 1 FLOP = 1 multiply-accumulate (MAC), as in the paper.
+
+    Examples:
+        >>> cost = profile(create_model(ModelSpec("cifar_resnet20"), num_classes=10), (3, 32, 32))
+        >>> cost.macs_se == cost.params_se  # each weight of a unit is used once an image
+        True
+    """
 
     params: int
     """Trainable parameters."""
@@ -50,6 +56,11 @@ def profile(model: nn.Module, input_size: tuple[int, int, int] = (3, 224, 224)) 
     """Count a net with one traced forward pass of one image, (1, *input_size), in eval mode.
 
     The net's mode is restored; its weights and buffers are not touched.
+
+    Examples:
+        >>> model = create_model(ModelSpec("cifar_resnet20"), num_classes=10)
+        >>> profile(model, (3, 32, 32)).params_se
+        2016
     """
     by_module, uncounted = count(model, input_size)
     units = [by_module[path] for path, module in model.named_modules() if isinstance(module, Unit)]

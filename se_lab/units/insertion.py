@@ -20,7 +20,13 @@ from se_lab.units.unit import Unit
 
 @dataclass(frozen=True)
 class Site:
-    """One inserted unit."""
+    """One inserted unit.
+
+    Examples:
+        >>> model = create_model(ModelSpec("cifar_resnet20"), num_classes=10)
+        >>> model.se_sites[0].name, model.se_sites[0].channels, model.se_sites[0].path
+        ('SE_2_1', 16, 'layer1.0.se')
+    """
 
     name: str
     """The paper's name, SE_{stage}_{unit}, or the name that `at` gave it."""
@@ -61,6 +67,13 @@ def insert_se(
     Raises:
         SpecError: for a net without known blocks, a stage, an insertion or a path that it does not have, channels that
             cannot be known, or attention of its own to refuse.
+
+    Examples:
+        >>> import timm
+        >>> net = timm.create_model("resnet18")
+        >>> sites = insert_se(net, SESpec(reduction=8))
+        >>> len(sites), net.get_submodule(sites[0].path).hidden
+        (8, 8)
     """
     check_choice("model.existing_se", existing_se, ("refuse", "keep", "replace"))
     _check_plain(net)

@@ -39,6 +39,11 @@ def create_model(
     Raises:
         SpecError: for a backbone that neither timm nor torchvision knows, arguments that it refuses, weights that
             cannot be read or fetched, or units that do not fit. On the meta device no weights are fetched.
+
+    Examples:
+        >>> model = create_model(ModelSpec("resnet18", SESpec(reduction=8)), num_classes=10)
+        >>> model(torch.randn(2, 3, 64, 64)).shape, len(model.se_sites)
+        (torch.Size([2, 10]), 8)
     """
     with torch.random.fork_rng(devices=[]):  # timm draws from the global stream: lend it ours
         torch.manual_seed(seed_of(seed, "weights"))

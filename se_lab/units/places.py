@@ -56,6 +56,12 @@ def find_places(backbone: nn.Module) -> list[Place]:
 
     Raises:
         SpecError: where there is none.
+
+    Examples:
+        >>> import timm
+        >>> places = find_places(timm.create_model("resnet18"))
+        >>> len(places), places[0].name
+        (8, 'SE_2_1')
     """
     return [place for place in survey(backbone) if place.spots]
 

@@ -66,6 +66,11 @@ class SqueezeExcite(Unit):
     Parameters come in the order reduce.weight (hidden, C), [reduce.bias], expand.weight (C, hidden), [expand.bias],
     two-dimensional for every squeeze. The gate, (N, C) or (N, C, H, W) where nothing is squeezed, passes through
     `gate`, an identity that is there to be hooked.
+
+    Examples:
+        >>> unit = SqueezeExcite(64, SESpec(reduction=16, squeeze="max"))
+        >>> unit.hidden, unit.excite(torch.zeros(2, 64)).unique().item()
+        (4, 0.5)
     """
 
     fields: ClassVar[tuple[str, ...]] = ("reduction", "squeeze", "excitation", "bias", "start")

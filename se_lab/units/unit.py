@@ -16,6 +16,13 @@ class Unit(nn.Module):
     """A module that maps (N, C, H, W) to the same shape, scaling channels, positions, or both.
 
     A subclass is built with (channels, spec), calls this constructor and has a forward pass. All else is optional.
+
+    Examples:
+        >>> unit = SqueezeExcite(64, SESpec(reduction=4))
+        >>> isinstance(unit, Unit), unit(torch.randn(2, 64, 7, 7)).shape
+        (True, torch.Size([2, 64, 7, 7]))
+        >>> unit.cost(7, 7).params
+        2048
     """
 
     fields: ClassVar[tuple[str, ...]] = ()

@@ -100,6 +100,7 @@ def cifar(tmp_path, monkeypatch):
 
 def test_cifar_is_read_from_torchvisions_files_and_normalised_by_its_training_images(cifar):
     data = create_data(DataSpec("cifar10", batch_size=50, augment="none"), 0, root=cifar)
+    assert data.digest == create_data(DataSpec("cifar10", split_seed=1), 0, root=cifar).digest
     assert (data.sizes, data.image_size, data.classes[3]) == ({"train": 180, "val": 20, "test": 40}, 32, "class3")
     images = torch.cat([batch[0] for batch in data.test_dataloader()])
     reference = CIFAR10(cifar, train=False).data.transpose(0, 3, 1, 2).astype(np.float64)
