@@ -18,12 +18,11 @@ from se_lab.units.unit import Unit
 
 def hang(host: nn.Module, how: str, channels_last: bool, unit: Unit) -> str:
     """Make a unit a child of its host, let it run, and return the child's name; `how` as in `places.Spot`."""
-    child = "se_unit" if how in BLOCK_HOOKS else "se"
-    if how == "output" and is_sequential(host):  # there the child simply runs last
-        child = "se_unit" if hasattr(host, "se") else "se"
-        host.add_module(child, unit)
-        return child
+    last = how not in ("input", *BLOCK_HOOKS) and is_sequential(host)
+    child = "se_unit" if how in BLOCK_HOOKS or (last and hasattr(host, "se")) else "se"
     host.add_module(child, unit)
+    if last:  # in a Sequential the child simply runs last
+        return child
     if how in ("input", "joined", "argument"):
         hook = BLOCK_HOOKS.get(how) or (scale_input_channels_last if channels_last else scale_input)
         host.register_forward_pre_hook(hook)

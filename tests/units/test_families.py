@@ -292,6 +292,7 @@ def check_points(name, plain, place):
             assert not torch.allclose(out(insertion, 0.5, last=1), expected), insertion
         if "post" in place.spots:
             assert out("post", 0).abs().max() == 0
+            torch.testing.assert_close(out("post", 0.5), expected / 2)
         if "identity" not in place.spots:
             return
         shortcut, branch = out("standard", 0), out("identity", 0)
@@ -302,6 +303,8 @@ def check_points(name, plain, place):
         torch.testing.assert_close(shortcut + branch, expected, rtol=1e-9, atol=1e-9 * expected.abs().max().item())
         if name in SHARED_ACTIVATION:
             return
+        torch.testing.assert_close(out("standard", 0.5), (expected + shortcut) / 2)
+        torch.testing.assert_close(out("identity", 0.5), (expected + branch) / 2)
         for insertion in set(place.spots) & {"pre", "conv3x3"} - ({"conv3x3"} if name in TWO_BRANCHES else set()):
             rest = out(insertion, 0) - shortcut  # a branch that sees nothing of x
             torch.testing.assert_close(
