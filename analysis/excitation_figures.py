@@ -7,21 +7,19 @@ separated by commas. Change the calls below for other units, channels or figures
 import argparse
 from pathlib import Path
 
-from se_lab.excitations.figures import activation_figure, deviation_figure
+from se_lab.excitations.figures import activations, deviations
 from se_lab.excitations.images import choose_classes
 from se_lab.excitations.statistics import ExcitationStatistics
 from se_lab.report import save_figure
+from se_lab.report.figures.image import draw
 
 
 def main(file: str, classes: str) -> None:
     statistics = ExcitationStatistics.load(file)
     chosen = choose_classes(classes.split(",") if classes else [], statistics.classes)
     folder = Path(file).parent
-    for name, figure in (
-        ("figure_6", activation_figure(statistics, chosen)),
-        ("figure_7", deviation_figure(statistics, chosen)),
-    ):
-        for path in save_figure(figure, folder / name):
+    for chart in (activations(statistics, chosen), deviations(statistics, chosen)):
+        for path in save_figure(draw(chart), folder / chart.key):
             print(path)
 
 

@@ -6,13 +6,13 @@ RUNS is a sweep spec (its trials, found in the store), a store, or wandb:entity/
 import argparse
 
 from se_lab import load_records
-from se_lab.report import save_figure, tradeoff_figure
+from se_lab.report import draw_figure, save_figure
 
 
 def main(runs: str, stem: str) -> None:
     records = load_records(runs)
     for cost in ("params", "macs", "step_ms"):
-        for path in save_figure(tradeoff_figure(records, cost), f"{stem}_{cost}"):
+        for path in save_figure(draw_figure(records, "tradeoff", cost=cost), f"{stem}_{cost}"):
             print(path)
 
 

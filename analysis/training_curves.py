@@ -1,17 +1,17 @@
 """Draw the training curves of RUNS: python analysis/training_curves.py RUNS [STEM] writes STEM.png and STEM.svg.
 
 RUNS is a sweep spec (its trials, found in the store) or a store. A panel a variant, over its baseline. Change the call
-below for the loss, or for fewer variants: training_figure(records, "loss", where={"model.se.reduction": [4, 16]}).
+below for the loss, or for fewer variants: draw_figure(records, "curves", "test/loss", where=…).
 """
 
 import argparse
 
 from se_lab import load_records
-from se_lab.report import save_figure, training_figure
+from se_lab.report import draw_figure, save_figure
 
 
 def main(runs: str, stem: str) -> None:
-    for path in save_figure(training_figure(load_records(runs), "top1_error"), stem):
+    for path in save_figure(draw_figure(load_records(runs), "curves", "test/top1_error"), stem):
         print(path)
 
 

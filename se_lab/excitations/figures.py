@@ -1,10 +1,9 @@
-"""Figures of excitations, the SE paper's 6 and 7 among them: functions from statistics to a Matplotlib figure."""
+"""Charts of one net's excitations, the SE paper's Figures 6 and 7 among them; `report.figures.image` draws them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,17 +12,13 @@ from se_lab.excitations import measures
 from se_lab.excitations.capture import ExcitationError, GateSite
 from se_lab.excitations.images import class_label
 from se_lab.excitations.statistics import ExcitationStatistics, UnitStatistics
-from se_lab.report.figures.canvas import STYLE, legend_outside
+from se_lab.report.figures.chart import COLORS, Axis, Cells, Chart, Panel, Series, line_look, span
 from se_lab.spec import check_choice, seed_of
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 CHANNELS = 50
 """Channels of a panel of Figure 6."""
-_DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)))
-_NAMED = 12  # classes that a matrix names along its sides
+_CLASSES = 12  # classes whose lines can be told apart in a panel
+_NAMED = 30  # classes that a matrix names along its sides
 
 
 def papers_units(sites: Sequence[GateSite]) -> list[str]:
@@ -38,101 +33,94 @@ def papers_units(sites: Sequence[GateSite]) -> list[str]:
     return [name for names in ends for name in names]
 
 
-def activation_figure(
-    statistics: ExcitationStatistics, classes: Sequence[int], units: Sequence[str] | None = None
-) -> Figure:
-    """Figure 6: the mean gate of fifty uniformly sampled channels, a line a class and one for the mean of all.
+def activations(statistics: ExcitationStatistics, classes: Sequence[int], units: Sequence[str] | None = None) -> Chart:
+    """Chart Figure 6: the mean gate of fifty uniformly sampled channels, a line a class and one for the mean of all.
 
     Raises:
         ExcitationError: for a class that has no image.
         SpecError: for a unit the net has not got.
     """
-    with unit_panels(_units(statistics, units)) as (figure, panels):
-        for axes, unit in panels:
-            channels = sampled_channels(unit.site)
-            x = np.arange(len(channels))
-            for number, label in enumerate(classes):
-                values = _of_class(unit, statistics, label).mean[label]
-                axes.plot(x, values[channels], **line_style(number), label=class_label(statistics.classes[label]))
-            mean = measures.mean_of_classes(unit)[channels]
-            # wide and light below the classes, which it would hide where they agree
-            axes.plot(
-                x, mean, color="0.72", linewidth=4, zorder=1.5, label=f"all ({int((unit.count > 0).sum())} classes)"
-            )
-            axes.set_title(unit.site.name)
-            number_channels(axes, channels, unit.site.channels)
-            axes.set_ylabel("mean gate")
-        share_range(axes for axes, _ in panels)
-        legend_above(figure, panels[0][0])
-    return figure
+    shown = classes[:_CLASSES]
+
+    def series(unit: UnitStatistics, channels: NDArray[np.intp]) -> list[Series]:
+        x, every = channels.astype(float), int((unit.count > 0).sum())
+        mean = measures.mean_of_classes(unit)[channels]
+        # wide and light below the classes, which it would hide where they agree
+        lines = [Series(x, mean, f"all ({every} classes)", "#b8b8b8", dash="solid", width=4, front=-1)]
+        for number, label in enumerate(shown):
+            color, dash = line_look(number)
+            values = _of_class(unit, statistics, label).mean[label][channels]
+            name = class_label(statistics.classes[label])
+            lines.append(Series(x, values, name, color, dash=dash, width=1.2))
+        return lines
+
+    note = "Mean gate of sampled channels, as in the SE paper's Figure 6."
+    if len(classes) > len(shown):
+        note += f" The first {len(shown)} of {len(classes)} classes."
+    return _by_channel("figure_6", "Mean gates by class", note, "mean gate", _units(statistics, units), series)
 
 
-def deviation_figure(
-    statistics: ExcitationStatistics, classes: Sequence[int], units: Sequence[str] | None = None
-) -> Figure:
-    """Figure 7: mean ± one standard deviation of the gates within a class, over its images; fifty channels.
+def deviations(statistics: ExcitationStatistics, classes: Sequence[int], units: Sequence[str] | None = None) -> Chart:
+    """Chart Figure 7: mean ± one standard deviation of the gates within a class, over its images; fifty channels.
 
     The paper shows two classes; so does this figure, the first two of those given.
     """
-    with unit_panels(_units(statistics, units)) as (figure, panels):
-        for axes, unit in panels:
-            channels = sampled_channels(unit.site)
-            x = np.arange(len(channels))
-            for number, label in enumerate(classes[:2]):
-                of = _of_class(unit, statistics, label)
-                mean, std = of.mean[label][channels], of.std[label][channels]
-                axes.plot(x, mean, **line_style(number), label=f"{class_label(statistics.classes[label])}, mean ± std")
-                axes.fill_between(x, mean - std, mean + std, color=f"C{number}", alpha=0.25, linewidth=0)
-            axes.set_title(unit.site.name)
-            number_channels(axes, channels, unit.site.channels)
-            axes.set_ylabel("gate")
-        share_range(axes for axes, _ in panels)
-        legend_above(figure, panels[0][0])
-    return figure
+
+    def series(unit: UnitStatistics, channels: NDArray[np.intp]) -> list[Series]:
+        lines, x = [], channels.astype(float)
+        for number, label in enumerate(classes[:2]):
+            of = _of_class(unit, statistics, label)
+            mean, std = of.mean[label][channels], of.std[label][channels]
+            color, dash = line_look(number)
+            name = f"{class_label(statistics.classes[label])}, mean ± std"
+            lines.append(Series(x, mean, name, color, dash=dash, width=1.2, low=mean - std, high=mean + std))
+        return lines
+
+    note = "Mean ± one standard deviation over the images of a class, as in the SE paper's Figure 7."
+    return _by_channel("figure_7", "Gates within a class", note, "gate", _units(statistics, units), series)
 
 
-def distribution_figure(statistics: ExcitationStatistics) -> Figure:
-    """Ridgelines: how the gates of each unit are distributed over all images and channels, stage by stage."""
+def distribution(statistics: ExcitationStatistics) -> Chart:
+    """Chart ridgelines: how the gates of each unit are distributed over all images and channels, stage by stage."""
     units = _units(statistics, [site.name for site in statistics.sites])
     stages = list(dict.fromkeys(unit.site.stage for unit in units))
-    with single(6.4, 1.6 + 0.34 * len(units)) as (figure, axes):
-        for row, unit in enumerate(reversed(units)):
-            x, y = measures.density(unit)
-            color = f"C{stages.index(unit.site.stage) % 6}"
-            height = row + 1.6 * y / max(y.max(), 1e-9)
-            axes.fill_between(x, row, height, color=color, alpha=0.55, linewidth=0, zorder=len(units) - row)
-            axes.plot(x, height, color=color, linewidth=1, zorder=len(units) - row)
-        axes.set_yticks(range(len(units)), [unit.site.name for unit in reversed(units)])
-        axes.set_xlabel("gate")
-        axes.set_title("Distribution of gates (each scaled to its own peak)")
-        axes.grid(axis="y", visible=False)
-    return figure
+    series, named = [], set()
+    for row, unit in zip(range(len(units) - 1, -1, -1), units, strict=True):
+        x, y = measures.density(unit)
+        stage = unit.site.stage
+        height = row + 1.6 * y / max(y.max(), 1e-9)
+        name = "" if stage in named else f"stage {stage}"
+        named.add(stage)
+        color = COLORS[stages.index(stage) % len(COLORS)]
+        low = np.full_like(height, row)
+        series.append(
+            Series(x, height, name, color, dash="solid", width=1, low=low, high=height, front=len(units) - row)
+        )
+    ticks = [(row, unit.site.name) for row, unit in enumerate(reversed(units))]
+    y_axis = Axis(limits=(-0.3, len(units) + 0.9), ticks=ticks, names=True)
+    panel = Panel(Axis("gate", span(*(one.x for one in series), margin=0.03)), y_axis, series)
+    note = "Over all images and channels; each unit is scaled to its own peak."
+    return Chart("distribution", "Distribution of gates", note, [panel], rows=len(units) + 1.2)
 
 
-def class_similarity_figure(statistics: ExcitationStatistics, units: Sequence[str] | None = None) -> Figure:
-    """How alike classes excite a unit: correlation of class means over channels, classes in clusters."""
-    import matplotlib
-
-    with unit_panels(_units(statistics, units), height=2.9) as (figure, panels):
-        found = [measures.class_similarity(unit) for _, unit in panels]
-        # The scale never narrows to rounding errors, as it would where a unit's gates are the same for all classes.
-        low = min(0.9, *(float(np.min(matrix, initial=1.0, where=~np.isnan(matrix))) for matrix, _ in found))
-        image: Any = None
-        for (axes, unit), (matrix, order) in zip(panels, found, strict=True):
-            image = axes.imshow(matrix, vmin=low, vmax=1, interpolation="nearest")
-            axes.set_title(unit.site.name)
-            axes.grid(visible=False)
-            if len(order) <= _NAMED:
-                names = [class_label(statistics.classes[label]) for label in order]
-                axes.set_xticks(range(len(order)), names, rotation=90 if max(map(len, names)) > 2 else 0)
-                axes.set_yticks(range(len(order)), names)
-            else:
-                axes.set_xlabel(f"{len(order)} classes, in clusters")
-                axes.set_xticks([])
-                axes.set_yticks([])
-        with matplotlib.rc_context(fname=STYLE):
-            figure.colorbar(image, ax=[axes for axes, _ in panels], shrink=0.7, label="correlation of class means")
-    return figure
+def class_similarity(statistics: ExcitationStatistics, units: Sequence[str] | None = None) -> Chart:
+    """Chart how alike classes excite a unit: correlation of class means over channels, classes in clusters."""
+    chosen = _units(statistics, units)
+    matrices = [measures.class_similarity(unit) for unit in chosen]
+    # The scale never narrows to rounding errors, as it would where a unit's gates are the same for all classes.
+    low = min(0.9, *(float(np.min(matrix, initial=1.0, where=~np.isnan(matrix))) for matrix, _ in matrices))
+    panels = []
+    for unit, (matrix, order) in zip(chosen, matrices, strict=True):
+        few = len(order) <= _NAMED
+        names = [class_label(statistics.classes[label]) for label in order] if few else []
+        ticks = list(enumerate(names))
+        label = "" if few else f"{len(order)} classes, in clusters"
+        sides = (-0.5, len(order) - 0.5)
+        across, down = Axis(label, sides, ticks=ticks, names=True), Axis("", sides[::-1], ticks=ticks, names=True)
+        cells = Cells(matrix, "correlation of class means", low=low, high=1.0, dark_high=True)
+        panels.append(Panel(across, down, cells=cells, title=unit.site.name))
+    note = "Classes that excite a unit alike stand together."
+    return Chart("class_similarity", "Similarity of classes by unit", note, panels, columns=3)
 
 
 def sampled_channels(site: GateSite) -> NDArray[np.intp]:
@@ -140,6 +128,25 @@ def sampled_channels(site: GateSite) -> NDArray[np.intp]:
     rng = np.random.default_rng(seed_of("channels", site.name))
     count = min(CHANNELS, site.channels)
     return np.sort(rng.choice(site.channels, count, replace=False))
+
+
+def _by_channel(
+    key: str,
+    title: str,
+    note: str,
+    label: str,
+    units: Sequence[UnitStatistics],
+    series: Callable[[UnitStatistics, NDArray[np.intp]], list[Series]],
+) -> Chart:
+    """Return panels of lines over the channels of units, with one vertical range, so that they can be compared."""
+    panels = []
+    for unit in units:
+        channels = sampled_channels(unit.site)
+        axis = Axis(f"channel ({len(channels)} of {unit.site.channels})", (-1.0, float(unit.site.channels)), whole=True)
+        panels.append(Panel(axis, series=series(unit, channels), title=unit.site.name))
+    lines = [line for panel in panels for line in panel.series]
+    limits = span(*(part for line in lines for part in (line.y, line.low, line.high) if part is not None))
+    return Chart(key, title, note, [replace(panel, y=Axis(label, limits)) for panel in panels], columns=3)
 
 
 def _of_class(unit: UnitStatistics, statistics: ExcitationStatistics, label: int) -> UnitStatistics:
@@ -155,66 +162,3 @@ def _units(statistics: ExcitationStatistics, names: Sequence[str] | None) -> lis
     for name in names or ():
         check_choice("unit", name, every)
     return [statistics.unit(name) for name in names or papers_units(statistics.sites)]
-
-
-def line_style(number: int) -> dict[str, Any]:
-    """Return the colour and dashes of the line of that number."""
-    return {"color": f"C{number % 6}", "linestyle": _DASHES[number % len(_DASHES)], "linewidth": 1.2}
-
-
-def number_channels(axes: Axes, channels: NDArray[np.intp], of: int) -> None:
-    """Write the numbers of the channels shown along the horizontal axis, where they stand one beside the other."""
-    ticks = range(0, len(channels), max(1, -(-len(channels) // 6)))
-    axes.set_xticks(ticks, [str(channels[tick]) for tick in ticks])
-    axes.set_xlabel(f"channel ({len(channels)} of {of})")
-
-
-def share_range(panels: Iterable[Axes]) -> None:
-    """Give panels one vertical range, so that they can be compared."""
-    every = list(panels)
-    low, high = zip(*(axes.get_ylim() for axes in every), strict=True)
-    for axes in every:
-        axes.set_ylim(min(low), max(high))
-
-
-def name_units(axes: Axes, names: Sequence[str]) -> None:
-    """Write unit names along the horizontal axis."""
-    axes.set_xticks(range(len(names)), names, rotation=90)
-
-
-def legend_above(figure: Figure, axes: Axes, title: str | None = None) -> None:
-    """Put the legend above the panels, outside of all of them."""
-    legend_outside(figure, axes, "upper left", 6, title=title, alignment="left")
-
-
-@contextmanager
-def unit_panels(
-    units: Sequence[UnitStatistics], height: float = 2.3
-) -> Iterator[tuple[Figure, list[tuple[Axes, UnitStatistics]]]]:
-    """Open a figure with one panel a unit, up to three in a row."""
-    columns = min(3, len(units))
-    rows = -(-len(units) // columns)
-    with grid(rows, columns, 3.2 * columns + 0.4, height * rows + 0.5) as (figure, axes):
-        for spare in axes[len(units) :]:
-            spare.remove()
-        yield figure, list(zip(axes, units, strict=False))
-
-
-@contextmanager
-def single(width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
-    """Open a figure (inches) with one pair of axes."""
-    with grid(1, 1, width, height) as (figure, axes):
-        yield figure, axes[0]
-
-
-@contextmanager
-def grid(rows: int, columns: int, width: float, height: float) -> Iterator[tuple[Figure, list[Axes]]]:
-    """Open a figure of its own, drawn in the package's style."""
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    with matplotlib.rc_context(fname=STYLE):
-        figure = Figure(figsize=(width, height))
-        FigureCanvasAgg(figure)
-        yield figure, list(figure.subplots(rows, columns, squeeze=False).flat)

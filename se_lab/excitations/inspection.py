@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
 from se_lab.excitations import comparisons as compare
-from se_lab.excitations import figures as draw
+from se_lab.excitations import figures
 from se_lab.excitations.capture import ExcitationError
 from se_lab.excitations.collect import CaptureOptions, TrainedNet, collect, open_data, open_net
 from se_lab.excitations.images import LabelledImages, choose_classes
@@ -18,12 +18,11 @@ from se_lab.excitations.maps import map_figure
 from se_lab.excitations.measures import closed_histogram
 from se_lab.excitations.page import write_page
 from se_lab.excitations.statistics import ExcitationStatistics
-from se_lab.report.figures.canvas import save_figure
+from se_lab.report.figures.chart import Chart
+from se_lab.report.figures.image import draw
+from se_lab.report.figures.look import Look, save_figure
 from se_lab.report.to_wandb import wandb_run
 from se_lab.report.variants import INSERTION, group_variants
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 FILE = "excitations.safetensors"
 PAGE = "explorer.html"
@@ -46,6 +45,8 @@ class Inspection:
     """Processes that read files."""
     wandb: str | None = None
     """The W&B project whose runs get histograms and figures; none by default."""
+    look: Look = field(default_factory=Look)
+    """Style and width of the figures."""
     capture: CaptureOptions = field(default_factory=CaptureOptions)
 
 
@@ -71,14 +72,14 @@ def inspect_nets(sources: Sequence[str | Path], request: Inspection) -> list[Pat
         folder = _folder_of(net, request, alone=len(nets) == 1)
         statistics = collect(net, of, folder / FILE, request.capture)
         labelled.append((net.label, statistics))
-        written += [folder / FILE, *_figures_of_one(net, of, statistics, classes, folder)]
+        written += [folder / FILE, *_figures_of_one(net, of, statistics, classes, folder, request)]
         if request.wandb:
             _send(net, statistics, folder, request.wandb)
     same = all(of.classes == images[0].classes for of in images[1:])
     folder = _folder_of(nets[0], request, alone=True) if len(nets) == 1 else Path(request.output or "excitations")
     if len(nets) > 1:
-        written += _comparisons(nets, labelled, same, folder)
-    start = draw.papers_units(labelled[0][1].sites)[-1]
+        written += _comparisons(nets, labelled, same, folder, request)
+    start = figures.papers_units(labelled[0][1].sites)[-1]
     shown = labelled[: 2 if same else 1]
     picture = images[0].picture if request.capture.extremes else None
     written.append(write_page(shown, folder / PAGE, unit=start, classes=chosen[0], picture=picture))
@@ -113,14 +114,13 @@ def inspect_sweep(records: pd.DataFrame, request: Inspection) -> list[Path]:
         own = Path(row["folder"]) / "excitations"
         statistics = collect(net, images, own / FILE, request.capture)
         labelled.append((name, statistics))
-        written += [own / FILE, *_figures_of_one(net, images, statistics, classes, own)]
+        written += [own / FILE, *_figures_of_one(net, images, statistics, classes, own, request)]
         picture = images.picture if request.capture.extremes else None
-        start = draw.papers_units(statistics.sites)[-1]
+        start = figures.papers_units(statistics.sites)[-1]
         written.append(write_page([(name, statistics)], own / PAGE, unit=start, classes=classes, picture=picture))
         if request.wandb:
             _send(net, statistics, own, request.wandb)
-    written += save_figure(compare.selectivity_figure(labelled), folder / "selectivity")
-    written += save_figure(compare.overlay_figure(labelled), folder / "distribution")
+    written += _save([compare.selectivity(labelled), compare.overlay(labelled)], folder, request)
     variants = dict(reversed(labelled))  # the first seed of each
     if len(variants) > 1:
         pair = [(name, variants[name]) for name in (labelled[0][0], labelled[-1][0])]
@@ -154,36 +154,45 @@ def _file_name(label: str) -> str:
 
 
 def _figures_of_one(
-    net: TrainedNet, images: LabelledImages, statistics: ExcitationStatistics, classes: Sequence[int], folder: Path
+    net: TrainedNet,
+    images: LabelledImages,
+    statistics: ExcitationStatistics,
+    classes: Sequence[int],
+    folder: Path,
+    request: Inspection,
 ) -> list[Path]:
-    figures = {
-        "figure_6": draw.activation_figure(statistics, classes),
-        "figure_7": draw.deviation_figure(statistics, classes),
-        "distribution": draw.distribution_figure(statistics),
-        "saturation": compare.saturation_figure(statistics),
-        "selectivity": compare.selectivity_figure([("", statistics)]),
-        "class_similarity": draw.class_similarity_figure(statistics),
-        "unit_similarity": compare.unit_similarity_figure(statistics),
-    }
-    if (maps := map_figure(net.model, images, classes)) is not None:
-        figures["maps"] = maps
+    charts = [
+        figures.activations(statistics, classes),
+        figures.deviations(statistics, classes),
+        figures.distribution(statistics),
+        compare.saturation(statistics),
+        compare.selectivity([("", statistics)]),
+        figures.class_similarity(statistics),
+        compare.unit_similarity(statistics),
+    ]
     if "redundancy" in statistics.about:
-        figures["redundancy"] = compare.redundancy_figure(statistics)
-    return [path for name, figure in figures.items() for path in save_figure(figure, folder / name)]
+        charts.append(compare.redundancy(statistics))
+    written = _save(charts, folder, request)
+    maps = map_figure(net.model, images, classes, request.look)
+    return written + (save_figure(maps, folder / "maps") if maps is not None else [])
 
 
-def _comparisons(nets: Sequence[TrainedNet], labelled: compare.Labelled, same: bool, folder: Path) -> list[Path]:
-    figures: dict[str, Figure] = {
-        "selectivity": compare.selectivity_figure(labelled),
-        "distribution": compare.overlay_figure(labelled),
-    }
+def _save(charts: Sequence[Chart], folder: Path, request: Inspection) -> list[Path]:
+    """Draw charts into a folder, each under its own name."""
+    return [path for chart in charts for path in save_figure(draw(chart, request.look), folder / chart.key)]
+
+
+def _comparisons(
+    nets: Sequence[TrainedNet], labelled: compare.Labelled, same: bool, folder: Path, request: Inspection
+) -> list[Path]:
+    charts = [compare.selectivity(labelled), compare.overlay(labelled)]
     if same:
-        figures["unit_similarity"] = compare.unit_similarity_figure(labelled[0][1], labelled[1][1])
+        charts.append(compare.unit_similarity(labelled[0][1], labelled[1][1]))
     epochs = [net.about.get("epoch") for net in nets]
     if len({net.about.get("trial_id", net.label) for net in nets}) == 1 and len({*epochs} - {None}) > 1:
         by_epoch = [(epoch + 1, one[1]) for epoch, one in zip(epochs, labelled, strict=True) if epoch is not None]
-        figures["training"] = compare.training_figure(by_epoch)
-    return [path for name, figure in figures.items() for path in save_figure(figure, folder / name)]
+        charts.append(compare.training(by_epoch))
+    return _save(charts, folder, request)
 
 
 def _send(net: TrainedNet, statistics: ExcitationStatistics, folder: Path, project: str) -> None:

@@ -11,15 +11,16 @@ from numpy.typing import NDArray
 from torch import nn
 
 from se_lab.excitations.capture import capture_excitations
-from se_lab.excitations.figures import grid, papers_units
+from se_lab.excitations.figures import papers_units
 from se_lab.excitations.images import LabelledImages, class_label
+from se_lab.report.figures.look import Look, fallback_fonts, settings_of_style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
-def map_figure(model: nn.Module, images: LabelledImages, classes: Sequence[int]) -> Figure | None:
+def map_figure(model: nn.Module, images: LabelledImages, classes: Sequence[int], look: Look) -> Figure | None:
     """Draw the gate's mean over channels over one picture of each class; None where no gate varies over H×W.
 
     Columns are the units of Figures 6 and 7, each with a colour scale of its own, which its title gives.
@@ -36,11 +37,19 @@ def map_figure(model: nn.Module, images: LabelledImages, classes: Sequence[int])
             maps.append({name: values.float().cpu().numpy() for name, values in capture.maps.items()})
     found = {name: np.concatenate([part[name] for part in maps]) for name in maps[0]}
     names = [name for name in papers_units(capture.sites) if name in found]
-    with grid(len(pictures), 1 + len(names), 1.25 * (1 + len(names)), 1.25 * len(pictures) + 0.5) as (figure, axes):
-        for row, (picture, label) in enumerate(zip(pictures, classes, strict=True)):
-            here = axes[row * (1 + len(names)) : (row + 1) * (1 + len(names))]
+    labels = [class_label(images.classes[label]) for label in classes]
+    with settings_of_style(look.settings(fallback_fonts(labels)[0])):
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
+        columns = 1 + len(names)
+        figure = Figure(figsize=(look.inches, look.inches * len(pictures) / columns + 0.6 * look.scale))
+        FigureCanvasAgg(figure)
+        axes = list(figure.subplots(len(pictures), columns, squeeze=False).flat)
+        for row, (picture, label) in enumerate(zip(pictures, labels, strict=True)):
+            here = axes[row * columns : (row + 1) * columns]
             _show(here[0], picture)
-            here[0].set_ylabel(class_label(images.classes[label]))
+            here[0].set_ylabel(label)
             for panel, name in zip(here[1:], names, strict=True):
                 _show(panel, picture)
                 low, high = float(found[name].min()), float(found[name].max())
@@ -48,8 +57,11 @@ def map_figure(model: nn.Module, images: LabelledImages, classes: Sequence[int])
                 over = panel.imshow(found[name][row], "viridis", vmin=low, vmax=high, alpha=0.6, extent=whole)
                 over.set_interpolation("bilinear")
                 if row == 0:
-                    panel.set_title(f"{name}\n{low:.3f} to {high:.3f}", fontsize="small")
-        figure.suptitle("Gates by position, mean over channels: dark is low, yellow is high")
+                    panel.set_title(f"{name}\n{low:.3f} to {high:.3f}", fontsize=look.small)
+        title = "Gates by position" if look.title is None else look.title
+        note = "mean over channels: dark is low, yellow is high"
+        figure.suptitle(f"{title}\n{note}" if title else note, fontsize=look.small)
+        figure.set_label(f"{title}\n{note}")
     return figure
 
 

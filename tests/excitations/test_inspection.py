@@ -23,11 +23,14 @@ from se_lab.excitations.collect import CaptureOptions, collect, open_data, open_
 from se_lab.excitations.images import choose_classes, class_label
 from se_lab.excitations.inspection import Inspection, inspect_nets, inspect_sweep
 from se_lab.excitations.statistics import ExcitationStatistics
+from se_lab.report.figures.image import draw
+from se_lab.report.figures.look import SMALLEST, Look
 from se_lab.spec import ModelSpec, SESpec, SpecError
 from se_lab.store import read_records
 from se_lab.trained.load import load_trained
 from se_lab.units.model import create_model
 from tests.excitations.excitation_nets import CLASSES, driven_images, driven_net, of_gates, write_trial
+from tests.report.figures.reading import overlaps, texts
 
 
 @pytest.fixture(autouse=True)
@@ -38,9 +41,7 @@ def _one_thread() -> None:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the figures of single nets, where a test is about something else: they take seconds."""
-    monkeypatch.setattr(
-        inspection, "_figures_of_one", lambda net, images, statistics, classes, folder: [folder / "figure_6.png"]
-    )
+    monkeypatch.setattr(inspection, "_figures_of_one", lambda *parts: [parts[4] / "figure_6.png"])
 
 
 @pytest.fixture(scope="module")
@@ -193,23 +194,21 @@ def test_gates_that_are_the_same_for_all_classes_show_one_even_colour_and_no_sim
     filled = ExcitationStatistics([GateSite("SE_2_1", 2, 1, 64, "a"), GateSite("SE_2_2", 2, 2, 64, "b")], list("uvw"))
     filled.count += 5
     filled.mean.copy_(torch.rand(filled.mean.shape[-1]) + torch.tensor([[0], [1e-8], [2e-8]]))
-    similarity = excitation_figures.class_similarity_figure(filled)
-    for axes in similarity.axes[:2]:
-        (image,) = axes.images
-        assert image.get_clim()[0] <= 0.9  # rounding errors of a correlation of 1 are not seen
+    for panel in excitation_figures.class_similarity(filled).panels:
+        assert panel.cells.range[0] <= 0.9  # rounding errors of a correlation of 1 are not seen
     filled.mean.copy_(filled.mean[0].expand_as(filled.mean).clone())
-    axes = excitation_comparisons.unit_similarity_figure(filled).axes[0]
-    assert axes.images[0].get_array().mask.all()
-    assert "blank" in axes.get_title(loc="left")
+    chart = excitation_comparisons.unit_similarity(filled)
+    assert np.isnan(chart.panels[0].cells.values).all()
+    assert "Blank" in chart.note
 
 
 def test_the_mean_of_all_classes_does_not_hide_a_class_that_is_like_it() -> None:
     filled = ExcitationStatistics([GateSite("SE_2_1", 2, 1, 8, "a")], list("uv"))
     filled.count += 5
-    *classes, every = excitation_figures.activation_figure(filled, [0, 1]).axes[0].lines
-    assert every.get_label() == "all (2 classes)"
-    assert every.get_zorder() < min(line.get_zorder() for line in classes)
-    assert every.get_linewidth() > 2 * max(line.get_linewidth() for line in classes)
+    every, *classes = excitation_figures.activations(filled, [0, 1]).panels[0].series
+    assert every.name == "all (2 classes)"
+    assert every.front < min(line.front for line in classes)
+    assert every.width > 2 * max(line.width for line in classes)
 
 
 def test_the_one_class_that_drives_one_channel_is_found(tmp_path: Path) -> None:
@@ -238,8 +237,8 @@ def test_redundancy_is_the_error_with_a_gate_held_at_its_mean(tmp_path: Path) ->
     # class 1 is never guessed and classes 0 and 2 always right; held at its mean, the gate is below 0.8 for all
     assert statistics.about["redundancy"][""] == pytest.approx(100 / 3)
     assert statistics.about["redundancy"][statistics.sites[0].name] == pytest.approx(200 / 3)
-    figure = excitation_comparisons.redundancy_figure(statistics)
-    assert [bar.get_width() for bar in figure.axes[0].patches] == pytest.approx([100 / 3])
+    bars = excitation_comparisons.redundancy(statistics).panels[0].series[0]
+    assert bars.bars and bars.x == pytest.approx([100 / 3])
 
 
 def test_an_interrupted_run_goes_on_and_a_finished_one_is_not_repeated(tmp_path: Path) -> None:
@@ -323,16 +322,18 @@ def test_without_a_wish_the_papers_classes_are_chosen_or_evenly_spaced_ones() ->
 
 def test_figure_6_shows_the_means_of_the_classes_and_of_all(statistics, stored) -> None:
     gates, labels = stored
-    figure = excitation_figures.activation_figure(statistics, [2, 7])
-    assert [axes.get_title("left") for axes in figure.axes] == ["SE_2_3", "SE_3_3", "SE_4_1", "SE_4_2", "SE_4_3"]
-    last = figure.axes[-1]
+    panels = excitation_figures.activations(statistics, [2, 7]).panels
+    assert [panel.title for panel in panels] == ["SE_2_3", "SE_3_3", "SE_4_1", "SE_4_2", "SE_4_3"]
+    assert len({panel.y.limits for panel in panels}) == 1  # one range, to compare them
     channels = excitation_figures.sampled_channels(statistics.sites[-1])
     assert len(channels) == len(set(channels)) == 50
-    for line, label in zip(last.lines, (2, 7), strict=False):
-        assert line.get_label() == str(label)
-        np.testing.assert_allclose(line.get_ydata(), gates["SE_4_3"][labels == label].mean(0)[channels], atol=1e-5)
+    every, *classes = panels[-1].series
+    for line, label in zip(classes, (2, 7), strict=True):
+        assert line.name == str(label)
+        np.testing.assert_array_equal(line.x, channels)  # the axis has channel numbers, not places in the sample
+        np.testing.assert_allclose(line.y, gates["SE_4_3"][labels == label].mean(0)[channels], atol=1e-5)
     means = np.stack([gates["SE_4_3"][labels == label].mean(0) for label in range(10)])
-    np.testing.assert_allclose(last.lines[2].get_ydata(), means.mean(0)[channels], atol=1e-5)
+    np.testing.assert_allclose(every.y, means.mean(0)[channels], atol=1e-5)
 
 
 def test_the_papers_units_are_its_six_for_se_resnet50() -> None:
@@ -343,18 +344,15 @@ def test_the_papers_units_are_its_six_for_se_resnet50() -> None:
 
 def test_figure_7_shows_one_standard_deviation_around_the_mean(statistics, stored) -> None:
     gates, labels = stored
-    figure = excitation_figures.deviation_figure(statistics, [1, 5])
-    axes = figure.axes[0]
+    line = excitation_figures.deviations(statistics, [1, 5]).panels[0].series[0]
     own = gates["SE_2_3"][labels == 1]
-    low, high = own.mean(0) - own.std(0), own.mean(0) + own.std(0)
-    corners = axes.collections[0].get_paths()[0].vertices[:, 1]
-    assert corners.min() == pytest.approx(low.min(), abs=1e-5)
-    assert corners.max() == pytest.approx(high.max(), abs=1e-5)
+    np.testing.assert_allclose(line.low, own.mean(0) - own.std(0), atol=1e-5)
+    np.testing.assert_allclose(line.high, own.mean(0) + own.std(0), atol=1e-5)
 
 
 def test_a_unit_the_net_has_not_got_names_the_nearest(statistics) -> None:
     with pytest.raises(SpecError, match="did you mean 'SE_4_3'"):
-        excitation_figures.activation_figure(statistics, [1], ["SE_4_33"])
+        excitation_figures.activations(statistics, [1], ["SE_4_33"])
 
 
 def test_the_command_writes_statistics_figures_and_page(trial: Path, tmp_path: Path, capsys) -> None:
@@ -399,9 +397,9 @@ def test_across_a_sweep_variants_are_overlaid_and_baselines_left_out(tmp_path: P
     looks = [
         (path.parent.parent.name, ExcitationStatistics.load(path)) for path in written if path.suffix == ".safetensors"
     ]
-    figure = excitation_comparisons.overlay_figure(looks)
-    assert [axes.get_title("left") for axes in figure.axes] == ["stage 2", "stage 3", "stage 4"]
-    low = [patch.get_data().edges[:-1][patch.get_data().values > 0][0] for patch in figure.axes[0].patches]
+    panels = excitation_comparisons.overlay(looks).panels
+    assert [panel.title for panel in panels] == ["stage 2", "stage 3", "stage 4"]
+    low = [line.x[line.y > 0][0] for line in panels[0].series]
     assert sorted(np.sign(low).tolist()) == [-1, 1]  # tanh's gates go below 0
 
 
@@ -409,31 +407,37 @@ def test_gates_without_an_end_leave_room_for_those_below_1() -> None:
     stream = torch.Generator().manual_seed(0)
     sigmoid, relu = torch.rand(400, 4, generator=stream), 40 * torch.rand(400, 4, generator=stream)
     looks = [("sigmoid", of_gates(sigmoid)), ("relu", of_gates(relu))]
-    (axes,) = excitation_comparisons.overlay_figure(looks).axes
+    (axes,) = draw(excitation_comparisons.overlay(looks)).axes
     zero, one, end = (axes.transAxes.inverted().transform(axes.transData.transform((x, 0)))[0] for x in (0, 1, 40))
     assert one - zero > 0.4 * (end - zero)  # sigmoid's range, a fortieth of ReLU's
-    (axes,) = excitation_comparisons.overlay_figure(looks[:1]).axes
-    assert axes.get_xscale() == "linear"
+    (panel,) = excitation_comparisons.overlay(looks[:1]).panels
+    assert panel.x.scale == "linear"
 
 
 def test_gates_below_0_have_no_selectivity_index() -> None:
     gates = torch.rand(40, 4, generator=torch.Generator().manual_seed(0))
     tanh, sigmoid = ("tanh", of_gates(2 * gates - 1)), ("sigmoid", of_gates(gates))
-    left, right = excitation_comparisons.selectivity_figure([tanh, sigmoid]).axes
-    assert [line.get_label() for line in left.lines] == ["tanh", "sigmoid"]
-    assert [line.get_label() for line in right.lines] == ["sigmoid", "sigmoid, by chance"]
-    assert len(excitation_comparisons.selectivity_figure([tanh]).axes) == 1
+    left, right = excitation_comparisons.selectivity([tanh, sigmoid]).panels
+    assert [line.name for line in left.series] == ["tanh", "sigmoid"]
+    assert [(line.name, line.dash) for line in right.series] == [("sigmoid", "dash"), ("", "dot")]  # dotted: by chance
+    assert len(excitation_comparisons.selectivity([tanh]).panels) == 1
 
 
-def test_a_legend_of_long_names_is_not_cut() -> None:
-    gates = torch.rand(40, 4, generator=torch.Generator().manual_seed(0))
-    looks = [(f"resnet50_v1, standard, r={r}, sigmoid", of_gates(gates)) for r in (2, 4, 8, 16, 32)]
-    figure = excitation_comparisons.selectivity_figure(looks)
-    (legend,) = figure.legends
-    figure.canvas.draw()
-    box = legend.get_window_extent()
-    assert box.x0 >= 0 and box.x1 <= figure.bbox.width
-    assert [text.get_text() for text in legend.get_texts()] == [label for label, _ in looks]
+def test_fifty_units_and_long_labels_are_legible_in_one_column() -> None:
+    sites = [GateSite(f"SE_{2 + i // 13}_{i % 13 + 1}", 2 + i // 13, i % 13 + 1, 4, str(i)) for i in range(50)]
+    filled = ExcitationStatistics(sites, list("uvwxyz"))
+    gates = torch.rand(60, 4, generator=torch.Generator().manual_seed(0))
+    filled.update({site.name: gates for site in sites}, torch.arange(6).repeat(10))
+    looks = [(f"resnet50_v1.a1_in1k, standard, r={r}, sigmoid", filled) for r in (2, 4, 8)]
+    for chart in (
+        excitation_comparisons.selectivity(looks),
+        excitation_comparisons.unit_similarity(filled),
+        excitation_comparisons.saturation(filled),
+        excitation_figures.distribution(filled),
+    ):
+        figure = draw(chart, Look("paper"))
+        assert list(overlaps(figure)) == []
+        assert min(text.get_fontsize() for text in texts(figure)) >= SMALLEST
 
 
 def test_a_sweep_without_units_says_so(tmp_path: Path) -> None:

@@ -1,44 +1,86 @@
-"""Training curves: error by epoch in training and validation, each variant against its baseline."""
+"""Training curves: a metric by epoch in training and validation, each variant beside its baseline."""
 
 from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal, TypedDict
+from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from se_lab.report.columns import ReportError, column
-from se_lab.report.figures.canvas import canvas
-from se_lab.report.variants import BASELINE, Study, group_variants
+from se_lab.report.columns import Column, ReportError, column
+from se_lab.report.figures.chart import COLORS, Axis, Chart, Panel, Series, span
+from se_lab.report.variants import BASELINE, Study
 from se_lab.store import read_bytes
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-_MOST_PANELS = 12
-_DASHES: dict[str, Literal["-", "--"]] = {"val": "-", "train": "--"}
+MOST_PANELS = 12
+_LONG = 4  # epochs from which the first tenth, which falls from chance level, may lie above the axis
+_SPLITS = {"val": ("solid", "validation"), "train": ("dash", "training")}
 
 
-class _Line(TypedDict):
-    color: str
-    linewidth: float
+class _Curves(NamedTuple):
+    """A metric by epoch: mean, lowest and highest seed of each variant, and the variants from best to worst."""
+
+    keys: list[str]
+    bands: pd.DataFrame
+    ranked: list[int]
+    of: Column
+    seeds: int
+    limits: tuple[float, float]
+    cut: bool
+    """Early epochs lie above the limits."""
+
+    def has(self, variant: int) -> bool:
+        """Whether the variant has epochs."""
+        return variant in self.ranked
+
+    def series(self, variant: int, key: str) -> Series:
+        """Return a variant's curve with the band of its seeds; few epochs are points."""
+        band = self.bands.loc[variant][key].dropna()
+        epochs, (mean, low, high) = band.index.to_numpy(dtype=float), band.to_numpy(dtype=float).T
+        keys = [(variant, -1)]
+        marker = "circle" if len(epochs) < 3 else ""
+        dash = _SPLITS[key.split("/")[0]][0]
+        several = self.seeds > 1
+        return Series(
+            epochs, mean, dash=dash, marker=marker, size=4, keys=keys,
+            low=low if several else None, high=high if several else None,
+        )  # fmt: skip
 
 
-# Apart in grey as well: light and wide below, dark and narrow above.
-_BASE: _Line = {"color": "0.68", "linewidth": 2.2}
-_VARIANT: _Line = {"color": "#0072B2", "linewidth": 1.1}
+def curves(study: Study, metric: str) -> Chart:
+    """Chart a panel a variant, its curves over those of its baseline, as the SE paper's Figure 4.
+
+    Solid is `val/METRIC`, dashed `train/METRIC` (`test/loss` stands for `loss`); a line is the mean over seeds, its
+    band reaches from the lowest to the highest seed. Of more than twelve variants, those that end best. Raises as
+    `read_curves`.
+    """
+    read = _read(study, metric)
+    every = [variant for variant in read.ranked if not study.is_baseline[variant]] or read.ranked
+    variants = sorted(every[:MOST_PANELS])
+    base_look = {"color": "#a8a8a8", "width": 2.4}  # apart in grey as well: light and wide below, dark and narrow above
+    x, y = _epochs(read), Axis(read.of.heading, read.limits)
+    panels = []
+    for variant in variants:
+        base = int(study.baseline[variant])
+        pairs = [(base, BASELINE, base_look)] if base != variant and read.has(base) else []
+        series = [
+            replace(read.series(v, key), name=f"{name}, {_SPLITS[key.split('/')[0]][1]}", **look)  # type: ignore[arg-type]
+            for v, name, look in [*pairs, (variant, "variant", {"color": COLORS[0], "width": 1.1})]
+            for key in read.keys
+        ]
+        panels.append(Panel(x, y, series, title=study.variants["variant"].iloc[variant]))
+    left_out = f"; {len(every) - len(variants)} variants that end worse left out" if len(every) > len(variants) else ""
+    return Chart("curves", f"{read.of.label} during training", f"{_note(read)}{left_out}.", panels, columns=3)
 
 
 def read_curves(study: Study, keys: list[str]) -> pd.DataFrame:
     """Read metrics.csv of the finished trials: columns variant, seed, epoch and those of `keys` that are there.
 
     Files with the same heading are parsed as one, which for thousands of short ones takes a tenth of the time.
-
-    Raises FileNotFoundError where no trial has a metrics.csv, ReportError where none has any of the keys or a folder.
+    Raises ReportError where no trial has a folder, a metrics.csv or any of the keys.
     """
     finished = study.trials[study.trials["status"] == "finished"]
     if "folder" not in finished:
@@ -63,84 +105,40 @@ def read_curves(study: Study, keys: list[str]) -> pd.DataFrame:
         there = frame["epoch"].notna()
         frames.append(frame if there.all() else frame[there].reset_index(drop=True))
     if not frames:
-        raise FileNotFoundError(
-            f"None of the {len(finished)} finished trials has a metrics.csv with an epoch in its folder."
-        )
+        raise ReportError(f"None of the {len(finished)} finished trials has a metrics.csv with an epoch in its folder.")
     curves: pd.DataFrame = frames[0] if len(frames) == 1 else pd.concat(frames, ignore_index=True)
     if not set(keys) & set(curves):
         raise ReportError(f"The trials' metrics.csv has none of {', '.join(keys)}.")
     return curves
 
 
-def training_figure(
-    records: pd.DataFrame, metric: str = "top1_error", *, where: Mapping[str, object] | None = None
-) -> Figure:
-    """Draw a panel a variant, its curves over those of its baseline, as the SE paper's Figure 4.
-
-    Solid is `val/METRIC`, dashed `train/METRIC`; a line is the mean over seeds, its band reaches from the lowest to
-    the highest seed. Of more than twelve variants, those that end best. Raises as `read_curves`.
-    """
-    study = group_variants(records, where=where)
-    keys = [f"{split}/{metric}" for split in ("val", "train")]
-    curves = read_curves(study, keys)
-    keys = [key for key in keys if key in curves and curves[key].notna().any()]
-    bands = curves.groupby(["variant", "epoch"])[keys].agg(["mean", "min", "max"])
-    panels = np.array([v for v in bands.index.unique("variant") if not study.is_baseline[v]], dtype=int)
-    if not len(panels):
-        panels = np.array(bands.index.unique("variant"), dtype=int)
-    total = len(panels)
+def _read(study: Study, metric: str) -> _Curves:
+    name = metric.split("/", 1)[-1]
+    keys = [f"{split}/{name}" for split in _SPLITS]
+    table = read_curves(study, keys)
+    table["epoch"] += 1  # epochs that were trained, as on the page
+    keys = [key for key in keys if key in table and table[key].notna().any()]
+    bands = table.groupby(["variant", "epoch"])[keys].agg(["mean", "min", "max"])
     last = bands[keys[0]]["mean"].groupby("variant").last()
-    best = column(keys[0], curves).better == "higher"
-    panels = np.sort(last[panels].sort_values(ascending=not best, kind="stable").index[:_MOST_PANELS].to_numpy())
-
-    across = min(len(panels), 3 if len(panels) != 4 else 2)
-    down = -(-len(panels) // across)
-    with canvas(2.4 + 2.1 * across, 1.2 + 1.9 * down, down, across) as (figure, grid):
-        against = False
-        for axes, variant in zip(grid, panels, strict=False):
-            base = int(study.baseline[variant])
-            if base != variant and base in bands.index.unique("variant"):
-                _draw(axes, bands.loc[base], keys, **_BASE)
-                against = True
-            _draw(axes, bands.loc[variant], keys, **_VARIANT)
-            axes.set_title(study.variants["variant"].iloc[variant])
-        # The first tenth falls from chance level: to show it would flatten all that follows.
-        settled = bands[bands.index.get_level_values("epoch") >= curves["epoch"].max() / 10]
-        grid[0].locator_params(axis="x", integer=True)
-        grid[0].set_ylim(0, 1.05 * float(settled.to_numpy().max()) or 1.0)
-        for axes in grid[len(panels) :]:
-            axes.set_visible(False)
-        for place, axes in enumerate(grid[: len(panels)]):
-            axes.tick_params(labelbottom=place + across >= len(panels), labelleft=place % across == 0)
-            if place + across >= len(panels):
-                axes.set_xlabel("epoch")
-        label = column(keys[0], curves).heading.removeprefix("val ")
-        for axes in grid[::across]:
-            axes.set_ylabel(label)
-        seeds = curves.groupby("variant")["seed"].nunique()
-        several = f"Mean and range of {seeds.max()} seeds" if seeds.max() > 1 else "One seed"
-        left_out = f"; {total - len(panels)} variants that end worse left out" if total > len(panels) else ""
-        figure.suptitle(several + left_out, fontsize=9, x=0.01, ha="left")
-        _legend(figure, keys, against=against)
-    return figure
+    of = column(keys[0], table)
+    of = replace(of, label=of.label.removeprefix(f"{keys[0].split('/')[0]} "))  # which the dashes tell
+    ranked = last.sort_values(ascending=of.better != "higher", kind="stable").index.tolist()
+    epochs = bands.index.get_level_values("epoch")
+    start = epochs.max() / 10 if epochs.max() >= _LONG else 0
+    settled, early = (bands[chosen].to_numpy(dtype=float) for chosen in (epochs > start, epochs <= start))
+    low, high = float(np.nanmin(settled)), float(np.nanmax(settled))
+    limits = (1.08 * min(low, 0.0), 1.08 * high or 1.0)
+    cut = bool(early.size and np.nanmax(early) > limits[1])
+    return _Curves(keys, bands, ranked, of, int(table.groupby("variant")["seed"].nunique().max()), limits, cut)
 
 
-def _draw(axes: Axes, bands: Any, keys: list[str], color: str, linewidth: float) -> None:
-    """Draw one variant's curves: a line for the mean over the seeds, a band for their range."""
-    epoch = bands.index.to_numpy()
-    for key in keys:
-        axes.plot(epoch, bands[key]["mean"], _DASHES[key.split("/")[0]], color=color, linewidth=linewidth)
-        axes.fill_between(epoch, bands[key]["min"], bands[key]["max"], color=color, alpha=0.25, linewidth=0)
+def _epochs(read: _Curves) -> Axis:
+    epochs = read.bands.index.get_level_values("epoch").to_numpy(dtype=float)
+    low, high = span(epochs, margin=0.03) if np.ptp(epochs) else (epochs[0] - 0.5, epochs[0] + 0.5)
+    few = sorted(set(epochs)) if np.ptp(epochs) < 6 else None
+    return Axis("epoch", (low, high), ticks=[(epoch, f"{epoch:g}") for epoch in few] if few else None, whole=True)
 
 
-def _legend(figure: Figure, keys: list[str], *, against: bool) -> None:
-    from matplotlib.lines import Line2D
-
-    words = {"val": "validation", "train": "training"}
-    handles = [
-        Line2D([], [], linestyle=_DASHES[split], label=f"{name}, {words[split]}", **style)
-        for name, style in ((BASELINE, _BASE), ("variant", _VARIANT))
-        if against or style is _VARIANT
-        for split in (key.split("/")[0] for key in keys)
-    ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=4)
+def _note(read: _Curves) -> str:
+    note = f"Mean and range of {read.seeds} seeds" if read.seeds > 1 else "One seed"
+    return note + ("; the first epochs lie above the axis" if read.cut else "")

@@ -1,26 +1,61 @@
-"""Every figure that some trials can give, by kind."""
+"""Every figure that some trials can give, by kind: as images, and for the page."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from se_lab.report.columns import ReportError
-from se_lab.report.figures.curves import training_figure
-from se_lab.report.figures.differences import difference_figure, reduction_figure
-from se_lab.report.figures.heatmap import heatmap_figure, parallel_figure
-from se_lab.report.figures.tradeoff import tradeoff_figure
+from se_lab.report.columns import ReportError, unknown
+from se_lab.report.figures.chart import Chart
+from se_lab.report.figures.curves import curves
+from se_lab.report.figures.differences import differences
+from se_lab.report.figures.heatmap import heatmap
+from se_lab.report.figures.image import draw
+from se_lab.report.figures.look import Look
+from se_lab.report.figures.page import section
+from se_lab.report.figures.parallel import parallel
+from se_lab.report.figures.reduction import reduction
+from se_lab.report.figures.tradeoff import tradeoff
 from se_lab.report.tables import refuse_absent_metric
-from se_lab.report.variants import group_variants
+from se_lab.report.variants import Study, group_variants
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-KINDS = ("tradeoff", "curves", "differences", "reduction", "heatmap", "parallel")
+CHARTS: dict[str, Callable[[Study, str], Chart]] = {
+    "curves": curves,
+    "differences": differences,
+    "reduction": reduction,
+    "heatmap": heatmap,
+    "parallel": parallel,
+}
+"""Charts of a study and a metric by kind; the trade-off takes a cost as well."""
+KINDS = ("tradeoff", *CHARTS)
 COSTS = ("params", "macs", "step_ms")
+
+
+def draw_figure(
+    records: pd.DataFrame,
+    kind: str,
+    metric: str = "test/top1_error",
+    *,
+    cost: str = "params",
+    where: Mapping[str, object] | None = None,
+    look: Look | None = None,
+) -> Figure:
+    """Draw one figure: tradeoff (of a metric against a cost), curves, differences, reduction, heatmap or parallel.
+
+    Raises ReportError for an unknown kind, and for trials that the figure cannot be made of.
+    """
+    if kind not in KINDS:
+        raise unknown("kind of figure", kind, KINDS)
+    study = group_variants(records, where=where)
+    refuse_absent_metric(study, metric)
+    return draw(tradeoff(study, metric, cost) if kind == "tradeoff" else CHARTS[kind](study, metric), look)
 
 
 def draw_figures(
@@ -30,38 +65,48 @@ def draw_figures(
     metric: str = "test/top1_error",
     *,
     where: Mapping[str, object] | None = None,
+    look: Look | None = None,
 ) -> Iterator[tuple[str, Figure | str]]:
     """Draw figures one by one: the name of each, and the figure or why these trials cannot give it.
 
     A trade-off is drawn for each cost; the training curves are those of the metric's kind (`test/loss`: `loss`).
     Raises ReportError for trials that no figure can be made of, as `ablation_table` does for its table.
     """
-    refuse_absent_metric(group_variants(records, where=where), metric)
-    for name, draw in _figures(kinds, costs, metric):
+    study = group_variants(records, where=where)
+    refuse_absent_metric(study, metric)
+    for name, make in _charts(kinds, costs):
         try:
-            yield name, draw(records, where=where)
-        except (ReportError, FileNotFoundError) as error:
+            yield name, draw(make(study, metric), look)
+        except ReportError as error:
             yield name, str(error)
 
 
-def _figures(kinds: Sequence[str], costs: Sequence[str], metric: str) -> Iterator[tuple[str, Callable[..., Figure]]]:
-    draw: dict[str, Callable[..., Figure]] = {
-        "curves": partial(training_figure, metric=metric.split("/", 1)[-1]),
-        "differences": partial(difference_figure, metric=metric),
-        "reduction": partial(reduction_figure, metric=metric),
-        "heatmap": partial(_heatmap, metric=metric),
-        "parallel": partial(parallel_figure, metric=metric),
+def page_sections(study: Study, metric: str, others: Sequence[Study] = ()) -> list[dict[str, Any]]:
+    """Return the figures of a study for its page, as `page.section` describes them: those that its trials can give.
+
+    others: The same trials compared with other baselines, a choice each of the differences.
+    """
+    wanted: dict[str, tuple[str, list[Callable[[], Chart]]]] = {
+        "tradeoff": ("Error against cost", [partial(tradeoff, study, metric, cost) for cost in COSTS]),
+        "differences": ("Difference from the baseline", [partial(differences, s, metric) for s in (study, *others)]),
+        "reduction": ("Reduction ratio", [partial(reduction, study, metric)]),
+        "heatmap": ("By both settings", [partial(heatmap, study, metric)]),
+        "parallel": ("All variants at a glance", [partial(parallel, study, metric)]),
     }
+    sections = []
+    for key, (title, makers) in wanted.items():
+        charts = []
+        for make in makers:
+            with contextlib.suppress(ReportError):
+                charts.append(make())
+        if made := section(key, title, charts):
+            sections.append(made)
+    return sections
+
+
+def _charts(kinds: Sequence[str], costs: Sequence[str]) -> Iterator[tuple[str, Callable[[Study, str], Chart]]]:
     for kind in kinds:
         if kind == "tradeoff":
-            yield from ((f"tradeoff_{cost}", partial(tradeoff_figure, cost=cost, metric=metric)) for cost in costs)
+            yield from ((f"tradeoff_{cost}", partial(tradeoff, cost=cost)) for cost in costs)
         else:
-            yield kind, draw[kind]
-
-
-def _heatmap(records: pd.DataFrame, metric: str, where: Mapping[str, object] | None) -> Figure:
-    """Draw the two varied keys, the SE units' upwards and the backbone or data set across."""
-    keys = group_variants(records, where=where).keys
-    if len(keys) != 2:
-        raise ReportError(f"A heat map takes two varied keys, and these trials vary {', '.join(keys) or 'none'}.")
-    return heatmap_figure(records, keys[1], keys[0], metric, where=where)
+            yield kind, CHARTS[kind]

@@ -1,96 +1,86 @@
-"""Figures of an ablation: functions from records to a Matplotlib figure, without global state."""
+"""A metric against a cost: every variant at its own cost and mean, and the front that no other beats."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
-from se_lab.report import statistics
-from se_lab.report.columns import ReportError, column, value_texts, with_prefix
-from se_lab.report.figures.canvas import MARKERS, canvas, keep_possible, look, means
-from se_lab.report.figures.labels import place_labels
-from se_lab.report.statistics import Floats
-from se_lab.report.tables import refuse_absent_metric
-from se_lab.report.variants import Study, group_variants
+from se_lab.report.columns import Column, ReportError, column, with_prefix
+from se_lab.report.figures.chart import (
+    Axis,
+    Chart,
+    Floats,
+    Panel,
+    Scale,
+    Series,
+    Text,
+    interval_limits,
+    point_look,
+    span,
+)
+from se_lab.report.figures.points import (
+    families,
+    finished_trials,
+    means_note,
+    metric_means,
+    short_names,
+    trial_points,
+    variant_points,
+)
+from se_lab.report.statistics import Estimate
+from se_lab.report.variants import Study
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-_NAMED = 20  # with more variants, a trade-off figure names the front and the baselines, with more of those the front
+NAMED = 20
+"""With more variants, only the front and the baselines have names, and with more of those only the front."""
 _BARS = 60  # with more, only the named have an error bar, and the others are small
+_TRIALS = 400  # with more, points of single trials would cover those of the variants
 
 
-def tradeoff_figure(
-    records: pd.DataFrame,
-    cost: str = "params",
-    metric: str = "test/top1_error",
-    *,
-    where: Mapping[str, object] | None = None,
-) -> Figure:
-    """Plot a metric against a cost (params, macs, step_ms, …), a point a variant with its 95 % interval over seeds.
+class _Cost(NamedTuple):
+    """A cost in the unit of its axis: of each variant, (V,), and of each finished trial, (T,)."""
 
-    The line is the Pareto front: the variants that no other beats in both means. Baselines are hollow, groups have
-    their own marker and colour. Raises ReportError where no trial has the metric or the cost.
+    about: Column
+    variants: Floats
+    trials: Floats
+
+
+def tradeoff(study: Study, metric: str, cost: str) -> Chart:
+    """Chart a metric against a cost (params, macs, step_ms, …): a point a variant with its 95 % interval over seeds.
+
+    The line is the Pareto front: the variants that no other beats in both means. Baselines are hollow; groups have
+    their own marker and colour. Variants of equal cost stand above each other. Raises ReportError where no trial has
+    the cost.
     """
-    study = group_variants(records, where=where)
-    refuse_absent_metric(study, metric)
-    y_column, x_column = column(metric, study.trials), column(cost, study.trials)
-    if cost not in study.trials or not study.trials[cost].notna().any():
-        raise ReportError(f"No trial has a value of {cost!r}.")
-    x = study.per_variant(cost, "median" if x_column.kind == "timing" else "first").to_numpy()
-    x_column, divisor = with_prefix(x_column, float(np.nanmax(x)))
-    x = x / divisor
-    estimate = statistics.t_interval(study.by_seed(metric).to_numpy())
-    y, half = estimate.mean, estimate.half_width
+    of, costs = column(metric, study.trials), _cost(study, metric, cost)
+    estimate = metric_means(study, metric)
+    x, y = costs.variants, estimate.mean
     there = np.isfinite(x) & np.isfinite(y)
-    front = np.flatnonzero(there)[pareto_front(x[there], y[there], higher_is_better=y_column.better == "higher")]
-
-    named = there.copy()
-    if there.sum() > _NAMED:
-        named &= study.is_baseline
-        named[front] = True
-        if named.sum() > _NAMED:
-            named = np.isin(np.arange(len(x)), front)
-    whole = there if there.sum() <= _BARS else named
-    family, family_names = families(study)
-
-    with canvas() as (figure, (axes,)):
-        if x[there].min() > 0 and x[there].max() > 8 * x[there].min():
-            axes.set_xscale("log")
-        axes.margins(0.1, 0.12)
-        axes.errorbar(x[there], y[there], yerr=np.nan_to_num(half[there]), alpha=0)  # settles the limits
-        keep_possible(axes, y_column.unit)
-        x = _side_by_side(axes, x)
-        for number in np.unique(family[there]):
-            color, marker = look(int(number))
-            mine = there & (family == number)
-            barred, bare = mine & whole, mine & ~whole
-            axes.errorbar(x[barred], y[barred], np.nan_to_num(half[barred]), fmt="none", ecolor=color, elinewidth=1)
-            axes.plot(x[bare], y[bare], marker, color=color, markersize=2.5, alpha=0.5, markeredgewidth=0, zorder=1)
-            for chosen, face in ((barred & study.is_baseline, "white"), (barred & ~study.is_baseline, color)):
-                axes.plot(x[chosen], y[chosen], marker, color=color, markerfacecolor=face, zorder=3)
-        stairs = np.column_stack([np.repeat(x[front], 2)[1:], np.repeat(y[front], 2)[:-1]])
-        if len(front) > 1:
-            axes.plot(stairs[:, 0], stairs[:, 1], color="0.55", linewidth=1.2, zorder=1.5, label="Pareto front")
-        for number, name in family_names.items():
-            color, marker = look(number)
-            axes.plot([], [], marker, color=color, label=name)
-        axes.set_xlabel(x_column.heading)
-        axes.set_ylabel(y_column.heading)
-        if len(front) > 1 or family_names:
-            axes.legend(loc="best" if len(x) <= _NAMED else "upper right")
-        names = short_names(study.variants) if family_names else study.variants["variant"]
-        names = [name if told else "" for name, told in zip(names, named, strict=True)]
-        shown = np.flatnonzero(there)
-        left_out = place_labels(axes, x[shown], y[shown], np.nan_to_num(half[shown]), [names[i] for i in shown], stairs)
-        unnamed = int(there.sum() - named.sum()) + len(left_out)
-        axes.set_title(means(estimate.n) + (f"; {unnamed} variants without a name" if unnamed else ""))
-    return figure
+    front = np.flatnonzero(there)[pareto_front(x[there], y[there], higher_is_better=of.better == "higher")]
+    stairs = np.column_stack([np.repeat(x[front], 2)[1:], np.repeat(y[front], 2)[:-1]])
+    named = _named(there, front, study.is_baseline)
+    _, grouped = families(study)
+    labels = short_names(study.variants) if grouped else list(study.variants["variant"])
+    scale: Scale = "log" if x[there].min() > 0 and x[there].max() > 8 * x[there].min() else "linear"
+    values = finished_trials(study, metric)[metric].to_numpy(dtype=float)
+    series = list(_series(study, of, costs, estimate, named))
+    if len(front) > 1:
+        sign = -1 if of.better == "higher" else 1
+        line = Series(stairs[:, 0], stairs[:, 1], "Pareto front", "#8c8c8c", dash="solid", width=1.2)
+        series.insert(0, replace(line, front=-1, pareto=sign))
+    panel = Panel(
+        Axis(costs.about.heading, span(x[there], costs.trials, scale=scale, margin=0.1), scale),
+        Axis(of.heading, interval_limits(y[there], estimate.half_width[there], values, of.unit)),
+        series,
+        names=[Text(x[i], y[i], labels[i], variant=int(i)) for i in np.flatnonzero(named)],
+        lines=stairs,
+    )
+    title = f"{of.label} against {costs.about.label}"
+    note = _note(study, x[there], estimate.n, int((there & ~named).sum()))
+    return Chart(f"tradeoff_{cost.replace('/', '_')}", title, note, [panel], choice=costs.about.label)
 
 
 def pareto_front(x: Floats, y: Floats, *, higher_is_better: bool = False) -> NDArray[np.intp]:
@@ -102,34 +92,59 @@ def pareto_front(x: Floats, y: Floats, *, higher_is_better: bool = False) -> NDA
     return np.asarray(order[first])
 
 
-def families(study: Study) -> tuple[NDArray[np.intp], dict[int, str]]:
-    """(V,) what gives a variant its colour and marker, and the names: its group, else its first of several SE keys.
-
-    More groups than there are markers have no names: the variants' own must tell them apart.
-    """
-    if study.group_keys or len(study.se_keys) < 2:
-        names = dict(zip(study.group.tolist(), study.variants["group"], strict=True))
-        return study.group, names if study.group_keys and len(names) <= len(MARKERS) else {}
-    key = study.se_keys[0]
-    codes, values = pd.factorize(value_texts(study.variants[key]).mask(study.is_baseline))
-    return codes, dict(enumerate(map(column(key, study.trials).short.format, values)))
+def _cost(study: Study, metric: str, cost: str) -> _Cost:
+    about = column(cost, study.trials)
+    if cost not in study.trials or not study.trials[cost].notna().any():
+        raise ReportError(f"No trial has a value of {cost!r}.")
+    x = study.per_variant(cost, "median" if about.kind == "timing" else "first").to_numpy()
+    about, divisor = with_prefix(about, float(np.nanmax(x)))
+    trials = finished_trials(study, metric)
+    own = trials[cost].to_numpy(dtype=float) if about.kind == "timing" else x[trials["variant"]]
+    return _Cost(about, x / divisor, own / divisor)
 
 
-def _side_by_side(axes: Axes, x: Floats) -> Floats:
-    """Move points (N,) of equal cost apart by a few pixels, so that their error bars can be told apart."""
-    order = pd.Series(x).groupby(x).cumcount().to_numpy()
-    gaps = np.nan_to_num(pd.Series(x).groupby(x).transform("size").to_numpy(dtype=float), nan=1.0) - 1
-    pixels = np.minimum(6, 24 / np.maximum(gaps, 1)) * (order - gaps / 2)
-    to_screen = axes.transScale.transform
-    low, high = to_screen([(limit, 1) for limit in axes.get_xlim()])[:, 0]
-    at = to_screen(np.column_stack([x, np.ones_like(x)]))[:, 0]
-    moved = at + pixels * (high - low) / axes.bbox.width
-    return np.asarray(axes.transScale.inverted().transform(np.column_stack([moved, np.ones_like(x)]))[:, 0])
+def _named(there: NDArray[np.bool_], front: NDArray[np.intp], baseline: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return (V,) which variants have a name in the figure."""
+    if there.sum() <= NAMED:
+        return there
+    of_front = np.isin(np.arange(len(there)), front)
+    named = there & (baseline | of_front)
+    return named if named.sum() <= NAMED else of_front
 
 
-def short_names(variants: pd.DataFrame) -> list[str]:
-    """Names without the group, which marker and legend already tell."""
-    return [
-        name.removeprefix(f"{group}, ") if group else name
-        for name, group in zip(variants["variant"], variants["group"], strict=True)
-    ]
+def _series(study: Study, of: Column, costs: _Cost, estimate: Estimate, named: NDArray[np.bool_]) -> Iterator[Series]:
+    """Yield the points of each family: its trials, its variants without an interval, those with one."""
+    there = np.isfinite(costs.variants) & np.isfinite(estimate.mean)
+    whole = there if there.sum() <= _BARS else named
+    trials = finished_trials(study, of.key)
+    family, names = families(study)
+    for number in np.unique(family[there]):
+        color, marker = point_look(int(number))
+        own = (family[trials["variant"]] == number) & np.isfinite(costs.trials)
+        if own.any() and len(trials) <= _TRIALS:
+            values = trials.loc[own, of.key].to_numpy(dtype=float)
+            yield trial_points(study, trials[own], costs.trials[own], values, of, color)
+        for full, chosen in ((False, there & ~whole), (True, there & whole)):
+            mine = np.flatnonzero(chosen & (family == number))
+            points = replace(
+                variant_points(study, mine, costs.variants[mine], estimate, of), color=color, marker=marker
+            )
+            if len(mine) and full:
+                half, hollow = estimate.half_width[mine], study.is_baseline[mine]
+                yield replace(points, name=names.get(int(number), ""), hollow=hollow, y_half=half, front=1)
+            elif len(mine):
+                yield replace(points, size=2.5, alpha=0.5)
+
+
+def _note(study: Study, x: Floats, n: NDArray[np.int64], unnamed: int) -> str:
+    notes = [means_note(n)]
+    if n.max() > 1 and n.sum() <= _TRIALS:
+        notes.append("small points are trials")
+    if study.is_baseline.any():
+        notes.append("hollow: no SE")
+    _, equal = np.unique(x, return_counts=True)
+    if (equal > 1).any():
+        notes.append(f"{equal[equal > 1].sum()} variants share their cost with others and stand above each other")
+    if unnamed:
+        notes.append(f"{unnamed} variants without a name")
+    return "; ".join(notes) + "."

@@ -11,9 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from se_lab.report import page_figures as draw
-from se_lab.report import page_overview
-from se_lab.report.figures.gallery import COSTS, draw_figures
+from se_lab.report.figures.gallery import COSTS, draw_figures, page_sections
 from se_lab.report.page.assemble import ASSETS, assemble, script_safe
 from se_lab.report.page.curves import curve_data
 from se_lab.report.page.excitations import excitation_data
@@ -22,7 +20,7 @@ from se_lab.report.page.tables import bases, table_data
 from se_lab.report.page.trials import folders, records_in, trial_data
 from se_lab.report.published import costs_beside_paper
 from se_lab.report.tables import ablation_table, refuse_absent_metric
-from se_lab.report.variants import BASELINE, Study, group_variants
+from se_lab.report.variants import BASELINE, group_variants
 
 SCRIPTS = ("filter", "table", "figures", "curves", "classes", "trials", "report")
 PAGE_BYTES = 5_900_000
@@ -68,7 +66,7 @@ def write_report(
         static += table.render("html") + _static_figures(records, metric, where)
         compared = bases(study, metric)
         data["table"] = table_data(table)
-        data["figures"] = _figures(study, metric, [base.pop("study") for base in compared])
+        data["figures"] = page_sections(study, metric, [base.pop("study") for base in compared][1:])
         for figure in data["figures"]:
             if figure["id"] == "differences":
                 for choice, base in zip(figure["choices"], compared, strict=False):
@@ -88,30 +86,14 @@ def write_report(
     return path
 
 
-def _figures(study: Study, metric: str, compared: Sequence[Study]) -> list[dict[str, Any]]:
-    """Return the figures, that of the differences with a choice for each variant to compare with."""
-    differences = draw.differences(study, metric)
-    if differences is not None:
-        others = [draw.differences(other, metric) for other in compared[1:]]
-        differences["choices"] += [other["choices"][0] for other in others if other is not None]
-    figures = (
-        draw.tradeoff(study, metric, COSTS),
-        differences,
-        draw.reduction(study, metric),
-        page_overview.heatmap(study, metric),
-        page_overview.parallel(study, metric),
-    )
-    return [figure for figure in figures if figure]
-
-
 def _static_figures(records: pd.DataFrame, metric: str, where: Mapping[str, object] | None) -> str:
     """Return the figures as images, for readers without JavaScript."""
     images = []
-    for name, figure in draw_figures(records, costs=COSTS[:1], metric=metric, where=where):
+    for _, figure in draw_figures(records, costs=COSTS[:1], metric=metric, where=where):
         if isinstance(figure, str):
             continue
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=100)
         source = base64.b64encode(buffer.getvalue()).decode()
-        images.append(f'<img src="data:image/png;base64,{source}" alt="{html.escape(name.replace("_", " "))}">')
+        images.append(f'<img src="data:image/png;base64,{source}" alt="{html.escape(str(figure.get_label()))}">')
     return "\n".join(images)

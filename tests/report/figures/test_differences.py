@@ -1,4 +1,4 @@
-"""Forest plots and reduction curves show the paired differences and the means, and say what they leave out."""
+"""The forest plot shows the paired differences and says what it leaves out."""
 
 from __future__ import annotations
 
@@ -8,64 +8,54 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from se_lab.report import difference_figure, reduction_figure
+from se_lab.report import group_variants
+from se_lab.report.figures.chart import Chart, cut_intervals
+from se_lab.report.figures.differences import differences
 
 Make = Callable[..., pd.DataFrame]
 
 
-def squares(axes) -> dict[float, tuple[float, str]]:
-    """Difference and face colour of each row's square, by its height."""
-    lines = [line for line in axes.lines if line.get_marker() == "s"]
-    return {line.get_ydata()[0]: (line.get_xdata()[0], line.get_markerfacecolor()) for line in lines}
+def chart_of(records: pd.DataFrame) -> Chart:
+    return differences(group_variants(records), "test/top1_error")
 
 
-def test_each_row_is_a_variant_with_its_paired_difference(reduction_study: pd.DataFrame) -> None:
-    (axes,) = difference_figure(reduction_study).axes
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["r=2", "r=4", "r=8", "r=16"]
-    rows = squares(axes)
+def test_each_row_is_a_variant_with_its_paired_difference_and_seeds(reduction_study: pd.DataFrame) -> None:
+    (panel,) = chart_of(reduction_study).panels
+    assert panel.y.ticks == [(0.0, "r=2"), (1.0, "r=4"), (2.0, "r=8"), (3.0, "r=16")]
+    seeds, squares = panel.series
     # by hand from conftest's errors: mean of variant − baseline, seed by seed
-    np.testing.assert_allclose([rows[y][0] for y in range(4)], [-0.4 / 3, -2.9 / 3, -1.0 / 3, 0.6 / 3])
-    assert [rows[y][1] != "white" for y in range(4)] == [False, True, False, False]  # only r=4 excludes zero
-    assert [text.get_text() for text in axes.texts][1] == "−0.97 ± 0.41"
-
-
-def test_every_seed_is_a_tick(reduction_study: pd.DataFrame) -> None:
-    (axes,) = difference_figure(reduction_study).axes
-    ticks = [line.get_xdata() for line in axes.lines if line.get_marker() == "|" and line.get_markersize() == 7]
-    np.testing.assert_allclose(ticks[1], [-1.0, -0.9, -1.0])
+    np.testing.assert_allclose(squares.x, [-0.4 / 3, -2.9 / 3, -1.0 / 3, 0.6 / 3])
+    np.testing.assert_array_equal(squares.y, [0, 1, 2, 3])
+    assert squares.hollow is not None
+    assert squares.hollow.tolist() == [True, False, True, True]  # only r=4 excludes zero
+    np.testing.assert_allclose(seeds.x[seeds.y == 1], [-1.0, -0.9, -1.0])
+    assert [text.text for text in panel.texts][1] == "−0.97 ± 0.41"
 
 
 def test_the_largest_differences_stay_where_there_are_too_many(study: Make) -> None:
-    records = study([({"insertion": "none"}, [8.0])] + [({"reduction": r}, [8.0 - r / 100]) for r in range(2, 72)])
-    (axes,) = difference_figure(records).axes
-    names = [label.get_text() for label in axes.get_yticklabels()]
-    assert names == [f"r={r}" for r in range(12, 72)]
-    assert "10 smaller differences left out" in axes.get_title(loc="left")
+    chart = chart_of(
+        study([({"insertion": "none"}, [8.0])] + [({"reduction": r}, [8.0 - r / 100]) for r in range(2, 72)])
+    )
+    assert [name for _, name in chart.panels[0].y.ticks or ()] == [f"r={r}" for r in range(12, 72)]
+    assert "10 smaller differences left out" in chart.note
 
 
 def test_without_a_baseline_there_is_no_forest(study: Make) -> None:
     with pytest.raises(ValueError, match="Nothing pairs"):
-        difference_figure(study([({"reduction": 4}, [7.0]), ({"reduction": 8}, [7.0])]))
+        chart_of(study([({"reduction": 4}, [7.0]), ({"reduction": 8}, [7.0])]))
 
 
-def test_reduction_curves_show_errors_parameters_and_the_baseline(reduction_study: pd.DataFrame) -> None:
-    top, bottom = reduction_figure(reduction_study).axes
-    curve = next(line for line in top.lines if line.get_marker() == "o")
-    np.testing.assert_array_equal(curve.get_xdata(), [2, 4, 8, 16])
-    np.testing.assert_allclose(curve.get_ydata(), [24.2 / 3, 21.7 / 3, 23.6 / 3, 8.4])
-    assert any(np.allclose(line.get_ydata(), 8.2) for line in top.lines if line.get_linestyle() == "--")
-    params = next(line for line in bottom.lines if line.get_marker() == "o")
-    np.testing.assert_allclose(params.get_ydata(), [305.242, 288.858, 280.666, 276.570])
-    assert [label.get_text() for label in bottom.get_xticklabels()] == ["2", "4", "8", "16"]
-
-
-def test_a_curve_is_drawn_for_each_setting_of_the_other_keys(study: Make) -> None:
-    records = study([({"reduction": r, "squeeze": s}, [7.0 + r / 100]) for s in ("avg", "max") for r in (8, 4)])
-    figure = reduction_figure(records)
-    (legend,) = figure.legends
-    assert [text.get_text() for text in legend.get_texts()] == ["avg", "max"]
-
-
-def test_one_reduction_ratio_is_no_curve(study: Make) -> None:
-    with pytest.raises(ValueError, match="no two reduction ratios"):
-        reduction_figure(study([({"insertion": "none"}, [8.0]), ({"reduction": 4}, [7.0])]))
+def test_an_interval_that_dwarfs_all_differences_is_cut_and_marked(study: Make) -> None:
+    rng = np.random.default_rng(0)
+    calm = [({"reduction": r}, list(8 + rng.normal(0, 0.05, 5))) for r in (2, 4, 8)]
+    wild = ({"reduction": 16}, [8.0, 2.0, 14.0, 1.0, 15.0])
+    (panel,) = chart_of(study([({"insertion": "none"}, list(8 + rng.normal(0, 0.05, 5))), *calm, wild])).panels
+    *_, squares = panel.series
+    low, high = panel.x.limits or (0.0, 0.0)
+    assert squares.x_half is not None
+    beyond = (squares.x + squares.x_half > high) | (squares.x - squares.x_half < low)
+    cut = list(cut_intervals(squares, panel))
+    assert {y for _, _, y, _ in cut} == set(squares.y[beyond])
+    assert all((x, side) in ((low, "left"), (high, "right")) for _, x, _, side in cut)
+    seeds = panel.series[0]
+    assert low < seeds.x.min() and seeds.x.max() < high  # points are never cut

@@ -1,4 +1,4 @@
-"""Heat map and parallel coordinates: each value in its place."""
+"""Heat map: each value in its cell, numbers in their order."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from se_lab.report import group_variants, heatmap_figure, parallel_figure
-from se_lab.report.page_overview import heatmap
+from se_lab.report import group_variants
+from se_lab.report.figures.chart import Chart
+from se_lab.report.figures.heatmap import heatmap
 
 Make = Callable[..., pd.DataFrame]
 
@@ -28,64 +29,43 @@ def grid(study: Make) -> pd.DataFrame:
     return records
 
 
-def test_a_heat_map_has_each_mean_in_its_cell_and_a_dash_where_there_is_none(grid: pd.DataFrame) -> None:
-    figure = heatmap_figure(grid, "model.se.reduction", "model.backbone")
-    axes = figure.axes[0]
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["no SE", "4", "8"]
-    assert [label.get_text() for label in axes.get_xticklabels()] == ["a", "b"]
-    cells = {text.get_position(): text.get_text() for text in axes.texts}
-    assert cells == {(0, 0): "9.00", (1, 0): "8.00", (0, 1): "7.00", (1, 1): "6.00", (0, 2): "7.50", (1, 2): "–"}
+def names(chart: Chart) -> tuple[list[str], list[str]]:
+    """What stands down and across."""
+    (panel,) = chart.panels
+    down, across = ([text for _, text in axis.ticks or ()] for axis in (panel.y, panel.x))
+    return down, across
 
 
-def test_numbers_along_a_heat_map_stand_in_their_order_however_the_records_come(study: Make) -> None:
+def test_each_mean_is_in_its_cell_and_a_dash_where_there_is_none(grid: pd.DataFrame) -> None:
+    chart = heatmap(group_variants(grid), "test/top1_error")
+    assert names(chart) == (["no SE", "4", "8"], ["a", "b"])
+    cells = chart.panels[0].cells
+    assert cells is not None
+    np.testing.assert_array_equal(cells.values, [[9, 8], [7, 6], [7.5, np.nan]])
+    assert cells.texts == [["9.00", "8.00"], ["7.00", "6.00"], ["7.50", "–"]]
+    assert (cells.range, cells.dark_high) == ((6.0, 9.0), False)
+
+
+def test_numbers_stand_in_their_order_however_the_records_come(study: Make) -> None:
     axis = [(8, "max"), (16, "avg"), (2, "avg"), (8, "avg"), (2, "max")]
     records = study([({"reduction": r, "squeeze": squeeze}, [r / 2]) for r, squeeze in axis])
-    across = heatmap_figure(records, "model.se.squeeze", "model.se.reduction").axes[0]
-    assert [label.get_text() for label in across.get_xticklabels()] == ["r=2", "r=8", "r=16"]
-    assert [label.get_text() for label in across.get_yticklabels()] == ["max", "avg"]
-    down = heatmap_figure(records, "model.se.reduction", "model.se.squeeze").axes[0]
-    assert [label.get_text() for label in down.get_yticklabels()] == ["2", "8", "16"]
-    cells = {text.get_position(): text.get_text() for text in down.texts}
-    assert cells == {(0, 0): "1.00", (1, 0): "1.00", (0, 1): "4.00", (1, 1): "4.00", (0, 2): "–", (1, 2): "8.00"}
-    drawn = heatmap(group_variants(records, rows=["model.se.reduction", "model.se.squeeze"]), "test/top1_error")
-    assert drawn is not None
-    (trace,) = drawn["choices"][0]["traces"]
-    assert (trace["x"], trace["y"]) == (["2", "8", "16"], ["max", "avg"])
-    assert trace["z"] == [[1.0, 4.0, None], [1.0, 4.0, 8.0]]
+    for rows, expected in (
+        (["model.se.reduction", "model.se.squeeze"], (["max", "avg"], ["2", "8", "16"])),
+        (["model.se.squeeze", "model.se.reduction"], (["2", "8", "16"], ["max", "avg"])),
+    ):
+        chart = heatmap(group_variants(records, rows=rows), "test/top1_error")
+        assert names(chart) == expected
+        values = chart.panels[0].cells.values if chart.panels[0].cells else np.empty(0)
+        by_hand = np.array([[1, 4, np.nan], [1, 4, 8]])
+        np.testing.assert_array_equal(values, by_hand if rows[0].endswith("reduction") else by_hand.T)
 
 
-def test_every_line_of_parallel_coordinates_can_be_seen_on_white_paper(grid: pd.DataFrame) -> None:
-    (axes,) = parallel_figure(grid).axes
-    red, green, blue = axes.collections[0].get_colors()[:, :3].T
-    grey = 0.2126 * red + 0.7152 * green + 0.0722 * blue
-    assert grey[0] < 0.75  # the worst; the lightest of the map has 0.87
-    assert (grey[:-1] > grey[1:]).all()  # darker as they get better
+def test_a_baseline_without_a_cell_is_named_in_the_note(study: Make) -> None:
+    rows = [({"reduction": r, "squeeze": s}, [7.0]) for r in (2, 4) for s in ("avg", "max")]
+    chart = heatmap(group_variants(study([({"insertion": "none"}, [8.0, 8.2]), *rows])), "test/top1_error")
+    assert "no SE: 8.10" in chart.note
 
 
-def test_numbers_in_a_heat_map_stand_out_from_their_cell(grid: pd.DataFrame) -> None:
-    axes = heatmap_figure(grid, "model.se.reduction", "model.backbone").axes[0]
-    colors = {text.get_text(): text.get_color() for text in axes.texts}
-    assert colors["6.00"] == "white"  # the lowest error is the darkest cell
-    assert colors["9.00"] == "black"
-
-
-def test_parallel_coordinates_draw_a_line_a_finished_variant_best_last(grid: pd.DataFrame) -> None:
-    (axes,) = parallel_figure(grid).axes
-    (lines,) = axes.collections
-    ends = [path.vertices[-1] for path in lines.get_paths()]
-    # five finished; the metric's axis runs from 6 to 9, the best (6) drawn last and at the bottom
-    np.testing.assert_allclose([y for _, y in ends], [1.0, 2 / 3, 1 / 2, 1 / 3, 0.0])
-    texts = [text.get_text() for text in axes.texts]
-    assert {"backbone", "reduction", "test top-1 error (%)", "no SE", "9.00", "6.00"} <= set(texts)
-
-
-def test_reduction_ratios_stand_in_their_order(study: Make) -> None:
-    records = study([({"insertion": "none"}, [9.0]), *(({"reduction": r}, [8.0 + r / 100]) for r in (16, 2, 8))])
-    (axes,) = parallel_figure(records).axes
-    heights = {text.get_text(): text.xy[1] for text in axes.texts if text.xy[0] == 0}
-    assert heights["no SE"] < heights["2"] < heights["8"] < heights["16"]
-
-
-def test_a_single_variant_is_refused(study: Make) -> None:
-    with pytest.raises(ValueError, match="only one"):
-        parallel_figure(study([({"reduction": 4}, [7.0])]))
+def test_a_study_of_one_key_has_no_heat_map(reduction_study: pd.DataFrame) -> None:
+    with pytest.raises(ValueError, match=r"two varied keys, and these trials vary model\.se\.reduction"):
+        heatmap(group_variants(reduction_study), "test/top1_error")

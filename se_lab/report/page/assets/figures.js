@@ -40,6 +40,7 @@ function redraw(plot) {
   const kept = chosen(recolored(traces), plot);
   const shown = themed({ ...structuredClone(layout), dragmode: plot.drag, selections: [] });
   if (state.variants && layout.yaxis?.ticktext) keepTicks(shown.yaxis, kept);
+  shown.annotations = shown.annotations?.filter(note => !/^v\d+$/.test(note.name) || isShown([Number(note.name.slice(1)), -1]));
   Plotly.react(plot.node, kept, shown, OPTIONS);
   if (!fresh) return;
   plot.node.on("plotly_click", event => {
@@ -127,7 +128,7 @@ function dataRows({ traces, layout }) {
   const rows = [["variant", "trial", title("xaxis"), title("yaxis"), "±"]];
   for (const trace of traces) {
     if (trace.type === "heatmap") {
-      trace.z.forEach((row, r) => row.forEach((value, c) => rows.push([nameOf(trace.customdata?.[r]?.[c]) || "", "", trace.x[c], trace.y[r], value])));
+      trace.z.forEach((row, r) => row.forEach((value, c) => rows.push([nameOf(trace.customdata?.[r]?.[c]) || "", "", clean(layout.xaxis.ticktext[c]), clean(layout.yaxis.ticktext[r]), value])));
       continue;
     }
     if (trace.mode === "text" || trace.hoverinfo === "skip") continue;

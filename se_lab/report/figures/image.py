@@ -1,0 +1,160 @@
+"""Draw a chart with Matplotlib, without its global state: every value where the chart has it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from se_lab.report.figures.chart import Cells, Chart, Panel
+from se_lab.report.figures.look import SMALLEST, Look, printable
+from se_lab.report.figures.names import wrapped
+from se_lab.report.figures.panels import DASHES, MARKERS, draw_series, set_axes, write_axes, write_cells, write_names
+from se_lab.report.figures.sheet import Sheet, open_sheet
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+def draw(chart: Chart, look: Look | None = None) -> Figure:
+    """Draw a chart as a Matplotlib figure in the size and style asked for.
+
+    Names that are too long are wrapped or numbered with a key below; what could not be written is said in the note.
+    The figure's label is its title and, in further lines, what it shows.
+    """
+    look = look or Look()
+    with open_sheet(chart, look) as sheet:
+        grid = list(sheet.figure.subplots(sheet.down, sheet.across, squeeze=False).flat)
+        for spare in grid[len(chart.panels) :]:
+            spare.remove()
+        panels = list(zip(grid, chart.panels, strict=False))
+        remarks: list[str] = []
+        for place, (axes, panel) in enumerate(panels):
+            for series in panel.series:
+                draw_series(axes, series, panel, look.scale)
+            set_axes(axes, panel)
+            remarks += write_axes(sheet, axes, place)
+        _color_keys(sheet, panels)
+        points = [
+            sheet.names.fit([one.text for one in p.names], 0.45 * sheet.panel_width, sheet.measure)
+            for p in chart.panels
+        ]
+        legends = _legends(sheet)
+        _lay_out(sheet, legends, remarks)
+        sheet.figure.draw_without_rendering()  # settles the layout, and with it the pixels of a value
+        for (axes, panel), names in zip(panels, points, strict=True):
+            remarks += [*write_names(sheet, axes, panel, names), *write_cells(sheet, axes, panel)]
+        _lay_out(sheet, legends, remarks)
+    return sheet.figure
+
+
+def _color_keys(sheet: Sheet, panels: Sequence[tuple[Axes, Panel]]) -> None:
+    """Draw the matrices, and a colour key for all those that share one."""
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import ListedColormap, Normalize
+
+    shared: dict[tuple[Any, ...], list[Axes]] = {}
+    keys: dict[tuple[Any, ...], tuple[Any, Cells]] = {}
+    wanted = [(axes, panel.cells) for axes, panel in panels if panel.cells]
+    if sheet.chart.color_key:
+        wanted = [(axes, sheet.chart.color_key) for axes, _ in panels]
+    for axes, cells in wanted:
+        low, high = cells.range
+        colors = ScalarMappable(Normalize(low, high), ListedColormap(cells.colors))
+        if cells is not sheet.chart.color_key:
+            axes.imshow(cells.values, cmap=colors.cmap, vmin=low, vmax=high, aspect="auto", interpolation="nearest")
+        about = (cells.label, low, high)
+        shared.setdefault(about, []).append(axes)
+        keys.setdefault(about, (colors, cells))
+    for about, (colors, cells) in keys.items():
+        label = wrapped(printable(cells.label), 0.7 * sheet.body, sheet.measure_label)
+        bar = sheet.figure.colorbar(colors, ax=shared[about], label=label, shrink=0.9)
+        if cells.mark:
+            value, why = cells.mark
+            bar.ax.axhline(value, color="black", linewidth=1)
+            bar.ax.annotate(why, (0, value), (-3, 0), textcoords="offset points", ha="right", va="center",
+                            fontsize=SMALLEST, rotation=90)  # fmt: skip
+
+
+def _legends(sheet: Sheet) -> list[Any]:
+    """Make the legend of the series and the key of numbered names, to be placed below the panels."""
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    look, legends = sheet.look, []
+    room = sheet.width - sheet.lines(4)
+    named = {
+        series.name: series
+        for panel in reversed(sheet.chart.panels)
+        for series in reversed(panel.series)
+        if series.name
+    }
+    handles: list[Any] = []
+    for series in reversed(named.values()):
+        line: dict[str, Any] = {"color": series.color, "linestyle": DASHES.get(series.dash, "None")}
+        marker = MARKERS.get(series.marker, "")
+        size = min(series.size, 6.0) * look.scale
+        handles.append(
+            Patch(color=series.color) if series.bars
+            else Line2D([], [], linewidth=min(series.width, 4.0) * look.scale, marker=marker, markersize=size, **line)
+        )  # fmt: skip
+    if handles:
+        texts = [wrapped(printable(name), room, sheet.measure) for name in reversed(named)]
+        legends.append(_legend(sheet, handles, texts, sheet.chart.legend))
+    if key := sheet.names.key(room, sheet.measure):
+        blank = [Line2D([], [], linestyle="None")] * len(key)
+        legends.append(_legend(sheet, blank, key, "", handlelength=0, handletextpad=0))
+    return legends
+
+
+def _legend(sheet: Sheet, handles: Sequence[Any], texts: Sequence[str], title: str, **options: Any) -> Any:
+    """Make a legend in as many columns as the figure is wide."""
+    width = sheet.width
+    for columns in range(min(len(texts), 6), 0, -1):
+        legend = sheet.figure.legend(
+            handles, texts, ncols=columns, loc="upper left", alignment="left", title=title or None,
+            title_fontsize=sheet.look.small, borderaxespad=0.3, columnspacing=1.2, **options,
+        )  # fmt: skip
+        if columns == 1 or legend.get_window_extent().width <= width:
+            break
+        legend.remove()
+    legend.set_in_layout(False)
+    return legend
+
+
+def _lay_out(sheet: Sheet, legends: Sequence[Any], remarks: Sequence[str]) -> None:
+    """Give title, note, panels and legends their place, one below the other, and the figure its height."""
+    look, figure = sheet.look, sheet.figure
+    dpi, pad = figure.dpi, sheet.lines(0.4)
+    title = sheet.chart.heading if look.title is None else look.title
+    font = f"No installed font has the characters {sheet.missing}." if sheet.missing else ""
+    note = " ".join(filter(None, [sheet.chart.note, *dict.fromkeys(remarks), font]))
+    figure.set_label(f"{printable(title or sheet.chart.heading)}\n{printable(sheet.chart.description)}")
+    heading = []
+    for text, size, color in ((title, look.font + 1, "black"), (note, look.small, "0.3")):
+        if text:
+            lines = wrapped(printable(text), sheet.width - 2 * pad, partial(sheet.measure, size=size))
+            heading.append((lines, size, color))
+    top = sum(sheet.lines(text.count("\n") + 1, size) for text, size, _ in heading) + pad
+    below = [legend.get_window_extent().height + pad for legend in legends]
+    body = sheet.body
+    total = top + body + sum(below) + pad
+    figure.set_size_inches(look.inches, total / dpi)
+    engine: Any = figure.get_layout_engine()
+    engine.set(rect=(0, (sum(below) + pad / 2) / total, 1, body / total))
+    for text in sheet.heading:
+        text.remove()
+    sheet.heading, y = [], total - pad / 2
+    for text, size, color in heading:
+        across = pad / (look.inches * dpi)
+        sheet.heading.append(
+            figure.text(
+                across, y / total, text, va="top", fontsize=size, color=color, linespacing=1.15, in_layout=False
+            )
+        )
+        y -= sheet.lines(text.count("\n") + 1, size)
+    y = sum(below)
+    for legend, height in zip(legends, below, strict=True):
+        legend.set_bbox_to_anchor((0, y / total), transform=figure.transFigure)
+        y -= height

@@ -1,0 +1,288 @@
+"""Draw a chart for Plotly: dictionaries of traces and a layout, each point with the variant and trial behind it."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from se_lab.report.figures.chart import (
+    Axis,
+    Cells,
+    Chart,
+    Floats,
+    Panel,
+    Series,
+    cut_intervals,
+    interval_ends,
+    log_ticks,
+)
+from se_lab.report.figures.labels import along, place_names
+from se_lab.report.figures.names import wrapped
+
+Dict = dict[str, Any]
+
+_SYMBOLS = {"tick": "line-ns-open"}  # the others have the names of the charts
+_ARROWS = {"left": "triangle-left", "right": "triangle-right", "below": "triangle-down", "above": "triangle-up"}
+_PLOT = np.array([820.0, 370.0])
+"""Pixels of a plot on a screen of usual width, in which names of points are placed."""
+_CHARACTER = 6.9  # pixels of a character, about
+_FONT = 12
+_WRAP = 42  # characters of a line of a name
+
+
+def section(key: str, title: str, charts: Sequence[Chart]) -> Dict | None:
+    """Return a section of a page: a title, a plot or several to choose from, a note; None without a plot.
+
+    A choice has `label`, `traces`, `layout` (with the height in pixels where rows need it), `note` and `description`,
+    for those who do not see it. A point's `customdata` is its variant and trial, −1 for none; a whole trace has them as
+    `meta`, and an annotation of variant n is called `vn`.
+    """
+    if not charts:
+        return None
+    return {"id": key, "title": title, "choices": [plot(chart) for chart in charts], "note": charts[0].note}
+
+
+def plot(chart: Chart) -> Dict:
+    """Return a chart as Plotly has it; everything a user chose is escaped, so that none of it is markup."""
+    across = min(chart.columns, len(chart.panels))
+    down = -(-len(chart.panels) // across)
+    traces: list[Dict] = []
+    layout: Dict = {"annotations": [], "shapes": [], "legend": {"title": {"text": escaped(chart.legend)}}}
+    if any(text.aside for panel in chart.panels for text in panel.texts):
+        layout["margin"] = {"l": 60, "r": 120, "t": 34, "b": 48}
+    if chart.rows:
+        layout["height"] = round(120 + down * 24 * chart.rows)
+    elif down > 1:
+        layout["height"] = 120 + 260 * down
+    for place, panel in enumerate(chart.panels):
+        number = "" if place == 0 else str(place + 1)
+        column, row = place % across, place // across
+        for letter, axis, part, parts in (("x", panel.x, column, across), ("y", panel.y, down - 1 - row, down)):
+            other = "y" if letter == "x" else "x"
+            domain = [part / parts + (0.04 if part else 0), (part + 1) / parts - (0.04 if part < parts - 1 else 0)]
+            layout[f"{letter}axis{number}"] = _axis(axis) | {"domain": domain, "anchor": other + number}
+        own = [trace for series in panel.series for trace in _traces(series, panel)]
+        own += [_matrix(panel.cells)] if panel.cells else []
+        traces += [trace | ({"xaxis": f"x{number}", "yaxis": f"y{number}"} if number else {}) for trace in own]
+        layout["annotations"] += _texts(panel, number)
+        if panel.zero:
+            fixed, free = (panel.zero, "y" if panel.zero == "x" else "x")
+            ends = {f"{fixed}0": 0, f"{fixed}1": 0, f"{free}0": 0, f"{free}1": 1}
+            refs = {f"{fixed}ref": fixed + number, f"{free}ref": f"{free}{number} domain"}
+            layout["shapes"].append({"type": "line", "layer": "below", "line": {"width": 1.2}} | ends | refs)
+    if chart.color_key:
+        traces.append(_color_key(chart.color_key))
+    names = set()
+    for trace in traces:  # each name once, however many panels have it
+        trace["showlegend"] = bool(trace.get("name")) and trace["name"] not in names and trace["showlegend"]
+        names |= {trace["name"]} if trace["showlegend"] else set()
+    return {
+        "label": chart.choice or chart.heading, "traces": traces, "layout": layout, "note": chart.note,
+        "description": chart.description,
+    }  # fmt: skip
+
+
+def escaped(text: object) -> str:
+    """Escape what Plotly would read as markup."""
+    return html.escape(str(text), quote=False)
+
+
+def as_list(values: ArrayLike, digits: int = 6) -> list[float | None]:
+    """Return numbers with six digits, which no screen can tell from more; None where there is none."""
+    return [
+        float(f"{value:.{digits}g}") if math.isfinite(value) else None
+        for value in np.asarray(values, dtype=float).tolist()
+    ]
+
+
+def _traces(series: Series, panel: Panel) -> Iterator[Dict]:
+    """Yield the traces of a series: its band, its line or points, arrows where an interval leaves the plot."""
+    shared: Dict = {"visible": "legendonly" if series.hidden else True, "showlegend": bool(series.name)}
+    if series.dash and series.keys:
+        shared |= {"legendgroup": series.keys[0][0]}
+    whole = bool(series.dash) and len(series.keys) == 1
+    about: Dict = {"meta": list(series.keys[0])} if whole else {}
+    if series.low is not None and series.high is not None:
+        around = np.concatenate([series.high, series.low[::-1]])
+        ends = np.concatenate([series.x, series.x[::-1]])
+        yield {
+            "type": "scatter", "mode": "lines", "x": as_list(ends), "y": as_list(around, 5), "fill": "toself",
+            "fillcolor": f"{series.color}33", "line": {"width": 0}, "hoverinfo": "skip",
+        } | shared | about | {"showlegend": False}  # fmt: skip
+    mode = "+".join([*(["lines"] if series.dash else []), *(["markers"] if series.marker else [])])
+    trace: Dict = {
+        "type": "scatter",
+        "mode": mode,
+        "x": as_list(series.x),
+        "y": as_list(series.y),
+        "name": escaped(series.name),
+    }
+    trace |= shared | about
+    if series.keys and not whole:
+        trace["customdata"] = [list(key) for key in series.keys]
+    if series.hover:
+        one = len(series.hover) == 1
+        texts = [_hover(text) for text in series.hover]
+        trace |= {
+            "hovertext": texts[0] if one else texts,
+            "hoverinfo": "x+y+text" if one and len(series.x) > 1 else "text",
+        }
+    else:
+        trace["hoverinfo"] = "name" if series.name else "skip"
+    if series.pareto:
+        trace["meta"] = {"front": series.pareto}
+    if series.dash:
+        trace["line"] = {"color": series.color, "dash": series.dash, "width": series.width}
+    if series.marker:
+        face = [("white" if h else series.color) for h in series.hollow] if series.hollow is not None else series.color
+        symbol = _SYMBOLS.get(series.marker, series.marker)
+        outline = {"color": series.color, "width": 2 if series.hollow is not None or symbol == "line-ns-open" else 0}
+        trace["marker"] = {
+            "color": face,
+            "symbol": symbol,
+            "size": 1.6 * series.size,
+            "opacity": series.alpha,
+            "line": outline,
+        }
+    for name, half in (("error_x", series.x_half), ("error_y", series.y_half)):
+        if half is not None:
+            bars = {
+                "type": "data",
+                "array": as_list(np.nan_to_num(half)),
+                "color": series.color,
+                "thickness": 1.2,
+                "width": 3,
+            }
+            trace[name] = bars
+    yield trace
+    for i, x, y, side in cut_intervals(series, panel):
+        marker = {"color": series.color, "symbol": _ARROWS[side], "size": 9}
+        arrow: Dict = {"type": "scatter", "mode": "markers", "x": [x], "y": [y], "marker": marker, "cliponaxis": False}
+        if len(series.keys) > i:
+            arrow["meta"] = list(series.keys[i])
+        yield arrow | {"hovertext": "the interval goes on", "hoverinfo": "text", "showlegend": False}
+
+
+def _hover(text: str) -> str:
+    """Return a text in lines, the first of which is a heading."""
+    first, *rest = escaped(text).split("\n")
+    return "<br>".join([f"<b>{first}</b>", *rest])
+
+
+def _matrix(cells: Cells) -> Dict:
+    low, high = cells.range
+    rows, columns = cells.values.shape
+    trace: Dict = {
+        "type": "heatmap", "x": list(range(columns)), "y": list(range(rows)),
+        "z": [as_list(line) for line in cells.values], "zmin": low, "zmax": high,
+        "xgap": 1, "ygap": 1,
+        "colorscale": _colorscale(cells), "colorbar": {"title": {"text": escaped(cells.label), "side": "right"}},
+        "hoverinfo": "text", "showlegend": False,
+    }  # fmt: skip
+    if cells.hover:
+        trace["hovertext"] = [[_hover(text) if text else "" for text in line] for line in cells.hover]
+    if cells.keys:
+        trace["customdata"] = [[list(key) for key in line] for line in cells.keys]
+    if len(cells.texts) and cells.values.size <= 400:
+        trace |= {"text": [[escaped(text) for text in line] for line in cells.texts], "texttemplate": "%{text}"}
+    return trace
+
+
+def _color_key(cells: Cells) -> Dict:
+    """Return a trace without points that brings the colour key of lines."""
+    low, high = cells.range
+    marker = {"color": [low], "cmin": low, "cmax": high, "colorscale": _colorscale(cells), "showscale": True, "size": 0}
+    marker |= {"colorbar": {"title": {"text": escaped(cells.label), "side": "right"}}}
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "x": [None],
+        "y": [None],
+        "marker": marker,
+        "hoverinfo": "skip",
+        "showlegend": False,
+    }
+
+
+def _colorscale(cells: Cells) -> list[list[Any]]:
+    return [[i / 63, color] for i, color in enumerate(cells.colors)]
+
+
+def _axis(axis: Axis) -> Dict:
+    layout: Dict = {"title": {"text": escaped(axis.label)}, "automargin": True, "visible": axis.visible}
+    if axis.limits:
+        layout["range"] = [math.log10(end) for end in axis.limits] if axis.scale == "log" else list(axis.limits)
+    if axis.scale == "log":
+        layout["type"] = "log"
+    ticks = axis.ticks
+    if ticks is None and axis.scale == "log" and axis.limits:
+        ticks = log_ticks(*axis.limits)
+    if ticks is not None:
+        names = [wrapped(text, _WRAP, len).replace("\n", "<br>") for text in (escaped(text) for _, text in ticks)]
+        layout |= {"tickvals": [value for value, _ in ticks], "ticktext": names}
+    if axis.names:
+        layout |= {"showgrid": False}
+    if axis.whole and axis.limits and axis.limits[1] - axis.limits[0] < 10:
+        layout["dtick"] = 1
+    return layout
+
+
+def _texts(panel: Panel, number: str) -> list[Dict]:
+    """Return the texts of a panel as annotations: its title, texts at points and at its edge, names of points."""
+    plain: Dict = {"showarrow": False, "font": {"size": _FONT}}
+    at: Dict = {"xref": f"x{number}", "yref": f"y{number}"}
+    notes = []
+    if panel.title:
+        refs = {
+            "xref": f"x{number} domain",
+            "yref": f"y{number} domain",
+            "x": 0,
+            "y": 1,
+            "xanchor": "left",
+            "yanchor": "bottom",
+        }
+        notes.append(plain | refs | {"text": escaped(panel.title)})
+    for text in panel.texts:
+        place: Dict = {"x": text.x, "y": text.y, "xshift": 5} | at
+        if text.aside:
+            place |= {"x": 1, "xref": f"x{number} domain"}
+        notes.append(plain | place | {"text": escaped(text.text), "xanchor": "left", "name": f"v{text.variant}"})
+    return notes + _names(panel, at)
+
+
+def _names(panel: Panel, at: Dict) -> list[Dict]:
+    """Return the names of points, each where there is room near its point in a plot of usual size."""
+    if not panel.names or not panel.x.limits or not panel.y.limits:
+        return []
+    points = _pixels(panel, np.array([(one.x, one.y) for one in panel.names]))
+    sizes = np.array([(_CHARACTER * len(one.text), 15.0) for one in panel.names])
+    boxes = [
+        np.hstack([_pixels(panel, low) - 2, _pixels(panel, high) + 2])
+        for low, high in (interval_ends(series) for series in panel.series if series.y_half is not None)
+    ]
+    faint = np.vstack([*boxes, along(_pixels(panel, panel.lines)), np.empty((0, 4))])
+    corners = place_names(points, sizes, np.empty((0, 4)), faint, np.array([0.0, 0.0, *_PLOT]), 1.3)
+    notes = []
+    for name, point, corner, size in zip(panel.names, points, corners, sizes, strict=True):
+        if np.isnan(corner[0]):
+            continue
+        across, up = corner + size / 2 - point
+        x = math.log10(name.x) if panel.x.scale == "log" else float(name.x)
+        offset = {"ax": round(across), "ay": -round(up), "showarrow": True, "arrowhead": 0, "arrowwidth": 0.6}
+        text = {"text": escaped(name.text), "standoff": 5, "font": {"size": _FONT}, "name": f"v{name.variant}"}
+        notes.append(at | {"x": x, "y": float(name.y)} | offset | text)
+    return notes
+
+
+def _pixels(panel: Panel, values: Floats) -> Floats:
+    """Return where values (N, 2) are in a plot of usual size, in pixels upwards."""
+    low, high = np.array([panel.x.limits, panel.y.limits], dtype=float).T
+    at = values.astype(float).reshape(-1, 2)
+    if panel.x.scale == "log":
+        low[0], high[0], at = math.log10(low[0]), math.log10(high[0]), np.column_stack([np.log10(at[:, 0]), at[:, 1]])
+    return np.asarray((at - low) / (high - low) * _PLOT)

@@ -1,0 +1,247 @@
+"""Draw one panel of a chart: points and lines at their values, axes, names of points, numbers of cells."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from se_lab.report.figures.chart import (
+    Axis,
+    Panel,
+    Series,
+    Text,
+    Tick,
+    cut_intervals,
+    interval_ends,
+    log_ticks,
+    round_ticks,
+)
+from se_lab.report.figures.labels import along, leader_end, place_names
+from se_lab.report.figures.look import printable
+from se_lab.report.figures.names import wrapped
+from se_lab.report.figures.sheet import Sheet
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+MARKERS = {
+    "circle": "o", "square": "s", "diamond": "D", "triangle-up": "^", "triangle-down": "v", "pentagon": "p", "x": "X",
+    "star": "*", "tick": "|",
+}  # fmt: skip
+DASHES: dict[str, Any] = {
+    "solid": "-", "dash": "--", "dot": ":", "dashdot": "-.", "longdash": (0, (8, 2)), "longdashdot": (0, (8, 2, 1, 2)),
+}  # fmt: skip
+_ARROWS = {"left": "<", "right": ">", "below": "v", "above": "^"}
+
+
+def draw_series(axes: Axes, series: Series, panel: Panel, scale: float) -> None:
+    """Draw a series at its values; an interval that leaves the panel ends in an arrow at the edge."""
+    x, y, color = series.x, series.y, series.color
+    order = 2 + series.front
+    shared: dict[str, Any] = {"color": color, "alpha": series.alpha, "zorder": order}
+    if series.bars:
+        axes.barh(y, x, height=0.7, **shared)
+    if series.low is not None and series.high is not None:
+        axes.fill_between(
+            x,
+            series.low,
+            series.high,
+            color=color,
+            alpha=0.1 if series.front < 0 else 0.22,
+            linewidth=0,
+            zorder=order - 0.5,
+        )
+    for half, name, limits, at in (
+        (series.x_half, "xerr", panel.x.limits, x), (series.y_half, "yerr", panel.y.limits, y)
+    ):  # fmt: skip
+        if half is not None:
+            reach = np.nan_to_num(half)
+            low, high = limits or (-np.inf, np.inf)
+            inside = [np.clip(np.minimum(reach, at - low), 0, None), np.clip(np.minimum(reach, high - at), 0, None)]
+            axes.errorbar(x, y, fmt="none", elinewidth=1.1 * scale, **{name: inside}, **shared)  # type: ignore[arg-type]
+    for _, at_x, at_y, side in cut_intervals(series, panel):
+        axes.plot(at_x, at_y, _ARROWS[side], markersize=4.5 * scale, clip_on=False, gid="cut", **shared)
+    if series.dash:
+        axes.plot(x, y, linestyle=DASHES[series.dash], linewidth=series.width * scale, **shared)
+    if series.marker:
+        hollow = series.hollow if series.hollow is not None else np.zeros(len(x), dtype=bool)
+        for chosen, face in ((hollow, "white"), (~hollow, color)):
+            if chosen.any():
+                axes.plot(
+                    x[chosen], y[chosen], MARKERS[series.marker], markersize=series.size * scale,
+                    markerfacecolor=face, **shared,
+                )  # fmt: skip
+
+
+def set_axes(axes: Axes, panel: Panel) -> None:
+    """Set scales and ranges, and mark the 0 that intervals are compared with."""
+    for axis, set_scale, set_limits in (
+        (panel.x, axes.set_xscale, axes.set_xlim), (panel.y, axes.set_yscale, axes.set_ylim)
+    ):  # fmt: skip
+        if axis.scale == "symlog":  # what lies between −1 and 1 keeps its room where values have no end
+            set_scale("symlog", linthresh=1, linscale=2)
+        elif axis.scale == "log":
+            set_scale("log")
+        if axis.limits:
+            set_limits(*axis.limits)
+    if panel.zero:
+        (axes.axvline if panel.zero == "x" else axes.axhline)(0, color="0.2", linewidth=0.9, zorder=1.8)
+    axes.minorticks_off()
+
+
+def write_axes(sheet: Sheet, axes: Axes, place: int) -> list[str]:
+    """Write title, labels and ticks of a panel, what neighbours share only once; return what was thinned."""
+    panels = sheet.chart.panels
+    panel = panels[place]
+    left = place % sheet.across == 0 or panel.y != panels[place - 1].y
+    below = place + sheet.across
+    bottom = below >= len(panels) or panel.x != panels[below].x
+    if panel.title:
+        axes.set_title(wrapped(printable(panel.title), 0.88 * sheet.panel_width, sheet.measure_label))
+    remarks = _write_x(sheet, axes, panel.x, shown=bottom) + _write_y(sheet, axes, panel, shown=left)
+    for named, axis in ((panel.x, axes.xaxis), (panel.y, axes.yaxis)):
+        if named.names or panel.cells:
+            axis.grid(visible=False)
+    if panel.cells:
+        axes.spines[:].set_visible(False)
+    if not panel.y.visible:
+        axes.spines["left"].set_visible(False)
+        axes.spines["bottom"].set_visible(False)
+        axes.tick_params(length=0)
+        axes.grid(visible=False)
+    places = sorted({text.x for text in panel.texts if not text.aside})
+    for across in places:  # an axis of parallel coordinates has all its names or only numbers
+        texts = [text for text in panel.texts if text.x == across]
+        names = sheet.names.fit([text.text for text in texts], 0.7 * sheet.panel_width / len(places), sheet.measure)
+        for text, name in zip(texts, names, strict=True):
+            _write_text(sheet, axes, text, name)
+    for text in panel.texts:
+        if text.aside:
+            _write_text(sheet, axes, text, text.text)
+    return remarks
+
+
+def _write_x(sheet: Sheet, axes: Axes, axis: Axis, *, shown: bool) -> list[str]:
+    label = wrapped(printable(axis.label), sheet.panel_width, sheet.measure_label)
+    if shown:
+        axes.set_xlabel(label)
+    axes.tick_params(labelbottom=shown)
+    ticks = _ticks(axis, 0.9 * sheet.panel_width, lambda text: sheet.measure(text) + sheet.lines(1.2))
+    if ticks is None:
+        return []
+    texts = [printable(text) for _, text in ticks]
+    room = 0.92 * sheet.plot_width / max(len(texts), 1)
+    flat = [wrapped(text, room, sheet.measure) for text in texts]
+    words = max((sheet.measure(word) for text in texts for word in text.split()), default=0.0)
+    if not axis.names or (words <= room and max(text.count("\n") for text in flat) < 3):
+        _set_ticks(axes.set_xticks, ticks, flat if axis.names else texts)
+        return []
+    texts = sheet.names.fit(texts, sheet.lines(9), sheet.measure)
+    if max(map(sheet.measure, texts)) <= room:  # numbers
+        _set_ticks(axes.set_xticks, ticks, texts)
+        return []
+    return _set_ticks(axes.set_xticks, ticks, texts, int(sheet.plot_width / sheet.lines(0.9)), "columns", rotation=90)
+
+
+def _write_y(sheet: Sheet, axes: Axes, panel: Panel, *, shown: bool) -> list[str]:
+    axis = panel.y
+    if not axis.visible:
+        axes.set_yticks([])
+        return []
+    if shown:
+        axes.set_ylabel(wrapped(printable(axis.label), 0.72 * sheet.body / sheet.down, sheet.measure_label))
+    axes.tick_params(labelleft=shown)
+    ticks = _ticks(axis, 0.9 * sheet.body / sheet.down, lambda _: sheet.lines(2))
+    if ticks is None:
+        return []
+    texts = [printable(text) for _, text in ticks]
+    if not axis.names:
+        return _set_ticks(axes.set_yticks, ticks, texts)
+    texts = sheet.names.fit(texts, 0.42 * sheet.panel_width, sheet.measure, 2 if sheet.chart.rows else 1)
+    sheet.two_lines |= any("\n" in text for text in texts)
+    return _set_ticks(axes.set_yticks, ticks, texts, int(sheet.body / sheet.down / sheet.lines(0.95)), "rows")
+
+
+def _set_ticks(
+    set_ticks: Any, ticks: Sequence[Tick], texts: Sequence[str], most: int | None = None, what: str = "", **look: Any
+) -> list[str]:
+    """Set ticks with their texts, at most that many, and return what the note has to say of it."""
+    step = 1 if most is None else max(1, -(-len(ticks) // max(most, 1)))
+    set_ticks([value for value, _ in ticks][::step], texts[::step], **look)
+    return [f"Not all {what} are named."] if step > 1 else []
+
+
+def _ticks(axis: Axis, room: float, size: Callable[[str], float]) -> Sequence[Tick] | None:
+    """Return the ticks of an axis, as many round numbers as there is room for; None for an axis without a range."""
+    if axis.ticks is not None or axis.limits is None:
+        return axis.ticks
+    for most in range(8, 1, -1):
+        ticks = log_ticks(*axis.limits) if axis.scale == "log" else round_ticks(*axis.limits, most)
+        if axis.whole:
+            ticks = [(value, text) for value, text in ticks if value == round(value)]
+        if sum(size(text) for _, text in ticks) <= room:
+            break
+    return ticks
+
+
+def _write_text(sheet: Sheet, axes: Axes, text: Text, name: str) -> None:
+    options: dict[str, Any] = {"fontsize": sheet.look.small, "va": "center", "annotation_clip": False}
+    if text.aside:
+        axes.annotate(name, (1.01, text.y), xycoords=("axes fraction", "data"), **options)
+        return
+    white = {"boxstyle": "square,pad=0.1", "color": "white", "linewidth": 0, "alpha": 0.85}
+    axes.annotate(
+        printable(name), (text.x, text.y), (3 * sheet.look.scale, 0), textcoords="offset points", bbox=white,
+        **options,
+    )  # fmt: skip
+
+
+def write_names(sheet: Sheet, axes: Axes, panel: Panel, names: Sequence[str]) -> list[str]:
+    """Write the names of points, each where there is room near its point, and return how many had none."""
+    from matplotlib.patheffects import withStroke
+
+    if not names:
+        return []
+    scale = sheet.figure.dpi / 72
+    to_pixels = axes.transData.transform
+    at = np.array([(one.x, one.y) for one in panel.names])
+    points = to_pixels(at)
+    sizes = np.array([(sheet.measure(name), sheet.lines(0.8)) for name in names])
+    ends = [interval_ends(series) for series in panel.series if series.y_half is not None]
+    bars = [np.column_stack([to_pixels(low) - 2, to_pixels(high) + 2]) for low, high in ends]
+    others = [to_pixels(np.column_stack([s.x, s.y])) for s in panel.series if s.marker and s.front >= 0]
+    solid = np.vstack([*others, np.empty((0, 2))])
+    solid = np.hstack([solid - 4 * scale * sheet.look.scale, solid + 4 * scale * sheet.look.scale])
+    faint = np.vstack([*bars, along(to_pixels(panel.lines)), np.empty((0, 4))])
+    corners = place_names(points, sizes, solid, faint, np.array(axes.bbox.extents), scale)
+    for point, value, corner, size, name in zip(points, at, corners, sizes, names, strict=True):
+        if np.isnan(corner[0]):
+            continue
+        line = {"arrowstyle": "-", "color": "0.6", "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3}
+        far = leader_end(point, corner, size, scale) is not None
+        text = axes.annotate(
+            name, tuple(value), tuple((corner - point) / scale), textcoords="offset points", va="bottom",
+            fontsize=sheet.look.small, zorder=6, arrowprops=line if far else None,
+        )  # fmt: skip
+        text.set_path_effects([withStroke(linewidth=2, foreground="white")])
+    left_out = int(np.isnan(corners[:, 0]).sum())
+    return [f"{left_out} more without a name for lack of room."] if left_out else []
+
+
+def write_cells(sheet: Sheet, axes: Axes, panel: Panel) -> list[str]:
+    """Write the numbers into the cells of a matrix where they fit, dark on light and light on dark."""
+    cells = panel.cells
+    if cells is None or not len(cells.texts):
+        return []
+    rows, columns = cells.values.shape
+    widest = max(sheet.measure(text) for row in cells.texts for text in row)
+    if axes.bbox.width / columns < widest + sheet.lines(0.4) or axes.bbox.height / rows < sheet.lines(0.9):
+        return ["Numbers are left out for lack of room."]
+    (image,) = axes.images
+    for (row, cell), value in np.ndenumerate(cells.values):
+        dark = np.isfinite(value) and sum(image.cmap(image.norm(value))[:3]) < 1.5
+        color = "white" if dark else "black"
+        axes.text(cell, row, cells.texts[row][cell], ha="center", va="center", fontsize=sheet.look.small, color=color)
+    return []

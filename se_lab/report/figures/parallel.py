@@ -1,0 +1,97 @@
+"""Parallel coordinates: every variant as a line across what it varies, what it costs and how well it does."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from se_lab.report.columns import ReportError, column, value_texts, with_prefix
+from se_lab.report.figures.chart import Axis, Cells, Chart, Floats, Panel, Series, Text, Tick, round_ticks
+from se_lab.report.figures.points import metric_means, variant_hover
+from se_lab.report.variants import BASELINE, Study
+
+MOST_LINES = 400
+_TICKS = 20  # values of a key that have a tick
+
+
+def parallel(study: Study, metric: str) -> Chart:
+    """Chart a line a variant across the varied keys, parameters, MACs and the metric; dark and on top where better.
+
+    Values of a key stand in their order, evenly spaced; parameters, MACs and the metric to scale. Raises ReportError
+    where a single variant has finished.
+    """
+    of, estimate = column(metric, study.trials), metric_means(study, metric)
+    known = np.flatnonzero(np.isfinite(estimate.mean))
+    if len(known) < 2 or not study.keys:
+        raise ReportError("Parallel coordinates compare variants, and only one has finished.")
+    worst_first = np.argsort(estimate.mean[known] * (1 if of.better == "higher" else -1), kind="stable")
+    order = known[worst_first][-MOST_LINES:]
+    scales = _scales(study, metric, estimate.mean)
+    heights = np.column_stack([height for _, height, _ in scales])
+    means = Cells(estimate.mean[order][:, None], of.heading, dark_high=of.better == "higher", part=0.8)
+    places = np.arange(len(scales), dtype=float)
+    series = [
+        Series(np.full(2, place), np.array([0.0, 1.0]), color="#404040", dash="solid", width=0.8) for place in places
+    ]
+    width = float(np.clip(40 / len(order), 0.4, 1.6))
+    for variant, color in zip(order, means.color_of(estimate.mean[order]), strict=True):
+        line = np.isfinite(heights[variant])
+        hover = variant_hover(study, np.array([variant]), estimate, of)
+        series.append(
+            Series(
+                places[line],
+                heights[variant][line],
+                color=color,
+                dash="solid",
+                width=width,
+                hover=hover,
+                keys=[(int(variant), -1)],
+                front=1,
+            )
+        )
+    panel = Panel(
+        Axis(
+            limits=(-0.15, len(scales) - 0.45), ticks=[(i, name) for i, (name, _, _) in enumerate(scales)], names=True
+        ),
+        Axis(limits=(-0.03, 1.03), visible=False),
+        series,
+        texts=[Text(place, at, text) for place, (_, _, ticks) in enumerate(scales) for at, text in ticks],
+    )
+    note = f"A line a variant, darker where {of.label} is better."
+    if len(known) > len(order):
+        note += f" {len(known) - len(order)} variants that end worse are left out."
+    return Chart("parallel", f"{len(order)} variants at a glance", note, [panel], color_key=means)
+
+
+def _scales(study: Study, metric: str, mean: Floats) -> list[tuple[str, Floats, list[Tick]]]:
+    """Return heading, heights (V,) from 0 to 1 and ticks of each axis: varied keys, costs that differ, the metric."""
+    costs = [key for key in ("params", "macs") if key in study.trials and study.trials[key].nunique() > 1]
+    return [
+        *(_key_scale(study, key) for key in study.keys),
+        *(_number_scale(study, key, study.per_variant(key, "first").to_numpy()) for key in costs),
+        _number_scale(study, metric, mean),
+    ]
+
+
+def _key_scale(study: Study, key: str) -> tuple[str, Floats, list[Tick]]:
+    """Return heading, heights (V,) and ticks of a varied key: its values in order, the baseline lowest."""
+    values = study.variants[key]
+    texts = value_texts(values).mask(study.is_baseline & key.startswith("model.se."), BASELINE)
+    firsts = pd.DataFrame({"text": texts, "value": pd.to_numeric(values, errors="coerce")}).drop_duplicates("text")
+    firsts["above"] = firsts["text"] != BASELINE
+    by = ["above", "value"] if firsts.loc[firsts["above"], "value"].notna().all() else ["above"]
+    ranked = firsts.sort_values(by, kind="stable")["text"].tolist()
+    heights = {text: (i / (len(ranked) - 1) if len(ranked) > 1 else 0.5) for i, text in enumerate(ranked)}
+    step = -(-len(ranked) // _TICKS)
+    ticks = [(height, text) for i, (text, height) in enumerate(heights.items()) if i % step == 0]
+    return column(key, study.trials).label, texts.map(heights).to_numpy(dtype=float), ticks
+
+
+def _number_scale(study: Study, key: str, values: Floats) -> tuple[str, Floats, list[Tick]]:
+    """Return heading, heights (V,) and ticks at round numbers of a number, to scale."""
+    about, divisor = with_prefix(column(key, study.trials), float(np.nanmax(values)))
+    values = values / divisor
+    low, high = float(np.nanmin(values)), float(np.nanmax(values))
+    extent = (high - low) or 1.0
+    ticks = [((value - low) / extent, text) for value, text in round_ticks(low, high)]
+    return about.heading, (values - low) / extent, ticks

@@ -1,0 +1,88 @@
+"""What the points of several figures have in common: means, trials, colours of groups, and what a page says of them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from se_lab.report import statistics
+from se_lab.report.columns import Column, column, interval_text, number_text, value_texts
+from se_lab.report.figures.chart import MARKERS, Floats, Series
+from se_lab.report.notes import trial_names
+from se_lab.report.statistics import Estimate
+from se_lab.report.variants import Study
+
+
+def metric_means(study: Study, metric: str) -> Estimate:
+    """Return the mean of a metric over the seeds of each variant, (V,), with its interval."""
+    return statistics.t_interval(study.by_seed(metric).to_numpy())
+
+
+def means_note(n: NDArray[np.int64]) -> str:
+    """Say what a point stands for: `Mean of 3 seeds with 95 % interval`."""
+    low, high = (int(n[n > 0].min()), int(n.max())) if n.any() else (1, 1)
+    if high == 1:
+        return "One seed, no interval"
+    return f"Mean of {high if low == high else f'{low} to {high}'} seeds with 95 % interval"
+
+
+def finished_trials(study: Study, metric: str) -> pd.DataFrame:
+    """Return the finished trials that have the metric, with their `number` in the study."""
+    values = pd.to_numeric(study.trials[metric], errors="coerce")
+    trials = study.trials.assign(number=np.arange(len(study.trials)))
+    finished: pd.DataFrame = trials[(trials["status"] == "finished") & np.isfinite(values)]
+    return finished
+
+
+def trial_points(study: Study, trials: pd.DataFrame, x: Floats, y: Floats, of: Column, color: str) -> Series:
+    """Return small points of single trials (rows of `finished_trials`); a page says which and its value."""
+    names = np.array(trial_names(study.trials, study.variants), dtype=object)[trials["number"]]
+    values = [number_text(value, of.decimals) for value in trials[of.key]]
+    lines = zip(names, trials["trial_id"], values, strict=True)
+    hover = [f"{name}\ntrial {trial}\n{value} {of.unit}" for name, trial, value in lines]
+    keys = list(zip(trials["variant"].astype(int).tolist(), trials["number"].tolist(), strict=True))
+    return Series(x, y, color=color, marker="circle", size=2.5, alpha=0.45, hover=hover, keys=keys, front=-1)
+
+
+def variant_points(study: Study, variants: NDArray[np.intp], x: Floats, estimate: Estimate, of: Column) -> Series:
+    """Return the means of variants (numbers of them) at x, to be given a look; a page says mean, interval and seeds."""
+    return Series(
+        x, estimate.mean[variants], hover=variant_hover(study, variants, estimate, of), keys=keys_of(variants)
+    )
+
+
+def variant_hover(study: Study, variants: NDArray[np.intp], estimate: Estimate, of: Column) -> list[str]:
+    """Return what a page says of variants: name, mean and interval, seeds."""
+    return [
+        f"{study.variants['variant'].iloc[i]}\n"
+        f"{interval_text(estimate.mean[i], estimate.half_width[i], of.decimals)} {of.unit}, {estimate.n[i]} seeds"
+        for i in variants
+    ]
+
+
+def keys_of(variants: NDArray[np.intp]) -> list[tuple[int, int]]:
+    """Return the variants behind points, without trials."""
+    return [(int(variant), -1) for variant in variants]
+
+
+def families(study: Study) -> tuple[NDArray[np.intp], dict[int, str]]:
+    """Return (V,) numbers of what gives a variant its colour and marker, and the names.
+
+    That is its group, or else its first of several SE keys.
+    More groups than there are markers have no names: the variants' own must tell them apart.
+    """
+    if study.group_keys or len(study.se_keys) < 2:
+        names = dict(zip(study.group.tolist(), study.variants["group"], strict=True))
+        return study.group, names if study.group_keys and len(names) <= len(MARKERS) else {}
+    key = study.se_keys[0]
+    codes, values = pd.factorize(value_texts(study.variants[key]).mask(study.is_baseline))
+    return codes, dict(enumerate(map(column(key, study.trials).short.format, values)))
+
+
+def short_names(variants: pd.DataFrame) -> list[str]:
+    """Return the names without the group, which marker and legend already tell."""
+    return [
+        name.removeprefix(f"{group}, ") if group else name
+        for name, group in zip(variants["variant"], variants["group"], strict=True)
+    ]

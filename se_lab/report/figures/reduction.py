@@ -1,0 +1,80 @@
+"""The reduction ratio: a metric and the parameters over it, a curve for each setting of the other varied keys."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+
+from se_lab.report.columns import ReportError, column, with_prefix
+from se_lab.report.figures.chart import (
+    DASHES,
+    Axis,
+    Chart,
+    Panel,
+    Series,
+    interval_limits,
+    point_look,
+    span,
+)
+from se_lab.report.figures.points import finished_trials, keys_of, means_note, metric_means, variant_points
+from se_lab.report.variants import Study
+
+REDUCTION = "model.se.reduction"
+
+
+def reduction(study: Study, metric: str) -> Chart:
+    """Chart a metric and the parameters over the reduction ratio, a curve for each setting of the other varied keys.
+
+    Dashed lines with bands are the baselines and their intervals. Raises ReportError where the trials have no two
+    reduction ratios.
+    """
+    if REDUCTION not in study.se_keys:
+        raise ReportError("The records have no two reduction ratios: there is no curve to draw.")
+    estimate, of = metric_means(study, metric), column(metric, study.trials)
+    params = study.per_variant("params", "first").to_numpy()
+    cost, divisor = with_prefix(column("params"), float(np.nanmax(params)))
+    params = params / divisor
+    ratio = pd.to_numeric(study.variants[REDUCTION]).to_numpy(dtype=float)
+    ends = span(ratio, scale="log", margin=0.08)
+    curve = curve_names(study)
+    above: list[Series] = []
+    below: list[Series] = []
+    for number, name in enumerate(dict.fromkeys(curve[~study.is_baseline])):
+        mine = np.flatnonzero((curve == name) & ~study.is_baseline & np.isfinite(estimate.mean))
+        mine = mine[np.argsort(ratio[mine])]
+        color, marker = point_look(number)
+        points = replace(
+            variant_points(study, mine, ratio[mine], estimate, of), name=name, color=color, marker=marker, dash="solid"
+        )
+        above.append(replace(points, y_half=estimate.half_width[mine], front=1))
+        below.append(replace(points, y=params[mine]))
+    few = study.is_baseline.sum() <= 3  # the bands of many would cover each other
+    for number, i in enumerate(np.flatnonzero(study.is_baseline & np.isfinite(estimate.mean))):
+        name, half = study.variants["variant"].iloc[i], np.nan_to_num(estimate.half_width[i])
+        whole = np.full(2, estimate.mean[i])
+        keys = keys_of(np.array([i]))
+        line = Series(
+            np.array(ends), whole, name, "#666666", dash=DASHES[1 + number % 5], width=1.2, keys=keys, front=-1
+        )
+        above.append(replace(line, low=whole - half, high=whole + half) if half and few else line)
+        below.append(replace(line, y=np.full(2, params[i])))
+    ticks = [(float(r), f"{r:g}") for r in np.unique(ratio[np.isfinite(ratio)])]
+    x = Axis("reduction ratio r", ends, "log", ticks)
+    values = finished_trials(study, metric)[metric].to_numpy(dtype=float)
+    known = np.isfinite(estimate.mean)
+    top = Axis(of.heading, interval_limits(estimate.mean[known], estimate.half_width[known], values, of.unit))
+    panels = [Panel(x, top, above), Panel(x, Axis(cost.heading, span(params, margin=0.1)), below)]
+    note = f"{means_note(estimate.n)}." + (
+        (" Dashed: no SE" + (", with its interval." if few else ".")) if study.is_baseline.any() else ""
+    )
+    return Chart("reduction", f"{of.label} over the reduction ratio", note, panels)
+
+
+def curve_names(study: Study) -> np.ndarray:
+    """Return (V,) what the variants on one curve share: their names without the reduction ratio."""
+    if study.keys == (REDUCTION,):
+        return np.full(len(study.variants), "", dtype=object)
+    names = study.variants["variant"].str.replace(r"(, )?\br=[^,]*", "", regex=True)
+    return np.asarray(names.str.removeprefix(", ").to_numpy(dtype=object))

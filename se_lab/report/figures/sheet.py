@@ -1,0 +1,102 @@
+"""A figure in the making: its size, how large text is in it, and which names have become numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from se_lab.report.figures.chart import Chart
+from se_lab.report.figures.look import Look, fallback_fonts, settings_of_style
+from se_lab.report.figures.names import Names
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_PANEL = 1.9  # inches at the base font: a panel is not narrower where several stand in a row
+_LINE = 1.35  # height of a line of text in its font size
+
+
+@dataclass
+class Sheet:
+    """A figure of a chart in the making."""
+
+    figure: Figure
+    chart: Chart
+    look: Look
+    across: int
+    """Panels in a row."""
+    missing: str
+    """Characters that no installed font has."""
+    names: Names = field(default_factory=Names)
+    two_lines: bool = False
+    """Names of rows take two lines."""
+    heading: list[Any] = field(default_factory=list)
+    """The texts of title and note."""
+
+    @property
+    def down(self) -> int:
+        """Rows of panels."""
+        return -(-len(self.chart.panels) // self.across)
+
+    @property
+    def width(self) -> float:
+        """Width of the figure in pixels."""
+        return self.look.inches * self.figure.dpi
+
+    @property
+    def panel_width(self) -> float:
+        """Width of a panel in pixels, about: what labels take is known only when they are drawn."""
+        return (self.width - self.lines(3)) / self.across
+
+    @property
+    def plot_width(self) -> float:
+        """Width of a panel in pixels without the labels to its left and the colour key to its right, about."""
+        beside = self.chart.color_key or any(panel.cells for panel in self.chart.panels)
+        return (self.panel_width - self.lines(4.5)) * (0.8 if beside else 1.0)
+
+    @property
+    def body(self) -> float:
+        """Height of all panels in pixels."""
+        look, rows = self.look, self.chart.rows
+        if rows:
+            points = rows * (1.75 if self.two_lines else 1.0) * 1.65 * look.small + 4.5 * look.font
+            return self.down * points * self.figure.dpi / 72
+        flat = self.down > 1 and self.across == 1
+        inches = (0.4 if flat else 0.64) * self.panel_width / self.figure.dpi + 0.3 * look.scale
+        return self.down * float(np.clip(inches, 1.7 * look.scale, 4.0 * look.scale)) * self.figure.dpi
+
+    def lines(self, count: float, size: float = 0.0) -> float:
+        """Return the height in pixels of lines of text, by default small ones."""
+        return count * _LINE * (size or self.look.small) * self.figure.dpi / 72
+
+    def measure(self, text: str, size: float = 0.0) -> float:
+        """Return the width in pixels of a line of text, by default small."""
+        from matplotlib.font_manager import FontProperties
+
+        canvas: Any = self.figure.canvas
+        font = FontProperties(size=size or self.look.small)
+        return float(canvas.get_renderer().get_text_width_height_descent(text, font, False)[0])
+
+    def measure_label(self, text: str) -> float:
+        """Return the width in pixels of a line of text of the size of titles and labels."""
+        return self.measure(text, self.look.font)
+
+
+@contextmanager
+def open_sheet(chart: Chart, look: Look) -> Iterator[Sheet]:
+    """Open an empty figure in the style asked for, with fonts that have all characters of the chart."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    families, missing = fallback_fonts(chart.strings())
+    with settings_of_style(look.settings(families)):
+        across = max(1, min(chart.columns, len(chart.panels), int(look.inches / (_PANEL * look.scale))))
+        if across > 2 and len(chart.panels) == across + 1:  # four in a row of three would leave one alone
+            across -= 1
+        figure = Figure(figsize=(look.inches, 3.0))
+        FigureCanvasAgg(figure)
+        yield Sheet(figure, chart, look, across, missing)
