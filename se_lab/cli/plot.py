@@ -3,38 +3,62 @@
 from __future__ import annotations
 
 import sys
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from se_lab.cli.parser import add_overwrite
 from se_lab.cli.runs import records_of, runs_parser, where_of
 from se_lab.store import replacing
 
+if TYPE_CHECKING:
+    from se_lab.report import Look
+
 
 def plot(argv: list[str]) -> int:
     """Draw the figures of a study."""
-    from se_lab.report.figures.gallery import COSTS, KINDS
+    from se_lab.report import COSTS, KINDS, draw_figures, save_figure
 
     parser = runs_parser("se-lab plot", "Figures of trials that have run: by default every one that they can give.")
-    parser.add_argument("--kind", nargs="+", choices=KINDS, help="Only these.")
-    parser.add_argument("--cost", nargs="+", choices=COSTS, default=COSTS, help="What a trade-off is against.")
+    parser.add_argument("--kind", nargs="+", choices=KINDS, help="Only these kinds of figures.")
+    parser.add_argument("--cost", nargs="+", choices=COSTS, default=COSTS, help="Costs of the trade-off figures.")
     parser.add_argument("-o", "--output", default="figures", help="The folder to write into.")
-    parser.add_argument("--formats", nargs="+", default=["png", "svg"], choices=("png", "svg", "pdf"), help="Of files.")
+    parser.add_argument(
+        "--format", nargs="+", default=["png", "svg"], choices=("png", "svg", "pdf"), help="Formats; png and svg."
+    )
+    add_look(parser)
+    parser.add_argument("--title", help="Title of the figures instead of their own; an empty one for none.")
     add_overwrite(parser)
     options = parser.parse_args(argv)
-    from se_lab.report import draw_figures, save_figure
-
-    where, written, left_out = where_of(options.where), 0, []
+    look, where = look_of(options), where_of(options.where)
+    written, left_out = 0, []
     for name, figure in draw_figures(
-        records_of(options), options.kind or KINDS, options.cost, options.metric, where=where
+        records_of(options), options.kind or KINDS, options.cost, options.metric, where=where, look=look
     ):
         if isinstance(figure, str):
             left_out.append(f"{name} left out: {figure}")
             continue
-        files = [Path(options.output, f"{name}.{suffix}") for suffix in options.formats]
+        files = [Path(options.output, f"{name}.{suffix}") for suffix in options.format]
         with replacing(files, overwrite=options.overwrite):
-            for path in save_figure(figure, Path(options.output, name), options.formats):
+            for path in save_figure(figure, Path(options.output, name), options.format):
                 print(path, flush=True)
                 written += 1
     for line in left_out:
         print(line, file=sys.stderr)
     return 2 if left_out and (options.kind or not written) else 0
+
+
+def add_look(parser: ArgumentParser) -> None:
+    """Add --width and --style."""
+    from se_lab.report.figures.look import STYLES
+
+    parser.add_argument("--style", choices=STYLES, default="page", help="Size of text and lines; page by default.")
+    widths = ", ".join(f"{name} {style.width:g}" for name, style in STYLES.items())
+    parser.add_argument("--width", type=float, metavar="INCHES", help=f"Width of the figures; by default {widths}.")
+
+
+def look_of(options: Namespace) -> Look:
+    """Return how the figures are to be drawn, by the flags."""
+    from se_lab.report import Look
+
+    return Look(options.style, options.width, getattr(options, "title", None))

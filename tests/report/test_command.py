@@ -120,14 +120,23 @@ def test_records_of_which_no_table_can_be_made_are_refused_by_every_verb(
 
 
 def test_plot_draws_what_it_can_and_says_what_it_cannot(run: Run, tmp_path: Path) -> None:
-    status, out, err = run("plot", "runs", "-o", str(tmp_path), "--formats", "svg")
+    status, out, err = run("plot", "runs", "-o", str(tmp_path), "--format", "svg")
     names = ["tradeoff_params", "tradeoff_macs", "tradeoff_step_ms", "differences", "reduction", "heatmap", "parallel"]
     assert status == 0 and [Path(line).stem for line in out.split()] == names
     assert err.startswith("curves left out: None of the 18 finished trials has a metrics.csv")
     only = tmp_path / "only"
-    assert run("plot", "runs", "-o", str(only), "--kind", "tradeoff", "--cost", "macs", "--formats", "pdf")[0] == 0
+    assert run("plot", "runs", "-o", str(only), "--kind", "tradeoff", "--cost", "macs", "--format", "pdf")[0] == 0
     assert [path.name for path in only.iterdir()] == ["tradeoff_macs.pdf"]
     assert run("plot", "runs", "-o", str(only), "--kind", "curves")[0] == 2
+
+
+def test_plot_takes_width_style_and_title(run: Run, tmp_path: Path) -> None:
+    flags = ["--kind", "tradeoff", "--cost", "macs", "--format", "svg", "--width", "3.3", "--style", "paper"]
+    assert run("plot", "runs", "-o", str(tmp_path), *flags, "--title", "My US$ title")[0] == 0
+    drawn = (tmp_path / "tradeoff_macs.svg").read_text(encoding="utf-8")
+    assert f'width="{3.3 * 72:g}pt"' in drawn and "<title>My US$ title</title>" in drawn
+    status, _, err = run("plot", "runs", "-o", str(tmp_path), "--width", "0.1")
+    assert status == 2 and "from 2 to 60 inches, not 0.1" in err
 
 
 def test_report_into_a_folder_has_an_index(run: Run, tmp_path: Path) -> None:
