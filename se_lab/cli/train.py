@@ -28,12 +28,12 @@ def _train(argv: list[str]) -> int:
     )
     options = parser.parse_args(argv)
     spec, execution = trial_from(options.given)
-    from se_lab.parallel.collectives import find_place
+    from se_lab.parallel.collectives import find_rank
     from se_lab.store import TrialBusyError
     from se_lab.training.run import run
 
-    place = find_place(spec.train)
-    first = place is None or place.rank == 0  # under torchrun or srun each rank is a command of its own
+    rank = find_rank(spec.train)
+    first = rank is None or rank.number == 0  # under torchrun or srun each rank is a command of its own
     try:
         if options.dry_run:
             from se_lab.training.rehearse import rehearse

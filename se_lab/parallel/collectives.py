@@ -26,63 +26,65 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Place:
+class Rank:
     """Which of a trial's processes this one is."""
 
-    rank: int = 0
+    number: int = 0
     local: int = 0
     """Its number on its node, and the number of its GPU."""
     ranks: int = 1
+    """How many there are."""
     slurm: bool = False
+    """Whether srun has started them."""
 
 
-def find_place(train: TrainSpec) -> Place | None:
-    """Return which rank of a trial this process is, or None where its ranks are still to be started.
+def find_rank(train: TrainSpec) -> Rank | None:
+    """Return which rank of a trial this process is, or None if its ranks have still to be started.
 
     Raises:
-        SpecError: where whoever started the ranks started another number than the trial has.
+        SpecError: if srun or torchrun started another number of processes than the trial has ranks.
     """
     env = os.environ
     if train.ranks == 1 and not ("TORCHELASTIC_RUN_ID" in env and int(env.get("WORLD_SIZE", 1)) > 1):
-        return Place()
+        return Rank()
     if "RANK" in env and "WORLD_SIZE" in env:
-        place = Place(int(env["RANK"]), int(env.get("LOCAL_RANK", 0)), int(env["WORLD_SIZE"]))
+        rank = Rank(int(env["RANK"]), int(env.get("LOCAL_RANK", 0)), int(env["WORLD_SIZE"]))
     elif "SLURM_STEP_ID" in env and (tasks := int(env.get("SLURM_STEP_NUM_TASKS", 1))) > 1:
-        place = Place(int(env["SLURM_PROCID"]), int(env["SLURM_LOCALID"]), tasks, slurm=True)
+        rank = Rank(int(env["SLURM_PROCID"]), int(env["SLURM_LOCALID"]), tasks, slurm=True)
     else:
         return None
-    if place.ranks != train.ranks:
+    if rank.ranks != train.ranks:
         raise SpecError(
             f"train.devices is {train.devices} and train.nodes {train.nodes}: {train.ranks} processes, and "
-            f"{'srun' if place.slurm else 'torchrun'} started {place.ranks}"
+            f"{'srun' if rank.slurm else 'torchrun'} started {rank.ranks}"
         )
-    return place
+    return rank
 
 
 @contextlib.contextmanager
-def joined(place: Place, device: str) -> Iterator[None]:
+def joined(rank: Rank, device: str) -> Iterator[None]:
     """Let this process talk to the other ranks: through gloo, and NCCL for what lies on GPUs."""
-    if place.ranks == 1:
+    if rank.ranks == 1:
         yield
         return
-    if place.slurm:
+    if rank.slurm:
         _name_meeting_point()
     if device == "cuda":
-        torch.cuda.set_device(place.local)
+        torch.cuda.set_device(rank.local)
     backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
-    dist.init_process_group(backend, rank=place.rank, world_size=place.ranks, timeout=TIMEOUT)
+    dist.init_process_group(backend, rank=rank.number, world_size=rank.ranks, timeout=TIMEOUT)
     yield
     dist.destroy_process_group()  # not after an error: it would wait for ranks that may be gone
 
 
-def trainer_options(place: Place, train: TrainSpec) -> dict[str, Any]:
+def rank_options(rank: Rank, train: TrainSpec) -> dict[str, Any]:
     """Return what Lightning's Trainer is to know of the ranks."""
-    if place.ranks == 1:  # said, since Lightning would take a batch job of Slurm's for a rank, and requeue it itself
+    if rank.ranks == 1:  # said, since Lightning would take a batch job of Slurm's for a rank, and requeue it itself
         return {"devices": 1, "plugins": [LightningEnvironment()]}
     # else Lightning takes the machine's cores, whatever the trial was told
     os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
     os.environ.setdefault("SLURM_NTASKS_PER_NODE", str(train.devices))  # Lightning insists on it under srun
-    environment = SLURMEnvironment(auto_requeue=False) if place.slurm else TorchElasticEnvironment()
+    environment = SLURMEnvironment(auto_requeue=False) if rank.slurm else TorchElasticEnvironment()
     # the buffers of rank 0 are those that count; they are handed round before an evaluation, not at every step
     strategy = DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True, timeout=TIMEOUT)
     return {

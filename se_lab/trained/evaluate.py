@@ -24,7 +24,7 @@ from se_lab.spec import DataSpec, RunSpec, SpecError, expand_path
 from se_lab.store import RunRecord, read_record, replacing, write_whole
 from se_lab.trained.inputs import IN_MEMORY, open_pretrained, pick_device, trial_config
 from se_lab.trained.load import load_trained
-from se_lab.training.metrics import Sums
+from se_lab.training.metrics import Scores
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -193,8 +193,7 @@ def _test(
     layout = torch.channels_last if spec and spec.train.channels_last else torch.contiguous_format
     kind = torch.float64 if precision == "fp64" else torch.float32
     model, outputs = model.to(device, kind).to(memory_format=layout).eval(), outputs.to(device)
-    sums = Sums(int(getattr(model, "num_classes", len(outputs))))
-    sums.reset(device)
+    scores = Scores(int(getattr(model, "num_classes", len(outputs)))).to(device)
     parts = []
     low = torch.autocast(device.type, AUTOCAST[precision]) if precision in AUTOCAST else contextlib.nullcontext()
     with torch.inference_mode(), low:
@@ -203,12 +202,12 @@ def _test(
             labels = outputs[labels]
             logits = model(images.to(kind).contiguous(memory_format=layout))
             best = logits.topk(min(5, logits.shape[1]), dim=1).indices
-            sums.add(F.cross_entropy(logits, labels, reduction="none"), best, labels)
+            scores.update(F.cross_entropy(logits, labels, reduction="none"), best, labels)
             parts.append([part.cpu().numpy() for part in (numbers, labels, best)])
     if not parts:
         raise DataError("there is no test image")
     arrays = [np.concatenate(part) for part in zip(*parts, strict=True)]
-    return sums.read("test"), dict(zip(("image", "label", "top5"), arrays, strict=True))
+    return scores.compute("test"), dict(zip(("image", "label", "top5"), arrays, strict=True))
 
 
 @contextlib.contextmanager

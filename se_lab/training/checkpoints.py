@@ -11,20 +11,56 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.fabric.plugins import TorchCheckpointIO
 
 from se_lab import store
+from se_lab.spec import SpecError
+from se_lab.training.folder import TrialFolder
 
 
 class CheckpointError(OSError):
     """A checkpoint that could not be written; the one before is whole."""
 
 
+class TrialCheckpointIO(TorchCheckpointIO):
+    """How Lightning writes and reads the checkpoints of a trial: they name it, and only its holder writes them."""
+
+    def __init__(self, folder: TrialFolder) -> None:
+        super().__init__()
+        self.folder = folder
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write a checkpoint.
+
+        Raises:
+            ClaimLostError: if another worker has taken the trial.
+            CheckpointError: if the disk does not take it.
+        """
+        self.folder.check()
+        write_checkpoint(Path(path), {"trial_id": self.folder.trial_id, **checkpoint})
+
+    def load_checkpoint(self, path: Any, *arguments: Any, **options: Any) -> dict[str, Any]:
+        """Read a checkpoint.
+
+        Raises:
+            SpecError: for one of another trial.
+        """
+        checkpoint: dict[str, Any] = super().load_checkpoint(path, *arguments, **options)
+        if (named := checkpoint.get("trial_id", self.folder.trial_id)) != self.folder.trial_id:
+            raise SpecError(
+                f"{path} is a checkpoint of trial {named}, and it lies in the folder of trial {self.folder.trial_id}: "
+                "remove it, and the trial begins anew"
+            )
+        return checkpoint
+
+
 def write_checkpoint(path: Path, checkpoint: Mapping[str, Any]) -> None:
     """Write a checkpoint, prove it by its checksums, and put it in place; last.ckpt becomes previous.ckpt.
 
     Raises:
-        CheckpointError: where the disk does not take it; what is there stays, and what was written is removed.
+        CheckpointError: if the disk does not take it; what is there stays, and what was written is removed.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
     aside = store.aside_of(path)
     try:
         with aside.open("wb") as file:
@@ -49,21 +85,35 @@ def write_checkpoint(path: Path, checkpoint: Mapping[str, Any]) -> None:
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """Return the newest checkpoint of a trial that is whole, by its checksums; say so where that is not the last."""
+    """Return the newest complete checkpoint of a trial, by its checksums; print a line if that is not the last."""
     for name in ("last.ckpt", "previous.ckpt"):
         path = folder / name
         if not path.exists():
             continue
         if is_whole(path):
             return path
-        print(f"{path} is torn: going on without it", file=sys.stderr)
+        print(f"{path} is corrupt or incomplete: resuming without it", file=sys.stderr)
     return None
 
 
 def is_whole(path: Path) -> bool:
-    """Tell whether a checkpoint reads as it was written, by the checksums within."""
+    """Return whether a checkpoint reads as it was written, by the checksums within."""
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.testzip() is None
     except (zipfile.BadZipFile, OSError, EOFError):
         return False
+
+
+def restart_validation(checkpoint: dict[str, Any]) -> None:
+    """Let Lightning begin a validation anew when it resumes a checkpoint that was taken within one.
+
+    By itself it would skip it. Its loop resumes an evaluation in which one batch is under way; of the batches before
+    that one nothing is kept.
+    """
+    counts = {"ready": 0, "started": 0, "processed": 0, "completed": 0}
+    checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"] = {
+        "total": counts | {"ready": 1, "started": 1},
+        "current": counts,
+        "is_last_batch": False,
+    }

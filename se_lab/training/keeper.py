@@ -1,27 +1,30 @@
-"""The callback that keeps a trial's folder: checkpoints, metrics.csv, the clock; and stops the trial when told to."""
+"""The callback that keeps a trial's folder: checkpoints, metrics.csv, the clock; and stops the trial when asked to."""
 
 from __future__ import annotations
 
 import csv
 import io
 import itertools
-import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 from lightning.pytorch.callbacks import Checkpoint
+from torch import Tensor
 
-from se_lab import store
 from se_lab.data import DataError
 from se_lab.parallel.collectives import Agreement, gathered, shared
-from se_lab.training.checkpoints import write_checkpoint
+from se_lab.training.checkpoints import restart_validation
+from se_lab.training.folder import TrialFolder
 from se_lab.training.stopping import InterruptedTrialError, Stop
-from se_lab.training.task import ClassificationTask, Row
+
+Row = dict[str, float]
+"""The values of an epoch: epoch, lr, train/…, val/…, images_per_s."""
+KEYS = ("train/", "val/")
 
 GO_ON, SAVE, STOP = 0, 1, 2
 """What a rank wants after a step; the ranks do what most is wanted."""
@@ -30,6 +33,8 @@ Progress = Callable[[Mapping[str, float]], None]
 """Called with the row of each finished epoch, and then may raise StoppedEarlyError; in between, once a second, with the
 training steps done and all there are: {"step": …, "steps": …}."""
 REPORT_SECONDS = 1.0
+WATCHED_STEPS = 50
+"""Steps between two looks at the losses, where a look makes a GPU or the other ranks wait."""
 
 
 class StoppedEarlyError(Exception):
@@ -37,27 +42,16 @@ class StoppedEarlyError(Exception):
 
 
 class TrialKeeper(Checkpoint):
-    """Keeps a trial's folder, on rank 0, and ends the trial on all ranks when one of them was told to.
+    """Keeps a trial's folder, on rank 0, and ends the trial on all ranks when one of them is asked to stop.
 
-    Lightning runs a Checkpoint callback after all others, so what it saves at the end of an epoch is complete.
+    Lightning calls a Checkpoint callback after all others, so what it saves at the end of an epoch is complete.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        claim: store.Claim | None,
-        stop: Stop,
-        *,
-        minutes: float,
-        progress: Progress | None = None,
-        val_batches: int | None = None,
-    ) -> None:
-        """Keep a folder; `claim` is rank 0's, `minutes` lie between checkpoints within an epoch.
-
-        `val_batches` limits a validation to its first batches.
-        """
-        self.folder, self.claim, self.stop, self.progress = folder, claim, stop, progress
-        self.minutes, self.val_batches = minutes, val_batches
+    def __init__(self, folder: TrialFolder, stop: Stop, *, minutes: float, progress: Progress | None = None) -> None:
+        """Keep a folder; `minutes` lie between checkpoints within an epoch."""
+        self.folder, self.stop, self.progress, self.minutes = folder, stop, progress, minutes
+        self.rows: list[Row] = []
+        """A row per epoch."""
         self.best_loss = float("inf")
         self.seconds = 0.0  # of the runs before this one
         self.step_ms: list[float] = []
@@ -66,93 +60,117 @@ class TrialKeeper(Checkpoint):
         self._steps: list[tuple[Any, Any]] = []
         """Beginnings and ends of steps that are not yet in `step_ms`."""
         self._step_began: Any = None
-        self._began = self._saved = self._reported = time.perf_counter()
+        self._rate = 0.0  # of the last step
+        self._losses: list[tuple[int, float, Tensor]] = []
+        """Batch, learning rate and loss of the steps since the last look at them."""
+        self._images, self._images_per_s = 0, 0.0
+        self._predictions: list[list[np.ndarray[Any, Any]]] = []
+        self._began = self._saved = self._reported = self._epoch_began = time.perf_counter()
 
-    def on_train_start(self, trainer: L.Trainer, task: L.LightningModule) -> None:
-        """Validate the epoch whose validation was cut short; from here on a signal waits for a checkpoint."""
-        assert isinstance(task, ClassificationTask)
-        # Lightning's own: a broadcast a step, and an answer that every GPU waits for
-        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
-        self._saved, self._device = time.perf_counter(), task.device
+    def on_fit_start(self, trainer: L.Trainer, task: L.LightningModule) -> None:
+        """Measure the memory of this trial alone."""
+        self._device = trainer.strategy.root_device
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._device)  # of a trial before this one in the process
+
+    def on_train_start(self, trainer: L.Trainer, task: L.LightningModule) -> None:
+        """Let a signal wait for a checkpoint from here on."""
+        self._saved = self._epoch_began = time.perf_counter()
         self.stop.at_once = False
         if any(gathered(self.stop.asked)):  # while the others were built
             raise InterruptedTrialError
-        if task.open_row is not None:
-            self.finish_epoch(trainer, task, saved=True)
+
+    def on_train_epoch_start(self, trainer: L.Trainer, task: L.LightningModule) -> None:
+        """Start the clock of an epoch."""
+        self._images, self._epoch_began = 0, time.perf_counter()
 
     def on_train_batch_start(self, trainer: L.Trainer, task: L.LightningModule, batch: Any, batch_idx: int) -> None:
-        """Start the clock of a step."""
+        """Start the clock of a step, and note its rate."""
         if batch_idx % trainer.accumulate_grad_batches == 0:
             self._step_began = self._now()
+            self._rate = float(trainer.optimizers[0].param_groups[0]["lr"])
 
-    def on_train_batch_end(self, trainer: L.Trainer, task: L.LightningModule, _: Any, batch: Any, number: int) -> None:
-        """Stop it; save the trial when that is due, and stop it when that was asked, after whole steps alone."""
-        assert isinstance(task, ClassificationTask)
+    def on_train_batch_end(
+        self, trainer: L.Trainer, task: L.LightningModule, outputs: Any, batch: Any, number: int
+    ) -> None:
+        """Stop it; save the trial when that is due, and stop it when that is asked, after whole steps only."""
+        self._images += len(batch[0])
+        self._watch(trainer, outputs["loss"], number)
         if (number + 1) % trainer.accumulate_grad_batches:
             return
         self._steps.append((self._step_began, self._now()))
         self._report_steps(trainer)
-        due = self.claim is not None and time.perf_counter() - self._saved > 60 * self.minutes
+        due = self.folder.is_held and time.perf_counter() - self._saved > 60 * self.minutes
         wanted = self._ranks.ask(STOP if self.stop.asked else SAVE if due else GO_ON)
         if wanted == GO_ON or trainer.is_last_batch:  # the epoch's end is a moment away
             return
-        task.check_finite()
-        task.gather_sums()
-        share_skipped(trainer)
-        self._save(trainer, "last.ckpt")
+        self._check_finite(trainer, task)
+        self._save(trainer)
         if wanted == STOP:
             raise InterruptedTrialError
 
+    def _watch(self, trainer: L.Trainer, loss: Tensor, number: int) -> None:
+        """Raise FloatingPointError soon after a loss that is no number."""
+        self._losses.append((number // trainer.accumulate_grad_batches, self._rate, loss))
+        if (loss.is_cpu and trainer.world_size == 1) or number % WATCHED_STEPS == WATCHED_STEPS - 1:
+            self._check_losses(trainer)
+
+    def _check_losses(self, trainer: L.Trainer) -> None:
+        batches, self._losses = self._losses, []
+        fine = torch.isfinite(torch.stack([loss for *_, loss in batches])).tolist() if batches else []
+        bad = [(batch, rate) for (batch, rate, _), is_fine in zip(batches, fine, strict=True) if not is_fine]
+        if found := list(itertools.chain.from_iterable(gathered(bad[:1]))):
+            batch, rate = min(found)
+            raise FloatingPointError(
+                f"the training loss is nan or infinite in batch {batch} of epoch {trainer.current_epoch}, lr {rate:g}"
+            )
+
+    def _check_finite(self, trainer: L.Trainer, task: L.LightningModule) -> None:
+        """Raise FloatingPointError if a loss of any rank or a weight is no number; for all ranks, between two steps.
+
+        A checkpoint is preceded by this: a trial can resume from what is saved.
+        """
+        self._check_losses(trainer)
+        if not torch.stack([torch.isfinite(weight).all() for weight in task.parameters()]).all():
+            batch = trainer.fit_loop.batch_idx // trainer.accumulate_grad_batches
+            raise FloatingPointError(
+                f"weights are nan or infinite after batch {batch} of epoch {trainer.current_epoch}, lr {self._rate:g}"
+            )
+
     def _report_steps(self, trainer: L.Trainer) -> None:
         now = time.perf_counter()
-        if self.progress is None or self.claim is None or now - self._reported < REPORT_SECONDS:
-            return
-        if math.isinf(trainer.num_training_batches):  # of a stream
+        if self.progress is None or not self.folder.is_held or now - self._reported < REPORT_SECONDS:
             return
         self._reported = now
         in_an_epoch = int(trainer.num_training_batches) // trainer.accumulate_grad_batches
         self.progress({"step": trainer.global_step, "steps": in_an_epoch * (trainer.max_epochs or 1)})
 
-    def on_train_epoch_end(self, trainer: L.Trainer, task: L.LightningModule) -> None:
-        """Finish the epoch, and stop the trial if that was asked."""
-        assert isinstance(task, ClassificationTask)
-        task.check_finite()
-        self._read_clock()
-        task.gather_sums()
-        share_skipped(trainer)
-        task.close_training()
-        self.finish_epoch(trainer, task)
-        if any(gathered(self.stop.asked)) and trainer.current_epoch + 1 < task.spec.train.epochs:
+    def on_validation_start(self, trainer: L.Trainer, task: L.LightningModule) -> None:
+        """Stop the clock of the epoch's training."""
+        self._end_training(trainer, task)
+
+    def on_validation_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        """Save and stop the trial when that is asked: resumed, it begins with this validation."""
+        if self._is_told():
+            self._save(trainer)
             raise InterruptedTrialError
 
-    def finish_epoch(self, trainer: L.Trainer, task: ClassificationTask, *, saved: bool = False) -> None:
-        """Validate an epoch that is trained, save it, keep its weights if they are the best, and report its row.
-
-        `saved` says that the checkpoint on the disk is that of the trained epoch. A trial that is told to stop during
-        the validation saves that before it leaves; resumed, it begins with the validation.
-        """
-
-        def stop_if_told() -> None:
-            if self._told():
-                if not saved:
-                    self._save(trainer, "last.ckpt")
-                raise InterruptedTrialError
-
-        data = trainer.datamodule  # type: ignore[attr-defined]
-        found = task.evaluate("val", stop_if_told, self.val_batches) if data.sizes["val"] else {}
-        row = task.close_epoch(found)
+    def on_train_epoch_end(self, trainer: L.Trainer, task: L.LightningModule) -> None:
+        """Save an epoch that is trained and validated, keep its weights if they are the best, and report its row."""
+        if self._images:  # nothing is held out for validation
+            self._end_training(trainer, task)
+        self._read_clock()
+        task.log_dict({"lr": self._rate, "images_per_s": self._images_per_s}, rank_zero_only=True)
+        scores = {key: float(value) for key, value in sorted(trainer.callback_metrics.items()) if key.startswith(KEYS)}
+        row = {"epoch": trainer.current_epoch, "lr": self._rate, **scores, "images_per_s": self._images_per_s}
+        self.rows = [past for past in self.rows if past["epoch"] < row["epoch"]] + [row]
         if (loss := row.get("val/loss", float("inf"))) < self.best_loss:
             self.best_loss = loss
-            self._save(trainer, "best.ckpt", weights_only=True)
-        if not saved:
-            self._save(trainer, "last.ckpt")
+            trainer.save_checkpoint(self.folder.path / "best.ckpt", weights_only=True)
+        self._save(trainer)
         error = None
-        if self.claim is not None:
-            write_history(self.folder, task.history)
-            for logger in trainer.loggers:
-                logger.log_metrics(row, step=trainer.global_step)
+        if self.folder.is_held:
+            self._write_rows()
             if self.progress is not None:
                 try:
                     self.progress(row)
@@ -160,35 +178,70 @@ class TrialKeeper(Checkpoint):
                     error = given_up
         if (error := shared(error)) is not None:
             raise error
-
-    def stop_testing(self) -> None:
-        """Leave the test where it is, if the trial was told to stop: its checkpoint is the end of training."""
-        if self._told():
+        if any(gathered(self.stop.asked)) and trainer.current_epoch + 1 < (trainer.max_epochs or 0):
             raise InterruptedTrialError
 
-    def _told(self) -> bool:
-        """Tell, after a batch of an evaluation, whether a rank was told to stop; all hear of it after the same one."""
+    def _end_training(self, trainer: L.Trainer, task: L.LightningModule) -> None:
+        self._check_finite(trainer, task)
+        if self._images:  # else the trial is resumed in this validation
+            seconds = max(time.perf_counter() - self._epoch_began, 1e-9)
+            self._images_per_s = round(self._images * trainer.world_size / seconds, 1)
+            self._images = 0
+
+    def _write_rows(self) -> None:
+        """Write metrics.csv whole, a row per epoch: a resumed trial leaves no row twice and none out."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, fieldnames=list(self.rows[-1]), extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        self.folder.write("metrics.csv", lambda file: file.write(text.getvalue().encode()))
+
+    def on_test_batch_end(self, trainer: L.Trainer, task: L.LightningModule, outputs: Any, batch: Any, *_: Any) -> None:
+        """Keep what is predicted; leave the test where it is if that is asked: the end of training is saved."""
+        _, labels, numbers = batch
+        self._predictions.append([part.cpu().numpy() for part in (numbers, labels, outputs)])
+        if self._is_told():
+            raise InterruptedTrialError
+
+    def predictions(self) -> dict[str, np.ndarray[Any, Any]]:
+        """Return image, label and top5 of the test, of all ranks' images."""
+        parts = itertools.chain.from_iterable(gathered(self._predictions))
+        image, label, top5 = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        order = np.argsort(image)
+        return {"image": image[order], "label": label[order], "top5": top5[order]}
+
+    def _is_told(self) -> bool:
+        """Return, after a batch of an evaluation, whether a rank was asked to stop; all learn it after the same one."""
         return self._ranks.ask(STOP if self.stop.asked else GO_ON) == STOP
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run goes on with."""
-        return {"best_loss": self.best_loss, "seconds": self.seconds + time.perf_counter() - self._began}
+        """Return what a resumed run needs."""
+        return {
+            "rows": self.rows,
+            "rate": self._rate,
+            "images_per_s": self._images_per_s,
+            "best_loss": self.best_loss,
+            "seconds": self.seconds + time.perf_counter() - self._began,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with it."""
+        """Restore it."""
+        self.rows, self._rate, self._images_per_s = (state_dict[key] for key in ("rows", "rate", "images_per_s"))
         self.best_loss, self.seconds = state_dict["best_loss"], state_dict["seconds"]
 
     def on_save_checkpoint(self, trainer: L.Trainer, _: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Note which images the weights come from."""
         checkpoint["data_digest"] = trainer.datamodule.digest  # type: ignore[attr-defined]
+        if trainer.validating:
+            restart_validation(checkpoint)
 
     def on_load_checkpoint(self, trainer: L.Trainer, _: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Refuse to go on with other images than the trial began with."""
+        """Refuse to resume with other images than the trial began with."""
         began, now = checkpoint.get("data_digest"), trainer.datamodule.digest  # type: ignore[attr-defined]
         if began not in (None, now):
             raise DataError(
                 f"the trial began with other images (digest {began}) than are there now ({now}): bring them back, or "
-                f"remove {self.folder} to begin anew"
+                f"remove {self.folder.path} to begin anew"
             )
 
     def timings(self) -> dict[str, float]:
@@ -217,27 +270,13 @@ class TrialKeeper(Checkpoint):
             self.step_ms += [1000 * (ended - began) for began, ended in self._steps]
         self._steps.clear()
 
-    def _save(self, trainer: L.Trainer, name: str, *, weights_only: bool = False) -> None:
-        """Save on rank 0 alone, which needs no other rank for it, and none waits."""
-        if self.claim is None:
-            return
-        self.claim.check()
-        checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only)
-        write_checkpoint(self.folder / name, checkpoint)
-        if name == "last.ckpt":
-            self._saved = time.perf_counter()
+    def _save(self, trainer: L.Trainer) -> None:
+        share_skipped(trainer)
+        trainer.save_checkpoint(self.folder.path / "last.ckpt", weights_only=False)
+        self._saved = time.perf_counter()
 
 
 def share_skipped(trainer: L.Trainer) -> None:
     """Let every rank know which images the others have left out."""
     data = trainer.datamodule  # type: ignore[attr-defined]
     data.skipped = list(dict.fromkeys(itertools.chain.from_iterable(gathered(data.skipped))))
-
-
-def write_history(folder: Path, rows: list[Row]) -> None:
-    """Write metrics.csv whole, a row an epoch: a resumed trial leaves no row twice and none out."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[-1]), extrasaction="ignore")
-    writer.writeheader()
-    writer.writerows(rows)
-    store.write_whole(folder / "metrics.csv", lambda file: file.write(text.getvalue().encode()))

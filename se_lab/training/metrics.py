@@ -1,36 +1,102 @@
-"""Loss in nats and errors in %, from sums over images that add up over batches and over ranks."""
+"""Loss in nats and errors in %, as torchmetrics: sums over images that add up over batches and over ranks."""
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torchmetrics import Metric
+from torchmetrics.classification import MulticlassAccuracy
 
-from se_lab.parallel.collectives import add_up
+
+class MeanLoss(Metric):
+    """The mean loss of an image, in nats, summed in double precision: half the work of torchmetrics' MeanMetric."""
+
+    full_state_update = False
+    higher_is_better = False
+    total: Tensor
+    images: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("images", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
+
+    def update(self, losses: Tensor) -> None:
+        """Add the losses of a batch, (N,)."""
+        self.total = self.total + losses.sum(dtype=self.total.dtype)
+        self.images = self.images + len(losses)
+
+    def compute(self) -> Tensor:
+        """Return the mean, a double; NaN of no image."""
+        return self.total / self.images
 
 
-class Sums:
-    """Images, losses, and wrong answers, summed in double precision where the net is, without waiting for it."""
+class TopError(MulticlassAccuracy):
+    """The error in %: images whose label is not among the guesses."""
+
+    higher_is_better = False
+    tp: Tensor
+    fn: Tensor
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes, average="micro", validate_args=False)
+
+    def update(self, guesses: Tensor, labels: Tensor) -> None:
+        """Add a batch: the k classes guessed for each image, (N, k), and the labels, (N,)."""
+        first = guesses[:, 0]
+        if guesses.shape[1] > 1:
+            first = torch.where((guesses == labels[:, None]).any(1), labels, first)
+        super().update(first, labels)
+
+    def compute(self) -> Tensor:
+        """Return the error, a double; NaN of no image."""
+        return (100 * self.fn.cpu().double() / (self.tp + self.fn).cpu()).squeeze()  # mps has no doubles
+
+
+class Scores(nn.Module):
+    """The metrics of a split: loss, top1_error and, with more than five classes, top5_error."""
+
+    loss: MeanLoss
+    top1_error: TopError
 
     def __init__(self, num_classes: int, *, top5: bool = True) -> None:
         """With five classes or fewer there is no top-5 error: it would be 0 whatever the net says."""
-        self.top5 = top5 and num_classes > 5
-        self.totals = torch.zeros(4)
+        super().__init__()
+        self.loss, self.top1_error = MeanLoss(), TopError(num_classes)
+        self.top5_error = TopError(num_classes) if top5 and num_classes > 5 else None
 
-    def reset(self, device: torch.device) -> None:
-        """Begin anew, on the device that the net is on."""
-        kind = torch.float32 if device.type == "mps" else torch.float64
-        self.totals = torch.zeros(4, dtype=kind, device=device)
-
-    def add(self, losses: Tensor, guesses: Tensor, labels: Tensor) -> None:
+    def update(self, losses: Tensor, guesses: Tensor, labels: Tensor) -> None:
         """Add a batch: its losses, (N,), the likeliest classes, best first, (N, 1) or (N, 5), and labels, (N,)."""
-        right = guesses == labels[:, None]
-        sums = torch.stack([losses.sum(dtype=self.totals.dtype), (~right[:, 0]).sum(), (~right.any(1)).sum()])
-        self.totals[0] += len(labels)
-        self.totals[1:] += sums
+        self.loss.update(losses)
+        self.top1_error.update(guesses[:, :1], labels)
+        if self.top5_error is not None:
+            self.top5_error.update(guesses, labels)
 
-    def read(self, split: str) -> dict[str, float]:
-        """Return split/loss in nats and split/top1_error and split/top5_error in %, of all ranks' images."""
-        images, loss, top1, top5 = add_up(self.totals).tolist()
-        count = images or float("nan")
-        found = {f"{split}/loss": loss / count, f"{split}/top1_error": 100 * top1 / count}
-        return found | ({f"{split}/top5_error": 100 * top5 / count} if self.top5 else {})
+    def metrics(self, split: str) -> dict[str, Metric]:
+        """Return the metrics under the keys that they are logged by, such as val/top1_error."""
+        return {f"{split}/{name}": metric for name, metric in self.named_children() if isinstance(metric, Metric)}
+
+    def compute(self, split: str) -> dict[str, float]:
+        """Return split/loss in nats, split/top1_error and split/top5_error in %, of all ranks' images."""
+        return {key: float(metric.compute()) for key, metric in self.metrics(split).items()}
+
+    def reset(self) -> None:
+        """Begin anew."""
+        for metric in self.metrics("").values():
+            metric.reset()
+
+    def sums(self) -> dict[str, dict[str, Tensor]]:
+        """Return this rank's sums so far, on the CPU, to load them later."""
+        return {
+            key: {name: value.cpu() for name, value in metric.metric_state.items() if isinstance(value, Tensor)}
+            for key, metric in self.metrics("").items()
+        }
+
+    def load_sums(self, sums: dict[str, dict[str, Tensor]]) -> None:
+        """Go on from such sums."""
+        device = self.loss.total.device
+        one = torch.zeros(1, dtype=torch.long, device=device)
+        self.update(one, one[:, None], one)  # torchmetrics warns of a metric without an update; its sums go now
+        for key, metric in self.metrics("").items():
+            for name, value in sums[key].items():
+                setattr(metric, name, value.to(device))

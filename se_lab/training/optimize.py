@@ -6,13 +6,13 @@ import torch
 from timm.optim import create_optimizer_v2, list_optimizers
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
-from torch import nn
-from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from se_lab.spec import OptimSpec, check_choice
 
 TIMM_OPTIMIZERS = {"sgd": "momentum", "nesterov": "sgd"}
-"""timm calls SGD with Nesterov momentum sgd; here sgd is the paper's, with plain momentum."""
+"""timm's `sgd` has Nesterov momentum; SE-Lab's is the paper's, with plain momentum."""
 
 
 def check_optimizer(optim: OptimSpec) -> None:
@@ -29,34 +29,69 @@ def create_optimizer(net: nn.Module, optim: OptimSpec) -> torch.optim.Optimizer:
 
 def create_schedule(
     optimizer: torch.optim.Optimizer, optim: OptimSpec, epochs: int
-) -> Scheduler | ReduceLROnPlateau | None:
-    """Return timm's schedule; for plateau PyTorch's, since timm's is deprecated and keeps no state to resume from.
+) -> Scheduler | ReduceLROnPlateau | OneCycle:
+    """Return the schedule of a spec, with the optimizer at the rate of the first step.
 
-    None is for onecycle, which `onecycle` computes a step at a time; a plateau's warm-up is left to `warmed`.
+    It is timm's; for plateau PyTorch's, since timm's is deprecated and keeps no state to resume from.
     """
     if optim.schedule == "plateau":
-        return ReduceLROnPlateau(optimizer, mode="min", factor=optim.decay_rate, patience=optim.patience)
+        plateau = ReduceLROnPlateau(optimizer, mode="min", factor=optim.decay_rate, patience=optim.patience)
+        set_rate(optimizer, optim.lr * warmed(0, optim.warmup_epochs))
+        return plateau
     if optim.schedule == "onecycle":
-        return None
+        return OneCycle(optimizer)
     schedule, _ = create_scheduler_v2(
         optimizer,
         sched=optim.schedule,
         num_epochs=epochs,
         decay_epochs=optim.decay_epochs,
-        decay_milestones=[epoch + 1 for epoch in optim.milestones],  # timm drops one epoch before the one it is told
+        decay_milestones=[epoch + 1 for epoch in optim.milestones],  # timm drops one epoch before the given one
         decay_rate=optim.decay_rate,
         warmup_epochs=optim.warmup_epochs,
         warmup_lr=optim.lr / max(optim.warmup_epochs, 1),
     )
     assert isinstance(schedule, Scheduler)
+    schedule.step(0)
     return schedule
 
 
+def step_plateau(schedule: ReduceLROnPlateau, optim: OptimSpec, epoch: int, loss: float) -> None:
+    """Set the rate of the epoch after `epoch`: of the warm-up, or by the validation loss."""
+    if epoch < optim.warmup_epochs:
+        set_rate(schedule.optimizer, optim.lr * warmed(epoch + 1, optim.warmup_epochs))
+    else:
+        schedule.step(loss)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the learning rate of all parameters."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+class OneCycle(LRScheduler):
+    """Up linearly over the warm-up and down linearly to 0, step by step; `start` says how many steps there are."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.steps, self.warmup = 1, 0
+        super().__init__(optimizer)
+
+    def start(self, steps: int, warmup: int) -> None:
+        """Set the number of steps of the whole run and of its warm-up, and the rate of the step to come."""
+        self.steps, self.warmup = steps, warmup
+        for group, rate in zip(self.optimizer.param_groups, self.get_lr(), strict=True):
+            group["lr"] = rate
+
+    def get_lr(self) -> list[float | Tensor]:
+        """Return the rate of the current step for each group of parameters."""
+        return [base * onecycle(self.last_epoch, self.steps, self.warmup) for base in self.base_lrs]
+
+
 def onecycle(step: int, steps: int, warmup: int) -> float:
-    """Return the share of the peak rate at a step: up linearly over `warmup` steps, down linearly to 0 at the end."""
+    """Return the fraction of the peak rate at a step: linearly up over `warmup` steps, then down to 0 at the end."""
     return min((step + 1) / (warmup + 1), (steps - step) / max(steps - warmup, 1))
 
 
 def warmed(epoch: int, warmup: int) -> float:
-    """Return the share of the full rate in an epoch of a warm-up of so many, as timm's schedules have it; then 1."""
+    """Return the fraction of the base learning rate at an epoch of linear warm-up, as timm has it; 1 after it."""
     return min((1 + epoch * (1 - 1 / warmup)) / warmup, 1.0) if warmup else 1.0

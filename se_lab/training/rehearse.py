@@ -14,17 +14,15 @@ from typing import Any
 import lightning as L
 import torch
 
-from se_lab.data import ImageData
-from se_lab.parallel.collectives import Place, find_place, joined, shared
+from se_lab.parallel.collectives import find_rank, shared
 from se_lab.spec import ExecSpec, RunSpec
 from se_lab.spec.flags import import_plugins
 from se_lab.training.keeper import TrialKeeper
 from se_lab.training.launch import launch
-from se_lab.training.preflight import check_before, check_built, check_norms, device_of
-from se_lab.training.process import prepare
-from se_lab.training.run import claimed, create_trainer, fuse_where_it_pays, leave_if_told, open_data
-from se_lab.training.stopping import Stop, heard
+from se_lab.training.preflight import check_before, device_of
 from se_lab.training.task import ClassificationTask
+from se_lab.training.trainer import create_trainer
+from se_lab.training.trial import Trial, opened
 from se_lab.units.costs import profile
 from se_lab.units.model import create_model
 
@@ -71,7 +69,7 @@ class Rehearsal:
 
 
 def rehearse(spec: RunSpec, execution: ExecSpec) -> Rehearsal:
-    """Build a trial, take two training steps and an evaluation batch, save it, load it, and tell what it will take.
+    """Build a trial, take two training steps and an evaluation batch, save it, load it, and return what it will take.
 
     The store is left as it is. A trial of several devices is rehearsed on as many.
 
@@ -81,46 +79,38 @@ def rehearse(spec: RunSpec, execution: ExecSpec) -> Rehearsal:
     """
     import_plugins(execution.plugins)
     check_before(spec, execution)
-    if (place := find_place(spec.train)) is None:
+    if (rank := find_rank(spec.train)) is None:
         rehearsal: Rehearsal = launch("rehearse", spec, execution)
         return rehearsal
-    prepare(execution.threads)
-    with (
-        heard(Stop(at_once=place.ranks == 1)) as stop,
-        joined(place, device_of(execution)),
-        tempfile.TemporaryDirectory() as name,
-    ):
-        data = open_data(spec, execution, place)
-        check_built(spec, data)
-        leave_if_told(stop)
-        return _rehearse_here(spec, execution, place, Path(shared(name)), data, stop)
+    with opened(spec, execution, rank) as trial, tempfile.TemporaryDirectory() as name:
+        return _rehearse_here(trial, Path(shared(name)))
 
 
-def _rehearse_here(
-    spec: RunSpec, execution: ExecSpec, place: Place, folder: Path, data: ImageData, stop: Stop
-) -> Rehearsal:
-    shape = (data.in_chans, data.image_size, data.image_size)
-    macs = profile(create_model(spec.model, len(data.classes), data.in_chans), shape).macs
+def _rehearse_here(trial: Trial, folder: Path) -> Rehearsal:
+    spec, execution, data = trial.spec, trial.execution, trial.data
+    macs = profile(create_model(spec.model, len(data.classes), data.in_chans), trial.shape).macs
     clock = _Clock()
 
     def fit(checkpoint: Path | None) -> ClassificationTask:
-        task = ClassificationTask(spec, len(data.classes), data.in_chans)
-        check_norms(task.model, spec, shape)
-        fuse_where_it_pays(task, execution, data, macs)
-        with claimed(folder, place) as claim:
-            keeper = TrialKeeper(folder, claim, stop, minutes=execution.checkpoint_minutes, val_batches=1)
+        task = trial.create_task()
+        trial.fuse_if_faster(task, macs)
+        with trial.claimed(folder) as held:
+            keeper = TrialKeeper(held, trial.stop, minutes=execution.checkpoint_minutes)
             callbacks = [clock, keeper] if checkpoint is None else [keeper]
-            limits: dict[str, Any] = {"max_epochs": 1, "limit_train_batches": 2 * spec.train.accumulate}
-            trainer = create_trainer(spec, execution, place, folder, callbacks=callbacks, logger=False, **limits)
+            limits = {"limit_train_batches": 2 * spec.train.accumulate, "limit_val_batches": 1, "limit_test_batches": 2}
+            options = {"max_epochs": 1, "logger": False, "callbacks": callbacks, **limits}
+            trainer = create_trainer(spec, execution, trial.rank, held, **options)
             trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+            if checkpoint is None:
+                trainer.test(task, datamodule=data, verbose=False)
         return task
 
     task = fit(None)
     steps = len(data.train_dataloader()) // spec.train.accumulate * spec.train.epochs
-    eval_s = _time_evaluation(task)
     saved = {key: value.cpu() for key, value in task.state_dict().items()}
-    size = shared((folder / "last.ckpt").stat().st_size if place.rank == 0 else 0)
-    best = shared((folder / "best.ckpt").stat().st_size if place.rank == 0 and data.sizes["val"] else 0)
+    rank_0 = trial.rank.number == 0
+    size = shared((folder / "last.ckpt").stat().st_size if rank_0 else 0)
+    best = shared((folder / "best.ckpt").stat().st_size if rank_0 and data.sizes["val"] else 0)
     again = fit(folder / "last.ckpt")
     if any(not torch.equal(value.cpu(), saved[key]) for key, value in again.state_dict().items()):
         raise RuntimeError("the checkpoint that was written gives other weights back")
@@ -134,7 +124,7 @@ def _rehearse_here(
         steps=steps,
         step_ms=1000 * clock.step_s,
         images_per_s=batch / clock.step_s,
-        seconds=steps * clock.step_s + evaluations * eval_s,
+        seconds=steps * clock.step_s + evaluations * clock.test_s,
         host_bytes=peak if sys.platform == "darwin" else 1024 * peak,
         device_bytes=torch.cuda.max_memory_reserved() if device_of(execution) == "cuda" else 0,
         checkpoint_bytes=size,
@@ -143,21 +133,12 @@ def _rehearse_here(
     )
 
 
-def _time_evaluation(task: ClassificationTask) -> float:
-    """Return the seconds of an evaluation batch, the better of two: the first may still be warming up."""
-    taken = []
-    for _ in range(2):
-        start = time.perf_counter()
-        task.evaluate("test", most=1)
-        taken.append(time.perf_counter() - start)
-    return min(taken)
-
-
 class _Clock(L.Callback):
-    """Times the last step from the end of the one before, its data included."""
+    """Times the last step from the end of the one before, its data included, and the faster of two test batches."""
 
     def __init__(self) -> None:
         self.ends: list[float] = []
+        self.test_s, self._test_began = float("inf"), 0.0
 
     @property
     def step_s(self) -> float:
@@ -173,3 +154,13 @@ class _Clock(L.Callback):
             torch.cuda.synchronize()
         if (rest[-1] + 1) % trainer.accumulate_grad_batches == 0:
             self.ends.append(time.perf_counter())
+
+    def on_test_batch_start(self, *_: Any) -> None:
+        """Note the time."""
+        self._test_began = time.perf_counter()
+
+    def on_test_batch_end(self, trainer: L.Trainer, task: L.LightningModule, *_: Any) -> None:
+        """Take the time, when the GPU is done too."""
+        if task.device.type == "cuda":
+            torch.cuda.synchronize()
+        self.test_s = min(self.test_s, time.perf_counter() - self._test_began)

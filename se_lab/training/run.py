@@ -3,53 +3,44 @@
 from __future__ import annotations
 
 import contextlib
-import logging
-import os
 import sys
 import traceback
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import RichProgressBar
 
 from se_lab import store
-from se_lab.data import ImageData, create_data, present_digest
-from se_lab.parallel.collectives import Place, find_place, gathered, joined, shared, trainer_options
-from se_lab.spec import ExecSpec, RunSpec, SpecError, label
+from se_lab.data import present_digest
+from se_lab.parallel.collectives import find_rank, shared
+from se_lab.spec import ExecSpec, RunSpec, SpecError
 from se_lab.spec.flags import import_plugins
 from se_lab.store import RunRecord
 from se_lab.training.checkpoints import newest_checkpoint
 from se_lab.training.failures import LOST, failure_kind, reason
+from se_lab.training.folder import TrialFolder
 from se_lab.training.keeper import Progress, StoppedEarlyError, TrialKeeper, share_skipped
 from se_lab.training.launch import LostRankError, launch
-from se_lab.training.preflight import check_before, check_built, check_norms, device_model, device_of
-from se_lab.training.process import prepare
+from se_lab.training.loggers import wandb_logger
+from se_lab.training.preflight import check_before, device_model
 from se_lab.training.record import new_record
-from se_lab.training.stopping import RESUME_ME, InterruptedTrialError, Stop, heard
+from se_lab.training.stopping import RESUME_ME, InterruptedTrialError
 from se_lab.training.task import ClassificationTask
-from se_lab.units.fused import Work, choose, fuse
+from se_lab.training.trainer import create_trainer
+from se_lab.training.trial import Trial, opened
 
 __all__ = ["RESUME_ME", "InterruptedTrialError", "Progress", "StoppedEarlyError", "run"]
-
-PRECISION: dict[str, Literal["32-true", "bf16-mixed", "16-mixed", "64-true"]] = {
-    "fp32": "32-true",
-    "bf16": "bf16-mixed",
-    "fp16": "16-mixed",
-    "fp64": "64-true",
-}
 
 
 def run(spec: RunSpec, execution: ExecSpec | None = None, *, progress: Progress | None = None) -> RunRecord:
     """Run a trial to its end, from wherever it stands, and return its record.
 
-    A finished trial is not run again; a failed one goes on from its checkpoint. A trial of several devices is run by
-    as many processes, which this one starts, unless srun or torchrun has. SIGTERM, SIGUSR1 and SIGHUP end a running
-    trial within a training step or a batch of an evaluation, with a checkpoint to go on from.
+    The training is that of `L.Trainer(...).fit(ClassificationTask(spec, ...), create_data(spec.data, spec.seed))`, to
+    the same numbers. A finished trial is not run again; a failed one resumes from its checkpoint. A trial of several
+    devices is run by as many processes, which this one starts, unless srun or torchrun has. SIGTERM, SIGUSR1 and SIGHUP
+    end a running trial within a training step or a batch of an evaluation, with a checkpoint to resume from.
 
     Args:
         spec: What to run.
@@ -72,15 +63,97 @@ def run(spec: RunSpec, execution: ExecSpec | None = None, *, progress: Progress 
     execution = execution or ExecSpec()
     import_plugins(execution.plugins)
     folder = store.trial_folder(execution.store, spec.trial_id)
-    place = find_place(spec.train)
-    if (place is None or place.ranks == 1) and (record := _finished(folder)) is not None:
+    rank = find_rank(spec.train)
+    if (rank is None or rank.ranks == 1) and (record := _finished(folder)) is not None:
         return name_differences(record, spec, execution, present_digest(spec.data, root=execution.data_root))
     check_before(spec, execution)
-    if place is None:
+    if rank is None:
         return _run_ranks(spec, execution, folder, progress)
-    prepare(execution.threads)
-    with heard(Stop(at_once=place.ranks == 1)) as stop, joined(place, device_of(execution)):
-        return _run_here(spec, execution, folder, place, stop, progress)
+    with opened(spec, execution, rank, announced=progress is None) as trial:
+        task = trial.create_task()
+        trial.leave_if_told()
+        with trial.claimed(folder) as held:
+            # by another worker, while this one was building
+            if (done := shared(_finished(folder) if held.is_held else None)) is not None:
+                return name_differences(done, spec, execution, trial.data.digest)
+            return TrialRun(trial, task, held, progress).to_the_end()
+
+
+class TrialRun:
+    """A trial that this process holds, from here to its record."""
+
+    def __init__(self, trial: Trial, task: ClassificationTask, folder: TrialFolder, progress: Progress | None) -> None:
+        self.trial, self.task, self.folder = trial, task, folder
+        self.record = new_record(trial, task)
+        self.record.host["fused"] = trial.fuse_if_faster(task, self.record.complexity["macs"])
+        self.keeper = TrialKeeper(folder, trial.stop, minutes=trial.execution.checkpoint_minutes, progress=progress)
+        self.with_bar = progress is None and folder.is_held and sys.stderr.isatty()
+
+    def to_the_end(self) -> RunRecord:
+        """Train and test, and write and return the record, of a failure too."""
+        self.folder.clear_leftovers()
+        try:
+            self._train_and_test()
+        except Exception as error:
+            if self.trial.stop.asked and not isinstance(error, FloatingPointError):  # another rank may have left first
+                what = "".join(traceback.format_exception_only(error)).strip()
+                print(f"asked to stop, and stopped by an error, which is not recorded: {what}", file=sys.stderr)
+                raise InterruptedTrialError from error
+            self.record.status, self.record.error = "failed", traceback.format_exc()
+            self.record.error_kind = failure_kind(error)
+            self.folder.clear_leftovers()  # half a checkpoint may be what fills the disk
+            self.folder.write_record(self.record)
+            raise
+        return self.folder.write_record(self.record)
+
+    def _train_and_test(self) -> None:
+        spec, execution = self.trial.spec, self.trial.execution
+        logged = execution.wandb and self.folder.is_held
+        bars = [RichProgressBar(leave=True)] if self.with_bar else []
+        with wandb_logger(self.record, self.folder.path, execution) if logged else contextlib.nullcontext(False) as one:
+            trainer = create_trainer(
+                spec,
+                execution,
+                self.trial.rank,
+                self.folder,
+                callbacks=[self.keeper, *bars],
+                logger=one,
+                enable_progress_bar=bool(bars),
+            )
+            checkpoint = shared(newest_checkpoint(self.folder.path) if self.folder.is_held else None)
+            try:
+                trainer.fit(self.task, datamodule=self.trial.data, ckpt_path=checkpoint, weights_only=True)
+                self.trial.stop.at_once = False  # a trial that was trained before leaves its test between two batches
+                self.record.status, tested = "finished", self._test(trainer)
+            except SystemExit:  # Lightning's own answer to a second Ctrl-C
+                raise InterruptedTrialError from None
+            except StoppedEarlyError:
+                self.record.status, tested = "stopped", {}
+            self._complete(tested)
+            share_skipped(trainer)
+            if self.trial.data.skipped:
+                self.record.data["skipped"] = self.trial.data.skipped
+            for active in trainer.loggers:
+                active.log_metrics({key: self.record.complexity[key] for key in ("params", "macs")})
+                active.finalize("success")
+
+    def _test(self, trainer: Any) -> dict[str, float]:
+        """Test the weights that the spec selects, keep their predictions, and return the metrics."""
+        if self.trial.spec.train.select == "best":
+            if self.keeper.best_loss == float("inf"):
+                raise FloatingPointError("the validation loss was nan or infinite in every epoch: no weights are best")
+            best = torch.load(self.folder.path / "best.ckpt", map_location="cpu", weights_only=True)
+            self.task.load_state_dict(best["state_dict"])
+        trainer.test(self.task, datamodule=self.trial.data, verbose=False)
+        found = self.keeper.predictions()
+        arrays = {"key": np.array(self.trial.data.test_keys())[found["image"]], "label": found["label"]}
+        arrays |= {"top5": found["top5"], "correct": found["top5"][:, 0] == found["label"]}
+        self.folder.write("predictions.npz", lambda file: np.savez_compressed(file, **arrays))
+        return {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith("test/")}
+
+    def _complete(self, tested: dict[str, float]) -> None:
+        last = {key: value for key, value in self.keeper.rows[-1].items() if key.startswith(("train/", "val/"))}
+        self.record.metrics, self.record.timings = last | tested, self.keeper.timings()
 
 
 def _run_ranks(spec: RunSpec, execution: ExecSpec, folder: Path, progress: Progress | None) -> RunRecord:
@@ -108,6 +181,7 @@ def _record_failure(spec: RunSpec, execution: ExecSpec, folder: Path, error: Exc
         store.write_record(folder, record)
 
 
+<<<<<<< HEAD
 def _run_here(
     spec: RunSpec, execution: ExecSpec, folder: Path, place: Place, stop: Stop, progress: Progress | None
 ) -> RunRecord:
@@ -207,6 +281,8 @@ def claimed(folder: Path, place: Place) -> Iterator[store.Claim | None]:
         yield claim
 
 
+=======
+>>>>>>> 0318aee (ClassificationTask is an ordinary LightningModule: four steps, torchmetrics, schedules that Lightning knows; run trains with the keeper as a callback)
 def _finished(folder: Path) -> RunRecord | None:
     record = store.read_record(folder)
     return record if record is not None and record.status == "finished" else None
@@ -218,133 +294,3 @@ def name_differences(record: RunRecord, spec: RunSpec, execution: ExecSpec, imag
     for difference in store.differences(record.provenance, now):
         print(f"trial {record.trial_id} is finished, and {difference}: its numbers may differ today", file=sys.stderr)
     return record
-
-
-def _train_and_test(
-    record: RunRecord,
-    task: ClassificationTask,
-    data: ImageData,
-    folder: Path,
-    execution: ExecSpec,
-    place: Place,
-    claim: store.Claim | None,
-    stop: Stop,
-    progress: Progress | None,
-) -> None:
-    keeper = TrialKeeper(folder, claim, stop, minutes=execution.checkpoint_minutes, progress=progress)
-    bar = [RichProgressBar(leave=True)] if progress is None and place.rank == 0 and sys.stderr.isatty() else []
-    logged = wandb_logger(task.spec, record, folder, execution) if execution.wandb and claim is not None else None
-    with logged or contextlib.nullcontext(False) as logger:
-        trainer = create_trainer(task.spec, execution, place, folder, callbacks=[keeper, *bar], logger=logger)
-        checkpoint = shared(newest_checkpoint(folder) if claim is not None else None)
-        record.status = "finished"
-        try:
-            trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-            stop.at_once = False
-            if task.open_row is not None:  # of the last epoch, which was resumed in its validation
-                keeper.finish_epoch(trainer, task, saved=True)
-        except SystemExit:  # Lightning's own answer to a second Ctrl-C
-            raise InterruptedTrialError from None
-        except StoppedEarlyError:
-            record.status = "stopped"
-        tested = _test(task, data, folder, keeper, claim) if record.status == "finished" else {}
-        last = {key: value for key, value in task.history[-1].items() if key.startswith(("train/", "val/"))}
-        record.metrics = last | tested
-        record.timings = keeper.timings()
-        share_skipped(trainer)
-        if data.skipped:
-            record.data["skipped"] = data.skipped
-        costs = {key: record.complexity[key] for key in ("params", "macs")}
-        for active in trainer.loggers:
-            active.log_metrics(record.metrics | costs)
-            active.finalize("success")
-
-
-def _test(
-    task: ClassificationTask, data: ImageData, folder: Path, keeper: TrialKeeper, claim: store.Claim | None
-) -> dict[str, float]:
-    """Test the weights that the spec selects, keep their predictions, and return the metrics."""
-    if task.spec.train.select == "best":
-        if keeper.best_loss == float("inf"):
-            raise FloatingPointError("the validation loss was nan or infinite in every epoch: no weights are best")
-        best = torch.load(folder / "best.ckpt", map_location="cpu", weights_only=True)
-        task.load_state_dict(best["state_dict"])
-    tested = task.evaluate("test", keeper.stop_testing, keep=True)
-    if claim is not None:
-        _write_predictions(folder, task, data)
-    return tested
-
-
-def create_trainer(spec: RunSpec, execution: ExecSpec, place: Place, folder: Path, **options: Any) -> L.Trainer:
-    """Return Lightning's Trainer for a trial: its loop and its devices; the rest is the keeper's and the task's."""
-    trainer = L.Trainer(
-        default_root_dir=folder,
-        accelerator=execution.device,
-        accumulate_grad_batches=spec.train.accumulate,
-        enable_progress_bar=any(isinstance(callback, RichProgressBar) for callback in options["callbacks"]),
-        enable_model_summary=False,
-        precision=PRECISION[spec.train.precision],
-        gradient_clip_val=spec.train.clip_norm or None,
-        num_sanity_val_steps=0,
-        deterministic="warn",
-        log_every_n_steps=1,
-        **trainer_options(place, spec.train),
-        **{"max_epochs": spec.train.epochs, **options},
-    )
-    # which memory that is read before it is written would need: a pass more over each tensor that PyTorch makes
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    # Lightning's own handler broadcasts to ranks that listen to nobody; se_lab.training.stopping's hears the signals
-    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
-    return trainer
-
-
-@contextlib.contextmanager
-def wandb_logger(spec: RunSpec, record: RunRecord, folder: Path, execution: ExecSpec) -> Iterator[Any]:
-    """Yield Lightning's WandbLogger: offline unless W&B's own variables say otherwise.
-
-    An agent's run, and one that the caller has open, is logged to and left open.
-    """
-    import wandb
-    from lightning.pytorch.loggers import WandbLogger
-
-    agent = "WANDB_SWEEP_ID" in os.environ  # an agent brings the run's id, and it is online unless told otherwise
-    mode = os.environ.get("WANDB_MODE", "online" if agent else "offline")
-    ours = wandb.run is None and not agent
-    logger = WandbLogger(
-        project=os.environ.get("WANDB_PROJECT", execution.project),
-        id=None if agent else spec.trial_id,
-        name=None if agent else label(spec),
-        save_dir=folder,
-        log_model=False,
-        settings=wandb.Settings(mode=mode, silent=True, console="off"),  # type: ignore[arg-type]
-    )
-    flat = {key: value for key, value in record.spec.items() if value is not None}
-    run = logger.experiment
-    # keys that the agent set are locked to the sweep: what it brought stays as it is
-    run.config.update({k: v for k, v in (flat | {"trial_id": spec.trial_id}).items() if k not in run.config})
-    try:
-        yield logger
-    except BaseException:
-        if ours:
-            run.finish(exit_code=1)
-        raise
-    if ours:
-        run.finish()
-
-
-def _write_predictions(folder: Path, task: ClassificationTask, data: ImageData) -> None:
-    images, labels, top5 = task.predictions.values()
-    keys = np.array(data.test_keys())[images]
-    arrays = {"key": keys, "label": labels, "top5": top5, "correct": top5[:, 0] == labels}
-    store.write_whole(folder / "predictions.npz", lambda file: np.savez_compressed(file, **arrays))
-
-
-for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda"):
-    logging.getLogger(name).setLevel(logging.WARNING)
-for message in (
-    ".*does not have many workers.*",
-    ".*have no `validation_step`.*",
-    ".*`srun` command is available.*",
-    ".*`broadcast_buffers` is deprecated.*",  # its heir is newer than the oldest PyTorch that will do
-):
-    warnings.filterwarnings("ignore", module="lightning.*", message=message)

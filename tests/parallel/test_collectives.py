@@ -20,7 +20,7 @@ import torch
 from torch.distributed import TCPStore
 
 from se_lab.data import DataError
-from se_lab.parallel.collectives import Place, find_place
+from se_lab.parallel.collectives import Rank, find_rank
 from se_lab.spec import DataSpec, ExecSpec, ModelSpec, OptimSpec, RunSpec, SESpec, SpecError, TrainSpec
 from se_lab.spec.flags import import_plugins
 from se_lab.store import read_record, trial_folder
@@ -54,7 +54,7 @@ import os, signal
 from se_lab.data import DataError
 from se_lab.training.task import ClassificationTask as Task
 
-kind, rank, step, evaluate = os.environ["TROUBLE"], os.environ.get("RANK"), Task.training_step, Task.evaluate
+kind, rank, step, evaluate = os.environ["TROUBLE"], os.environ.get("RANK"), Task.training_step, Task.validation_step
 seen = []
 
 def trouble(self, batch, batch_idx):
@@ -67,17 +67,17 @@ def trouble(self, batch, batch_idx):
         os.kill(os.getpid(), signal.SIGTERM)
     return step(self, batch, batch_idx)
 
-def stop(self, part, after_batch, *args, **kwargs):
-    if rank == "1" and part == "val" and kind == "stop":
+def stop(self, batch, batch_idx):
+    if rank == "1" and kind == "stop":
         os.kill(os.getpid(), signal.SIGTERM)
-    return evaluate(self, part, after_batch, *args, **kwargs)
+    return evaluate(self, batch, batch_idx)
 
-Task.training_step, Task.evaluate = trouble, stop
+Task.training_step, Task.validation_step = trouble, stop
 """
 
 SLOW = """
 import os, pathlib, time
-from se_lab.training import run as train
+from se_lab.training import trial as train
 
 rank, slow_rank, when = os.environ.get("RANK"), *os.environ["SLOW"].split()
 open_data = train.open_data
@@ -307,8 +307,9 @@ def test_all_ranks_stop_in_an_evaluation_where_one_is_told(here, tmp_path):
         assert [rank.wait(120) for rank in ranks] == [75, 75]
     folder = trial_folder(here.store, spec.trial_id)
     assert not (folder / "record.json").exists()
-    saved = torch.load(folder / "last.ckpt", weights_only=True)["se_lab"]
-    assert saved["open_row"]["epoch"] == 0  # trained, and not yet validated
+    saved = torch.load(folder / "last.ckpt", weights_only=True)
+    assert (saved["epoch"], saved["global_step"]) == (0, 1078 * 6 // 10 // 64)  # trained, and not yet validated
+    assert saved["callbacks"]["TrialKeeper"]["rows"] == []
 
 
 @pytest.mark.slow
@@ -330,21 +331,21 @@ def test_ranks_are_those_that_srun_or_torchrun_started(monkeypatch):
     train = TrainSpec(devices=2, nodes=2)
     for name in ("RANK", "WORLD_SIZE", "SLURM_STEP_ID"):
         monkeypatch.delenv(name, raising=False)
-    assert find_place(TrainSpec()) == Place()
-    assert find_place(train) is None
+    assert find_rank(TrainSpec()) == Rank()
+    assert find_rank(train) is None
     slurm = {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "3", "SLURM_LOCALID": "1"}
     for name, value in slurm.items():
         monkeypatch.setenv(name, value)
-    assert find_place(train) == Place(rank=3, local=1, ranks=4, slurm=True)
+    assert find_rank(train) == Rank(number=3, local=1, ranks=4, slurm=True)
     with pytest.raises(SpecError, match="3 processes, and srun started 4"):
-        find_place(TrainSpec(devices=3))
+        find_rank(TrainSpec(devices=3))
     for name, value in {"RANK": "2", "LOCAL_RANK": "0", "WORLD_SIZE": "4"}.items():
         monkeypatch.setenv(name, value)
-    assert find_place(train) == Place(rank=2, local=0, ranks=4)
-    assert find_place(TrainSpec()) == Place()
+    assert find_rank(train) == Rank(number=2, local=0, ranks=4)
+    assert find_rank(TrainSpec()) == Rank()
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")  # else each of torchrun's processes would go for the same trial
     with pytest.raises(SpecError, match="1 processes, and torchrun started 4"):
-        find_place(TrainSpec())
+        find_rank(TrainSpec())
 
 
 def test_a_batch_that_cannot_be_dealt_out_is_refused():

@@ -19,6 +19,8 @@ from se_lab.spec import DataSpec, ExecSpec, ModelSpec, OptimSpec, SESpec, SpecEr
 from se_lab.store import read_record, trial_folder
 from se_lab.training import run as train
 from se_lab.training.keeper import TrialKeeper
+from se_lab.training.metrics import MeanLoss
+from se_lab.training.optimize import create_optimizer
 from se_lab.training.run import InterruptedTrialError, run
 from se_lab.training.task import ClassificationTask
 from se_lab.units.model import create_model
@@ -152,21 +154,21 @@ def test_a_torn_checkpoint_is_said_and_the_one_before_is_used(quick, here, tmp_p
         content[len(content) // 2] ^= 1
     last.write_bytes(content)
     assert run(spec, here).metrics == undisturbed.metrics
-    assert "last.ckpt is torn" in capsys.readouterr().err
+    assert "last.ckpt is corrupt or incomplete" in capsys.readouterr().err
 
 
 def test_sigterm_after_the_last_batch_loses_nothing(quick, here, monkeypatch):
     spec = quick()
 
-    original = ClassificationTask.evaluate
+    original = ClassificationTask.on_validation_epoch_start
 
-    def terminate(self, *args):
+    def terminate(self):
         if self.current_epoch == 1:
             os.kill(os.getpid(), signal.SIGTERM)
-        return original(self, *args)
+        original(self)
 
     with monkeypatch.context() as patch:
-        patch.setattr(ClassificationTask, "evaluate", terminate)
+        patch.setattr(ClassificationTask, "on_validation_epoch_start", terminate)
         with contextlib.suppress(InterruptedTrialError):
             run(spec, here)
     steps = []
@@ -177,7 +179,7 @@ def test_sigterm_after_the_last_batch_loses_nothing(quick, here, monkeypatch):
 def test_a_finished_trial_is_not_run_again(quick, here, monkeypatch):
     spec = quick()
     first = run(spec, here)
-    monkeypatch.setattr(train, "_train_and_test", lambda *_: pytest.fail("the trial was run twice"))
+    monkeypatch.setattr(train, "TrialRun", lambda *_: pytest.fail("the trial was run twice"))
     assert run(spec, here) == first
 
 
@@ -212,7 +214,7 @@ def test_a_loss_that_is_no_number_fails_the_trial(quick, here):
 
 def test_without_a_validation_loss_no_weights_are_best(quick, here, monkeypatch):
     spec = quick(train=TrainSpec(epochs=1, select="best"))
-    monkeypatch.setattr(ClassificationTask, "evaluate", lambda *_, **__: {"val/loss": float("nan")})
+    monkeypatch.setattr(MeanLoss, "compute", lambda _: torch.tensor(float("nan")))
     with pytest.raises(FloatingPointError, match="in every epoch: no weights are best"):
         run(spec, here)
     assert read_record(trial_folder(here.store, spec.trial_id)).error_kind == "NaN loss"
@@ -293,10 +295,10 @@ def test_learning_rate_follows_the_schedule(quick, here, optim, expected):
     np.testing.assert_allclose([float(row["lr"]) for row in history(here, spec)], expected, rtol=1e-5)
 
 
-def test_sgd_is_the_papers_with_plain_momentum(quick):
-    groups = ClassificationTask(quick(), 10, 1).configure_optimizers().param_groups
+def test_sgd_is_the_papers_with_plain_momentum():
+    groups = create_optimizer(torch.nn.Linear(2, 2), OptimSpec()).param_groups
     assert all(not group["nesterov"] and group["momentum"] == 0.9 for group in groups)
-    nesterov = ClassificationTask(quick(optim=OptimSpec(name="nesterov")), 10, 1).configure_optimizers()
+    nesterov = create_optimizer(torch.nn.Linear(2, 2), OptimSpec(name="nesterov"))
     assert all(group["nesterov"] for group in nesterov.param_groups)
 
 
@@ -331,9 +333,9 @@ def test_a_compiled_trial_goes_on_to_the_very_same_numbers_and_they_are_the_plai
         model = ModelSpec("cifar_resnet20", SESpec(reduction=4), fused=fused, kwargs={"units": 1})
         return quick(model=model, train=TrainSpec(epochs=2, precision="fp64", ema=0.8, **how))
 
-    def told_in_validation(self, split, *args, **kwargs):
-        self.trainer.callbacks[0].stop.asked = split == "val"
-        return evaluate(self, split, *args, **kwargs)
+    def told_in_validation(self, batch, batch_idx):
+        self.trainer.callbacks[0].stop.asked = True
+        return validation_step(self, batch, batch_idx)
 
     plain, compiled = spec("off"), spec(fused, compile=True)
     whole = dataclasses.replace(here, store=str(tmp_path / "whole"))
@@ -343,9 +345,9 @@ def test_a_compiled_trial_goes_on_to_the_very_same_numbers_and_they_are_the_plai
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 1
     assert undisturbed.metrics == pytest.approx(expected, rel=1e-9)
     torch._dynamo.reset()
-    evaluate = ClassificationTask.evaluate
+    validation_step = ClassificationTask.validation_step
     with monkeypatch.context() as patch:
-        patch.setattr(ClassificationTask, "evaluate", told_in_validation)
+        patch.setattr(ClassificationTask, "validation_step", told_in_validation)
         with pytest.raises(InterruptedTrialError):
             run(compiled, here)
     torch._dynamo.reset()  # as another process would

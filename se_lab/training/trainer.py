@@ -1,0 +1,67 @@
+"""Lightning's Trainer for a trial, and the two private names of Lightning that this takes."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from typing import Any, Literal
+
+import lightning as L
+import torch
+
+from se_lab.parallel.collectives import Rank, rank_options
+from se_lab.spec import ExecSpec, RunSpec
+from se_lab.training.checkpoints import TrialCheckpointIO
+from se_lab.training.folder import TrialFolder
+
+PRECISION: dict[str, Literal["32-true", "bf16-mixed", "16-mixed", "64-true"]] = {
+    "fp32": "32-true",
+    "bf16": "bf16-mixed",
+    "fp16": "16-mixed",
+    "fp64": "64-true",
+}
+
+
+def create_trainer(spec: RunSpec, execution: ExecSpec, rank: Rank, folder: TrialFolder, **options: Any) -> L.Trainer:
+    """Return Lightning's Trainer for a trial: its loop, its devices, its files, and further options of Lightning's."""
+    devices = rank_options(rank, spec.train)
+    plugins = [*devices.pop("plugins"), TrialCheckpointIO(folder)]
+    trainer = L.Trainer(
+        default_root_dir=folder.path,
+        accelerator=execution.device,
+        accumulate_grad_batches=spec.train.accumulate,
+        enable_model_summary=False,
+        precision=PRECISION[spec.train.precision],
+        gradient_clip_val=spec.train.clip_norm or None,
+        num_sanity_val_steps=0,
+        deterministic="warn",
+        log_every_n_steps=1,
+        **{"max_epochs": spec.train.epochs, "enable_progress_bar": False, **devices, **options},
+        plugins=plugins,
+    )
+    # which memory that is read before it is written would need: a pass more over each tensor that PyTorch makes
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    _leave_signals_alone(trainer)
+    return trainer
+
+
+def _leave_signals_alone(trainer: L.Trainer) -> None:
+    """Keep Lightning from answering SIGTERM: se_lab.training.stopping does, and the ranks agree on it in the keeper.
+
+    Lightning's handler broadcasts to ranks that do not listen, which blocks them all; and with several ranks its loop
+    broadcasts before every step whether one was asked to stop, for which every GPU waits.
+    """
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+
+
+def quiet_lightning() -> None:
+    """Silence what Lightning says on every start, and its warnings that a user of SE-Lab cannot act on."""
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        ".*does not have many workers.*",
+        ".*`srun` command is available.*",
+        ".*`broadcast_buffers` is deprecated.*",  # its heir is newer than the oldest PyTorch that will do
+    ):
+        warnings.filterwarnings("ignore", module="lightning.*", message=message)

@@ -1,0 +1,125 @@
+"""What a run of a trial needs, built once at the door and handed down: images, net, rank, and who asks it to stop."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from se_lab import store
+from se_lab.data import ImageData, create_data
+from se_lab.parallel.collectives import Rank, gathered, joined, shared
+from se_lab.spec import ExecSpec, RunSpec
+from se_lab.training.folder import TrialFolder
+from se_lab.training.preflight import check_built, check_norms, device_of
+from se_lab.training.process import prepare
+from se_lab.training.stopping import InterruptedTrialError, Stop, heard
+from se_lab.training.task import ClassificationTask
+from se_lab.training.trainer import quiet_lightning
+from se_lab.units.fused import Work, choose, fuse
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A trial that is about to run, as one of its ranks sees it."""
+
+    spec: RunSpec
+    execution: ExecSpec
+    rank: Rank
+    stop: Stop
+    data: ImageData
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of an image."""
+        return self.data.in_chans, self.data.image_size, self.data.image_size
+
+    def create_task(self) -> ClassificationTask:
+        """Build the net.
+
+        Raises:
+            SpecError: for one that cannot be built, or whose batch norms would see a single value.
+        """
+        task = ClassificationTask(self.spec, len(self.data.classes), self.data.in_chans)
+        check_norms(task.model, self.spec, self.shape)
+        return task
+
+    def fuse_if_faster(self, task: ClassificationTask, macs: int) -> str:
+        """Let the SE units of a task run fused, if the spec says so or that pays, and return which and why.
+
+        Args:
+            task: The task, whose nets are changed in place.
+            macs: Multiply-accumulates of an image's forward pass.
+        """
+        train, images = self.spec.train, self.data.sizes["train"]
+        at_a_time = min(self.spec.data.batch_size, images) // (train.ranks * train.accumulate)
+        work = Work(macs * at_a_time, float(macs) * images * train.epochs)
+        fused, why = choose(self.spec.model.fused, device_of(self.execution), work)
+        if fused:
+            fuse(task)
+        return why
+
+    @contextlib.contextmanager
+    def claimed(self, path: Path) -> Iterator[TrialFolder]:
+        """Hold the trial's folder, on rank 0; the others go on when it does.
+
+        Raises:
+            TrialBusyError: while another worker holds it.
+        """
+        with contextlib.ExitStack() as stack:
+            claim, busy = None, ""
+            if self.rank.number == 0:
+                try:
+                    claim = stack.enter_context(store.claim(path))
+                except store.TrialBusyError as error:
+                    busy = str(error)
+            if busy := shared(busy):
+                raise store.TrialBusyError(busy)
+            yield TrialFolder(path, self.spec.trial_id, claim)
+
+    def leave_if_told(self) -> None:
+        """Raise InterruptedTrialError on all ranks if one was asked to stop; while there is nothing to save yet."""
+        if any(gathered(self.stop.asked)):
+            raise InterruptedTrialError
+
+
+@contextlib.contextmanager
+def opened(spec: RunSpec, execution: ExecSpec, rank: Rank, *, announced: bool = False) -> Iterator[Trial]:
+    """Join the other ranks, listen to signals, and open the images; print a line on these, if they are `announced`.
+
+    Raises:
+        DataError: naming the folder or file that cannot be used.
+        SpecError: for a spec that needs validation images where none are held out.
+        InterruptedTrialError: where a rank was asked to stop.
+    """
+    prepare(execution.threads)
+    quiet_lightning()
+    with heard(Stop(at_once=rank.ranks == 1)) as stop, joined(rank, device_of(execution)):
+        trial = Trial(spec, execution, rank, stop, open_data(spec, execution, rank))
+        if announced and rank.number == 0:
+            print(trial.data.summary(), file=sys.stderr)
+        check_built(spec, trial.data)
+        trial.leave_if_told()
+        yield trial
+
+
+def open_data(spec: RunSpec, execution: ExecSpec, rank: Rank) -> ImageData:
+    """Open the images of a trial; what is to be downloaded, by one rank of a node, before the others look for it."""
+
+    def opened_with(download: bool) -> ImageData:
+        return create_data(
+            spec.data,
+            spec.seed,
+            root=execution.data_root,
+            workers=execution.data_workers,
+            download=download,
+            accumulate=spec.train.accumulate,
+        )
+
+    if not execution.download or rank.ranks == 1:
+        return opened_with(execution.download)
+    data = opened_with(True) if rank.local == 0 else None
+    shared(None)
+    return data or opened_with(False)
