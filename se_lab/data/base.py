@@ -118,6 +118,7 @@ class Batches:
                 f"batch of two or more for each of {counted(parts, 'device or accumulation step')}"
             )
         self.done = 0  # micro-batches of this epoch that have been yielded
+        self._skip = 0  # of the next pass, which resumes an epoch
         self.mixer: Mixer | None = None
 
     @property
@@ -148,7 +149,7 @@ class Batches:
 
     def __iter__(self) -> Iterator[Batch]:
         # A generator: it draws no random number before the first batch is asked for, when the epoch is known.
-        skip, self.done = self.done % len(self), self.done % len(self)
+        skip, self.done, self._skip = self._skip, self._skip, 0
         for images, labels, numbers in self.load(skip):
             if self.mixer is not None:
                 step = self.done // self.portion.accumulate
@@ -177,7 +178,7 @@ class Batches:
                 f"the epoch began with {counted(accumulate, 'accumulation step')} and can only be resumed with as "
                 f"many, not with {self.portion.accumulate}"
             )
-        self.done = state["done"]
+        self.done = self._skip = state["done"] % len(self)
 
 
 class ImageData(L.LightningDataModule):

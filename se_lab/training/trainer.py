@@ -65,3 +65,4 @@ def quiet_lightning() -> None:
         ".*`broadcast_buffers` is deprecated.*",  # its heir is newer than the oldest PyTorch that will do
     ):
         warnings.filterwarnings("ignore", module="lightning.*", message=message)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="lightning.pytorch.utilities._pytree")
