@@ -56,7 +56,7 @@ class Trial:
         train, images = self.spec.train, self.data.sizes["train"]
         at_a_time = min(self.spec.data.batch_size, images) // (train.ranks * train.accumulate)
         work = Work(macs * at_a_time, float(macs) * images * train.epochs)
-        fused, why = choose(self.spec.model.fused, device_of(self.execution), work)
+        fused, why = choose(self.spec.model.fused, device_of(self.execution), work, task.model)
         if fused:
             fuse(task)
         return why

@@ -132,13 +132,8 @@ def test_a_signal_during_an_evaluation_stops_it_there(small, here, whole, monkey
     with monkeypatch.context() as patch:
         patch.setattr(ClassificationTask, "on_before_optimizer_step", lambda *_: steps.append(1))
         run(spec, here)
-<<<<<<< HEAD
     of_an_epoch = 809 // 64  # of 1,797 images half are for testing, and 90 for validation
-    assert len(steps) == (of_an_epoch if split == "val" else 0)  # no step is taken twice
-=======
-    of_an_epoch = 1295 // 64  # of 1,797 images a fifth is for testing, and 143 for validation
     assert len(steps) == (2 - epoch) * of_an_epoch  # no step is taken twice
->>>>>>> 0318aee (ClassificationTask is an ordinary LightningModule: four steps, torchmetrics, schedules that Lightning knows; run trains with the keeper as a callback)
     assert same_end(spec, here, whole)
 
 
