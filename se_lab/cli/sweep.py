@@ -349,6 +349,7 @@ def check(argv: list[str]) -> int:
 
 
 def _check(file: str) -> int:
+    from se_lab.spec import find_sweep
     from se_lab.sweep.check import check_sweep, sweep_remarks
     from se_lab.sweep.grammar import read_sweep
 
@@ -364,9 +365,10 @@ def _check(file: str) -> int:
         print(f"{file}: {spec.search.cap} trials, proposed by Optuna here and by W&B's own engine there")
     for remark in remarks:
         print(remark)
-    name = shlex.quote(file)
-    print(f"  here:      se-lab sweep {name}")
-    print(f"  with W&B:  wandb sweep {name}, then wandb agent -f SWEEP (-f: a stopped agent stops its trial too)")
+    print(f"  here:      se-lab sweep {shlex.quote(file)}")
+    print(
+        f"  with W&B:  wandb sweep {shlex.quote(str(find_sweep(file)))}, then wandb agent -f SWEEP (-f: a stopped agent stops its trial too)"
+    )
     return 0
 
 

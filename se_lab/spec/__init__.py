@@ -31,3 +31,4 @@ from se_lab.spec.ids import fields_of as fields_of
 from se_lab.spec.ids import seed_of as seed_of
 from se_lab.spec.reading import expand_path as expand_path
 from se_lab.spec.reading import read_yaml as read_yaml
+from se_lab.spec.shipped import find_sweep as find_sweep

@@ -5,8 +5,16 @@ from __future__ import annotations
 from importlib import resources
 from pathlib import Path
 
+from se_lab.spec.reading import expand_path
+
 SHIPPED = {"sweeps": ".yaml", "recipes": ".yaml", "analysis": ".py"}
 """Each kind of shipped file, with its suffix."""
+
+
+def find_sweep(name: str | Path) -> Path:
+    """Return the path of a sweep spec: a file, or one of the shipped specs by its name, such as demo."""
+    path = expand_path(name)
+    return path if path.exists() else shipped("sweeps").get(str(name), path)
 
 
 def shipped(kind: str) -> dict[str, Path]:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
-import numpy as np
-import pandas as pd
-from numpy.typing import NDArray
 
 from se_lab.store.claims import holder_of
 from se_lab.store.files import check_seal, read_bytes
 from se_lab.store.record import broken_record, check_owner, trial_folder
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+    from numpy.typing import NDArray
 
 
 class _Costs(msgspec.Struct, frozen=True):
@@ -61,6 +63,8 @@ def read_records(store: str | Path, wanted: Mapping[str, dict[str, Any]] | None 
     Raises:
         FileNotFoundError: where the store is no folder, or holds no trial and none is asked for by id.
     """
+    import pandas as pd  # here: verbs that need no table start sooner
+
     store = Path(store)
     if wanted is None:
         if not store.is_dir():
@@ -104,11 +108,15 @@ def _row(store: Path, trial_id: str, spec: dict[str, Any] | None) -> dict[str, A
 
 def _order_of(columns: dict[str, tuple[Any, ...]]) -> NDArray[np.intp]:
     """Return the order of the rows: by the fields of the spec, numbers as numbers, then by trial id."""
+    import numpy as np
+
     keys = [key for key in columns if "." in key or key == "seed"]
     return np.lexsort([_ranks(columns[key]) for key in ("trial_id", *reversed(keys))])
 
 
 def _ranks(values: tuple[Any, ...]) -> NDArray[np.intp]:
+    import numpy as np
+
     try:
         distinct = set(values)
     except TypeError:  # lists cannot be hashed

@@ -15,8 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from se_lab.store.claims import holder_of
 from se_lab.store.files import check_seal, digest_of_file, read_sealed
 from se_lab.store.marker import MARKER, check_store, identity_in, is_trial_id
@@ -144,6 +142,8 @@ def _problems_of_metrics(path: Path) -> Iterator[str]:
 
 
 def _problems_of_predictions(path: Path) -> Iterator[str]:
+    import numpy as np
+
     with np.load(path, allow_pickle=False) as arrays:  # reading checks each array's CRC
         lengths = {key: len(arrays[key]) for key in arrays.files}
     if missing := {"key", "label", "top5", "correct"} - lengths.keys():

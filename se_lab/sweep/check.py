@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import yaml
 
-from se_lab.spec import RunSpec, SpecError, leaves, nearest, trial_of
+from se_lab.spec import RunSpec, SpecError, find_sweep, leaves, nearest, trial_of
 from se_lab.sweep.axes import Axis, Finding, draw, grid_values
 from se_lab.sweep.grammar import common_of, load_spec, points_of, problems
 from se_lab.units.model import create_model
@@ -25,7 +25,7 @@ def sweep_remarks(path: str | Path) -> list[Finding]:
         SpecError: for a file that is not there or no YAML.
     """
     spec = load_spec(path)
-    found = list(_agents_in_the_text(Path(path).read_text(encoding="utf-8")))
+    found = list(_agents_in_the_text(find_sweep(path).read_text(encoding="utf-8")))
     stop = spec.get("early_terminate") if isinstance(spec, Mapping) else None
     if isinstance(stop, Mapping) and "strict" not in stop:
         what = "where it is not given W&B's engine takes true, and so does SE-Lab"
@@ -40,7 +40,7 @@ def check_sweep(path: str | Path) -> list[Finding]:
         SpecError: for a file that is not there or no YAML.
     """
     spec = load_spec(path)
-    text = Path(path).read_text(encoding="utf-8")
+    text = find_sweep(path).read_text(encoding="utf-8")
     refused = list(problems(spec))
     found = [*_twice_in_the_file(yaml.compose(text)), *refused]
     if isinstance(spec, Mapping):

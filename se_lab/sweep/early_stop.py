@@ -33,7 +33,7 @@ class Metric:
     def history(self, folder: Path) -> list[float]:
         """Return the metric of each epoch from a trial's metrics.csv, without nan and inf; smaller is better."""
         try:
-            with (folder / "metrics.csv").open(newline="") as file:
+            with (folder / "metrics.csv").open(newline="", encoding="utf-8") as file:
                 values = [float(row[self.name]) for row in csv.DictReader(file) if row.get(self.name)]
         except FileNotFoundError:
             return []

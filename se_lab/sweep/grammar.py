@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import yaml
 
-from se_lab.spec import ExecSpec, RunSpec, SpecError, dotted, leaves, nearest, read_yaml, seed_of, trial_of
+from se_lab.spec import ExecSpec, RunSpec, SpecError, dotted, find_sweep, leaves, nearest, read_yaml, seed_of, trial_of
 from se_lab.spec.flags import parse_trial
+from se_lab.spec.shipped import shipped
 from se_lab.sweep.axes import Finding, axis_findings, draw, grid_size, grid_values
 from se_lab.sweep.bayes import BayesSearch
 from se_lab.sweep.early_stop import VALIDATION_METRICS, Hyperband, Metric, early_stop_problems, hyperband_of
@@ -110,9 +111,9 @@ def load_spec(path: str | Path) -> Any:
         SpecError: for a file that is not there or no YAML.
     """
     try:
-        return read_yaml(Path(path).read_text(encoding="utf-8"))
+        return read_yaml(find_sweep(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise SpecError(f"{path}: there is no such sweep spec") from None
+        raise SpecError(f"{path}: no such sweep spec{nearest(str(path), shipped('sweeps'))}") from None
     except IsADirectoryError:
         raise SpecError(f"{path} is a directory; a sweep spec is a YAML file") from None
     except OSError as error:

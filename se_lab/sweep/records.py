@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from se_lab import store
-from se_lab.spec import ExecSpec, SpecError, expand_path
+from se_lab.spec import ExecSpec, SpecError, find_sweep
 from se_lab.sweep.confirm import confirmation_of, fresh_trials
 from se_lab.sweep.grammar import read_sweep
 
@@ -50,7 +50,7 @@ def _load(source: str | Path, store_folder: str | Path, sweep_seed: int) -> pd.D
 
         return read_wandb(str(source).removeprefix("wandb:"))
     confirmed = str(source).startswith(CONFIRM)
-    path = expand_path(str(source).removeprefix(CONFIRM))
+    path = find_sweep(str(source).removeprefix(CONFIRM))
     if not confirmed and path.suffix not in (".yaml", ".yml"):
         return store.read_records(path)
     trials = read_sweep(path, seed=sweep_seed, store_folder=store_folder).trials

@@ -123,7 +123,7 @@ def _work(work: Work, writer: Connection, environment: dict[str, str]) -> None:
     log: TextIO = io.StringIO()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / "log.txt").open("a", buffering=1) as log:
+        with (folder / "log.txt").open("a", buffering=1, encoding="utf-8") as log:
             for descriptor in (1, 2):
                 os.dup2(log.fileno(), descriptor)
             sys.stdout = sys.stderr = log

@@ -190,7 +190,7 @@ def sync(
             continue
         mark = {"project": f"{entity or ''}/{execution.project}", "started": record.started, "status": record.status}
         with contextlib.suppress(FileNotFoundError, ValueError):
-            if json.loads((folder / "synced.json").read_text()) == mark:
+            if json.loads((folder / "synced.json").read_text(encoding="utf-8")) == mark:
                 done.append((folder.name, "already there"))
                 continue
         if not asked:
@@ -243,7 +243,7 @@ def variant_name(trial: RunSpec) -> str:
 def _history(folder: Path) -> Iterator[dict[str, float]]:
     if not (path := folder / "metrics.csv").exists():
         return
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
             yield {key: float(value) for key, value in row.items() if value}
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -97,6 +99,11 @@ def test_other_peoples_folders_are_refused(tmp_path, capsys):
     (tmp_path / "thesis.tex").touch()
     assert main(["verify", str(tmp_path)]) == 2
     assert "thesis.tex" in capsys.readouterr().err
+
+
+def test_checkpoints_are_read_without_pytorch(folder):
+    code = "import sys; from se_lab.cli import main; main(sys.argv[1:]); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code, "verify", str(folder)]).returncode == 0
 
 
 def test_images_are_read_and_compared(folder, capsys):
