@@ -366,9 +366,8 @@ def _check(file: str) -> int:
     for remark in remarks:
         print(remark)
     print(f"  here:      se-lab sweep {shlex.quote(file)}")
-    print(
-        f"  with W&B:  wandb sweep {shlex.quote(str(find_sweep(file)))}, then wandb agent -f SWEEP (-f: a stopped agent stops its trial too)"
-    )
+    print(f"  with W&B:  wandb sweep {shlex.quote(str(find_sweep(file)))}, then wandb agent -f SWEEP")
+    print("             (-f: a stopped agent stops its trial too)")
     return 0
 
 

@@ -77,7 +77,8 @@ def _checked(key: str, value: Any, hint: Any) -> Any:
     if type(value) is int and any(typing.get_origin(one) is tuple for one in (kind, *typing.get_args(kind))):
         value = (value,)  # one stage, or one milestone, needs no brackets
     try:
-        typed = msgspec.convert(value, kind, strict=False)
+        # msgspec 0.19 breaks down over an integer that no float holds
+        typed = msgspec.convert(float(value) if kind is float and type(value) is int else value, kind, strict=False)
     except (msgspec.ValidationError, OverflowError, TypeError):
         typed = math.nan
     if isinstance(typed, float) and not math.isfinite(typed):
