@@ -13,8 +13,9 @@ from pathlib import Path
 from se_lab import ExecSpec, load_records, run
 from se_lab.cli import main
 from se_lab.excitations.collect import CaptureOptions, collect, open_data, open_net
-from se_lab.excitations.comparisons import training_figure
+from se_lab.excitations.comparisons import training
 from se_lab.report import KINDS, draw_figures, save_figure
+from se_lab.report.figures.image import draw
 from se_lab.sweep.grammar import read_sweep
 
 SPEC = Path(__file__).with_name("study.yaml")
@@ -88,7 +89,7 @@ def draw_excitations(store: Path, folder: Path) -> Iterator[Drawn]:
         net = open_net(trial / name)
         statistics = collect(net, open_data(net, None), folder / "epochs" / f"{name}.safetensors", CaptureOptions())
         by_epoch.append((net.about["epoch"] + 1, statistics))
-    (file,) = save_figure(training_figure(by_epoch), folder / "training", ["png"])
+    (file,) = save_figure(draw(training(by_epoch)), folder / "training", ["png"])
     call = "se-lab excitations runs/TRIAL/previous.ckpt runs/TRIAL/last.ckpt"
     yield Drawn("training", EXCITATION_FIGURES["training"], call, file)
 

@@ -144,7 +144,8 @@ def _note(study: Study, x: Floats, n: NDArray[np.int64], unnamed: int) -> str:
         notes.append("hollow: no SE")
     _, equal = np.unique(x, return_counts=True)
     if (equal > 1).any():
-        notes.append(f"{equal[equal > 1].sum()} variants share their cost with others and stand above each other")
+        count = equal[equal > 1].sum()
+        notes.append(f"{count} variants share their cost with others: they and their intervals lie over each other")
     if unnamed:
         notes.append(f"{unnamed} variants without a name")
     return "; ".join(notes) + "."

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from se_lab.report import KINDS, STYLES, Look, draw_figure, group_variants, save_figure
+from se_lab.report import KINDS, STYLES, Look, group_variants, save_figure
 from se_lab.report.figures.chart import Axis, Cells, Chart, Panel, Series
 from se_lab.report.figures.gallery import CHARTS
 from se_lab.report.figures.image import draw
@@ -56,31 +56,25 @@ def marked(axes: Any) -> set[tuple[float, float]]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_forty_long_names_overlap_nowhere_stay_in_the_figure_and_are_legible(forty: pd.DataFrame, kind: str) -> None:
-    for look in (Look("paper", 3.3), Look()):
-        figure = draw_figure(forty, kind, look=look)
-        assert figure.get_size_inches()[0] == pytest.approx(look.inches)
-        shown = texts(figure)
-        assert min(one.get_fontsize() for one in shown) >= SMALLEST
-        assert list(overlaps(figure)) == []
-        for one in shown:
-            box = extent(one)
-            assert box.x0 >= -1 and box.y0 >= -1 and box.x1 <= figure.bbox.x1 + 1 and box.y1 <= figure.bbox.y1 + 1, one
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_every_marker_stands_at_its_value(forty: pd.DataFrame, kind: str) -> None:
+def test_forty_long_names_in_one_column_are_legible_and_every_marker_stands_at_its_value(
+    forty: pd.DataFrame, kind: str
+) -> None:
     study = group_variants(forty)
     chart = tradeoff(study, TOP1, "params") if kind == "tradeoff" else CHARTS[kind](study, TOP1)
-    figure = draw(chart)
+    figure = draw(chart, Look("paper", 3.3))
+    assert figure.get_size_inches()[0] == pytest.approx(3.3)
+    shown = texts(figure)
+    assert min(one.get_fontsize() for one in shown) >= SMALLEST
+    assert list(overlaps(figure)) == []
+    for one in shown:
+        box = extent(one)
+        assert box.x0 >= -1 and box.y0 >= -1 and box.x1 <= figure.bbox.x1 + 1 and box.y1 <= figure.bbox.y1 + 1, one
     for axes, panel in zip(figure.axes, chart.panels, strict=False):
         points = {(float(x), float(y)) for s in panel.series if s.marker for x, y in zip(s.x, s.y, strict=True)}
         assert marked(axes) == points
         for series in panel.series:
-            if series.dash:
-                assert any(
-                    np.array_equal(line.get_xydata(), np.column_stack([series.x, series.y])) for line in axes.lines
-                )
+            corners = np.column_stack([series.x, series.y])
+            assert not series.dash or any(np.array_equal(line.get_xydata(), corners) for line in axes.lines)
         if panel.cells:
             np.testing.assert_array_equal(np.asarray(axes.images[0].get_array()), panel.cells.values)
 
