@@ -52,5 +52,5 @@ def unit_of(row: Mapping[Any, Any]) -> SESpec:
     """Return the SE units of a row of `paper_rows`."""
     if row[INSERTION] == "none":
         return SESpec(insertion="none")
-    named = {field.name: row[f"model.se.{field.name}"] for field in fields(SESpec) if f"model.se.{field.name}" in row}
-    return SESpec(**named)
+    given = {field.name: row.get(f"model.se.{field.name}") for field in fields(SESpec)}
+    return SESpec(**{name: value for name, value in given.items() if value is not None})

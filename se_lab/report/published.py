@@ -18,7 +18,7 @@ from se_lab.report.columns import COLUMNS, Column, number_text, unknown, value_t
 from se_lab.report.notes import some
 from se_lab.report.render import Shown, Table
 from se_lab.report.variants import INSERTION, Study
-from se_lab.spec import SESpec
+from se_lab.spec import SESpec, moot_fields
 
 ABLATED = ("resnet50_v1", "resnet50")
 """The net of Tables 10 to 16; the first name strides as the paper's does, so its MACs are the paper's."""
@@ -46,7 +46,8 @@ PARAMS_SLACK = 0.12e6
 BASELINE_ERRORS = {"test/top1_error": 23.30, "test/top5_error": 6.55}
 """ResNet-50 under the ablation recipe: the baseline of Tables 10 to 16, also of those that do not print it."""
 
-_SE_KEYS = ("insertion", "reduction", "squeeze", "excitation", "stages")  # the FC bias is no axis of the paper's tables
+# the FC bias is no axis of the papers' tables
+_SE_KEYS = ("insertion", "unit", "reduction", "squeeze", "excitation", "stages")
 # A printed column: our key, the unit of its numbers, and the worth of their last digit.
 _FIGURES = {
     "top1": ("test/top1_error", 1.0, 0.01),
@@ -57,6 +58,10 @@ _FIGURES = {
     "params_M": ("params", 1e6, 1e5),
 }
 _PRINTED = ("test/top1_error", "test/top5_error", "params", "macs")
+
+
+UNITS_PAPERS = "units"
+"""What the papers of all units print of ResNet-50: no table of the SE paper's, so no part of all its tables."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +87,7 @@ _TABLES = {
         _Paper("table_14_insertion", "insertion", "imagenet|ilsvrc"),
         _Paper("table_15_3x3", "insertion", "imagenet|ilsvrc"),
         _Paper("table_16_squeeze_effect", "squeeze", "imagenet|ilsvrc"),
+        _Paper(UNITS_PAPERS, "unit", "imagenet|ilsvrc"),
     )
 }
 
@@ -89,14 +95,17 @@ _TABLES = {
 def paper_rows(paper: str = "all") -> pd.DataFrame:
     """Return the rows of one of the paper's tables (`table_10_reduction`, or just `10`), or of all that have variants.
 
+    `units` are those that the papers of other units print of ResNet-50, each with its source in the label.
+
     Columns: table, row (its printed label), the spec (`model.backbone`, `model.se.*`), and what is printed of
     test/top1_error and test/top5_error (%), params and macs (NaN where nothing is), each with `KEY:digit`, the worth
     of the last printed digit. Raises ReportError for an unknown table.
     """
-    names = list(_TABLES) if paper == "all" else [_named(paper).name]
+    names = [name for name in _TABLES if name != UNITS_PAPERS] if paper == "all" else [_named(paper).name]
     rows: pd.DataFrame = pd.DataFrame([row for name in names for row in _rows(_TABLES[name])], dtype=object)
     for key in _PRINTED:
-        rows[key], rows[f"{key}:digit"] = rows[key].astype(float), rows[f"{key}:digit"].astype(float)
+        for column in (key, f"{key}:digit", f"{key}:base"):
+            rows[column] = rows[column].astype(float)
     return rows
 
 
@@ -142,7 +151,7 @@ def costs_beside_paper(study: Study) -> Table | None:
     """
     ours, found = _specs(study), []
     counted = {f"counted_{key}": study.per_variant(key, "first") for key in ("params", "macs") if key in study.trials}
-    for table in _TABLES.values():
+    for table in (table for name, table in _TABLES.items() if name != UNITS_PAPERS):
         rows = paper_rows(table.name)
         rows = rows[rows[["params", "macs"]].notna().any(axis=1)]
         places = {_place(row, table): number for number, row in zip(rows.index, rows.to_dict("records"), strict=True)}
@@ -200,13 +209,17 @@ def agreement(ours: pd.Series, printed: pd.DataFrame, key: str) -> NDArray[np.ob
 
 @cache
 def _figures() -> dict[str, Any]:
-    return dict(yaml.safe_load(Path(__file__).with_name("published.yaml").read_text(encoding="utf-8")))
+    own, units = (
+        yaml.safe_load(Path(__file__).with_name(name).read_text(encoding="utf-8"))
+        for name in ("published.yaml", "published_units.yaml")
+    )
+    return {**own, UNITS_PAPERS: units}
 
 
 def _named(paper: str) -> _Paper:
     number = re.fullmatch(r"(?:table[_ ]?)?(\d+)", paper)
     for name, table in _TABLES.items():
-        if paper == name or (number and name.split("_")[1] == number[1]):
+        if paper == name or (number and name.startswith(f"table_{number[1]}_")):
             return table
     raise unknown("table of the paper", paper, _TABLES)
 
@@ -218,7 +231,8 @@ def _rows(table: _Paper) -> list[dict[str, Any]]:
         printed = dict(zip(source["columns"], values, strict=True))
         if table.axis is not None:
             spec = _ablation_spec(table.axis, label)
-            rows.append(_row(table.name, str(label), ABLATED[0], spec, printed))
+            name = f"{label}, {source['sources'][label]}" if table.name == UNITS_PAPERS else str(label)
+            rows.append(_row(table.name, name, ABLATED[0], spec, printed))
             continue
         backbone = BACKBONES[label][0]
         plain = {key.split("_", 1)[1]: value for key, value in printed.items() if key.startswith(("reimpl_", "base_"))}
@@ -232,21 +246,24 @@ def _ablation_spec(axis: str, label: object) -> dict[str, Any]:
     """Say what a row's label means: `original` and `ResNet-50` are the plain net, `SE_Stage_3` is stages [3]."""
     if label in ("original", "ResNet-50"):
         return {"insertion": "none"}
+    if axis == "unit":  # SimAM's paper puts it behind the 3×3 convolution
+        places = {"none": "none", "simam": "conv3x3"}
+        return {"unit": label if label != "none" else "se", "insertion": places.get(str(label), "standard")}
     stage = re.fullmatch(r"SE_Stage_(\d)", str(label))
     return {axis: [int(stage[1])] if stage else "all" if label == "SE_All" else label}
 
 
 def _row(table: str, label: str, backbone: str, se: dict[str, Any], printed: Mapping[str, Any]) -> dict[str, Any]:
     spec = asdict(SESpec()) | se
-    if spec["insertion"] == "none":
-        spec = dict.fromkeys(spec) | {"insertion": "none"}
+    spec |= dict.fromkeys(moot_fields(spec["insertion"], spec["unit"]))
     row: dict[str, Any] = {"table": table, "row": label, "model.backbone": backbone}
     row |= {f"model.se.{key}": value for key, value in spec.items()}
     for key in _PRINTED:
-        row[key] = row[f"{key}:digit"] = np.nan
+        row[key] = row[f"{key}:digit"] = row[f"{key}:base"] = np.nan
     for name, (key, unit, digit) in _FIGURES.items():
         if printed.get(name) is not None:
             row[key], row[f"{key}:digit"] = printed[name] * unit, digit
+            row[f"{key}:base"] = printed.get(f"base_{name}") or np.nan
     return row
 
 
@@ -264,7 +281,8 @@ def _place(spec: Mapping[Any, Any], table: _Paper) -> tuple[str, ...]:
     """Say where in the paper's table a spec belongs: by its net where rows are nets, and by what matters of its SE."""
     nets = [label for label, names in BACKBONES.items() if spec["model.backbone"] in names]
     net = (nets[0] if nets else "another",) if table.axis is None else ()
-    keys = ("insertion",) if spec[INSERTION] == "none" else _SE_KEYS
+    moot = moot_fields(spec[INSERTION], spec["model.se.unit"])
+    keys = [key for key in _SE_KEYS if key not in moot]
     return net + tuple(value_text(spec[f"model.se.{key}"]) for key in keys)
 
 
@@ -279,7 +297,8 @@ def _baselines(rows: pd.DataFrame, printed: pd.DataFrame, key: str) -> NDArray[n
     plain = rows[rows[INSERTION] == "none"].set_index("model.backbone")[key]
     if len(plain) > 1:
         return printed["model.backbone"].map(plain).to_numpy(dtype=float)
-    return np.full(len(printed), BASELINE_ERRORS[key])
+    own = printed[f"{key}:base"].to_numpy(dtype=float)  # of papers that each have one
+    return np.where(np.isnan(own), np.nan if rows[f"{key}:base"].notna().any() else BASELINE_ERRORS[key], own)
 
 
 def _cost_shown(printed: pd.DataFrame, key: str) -> list[Shown]:
@@ -293,7 +312,10 @@ def _cost_shown(printed: pd.DataFrame, key: str) -> list[Shown]:
 def _notes(table: _Paper, rows: pd.DataFrame, at: NDArray[np.intp], same: NDArray[np.bool_]) -> list[str]:
     if (at < 0).all():
         return [f"None of these variants is in the paper's {table.name}."]
-    notes = [f"Paper: {table.name} of Hu et al. (arXiv 1709.01507 v4), one run each, single centre crop."]
+    source = f"{table.name} of Hu et al. (arXiv 1709.01507 v4)"
+    if table.name == UNITS_PAPERS:
+        source = "; ".join(rows["row"][rows.index.isin(at)]) + ", each under its own recipe"
+    notes = [f"Paper: {source}, one run each, single centre crop."]
     if not same.any():
         notes.append("Another net or data set than the paper's: of its errors only the differences can be compared.")
     missing = rows["row"][~rows.index.isin(at)]

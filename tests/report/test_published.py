@@ -163,3 +163,21 @@ def test_a_table_that_prints_one_of_the_costs_has_that_one_beside_ours() -> None
     assert [shown.value for shown in table.shown][3:] == ["params", "params:paper", "params:agrees", "macs"]
     assert dict(zip(table.data["variant"], table.data["params:agrees"], strict=True))["16"] == "yes"
     assert "3.860" in table.render("markdown")
+
+
+def test_the_papers_of_other_units_stand_beside_ours_each_with_its_own_baseline_and_source(study: Make) -> None:
+    """Woo et al. 2018, Table 4: CBAM 22.66, ResNet-50 24.56; Wang et al. 2020, Table 2: ECA 22.52, ResNet-50 24.80."""
+    units = [({"insertion": "none"}, [24.0, 24.2]), ({"unit": "cbam"}, [23.0, 23.2]), ({"unit": "srm"}, [23.1, 23.3])]
+    table = ablation_table(study(units).assign(**IMAGENET), paper="units")
+    cbam, srm = (by_variant(table).iloc[row] for row in (1, 2))
+    assert (cbam[f"{TOP1}:paper"], cbam[f"{TOP1}:paper_difference"]) == (22.66, pytest.approx(22.66 - 24.56))
+    assert np.isnan(srm[f"{TOP1}:paper"])
+    assert any("cbam, Woo et al. 2018 (arXiv 1807.06521), Table 4" in note for note in table.notes)
+    assert any("but not here" in note and "eca, Wang et al. 2020" in note for note in table.notes)
+
+
+def test_ecas_rule_adds_86_parameters_where_its_paper_prints_80() -> None:
+    counted = count_paper_costs("units", say=lambda _: None)
+    eca = counted[counted["row"].str.startswith("eca")].iloc[0]
+    assert eca["costs"].params_se == 86 and eca["params"] == 25.6e6
+    assert round(24.37 * 2**20, -5) == 25.6e6  # as the paper prints it
