@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -73,7 +74,11 @@ def _run(argv: list[str]) -> int:
         return 2
     try:
         status: int = getattr(importlib.import_module(f"se_lab.cli.{VERBS[verb][0]}"), verb)(rest)
+        sys.stdout.flush()
         return status
+    except BrokenPipeError:  # the reader, such as head, has closed the pipe: let Python flush to nowhere at its exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141  # as a process that SIGPIPE ends
     except (ValueError, OSError) as error:
         if not _is_the_users(error):
             raise

@@ -71,15 +71,25 @@ def _trials_of(options: Namespace, store: str) -> list[RunSpec]:
 
 
 def models(argv: list[str]) -> int:
-    """List backbones that can take SE units."""
-    parser = Parser(prog="se-lab models", description="Backbones that can take SE units.")
-    parser.add_argument("pattern", nargs="?", default="*", metavar="PATTERN", help="Such as 'resnet*', or part of it.")
-    options = parser.parse_args(argv)
-    from se_lab.units.listing import list_backbones
+    """List backbones that can take units."""
+    from se_lab.units.listing import COLUMNS, list_backbones
 
-    seen = able = 0
-    for listing in list_backbones(options.pattern):
-        print(listing.text(), flush=True)
-        seen, able = seen + 1, able + bool(listing.insertions)
-    print(f"{able} of {seen} can take SE units")
+    parser = Parser(
+        prog="se-lab models",
+        description="Backbones that can take units. The first call builds an index of all, which takes minutes.",
+    )
+    parser.epilog = (
+        "PATTERN is a name (resnet50), a part of one (resnet), or a glob (resnet??, 'torchvision:*'). The columns: "
+        "stages that have units (stage 1 is the stem); units in each of these stages; the fewest and the most channels "
+        "of a unit; values of model.se.insertion, with the number of units in brackets where not every block has that "
+        "place; parameters of the plain net; attention modules that the net has of its own (model.existing_se)."
+    )
+    parser.add_argument("pattern", nargs="?", default="*", metavar="PATTERN", help="Which backbones; by default all.")
+    options = parser.parse_args(argv)
+    listings = list_backbones(options.pattern)
+    rows = [COLUMNS, *(listing.cells() for listing in listings)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    print(f"{sum(bool(listing.insertions) for listing in listings)} of {len(listings)} can take units")
     return 0

@@ -1,87 +1,125 @@
-"""Which backbones can take SE units: their stages, units, channels and insertions, without weights.
+"""Which backbones can take units: their stages, units, channels, insertions and parameters, without weights.
 
-To look at a net means building it, a tenth of a second each, and timm has well over a thousand: what was seen is kept
-in the user's cache folder, under the version of timm and the source of what looks.
+A net has to be built to be inspected, a tenth of a second each, and there are well over a thousand: the index of those
+that were built is kept in SE-Lab's cache folder, a file for each version of timm, torchvision and the family tables.
+While it is complete, nothing is imported but the standard library.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fnmatch
 import hashlib
 import json
-import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
-
-import timm
+from typing import TYPE_CHECKING, Any
 
 from se_lab.spec import INSERTIONS, SpecError, nearest
-from se_lab.units.places import Place, survey
+
+if TYPE_CHECKING:
+    from se_lab.units.places import Place
+
+COLUMNS = ("backbone", "stages", "units", "channels", "insertions", "parameters", "own attention")
 
 
 @dataclass(frozen=True)
 class Listing:
-    """A backbone, and where it can take SE units: nowhere, if `insertions` is empty."""
+    """A backbone, and where it can take units: nowhere, if `insertions` is empty."""
 
     name: str
+    params: int = 0
+    """Parameters of the plain net, for its library's number of classes."""
     units: Mapping[str, int] = field(default_factory=dict)
     """The number of units by stage."""
     insertions: Mapping[str, int] = field(default_factory=dict)
     """The number of units that each insertion has."""
     channels: tuple[int, int] = (0, 0)
-    """The fewest and the most at the places of the first of these insertions."""
+    """The fewest and the most channels at the places of the first of these insertions."""
     own: int = 0
-    """Modules of attention of its own."""
+    """Modules of channel attention of its own."""
 
-    def text(self) -> str:
-        """Return a line: units by stage, channels of the standard place, insertions, attention of its own."""
+    def cells(self) -> tuple[str, ...]:
+        """Return the texts of a row, as `COLUMNS` names them."""
+        params, own = f"{self.params:,}", str(self.own or "")
         if not self.insertions:
-            return f"{self.name:<36} no unit that SE-Lab knows"
-        stages = " ".join(f"{stage}:{count}" for stage, count in self.units.items())
+            return self.name, "-", "-", "-", "none: no block that SE-Lab knows", params, own
+        stages = list(self.units)
         most = max(self.insertions.values())
         have = [name if count == most else f"{name} ({count})" for name, count in self.insertions.items()]
+        units = "+".join(map(str, self.units.values()))
         low, high = self.channels
-        line = f"{self.name:<36} {stages:<28} C {low}-{high:<6} {' '.join(have)}"
-        return line + (f"; {self.own} of its own" if self.own else "")
+        return self.name, f"{stages[0]}-{stages[-1]}", units, f"{low}-{high}", " ".join(have), params, own
 
 
-def list_backbones(pattern: str = "*") -> Iterator[Listing]:
-    """Yield the backbones of timm and SE-Lab whose names match a pattern such as 'resnet*'; a bare word is a part.
+def list_backbones(pattern: str = "*") -> list[Listing]:
+    """Return the backbones of timm, SE-Lab and torchvision that match a name, a part of one, or a glob.
+
+    Nets that are not in the index are built first, with a progress bar where there are many.
 
     Raises:
-        SpecError: if none does.
+        SpecError: if none matches.
     """
-    import se_lab.backbones  # noqa: F401  (registers SE-Lab's own nets with timm)
-
-    names = timm.list_models(pattern if "*" in pattern or timm.is_model(pattern) else f"*{pattern}*")
-    if not names:
-        raise SpecError(f"no backbone is called {pattern!r}{nearest(pattern, timm.list_models())}")
-    path = _cache_file()
-    known, new = _read(path), {}
+    path = _index_file()
+    names, known = _read(path)
+    names = names or _all_names()
+    if pattern in names:
+        chosen = [pattern]
+    else:
+        chosen = fnmatch.filter(names, pattern if set("*?[") & set(pattern) else f"*{pattern}*")
+    if not chosen:
+        raise SpecError(f"no backbone is called {pattern!r}{nearest(pattern, names)}")
+    new: dict[str, Listing] = {}
+    missing = [name for name in chosen if name not in known]
     try:
-        for name in names:
-            if name not in known:
-                new[name] = _look_at(name)
-            yield known.get(name) or new[name]
+        for name in _with_bar(missing):
+            new[name] = _inspect(name)
     finally:
         if new:
-            _write(path, _read(path) | new)
+            _write(path, names, _read(path)[1] | new)
+    return [known.get(name) or new[name] for name in chosen]
 
 
-def _look_at(name: str) -> Listing:
+def _with_bar(names: Sequence[str]) -> Any:
+    from rich.console import Console
+    from rich.progress import track
+
+    what = f"Indexing {len(names)} backbones, once"
+    return track(names, what, console=Console(stderr=True), disable=len(names) < 20)
+
+
+def _all_names() -> list[str]:
+    import timm
+
+    from se_lab.backbones import torchvision_names
+
+    return [*timm.list_models(), *torchvision_names()]
+
+
+def _inspect(name: str) -> Listing:
+    import timm
     import torch
 
+    from se_lab.backbones import PREFIX, build_torchvision
+    from se_lab.units.places import survey
+
     with torch.device("meta"):
-        net = timm.create_model(name)
-    with contextlib.suppress(SpecError):
-        return _listing(name, survey(net))
-    return Listing(name)
+        try:
+            net = build_torchvision(name, pretrained=False) if name.startswith(PREFIX) else timm.create_model(name)
+        except TypeError:  # torchvision's SqueezeNet has no linear classifier
+            return Listing(name)
+    params = sum(parameter.numel() for parameter in net.parameters())
+    try:
+        return _listing(name, params, survey(net))
+    except SpecError:
+        return Listing(name, params)
 
 
-def _listing(name: str, places: Sequence[Place]) -> Listing:
+def _listing(name: str, params: int, places: Sequence[Place]) -> Listing:
     stages = Counter(place.stage for place in places if place.spots)
     units = {str(stage): stages[stage] for stage in sorted(stages)}
     counts = Counter(insertion for place in places for insertion in place.spots)
@@ -89,35 +127,34 @@ def _listing(name: str, places: Sequence[Place]) -> Listing:
     first = next(iter(insertions), "")
     channels = [place.spots[first].channels for place in places if first in place.spots] or [0]
     own = sum(len(place.own) for place in places)
-    return Listing(name, units, insertions, (min(channels), max(channels)), own)
+    return Listing(name, params, units, insertions, (min(channels), max(channels)), own)
 
 
-def _cache_file() -> Path:
-    """Return where what was seen is kept: another version of timm, or of what looks, has another file."""
+def _index_file() -> Path:
+    """Return the file of the index: other versions or other family tables have another file."""
+    from se_lab.store import cache_folder
+
     here = Path(__file__).parent
-    seen = hashlib.sha256(timm.__version__.encode())
-    for source in (
-        here / "listing.py",
-        here / "places.py",
-        *sorted((here / "families").glob("*.py")),
-        *sorted((here.parent / "backbones").glob("*.py")),
-    ):
-        seen.update(source.read_bytes())
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return folder / "se-lab" / f"backbones-{timm.__version__}-{seen.hexdigest()[:12]}.json"
+    digest = hashlib.sha256(version("torchvision").encode())
+    sources = [here / "listing.py", here / "places.py", *(here / "families").glob("*.py")]
+    for source in sorted([*sources, *(here.parent / "backbones").glob("*.py")]):
+        digest.update(source.read_bytes())
+    return cache_folder() / f"backbones-{version('timm')}-{digest.hexdigest()[:12]}.json"
 
 
-def _read(path: Path) -> dict[str, Listing]:
+def _read(path: Path) -> tuple[list[str], dict[str, Listing]]:
+    """Return all names and the nets that were built; nothing where there is no index that can be read."""
     try:
-        rows = json.loads(path.read_bytes())
-        return {row["name"]: Listing(**{**row, "channels": tuple(row["channels"])}) for row in rows}
+        index = json.loads(path.read_bytes())
+        rows = [Listing(**{**row, "channels": tuple(row["channels"])}) for row in index["nets"]]
+        return [str(name) for name in index["names"]], {row.name: row for row in rows}
     except (OSError, ValueError, TypeError, KeyError):
-        return {}
+        return [], {}
 
 
-def _write(path: Path, listings: Mapping[str, Listing]) -> None:
+def _write(path: Path, names: Sequence[str], listings: Mapping[str, Listing]) -> None:
     from se_lab.store import write_whole
 
-    text = json.dumps([dataclasses.asdict(listing) for listing in listings.values()])
+    text = json.dumps({"names": names, "nets": [dataclasses.asdict(listing) for listing in listings.values()]})
     with contextlib.suppress(OSError):  # where nothing can be kept, the nets are built again
         write_whole(path, lambda file: file.write(text.encode()))

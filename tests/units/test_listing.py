@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
+import subprocess
+import sys
 
 import pytest
 import timm
@@ -10,6 +14,7 @@ import timm
 from se_lab import SpecError
 from se_lab.cli import main
 from se_lab.report import costs
+from se_lab.units import listing
 from se_lab.units.listing import list_backbones
 
 
@@ -20,53 +25,96 @@ def cache(tmp_path, monkeypatch):
     return tmp_path / "se-lab"
 
 
-def test_a_net_that_was_seen_is_not_built_again(cache, monkeypatch):
-    first = [*list_backbones("resnet10t"), *list_backbones("resnet1*t")]
+@pytest.fixture(scope="module")
+def index(tmp_path_factory):
+    """Return an index of a few nets, in a folder that a test may copy."""
+    folder = tmp_path_factory.mktemp("index")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        for name in ("resnet10t", "resnet50", "vgg16_bn", "mobilenetv2_100", "efficientnet_b0", "vit_tiny_patch16_224"):
+            list_backbones(name)
+        list_backbones("torchvision:mobilenet_v2")
+    return folder / "se-lab"
+
+
+@pytest.fixture
+def indexed(cache, index):
+    shutil.copytree(index, cache)
+    return cache
+
+
+def test_a_net_of_the_index_is_not_built_again_and_nothing_is_imported_for_it(indexed, monkeypatch):
     monkeypatch.setattr(timm, "create_model", lambda name: pytest.fail(f"{name} is built again"))
-    assert list(list_backbones("resnet1*t")) == first[1:]
-    assert first[0] in first[1:] and len(first) > 2
+    (known,) = list_backbones("resnet10t")
+    for module in ("timm", "torch"):
+        monkeypatch.setitem(sys.modules, module, None)  # an import of it fails
+    assert list_backbones("resnet10t") == [known]
+    with pytest.raises(SpecError, match="did you mean 'resnet50'"):
+        list_backbones("resnet5O")
 
 
-@pytest.mark.parametrize("spoilt", ["", "[", '[{"name": "resnet10t"}]', '[{"nom": "resnet10t"}]'])
-def test_a_cache_that_cannot_be_read_or_is_of_another_timm_costs_nothing_but_time(cache, monkeypatch, spoilt):
+@pytest.mark.parametrize("spoilt", ["", "[", '[{"name": "resnet10t"}]', '{"names": ["a"], "nets": [{"nom": 1}]}'])
+def test_an_index_that_cannot_be_read_costs_nothing_but_time(indexed, spoilt):
     (good,) = list_backbones("resnet10t")
-    (file,) = cache.iterdir()
-    if "name" in spoilt:  # well-formed, and wrong: what another timm's net would be
-        monkeypatch.setattr(timm, "__version__", "0.0.0")
+    (file,) = indexed.glob("backbones-*")
     file.write_text(spoilt)
-    assert list(list_backbones("resnet10t")) == [good]
-    assert list(list_backbones("resnet10t")) == [good]
+    assert list_backbones("resnet10t") == [good]
+    assert list_backbones("resnet10t") == [good]
 
 
-def test_a_backbone_is_listed_with_stages_units_channels_and_insertions():
+def test_another_timm_has_another_index(indexed, monkeypatch):
+    monkeypatch.setattr(listing, "version", lambda package: "0.0.0")
+    list_backbones("resnet10t")
+    assert len(list(indexed.glob("backbones-*"))) == 2
+
+
+def test_a_backbone_is_listed_with_stages_units_channels_and_insertions(indexed):
     (listing,) = list_backbones("resnet50")
     assert listing.units == {"2": 3, "3": 4, "4": 6, "5": 3}  # He et al. 2016, Table 1
     assert listing.insertions == dict.fromkeys(("standard", "pre", "post", "identity", "conv3x3"), 16)
-    assert "C 256-2048" in listing.text()
+    name, stages, units, channels, *_, params, own = listing.cells()
+    assert (name, stages, units, channels, own) == ("resnet50", "2-5", "3+4+6+3", "256-2048", "")
+    assert params == "25,557,032"  # published.yaml
 
 
-def test_a_net_without_shortcuts_has_no_identity_and_one_with_some_says_how_many():
+def test_a_net_without_shortcuts_has_no_identity_and_one_with_some_says_how_many(indexed):
     (vgg,) = list_backbones("vgg16_bn")
     assert list(vgg.insertions) == ["standard"]
-    (mobile,) = list_backbones("mobilenetv2_100")
-    assert "identity (10)" in mobile.text()  # Sandler et al. 2018, Table 2: 17 bottlenecks, 10 of them residual
+    for name in ("mobilenetv2_100", "torchvision:mobilenet_v2"):
+        (mobile,) = list_backbones(name)
+        assert "identity (10)" in mobile.cells()[4]  # Sandler et al. 2018, Table 2: 10 of 17 bottlenecks are residual
 
 
-def test_a_net_with_se_of_its_own_says_so_and_a_transformer_has_no_place():
+def test_a_net_with_se_of_its_own_says_so_and_a_transformer_has_no_place(indexed):
     (efficient,) = list_backbones("efficientnet_b0")
-    assert efficient.text().endswith("; 16 of its own")
+    assert efficient.cells()[-1] == "16"
     (vit,) = list_backbones("vit_tiny_patch16_224")
-    assert not vit.insertions and "no unit" in vit.text()
+    assert not vit.insertions and "no block" in vit.cells()[4]
 
 
-def test_an_unknown_name_is_refused_with_the_nearest():
-    with pytest.raises(SpecError, match="did you mean 'resnet50'"):
-        list(list_backbones("resnet5O"))
+def test_the_command_prints_a_table_with_a_heading_and_counts(capsys):
+    assert main(["models", "cifar_resnet?0"]) == 0
+    heading, *rows, last = capsys.readouterr().out.strip().split("\n")
+    assert re.split("  +", heading) == list(listing.COLUMNS)
+    assert re.split("  +", rows[0]) == [
+        "cifar_resnet20",
+        "2-4",
+        "3+3+3",
+        "16-64",
+        "standard pre post identity conv3x3",
+        "269,722",
+    ]  # He et al. 2016, Table 6: 0.27 M
+    assert last == "1 of 1 can take units"
 
 
-def test_the_command_lists_and_counts(capsys):
-    assert main(["models", "cifar_resnet*"]) == 0
-    assert capsys.readouterr().out.strip().split("\n")[-1] == "5 of 5 can take SE units"
+def test_a_reader_that_closes_the_pipe_gets_no_traceback(indexed):
+    command = "from se_lab.cli import main; raise SystemExit(main(['models', 'resnet50']))"
+    with subprocess.Popen(
+        [sys.executable, "-c", command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 141
 
 
 def test_the_command_profiles_as_json(capsys):
