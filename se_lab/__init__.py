@@ -35,6 +35,8 @@ _HOMES = {
     "profile": "units.costs",
     "Complexity": "units.costs",
     "run": "training.run",
+    "ClassificationTask": "training.task",
+    "InsertSE": "training.callbacks",
     "DATASETS": "data",
     "Splits": "data",
     "create_data": "data",

@@ -47,6 +47,9 @@ class RunRecord:
     """digest, and how many images each split has."""
     provenance: dict[str, str] = field(default_factory=dict)
     """What can change a number and is not in the spec: versions, sources, device, threads, git, images."""
+    segments: list[dict[str, Any]] = field(default_factory=list)
+    """For a trial that was resumed under another provenance: the epoch and step that each part began at, and its
+    provenance. Empty for one provenance throughout."""
     host: dict[str, Any] = field(default_factory=dict)
     started: str = ""
     """ISO 8601, UTC."""

@@ -6,6 +6,7 @@ import csv
 import io
 import itertools
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor
 
+from se_lab import store
 from se_lab.data import DataError
 from se_lab.parallel.collectives import Agreement, gathered, shared
 from se_lab.training.checkpoints import restart_validation
@@ -47,9 +49,20 @@ class TrialKeeper(Checkpoint):
     Lightning calls a Checkpoint callback after all others, so what it saves at the end of an epoch is complete.
     """
 
-    def __init__(self, folder: TrialFolder, stop: Stop, *, minutes: float, progress: Progress | None = None) -> None:
-        """Keep a folder; `minutes` lie between checkpoints within an epoch."""
+    def __init__(
+        self,
+        folder: TrialFolder,
+        stop: Stop,
+        *,
+        minutes: float,
+        progress: Progress | None = None,
+        provenance: Mapping[str, str] | None = None,
+    ) -> None:
+        """Keep a folder; `minutes` lie between checkpoints within an epoch, and `provenance` is that of this run."""
         self.folder, self.stop, self.progress, self.minutes = folder, stop, progress, minutes
+        self.segments: list[dict[str, Any]] = [{"epoch": 0, "step": 0, "provenance": dict(provenance or {})}]
+        """The parts of the training that had one provenance, by where they begin."""
+        self._resumed_at: dict[str, Any] = {}
         self.rows: list[Row] = []
         """A row per epoch."""
         self.best_loss = float("inf")
@@ -221,6 +234,7 @@ class TrialKeeper(Checkpoint):
             "rate": self._rate,
             "images_per_s": self._images_per_s,
             "best_loss": self.best_loss,
+            "segments": self.segments,
             "seconds": self.seconds + time.perf_counter() - self._began,
         }
 
@@ -228,6 +242,11 @@ class TrialKeeper(Checkpoint):
         """Restore it."""
         self.rows, self._rate, self._images_per_s = (state_dict[key] for key in ("rows", "rate", "images_per_s"))
         self.best_loss, self.seconds = state_dict["best_loss"], state_dict["seconds"]
+        before, now = state_dict["segments"], self.segments[0]["provenance"]
+        changed = store.differences(before[-1]["provenance"], now)
+        self.segments = before + ([self._resumed_at | {"provenance": now}] if changed else [])
+        for difference in changed if self.folder.is_held else ():
+            print(f"trial {self.folder.trial_id} resumes, and {difference}: recorded as a segment", file=sys.stderr)
 
     def on_save_checkpoint(self, trainer: L.Trainer, _: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Note which images the weights come from."""
@@ -236,7 +255,8 @@ class TrialKeeper(Checkpoint):
             restart_validation(checkpoint)
 
     def on_load_checkpoint(self, trainer: L.Trainer, _: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Refuse to resume with other images than the trial began with."""
+        """Refuse to resume with other images than the trial began with; note where it resumes."""
+        self._resumed_at = {"epoch": checkpoint["epoch"], "step": checkpoint["global_step"]}
         began, now = checkpoint.get("data_digest"), trainer.datamodule.digest  # type: ignore[attr-defined]
         if began not in (None, now):
             raise DataError(

@@ -86,7 +86,13 @@ class TrialRun:
         self.trial, self.task, self.folder = trial, task, folder
         self.record = new_record(trial, task)
         self.record.host["fused"] = trial.fuse_if_faster(task, self.record.complexity["macs"])
-        self.keeper = TrialKeeper(folder, trial.stop, minutes=trial.execution.checkpoint_minutes, progress=progress)
+        self.keeper = TrialKeeper(
+            folder,
+            trial.stop,
+            minutes=trial.execution.checkpoint_minutes,
+            progress=progress,
+            provenance=self.record.provenance,
+        )
         self.with_bar = progress is None and folder.is_held and sys.stderr.isatty()
 
     def to_the_end(self) -> RunRecord:
@@ -101,6 +107,7 @@ class TrialRun:
                 raise InterruptedTrialError from error
             self.record.status, self.record.error = "failed", traceback.format_exc()
             self.record.error_kind = failure_kind(error)
+            self._note_segments()
             self.folder.clear_leftovers()  # half a checkpoint may be what fills the disk
             self.folder.write_record(self.record)
             raise
@@ -154,6 +161,11 @@ class TrialRun:
     def _complete(self, tested: dict[str, float]) -> None:
         last = {key: value for key, value in self.keeper.rows[-1].items() if key.startswith(("train/", "val/"))}
         self.record.metrics, self.record.timings = last | tested, self.keeper.timings()
+        self._note_segments()
+
+    def _note_segments(self) -> None:
+        if len(self.keeper.segments) > 1:
+            self.record.segments = self.keeper.segments
 
 
 def _run_ranks(spec: RunSpec, execution: ExecSpec, folder: Path, progress: Progress | None) -> RunRecord:

@@ -15,7 +15,7 @@ import torch
 
 from se_lab.data import DataError
 from se_lab.spec import DataSpec, ModelSpec, OptimSpec, SESpec, SpecError, TrainSpec
-from se_lab.store import read_record, trial_folder
+from se_lab.store import ClaimLostError, read_record, trial_folder
 from se_lab.trained.load import load_trained
 from se_lab.training import checkpoints, keeper
 from se_lab.training.checkpoints import CheckpointError, is_whole, write_checkpoint
@@ -268,3 +268,50 @@ def test_the_steps_of_an_epoch_are_reported_between_its_rows(small, here, monkey
     steps = [row for row in rows if "steps" in row]
     assert [row["step"] for row in steps] == list(range(1, int(steps[0]["steps"]) + 1))  # each once, up to the last
     assert [row["epoch"] for row in rows if "epoch" in row] == [0, 1] and "epoch" in rows[-1]
+
+
+def test_a_resume_with_other_threads_is_recorded_as_a_segment(few, here, monkeypatch, capsys):
+    spec = few()
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)
+        with pytest.raises(InterruptedTrialError):
+            run(spec, here)
+    record = run(spec, dataclasses.replace(here, threads=2))
+    assert [(part["epoch"], part["step"], part["provenance"]["threads"]) for part in record.segments] == [
+        (0, 0, "1"),
+        (0, 2, "2"),
+    ]
+    assert f"trial {spec.trial_id} resumes, and threads was 1 and is 2" in capsys.readouterr().err
+    assert run(few(seed=1), here).segments == []
+
+
+def test_a_checkpoint_of_another_trial_is_refused(few, here, monkeypatch):
+    one, other = few(), few(seed=1)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)
+        for spec in (one, other):
+            with pytest.raises(InterruptedTrialError):
+                run(spec, here)
+            patch.undo()
+            stop_after(patch, 2)
+    folders = [trial_folder(here.store, spec.trial_id) for spec in (one, other)]
+    (folders[0] / "last.ckpt").replace(folders[1] / "last.ckpt")
+    with pytest.raises(SpecError, match=f"checkpoint of trial {one.trial_id}, and it lies in the folder of trial"):
+        run(other, here)
+
+
+def test_a_worker_that_lost_its_trial_writes_no_predictions(few, here, monkeypatch):
+    spec = few()
+    folder = trial_folder(here.store, spec.trial_id)
+    original = ClassificationTask.on_test_epoch_end
+
+    def lose(self):
+        newest = max(path for path in (folder / "claims").iterdir() if path.name.isdigit())
+        newest.with_name(f"{int(newest.name) + 1:06d}").write_text("{}")
+        (folder / "predictions.npz").write_bytes(b"the other worker's")
+        original(self)
+
+    monkeypatch.setattr(ClassificationTask, "on_test_epoch_end", lose)
+    with pytest.raises(ClaimLostError):
+        run(spec, here)
+    assert (folder / "predictions.npz").read_bytes() == b"the other worker's" and read_record(folder) is None

@@ -1,0 +1,43 @@
+"""Callbacks for a LightningModule of one's own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import lightning as L
+
+from se_lab.spec import SESpec
+from se_lab.units.insertion import Site, insert_se
+
+
+class InsertSE(L.Callback):
+    """Inserts SE units into the net of any LightningModule, before its optimizers are made and weights are loaded."""
+
+    def __init__(
+        self,
+        spec: SESpec,
+        net: str = "",
+        existing_se: Literal["refuse", "keep", "replace"] = "refuse",
+        at: Sequence[str] | Mapping[str, str] | None = None,
+    ) -> None:
+        """Say what to insert and where.
+
+        Args:
+            spec: The units.
+            net: Path of the net in the LightningModule, such as model; by default the module itself.
+            existing_se: As `insert_se` has it.
+            at: As `insert_se` has it.
+        """
+        self.spec, self.net, self.existing_se, self.at = spec, net, existing_se, at
+        self.sites: list[Site] = []
+        """What was inserted."""
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Insert the units, once.
+
+        Raises:
+            SpecError: as `insert_se` does.
+        """
+        if not self.sites:
+            self.sites = insert_se(pl_module.get_submodule(self.net), self.spec, self.existing_se, at=self.at)
