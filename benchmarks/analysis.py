@@ -30,14 +30,14 @@ SEEDS = 5
 EPOCHS = 100
 
 
-def make_store(folder: Path, trials: int) -> None:
-    """Write trials of 400 variants a backbone, five seeds each, with records as long as a real one's."""
+def make_store(folder: Path, trials: int, length: int = EPOCHS) -> None:
+    """Write trials of 400 variants a backbone, five seeds each; records are as long as real ones."""
     flat, rng = RunSpec().flat(), np.random.default_rng(0)
     sites = [
         {"name": f"SE_{i}", "stage": 2, "unit": i, "channels": 256, "hidden": 16, "path": f"a.{i}.se"}
         for i in range(16)
     ]
-    epochs = pd.DataFrame({"epoch": np.arange(EPOCHS), "lr": 0.1})
+    epochs = pd.DataFrame({"epoch": np.arange(length), "lr": 0.1})
     for number in range(trials):
         variant, seed = divmod(number, SEEDS)
         backbone, rest = divmod(variant, 400)
@@ -46,7 +46,7 @@ def make_store(folder: Path, trials: int) -> None:
         spec |= {"model.se.insertion": "none"} if none else {"model.se.reduction": 1 + rest % 20}
         if none:
             spec |= {key: None for key in spec if key.startswith("model.se.") and key != "model.se.insertion"}
-        curve = np.round(rng.random((EPOCHS, 5)), 6)
+        curve = np.round(rng.random((length, 5)), 6)
         metrics = dict(zip(("test/loss", "test/top1_error", "test/top5_error"), curve[-1].tolist(), strict=False))
         record = {
             "trial_id": f"{number:012x}", "status": "finished", "spec": spec, "execution": {"store": "runs"},

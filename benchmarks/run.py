@@ -35,6 +35,7 @@ BENCHMARKS = {
     "excitations": "--batch 16 --rounds 5",
     "explorer": "",
     "analysis": "",
+    "stores": "",
 }
 """The scripts and what they are called with, in the order of RESULTS.md."""
 LIMIT_SECONDS = 600

@@ -1,0 +1,90 @@
+"""How stores and pages grow: `python benchmarks/stores.py [--sizes 10 1000 10000] [--pages 200 1000]`, four minutes.
+
+Stores of made-up trials (those of analysis.py, with few epochs): the seconds in which all records are read, their table
+is made, and 200 trials are claimed and let go; and the page of a report. Beside each stands the time a trial takes over
+that in the smallest store of at least 100 trials: 1 is linear, and the limit is 1.5. Sizes are measured in turn, three
+times, and the median counts. `--sizes 100000 --pages 5000` takes some ten minutes more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from measure import interleave, table
+
+from analysis import make_store
+from se_lab.report import ablation_table, write_report
+from se_lab.store import claim, read_records, trial_folder
+
+EPOCHS, CLAIMS, LIMIT = 3, 200, 1.5
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--sizes", type=int, nargs="*", default=[10, 1_000, 10_000])
+    parser.add_argument("--pages", type=int, nargs="*", default=[200, 1_000])
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        stores = {}
+        for trials in sorted({*options.sizes, *options.pages}):
+            print(f"{trials:,} trials: making them …", file=sys.stderr, flush=True)
+            stores[trials] = Path(name, str(trials))
+            make_store(stores[trials], trials, EPOCHS)
+        rows = []
+        for what, sizes, act in (
+            ("records", options.sizes, read),
+            ("records and their table", options.sizes, tabled),
+            (f"{CLAIMS} claims", options.sizes, claimed),
+            ("page", options.pages, paged),
+        ):
+            rows += grown(what, {size: act(stores[size]) for size in sizes}, options.rounds)
+    columns = ("", "trials", "seconds", "a trial, over the smallest of 100 or more", "limit")
+    print(table(columns, rows))
+
+
+def grown(what: str, sides: dict[int, Callable[[], object]], rounds: int) -> list[tuple[str, ...]]:
+    """Return a row a size; what takes claims counts for each claim, all else for each trial."""
+    times = interleave({str(size): side for size, side in sides.items()}, rounds)
+    seconds = {size: statistics.median(times[str(size)]) for size in sides}
+    each = {size: seconds[size] / (min(size, CLAIMS) if "claims" in what else size) for size in sides}
+    base = min((size for size in sides if size >= 100), default=0)
+    rows = []
+    for size in sides:
+        compared = size > base > 0
+        ratio = f"{each[size] / each[base]:.2f}" if compared else "–"
+        rows.append((what, f"{size:,}", f"{seconds[size]:.3f}", ratio, str(LIMIT) if compared else "–"))
+    return rows
+
+
+def read(store: Path) -> Callable[[], object]:
+    return lambda: read_records(store)
+
+
+def tabled(store: Path) -> Callable[[], object]:
+    return lambda: ablation_table(read_records(store))
+
+
+def claimed(store: Path) -> Callable[[], object]:
+    folders = [trial_folder(store, f"{number:012x}") for number in range(CLAIMS)]
+
+    def act() -> None:
+        for folder in folders:
+            if folder.exists():
+                with claim(folder):
+                    pass
+
+    return act
+
+
+def paged(store: Path) -> Callable[[], object]:
+    return lambda: write_report(read_records(store), store.with_suffix(".html"))
+
+
+if __name__ == "__main__":
+    main()
