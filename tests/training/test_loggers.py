@@ -1,0 +1,66 @@
+"""A tracker that fails does not fail its trial."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import wandb
+
+from se_lab.store import read_record, trial_folder
+from se_lab.training.run import run
+
+
+@pytest.fixture
+def offline(here, monkeypatch):
+    """Return a store with W&B, offline."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    yield dataclasses.replace(here, wandb=True)
+    wandb.teardown()
+
+
+def services():
+    """Return the processes of W&B's service that this process has started."""
+    found = []
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            name, _, rest = status.read_text(encoding="utf-8").partition("(")[2].rpartition(")")
+        except OSError:
+            continue
+        state, parent = rest.split()[:2]
+        if name.startswith("wandb-core") and int(parent) == os.getpid() and state != "Z":
+            found.append(int(status.parent.name))
+    return found
+
+
+def test_a_trial_whose_wandb_service_is_killed_trains_on_and_the_next_one_logs(few, offline, capsys):
+    killed = []
+
+    def kill(row):
+        if "epoch" in row and not killed:
+            killed.extend(services())
+            for process in killed:
+                os.kill(process, signal.SIGKILL)
+
+    spec = few()
+    record = run(spec, offline, progress=kill)
+    assert killed and record.status == "finished"
+    assert record.host["wandb"] in capsys.readouterr().err and "not logged" in record.host["wandb"]
+    following = run(few(seed=1), offline)
+    assert following.status == "finished" and "wandb" not in following.host
+    folder = trial_folder(offline.store, following.trial_id)
+    assert list(folder.glob(f"wandb/offline-run-*/run-{following.trial_id}.wandb"))
+
+
+def test_a_tracker_that_does_not_start_is_recorded(few, offline, monkeypatch):
+    def refuse(*_, **__):
+        raise ConnectionResetError("the service is gone")
+
+    monkeypatch.setattr(wandb, "init", refuse)
+    run(few(), offline)
+    record = read_record(trial_folder(offline.store, few().trial_id))
+    assert record.status == "finished"
+    assert record.host["wandb"] == "nothing was logged: ConnectionResetError: the service is gone"
