@@ -91,7 +91,7 @@ def draw_excitations(store: Path, folder: Path) -> Iterator[Drawn]:
         by_epoch.append((net.about["epoch"] + 1, statistics))
     (file,) = save_figure(draw(training(by_epoch)), folder / "training", ["png"])
     call = "se-lab excitations runs/TRIAL/previous.ckpt runs/TRIAL/last.ckpt"
-    yield Drawn("training", EXCITATION_FIGURES["training"], call, file)
+    yield Drawn("training", EXCITATION_FIGURES["training"], call, folder / "epochs" / "training.png")
 
 
 def live_pages(store: Path, folder: Path) -> dict[str, Path]:

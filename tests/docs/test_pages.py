@@ -12,6 +12,7 @@ import pytest
 
 from se_lab import DATASETS, EXCITATION, SQUEEZE, UNITS
 from se_lab.cli import VERBS, main
+from se_lab.report import KINDS
 from se_lab.sweep.grammar import read_sweep
 from tests.docs.conftest import DOCS, ROOT
 
@@ -149,3 +150,16 @@ def test_every_shipped_ablation_of_the_paper_has_its_row():
 def test_pages_say_no_path_of_a_machine():
     for page in [*DOCS.glob("**/*.md"), Path(ROOT, "README.md")]:
         assert not re.search(r"/(?:root|home|work)/", page.read_text(encoding="utf-8")), page
+
+
+def test_every_page_is_in_the_navigation():
+    nav = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    for page in [*DOCS.rglob("*.md"), *DOCS.rglob("*.ipynb")]:
+        if ".ipynb_checkpoints" not in page.parts:
+            assert page.relative_to(DOCS).as_posix() in nav
+
+
+def test_every_kind_of_figure_is_in_the_gallery():
+    from site_study import STUDY_FIGURES
+
+    assert STUDY_FIGURES.keys() == set(KINDS)
