@@ -7,10 +7,10 @@ import io
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from se_lab import ExecSpec, load_records, run
+from se_lab import ExecSpec, SESpec, load_records, run
 from se_lab.cli import main
 from se_lab.excitations.collect import CaptureOptions, collect, open_data, open_net
 from se_lab.excitations.comparisons import training
@@ -40,6 +40,7 @@ EXCITATION_FIGURES = {
     "class_similarity": "How alike classes excite a unit: correlation of the class means over the channels.",
     "unit_similarity": "How alike units tell classes apart: debiased CKA, with the quantile that chance reaches.",
     "redundancy": "The test error when a unit's gate is held at its mean (`--redundancy`).",
+    "maps": "The spatial gates of units that have them (CBAM, coordinate attention, …), drawn over pictures.",
     "training": "How units change over training, from several checkpoints of one trial.",
 }
 """Each figure of `se-lab excitations`, and what it shows."""
@@ -62,6 +63,8 @@ def make_study(folder: Path) -> Path:
     with contextlib.redirect_stderr(io.StringIO()):
         for trial in read_sweep(SPEC).trials:
             run(trial, ExecSpec(store=str(store), device="cpu", wandb=False))
+        spatial = replace(trial, model=replace(trial.model, se=SESpec(unit="cbam", reduction=4)))
+        run(spatial, ExecSpec(store=str(folder / "spatial"), device="cpu", wandb=False))
     return store
 
 
@@ -91,7 +94,7 @@ def draw_excitations(store: Path, folder: Path) -> Iterator[Drawn]:
         by_epoch.append((net.about["epoch"] + 1, statistics))
     (file,) = save_figure(draw(training(by_epoch)), folder / "training", ["png"])
     call = "se-lab excitations runs/TRIAL/previous.ckpt runs/TRIAL/last.ckpt"
-    yield Drawn("training", EXCITATION_FIGURES["training"], call, folder / "epochs" / "training.png")
+    yield Drawn("training", EXCITATION_FIGURES["training"], call, file)
 
 
 def live_pages(store: Path, folder: Path) -> dict[str, Path]:

@@ -32,6 +32,12 @@ class ClassificationTask(L.LightningModule):
 
     Logged at the end of an epoch: train/loss, train/top1_error; val/… and test/… with top5_error where there are more
     than five classes. Losses are in nats, errors in %.
+
+    Examples:
+        >>> spec = RunSpec(ModelSpec("cifar_resnet20", SESpec(reduction=4)), DataSpec("digits"))
+        >>> task = ClassificationTask(spec, num_classes=10, in_chans=1)
+        >>> task(torch.randn(2, 1, 8, 8)).shape  # L.Trainer(max_epochs=10).fit(task, datamodule=create_data(spec.data, 0))
+        torch.Size([2, 10])
     """
 
     def __init__(self, spec: RunSpec, num_classes: int = 1000, in_chans: int = 3) -> None:

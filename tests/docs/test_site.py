@@ -59,7 +59,8 @@ def test_the_gallery_has_every_kind_of_figure(site):
 def test_every_figure_that_excitations_writes_is_in_the_gallery(site, study):
     from site_study import EXCITATION_FIGURES
 
-    assert {file.stem for file in (study / "figures" / "one").glob("*.png")} == EXCITATION_FIGURES.keys() - {"training"}
+    written = {file.stem for part in ("one", "spatial") for file in (study / "figures" / part).glob("*.png")}
+    assert written == EXCITATION_FIGURES.keys() - {"training"}
 
 
 def test_the_live_pages_are_pages(site):
