@@ -36,8 +36,9 @@ class ClassificationTask(L.LightningModule):
     Examples:
         >>> spec = RunSpec(ModelSpec("cifar_resnet20", SESpec(reduction=4)), DataSpec("digits"))
         >>> task = ClassificationTask(spec, num_classes=10, in_chans=1)
-        >>> task(torch.randn(2, 1, 8, 8)).shape  # L.Trainer(max_epochs=10).fit(task, datamodule=create_data(spec.data, 0))
+        >>> task(torch.randn(2, 1, 8, 8)).shape
         torch.Size([2, 10])
+        >>> data = create_data(spec.data, spec.seed)  # L.Trainer().fit(task, datamodule=data) trains it
     """
 
     def __init__(self, spec: RunSpec, num_classes: int = 1000, in_chans: int = 3) -> None:
