@@ -87,6 +87,9 @@ def draw_excitations(store: Path, folder: Path) -> Iterator[Drawn]:
     for file in sorted((folder / "one").glob("*.png")):
         flags = " --redundancy" if file.stem == "redundancy" else ""
         yield Drawn(file.stem, EXCITATION_FIGURES[file.stem], f"se-lab excitations runs/TRIAL{flags}", file)
+    spatial = load_records(store.parent / "spatial")["folder"].iloc[0]
+    _quietly("excitations", spatial, "-o", str(folder / "spatial"))
+    yield Drawn("maps", EXCITATION_FIGURES["maps"], "se-lab excitations runs/TRIAL", folder / "spatial" / "maps.png")
     by_epoch = []
     for name in ("previous.ckpt", "last.ckpt"):
         net = open_net(trial / name)
