@@ -34,7 +34,6 @@ _HOMES = {
     "detection_backbone": "trained.detection",
     "profile": "units.costs",
     "Complexity": "units.costs",
-    "ClassificationTask": "training.task",
     "run": "training.run",
     "ClassificationTask": "training.task",
     "InsertSE": "training.callbacks",

@@ -12,7 +12,13 @@ from se_lab.units.insertion import Site, insert_se
 
 
 class InsertSE(L.Callback):
-    """Inserts SE units into the net of any LightningModule, before its optimizers are made and weights are loaded."""
+    """Inserts units into the net of any LightningModule, before its optimizers are made and weights are loaded.
+
+    Examples:
+        >>> callback = InsertSE(SESpec(reduction=8), net="model")  # L.Trainer(callbacks=[callback]) inserts the units
+        >>> callback.sites  # none yet
+        []
+    """
 
     def __init__(
         self,
