@@ -168,8 +168,9 @@ def _confirm(spec: Sweep, options: Any, execution: ExecSpec) -> Sweep:
 
 def _sweep_until(spec: Sweep, options: Any, execution: ExecSpec) -> int:
     """Add seeds until the intervals are narrow enough; the statistics are the table's."""
+    from se_lab.report.computed import largest_half_width
     from se_lab.store import read_records
-    from se_lab.sweep.seeds import by_variant, half_width, until_narrow
+    from se_lab.sweep.seeds import until_narrow
 
     ended = [0]
 
@@ -179,8 +180,7 @@ def _sweep_until(spec: Sweep, options: Any, execution: ExecSpec) -> int:
 
     def width(trials: Sequence[RunSpec], level: float) -> float:
         records = read_records(execution.store, {trial.trial_id: trial.flat() for trial in trials})
-        errors = dict(zip(records["trial_id"], records[METRIC], strict=True))
-        return half_width([[errors[trial.trial_id] for trial in own] for own in by_variant(trials)], level)
+        return largest_half_width(records, METRIC, 1 - level)
 
     if spec.early_stop is not None:
         raise SpecError("early_terminate stops trials before their test, and --until-halfwidth needs all test errors")

@@ -13,7 +13,7 @@ from se_lab.report import joint, predictions, statistics
 from se_lab.report.columns import ReportError, column, interval_text, number_text, unknown
 from se_lab.report.notes import sign_flip_note, some
 from se_lab.report.statistics import Floats
-from se_lab.report.variants import Study
+from se_lab.report.variants import Study, group_variants
 
 
 class Request(NamedTuple):
@@ -42,6 +42,18 @@ def differences(study: Study, metric: str, model: str = "joint") -> joint.Compar
     return joint.compare(study.by_seed(metric).to_numpy(), study.group, study.baseline, model)
 
 
+def largest_half_width(records: pd.DataFrame, metric: str, level: float) -> float:
+    """Return the largest half-width of a table's simultaneous intervals at a level, such as 0.95.
+
+    Raises ReportError where no variant is compared with a baseline.
+    """
+    study = group_variants(records)
+    half = joint.compare(study.by_seed(metric).to_numpy(), study.group, study.baseline, level=level).half_width
+    if not np.isfinite(half).any():
+        raise ReportError("No variant is compared with a baseline (insertion none), so there is no interval.")
+    return float(np.nanmax(half))
+
+
 def paired_matrix(study: Study, metric: str) -> Floats:
     """(V, S) differences of a metric to the baseline of the same group and seed; NaN where one is missing."""
     values = study.by_seed(metric).to_numpy()
@@ -56,7 +68,7 @@ def comparison_notes(request: Request) -> list[str]:
     known = np.isfinite(compared.half_width)
     if not known.any():
         return []
-    notes = [f"Δ: variant − baseline. {_model_text(compared, known, request.model)}"]
+    notes = [f"Δ: variant − baseline. {_model_text(compared, known, study.variants['variant'], request.model)}"]
     narrow = joint.compare(values, study.group, study.baseline, "paired").half_width
     ratio = np.nanmedian(narrow[known] / compared.half_width[known]) if np.isfinite(narrow[known]).any() else np.nan
     if request.model == "joint" and np.isfinite(ratio) and np.isfinite(compared.correlation):
@@ -79,15 +91,16 @@ def contrast_note(request: Request, first: str, second: str) -> str:
     if first == second:
         raise ReportError(f"A contrast takes two variants, not {first!r} twice.")
     of = column(request.metric, request.study.trials)
-    result = joint.contrast(request.values, names.index(first), names.index(second), request.study.group, request.model)
-    verdict = joint.verdicts(result, -1.0 if of.better == "higher" else 1.0, np.zeros(1, dtype=np.intp), request.margin)
+    pair, group = (names.index(first), names.index(second)), request.study.group
+    result, narrower = (joint.contrast(request.values, pair, group, request.model, level) for level in (0.95, 0.90))
+    verdict = joint.verdicts(result, narrower, -1.0 if of.better == "higher" else 1.0, request.margin)
     word = {"equivalent": f"equivalent at {request.margin:g}"} if request.margin is not None else {}
     text = interval_text(result.mean[0], result.half_width[0], of.decimals, signed=True)
     ending = word.get(verdict[0], verdict[0]) or "no interval"
     return f"{first} against {second}: {text}{' points' if of.unit == '%' else ''}, {ending}."
 
 
-def _model_text(compared: joint.Comparison, known: Any, model: str) -> str:
+def _model_text(compared: joint.Comparison, known: Any, names: pd.Series, model: str) -> str:
     if model == "paired":
         return "± is simultaneous over the table (Šidák), each row paired by seed with a variance of its own."
     blocked, pooled = compared.blocked[known], compared.pooled[known]
@@ -97,10 +110,10 @@ def _model_text(compared: joint.Comparison, known: Any, model: str) -> str:
     if model != "joint":
         seeds = "without seeds as blocks"
     spread = "one variance for all rows (Dunnett)" if pooled.all() else "a variance a row (Welch, Šidák)"
-    if pooled.any() and not pooled.all():
-        spread = "one variance a group, or one a row where they differ"
-    reason = ", as variances differ" if model == "joint" and not pooled.any() else ""
-    return f"± holds 95 % for all differences of the table together: {spread}{reason}, {seeds}."
+    if model == "joint" and not pooled.all():
+        own = some(names[known & ~compared.pooled])
+        spread = f"one variance (Dunnett), but a larger one of their own, which stands out, for {own}"
+    return f"± holds 95 % for all differences of the table together: {spread}; {seeds}."
 
 
 def _effects_over_nets(request: Request, compared: joint.Comparison) -> list[str]:
@@ -129,8 +142,10 @@ def _verdict(request: Request) -> Answer:
         raise ReportError(f"{request.metric} has no better direction, so there is no verdict.")
     if request.margin is not None and not request.margin > 0:
         raise ReportError(f"The margin of equivalence must be above zero, not {request.margin:g}.")
-    compared = differences(study, request.metric, request.model)
-    words = joint.verdicts(compared, 1.0 if of.better == "lower" else -1.0, study.group, request.margin)
+    compared, narrower = (
+        joint.compare(request.values, study.group, study.baseline, request.model, level) for level in (0.95, 0.90)
+    )
+    words = joint.verdicts(compared, narrower, 1.0 if of.better == "lower" else -1.0, request.margin)
     note = "Verdict: better or worse where the simultaneous interval excludes zero"
     if request.margin is not None:
         note += f", equivalent where two one-sided tests at 0.05 put the difference within ±{request.margin:g}"

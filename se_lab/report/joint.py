@@ -6,25 +6,22 @@ Pure functions on arrays. `values` is (V, S), a row a variant and a column a see
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import optimize, stats
-from scipy.special import ndtr
+from scipy import stats
 
 from se_lab.report.columns import unknown
+from se_lab.report.dunnett import dunnett_cdf, dunnett_quantile, grouped, one_factor
 from se_lab.report.statistics import Floats, paired_difference
 
 Model = Literal["joint", "pooled", "paired", "welch"]
 MODELS: tuple[str, ...] = get_args(Model)
 
-_VARIANCES_DIFFER = 0.05
+_STANDS_OUT = 0.05  # by simulation: false alarms of a table stay at 4.4 to 5.2 % of equal variances, below 7.1 % else
 _SEEDS_DIFFER = 0.01  # seeds that differ by chance go with an error that is too small, so chance must seldom do it
 _FEWEST_DF = 4
-_Z, _Z_WEIGHTS = np.polynomial.hermite_e.hermegauss(48)
-_U, _U_WEIGHTS = np.polynomial.legendre.leggauss(48)
 
 
 class Comparison(NamedTuple):
@@ -68,6 +65,8 @@ class _Fit(NamedTuple):
     loading: Floats | None
     """(K,) such that two differences correlate by the product of their loadings; None: each row has its own error."""
     blocked: bool
+    own: tuple[Floats, Floats] | None = None
+    """(K,) standard errors and degrees of freedom of the rows' own variances, NaN where the shared one serves."""
 
 
 def compare(
@@ -80,14 +79,15 @@ def compare(
     """Return each variant's difference to its baseline, with simultaneous intervals over the whole table.
 
     `joint` fits error ~ variant + seed in each group. The seed is a block where an F test finds that seeds differ
-    (at 0.01), else it is dropped. All rows share one variance unless Bartlett's test (at 0.05) finds that they differ;
-    then each row has Welch's error. `pooled` has no block and always one variance, `welch` never; `paired` takes the
-    differences seed by seed, each row with a variance of its own. One variance gives Dunnett's intervals (1955), the
-    others Šidák's; several groups share 1 − level by Šidák.
+    (at 0.01), else it is dropped. All rows share one variance (Dunnett 1955), except those whose own variance, or whose
+    baseline's, stands out above that of the rest (F test at 0.05): they take Welch's interval, or the paired one among
+    blocks, where it is the wider. `pooled` has no block and always one variance, `welch` never; `paired` takes the
+    differences seed by seed, each row with a variance of its own. Rows with a variance of their own share 1 − level by
+    Šidák, and so do groups.
 
     Assumes seeds that are independent and errors that are roughly normal (t with 3 degrees of freedom still does).
     What matters is one variance for all: pooled, one variant three times as variable raises the false alarms of a
-    table to 9 %. Raises ReportError for an unknown model.
+    table to 9 %, with `joint` to at most 7 % (benchmarks/evidence.py). Raises ReportError for an unknown model.
     """
     if model not in MODELS:
         raise unknown("model", model, MODELS)
@@ -100,45 +100,44 @@ def compare(
     fits = [(rows, _fit(array, rows, int(baseline[rows[0]]), model)) for rows in _groups(group, compared)]
     tested = max(1, sum(bool(np.any(fit.df > 0)) for _, fit in fits))
     for rows, fit in fits:
-        mean[rows], error[rows], df[rows] = fit.mean, fit.error, fit.df
-        half[rows] = fit.error * _critical(fit, level ** (1 / tested))
+        mean[rows], blocked[rows] = fit.mean, fit.blocked
+        half[rows], error[rows], df[rows], pooled[rows] = _widths(fit, level ** (1 / tested))
         p[rows] = 1 - (1 - _adjusted(fit)) ** tested
-        blocked[rows], pooled[rows] = fit.blocked, fit.loading is not None
     pairs = paired_difference(array, np.where(compared[:, None], array[baseline], np.nan)).n
     return Comparison(mean, half, p, error, df, pairs, blocked, pooled, seed_correlation(array, group))
 
 
-def contrast(values: ArrayLike, first: int, second: int, group: NDArray[np.intp], model: str = "joint") -> Comparison:
-    """Return the difference of two variants, first − second, with an interval of its own, in one row.
+def contrast(
+    values: ArrayLike,
+    pair: tuple[int, int],
+    group: NDArray[np.intp],
+    model: str = "joint",
+    level: float = 0.95,
+) -> Comparison:
+    """Return the difference of a pair of variants, first − second, with an interval of its own, in one row.
 
     It takes its variance from all variants of their group. Raises ReportError for an unknown model.
     """
-    array = np.asarray(values, dtype=np.float64)
+    array, (first, second) = np.asarray(values, dtype=np.float64), pair
     rows = np.flatnonzero(group == group[first])
     rows = rows if second in rows else np.array([second, first])
     fit = _fit(array, rows[rows != second], second, model)
     at = np.flatnonzero(rows[rows != second] == first)
-    single = _Fit(fit.mean[at], fit.error[at], fit.df[at], None, fit.blocked)
-    half, pairs = single.error * _critical(single, 0.95), paired_difference(array[first], array[second]).n
-    alone = np.array([True])
-    return Comparison(
-        single.mean, half, _adjusted(single), single.error, single.df, np.atleast_1d(pairs), alone & fit.blocked,
-        alone & (fit.loading is not None), np.nan,
-    )  # fmt: skip
+    own = None if fit.own is None else (fit.own[0][at], fit.own[1][at])
+    single = _Fit(fit.mean[at], fit.error[at], fit.df[at], np.array([0.0]), fit.blocked, own)
+    half, error, df, pooled = _widths(single, level)
+    pairs = np.atleast_1d(paired_difference(array[first], array[second]).n)
+    return Comparison(single.mean, half, _adjusted(single), error, df, pairs, np.array([fit.blocked]), pooled, np.nan)
 
 
-def verdicts(compared: Comparison, sign: float, group: NDArray[np.intp], margin: float | None = None) -> list[str]:
+def verdicts(compared: Comparison, narrower: Comparison, sign: float, margin: float | None = None) -> list[str]:
     """Return better, worse, equivalent or undecided for each variant; nothing where there is no interval.
 
-    sign: 1 where lower is better, −1 where higher is. Equivalence is two one-sided tests at 0.05 against ±margin, that
-    is, the simultaneous 90 % interval inside the margin (Schuirmann 1987); without a margin there is none.
+    compared, narrower: the same comparison with simultaneous 95 % and 90 % intervals. sign: 1 where lower is better, −1
+    where higher is. Equivalence is two one-sided tests at 0.05 against ±margin, that is, the 90 % interval inside the
+    margin (Schuirmann 1987); without a margin there is none.
     """
-    inside = np.zeros(len(compared.mean), dtype=bool)
-    if margin is not None:
-        for rows in _groups(group, np.asarray(np.isfinite(compared.half_width))):
-            loading = np.full(len(rows), np.sqrt(0.5)) if compared.pooled[rows].all() else None
-            fit = _Fit(compared.mean[rows], compared.error[rows], compared.df[rows], loading, False)
-            inside[rows] = np.abs(fit.mean) + fit.error * _critical(fit, 0.90) < margin
+    inside = np.abs(narrower.mean) + narrower.half_width < (0.0 if margin is None else margin)
     decided = np.where(sign * compared.mean < 0, "better", "worse")
     words = np.where(compared.excludes_zero, decided, np.where(inside, "equivalent", "undecided"))
     return [str(word) for word in np.where(np.isfinite(compared.half_width), words, "")]
@@ -162,26 +161,19 @@ def seed_correlation(values: Floats, group: NDArray[np.intp]) -> float:
 def pooled_effect(differences: ArrayLike, errors: ArrayLike) -> tuple[float, float, float]:
     """Return the mean effect over nets, the half-width of its 95 % interval, and the spread between nets.
 
-    differences, errors: (G,), one a net. A random-effects model: the variance between nets by Paule & Mandel (1982),
-    the interval by Hartung & Knapp with t(G − 1). The spread is a standard deviation. NaN below two nets.
+    differences, errors: (G,), one a net. A mixed model with a random effect of the net (statsmodels' combine_effects):
+    the variance between nets by Paule & Mandel (1982), the interval by Hartung & Knapp with t(G − 1), which holds for
+    few nets. The spread is a standard deviation. NaN below two nets.
     """
+    from statsmodels.stats.meta_analysis import combine_effects
+
     y, v = np.asarray(differences, dtype=np.float64), np.square(np.asarray(errors, dtype=np.float64))
     known = np.isfinite(y) & (v > 0)
-    y, v = y[known], v[known]
-    if len(y) < 2:
+    if known.sum() < 2:
         return float("nan"), float("nan"), float("nan")
-
-    def excess(tau2: float) -> float:
-        w = 1 / (v + tau2)
-        return float(np.sum(w * (y - np.sum(w * y) / w.sum()) ** 2) - (len(y) - 1))
-
-    most = float(np.var(y, ddof=1)) * len(y)
-    tau2 = float(optimize.brentq(excess, 0.0, most)) if excess(0.0) > 0 else 0.0
-    w = 1 / (v + tau2)
-    mean = np.sum(w * y) / w.sum()
-    scale = np.sum(w * (y - mean) ** 2) / (len(y) - 1)
-    half = stats.t.ppf(0.975, len(y) - 1) * np.sqrt(scale / w.sum())
-    return float(mean), float(half), float(np.sqrt(tau2))
+    combined = combine_effects(y[known], v[known], method_re="iterated", use_t=True, atol=1e-10, maxiter=200)
+    half = float(stats.t.ppf(0.975, known.sum() - 1)) * combined.sd_eff_w_re_hksj
+    return float(combined.mean_effect_re), float(half), float(np.sqrt(max(combined.tau2, 0.0)))
 
 
 class _TwoWay(NamedTuple):
@@ -224,19 +216,24 @@ def _two_way(rows: Floats) -> _TwoWay | None:
 def _fit(array: Floats, rows: NDArray[np.intp], base: int, model: str) -> _Fit:
     cells = array[np.array([base, *rows])]
     if model == "paired":
-        estimate = paired_difference(cells[1:], cells[:1])
-        n = np.maximum(estimate.n, 1)
-        error = estimate.half_width / stats.t.ppf(0.975, np.maximum(n - 1, 1))
-        return _Fit(estimate.mean, error, np.where(estimate.n > 1, n - 1.0, np.nan), None, True)
+        return _paired(cells)
+    if model != "joint":
+        return _welch(cells) if model == "welch" else _one_way(cells)
     two_way = _two_way(cells)
-    if model == "joint" and two_way is not None and _seeds_differ(two_way):
-        residuals = _residuals(cells, two_way)
-        if _variances_agree(residuals):
-            return _blocked(two_way)
-        return _welch(cells)
-    if model == "pooled" or (model == "joint" and _variances_agree(cells)):
-        return _one_way(cells)
-    return _welch(cells)
+    if two_way is None or not _seeds_differ(two_way):
+        shared, own, residuals = _one_way(cells), _welch(cells), cells
+    else:
+        shared, own, residuals = _blocked(two_way), _paired(cells), _residuals(cells, two_way)
+    out = _stand_out(residuals)
+    kept = np.where((out[1:] | out[0]) & np.isfinite(shared.df), (own.error, own.df), np.nan)
+    return shared._replace(own=(kept[0], kept[1]))
+
+
+def _paired(cells: Floats) -> _Fit:
+    estimate = paired_difference(cells[1:], cells[:1])
+    n = np.maximum(estimate.n, 1)
+    error = estimate.half_width / stats.t.ppf(0.975, np.maximum(n - 1, 1))
+    return _Fit(estimate.mean, error, np.where(estimate.n > 1, n - 1.0, np.nan), None, True)
 
 
 def _seeds_differ(fitted: _TwoWay) -> bool:
@@ -266,17 +263,15 @@ def _moments(cells: Floats) -> tuple[Floats, Floats, Floats]:
     return np.where(n > 0, mean, np.nan), variance, n
 
 
-def _variances_agree(cells: Floats) -> bool:
-    """Bartlett's test (1937) over the rows with two values or more."""
+def _stand_out(cells: Floats) -> NDArray[np.bool_]:
+    """(K,) whose variance is above that of all other rows together, by an F test; a row of one value is not."""
     _, variance, n = _moments(cells)
-    known = (n > 1) & (variance > 0)
-    if known.sum() < 2:
-        return True
-    df, v = n[known] - 1, variance[known]
-    total, k = df.sum(), len(df)
-    statistic = total * np.log((df * v).sum() / total) - (df * np.log(v)).sum()
-    correction = 1 + ((1 / df).sum() - 1 / total) / (3 * (k - 1))
-    return bool(stats.chi2.sf(statistic / correction, k - 1) >= _VARIANCES_DIFFER)
+    df = np.where(np.isfinite(variance), n - 1, 0.0)
+    square = df * np.nan_to_num(variance)
+    rest_df, rest = df.sum() - df, square.sum() - square
+    with np.errstate(invalid="ignore", divide="ignore"):
+        ratio = (square / df) / (rest / rest_df)
+    return np.asarray((df > 0) & (rest_df > 0) & (stats.f.sf(ratio, df, rest_df) < _STANDS_OUT))
 
 
 def _blocked(fitted: _TwoWay) -> _Fit:
@@ -287,19 +282,7 @@ def _blocked(fitted: _TwoWay) -> _Fit:
     mean = np.where(estimable, contrasts @ fitted.effects, np.nan)
     scale = np.sqrt(np.diag(covariance))
     df = np.where(estimable, float(fitted.df), np.nan)
-    return _Fit(mean, np.where(estimable, error, np.nan), df, _loadings(covariance / np.outer(scale, scale)), True)
-
-
-def _loadings(correlations: Floats) -> Floats:
-    """Return (K,) loadings of one common factor, whose products come nearest to the correlations."""
-    k = len(correlations)
-    loading = np.full(k, np.sqrt(0.5))
-    for _ in range(50 if k > 2 else 0):  # for two, or a complete table, every pair correlates by 1/2
-        others = correlations @ loading - np.diag(correlations) * loading
-        loading = 0.5 * loading + 0.5 * others / np.maximum((loading**2).sum() - loading**2, 1e-12)
-    if k == 2:
-        loading = np.full(2, np.sqrt(max(float(correlations[0, 1]), 0.0)))
-    return np.asarray(np.clip(loading, 0.0, 0.999))
+    return _Fit(mean, np.where(estimable, error, np.nan), df, one_factor(covariance / np.outer(scale, scale)), True)
 
 
 def _one_way(cells: Floats) -> _Fit:
@@ -321,21 +304,34 @@ def _welch(cells: Floats) -> _Fit:
     return _Fit(mean[1:] - mean[0], np.sqrt(square), np.where(np.isfinite(df), df, np.nan), None, False)
 
 
-def _critical(fit: _Fit, level: float) -> Floats:
+def _widths(fit: _Fit, level: float) -> tuple[Floats, Floats, Floats, NDArray[np.bool_]]:
+    """Return (K,) half-widths, standard errors, degrees of freedom, and whether the shared variance gave them."""
+    half, error, df = fit.error * _critical(fit.df, fit.loading, level), fit.error, fit.df
+    wider = np.zeros(len(half), dtype=bool)
+    if fit.own is not None:
+        own = fit.own[0] * _sidak(fit.own[1], level, int(np.isfinite(fit.df).sum()))
+        wider = np.asarray(own > half)
+        half, error, df = np.where(wider, (own, *fit.own), (half, error, df))
+    return half, error, df, ~wider & (fit.loading is not None)
+
+
+def _critical(df: Floats, loading: Floats | None, level: float) -> Floats:
     """Return (K,) how many standard errors a simultaneous half-width takes."""
-    known = np.isfinite(fit.df)
-    critical = np.full(len(fit.df), np.nan)
-    if not known.any():
-        return critical
-    if fit.loading is None:
-        tail = (1 - level ** (1 / known.sum())) / 2
-        critical[known] = stats.t.isf(tail, fit.df[known])
-    else:
-        critical[known] = dunnett_quantile(level, float(fit.df[known][0]), *_counted(fit.loading[known]))
+    known = np.isfinite(df)
+    if loading is None:
+        return _sidak(df, level, int(known.sum()))
+    critical = np.full(len(df), np.nan)
+    if known.any():
+        critical[known] = dunnett_quantile(level, float(df[known][0]), *grouped(loading[known]))
     return critical
 
 
+def _sidak(df: Floats, level: float, count: int) -> Floats:
+    return np.asarray(stats.t.isf((1 - level ** (1 / max(count, 1))) / 2, df))
+
+
 def _adjusted(fit: _Fit) -> Floats:
+    """Return (K,) two-sided p values, adjusted for the comparisons of the group."""
     known = np.isfinite(fit.df) & (fit.error > 0)
     p = np.full(len(fit.df), np.nan)
     if not known.any():
@@ -344,37 +340,9 @@ def _adjusted(fit: _Fit) -> Floats:
     if fit.loading is None:
         p[known] = 1 - (1 - 2 * stats.t.sf(t, fit.df[known])) ** known.sum()
     else:
-        df, (loadings, counts) = float(fit.df[known][0]), _counted(fit.loading[known])
-        p[known] = [1 - dunnett_cdf(value, df, loadings, counts) for value in t]
+        p[known] = 1 - dunnett_cdf(t, float(fit.df[known][0]), *grouped(fit.loading[known]))
+    if fit.own is not None:
+        error, df = fit.own
+        own = 1 - (1 - 2 * stats.t.sf(np.abs(fit.mean) / error, df)) ** known.sum()
+        p = np.fmax(p, own)
     return np.asarray(np.clip(p, 0.0, 1.0))
-
-
-def _counted(loading: Floats) -> tuple[tuple[float, ...], tuple[int, ...]]:
-    values, counts = np.unique(loading.round(3), return_counts=True)
-    return tuple(map(float, values)), tuple(map(int, counts))
-
-
-def dunnett_cdf(limit: float, df: float, loadings: tuple[float, ...], counts: tuple[int, ...]) -> float:
-    """Return the chance that the largest of several |t|, which share their error and a baseline, is below the limit.
-
-    The t correlate by the products of their loadings; counts[i] of them have loadings[i] (Dunnett 1955, two-sided).
-    """
-    v = 0.5 * (_U + 1)  # u = v²: dense where the estimated error is small
-    scale = np.sqrt(stats.chi2.ppf(v**2, df) / df)
-    inner = np.ones((len(_Z), len(scale)))
-    for b, count in zip(loadings, counts, strict=True):
-        rest = np.sqrt(1 - b * b)
-        upper, lower = (b * _Z[:, None] + limit * scale) / rest, (b * _Z[:, None] - limit * scale) / rest
-        inner *= (ndtr(upper) - ndtr(lower)) ** count
-    by_scale = _Z_WEIGHTS @ inner / _Z_WEIGHTS.sum()
-    return float(by_scale @ (_U_WEIGHTS * v))
-
-
-@lru_cache(maxsize=4096)
-def dunnett_quantile(level: float, df: float, loadings: tuple[float, ...], counts: tuple[int, ...]) -> float:
-    """Return the limit that `dunnett_cdf` puts at the level."""
-    tail = (1 - level) / 2
-    low, high = float(stats.t.isf(tail, df)), float(stats.t.isf(tail / sum(counts), df)) * 1.001
-    if dunnett_cdf(low, df, loadings, counts) >= level:  # a single comparison
-        return low
-    return float(optimize.brentq(lambda c: dunnett_cdf(c, df, loadings, counts) - level, low, high + 1e-9, xtol=1e-7))

@@ -13,9 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike
-from scipy.optimize import brentq
-from scipy.stats import chi2, norm
+from scipy.stats import norm
 
 from se_lab.spec import RunSpec, SpecError
 
@@ -135,37 +133,3 @@ def until_narrow(
         yield look, found
         if found <= target:
             return
-
-
-def half_width(errors: ArrayLike, level: float) -> float:
-    """Return the half-width of the simultaneous intervals of all variants against the baseline (Dunnett 1955).
-
-    The model is error ~ variant + seed with one variance for all variants.
-
-    Args:
-        errors: (variants, seeds), the baseline among the variants.
-        level: The error rate of all intervals together, such as 0.05.
-    """
-    values = np.asarray(errors, dtype=float)
-    variants, seeds = values.shape
-    freedom = (variants - 1) * (seeds - 1)
-    rest = values - values.mean(1, keepdims=True) - values.mean(0, keepdims=True) + values.mean()
-    variance = float((rest**2).sum() / freedom)
-    return dunnett_quantile(variants - 1, freedom, level) * math.sqrt(2 * variance / seeds)
-
-
-def dunnett_quantile(comparisons: int, freedom: int, level: float) -> float:
-    """Return the bound that the largest of several |t| against one baseline exceeds with probability `level`.
-
-    Equal numbers of trials: the differences correlate by 1/2, so given the baseline's mean z and the estimated standard
-    deviation s they are independent, and two integrals are left.
-    """
-    z, z_weights = np.polynomial.hermite_e.hermegauss(60)
-    ranks = (np.arange(200) + 0.5) / 200
-    s = np.sqrt(chi2.ppf(ranks, freedom) / freedom)[:, None]
-
-    def exceeded(bound: float) -> float:
-        inside = norm.cdf(math.sqrt(2) * bound * s + z) - norm.cdf(-math.sqrt(2) * bound * s + z)
-        return 1 - float((inside**comparisons @ z_weights).mean() / z_weights.sum()) - level
-
-    return float(brentq(exceeded, 1e-6, 1e3))

@@ -10,6 +10,7 @@ from scipy import stats
 from statsmodels.stats.meta_analysis import combine_effects
 
 from se_lab.report import joint
+from se_lab.report.dunnett import dunnett_quantile
 
 
 def table(variants: int, seeds: int, seed: int = 0) -> np.ndarray:
@@ -26,7 +27,7 @@ def one_group(values: np.ndarray, model: str = "joint") -> joint.Comparison:
     ("k", "df", "point"), [(1, 10, 2.23), (2, 10, 2.57), (4, 10, 2.89), (3, 5, 3.29), (2, 5, 3.03)]
 )
 def test_quantiles_are_those_that_dunnett_printed(k: int, df: int, point: float) -> None:
-    assert joint.dunnett_quantile(0.95, df, (float(np.sqrt(0.5)),), (k,)) == pytest.approx(point, abs=0.005)
+    assert dunnett_quantile(0.95, df, (float(np.sqrt(0.5)),), (k,)) == pytest.approx(point, abs=0.005)
 
 
 def test_pooled_intervals_and_p_are_scipys_dunnett_for_unequal_numbers_of_seeds() -> None:
@@ -55,14 +56,32 @@ def test_blocks_give_the_estimates_and_errors_of_least_squares_where_cells_are_m
     assert (ours.df[1:] == fit.df_resid).all()
 
 
-def test_variances_that_differ_give_each_row_welchs_error() -> None:
-    values = table(3, 10) * [[1.0], [1.0], [12.0]]
+def test_a_row_whose_variance_stands_out_takes_welchs_interval_and_the_others_the_shared_variance() -> None:
+    values = table(5, 10) * [[1.0], [1.0], [12.0], [1.0], [1.0]]
     ours = one_group(values)
+    assert list(ours.pooled[1:]) == [True, False, True, True]
+    welch = stats.ttest_ind(values[2], values[0], equal_var=False)
+    assert ours.mean[2] / ours.error[2] == pytest.approx(welch.statistic)
+    assert ours.df[2] == pytest.approx(welch.df)
+    assert ours.p[2] == pytest.approx(1 - (1 - welch.pvalue) ** 4)  # Šidák
+    pooled = np.sqrt(values.var(axis=1, ddof=1).mean() * 2 / 10)
+    assert ours.error[1] == pytest.approx(pooled)
+
+
+def test_a_baseline_whose_variance_stands_out_gives_every_row_welchs_interval() -> None:
+    ours = one_group(table(5, 10) * [[12.0], [1.0], [1.0], [1.0], [1.0]])
     assert not ours.pooled[1:].any()
-    for row in (1, 2):
-        welch = stats.ttest_ind(values[row], values[0], equal_var=False)
-        assert ours.mean[row] / ours.error[row] == pytest.approx(welch.statistic)
-        assert ours.df[row] == pytest.approx(welch.df)
+
+
+def test_one_variant_three_times_as_variable_raises_no_more_than_eight_per_cent_alarms() -> None:
+    rng, rows = np.random.default_rng(5), np.zeros(11, dtype=np.intp)
+    values = rng.normal(size=(400, 11, 5))
+    values[:, -1] *= 3
+    alarms = {
+        model: np.mean([joint.compare(one, rows, rows, model).excludes_zero.any() for one in values])
+        for model in ("joint", "pooled")
+    }
+    assert alarms["joint"] < 0.08 < alarms["pooled"]
 
 
 def test_a_variant_that_shares_no_seed_with_the_rest_is_not_compared_within_seeds() -> None:

@@ -45,7 +45,7 @@ def test_the_difference_and_its_interval_are_those_of_statsmodels_with_seeds_as_
         assert r4[f"{TOP1}:difference"] == pytest.approx(np.mean(R4) - np.mean(BASE))
         # 3.02: Dunnett's two-sided 5 % point for 4 comparisons and 8 degrees of freedom (1964)
         assert r4[f"{TOP1}:difference:ci95"] == pytest.approx(3.02 * fit.bse["C(r)[T.4.0]"], rel=0.003)
-        assert any("one variance for all rows (Dunnett), with seeds as blocks" in note for note in table.notes)
+        assert any("one variance for all rows (Dunnett); with seeds as blocks" in note for note in table.notes)
 
 
 def test_the_other_models_are_a_flag_and_a_wrong_one_is_refused(reduction_study: pd.DataFrame) -> None:

@@ -4,10 +4,10 @@ import dataclasses
 
 import numpy as np
 import pytest
-from scipy import stats
 
+from se_lab.report.dunnett import dunnett_quantile
 from se_lab.spec import SESpec, SpecError
-from se_lab.sweep.seeds import dunnett_quantile, half_width, look_levels, plan_looks, seeds_of, until_narrow, with_seeds
+from se_lab.sweep.seeds import look_levels, plan_looks, seeds_of, until_narrow, with_seeds
 
 
 def test_levels_of_equal_looks_are_near_pococks():
@@ -15,16 +15,6 @@ def test_levels_of_equal_looks_are_near_pococks():
     levels = look_levels([0.2, 0.4, 0.6, 0.8, 1.0])
     assert levels == pytest.approx([0.0158] * 5, abs=0.003)
     assert look_levels([1.0]) == pytest.approx([0.05], abs=1e-4)  # one look: all of it
-
-
-def test_the_quantile_is_dunnetts():
-    # one comparison is Student's; the others are of Dunnett's tables (1964), two-sided
-    assert dunnett_quantile(1, 5, 0.05) == pytest.approx(stats.t.ppf(0.975, 5), abs=0.02)
-    assert dunnett_quantile(2, 6, 0.05) == pytest.approx(2.86, abs=0.02)
-    assert dunnett_quantile(4, 20, 0.05) == pytest.approx(2.65, abs=0.02)
-    bound = dunnett_quantile(9, 60, 0.05)
-    joint = stats.multivariate_t(shape=np.full((9, 9), 0.5) + 0.5 * np.eye(9), df=60)
-    assert joint.cdf(np.full(9, bound), lower_limit=np.full(9, -bound)) == pytest.approx(0.95, abs=0.001)
 
 
 @pytest.mark.parametrize("variants", [2, 5])
@@ -39,19 +29,10 @@ def test_looks_after_every_seed_raise_false_alarms_in_five_per_cent_of_studies(v
         freedom = (variants - 1) * (look.seeds - 1)
         spread = np.sqrt(2 * (rest**2).sum((1, 2)) / freedom / look.seeds)
         largest = np.abs(seen[:, 1:].mean(2) - seen[:, :1].mean(2)).max(1) / spread
-        alarms["spent"] |= largest > dunnett_quantile(variants - 1, freedom, look.level)
-        alarms["naive"] |= largest > dunnett_quantile(variants - 1, freedom, 0.05)
+        alarms["spent"] |= largest > dunnett_quantile(1 - look.level, freedom, (0.707,), (variants - 1,))
+        alarms["naive"] |= largest > dunnett_quantile(0.95, freedom, (0.707,), (variants - 1,))
     assert alarms["spent"].mean() < 0.065  # 5 % and three standard errors of the simulation, 0.0034 each
     assert alarms["naive"].mean() > 0.12  # what looking again and again costs without
-
-
-def test_the_half_width_is_that_of_a_two_way_analysis():
-    errors = np.random.default_rng(1).normal(size=(3, 6)) + np.arange(6)
-    # statsmodels' or R's residual mean square of error ~ variant + seed, by hand
-    design = np.array([[v == i for i in range(3)] + [s == j for j in range(1, 6)] for v in range(3) for s in range(6)])
-    rest = errors.ravel() - design @ np.linalg.lstsq(design.astype(float), errors.ravel(), rcond=None)[0]
-    expected = dunnett_quantile(2, 10, 0.05) * np.sqrt(2 * (rest**2).sum() / 10 / 6)
-    assert half_width(errors, 0.05) == pytest.approx(expected)
 
 
 @pytest.fixture
