@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from se_lab.data import DataShape, check_split, data_shape
-from se_lab.spec import ExecSpec, RunSpec, SpecError
+from se_lab.spec import ExecSpec, RunSpec, SESpec, SpecError
 from se_lab.training.preflight import check_before
 from se_lab.units.model import create_model
 
@@ -43,7 +43,11 @@ def check_nets(trials: Sequence[RunSpec], execution: ExecSpec, looks_at: str | N
             model = create_model(trial.model, data.classes, data.shape[0])
         sites: list[Any] = model.se_sites  # type: ignore[assignment]
         se = trial.model.se
-        rest = (trial.model.backbone, str(dataclasses.replace(se, reduction=1)), str(trial.model.kwargs))
+        rest = (
+            trial.model.backbone,
+            str(dataclasses.replace(se, reduction=SESpec().reduction)),
+            str(trial.model.kwargs),
+        )
         if se.insertion != "none":
             widths.setdefault(rest, {})[se.reduction] = tuple(site.hidden for site in sites if site.hidden is not None)
     return [remark for (backbone, *_), found in widths.items() for remark in _equal_widths(backbone, found)]
