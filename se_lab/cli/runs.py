@@ -20,6 +20,7 @@ def runs_parser(prog: str, description: str, runs: str = "+") -> ArgumentParser:
     add_store(parser)
     parser.add_argument("--metric", default="test/top1_error", help="What is compared; test/top1_error by default.")
     add_where(parser)
+    parser.add_argument("--strict", action="store_true", help="Refuse trials that ran under different conditions.")
     return parser
 
 
@@ -51,4 +52,10 @@ def records_of(options: Namespace) -> pd.DataFrame:
     """Read the trials that the flags name."""
     from se_lab.sweep.records import load_records
 
-    return load_records(options.runs, options.store, sweep_seed=options.sweep_seed)
+    records = load_records(options.runs, options.store, sweep_seed=options.sweep_seed)
+    if getattr(options, "strict", False):
+        from se_lab.report.notes import mixed_conditions
+
+        if mixed := mixed_conditions(records):
+            raise SpecError(f"--strict: the trials ran under different conditions: {'; '.join(mixed)}")
+    return records

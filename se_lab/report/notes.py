@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from se_lab.report.columns import column, is_missing, value_text
 from se_lab.report.statistics import DRAWS, SignFlip
+from se_lab.store import mixtures
 
 if TYPE_CHECKING:
     from se_lab.report.variants import Study
@@ -46,7 +48,19 @@ def missing_notes(
         if len(versions) > 1:
             listed = ", ".join(f"{version} ({count})" for version, count in versions.items())
             notes.append(f"Warning: trials of {len(versions)} code versions in one table: {listed}.")
+    notes += [
+        f"Warning: trials under different conditions in one table: {mixed}." for mixed in mixed_conditions(trials)
+    ]
     return notes
+
+
+def mixed_conditions(records: pd.DataFrame) -> list[str]:
+    """Return in which conditions (versions, device, threads, git, plugins) finished trials differ, each with counts."""
+    if "provenance" not in records:
+        return []
+    known = records.loc[records["status"] == "finished", "provenance"].dropna()
+    mixed = mixtures(json.loads(text) for text in known)
+    return [one for one in mixed if not one.startswith(("images:", "se-lab:"))]  # told apart by other means
 
 
 def _unequal_seeds(trials: pd.DataFrame, variants: pd.DataFrame, group: NDArray[np.intp]) -> list[str]:

@@ -43,7 +43,7 @@ class _Record(msgspec.Struct, frozen=True):
     metrics: dict[str, Any] = {}
     timings: dict[str, Any] = {}
     complexity: _Costs = _Costs()
-    provenance: _Provenance = _Provenance()
+    provenance: msgspec.Raw = msgspec.Raw(b"{}")
     data: _Data = _Data()
 
 
@@ -54,7 +54,7 @@ def read_records(store: str | Path, wanted: Mapping[str, dict[str, Any]] | None 
     """Read a store, one row a trial.
 
     Columns: trial_id, status (finished, stopped, failed, running, interrupted, not started), error, folder, the flat
-    spec, metrics, params, params_se, macs, macs_se, elementwise, timings, code_version, data_digest.
+    spec, metrics, params, params_se, macs, macs_se, elementwise, timings, code_version, provenance (JSON), data_digest.
 
     Args:
         store: The folder of trials.
@@ -158,6 +158,7 @@ def row_of(trial_id: str, folder: str, record: bytes) -> dict[str, Any]:
         "macs_se": costs.macs_se,
         "elementwise": costs.elementwise,
         **known.timings,
-        "code_version": known.provenance.se_lab,
+        "code_version": msgspec.json.decode(known.provenance, type=_Provenance).se_lab,
+        "provenance": bytes(known.provenance).decode(),
         "data_digest": known.data.digest,
     }

@@ -279,11 +279,11 @@ def check_place(folder: str) -> None:
 
 
 def _check_nets(trials: Sequence[RunSpec], execution: ExecSpec, looks_at: str | None) -> list[str]:
-    from se_lab.sweep.changes import other_images
+    from se_lab.sweep.changes import changes
     from se_lab.sweep.nets import check_nets
 
     _check_operators([trial.flat() for trial in trials], execution.plugins)
-    return [*check_nets(trials, execution, looks_at), *other_images(trials, execution)]
+    return [*check_nets(trials, execution, looks_at), *changes(trials, execution)]
 
 
 def _check_operators(trials: Sequence[Mapping[str, object]], plugins: str) -> None:

@@ -109,6 +109,13 @@ def test_those_of_a_trial_too(verb, root, capsys, tmp_path, monkeypatch):
     assert verb == "profile" or "nowhere/images/train is missing" in capsys.readouterr().err
 
 
+def test_train_leaves_other_peoples_folders_alone(tmp_path, capsys):
+    (tmp_path / "thesis.tex").touch()
+    assert main(["train", *QUICK, f"--store={tmp_path}"]) == 2
+    assert "holds other files (thesis.tex)" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
 def test_train_runs_a_trial_and_tells_its_errors(tmp_path, capsys):
     assert main(["train", *QUICK, f"--store={tmp_path}", "--model.se.reduction=4", "--seed", "3"]) == 0
     printed = capsys.readouterr().out
@@ -157,13 +164,13 @@ def test_flags_count_over_recipe_and_file_wherever_they_stand(tmp_path, capsys):
         "train",
         "--seed=3",
         "--wandb=false",
-        f"--store={tmp_path}",
+        f"--store={tmp_path}/store",
         f"--config={tmp_path}/mine.yaml",
         "--recipe",
         "digits",
     ]
     assert main(argv) == 0
-    spec = json.loads(next(tmp_path.glob("*/record.json")).read_text())["spec"]
+    spec = json.loads(next(tmp_path.glob("store/*/record.json")).read_text())["spec"]
     assert (spec["seed"], spec["train.epochs"], spec["model.backbone"]) == (3, 1, "cifar_resnet20")
 
 

@@ -7,6 +7,7 @@ import yaml
 import se_lab.cli.sweep
 from se_lab import store
 from se_lab.cli import main
+from se_lab.spec import RunSpec
 from se_lab.sweep.grammar import read_sweep
 from se_lab.sweep.records import load_records
 
@@ -118,3 +119,18 @@ def test_what_does_not_go_together_is_refused_before_anything_runs(study, capsys
     assert "early_terminate stops trials before their test" in capsys.readouterr().err
     with pytest.raises(FileNotFoundError):
         load_records(folder)
+
+
+def test_a_table_names_a_mixture_of_conditions_and_strict_refuses_it(tmp_path, capsys):
+    for seed, torch in ((0, "2.13.0"), (1, "2.14.1")):
+        spec = RunSpec(seed=seed)
+        provenance = {"torch": torch, "threads": "1"}
+        record = store.RunRecord(
+            spec.trial_id, "finished", spec.flat(), {}, metrics={"test/top1_error": 1.0 + seed}, provenance=provenance
+        )
+        store.write_record(tmp_path / spec.trial_id, record)
+    assert main(["table", str(tmp_path)]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "different conditions in one table: torch: 2.13.0 (1 trial), 2.14.1 (1 trial)" in said
+    assert main(["table", str(tmp_path), "--strict"]) == 2
+    assert "torch: 2.13.0 (1 trial), 2.14.1 (1 trial)" in capsys.readouterr().err

@@ -9,6 +9,7 @@ import hashlib
 import os
 import shlex
 import shutil
+import stat
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +18,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from se_lab.store import cache_folder
 
 SOURCE = Path(__file__).with_name("passes.cpp")
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
@@ -45,7 +48,7 @@ def library() -> ctypes.CDLL | None:
         key = hashlib.sha256(b"\0".join([known.stdout, SOURCE.read_bytes(), " ".join(FLAGS).encode()]))
         with _folder() as folder:
             path = folder / f"passes-{key.hexdigest()[:16]}.so"
-            if not path.exists():
+            if not _is_ours(path):
                 with tempfile.TemporaryDirectory(dir=folder) as aside:  # several processes may be at it
                     made = Path(aside, path.name)
                     subprocess.run([*compiler, "-o", made, SOURCE], check=True, capture_output=True)
@@ -60,12 +63,29 @@ def _folder() -> Iterator[Path]:
     """Yield the user's cache, or a folder for the moment where that cannot be written."""
     with contextlib.ExitStack() as stack:
         try:
-            folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "se_lab"
-            folder.mkdir(parents=True, exist_ok=True)
+            folder = cache_folder()
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            if not _is_ours(folder):
+                raise PermissionError(f"others can write to {folder}")
             stack.enter_context(tempfile.TemporaryFile(dir=folder))
         except (OSError, RuntimeError):
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         yield folder
+
+
+def _is_ours(path: Path) -> bool:
+    """Return whether a path exists, belongs to this user, is no link, and nobody else can write to it or replace it."""
+    for one in (path, path.parent):
+        try:
+            found = one.lstat()
+        except FileNotFoundError:
+            return False
+        writable = stat.S_IMODE(found.st_mode) & (stat.S_IWGRP | stat.S_IWOTH)
+        if stat.S_ISLNK(found.st_mode) or found.st_uid not in (os.geteuid(), 0) or (writable and one == path):
+            return False
+        if writable and not found.st_mode & stat.S_ISVTX:  # in a folder such as /tmp only owners rename
+            return False
+    return True
 
 
 def _call(

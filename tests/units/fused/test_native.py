@@ -107,7 +107,7 @@ def python(code, **environment):
 def test_processes_that_begin_at_once_share_one_library(tmp_path):
     begun = [python("print(native.library()._name)", XDG_CACHE_HOME=str(tmp_path)) for _ in range(2)]
     (path,) = {process.communicate()[0].strip() for process in begun}
-    assert [str(made) for made in (tmp_path / "se_lab").iterdir()] == [path]
+    assert [str(made) for made in (tmp_path / "se-lab").iterdir()] == [path]
 
 
 def test_without_a_cache_it_is_compiled_for_the_process(tmp_path):
@@ -120,3 +120,18 @@ def test_without_a_cache_it_is_compiled_for_the_process(tmp_path):
 def test_without_a_compiler_there_is_none(compiler, tmp_path):
     said = python("print(native.library())", CXX=compiler, PATH="/nowhere", XDG_CACHE_HOME=str(tmp_path))
     assert said.communicate()[0] == "None\n"
+
+
+def test_a_file_that_others_can_write_or_replace_is_not_loaded(tmp_path):
+    folder = tmp_path / "cache"
+    folder.mkdir(mode=0o700)
+    file, link = folder / "passes-1.so", folder / "passes-2.so"
+    file.touch()
+    file.chmod(0o600)
+    link.symlink_to(file)
+    assert native._is_ours(file) and not native._is_ours(link) and not native._is_ours(folder / "absent")
+    file.chmod(0o620)
+    assert not native._is_ours(file)
+    file.chmod(0o600)
+    folder.chmod(0o777)
+    assert not native._is_ours(file)
