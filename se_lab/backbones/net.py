@@ -1,8 +1,7 @@
 """The conventions of a timm net, shared by the backbones written here: head, classifier access, parameter groups."""
 
-from __future__ import annotations
-
-from collections.abc import Callable, Sequence
+# annotations are evaluated: torch.fx copies those of `forward` into its graphs, which TorchScript then has to resolve
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypedDict
 
 import torch
@@ -11,6 +10,7 @@ from timm.layers.create_act import get_act_layer
 from timm.layers.create_norm import get_norm_layer
 from timm.layers.drop import DropPath
 from timm.models import build_model_with_cfg
+from timm.models._features import feature_take_indices
 from torch import nn
 from torch.nn import functional as F
 
@@ -91,6 +91,54 @@ class ConvNet(nn.Module):
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
         """Map images (N, in_chans, H, W) to features (N, num_features, h, w)."""
         raise NotImplementedError
+
+    def forward_intermediates(
+        self,
+        x: torch.Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[torch.Tensor] | tuple[torch.Tensor, list[torch.Tensor]]:
+        """Return the final features and the maps at the ends of stages (`feature_info`), as timm's nets do.
+
+        Args:
+            x: Images, (N, in_chans, H, W).
+            indices: Which of `feature_info`'s maps: a list, the last so many, or all.
+            norm: For timm's interface; these nets normalise within their stages.
+            stop_early: Stop after the last of these maps.
+            output_fmt: NCHW, the only form of these nets' maps.
+            intermediates_only: Return the maps alone.
+        """
+        if output_fmt != "NCHW":
+            raise ValueError(f"output_fmt is {output_fmt!r}; it must be NCHW")
+        taken, last = feature_take_indices(len(self.feature_info), indices)
+        ends = [info["module"] for info in self.feature_info]
+        maps = []
+        for path, module in self._steps():
+            x = module(x)
+            at = next((number for number, end in enumerate(ends) if path == end), None)
+            if at in taken:
+                maps.append(x)
+            if stop_early and at == last:
+                break
+        return maps if intermediates_only else (x, maps)
+
+    def _steps(self) -> Iterator[tuple[str, nn.Module]]:
+        """Yield the modules before the head in their order, those of a stage one by one, with their paths."""
+        for name, child in self.named_children():
+            if name == "global_pool":
+                return
+            if not isinstance(child, nn.Sequential):
+                yield name, child
+                continue
+            *first, (end, block) = child.named_children()
+            yield from ((f"{name}.{path}", module) for path, module in first)
+            yield (f"{name}.{end}" if self._is_end(f"{name}.{end}") else name), block
+
+    def _is_end(self, path: str) -> bool:
+        return any(info["module"] == path for info in self.feature_info)
 
     def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
         """Map features (N, num_features, h, w) to logits (N, num_classes), or to what the classifier sees."""

@@ -219,9 +219,29 @@ def test_script_export_deepcopy_and_pickle_agree(name: str) -> None:
     with torch.no_grad():
         expected = net(images)
         torch.testing.assert_close(torch.jit.script(net)(images), expected)
+        torch.testing.assert_close(torch.jit.script(torch.fx.symbolic_trace(net))(images), expected)
         torch.testing.assert_close(torch.export.export(net, (images,)).module()(images), expected)
         assert torch.equal(copy.deepcopy(net)(images), expected)
         assert torch.equal(pickle.loads(pickle.dumps(net))(images), expected)
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_intermediates_are_the_maps_that_timms_feature_extraction_returns(name: str) -> None:
+    torch.manual_seed(0)
+    net = small(name).eval()
+    extracted = small(name, features_only=True).eval()
+    extracted.load_state_dict(net.state_dict(), strict=False)
+    images = torch.randn(1, 3, image_size(name), image_size(name))
+    with torch.no_grad():
+        final, maps = net.forward_intermediates(images)
+        assert torch.equal(final, net.forward_features(images))
+        expected = extracted(images)
+        assert len(maps) == len(expected)
+        assert all(torch.equal(a, b) for a, b in zip(maps, expected, strict=True))
+        (first,) = net.forward_intermediates(images, indices=[0], stop_early=True, intermediates_only=True)
+        assert torch.equal(first, expected[0])
+    with pytest.raises(ValueError, match="output_fmt is 'NLC'; it must be NCHW"):
+        net.forward_intermediates(images, output_fmt="NLC")
 
 
 def test_gradient_checkpointing_is_refused() -> None:
