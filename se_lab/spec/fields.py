@@ -133,13 +133,13 @@ class ModelSpec:
     """
 
     backbone: str = "resnet50"
-    """Any timm model name, or one of SE-Lab's own (cifar_resnet20 …)."""
+    """The name of a net of timm's, of torchvision's (torchvision:resnet50) or of SE-Lab's own (cifar_resnet20 …)."""
     se: SESpec = field(default_factory=SESpec)
     """The SE units."""
     existing_se: Annotated[str, ("refuse", "keep", "replace")] = "refuse"
     """A backbone with SE of its own is refused, or keep: ours come in addition, or replace: its units become ours."""
     pretrained: bool | str = False
-    """True: timm's pretrained weights; a path: a checkpoint of the plain backbone."""
+    """True: the library's pretrained weights; a path: a file of weights of the plain backbone."""
     init: Annotated[str, ("he", "zero_init_last", "timm")] = "he"
     """Start of the weights: he (He et al. 2015), zero_init_last (He, and each branch's last norm at 0), or timm."""
     kwargs: dict[str, Any] = field(default_factory=dict)
