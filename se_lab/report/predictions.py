@@ -45,10 +45,13 @@ def image_differences(study: Study, metric: str, rng: np.random.Generator) -> tu
     estimate, half = np.full((2, len(study.variants)), np.nan)
     for variant, pairs in _pairs(study, metric):
         points = 100.0 * np.stack([mine.astype(float) - base for mine, base in pairs])
-        bootstrap = statistics.bootstrap_images if len(pairs) == 1 else statistics.bootstrap_seeds_images
-        interval = bootstrap(points[0] if len(pairs) == 1 else points, rng)
+        one = len(pairs) == 1
+        interval = statistics.bootstrap_images(points[0], rng) if one else statistics.seeds_images_interval(points)
         estimate[variant], half[variant] = interval.estimate, (interval.high - interval.low) / 2
-    note = "Δ, seeds × images: 95 % bootstrap interval for other seeds and other test images; one seed: images only."
+    note = (
+        "Δ, seeds × images: 95 % interval for other seeds and other test images (variance components of both); one "
+        "seed: other images alone (bootstrap)."
+    )
     return estimate, half, note
 
 

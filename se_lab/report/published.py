@@ -63,6 +63,10 @@ _PRINTED = ("test/top1_error", "test/top5_error", "params", "macs")
 UNITS_PAPERS = "units"
 """What the papers of all units print of ResNet-50: no table of the SE paper's, so no part of all its tables."""
 
+EARLIER_TABLE_3 = "table_3_mobile_earlier"
+"""Table 3 in the paper's CVPR edition, whose baselines are worse."""
+EDITIONS = {"table_3_mobile": EARLIER_TABLE_3, EARLIER_TABLE_3: "table_3_mobile"}
+
 
 @dataclass(frozen=True)
 class _Paper:
@@ -78,6 +82,7 @@ _TABLES = {
     for table in (
         _Paper("table_2_imagenet", None, "imagenet|ilsvrc"),
         _Paper("table_3_mobile", None, "imagenet|ilsvrc"),
+        _Paper(EARLIER_TABLE_3, None, "imagenet|ilsvrc"),
         _Paper("table_4_cifar10", None, "cifar-?10(?!0)"),
         _Paper("table_5_cifar100", None, "cifar-?100"),
         _Paper("table_10_reduction", "reduction", "imagenet|ilsvrc"),
@@ -101,7 +106,11 @@ def paper_rows(paper: str = "all") -> pd.DataFrame:
     test/top1_error and test/top5_error (%), params and macs (NaN where nothing is), each with `KEY:digit`, the worth
     of the last printed digit. Raises ReportError for an unknown table.
     """
-    names = [name for name in _TABLES if name != UNITS_PAPERS] if paper == "all" else [_named(paper).name]
+    names = (
+        [name for name in _TABLES if name not in (UNITS_PAPERS, EARLIER_TABLE_3)]
+        if paper == "all"
+        else [_named(paper).name]
+    )
     rows: pd.DataFrame = pd.DataFrame([row for name in names for row in _rows(_TABLES[name])], dtype=object)
     for key in _PRINTED:
         for column in (key, f"{key}:digit", f"{key}:base"):
@@ -151,7 +160,7 @@ def costs_beside_paper(study: Study) -> Table | None:
     """
     ours, found = _specs(study), []
     counted = {f"counted_{key}": study.per_variant(key, "first") for key in ("params", "macs") if key in study.trials}
-    for table in (table for name, table in _TABLES.items() if name != UNITS_PAPERS):
+    for table in (table for name, table in _TABLES.items() if name not in (UNITS_PAPERS, EARLIER_TABLE_3)):
         rows = paper_rows(table.name)
         rows = rows[rows[["params", "macs"]].notna().any(axis=1)]
         places = {_place(row, table): number for number, row in zip(rows.index, rows.to_dict("records"), strict=True)}
@@ -312,10 +321,13 @@ def _cost_shown(printed: pd.DataFrame, key: str) -> list[Shown]:
 def _notes(table: _Paper, rows: pd.DataFrame, at: NDArray[np.intp], same: NDArray[np.bool_]) -> list[str]:
     if (at < 0).all():
         return [f"None of these variants is in the paper's {table.name}."]
-    source = f"{table.name} of Hu et al. (arXiv 1709.01507 v4)"
+    edition = "the earlier edition, about CVPR 2018" if table.name == EARLIER_TABLE_3 else "arXiv 1709.01507 v4"
+    source = f"{table.name} of Hu et al. ({edition})"
     if table.name == UNITS_PAPERS:
         source = "; ".join(rows["row"][rows.index.isin(at)]) + ", each under its own recipe"
     notes = [f"Paper: {source}, one run each, single centre crop."]
+    if table.name in EDITIONS:
+        notes.append(f"Table 3 differs between the paper's editions; the other one: --paper {EDITIONS[table.name]}.")
     if not same.any():
         notes.append("Another net or data set than the paper's: of its errors only the differences can be compared.")
     missing = rows["row"][~rows.index.isin(at)]

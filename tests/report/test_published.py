@@ -42,6 +42,10 @@ def test_rows_mean_what_the_papers_labels_say() -> None:
     # Table 3: MobileNet 28.4 reimplemented, 569 MFLOPs, 4.2M; SE-MobileNet 25.3, 572, 4.7M
     assert list(mobile.loc["MobileNet", [TOP1, "macs", "params"]]) == [28.4, 569e6, 4.2e6]
     assert list(mobile.loc["SE-MobileNet", [TOP1, "macs", "params"]]) == [25.3, 572e6, 4.7e6]
+    # Table 3 of the CVPR edition: 29.1 / 10.1 and 33.9 / 13.6 reimplemented
+    earlier = paper_rows("table_3_mobile_earlier").set_index("row")
+    assert list(earlier.loc["MobileNet", [TOP1, "test/top5_error"]]) == [29.1, 10.1]
+    assert list(earlier.loc["ShuffleNet", [TOP1, "test/top5_error"]]) == [33.9, 13.6]
 
 
 def test_all_is_every_table_and_an_unknown_one_is_refused_with_the_nearest() -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
+import statsmodels.formula.api as smf
 from scipy import stats
+from statsmodels.stats.anova import anova_lm
 from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
@@ -134,19 +137,31 @@ def test_bootstraps_refuse_what_they_cannot_draw_from() -> None:
             statistics.bootstrap_images(values, rng())
     for values in ([1.0], [[]]):
         with pytest.raises(ValueError, match=r"\(S, N\)"):
-            statistics.bootstrap_seeds_images(values, rng())
+            statistics.seeds_images_interval(values)
+
+
+def test_seeds_by_images_has_the_mean_squares_of_statsmodels() -> None:
+    generator = rng(3)
+    values = generator.normal(size=(4, 30)) + generator.normal(size=(4, 1)) + generator.normal(size=(1, 30))
+    seed, image = np.indices(values.shape)
+    data = pd.DataFrame({"y": values.ravel(), "s": seed.ravel(), "i": image.ravel()})
+    ms = anova_lm(smf.ols("y ~ C(s) + C(i)", data).fit())["mean_sq"].to_numpy()
+    total = ms[0] + ms[1] - ms[2]
+    df = total**2 / (ms[0] ** 2 / 3 + ms[1] ** 2 / 29 + ms[2] ** 2 / 87)
+    ours = statistics.seeds_images_interval(values)
+    assert ours.high - ours.estimate == pytest.approx(stats.t.ppf(0.975, df) * np.sqrt(total / 120))
 
 
 def test_seeds_by_images_is_the_t_interval_where_all_images_are_alike() -> None:
     per_seed = np.array([0.3, -0.1, 0.5, 0.2])
-    ours = statistics.bootstrap_seeds_images(np.repeat(per_seed[:, None], 50, axis=1), rng(), draws=20_000)
+    ours = statistics.seeds_images_interval(np.repeat(per_seed[:, None], 50, axis=1))
     low, high = stats.ttest_1samp(per_seed, 0).confidence_interval(0.95)
-    assert (ours.low, ours.high) == (pytest.approx(low, abs=0.01), pytest.approx(high, abs=0.01))
+    assert (ours.low, ours.high) == (pytest.approx(low), pytest.approx(high))
 
 
-def test_seeds_by_images_is_the_bootstrap_over_images_where_all_seeds_are_alike() -> None:
+def test_seeds_by_images_is_the_interval_over_images_where_all_seeds_are_alike() -> None:
     image = rng().choice([-1.0, 0.0, 1.0], 500, p=[0.2, 0.7, 0.1])
-    both = statistics.bootstrap_seeds_images(np.repeat(image[None], 5, axis=0), rng(1), draws=20_000)
+    both = statistics.seeds_images_interval(np.repeat(image[None], 5, axis=0))
     sem = image.std() / np.sqrt(500)
     assert both.high - both.estimate == pytest.approx(1.96 * sem, rel=0.03)
 
@@ -241,7 +256,7 @@ def test_holm_keeps_false_alarms_of_a_whole_table_below_5_percent() -> None:
 
 
 @pytest.mark.parametrize("seeds", [1, 3, 8])
-def test_bootstrap_intervals_cover_the_truth_for_new_seeds_and_images(seeds: int) -> None:
+def test_intervals_over_images_cover_the_truth_for_new_seeds_and_images(seeds: int) -> None:
     """Errors in points: 0.2 by seed, easy and hard images, noise of each; one seed: about that net on new images."""
     generator, studies, images = rng(seeds), 600, 300
     covered = 0
@@ -257,6 +272,6 @@ def test_bootstrap_intervals_cover_the_truth_for_new_seeds_and_images(seeds: int
             )
             interval = statistics.bootstrap_images(values[0], generator, draws=500)
         else:
-            interval = statistics.bootstrap_seeds_images(values, generator, draws=300)
+            interval = statistics.seeds_images_interval(values)
         covered += interval.low <= truth <= interval.high
     assert covered / studies >= 0.95 - three_sigma(0.95, studies)
