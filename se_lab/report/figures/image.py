@@ -45,7 +45,11 @@ def draw(chart: Chart, look: Look | None = None) -> Figure:
         sheet.figure.draw_without_rendering()  # settles the layout, and with it the pixels of a value
         for (axes, panel), names in zip(panels, points, strict=True):
             remarks += [*write_names(sheet, axes, panel, names), *write_cells(sheet, axes, panel)]
+        height = sheet.figure.get_figheight()
         _lay_out(sheet, legends, remarks)
+        if sheet.figure.get_figheight() != height:  # the note has grown
+            sheet.figure.draw_without_rendering()
+        sheet.figure.set_layout_engine("none")  # each file would lay it out again
     return sheet.figure
 
 

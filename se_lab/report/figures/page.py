@@ -139,16 +139,7 @@ def _traces(series: Series, panel: Panel) -> Iterator[Dict]:
     if series.dash:
         trace["line"] = {"color": series.color, "dash": series.dash, "width": series.width}
     if series.marker:
-        face = [("white" if h else series.color) for h in series.hollow] if series.hollow is not None else series.color
-        symbol = _SYMBOLS.get(series.marker, series.marker)
-        outline = {"color": series.color, "width": 2 if series.hollow is not None or symbol == "line-ns-open" else 0}
-        trace["marker"] = {
-            "color": face,
-            "symbol": symbol,
-            "size": 1.6 * series.size,
-            "opacity": series.alpha,
-            "line": outline,
-        }
+        trace["marker"] = _marker(series)
     for name, half in (("error_x", series.x_half), ("error_y", series.y_half)):
         if half is not None:
             bars = {
@@ -166,6 +157,13 @@ def _traces(series: Series, panel: Panel) -> Iterator[Dict]:
         if len(series.keys) > i:
             arrow["meta"] = list(series.keys[i])
         yield arrow | {"hovertext": "the interval goes on", "hoverinfo": "text", "showlegend": False}
+
+
+def _marker(series: Series) -> Dict:
+    face = [("white" if h else series.color) for h in series.hollow] if series.hollow is not None else series.color
+    symbol = _SYMBOLS.get(series.marker, series.marker)
+    outline = {"color": series.color, "width": 2 if series.hollow is not None or symbol != series.marker else 0}
+    return {"color": face, "symbol": symbol, "size": 1.6 * series.size, "opacity": series.alpha, "line": outline}
 
 
 def _hover(text: str) -> str:

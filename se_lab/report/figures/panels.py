@@ -33,6 +33,7 @@ MARKERS = {
 DASHES: dict[str, Any] = {
     "solid": "-", "dash": "--", "dot": ":", "dashdot": "-.", "longdash": (0, (8, 2)), "longdashdot": (0, (8, 2, 1, 2)),
 }  # fmt: skip
+_MANY = 200  # names of which few are written: to fit all of them would take minutes
 _ARROWS = {"left": "<", "right": ">", "below": "v", "above": "^"}
 
 
@@ -132,17 +133,19 @@ def _write_x(sheet: Sheet, axes: Axes, axis: Axis, *, shown: bool) -> list[str]:
     if ticks is None:
         return []
     texts = [printable(text) for _, text in ticks]
+    if not axis.names:
+        return _set_ticks(axes.set_xticks, ticks, texts)
     room = 0.92 * sheet.plot_width / max(len(texts), 1)
-    flat = [wrapped(text, room, sheet.measure) for text in texts]
-    words = max((sheet.measure(word) for text in texts for word in text.split()), default=0.0)
-    if not axis.names or (words <= room and max(text.count("\n") for text in flat) < 3):
-        _set_ticks(axes.set_xticks, ticks, flat if axis.names else texts)
-        return []
-    texts = sheet.names.fit(texts, sheet.lines(9), sheet.measure)
-    if max(map(sheet.measure, texts)) <= room:  # numbers
-        _set_ticks(axes.set_xticks, ticks, texts)
-        return []
-    return _set_ticks(axes.set_xticks, ticks, texts, int(sheet.plot_width / sheet.lines(0.9)), "columns", rotation=90)
+    if len(texts) < _MANY and max(sheet.measure(word) for text in texts for word in text.split() or [""]) <= room:
+        flat = [wrapped(text, room, sheet.measure) for text in texts]
+        if max(text.count("\n") for text in flat) < 3:
+            return _set_ticks(axes.set_xticks, ticks, flat)
+    most = int(sheet.plot_width / sheet.lines(0.9))
+    if len(texts) <= most:
+        texts = sheet.names.fit(texts, sheet.lines(9), sheet.measure)
+        if max(map(sheet.measure, texts)) <= room:  # numbers
+            return _set_ticks(axes.set_xticks, ticks, texts)
+    return _set_ticks(axes.set_xticks, ticks, texts, most, "columns", rotation=90)
 
 
 def _write_y(sheet: Sheet, axes: Axes, panel: Panel, *, shown: bool) -> list[str]:
@@ -159,7 +162,8 @@ def _write_y(sheet: Sheet, axes: Axes, panel: Panel, *, shown: bool) -> list[str
     texts = [printable(text) for _, text in ticks]
     if not axis.names:
         return _set_ticks(axes.set_yticks, ticks, texts)
-    texts = sheet.names.fit(texts, 0.42 * sheet.panel_width, sheet.measure, 2 if sheet.chart.rows else 1)
+    if sheet.chart.rows or len(texts) < _MANY:
+        texts = sheet.names.fit(texts, 0.42 * sheet.panel_width, sheet.measure, 2 if sheet.chart.rows else 1)
     sheet.two_lines |= any("\n" in text for text in texts)
     return _set_ticks(axes.set_yticks, ticks, texts, int(sheet.body / sheet.down / sheet.lines(0.95)), "rows")
 

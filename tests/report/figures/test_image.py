@@ -185,7 +185,7 @@ def test_a_matrix_has_numbers_that_stand_out_where_they_fit_and_a_note_where_not
 
 
 def test_more_rows_or_columns_than_can_be_named_are_thinned_and_the_note_says_so() -> None:
-    count = 1000
+    count = 300
     ticks = [(i, f"class {i}") for i in range(count)]
     cells = Cells(np.eye(count), "correlation")
     side = Axis("", (-0.5, count - 0.5), ticks=ticks, names=True)
