@@ -33,7 +33,6 @@ MARKERS = {
 DASHES: dict[str, Any] = {
     "solid": "-", "dash": "--", "dot": ":", "dashdot": "-.", "longdash": (0, (8, 2)), "longdashdot": (0, (8, 2, 1, 2)),
 }  # fmt: skip
-_MANY = 200  # names of which few are written: to fit all of them would take minutes
 _ARROWS = {"left": "<", "right": ">", "below": "v", "above": "^"}
 
 
@@ -132,20 +131,20 @@ def _write_x(sheet: Sheet, axes: Axes, axis: Axis, *, shown: bool) -> list[str]:
     ticks = _ticks(axis, 0.9 * sheet.panel_width, lambda text: sheet.measure(text) + sheet.lines(1.2))
     if ticks is None:
         return []
+    ticks, remarks = _thinned(axis, ticks, sheet.plot_width / sheet.lines(0.9), "columns")
     texts = [printable(text) for _, text in ticks]
-    if not axis.names:
-        return _set_ticks(axes.set_xticks, ticks, texts)
     room = 0.92 * sheet.plot_width / max(len(texts), 1)
-    if len(texts) < _MANY and max(sheet.measure(word) for text in texts for word in text.split() or [""]) <= room:
+    turned: dict[str, Any] = {}
+    if axis.names:
         flat = [wrapped(text, room, sheet.measure) for text in texts]
-        if max(text.count("\n") for text in flat) < 3:
-            return _set_ticks(axes.set_xticks, ticks, flat)
-    most = int(sheet.plot_width / sheet.lines(0.9))
-    if len(texts) <= most:
-        texts = sheet.names.fit(texts, sheet.lines(9), sheet.measure)
-        if max(map(sheet.measure, texts)) <= room:  # numbers
-            return _set_ticks(axes.set_xticks, ticks, texts)
-    return _set_ticks(axes.set_xticks, ticks, texts, most, "columns", rotation=90)
+        words = max((sheet.measure(word) for text in texts for word in text.split()), default=0.0)
+        if not remarks and words <= room and max(text.count("\n") for text in flat) < 3:
+            texts = flat
+        else:
+            texts = sheet.names.fit(texts, sheet.lines(9), sheet.measure)
+            turned = {"rotation": 90} if max(map(sheet.measure, texts)) > room else {}
+    axes.set_xticks([value for value, _ in ticks], texts, **turned)
+    return remarks
 
 
 def _write_y(sheet: Sheet, axes: Axes, panel: Panel, *, shown: bool) -> list[str]:
@@ -159,22 +158,19 @@ def _write_y(sheet: Sheet, axes: Axes, panel: Panel, *, shown: bool) -> list[str
     ticks = _ticks(axis, 0.9 * sheet.body / sheet.down, lambda _: sheet.lines(2))
     if ticks is None:
         return []
+    ticks, remarks = _thinned(axis, ticks, sheet.body / sheet.down / sheet.lines(0.95), "rows")
     texts = [printable(text) for _, text in ticks]
-    if not axis.names:
-        return _set_ticks(axes.set_yticks, ticks, texts)
-    if sheet.chart.rows or len(texts) < _MANY:
+    if axis.names:
         texts = sheet.names.fit(texts, 0.42 * sheet.panel_width, sheet.measure, 2 if sheet.chart.rows else 1)
-    sheet.two_lines |= any("\n" in text for text in texts)
-    return _set_ticks(axes.set_yticks, ticks, texts, int(sheet.body / sheet.down / sheet.lines(0.95)), "rows")
+        sheet.two_lines |= any("\n" in text for text in texts)
+    axes.set_yticks([value for value, _ in ticks], texts)
+    return remarks
 
 
-def _set_ticks(
-    set_ticks: Any, ticks: Sequence[Tick], texts: Sequence[str], most: int | None = None, what: str = "", **look: Any
-) -> list[str]:
-    """Set ticks with their texts, at most that many, and return what the note has to say of it."""
-    step = 1 if most is None else max(1, -(-len(ticks) // max(most, 1)))
-    set_ticks([value for value, _ in ticks][::step], texts[::step], **look)
-    return [f"Not all {what} are named."] if step > 1 else []
+def _thinned(axis: Axis, ticks: Sequence[Tick], most: float, what: str) -> tuple[Sequence[Tick], list[str]]:
+    """Return every n-th name, so that at most that many are left, and what the note has to say of it."""
+    step = -(-len(ticks) // max(int(most), 1)) if axis.names else 1
+    return ticks[:: max(step, 1)], [f"Not all {what} are named."] if step > 1 else []
 
 
 def _ticks(axis: Axis, room: float, size: Callable[[str], float]) -> Sequence[Tick] | None:
