@@ -32,7 +32,12 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 
 
 def put_in_place(aside: Path, path: Path) -> None:
-    """Bring a file that was written aside to the disk, and rename it over its name."""
+    """Bring a file that was written aside to the disk, and rename it over its name, readable as the umask has it."""
+    if aside.stat().st_mode & 0o777 == 0o600:  # safetensors writes so, whatever the umask
+        usual = aside_of(path)
+        usual.touch()
+        aside.chmod(usual.stat().st_mode & 0o777)
+        usual.unlink()
     with aside.open("rb") as file:
         os.fsync(file.fileno())
     aside.replace(path)

@@ -89,3 +89,15 @@ def test_every_flipped_bit_of_a_sealed_file_is_found_or_harmless(tmp_path):
         silent += 1  # in the checksum's own line, which then counts for none: nothing else has changed
         assert {key: found[key] for key in read} == read
     assert silent < 8 / 3 * content.index(b'"lr"')
+
+
+def test_what_is_put_in_place_is_readable_as_the_umask_has_it(tmp_path):
+    """safetensors writes files that only their owner can read."""
+    before = os.umask(0o022)
+    try:
+        (tmp_path / "aside").touch(mode=0o600)
+        store.put_in_place(tmp_path / "aside", tmp_path / "file")
+        assert (tmp_path / "file").stat().st_mode & 0o777 == 0o644
+    finally:
+        os.umask(before)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
