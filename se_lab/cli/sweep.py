@@ -93,6 +93,8 @@ def _parse_sweep(argv: list[str]) -> tuple[Any, ExecSpec, Sweep]:
     if spec.search is not None:  # its proposals are in the store
         spec = read_sweep(options.spec, seed=options.sweep_seed, store_folder=execution.store)
     options.through_wandb = bare
+    if not bare:
+        execution = dataclasses.replace(execution, group=execution.group or spec.name)
     return options, execution, spec
 
 
@@ -379,13 +381,12 @@ def sync(argv: list[str]) -> int:
     parser = Parser("se-lab sync", "Send trials that ran offline to W&B, each once and complete.")
     add_execution_flags(parser)
     parser.add_argument("runs", nargs="+", metavar="RUNS", help="Sweep specs (their trials, in the store) or stores.")
-    parser.add_argument("--entity", help="The W&B user or team; by default your own.")
     _add_seed(parser)
     options = parser.parse_args(argv)
     execution = execution_of(options.given)
     from se_lab.sweep.wandb import sync
 
     for source in options.runs:
-        for trial_id, state in sync(source, execution, entity=options.entity, sweep_seed=options.sweep_seed):
+        for trial_id, state in sync(source, execution, sweep_seed=options.sweep_seed):
             print(f"{trial_id} {state}")
     return 0

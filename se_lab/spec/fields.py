@@ -400,6 +400,16 @@ class ExecSpec:
     """Log to W&B: offline, unless WANDB_MODE or WANDB_SWEEP_ID says otherwise."""
     project: str = "se-lab"
     """The W&B project."""
+    entity: str = ""
+    """The W&B user or team; by default your own."""
+    group: str = ""
+    """The group of the W&B runs; by default the name of the sweep."""
+    tags: tuple[str, ...] = ()
+    """Tags of the W&B runs."""
+    notes: str = ""
+    """Notes on the W&B runs."""
+    job_type: str = ""
+    """The job type of the W&B runs."""
     plugins: str = ""
     """Modules to import first, separated by commas, such as one that adds a squeeze operator."""
     checkpoint_minutes: Annotated[float, Meta(gt=0)] = 10.0

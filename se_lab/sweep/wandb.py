@@ -157,9 +157,7 @@ def check_network(seconds: float = 8.0) -> None:
         raise SpecError(f"W&B does not answer at {url}: without a network nothing can be sent; WANDB_BASE_URL names it")
 
 
-def sync(
-    source: str | Path, execution: ExecSpec, *, entity: str | None = None, sweep_seed: int = 0
-) -> list[tuple[str, str]]:
+def sync(source: str | Path, execution: ExecSpec, *, sweep_seed: int = 0) -> list[tuple[str, str]]:
     """Send the trials of a store or of a sweep spec to W&B: each once and complete, from its record and metrics.csv.
 
     A run has the trial's id; its group is the label of the variant; its tags are the backbone, the insertion and the
@@ -188,7 +186,11 @@ def sync(
         if record is None:
             done.append((folder.name, "not started" if not folder.is_dir() else "interrupted"))
             continue
-        mark = {"project": f"{entity or ''}/{execution.project}", "started": record.started, "status": record.status}
+        mark = {
+            "project": f"{execution.entity}/{execution.project}",
+            "started": record.started,
+            "status": record.status,
+        }
         with contextlib.suppress(FileNotFoundError, ValueError):
             if json.loads((folder / "synced.json").read_text(encoding="utf-8")) == mark:
                 done.append((folder.name, "already there"))
@@ -197,7 +199,7 @@ def sync(
             check_network()
             asked = True
         try:
-            _send(record, folder, name, project=execution.project, entity=entity)
+            _send(record, folder, name, project=execution.project, entity=execution.entity or None)
         except (Error, wandb.errors.UsageError) as error:
             raise SpecError(f"W&B did not take {folder.name}: {error}") from error
         text = json.dumps(mark)
@@ -343,12 +345,13 @@ def register_sweep(file: str | Path, execution: ExecSpec) -> tuple[str, dict[str
     sweep = read_sweep(file)
     usual = dict(fields_of(sweep.execution))
     for key, value in fields_of(execution):
-        if value != usual[key] and key not in (*REACH_AGENTS, "project"):
+        if value != usual[key] and key not in (*REACH_AGENTS, "project", "entity"):
             raise SpecError(f"--{key} does not reach W&B's agents; write it into the spec's command")
     spec = load_spec(file)
     project = spec.get("project") or os.environ.get("WANDB_PROJECT") or execution.project
-    sweep_id = wandb.sweep(spec, project=project, entity=spec.get("entity"))
-    path = f"{os.environ.get('WANDB_ENTITY') or wandb.Api().default_entity}/{project}/{sweep_id}"
+    entity = spec.get("entity") or execution.entity or os.environ.get("WANDB_ENTITY") or None
+    sweep_id = wandb.sweep(spec, project=project, entity=entity)
+    path = f"{entity or wandb.Api().default_entity}/{project}/{sweep_id}"
     return path, {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
         "SE_LAB_STORE": str(Path(execution.store).absolute()),

@@ -58,7 +58,7 @@ def wandb_logger(record: RunRecord, folder: Path, execution: ExecSpec) -> Iterat
                 logger.experiment.finish(exit_code=int(failed))
             except Exception as error:
                 lose("the end of the run was not logged", error)
-        elif alone:
+        elif lost and alone:
             _abandon_service()
 
 
@@ -96,6 +96,11 @@ def _open_wandb(record: RunRecord, folder: Path, execution: ExecSpec) -> Any:
         project=os.environ.get("WANDB_PROJECT", execution.project),
         id=None if agent else record.trial_id,
         name=None if agent else label(run_spec(flat)),
+        entity=execution.entity or None,
+        group=execution.group or None,
+        tags=list(execution.tags) or None,
+        notes=execution.notes or None,
+        job_type=execution.job_type or None,
         save_dir=folder,
         log_model=False,
         settings=wandb.Settings(mode=mode, silent=True, console="off"),  # type: ignore[arg-type]

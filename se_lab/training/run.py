@@ -79,6 +79,14 @@ def run(spec: RunSpec, execution: ExecSpec | None = None, *, progress: Progress 
             return TrialRun(trial, task, held, progress).to_the_end()
 
 
+class TrialBar(RichProgressBar):
+    """Lightning's bar, without the logger's version: of W&B it is a random name."""
+
+    def get_metrics(self, *arguments: Any) -> dict[str, Any]:  # type: ignore[override]
+        """Return what stands beside the bar."""
+        return {key: value for key, value in super().get_metrics(*arguments).items() if key != "v_num"}
+
+
 class TrialRun:
     """A trial that this process holds, from here to its record."""
 
@@ -116,7 +124,7 @@ class TrialRun:
     def _train_and_test(self) -> None:
         spec, execution = self.trial.spec, self.trial.execution
         logged = execution.wandb and self.folder.is_held
-        bars = [RichProgressBar(leave=True)] if self.with_bar else []
+        bars = [TrialBar(leave=True)] if self.with_bar else []
         with wandb_logger(self.record, self.folder.path, execution) if logged else contextlib.nullcontext(False) as one:
             trainer = create_trainer(
                 spec,

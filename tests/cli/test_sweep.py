@@ -134,3 +134,12 @@ def test_a_table_names_a_mixture_of_conditions_and_strict_refuses_it(tmp_path, c
     assert "different conditions in one table: torch: 2.13.0 (1 trial), 2.14.1 (1 trial)" in said
     assert main(["table", str(tmp_path), "--strict"]) == 2
     assert "torch: 2.13.0 (1 trial), 2.14.1 (1 trial)" in capsys.readouterr().err
+
+
+def test_trials_of_a_sweep_carry_its_name_as_their_wandb_group():
+    from se_lab.cli.sweep import _parse_sweep
+
+    file = "sweeps/demo.yaml"
+    _, execution, spec = _parse_sweep([file])
+    assert execution.group == spec.name
+    assert _parse_sweep([file, "--group=mine", "--tags=[a, b]"])[1].group == "mine"

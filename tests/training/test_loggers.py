@@ -64,3 +64,23 @@ def test_a_tracker_that_does_not_start_is_recorded(few, offline, monkeypatch):
     record = read_record(trial_folder(offline.store, few().trial_id))
     assert record.status == "finished"
     assert record.host["wandb"] == "nothing was logged: ConnectionResetError: the service is gone"
+
+
+def test_the_run_has_the_group_tags_notes_and_job_type_of_the_flags(few, offline, monkeypatch):
+    seen = {}
+
+    def note(row):
+        run_now = wandb.run
+        seen.update(group=run_now.group, tags=run_now.tags, notes=run_now.notes, job_type=run_now.job_type)
+
+    flags = {"group": "ablation", "tags": ("small", "first"), "notes": "a try", "job_type": "train"}
+    run(few(), dataclasses.replace(offline, **flags), progress=note)
+    assert seen == flags
+    assert wandb.run is None
+
+
+def test_the_run_of_an_agent_is_left_open(few, offline, monkeypatch):
+    monkeypatch.setenv("WANDB_SWEEP_ID", "abc")
+    run(few(), offline)
+    assert wandb.run is not None
+    wandb.finish()
