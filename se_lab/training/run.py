@@ -82,7 +82,7 @@ def run(spec: RunSpec, execution: ExecSpec | None = None, *, progress: Progress 
 class TrialBar(RichProgressBar):
     """Lightning's bar, without the logger's version: of W&B it is a random name."""
 
-    def get_metrics(self, *arguments: Any) -> dict[str, Any]:  # type: ignore[override]
+    def get_metrics(self, *arguments: Any) -> dict[str, Any]:
         """Return what stands beside the bar."""
         return {key: value for key, value in super().get_metrics(*arguments).items() if key != "v_num"}
 
