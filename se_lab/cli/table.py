@@ -11,7 +11,7 @@ from se_lab.cli.runs import records_of, runs_parser, where_of
 from se_lab.spec import SpecError
 from se_lab.store import replacing
 
-_ONE_ROW_A_VARIANT = ("rows", "columns", "power", "paper", "model", "margin", "contrast")
+_ONE_ROW_A_VARIANT = ("rows", "columns", "detect", "paper", "model", "margin", "contrast")
 
 
 def table(argv: list[str]) -> int:
@@ -25,7 +25,9 @@ def table(argv: list[str]) -> int:
     parser.add_argument("--rows", nargs="+", metavar="KEY", help="The spec's keys that tell rows apart.")
     parser.add_argument("--columns", nargs="+", metavar="KEY", help=f"Of {', '.join(COLUMNS)}, or a logged metric.")
     parser.add_argument("--pivot", nargs=2, metavar=("ROW", "COLUMN"), help="The metric by two of the spec's keys.")
-    parser.add_argument("--power", type=float, help="Add the seeds needed to detect this difference (power 0.8).")
+    parser.add_argument(
+        "--detect", type=float, metavar="POINTS", help="Add the seeds needed to detect this difference (power 0.8)."
+    )
     parser.add_argument("--model", choices=MODELS, help="Model of the comparison with the baseline (joint).")
     parser.add_argument("--margin", type=float, metavar="POINTS", help="Differences below this count as equivalent.")
     parser.add_argument(
@@ -68,7 +70,7 @@ def table(argv: list[str]) -> int:
             columns=options.columns,
             rows=options.rows,
             where=where,
-            power=options.power,
+            detect=options.detect,
             paper=options.paper,
             model=options.model or "joint",
             margin=options.margin,

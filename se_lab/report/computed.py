@@ -22,8 +22,8 @@ class Request(NamedTuple):
     study: Study
     metric: str
     model: str = "joint"
-    power: float | None = None
-    """The difference that a study should tell from none, in the metric's unit."""
+    detect: float | None = None
+    """The difference that a study should detect, in the metric's unit."""
     margin: float | None = None
     """The difference below which variants count as equivalent, in the metric's unit."""
 
@@ -176,18 +176,18 @@ def _most_pairs(pairs: Floats) -> int:
 
 
 def _seeds_needed(request: Request) -> Answer:
-    power = request.power
-    if power is None:
-        raise ReportError("The column seeds_needed needs power=, the difference that should be told from none.")
-    if power <= 0:
-        raise ReportError(f"The difference to tell from none must be above zero, not {power:g}.")
+    detect = request.detect
+    if detect is None:
+        raise ReportError("The column seeds_needed needs detect=, the difference that should be detected.")
+    if detect <= 0:
+        raise ReportError(f"The difference to detect must be above zero, not {detect:g}.")
     pairs = paired_matrix(request.study, request.metric)
     estimate = statistics.t_interval(pairs)
     spread = estimate.half_width * np.sqrt(estimate.n) / stats.t.ppf(0.975, np.maximum(estimate.n - 1, 1))
     sd = np.where(estimate.varies, spread, np.nan)
-    needed = statistics.seeds_needed(sd, power)
+    needed = statistics.seeds_needed(sd, detect)
     note = (
-        f"Seeds needed: to tell a difference of {power:g} from none in 80 % of studies (paired t test at 0.05), "
+        f"Seeds needed: to detect a difference of {detect:g} in 80 % of studies (paired t test at 0.05), "
         f"from the spread of the differences seen here, which few seeds know only roughly."
     )
     notes = [note]

@@ -39,7 +39,7 @@ def ablation_table(
     columns: Sequence[str] | None = None,
     rows: Sequence[str] | None = None,
     where: Mapping[str, object] | None = None,
-    power: float | None = None,
+    detect: float | None = None,
     paper: str | None = None,
     model: str = "joint",
     margin: float | None = None,
@@ -50,8 +50,8 @@ def ablation_table(
     records: one row a trial, as `load_records` gives them. `metric` is the one that differences and p values are
     about. `columns` names what to print, out of `se_lab.report.columns` and the records' own metrics; by default
     seeds, the metric, its difference, top-5 error where there is one, parameters, MACs and time a step. `rows` and
-    `where` are those of `group_variants`. With `power`, a column says how many seeds it takes to tell a difference
-    of that size (in the metric's unit) from none; with `paper` (`table_10_reduction`, or `10`) the SE paper's figures
+    `where` are those of `group_variants`. With `detect`, a column says how many seeds it takes to detect a difference
+    of that size (in the metric's unit); with `paper` (`table_10_reduction`, or `10`) the SE paper's figures
     stand beside ours. `model` is how the variants are compared with their baselines (`joint.compare`); with
     `margin`, in the metric's unit, a column says better, worse, equivalent or undecided; `contrasts` names pairs of
     variants to compare beneath the table. Failed, missing and unpaired trials are left out and named in the notes.
@@ -63,7 +63,7 @@ def ablation_table(
     keys = [full_key(name, study.trials) for name in columns or ()] or _default_columns(study, metric)
     if margin is not None and "verdict" not in keys:
         keys.insert(keys.index("difference") + 1 if "difference" in keys else len(keys), "verdict")
-    if power is not None and "seeds_needed" not in keys:
+    if detect is not None and "seeds_needed" not in keys:
         keys.append("seeds_needed")
 
     data = study.variants.copy()
@@ -75,7 +75,7 @@ def ablation_table(
         data = data.assign(**_metric_columns(study, key, model))
         notes += not_measured(study, key)
     data["n"] = study.by_seed(metric).notna().sum(axis=1)
-    request = computed.Request(study, metric, model, power, margin)
+    request = computed.Request(study, metric, model, detect, margin)
     for key in keys:
         if key in metrics:
             shown.append(Shown(column(key, study.trials), key, f"{key}:ci95", f"{key}:best"))

@@ -63,8 +63,8 @@ def test_a_pivot_has_a_row_a_ratio_and_a_column_a_backbone(run: Run) -> None:
     assert "95 % t interval" in notes and "95 %" not in out
 
 
-def test_power_adds_the_seeds_that_a_difference_needs(run: Run) -> None:
-    status, out, _ = run("table", "runs", "--power", "0.1", "--format", "json")
+def test_detect_adds_the_seeds_that_a_difference_needs(run: Run) -> None:
+    status, out, _ = run("table", "runs", "--detect", "0.1", "--format", "json")
     assert status == 0
     assert {"seeds_needed"} <= {column["key"] for column in json.loads(out)["columns"]}
 
@@ -80,8 +80,8 @@ def test_power_adds_the_seeds_that_a_difference_needs(run: Run) -> None:
         (["--metric", "test/top1_eror"], "Did you mean 'test/top1_error'?"),
         (["--paper", "table_10_reductoin"], "Did you mean 'table_10_reduction'?"),
         (["--pivot", "model.se.reduction", "model.bakbone"], "Did you mean 'model.backbone'?"),
-        (["--pivot", "model.se.reduction", "model.backbone", "--power", "1"], "--power does not go with --pivot"),
-        (["--power", "-1"], "must be above zero"),
+        (["--pivot", "model.se.reduction", "model.backbone", "--detect", "1"], "--detect does not go with --pivot"),
+        (["--detect", "-1"], "must be above zero"),
         (["--costs-only"], "give RUNS, or else"),
     ],
 )

@@ -326,20 +326,20 @@ def test_p_values_say_the_smallest_that_the_seeds_allow(reduction_study: pd.Data
     assert any("cannot be below 0.25, so no difference can reach 0.05" in note for note in table.notes)
 
 
-def test_power_says_how_many_seeds_a_difference_needs(reduction_study: pd.DataFrame) -> None:
+def test_detect_says_how_many_seeds_a_difference_needs(reduction_study: pd.DataFrame) -> None:
     from statsmodels.stats.power import TTestPower
 
-    table = ablation_table(reduction_study, power=0.3)
+    table = ablation_table(reduction_study, detect=0.3)
     sd = np.std(np.subtract([7.6, 8.3, 7.7], BASE), ddof=1)  # r=8 against the baseline
     expected = TTestPower().solve_power(effect_size=0.3 / sd, power=0.8, alpha=0.05)
     assert row(table, "r=8")["seeds_needed"] == np.ceil(expected)
-    with pytest.raises(ValueError, match="power="):
+    with pytest.raises(ValueError, match="detect="):
         ablation_table(reduction_study, columns=[TOP1, "seeds_needed"])
 
 
 def test_a_difference_that_is_the_same_for_every_seed_is_not_beyond_doubt(study: Make) -> None:
     records = study([({"insertion": "none"}, [8.0, 8.2, 8.1]), ({"reduction": 4}, [7.9, 8.1, 8.0])])
-    table = ablation_table(records, power=0.1)
+    table = ablation_table(records, detect=0.1)
     assert not table.data[f"{TOP1}:best"].any()
     assert table.data["seeds_needed"].isna().all()  # no spread was seen to tell them from
     assert any(
