@@ -16,7 +16,7 @@ import torch
 from measure import interleave, ratio, table
 from torch import nn
 
-from se_lab import ModelSpec, SESpec, create_model
+from se_lab import ModelSpec, SESpec, create_model, find_places
 from se_lab.training.process import prepare
 
 GOALS = {"training": 1.03, "inference": 1.04}
@@ -25,20 +25,16 @@ LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--backbone", default="resnet50", help="One that timm has with SE, too, as se… .")
+    parser.add_argument(
+        "--backbone", default="resnet50", help="Also mobilenetv3_large_100, efficientnet_b0, convnext_tiny …"
+    )
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--size", type=int, default=224, help="Side of the images.")
     parser.add_argument("--rounds", type=int, default=7, help="Of training; of inference twice as many.")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     prepare(options.threads)
-    with_se = ModelSpec(options.backbone, SESpec(bias=True), init="timm")
-    nets = {
-        "without SE": timm.create_model(options.backbone),
-        "timm's SE": timm.create_model(f"se{options.backbone}"),
-        "ours, plain": create_model(with_se, 1000),
-        "ours, fused": create_model(ModelSpec(options.backbone, SESpec(bias=True), init="timm", fused="on"), 1000),
-    }
+    nets = nets_of(options.backbone)
     rows = []
     for mode, goal in GOALS.items():
         for layout, memory_format in LAYOUTS.items():
@@ -59,6 +55,22 @@ def main() -> None:
             rows[-1] += ["", ""]
     print(f"{options.backbone}, batch {options.batch}, {options.size} px, fp32, {options.threads} threads\n")
     print(table(("mode", "layout", "net", "ms", "ratio to without SE (quartiles)", "goal"), rows))
+
+
+def nets_of(backbone: str) -> dict[str, nn.Module]:
+    """Return a backbone without SE, with timm's units where timm has it so, and with ours, plain and fused."""
+
+    def built(se: SESpec, fused: str = "off") -> nn.Module:
+        return create_model(ModelSpec(backbone, se, "replace", init="timm", fused=fused), 1000)
+
+    nets = {"without SE": built(SESpec(insertion="none"))}
+    own = timm.create_model(backbone)
+    if timm.is_model(f"se{backbone}"):
+        nets["timm's SE"] = timm.create_model(f"se{backbone}")
+    elif any(place.own for place in find_places(own)):
+        nets["timm's SE"] = own
+    ours = SESpec(bias=True)
+    return nets | {"ours, plain": built(ours), "ours, fused": built(ours, "on")}
 
 
 def step(net: nn.Module, images: torch.Tensor) -> Callable[[], None]:
