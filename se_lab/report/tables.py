@@ -71,9 +71,11 @@ def ablation_table(
     shown = [Shown(column(key, study.trials), key) for key in study.keys]
     notes = list(study.notes)
     metrics = list(dict.fromkeys([metric, *(key for key in keys if _kind(study, key) == "metric")]))
+    measured: dict[str, NDArray[Any]] = {}
     for key in metrics:
-        data = data.assign(**_metric_columns(study, key, model))
+        measured |= _metric_columns(study, key, model)
         notes += not_measured(study, key)
+    data = pd.concat([data, pd.DataFrame(measured, index=data.index)], axis=1)
     data["n"] = study.by_seed(metric).notna().sum(axis=1)
     request = computed.Request(study, metric, model, detect, margin)
     for key in keys:
