@@ -15,18 +15,15 @@ only timm has checked its outputs. `load_exported(DIR)` makes the net in either 
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import importlib.util
 import json
-import logging
 import shutil
 import subprocess
 import sys
 import tempfile
 import uuid
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +39,7 @@ from se_lab.store import RunRecord
 from se_lab.trained.detection import DETECTOR_FILE, detection_backbone, write_detector
 from se_lab.trained.inputs import class_names, input_size, trial_config
 from se_lab.trained.load import load_trained
+from se_lab.trained.quiet import quiet_exporters
 from se_lab.trained.timm_twin import find_twin, from_twin
 from se_lab.units.insertion import Site
 from se_lab.units.model import create_model
@@ -139,7 +137,7 @@ def export(
     new = not folder.exists()
     try:
         aside.mkdir(parents=True)
-        with _quiet():
+        with quiet_exporters():
             for format in formats:
                 about |= _WRITERS[format](net, aside, about, say) or {}
             if plain:
@@ -331,10 +329,8 @@ def _write_torchscript(net: Net, folder: Path, about: dict[str, Any], say: Say) 
     try:
         program = torch.jit.script(net.model)
     except Exception as error:  # TorchScript's compiler raises whatever it meets
-        told = str(error).strip().splitlines()[0]
-        say(
-            f"TorchScript cannot compile {net.spec.model.backbone} ({told}): traced for images of {net.shape[1]} pixels"
-        )
+        reason = str(error).strip().splitlines()[0]
+        say(f"TorchScript cannot compile {net.spec.model.backbone} ({reason}): traced for {net.shape[1]}-pixel images")
         program = torch.jit.trace(net.model, net.images(2), check_trace=False)  # type: ignore[no-untyped-call]
     torch.jit.save(program, path)
     _check(path.name, torch.jit.load(path), net)  # type: ignore[no-untyped-call]
@@ -394,19 +390,3 @@ def _is_same(other: nn.Module, net: Net) -> bool:
     except (ExportError, RuntimeError):  # it may not even take such images
         return False
     return True
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep what PyTorch's exporters tell their developers from the user."""
-    names = ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")
-    before = {name: logging.getLogger(name).level for name in names}
-    for name in names:
-        logging.getLogger(name).setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for name, level in before.items():
-            logging.getLogger(name).setLevel(level)

@@ -278,7 +278,7 @@ def test_a_net_that_torchscript_cannot_compile_is_traced_and_said(tmp_path, monk
     monkeypatch.setattr(module.torch.jit, "script", refuse)
     said: list[str] = []
     export(tmp_path / "trial", tmp_path / "out", ["torchscript"], image_size=48, say=said.append)
-    assert said == ["TorchScript cannot compile test_resnet (no): traced for images of 48 pixels"]
+    assert said == ["TorchScript cannot compile test_resnet (no): traced for 48-pixel images"]
     assert_same(torch.jit.load(tmp_path / "out/model.torchscript.pt")(images(5)), net(images(5)))
 
 

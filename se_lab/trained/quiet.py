@@ -1,0 +1,24 @@
+"""Silence for PyTorch's exporters, which log and warn about their own internals."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def quiet_exporters() -> Iterator[None]:
+    """Keep what PyTorch's exporters tell their developers from the user."""
+    names = ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")
+    before = {name: logging.getLogger(name).level for name in names}
+    for name in names:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)
