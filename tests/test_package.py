@@ -31,6 +31,13 @@ def test_every_folder_of_the_package_is_packed():
     assert listed == folders | {"se_lab.spec.sweeps", "se_lab.spec.analysis"}
 
 
+def test_every_file_beside_the_code_is_packed():
+    patterns = re.findall(r'"([^"]+)"', re.search(r"^se_lab = (\[.*\])$", PROJECT, re.M)[1])
+    packed = {file for pattern in patterns for file in (ROOT / "se_lab").glob(pattern)}
+    beside = {file for file in (ROOT / "se_lab").rglob("*") if file.is_file() and file.suffix not in (".py", ".pyc")}
+    assert beside == packed
+
+
 def test_the_version_is_told_alike_everywhere():
     (version,) = re.findall(r'^version = "(.+)"$', PROJECT, re.M)
     changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
