@@ -6,6 +6,7 @@ import sys
 from argparse import Namespace
 from typing import TYPE_CHECKING
 
+from se_lab.cli.show import show
 from se_lab.spec.parser import Parser
 
 if TYPE_CHECKING:
@@ -87,9 +88,6 @@ def models(argv: list[str]) -> int:
     parser.add_argument("pattern", nargs="?", default="*", metavar="PATTERN", help="Which backbones; by default all.")
     options = parser.parse_args(argv)
     listings = list_backbones(options.pattern)
-    rows = [COLUMNS, *(listing.cells() for listing in listings)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    show(COLUMNS, [listing.cells() for listing in listings])
     print(f"{sum(bool(listing.insertions) for listing in listings)} of {len(listings)} can take units")
     return 0

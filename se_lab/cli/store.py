@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
+from se_lab.cli.show import show
 from se_lab.spec.parser import Parser
 
 if TYPE_CHECKING:
@@ -124,20 +125,16 @@ def _check_images(records: Sequence[RunRecord]) -> int:
 
 
 def _print(found: Sequence[Leftover], done: str) -> None:
-    from rich.console import Console
     from rich.filesize import decimal
-    from rich.table import Table
 
-    table = Table("what", box=None)
-    for name in ("trials", "files", "bytes"):
-        table.add_column(name, justify="right")
+    rows = []
     for kind, what in WHAT.items():
         if some := [one for one in found if one.kind == kind]:
             trials = len({one.trial_id for one in some if one.trial_id})
-            table.add_row(
-                what, str(trials), str(sum(one.files for one in some)), decimal(sum(one.bytes for one in some))
+            rows.append(
+                [what, str(trials), str(sum(one.files for one in some)), decimal(sum(one.bytes for one in some))]
             )
-    if found:
-        Console().print(table)
+    if rows:
+        show(("files", "trials", "number", "size"), rows)
     total = sum(one.bytes for one in found)
     print(f"{done}: {decimal(total)} ({total} bytes)" if found else f"{done}: nothing")

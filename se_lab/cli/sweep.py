@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from se_lab.cli.show import show
 from se_lab.spec import ExecSpec, RunSpec, SpecError
 
 if TYPE_CHECKING:
@@ -326,17 +327,6 @@ def status(argv: list[str]) -> int:
     return 0
 
 
-def show(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table on the terminal; columns fit its width, and 140 characters where there is none."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(*headings)
-    for row in rows:
-        table.add_row(*row)
-    Console(width=None if sys.stdout.isatty() else 140, markup=False, highlight=False).print(table)
-
-
 def check(argv: list[str]) -> int:
     """Print what W&B would refuse in a sweep spec, or do other than it is written."""
     from se_lab.spec.flags import import_plugins
@@ -347,30 +337,34 @@ def check(argv: list[str]) -> int:
     parser.add_argument("--plugins", default="", help="Modules to import first, separated by commas.")
     options = parser.parse_args(argv)
     import_plugins(options.plugins)
-    return max(_check(file) for file in options.spec)
-
-
-def _check(file: str) -> int:
     from se_lab.spec import find_sweep
     from se_lab.sweep.check import check_sweep, sweep_remarks
+
+    found = {file: check_sweep(file) for file in options.spec}
+    show(("spec", "trials", "here and under W&B"), [_checked(file, len(own)) for file, own in found.items()])
+    for file, own in found.items():
+        for finding in own:
+            print(f"{file}: finding: {finding}")
+        for remark in sweep_remarks(file):
+            print(f"{file}: remark: {remark}")
+    sound = [file for file, own in found.items() if not own]
+    if sound:
+        path = shlex.quote(str(find_sweep(sound[0])))
+        print(f"run here:        se-lab sweep {shlex.quote(sound[0])}")
+        print(f"run through W&B: wandb sweep {path}, then wandb agent -f SWEEP (-f: Ctrl-C stops the trial too)")
+    return int(len(sound) < len(found))
+
+
+def _checked(file: str, findings: int) -> tuple[str, str, str]:
+    """Return the row of a sweep spec: its name, its trials, and whether W&B runs the same ones."""
     from se_lab.sweep.grammar import read_sweep
 
-    found, remarks = check_sweep(file), [f"  remark: {remark}" for remark in sweep_remarks(file)]
-    if found:
-        count = "1 finding" if len(found) == 1 else f"{len(found)} findings"
-        print("\n".join([f"{file}: {count}", *(f"  {finding}" for finding in found), *remarks]))
-        return 1
+    if findings:
+        return file, "", "1 finding" if findings == 1 else f"{findings} findings"
     spec = read_sweep(file)
     if spec.search is None:
-        print(f"{file}: {len(spec.trials)} trials, the same here and under W&B")
-    else:
-        print(f"{file}: {spec.search.cap} trials, proposed by Optuna here and by W&B's own engine there")
-    for remark in remarks:
-        print(remark)
-    print(f"  here:      se-lab sweep {shlex.quote(file)}")
-    print(f"  with W&B:  wandb sweep {shlex.quote(str(find_sweep(file)))}, then wandb agent -f SWEEP")
-    print("             (-f: a stopped agent stops its trial too)")
-    return 0
+        return file, str(len(spec.trials)), "the same"
+    return file, str(spec.search.cap), "proposed by Optuna here, by W&B's own engine there"
 
 
 def sync(argv: list[str]) -> int:

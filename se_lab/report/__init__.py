@@ -1,36 +1,45 @@
-"""Tables, statistics and plots of ablations: functions of a DataFrame of trials, one row each."""
+"""Tables, statistics and plots of ablations.
 
-from se_lab.report.columns import COLUMNS, Column, ReportError
-from se_lab.report.figures.gallery import COSTS, KINDS, draw_figure, draw_figures
-from se_lab.report.figures.look import STYLES, Look, save_figure
-from se_lab.report.page import write_report
-from se_lab.report.paper_costs import count_paper_costs
-from se_lab.report.published import paper_cost_table, paper_rows
-from se_lab.report.render import FORMATS, Table
-from se_lab.report.tables import ablation_table, pivot_table
-from se_lab.report.to_wandb import send_report
-from se_lab.report.variants import filter_records, group_variants
+In: a DataFrame of trials, one row each. Out: tables as text, figures, pages.
+"""
 
-__all__ = [
-    "COLUMNS",
-    "COSTS",
-    "FORMATS",
-    "KINDS",
-    "STYLES",
-    "Column",
-    "Look",
-    "ReportError",
-    "Table",
-    "ablation_table",
-    "count_paper_costs",
-    "draw_figure",
-    "draw_figures",
-    "filter_records",
-    "group_variants",
-    "paper_cost_table",
-    "paper_rows",
-    "pivot_table",
-    "save_figure",
-    "send_report",
-    "write_report",
-]
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_HOMES = {
+    "COLUMNS": "columns",
+    "COSTS": "figures.gallery",
+    "FORMATS": "render",
+    "KINDS": "figures.gallery",
+    "STYLES": "figures.look",
+    "Column": "columns",
+    "Look": "figures.look",
+    "ReportError": "columns",
+    "Table": "render",
+    "ablation_table": "tables",
+    "count_paper_costs": "paper_costs",
+    "draw_figure": "figures.gallery",
+    "draw_figures": "figures.gallery",
+    "filter_records": "variants",
+    "group_variants": "variants",
+    "paper_cost_table": "published",
+    "paper_rows": "published",
+    "pivot_table": "tables",
+    "save_figure": "figures.look",
+    "send_report": "to_wandb",
+    "write_report": "page",
+}
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from its module when it is first asked for: a terminal table needs no SciPy."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -73,7 +73,7 @@ class Plan:
     def rows(self) -> tuple[list[str], list[list[str]]]:
         """Return the headings and the cells of a table: one row per trial."""
         keys = self._varied()
-        headings = ["trial", "net", *(key.rpartition(".")[2] for key in keys), "parameters", "MACs", "time", "finished"]
+        headings = ["trial", "net", *(key.rpartition(".")[2] for key in keys), "params", "MACs", "time", "finished"]
         cells = []
         for p in self.trials:
             flat = p.trial.flat()

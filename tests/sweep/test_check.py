@@ -129,7 +129,9 @@ def test_the_command_lists_findings_and_says_so_in_its_exit_status(tmp_path, cap
     path.write_text(yaml.safe_dump(WHOLE))
     assert main(["check", str(path)]) == 0
     printed = capsys.readouterr().out
-    assert "2 trials" in printed and "wandb agent -f" in printed
+    rows = [line.split() for line in printed.splitlines()]
+    assert rows[0] == ["spec", "trials", "here", "and", "under", "W&B"]
+    assert rows[2][1:] == ["2", "the", "same"] and "wandb agent -f" in printed
 
 
 def test_what_to_type_next_can_be_typed(tmp_path, capsys):
