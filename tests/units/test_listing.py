@@ -94,7 +94,7 @@ def test_a_net_with_se_of_its_own_says_so_and_a_transformer_has_no_place(indexed
 
 def test_the_command_prints_a_table_with_a_heading_and_counts(capsys):
     assert main(["models", "cifar_resnet?0"]) == 0
-    heading, *rows, last = capsys.readouterr().out.strip().split("\n")
+    heading, _, *rows, last = capsys.readouterr().out.strip().split("\n")
     assert re.split("  +", heading) == list(listing.COLUMNS)
     assert re.split("  +", rows[0]) == [
         "cifar_resnet20",
