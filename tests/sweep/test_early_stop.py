@@ -109,7 +109,7 @@ def test_it_looks_at_validation_images_only(tmp_path, metric, said):
 
 
 def sweep_spec(rates=(0.1, 1e-6), epochs=4, **changes):
-    flags = ["--recipe=digits", f"--train.epochs={epochs}", "--data.batch_size=256", "--model.kwargs={units: 1}"]
+    flags = ["--recipe=digits", f"--train.epochs={epochs}", "--data.batch_size=64", "--model.kwargs={units: 1}"]
     parameters = {"optim.lr": {"values": list(rates)}}
     command = ["${env}", "se-lab", "train", *flags, "${args}"]
     return {"program": "se-lab", "method": "grid", "command": command, "parameters": parameters} | changes
