@@ -67,6 +67,8 @@ class Scores(nn.Module):
 
     def update(self, losses: Tensor, guesses: Tensor, labels: Tensor) -> None:
         """Add a batch: its losses, (N,), the likeliest classes, best first, (N, 1) or (N, 5), and labels, (N,)."""
+        if not len(labels):  # every image of the batch was found bad, and torchmetrics cannot count none
+            return
         self.loss.update(losses)
         self.top1_error.update(guesses[:, :1], labels)
         if self.top5_error is not None:
