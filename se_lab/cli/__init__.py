@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import importlib
-import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -37,7 +36,10 @@ VERBS: dict[str, tuple[str, str]] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a verb and return the exit status: 0 done, 1 something failed, 2 wrong input, 75 stopped and resumable."""
+    """Run a verb and return the exit status.
+
+    0 done, 1 something failed, 2 wrong input, 75 stopped and resumable, 141 nobody reads the output.
+    """
     argv = list(sys.argv[1:] if arguments is None else arguments)
     write_plainly()
     try:
@@ -48,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not reader_is_gone():
             raise
         give_up(sys.stdout)
-        return 1
+        return 141  # as of a process that SIGPIPE ends
     except OSError as error:
         if error.errno != errno.ENOSPC or error.filename is not None:
             raise
@@ -76,9 +78,8 @@ def _run(argv: list[str]) -> int:
         status: int = getattr(importlib.import_module(f"se_lab.cli.{VERBS[verb][0]}"), verb)(rest)
         sys.stdout.flush()
         return status
-    except BrokenPipeError:  # the reader, such as head, has closed the pipe: let Python flush to nowhere at its exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141  # as a process that SIGPIPE ends
+    except BrokenPipeError:
+        raise
     except (ValueError, OSError) as error:
         if not _is_the_users(error):
             raise

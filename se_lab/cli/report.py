@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from se_lab.cli.parser import add_overwrite
 from se_lab.cli.runs import records_of, runs_parser, where_of
-from se_lab.spec import SpecError
+from se_lab.spec import SpecError, find_sweep
 from se_lab.store import replacing
 
 if TYPE_CHECKING:
@@ -69,7 +69,8 @@ def _about(runs: list[str]) -> tuple[str, list[str]]:
     """Return the title of a page of these runs, and the questions that their sweeps ask."""
     from se_lab.sweep.grammar import read_sweep
 
-    specs = [run.removeprefix("confirm:") for run in runs if Path(run).suffix in (".yaml", ".yml")]
+    paths = [find_sweep(run.removeprefix("confirm:")) for run in runs]
+    specs = [str(path) for path in paths if path.suffix in (".yaml", ".yml")]
     sweeps = [read_sweep(spec) for spec in specs]
     title = ", ".join(sweep.name for sweep in sweeps) or f"Trials in {', '.join(Path(run).name or run for run in runs)}"
     return title, [sweep.description for sweep in sweeps if sweep.description]

@@ -26,7 +26,7 @@ def sweep(argv: list[str]) -> int:
     """Run the trials of a sweep spec that are not finished, here, on Slurm, or under W&B's agents."""
     options, execution, spec = _parse_sweep(argv)
     _check_options(options)
-    if options.through_wandb and options.executor == "local":
+    if options.through_wandb and options.executor == "local" and not options.dry_run:
         return _sweep_through_wandb(spec, options, execution)
     if options.executor == "local" and not options.dry_run:
         from se_lab.sweep.server import start_server
@@ -83,7 +83,9 @@ def _parse_sweep(argv: list[str]) -> tuple[Any, ExecSpec, Sweep]:
     parser.add_argument("--wait", action="store_true", help="With --executor slurm: return when all trials are over.")
     parser.add_argument("--agents", type=int, default=1, help="With a bare --wandb: number of W&B agents in parallel.")
     # without a value, --wandb runs the sweep through W&B; with one it is the field of ExecSpec
-    bare = any(a == "--wandb" and b not in ("true", "false") for a, b in zip(argv, [*argv[1:], ""], strict=False))
+    bare = any(
+        a == "--wandb" and b.lower() not in ("true", "false") for a, b in zip(argv, [*argv[1:], ""], strict=False)
+    )
     argv = [token for token in argv if token != "--wandb" or not bare]
     options = parser.parse_args(argv)
     options.slurm = SlurmSpec(**values_of(options.given, SlurmSpec, "slurm"))
@@ -173,8 +175,9 @@ def _sweep_until(spec: Sweep, options: Any, execution: ExecSpec) -> int:
     """Add seeds until the intervals are narrow enough; the statistics are the table's."""
     from se_lab.report.computed import largest_half_width
     from se_lab.store import read_records
-    from se_lab.sweep.seeds import until_narrow
+    from se_lab.sweep.seeds import check_compared, until_narrow
 
+    check_compared(spec.trials)
     ended = [0]
 
     def run(trials: Sequence[RunSpec]) -> bool:
@@ -369,7 +372,7 @@ def _checked(file: str, findings: int) -> tuple[str, str, str]:
 
 def sync(argv: list[str]) -> int:
     """Send trials that ran offline to W&B."""
-    from se_lab.spec.flags import add_execution_flags, execution_of
+    from se_lab.spec.flags import add_execution_flags, execution_of, import_plugins
     from se_lab.spec.parser import Parser
 
     parser = Parser("se-lab sync", "Send trials that ran offline to W&B, each once and complete.")
@@ -378,6 +381,7 @@ def sync(argv: list[str]) -> int:
     _add_seed(parser)
     options = parser.parse_args(argv)
     execution = execution_of(options.given)
+    import_plugins(execution.plugins)
     from se_lab.sweep.wandb import sync
 
     for source in options.runs:

@@ -15,7 +15,6 @@ from se_lab.data.opening import check_split as check_split
 from se_lab.data.opening import create_data as create_data
 from se_lab.data.opening import data_shape as data_shape
 from se_lab.data.opening import inspect_images as inspect_images
-from se_lab.data.opening import open_once as open_once
 from se_lab.data.opening import present_digest as present_digest
 from se_lab.data.table import DATASETS as DATASETS
 from se_lab.data.table import Splits as Splits

@@ -123,9 +123,6 @@ class Found:
     left_out: Counter[str]
 
 
-_KEPT: dict[tuple[str, str], Found] = {}
-
-
 def look(spec: DataSpec, root: str | Path) -> Found:
     """Return what lies in a set's folder; no image is read.
 
@@ -133,16 +130,8 @@ def look(spec: DataSpec, root: str | Path) -> Found:
         DataError: naming the folder that is missing or that holds no data set.
     """
     folder = expand_path(spec.name.removeprefix("folder:"), root)  # imagenet and places365: root/<name>
-    if (kept := _KEPT.get((spec.name, str(folder.absolute())))) is not None:
-        return kept
     lists = spec.name == "places365" and (folder / "places365_train_standard.txt").exists()
     return _places365(folder) if lists else _folders(folder)
-
-
-def keep_looked(spec: DataSpec, root: str | Path) -> None:
-    """Look into a set's folder once for this process and those that are forked from it."""
-    found = look(spec, root)
-    _KEPT[spec.name, str(found.root.absolute())] = found
 
 
 def _folders(root: Path) -> Found:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from se_lab.data.base import DataError, ImageData
 from se_lab.data.digests import forgetting
-from se_lab.data.folders import FolderData, keep_looked
+from se_lab.data.folders import FolderData
 from se_lab.data.hub import open_hub
 from se_lab.data.images import EncodedData
 from se_lab.data.memory import DigitsData
@@ -106,18 +106,6 @@ def _open(spec: DataSpec, seed: int, root: str | Path, workers: int, download: b
             f"{data.root / 'train'} has {len(data.classes)} class folders; {spec.name} has {KNOWN[spec.name].classes}"
         )
     return data
-
-
-def open_once(spec: DataSpec, *, root: str | Path = ".") -> None:
-    """Look into the folder of a set now, once for this process and for all that are forked from it.
-
-    Later calls of `create_data` in them take the list of files from here. Of other sets nothing is kept.
-
-    Raises:
-        DataError: as `create_data` does.
-    """
-    if spec.name.startswith("folder:") or spec.name in ("imagenet", "places365"):
-        keep_looked(spec, root)
 
 
 @dataclass(frozen=True)

@@ -76,6 +76,8 @@ def _checked(key: str, value: Any, hint: Any) -> Any:
         check_choice(key, value, rule)
     if type(value) is int and any(typing.get_origin(one) is tuple for one in (kind, *typing.get_args(kind))):
         value = (value,)  # one stage, or one milestone, needs no brackets
+    if isinstance(value, str) and kind == tuple[str, ...]:
+        value = tuple(part.strip() for part in value.split(",") if part.strip())  # nor do words with commas
     try:
         # msgspec 0.19 breaks down over an integer that no float holds
         typed = msgspec.convert(float(value) if kind is float and type(value) is int else value, kind, strict=False)

@@ -20,8 +20,8 @@ from pathlib import Path
 from se_lab.spec import ExecSpec, RunSpec, expand_path
 
 PACKAGES = ("se-lab", "torch", "torchvision", "lightning", "timm", "fvcore", "numpy")
-OPTIONAL = ("plugin ", "weights", "callbacks")
-"""Keys that a trial without plugins, a file of weights or callbacks does not have; all others are always known."""
+OPTIONAL = ("plugin ", "weights")
+"""Keys that a trial without plugins or a file of weights does not have; all others are always known."""
 
 
 def current_provenance(
@@ -29,7 +29,7 @@ def current_provenance(
 ) -> dict[str, str]:
     """Return what a trial would run with now, as {what: its digest, version or name}.
 
-    Keys: plugin NAME (SHA-256 of its source files), weights (of the file of model.pretrained), callbacks, images (the
+    Keys: plugin NAME (SHA-256 of its source files), weights (of the file of model.pretrained), images (the
     data digest), git, device, threads, Python, and the versions of `PACKAGES`. A value that is not known here is left
     out, and compares as equal.
 

@@ -307,7 +307,7 @@ def _fixed_and_varied(spec: Mapping[str, Any], flags: list[str]) -> Iterator[Fin
     tokens = [str(token) for token in spec.get("command") or []]
     handed = next((at for at, token in enumerate(tokens) if token.startswith("${args")), len(tokens))
     for flag in flags:
-        key = flag.removeprefix("--").partition("=")[0]
+        key = flag.removeprefix("--").partition("=")[0].replace("-", "_")  # flags may be written with either
         for name in map(str, spec["parameters"]):
             late = tokens.index(flag) > handed
             if flag.startswith("--") and (key == name or (late and f"{key}.".startswith(f"{name}."))):

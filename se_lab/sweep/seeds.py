@@ -52,6 +52,15 @@ def plan_looks(start: int, most: int, comparisons: int, alpha: float = ALPHA) ->
     return [Look(count, comparisons * level) for count, level in zip(counts, levels, strict=True)]
 
 
+def check_compared(trials: Sequence[RunSpec]) -> None:
+    """Raise SpecError unless each backbone has a variant without units, the baseline, and another."""
+    for backbone in dict.fromkeys(trial.model.backbone for trial in trials):
+        insertions = [trial.model.se.insertion == "none" for trial in trials if trial.model.backbone == backbone]
+        if all(insertions) or not any(insertions):
+            missing = "no variant with units" if all(insertions) else "no variant without units (insertion none)"
+            raise SpecError(f"--until-halfwidth compares variants with the baseline, and {backbone} has {missing}")
+
+
 def look_levels(times: Sequence[float], alpha: float = ALPHA) -> list[float]:
     """Return the two-sided level of each look, such that no effect crosses any of them with probability 1 - `alpha`.
 

@@ -22,7 +22,7 @@ from typing import Any
 import pandas as pd
 
 from se_lab import store
-from se_lab.spec import ExecSpec, RunSpec, SpecError, fields_of, label, run_spec
+from se_lab.spec import ExecSpec, RunSpec, SpecError, fields_of, find_sweep, label, run_spec
 from se_lab.store import RunRecord, TrialBusyError
 from se_lab.sweep.check import check_sweep
 from se_lab.sweep.grammar import Sweep, load_spec, read_sweep
@@ -175,7 +175,8 @@ def sync(source: str | Path, execution: ExecSpec, *, sweep_seed: int = 0) -> lis
     from wandb.errors import Error
 
     folders: Sequence[Path]
-    if Path(source).suffix in (".yaml", ".yml"):
+    if (path := find_sweep(source)).suffix in (".yaml", ".yml"):
+        source = str(path)
         sweep = read_sweep(source, seed=sweep_seed, store_folder=execution.store)
         name, folders = sweep.name, [store.trial_folder(execution.store, trial.trial_id) for trial in sweep.trials]
     else:
@@ -199,7 +200,7 @@ def sync(source: str | Path, execution: ExecSpec, *, sweep_seed: int = 0) -> lis
             check_network()
             asked = True
         try:
-            _send(record, folder, name, project=execution.project, entity=execution.entity or None)
+            _send(record, folder, name, execution)
         except (Error, wandb.errors.UsageError) as error:
             raise SpecError(f"W&B did not take {folder.name}: {error}") from error
         text = json.dumps(mark)
@@ -208,19 +209,23 @@ def sync(source: str | Path, execution: ExecSpec, *, sweep_seed: int = 0) -> lis
     return done
 
 
-def _send(record: RunRecord, folder: Path, sweep: str, **where: Any) -> None:
+def _send(record: RunRecord, folder: Path, sweep: str, execution: ExecSpec) -> None:
     flat = {key: value for key, value in record.spec.items() if value is not None}
     trial = run_spec(flat)
-    tags = [tag for tag in (trial.model.backbone, trial.model.se.insertion, sweep) if tag]
+    tags = [tag for tag in (trial.model.backbone, trial.model.se.insertion, sweep, *execution.tags) if tag]
+    where = {"project": execution.project, "entity": execution.entity or None}
+    about = {key: value for key in ("notes", "job_type") if (value := getattr(execution, key))}
     identity = {
         "id": record.trial_id,
         "name": label(trial),
-        "group": variant_name(trial),
+        "group": execution.group or variant_name(trial),
         "tags": tags,
         "mode": "online",
     }
     with tempfile.TemporaryDirectory() as aside:
-        active = _begin(record.trial_id, flat | ({"sweep": sweep} if sweep else {}), aside, **identity, **where)
+        active = _begin(
+            record.trial_id, flat | ({"sweep": sweep} if sweep else {}), aside, **identity, **where, **about
+        )
         for row in _history(folder):
             active.log(row, step=int(row["epoch"]))
         active.summary.update(_summary(trial, str(folder.parent)))

@@ -193,7 +193,10 @@ def _test(
     layout = torch.channels_last if spec and spec.train.channels_last else torch.contiguous_format
     kind = torch.float64 if precision == "fp64" else torch.float32
     model, outputs = model.to(device, kind).to(memory_format=layout).eval(), outputs.to(device)
-    scores = Scores(int(getattr(model, "num_classes", len(outputs)))).to(device)
+    scores = Scores(int(getattr(model, "num_classes", len(outputs))))
+    if device.type == "mps":
+        scores.loss.single()
+    scores.to(device)
     parts = []
     low = torch.autocast(device.type, AUTOCAST[precision]) if precision in AUTOCAST else contextlib.nullcontext()
     with torch.inference_mode(), low:

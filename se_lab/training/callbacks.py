@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -37,13 +38,15 @@ class InsertSE(L.Callback):
         """
         self.spec, self.net, self.existing_se, self.at = spec, net, existing_se, at
         self.sites: list[Site] = []
-        """What was inserted."""
+        """What was inserted last."""
+        self._module: weakref.ref[L.LightningModule] | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Insert the units, once.
+        """Insert the units, once into each module.
 
         Raises:
             SpecError: as `insert_se` does.
         """
-        if not self.sites:
+        if self._module is None or self._module() is not pl_module:
+            self._module = weakref.ref(pl_module)
             self.sites = insert_se(pl_module.get_submodule(self.net), self.spec, self.existing_se, at=self.at)

@@ -21,6 +21,11 @@ class MeanLoss(Metric):
         self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("images", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
 
+    def single(self) -> None:
+        """Sum in single precision: for mps, which has no doubles."""
+        self.total = self.total.float()
+        self._defaults["total"] = torch.zeros((), dtype=torch.float32)  # what a reset restores, and a move takes along
+
     def update(self, losses: Tensor) -> None:
         """Add the losses of a batch, (N,)."""
         self.total = self.total + losses.sum(dtype=self.total.dtype)

@@ -26,8 +26,8 @@ def device_of(execution: ExecSpec) -> str:
 def device_model(execution: ExecSpec) -> str:
     """Return the model of the device that a trial runs on, such as 'NVIDIA H100 80GB HBM3'."""
     kind = device_of(execution)
-    if kind == "cuda":
-        return torch.cuda.get_device_name()
+    if kind == "cuda":  # a finished trial of another machine's may be asked for where there is no GPU
+        return torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     return cpu_model() if kind == "cpu" else f"{cpu_model()} ({kind})"
 
 

@@ -152,7 +152,7 @@ class ClassificationTask(L.LightningModule):
             sync_on_cpu(self.model)
         if device == "mps":
             for scores in (self.train_scores, self.val_scores, self.test_scores):
-                scores.loss.total = scores.loss.total.float()
+                scores.loss.single()
 
     def on_fit_start(self) -> None:
         """Compile the net, where that is asked for: last of all that changes it.

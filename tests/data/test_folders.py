@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torchvision.datasets import Places365
 
-from se_lab.data import DataError, create_data, digests, images, inspect_images, open_once
+from se_lab.data import DataError, create_data, digests, images, inspect_images
 from se_lab.data.files import Files
 from se_lab.spec import DataSpec, SpecError
 
@@ -266,13 +266,6 @@ def test_all_images_can_be_read_again(folders, tmp_path, noise):
     inspection = inspect_images(spec)
     assert inspection.digest != create_data(folders("two"), 0).digest
     assert inspection.unreadable == ["val/dog/5.png: it is no image; it begins with b'torn'"]
-
-
-def test_a_folder_that_was_opened_once_is_not_listed_again(folders, monkeypatch):
-    spec = folders("kept")
-    open_once(spec)
-    monkeypatch.setattr(os, "scandir", lambda *_: pytest.fail("listed again"))
-    assert create_data(spec, 0).sizes == {"train": 6, "val": 6, "test": 12}
 
 
 def test_a_folder_without_its_prefix_is_told_its_form(tmp_path, monkeypatch):
