@@ -48,6 +48,14 @@ def test_a_sound_spec_has_no_findings(found):
         ({"command": [*COMMAND, "--config=${args_json_file}"]}, "command", "only where it is a whole token"),
         ({"command": [*COMMAND, "--seed=3"]}, "command", "would count for every trial"),
         ({"command": ["se-lab", "train", "--seed=3", "${args}"]}, "command", "would never count"),
+        (
+            {
+                "command": [*COMMAND, "--optim.weight-decay=0.1"],
+                "parameters": {"optim.weight_decay": {"values": [0, 1e-4]}},
+            },
+            "command",
+            "would count for every trial",
+        ),
         ({"command": ["se-lab", "train", "--data.name=${envvar:SET}", "${args}"]}, "command", "environment"),
         ({"program": None}, "program", "write program: se-lab"),
         (

@@ -7,7 +7,7 @@ import pytest
 
 from se_lab.report.dunnett import dunnett_quantile
 from se_lab.spec import SESpec, SpecError
-from se_lab.sweep.seeds import look_levels, plan_looks, seeds_of, until_narrow, with_seeds
+from se_lab.sweep.seeds import check_compared, look_levels, plan_looks, seeds_of, until_narrow, with_seeds
 
 
 def test_levels_of_equal_looks_are_near_pococks():
@@ -68,3 +68,10 @@ def test_what_cannot_get_more_seeds_is_refused(trials):
         plan_looks(2, 1, 2)
     with pytest.raises(SpecError, match="every variant has the same seeds"):
         seeds_of([*trials, dataclasses.replace(trials[0], seed=9)])
+
+
+def test_intervals_need_a_baseline_and_another_variant(trials):
+    check_compared(trials)
+    for some, missing in ((trials[2:], "no variant without units"), (trials[:2], "no variant with units")):
+        with pytest.raises(SpecError, match=missing):
+            check_compared(some)

@@ -43,3 +43,12 @@ def test_units_are_inserted_before_optimizers_and_weights(tmp_path):
     trainer.save_checkpoint(tmp_path / "mine.ckpt")
     again = fit(2, ckpt_path=tmp_path / "mine.ckpt")[0]
     assert again.global_step == 4
+
+
+def test_a_callback_inserts_into_each_module_that_it_meets_and_once_into_one():
+    insert, first, second = InsertSE(SESpec(reduction=4), net="net"), Mine(), Mine()
+    for module in (first, first, second):
+        insert.setup(None, module, "fit")
+    plain = sum(weight.numel() for weight in Mine().parameters())
+    added = [sum(weight.numel() for weight in module.parameters()) - plain for module in (first, second)]
+    assert added == [2 * (16 * 4 + 32 * 8 + 64 * 16)] * 2  # two FC layers of C × C/4 a unit

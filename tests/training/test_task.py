@@ -28,6 +28,7 @@ from sklearn.metrics import log_loss, top_k_accuracy_score
 from se_lab import create_data
 from se_lab.spec import OptimSpec, TrainSpec
 from se_lab.store import trial_folder
+from se_lab.training.metrics import Scores
 from se_lab.training.run import run
 from se_lab.training.task import ClassificationTask
 
@@ -108,9 +109,9 @@ def test_callbacks_of_lightning_work(fit, callback, capsys):
 
 
 @pytest.mark.parametrize("kind", [CSVLogger, TensorBoardLogger, WandbLogger])
-def test_loggers_of_lightning_get_the_metrics(fit, tmp_path, kind, monkeypatch):
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    logger = kind(save_dir=str(tmp_path))
+def test_loggers_of_lightning_get_the_metrics(fit, tmp_path, kind):
+    offline = {"offline": True} if kind is WandbLogger else {}
+    logger = kind(save_dir=str(tmp_path), **offline)
     fit(logger=logger, log_every_n_steps=1)
     if kind is CSVLogger:
         with Path(logger.log_dir, "metrics.csv").open() as file:
@@ -299,3 +300,13 @@ def test_a_trials_checkpoint_gives_the_task_back(few, here):
         task = ClassificationTask.load_from_checkpoint(path)
         assert task.spec == spec and (task.hparams.num_classes, task.hparams.in_chans) == (6, 1)
         assert equal(weights(task), torch.load(path, weights_only=True)["state_dict"])
+
+
+def test_sums_in_single_precision_stay_single_over_a_reset_and_a_move():
+    scores = Scores(6)
+    scores.loss.single()
+    for _ in range(2):
+        scores.update(torch.tensor([1.0, 3.0]), torch.tensor([[0], [1]]), torch.tensor([0, 0]))
+        assert float(scores.loss.compute()) == 2
+        scores.reset()
+    assert {scores.loss.total.dtype, scores.loss._defaults["total"].dtype} == {torch.float32}  # what mps takes
