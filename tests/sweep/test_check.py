@@ -128,7 +128,8 @@ def test_keys_given_twice_and_agents_that_orphan_trials_are_found_in_the_text(tm
     assert [remark.where for remark in sweep_remarks(path)] == ["line 1"]
 
 
-def test_the_command_lists_findings_and_says_so_in_its_exit_status(tmp_path, capsys):
+def test_the_command_lists_findings_and_says_so_in_its_exit_status(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")  # headings stand in one line
     path = tmp_path / "sweep.yaml"
     path.write_text(yaml.safe_dump(WHOLE | {"commnd": [], "program": None}))
     assert main(["check", str(path)]) == 1

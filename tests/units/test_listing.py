@@ -92,7 +92,8 @@ def test_a_net_with_se_of_its_own_says_so_and_a_transformer_has_no_place(indexed
     assert not vit.insertions and "no block" in vit.cells()[4]
 
 
-def test_the_command_prints_a_table_with_a_heading_and_counts(capsys):
+def test_the_command_prints_a_table_with_a_heading_and_counts(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")  # headings stand in one line
     assert main(["models", "cifar_resnet?0"]) == 0
     heading, _, *rows, last = capsys.readouterr().out.strip().split("\n")
     assert re.split("  +", heading) == list(listing.COLUMNS)
