@@ -180,7 +180,7 @@ def _ticks(axis: Axis, room: float, size: Callable[[str], float]) -> Sequence[Ti
     for most in range(8, 1, -1):
         ticks = log_ticks(*axis.limits) if axis.scale == "log" else round_ticks(*axis.limits, most)
         if axis.whole:
-            ticks = [(value, text) for value, text in ticks if value == round(value)]
+            ticks = [(value, f"{value:,.0f}".replace("-", "−")) for value, _ in ticks if value == round(value)]
         if sum(size(text) for _, text in ticks) <= room:
             break
     return ticks

@@ -16,7 +16,7 @@ from se_lab.report.figures.chart import Axis, Cells, Chart, Panel, Series
 from se_lab.report.figures.gallery import CHARTS
 from se_lab.report.figures.image import draw
 from se_lab.report.figures.look import SMALLEST
-from se_lab.report.figures.panels import MARKERS
+from se_lab.report.figures.panels import MARKERS, _ticks
 from se_lab.report.figures.tradeoff import tradeoff
 from tests.report.conftest import trial
 from tests.report.figures.reading import extent, overlaps, texts
@@ -199,3 +199,8 @@ def test_no_global_state_of_matplotlib_is_touched() -> None:
     before = dict(matplotlib.rcParams)
     draw(line_chart("a"))
     assert dict(matplotlib.rcParams) == before
+
+
+def test_whole_numbers_are_written_without_decimals():
+    ticks = _ticks(Axis("channel", (-1.0, 16.0), whole=True), 1000.0, len)
+    assert [text for _, text in ticks] == [str(int(value)) for value, _ in ticks] and len(ticks) > 2
