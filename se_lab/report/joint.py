@@ -119,7 +119,8 @@ def contrast(
     It takes its variance from all variants of their group. Raises ReportError for an unknown model.
     """
     array, (first, second) = np.asarray(values, dtype=np.float64), pair
-    rows = np.flatnonzero(group == group[first])
+    finished = np.isfinite(array).any(axis=1) | np.isin(np.arange(len(array)), pair)  # an empty row has no variance
+    rows = np.flatnonzero((group == group[first]) & finished)
     rows = rows if second in rows else np.array([second, first])
     fit = _fit(array, rows[rows != second], second, model)
     at = np.flatnonzero(rows[rows != second] == first)

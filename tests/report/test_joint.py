@@ -114,3 +114,13 @@ def test_intervals_hold_together_in_simulated_tables(variants: int, seeds: int, 
         values = rng.normal(size=(variants, seeds)) + shared * rng.normal(size=seeds)
         alarms += joint.compare(values, rows, rows).excludes_zero.any()
     assert alarms / 1000 <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 1000)
+
+
+def test_a_variant_without_a_finished_seed_costs_a_contrast_nothing():
+    errors = np.random.default_rng(0).normal(2, 0.4, (4, 2))
+    empty = np.full((2, 2), np.nan)
+    group = np.zeros(6, dtype=int)
+    for model in ("pooled", "joint"):
+        alone = joint.contrast(errors, (1, 2), group[:4], model, 0.95)
+        beside = joint.contrast(np.vstack([errors, empty]), (1, 2), group, model, 0.95)
+        assert beside.half_width == pytest.approx(alone.half_width) and beside.df == pytest.approx(alone.df)

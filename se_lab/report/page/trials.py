@@ -12,7 +12,7 @@ import pandas as pd
 
 from se_lab.report.columns import column, is_missing, number_text, value_text, value_texts
 from se_lab.report.page.tables import number
-from se_lab.report.variants import INSERTION, Study
+from se_lab.report.variants import Study
 from se_lab.spec import RunSpec
 from se_lab.store import RunRecord, read_record
 
@@ -80,12 +80,11 @@ def trial_data(study: Study, kept: Sequence[RunRecord | None], metric: str) -> d
 
 def repeat_command(record: RunRecord) -> str:
     """Return the command that repeats a trial: `se-lab train` with every field that is not at its default."""
-    default = RunSpec().flat()
-    idle = record.spec.get(INSERTION) == "none"
+    default = RunSpec().flat()  # None: what the unit, or a net without units, has no use for
     flags = [
         f"--{key}={value if isinstance(value, str) else json.dumps(value)}"
         for key, value in record.spec.items()
-        if (key not in default or value != default[key]) and not (idle and value is None)
+        if (key not in default or value != default[key]) and not (key.startswith("model.se.") and value is None)
     ]
     if plugins := record.execution.get("plugins"):
         flags.insert(0, f"--plugins={plugins}")

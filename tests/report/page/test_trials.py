@@ -19,6 +19,8 @@ from tests.report.page.conftest import keep
     [
         RunSpec(),
         RunSpec(model=ModelSpec("cifar_resnet20", SESpec(insertion="none")), seed=3),
+        RunSpec(model=ModelSpec("cifar_resnet20", SESpec(unit="eca"))),
+        RunSpec(model=ModelSpec("cifar_resnet20", SESpec(unit="cbam", reduction=4))),
         RunSpec(
             model=ModelSpec("resnet50", SESpec(stages=[2, 3], bias=True), kwargs={"drop_path_rate": 0.1}),
             data=DataSpec(name="folder:/data/my images", image_size=64),
