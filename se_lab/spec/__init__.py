@@ -11,6 +11,7 @@ from se_lab.spec.checks import SpecError as SpecError
 from se_lab.spec.checks import check_choice as check_choice
 from se_lab.spec.checks import check_fields as check_fields
 from se_lab.spec.checks import nearest as nearest
+from se_lab.spec.execution import ExecSpec as ExecSpec
 from se_lab.spec.fields import BUILT_IN_SETS as BUILT_IN_SETS
 from se_lab.spec.fields import DATA_SETS as DATA_SETS
 from se_lab.spec.fields import INSERTIONS as INSERTIONS
@@ -18,7 +19,6 @@ from se_lab.spec.fields import OPERATORS as OPERATORS
 from se_lab.spec.fields import SE_DETAILS as SE_DETAILS
 from se_lab.spec.fields import UNIT_FIELDS as UNIT_FIELDS
 from se_lab.spec.fields import DataSpec as DataSpec
-from se_lab.spec.fields import ExecSpec as ExecSpec
 from se_lab.spec.fields import ModelSpec as ModelSpec
 from se_lab.spec.fields import OptimSpec as OptimSpec
 from se_lab.spec.fields import RunSpec as RunSpec

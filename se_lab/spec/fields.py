@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
@@ -373,57 +372,6 @@ class RunSpec:
         moot = self._moot
         changed = {key: value for key, value in dotted(self).items() if key not in moot and value != default[key]}
         return id_of(changed)
-
-
-@dataclass(frozen=True)
-class ExecSpec:
-    """Where and how a trial runs: recorded, not part of the trial id, since it changes no number.
-
-    Examples:
-        >>> ExecSpec(store="runs", device="cpu", wandb=False).threads
-        1
-    """
-
-    store: str = field(default_factory=lambda: os.environ.get("SE_LAB_STORE") or "runs")
-    """The folder of trials; by default the variable SE_LAB_STORE, else runs."""
-    device: Annotated[str, ("auto", "cpu", "cuda", "mps")] = "auto"
-    """auto, cpu, cuda, or mps."""
-    threads: Annotated[int, Meta(ge=1, le=1024)] = 1
-    """CPU threads of a trial. Sums of floats depend on it, so a store is best filled with one value throughout."""
-    data_root: str = field(default_factory=lambda: os.environ.get("SE_LAB_DATA") or ".")
-    """The folder that relative data paths start from; by default the variable SE_LAB_DATA, else the current one."""
-    download: bool = False
-    """Fetch one of torchvision's data sets into data_root where it is missing."""
-    data_workers: Annotated[int, Meta(ge=0, le=1024)] = 2
-    """Loader processes for data sets read from files."""
-    wandb: bool = True
-    """Log to W&B: offline, unless WANDB_MODE or WANDB_SWEEP_ID says otherwise."""
-    project: str = "se-lab"
-    """The W&B project."""
-    entity: str = ""
-    """The W&B user or team; by default your own."""
-    group: str = ""
-    """The group of the W&B runs; by default the name of the sweep."""
-    tags: tuple[str, ...] = ()
-    """Tags of the W&B runs."""
-    notes: str = ""
-    """Notes on the W&B runs."""
-    job_type: str = ""
-    """The job type of the W&B runs."""
-    plugins: str = ""
-    """Modules to import first, separated by commas, such as one that adds a squeeze operator."""
-    checkpoint_minutes: Annotated[float, Meta(gt=0)] = 10.0
-    """Minutes between checkpoints within an epoch; each epoch ends with one anyway."""
-    recipe: str = ""
-    """The recipe of SE-Lab's that was read first; the record says what differs from it."""
-
-    def __post_init__(self) -> None:
-        """Refuse what no machine can do."""
-        check_fields(self)
-        if not self.store:
-            raise SpecError("store is ''; it must be a folder, such as runs")
-        for name in ("store", "data_root"):
-            object.__setattr__(self, name, str(expand_path(getattr(self, name))))
 
 
 _DEFAULT = RunSpec()

@@ -16,7 +16,8 @@ import yaml
 
 from se_lab.spec.build import leaves, run_spec
 from se_lab.spec.checks import SpecError, check_choice, nearest
-from se_lab.spec.fields import ExecSpec, RunSpec, moot_fields
+from se_lab.spec.execution import ExecSpec
+from se_lab.spec.fields import RunSpec, moot_fields
 from se_lab.spec.ids import dotted, fields_of
 from se_lab.spec.parser import Parser, add_fields, values_of
 from se_lab.spec.reading import expand_path, read_yaml

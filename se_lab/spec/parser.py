@@ -140,7 +140,7 @@ def _docstrings(module: str) -> Mapping[str, Mapping[str, str]]:
 
 
 def _as_known(words: Sequence[str], flags: Collection[str]) -> list[str]:
-    """Return the words of a command line with each flag written as its parser has it, and its value joined by =."""
+    """Return the words of a command line with each flag written as its parser has it."""
     known = {flag.replace("-", "_"): flag for flag in flags}
 
     def renamed(word: str) -> str:
