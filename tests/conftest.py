@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 # a CPU's are the numbers they expect; and who has asked for a GPU can fork no worker that trains on one
@@ -15,6 +16,7 @@ os.environ.setdefault("WANDB_SILENT", "true")
 
 import pytest
 import torch
+import wandb
 
 from se_lab.spec import DataSpec, ExecSpec, ModelSpec, OptimSpec, RunSpec, SESpec, TrainSpec
 
@@ -48,6 +50,20 @@ def quick():
 def here(tmp_path) -> ExecSpec:
     """Return a store of the test's own, without W&B."""
     return ExecSpec(store=str(tmp_path / "store"), wandb=False)
+
+
+@pytest.fixture
+def wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Set nothing of W&B's, as for most users, in a session of the test's own.
+
+    The client reads its environment once in a process, so a test before or after this one would share it.
+    """
+    wandb.teardown()
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    for name in ("WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+    yield
+    wandb.teardown()
 
 
 @pytest.fixture(scope="session")

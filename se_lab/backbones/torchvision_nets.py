@@ -13,11 +13,8 @@ from torchvision import models
 from torchvision.models import get_model, get_model_weights, list_models, regnet
 
 PREFIX = "torchvision:"
-_WITHOUT_AUXILIARY = {
-    "googlenet": {"aux_logits": False, "init_weights": True},
-    "inception_v3": {"aux_logits": False, "init_weights": True},
-}
-"""Arguments of nets that otherwise return the outputs of auxiliary classifiers too."""
+_AUXILIARY = {"googlenet": ("aux1", "aux2"), "inception_v3": ("AuxLogits",)}
+"""The auxiliary classifiers of nets that otherwise return their outputs too."""
 
 
 def torchvision_names() -> list[str]:
@@ -45,12 +42,18 @@ def build_torchvision(
         OSError: where the weights cannot be downloaded.
     """
     short = name.removeprefix(PREFIX)
-    arguments = _WITHOUT_AUXILIARY.get(short, {}) | kwargs
-    if arguments.get("aux_logits"):
+    if kwargs.get("aux_logits"):
         raise TypeError("aux_logits gives the net more than one output, and a trial trains one")
-    arguments |= {"weights": "DEFAULT", "progress": False} if pretrained else {"num_classes": num_classes}
+    if pretrained:  # the weights are those of the whole net: auxiliary classifiers go when they are loaded
+        arguments = {"weights": "DEFAULT", "progress": False} | kwargs
+    else:
+        alone = {"aux_logits": False, "init_weights": True} if short in _AUXILIARY else {}
+        arguments = {"num_classes": num_classes} | alone | kwargs
     with _widths_on_cpu():
         net: Any = get_model(short, **arguments)
+    for path in _AUXILIARY.get(short, ()):
+        net.aux_logits = False
+        setattr(net, path, None)
     path, classifier = _last_linear(net)
     if classifier.out_features != num_classes:
         _put(net, path, nn.Linear(classifier.in_features, num_classes))

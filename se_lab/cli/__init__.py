@@ -76,10 +76,7 @@ def _run(argv: list[str]) -> int:
         return 2
     try:
         status: int = getattr(importlib.import_module(f"se_lab.cli.{VERBS[verb][0]}"), verb)(rest)
-        sys.stdout.flush()
         return status
-    except BrokenPipeError:
-        raise
     except (ValueError, OSError) as error:
         if not _is_the_users(error):
             raise

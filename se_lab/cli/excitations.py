@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from se_lab.cli.parser import add_trust
+from se_lab.cli.parser import add_data_root, add_trust
 from se_lab.cli.plot import add_look, look_of
 from se_lab.cli.runs import add_store, add_where, records_of, where_of
 from se_lab.spec import SpecError
@@ -35,6 +35,7 @@ def excitations(argv: list[str]) -> int:
     parser.add_argument("--batch-size", type=int, default=64, help="Images at a time.")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="Where the net runs.")
     parser.add_argument("--data-workers", type=int, default=2, help="Processes that read files.")
+    add_data_root(parser)
     add_look(parser)
     parser.add_argument("--wandb", metavar="PROJECT", help="Give the trials' W&B runs histograms and figures.")
     add_trust(parser)
@@ -61,7 +62,7 @@ def excitations(argv: list[str]) -> int:
         classes=[name for name in options.classes.split(",") if name.strip()],
         output=options.output,
         batch_size=options.batch_size,
-        root=ExecSpec().data_root,
+        root=options.data_root or ExecSpec().data_root,
         workers=options.data_workers,
         wandb=options.wandb,
         look=look_of(options),

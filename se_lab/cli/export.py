@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from dataclasses import asdict
 
-from se_lab.cli.parser import add_overwrite, add_trust
+from se_lab.cli.parser import add_data_root, add_overwrite, add_trust
 from se_lab.spec.parser import Parser
 
 
@@ -101,10 +100,3 @@ def eval(argv: list[str]) -> int:
         interval = result.intervals.get(key)
         print(f"{key:<18} {value:.4g}" + (f" %  ({interval[0]:.4g} to {interval[1]:.4g})" if interval else ""))
     return 0
-
-
-def add_data_root(parser: argparse.ArgumentParser) -> None:
-    """Add --data-root."""
-    parser.add_argument(
-        "--data-root", metavar="DIR", help="Where relative data paths start; by default SE_LAB_DATA, else this folder."
-    )

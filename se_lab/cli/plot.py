@@ -27,7 +27,7 @@ def plot(argv: list[str]) -> int:
         "--format", nargs="+", default=["png", "svg"], choices=("png", "svg", "pdf"), help="Formats; png and svg."
     )
     add_look(parser)
-    parser.add_argument("--title", help="Title of the figures instead of their own; an empty one for none.")
+    parser.add_argument("--title", type=str, help="Title of the figures instead of their own; an empty one for none.")
     add_overwrite(parser)
     options = parser.parse_args(argv)
     look, where = look_of(options), where_of(options.where)

@@ -81,9 +81,13 @@ def verify(argv: list[str]) -> int:
     )
     parser.add_argument("store", nargs="?", metavar="STORE", help="The store; by default SE_LAB_STORE, else runs.")
     parser.add_argument("--data", action="store_true", help="Read all images too, and compare them with the records.")
+    parser.add_argument("--plugins", default="", help="Modules to import first, separated by commas, for --data.")
     options = parser.parse_args(argv)
     from se_lab.spec import ExecSpec
+    from se_lab.spec.flags import import_plugins
     from se_lab.store.verify import verify
+
+    import_plugins(options.plugins)
 
     store = options.store or ExecSpec().store
     found = verify(store)
@@ -100,27 +104,28 @@ def verify(argv: list[str]) -> int:
 def _check_images(records: Sequence[RunRecord]) -> int:
     """Read the images of each data set that finished trials used; return how many sets are not what they were."""
     from se_lab.data import DataError, inspect_images
-    from se_lab.spec import run_spec
+    from se_lab.spec import SpecError, run_spec
 
     sets: dict[tuple[str, str, str], list[RunRecord]] = {}
     for record in records:
         if record.status == "finished" and record.data.get("digest"):
-            spec = run_spec({key: value for key, value in record.spec.items() if key.startswith("data.")})
-            key = (str(spec.data), str(record.execution.get("data_root", ".")), record.data["digest"])
+            of = {key: value for key, value in record.spec.items() if key.startswith("data.")}
+            key = (str(of), str(record.execution.get("data_root", ".")), record.data["digest"])
             sets.setdefault(key, []).append(record)
     wrong = 0
     for (_, root, digest), trials in sets.items():
-        data = run_spec({key: value for key, value in trials[0].spec.items() if key.startswith("data.")}).data
+        name = trials[0].spec["data.name"]
         try:
+            data = run_spec({key: value for key, value in trials[0].spec.items() if key.startswith("data.")}).data
             seen = inspect_images(data, root=root)
             problems = [f"unreadable: {line}" for line in seen.unreadable]
             if seen.digest != digest:
                 problems.append(f"the digest of its images is {seen.digest}, and {digest} in the records")
-        except (DataError, OSError) as error:
+        except (DataError, SpecError, OSError) as error:
             problems = [str(error)]
         wrong += bool(problems)
         for problem in problems or ["all images are those of the records"]:
-            print(f"{data.name}: {problem} ({len(trials)} trials, such as {trials[0].trial_id})")
+            print(f"{name}: {problem} ({len(trials)} trials, such as {trials[0].trial_id})")
     return wrong
 
 

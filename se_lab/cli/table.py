@@ -45,8 +45,8 @@ def table(argv: list[str]) -> int:
         "--width",
         help="Width to fit: characters in a terminal; in LaTeX single (3.15 inches), double (6.5) or inches.",
     )
-    parser.add_argument("--caption", default="", help="Caption in LaTeX; by default the table's title.")
-    parser.add_argument("--label", default="", help="Label in LaTeX, such as tab:reduction.")
+    parser.add_argument("--caption", type=str, default="", help="Caption in LaTeX; by default the table's title.")
+    parser.add_argument("--label", type=str, default="", help="Label in LaTeX, such as tab:reduction.")
     parser.add_argument("--wide", action="store_true", help="A LaTeX table over both columns of the page.")
     add_overwrite(parser)
     options = parser.parse_args(argv)

@@ -32,18 +32,20 @@ class Known:
     test_images: int
     val_images: int | None = None
     """None where it has no validation split of its own."""
+    in_memory: bool = False
+    """Whether the statistics of its own training images normalise it; ImageNet's normalise sets of files."""
 
 
 KNOWN = {
-    "digits": Known(10, 1, 8, 899, 898),
-    "cifar10": Known(10, 3, 32, 50_000, 10_000),
-    "cifar100": Known(100, 3, 32, 50_000, 10_000),
+    "digits": Known(10, 1, 8, 899, 898, in_memory=True),
+    "cifar10": Known(10, 3, 32, 50_000, 10_000, in_memory=True),
+    "cifar100": Known(100, 3, 32, 50_000, 10_000, in_memory=True),
     "imagenet": Known(1000, 3, 224, 1_281_167, 50_000),
     "places365": Known(365, 3, 224, 1_803_460, 36_500),
-    "mnist": Known(10, 1, 28, 60_000, 10_000),
-    "fashion_mnist": Known(10, 1, 28, 60_000, 10_000),
-    "svhn": Known(10, 3, 32, 73_257, 26_032),
-    "stl10": Known(10, 3, 96, 5_000, 8_000),
+    "mnist": Known(10, 1, 28, 60_000, 10_000, in_memory=True),
+    "fashion_mnist": Known(10, 1, 28, 60_000, 10_000, in_memory=True),
+    "svhn": Known(10, 3, 32, 73_257, 26_032, in_memory=True),
+    "stl10": Known(10, 3, 96, 5_000, 8_000, in_memory=True),
     "food101": Known(101, 3, 224, 75_750, 25_250),
     "flowers102": Known(102, 3, 224, 1_020, 6_149, 1_020),
     "oxford_pets": Known(37, 3, 224, 3_680, 3_669),

@@ -73,8 +73,8 @@ def comparison_notes(request: Request) -> list[str]:
     ratio = np.nanmedian(narrow[known] / compared.half_width[known]) if np.isfinite(narrow[known]).any() else np.nan
     if request.model == "joint" and np.isfinite(ratio) and np.isfinite(compared.correlation):
         notes.append(
-            f"Pairs of one seed correlate {number_text(compared.correlation, 2)}: comparing seed by seed alone "
-            f"{'widens' if ratio > 1 else 'narrows'} this table's intervals {ratio:.2g} times."
+            f"Pairs of one seed correlate {number_text(compared.correlation, 2)}: comparing seed by seed alone makes "
+            f"this table's intervals {ratio:.2g} times as wide."
         )
     return notes + _effects_over_nets(request, compared)
 
@@ -102,7 +102,7 @@ def contrast_note(request: Request, first: str, second: str) -> str:
 
 def _model_text(compared: joint.Comparison, known: Any, names: pd.Series, model: str) -> str:
     if model == "paired":
-        return "± is simultaneous over the table (Šidák), each row paired by seed with a variance of its own."
+        return "± is simultaneous over the table (Šidák), each row paired by its seeds, with a variance of its own."
     blocked, pooled = compared.blocked[known], compared.pooled[known]
     seeds = "with seeds as blocks" if blocked.all() else "without seeds as blocks, as they do not differ"
     if blocked.any() and not blocked.all():

@@ -33,6 +33,8 @@ def dunnett_cdf(limits: ArrayLike, df: float, loadings: tuple[float, ...], count
 @lru_cache(maxsize=4096)
 def dunnett_quantile(level: float, df: float, loadings: tuple[float, ...], counts: tuple[int, ...]) -> float:
     """Return the limit that the largest |t| stays below with probability `level`."""
+    if sum(counts) == 1:
+        return float(stats.t.isf((1 - level) / 2, df))
     tail = (1 - level) / 2
     low, high = float(stats.t.isf(tail, df)), float(stats.t.isf(tail / sum(counts), df)) * 1.001
 
@@ -51,7 +53,7 @@ def one_factor(correlations: Floats) -> Floats:
         loading = 0.5 * loading + 0.5 * others / np.maximum((loading**2).sum() - loading**2, 1e-12)
     if k == 2:
         loading = np.full(2, np.sqrt(max(float(correlations[0, 1]), 0.0)))
-    return np.asarray(np.clip(loading, 0.0, 0.999))
+    return np.asarray(np.clip(loading, 0.0, 0.99))  # the nodes are too few for more
 
 
 def grouped(loading: Floats) -> tuple[tuple[float, ...], tuple[int, ...]]:

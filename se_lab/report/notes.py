@@ -78,7 +78,7 @@ def _unequal_seeds(trials: pd.DataFrame, variants: pd.DataFrame, group: NDArray[
     texts = [
         f"{name} ({', '.join(map(value_text, seeds[unasked[i]]))})" for name, i in zip(names, lacking, strict=True)
     ]
-    return [f"Seeds that are not among the records: {some(texts)}. Differences use the seeds in common."]
+    return [f"Seeds that are not among the records: {some(texts)}."]
 
 
 def trial_names(trials: pd.DataFrame, variants: pd.DataFrame) -> list[str]:

@@ -40,7 +40,7 @@ class Table:
     """A table as data with what its columns mean.
 
     data: tidy, one row a variant, full precision; counts and times in units of one, errors in %. Besides what is
-    printed: `variant` (its name), `group`, `is_baseline`. A metric's half-width is under `METRIC:ci95`, its paired
+    printed: `variant` (its name), `group`, `is_baseline`. A metric's half-width is under `METRIC:ci95`, its
     difference to the baseline under `METRIC:difference`, `METRIC:difference:ci95` and `METRIC:pairs`.
     """
 

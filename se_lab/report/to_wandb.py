@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ import pandas as pd
 from se_lab.report.columns import ReportError, value_texts
 from se_lab.report.render import Table
 from se_lab.report.tables import ablation_table
+from se_lab.training.preflight import wandb_mode
 
 
 def send_report(
@@ -51,7 +51,7 @@ def wandb_run(project: str, folder: Path, **about: Any) -> Iterator[Any]:
     import wandb
 
     settings = wandb.Settings(silent=True, console="off")
-    mode: Any = os.environ.get("WANDB_MODE", "offline")
+    mode: Any = wandb_mode()
     try:
         # a run that the caller has open is another's
         with wandb.init(project=project, dir=folder, mode=mode, settings=settings, reinit="create_new", **about) as run:

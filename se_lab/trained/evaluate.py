@@ -22,7 +22,7 @@ from se_lab.data.files import Files, printable
 from se_lab.data.folders import Scan
 from se_lab.spec import DataSpec, RunSpec, SpecError, expand_path
 from se_lab.store import RunRecord, read_record, replacing, write_whole
-from se_lab.trained.inputs import IN_MEMORY, open_pretrained, pick_device, trial_config
+from se_lab.trained.inputs import is_opened, open_pretrained, pick_device, trial_config
 from se_lab.trained.load import load_trained
 from se_lab.training.metrics import Scores
 
@@ -141,7 +141,7 @@ def output_numbers(model: nn.Module, classes: Sequence[str], label: str) -> Tens
 
 
 def _refuse_in_memory(net: str, data: str) -> None:
-    if data in IN_MEMORY:
+    if is_opened(data):
         raise SpecError(f"{net} was not trained on {data}: its images would be prepared otherwise; test on folder:PATH")
 
 

@@ -116,7 +116,7 @@ def export(
     Raises:
         SpecError: for a checkpoint that cannot be loaded, an unknown format, a missing package, or a folder that holds
             other weights.
-        DataError: where the mean and deviation of a trial's images are needed, and CIFAR is not there.
+        DataError: where the mean and deviation of a trial's images are needed, and the set is not there.
         ExportError: where what was written does not compute what the net does; none of it is then left behind.
     """
     for format in formats:
@@ -127,7 +127,7 @@ def export(
         raise SpecError(
             f"onnx needs {', '.join(lacking)}: pip install 'se-lab[export]', or export {others or 'others'}"
         )
-    net = _open(source, image_size, trust_plugins)
+    net = _open(source, image_size, data_root, trust_plugins)
     folder = Path(folder)
     known = _about(folder)
     if known and known["weights"] != net.digest:
@@ -193,12 +193,12 @@ def load_exported(folder: str | Path, *, trust_plugins: bool = False) -> tuple[n
     return model.eval(), spec
 
 
-def _open(source: str | Path, image_size: int | None, trust_plugins: bool) -> Net:
+def _open(source: str | Path, image_size: int | None, data_root: str | Path, trust_plugins: bool) -> Net:
     model, spec = load_trained(source, trust_plugins=trust_plugins)
     path = Path(source)
     record = store.read_record(path if path.is_dir() else path.parent)
     assert record is not None  # load_trained has read it
-    channels, height, width = input_size(spec.data)
+    channels, height, width = input_size(spec.data, data_root)
     if image_size is not None:
         if image_size < 8:
             raise SpecError(f"--image-size is {image_size}; it must be at least 8")

@@ -10,11 +10,15 @@ import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
 
-from se_lab.data import KNOWN, create_data
-from se_lab.spec import DataSpec, RunSpec, SpecError, expand_path, nearest
+from se_lab.data import KNOWN, create_data, data_shape
+from se_lab.data.memory import MemoryData
+from se_lab.spec import DATA_SETS, DataSpec, RunSpec, SpecError, expand_path, nearest
 
-IN_MEMORY = ("digits", "cifar10", "cifar100")
-"""Sets that are normalised by the mean and deviation of their own training images."""
+
+def is_opened(name: str) -> bool:
+    """Whether only the opened set knows how its images reach a net: one in memory, or one of a user's own."""
+    known = KNOWN.get(name)
+    return known.in_memory if known else name in DATA_SETS["table"]
 
 
 def open_pretrained(name: str) -> tuple[nn.Module, dict[str, Any]]:
@@ -44,11 +48,12 @@ def check_pretrained(name: str) -> None:
         raise SpecError(f"timm has no net called {arch!r}{nearest(arch, timm.list_models())}")
 
 
-def input_size(data: DataSpec) -> tuple[int, int, int]:
-    """Return (C, H, W) of the images that a set's nets take; no set is opened."""
-    known = KNOWN.get(data.name)
-    side = data.image_size or (known.image_size if known else 224)
-    return known.in_chans if known else 3, side, side
+def input_size(data: DataSpec, root: str | Path = ".") -> tuple[int, int, int]:
+    """Return (C, H, W) of the images that a set's nets take; only a set of a user's own is opened."""
+    if data.name in KNOWN or is_opened(data.name):
+        return data_shape(data, root=root).shape
+    side = data.image_size or 224
+    return 3, side, side
 
 
 def trial_config(spec: RunSpec, root: str | Path = ".") -> dict[str, Any]:
@@ -58,23 +63,23 @@ def trial_config(spec: RunSpec, root: str | Path = ".") -> dict[str, Any]:
 
     Args:
         spec: The trial.
-        root: Where CIFAR lies: the statistics of a set in memory are those of its training images.
+        root: Where the set lies: the statistics of a set in memory are those of its training images.
 
     Raises:
         DataError: where they are needed and the set is not there.
     """
     data = spec.data
-    config: dict[str, Any] = {"input_size": input_size(data), "interpolation": "bilinear"}
-    if data.name not in IN_MEMORY:
+    config: dict[str, Any] = {"input_size": input_size(data, root), "interpolation": "bilinear"}
+    images: Any = create_data(data, spec.seed, root=root) if is_opened(data.name) else None
+    if not isinstance(images, MemoryData):
         return config | {"crop_pct": data.crop_pct, "mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}
-    images: Any = create_data(data, spec.seed, root=root)
     mean, std = (tuple((values / 255).flatten().tolist()) for values in (images.mean, images.std))
     return config | {"crop_pct": 1.0, "mean": mean, "std": std}
 
 
 def class_names(spec: RunSpec, classes: int, root: str | Path = ".") -> list[str] | None:
     """Return the names of a trial's classes in the order of its net's outputs, or None where its data is not there."""
-    if spec.data.name in IN_MEMORY:
+    if is_opened(spec.data.name):
         return list(create_data(spec.data, spec.seed, root=root).classes)
     folder = expand_path(spec.data.name.removeprefix("folder:"), root) / "train"
     names = sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []

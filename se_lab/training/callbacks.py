@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -10,6 +9,7 @@ import lightning as L
 
 from se_lab.spec import SESpec
 from se_lab.units.insertion import Site, insert_se
+from se_lab.units.paths import Example
 
 
 class InsertSE(L.Callback):
@@ -27,6 +27,7 @@ class InsertSE(L.Callback):
         net: str = "",
         existing_se: Literal["refuse", "keep", "replace"] = "refuse",
         at: Sequence[str] | Mapping[str, str] | None = None,
+        example: Example = None,
     ) -> None:
         """Say what to insert and where.
 
@@ -35,18 +36,21 @@ class InsertSE(L.Callback):
             net: Path of the net in the LightningModule, such as model; by default the module itself.
             existing_se: As `insert_se` has it.
             at: As `insert_se` has it.
+            example: As `insert_se` has it.
         """
-        self.spec, self.net, self.existing_se, self.at = spec, net, existing_se, at
+        self.spec, self.net, self.existing_se, self.at, self.example = spec, net, existing_se, at, example
         self.sites: list[Site] = []
         """What was inserted last."""
-        self._module: weakref.ref[L.LightningModule] | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Insert the units, once into each module.
+        """Insert the units; a net that an equal callback has given its units, as for a fit before a test, keeps them.
 
         Raises:
             SpecError: as `insert_se` does.
         """
-        if self._module is None or self._module() is not pl_module:
-            self._module = weakref.ref(pl_module)
-            self.sites = insert_se(pl_module.get_submodule(self.net), self.spec, self.existing_se, at=self.at)
+        net = pl_module.get_submodule(self.net)
+        what = (self.spec, self.existing_se, None if self.at is None else str(self.at))
+        if getattr(net, "se_inserted", None) != what:
+            insert_se(net, self.spec, self.existing_se, at=self.at, example=self.example)
+            net.se_inserted = what  # type: ignore[assignment]
+        self.sites = net.se_sites  # type: ignore[assignment]

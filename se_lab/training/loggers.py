@@ -11,6 +11,7 @@ from typing import Any
 
 from se_lab.spec import ExecSpec, label, run_spec
 from se_lab.store import RunRecord
+from se_lab.training.preflight import wandb_mode
 
 CALLS = ("log_metrics", "log_hyperparams", "save", "finalize", "after_save_checkpoint")
 """What Lightning calls of a logger while it trains."""
@@ -89,8 +90,7 @@ def _open_wandb(record: RunRecord, folder: Path, execution: ExecSpec) -> Any:
     import wandb
     from lightning.pytorch.loggers import WandbLogger
 
-    agent = "WANDB_SWEEP_ID" in os.environ  # an agent brings the run's id, and it is online unless told otherwise
-    mode = os.environ.get("WANDB_MODE", "online" if agent else "offline")
+    agent = "WANDB_SWEEP_ID" in os.environ  # an agent brings the run's id
     flat = {key: value for key, value in record.spec.items() if value is not None}
     logger = WandbLogger(
         project=os.environ.get("WANDB_PROJECT", execution.project),
@@ -103,7 +103,7 @@ def _open_wandb(record: RunRecord, folder: Path, execution: ExecSpec) -> Any:
         job_type=execution.job_type or None,
         save_dir=folder,
         log_model=False,
-        settings=wandb.Settings(mode=mode, silent=True, console="off"),  # type: ignore[arg-type]
+        settings=wandb.Settings(mode=wandb_mode(), silent=True, console="off"),  # type: ignore[arg-type]
     )
     run = logger.experiment
     # keys that the agent set are locked to the sweep: what it brought stays as it is

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from se_lab.data import ImageData, check_split
-from se_lab.spec import ExecSpec, RunSpec, SpecError
+from se_lab.spec import ExecSpec, RunSpec, SpecError, check_choice
 from se_lab.store import cpu_model
 from se_lab.training.optimize import check_optimizer
+from se_lab.units.unit import Unit
 
 
 def device_of(execution: ExecSpec) -> str:
@@ -31,8 +34,26 @@ def device_model(execution: ExecSpec) -> str:
     return cpu_model() if kind == "cpu" else f"{cpu_model()} ({kind})"
 
 
+WANDB_MODES = ("online", "offline", "disabled", "shared", "dryrun", "run")
+
+
+def wandb_mode(usual: str = "offline") -> str:
+    """Return WANDB_MODE; where that is not set, online for an agent's trial, else `usual`.
+
+    Raises:
+        SpecError: for a mode that W&B does not have, or an agent's sweep without a name.
+    """
+    if os.environ.get("WANDB_SWEEP_ID") == "":
+        raise SpecError("WANDB_SWEEP_ID is empty, which W&B refuses: unset it")
+    given = os.environ.get("WANDB_MODE", "online" if "WANDB_SWEEP_ID" in os.environ else usual)
+    check_choice("WANDB_MODE", given, WANDB_MODES)
+    return given
+
+
 def check_before(spec: RunSpec, execution: ExecSpec) -> None:
-    """Raise SpecError for what this machine or timm cannot do."""
+    """Raise SpecError for what this machine, timm or W&B cannot do."""
+    if execution.wandb:
+        wandb_mode()
     check_optimizer(spec.optim)
     train, device = spec.train, device_of(execution)
     if device == "cuda" and not torch.cuda.is_available():
@@ -72,6 +93,18 @@ def check_built(spec: RunSpec, data: ImageData) -> None:
             check_split(spec.data, data.sizes, key)
 
 
+def check_maps(net: nn.Module, spec: RunSpec, shape: tuple[int, int, int]) -> None:
+    """Raise SpecError where a unit would see a smaller map than it is defined for; `shape` is (C, H, W) of an image."""
+    units = [(name, module) for name, module in net.named_modules() if isinstance(module, Unit)]
+    if all(unit.fewest_pixels == 1 for _, unit in units):
+        return
+
+    def look(name: str) -> Callable[..., None]:
+        return lambda unit, inputs: unit.check_map(spec.model.se.unit, name, *inputs[0].shape[2:])
+
+    _pass_zeros(net, shape, {unit: look(name) for name, unit in units})
+
+
 def check_norms(net: nn.Module, spec: RunSpec, shape: tuple[int, int, int]) -> None:
     """Raise SpecError where a batch norm would see one value a channel, of which there is no variance.
 
@@ -85,7 +118,7 @@ def check_norms(net: nn.Module, spec: RunSpec, shape: tuple[int, int, int]) -> N
         return
     single: list[str] = []
 
-    def look(name: str) -> object:
+    def look(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             if inputs[0].numel() == inputs[0].shape[1]:
                 single.append(name)
@@ -93,7 +126,17 @@ def check_norms(net: nn.Module, spec: RunSpec, shape: tuple[int, int, int]) -> N
         return hook
 
     norms = [(name, m) for name, m in net.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    handles = [module.register_forward_pre_hook(look(name)) for name, module in norms]  # type: ignore[arg-type]
+    _pass_zeros(net, shape, {norm: look(name) for name, norm in norms})
+    if single:
+        raise SpecError(
+            f"data.batch_size is {spec.data.batch_size}, which gives batch norm {single[0]} one value a channel, of "
+            "which it cannot take the variance; use batches of two or more images a device and micro-batch"
+        )
+
+
+def _pass_zeros(net: nn.Module, shape: tuple[int, int, int], hooks: Mapping[nn.Module, Callable[..., None]]) -> None:
+    """Run a net in eval mode on one image of zeros, with pre-hooks on some modules; the net is left as it was."""
+    handles = [module.register_forward_pre_hook(hook) for module, hook in hooks.items()]
     mode = net.training
     try:
         with torch.no_grad():
@@ -102,8 +145,3 @@ def check_norms(net: nn.Module, spec: RunSpec, shape: tuple[int, int, int]) -> N
         net.train(mode)
         for handle in handles:
             handle.remove()
-    if single:
-        raise SpecError(
-            f"data.batch_size is {spec.data.batch_size}, which gives batch norm {single[0]} one value a channel, of "
-            "which it cannot take the variance; use batches of two or more images a device and micro-batch"
-        )

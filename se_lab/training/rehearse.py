@@ -83,7 +83,7 @@ def rehearse(spec: RunSpec, execution: ExecSpec) -> Rehearsal:
         rehearsal: Rehearsal = launch("rehearse", spec, execution)
         return rehearsal
     with opened(spec, execution, rank) as trial, tempfile.TemporaryDirectory() as name:
-        return _rehearse_here(trial, Path(shared(name)))
+        return _rehearse_here(trial, Path(shared(name), spec.trial_id))  # its parent is marked as a store
 
 
 def _rehearse_here(trial: Trial, folder: Path) -> Rehearsal:

@@ -13,7 +13,7 @@ from se_lab.data import ImageData, create_data
 from se_lab.parallel.collectives import Rank, gathered, joined, shared
 from se_lab.spec import ExecSpec, RunSpec
 from se_lab.training.folder import TrialFolder
-from se_lab.training.preflight import check_built, check_norms, device_of
+from se_lab.training.preflight import check_built, check_maps, check_norms, device_of
 from se_lab.training.process import prepare
 from se_lab.training.stopping import InterruptedTrialError, Stop, heard
 from se_lab.training.task import ClassificationTask
@@ -40,10 +40,12 @@ class Trial:
         """Build the net.
 
         Raises:
-            SpecError: for one that cannot be built, or whose batch norms would see a single value.
+            SpecError: for one that cannot be built, whose batch norms would see a single value, or whose units too
+                small a map.
         """
         task = ClassificationTask(self.spec, len(self.data.classes), self.data.in_chans)
         check_norms(task.model, self.spec, self.shape)
+        check_maps(task.model, self.spec, self.shape)
         return task
 
     def fuse_if_faster(self, task: ClassificationTask, macs: int) -> str:

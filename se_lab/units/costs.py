@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from se_lab.spec import ModelSpec, SESpec, SpecError
+from se_lab.spec import ModelSpec, SESpec
 from se_lab.units.counting import ModuleCost, count
 from se_lab.units.insertion import insert_se
 from se_lab.units.model import build_backbone
@@ -120,11 +120,7 @@ class Trace:
     def _unit_cost(self, se: SESpec, place: Place, spot: Spot) -> ModuleCost:
         height, width = self.sizes[_key(spot)]
         unit: Any = UNITS[se.unit]
-        if height * width < unit.fewest_pixels:
-            raise SpecError(
-                f"model.se.unit={se.unit} needs maps of at least {unit.fewest_pixels} pixels, and {place.name} of "
-                f"{self.backbone} has {height} × {width}; choose larger images, earlier stages or another unit"
-            )
+        unit.check_map(se.unit, f"{place.name} of {self.backbone}", height, width)
         anywhere = dataclasses.replace(se, insertion="standard", stages="all", units="all", start="random")
         return _cost_of(unit, anywhere, spot.channels, height, width)
 

@@ -56,9 +56,10 @@ def insert_se(
         net: A net of timm's, torchvision's or SE-Lab's, whose blocks the family tables know, or with `at` any other;
             not wrapped by DistributedDataParallel or torch.compile.
         se: Which units, and where.
-        existing_se: What to do about a net that has channel attention of its own: refuse; keep (ours come in addition,
-            at the family's places); replace (insertion standard: each of its units becomes one of ours, where it is;
-            none: its units are removed; any other: they are removed, and the blocks that had them take ours there).
+        existing_se: What to do about a net that has channel attention of its own: refuse; keep (those of `se` come
+            in addition, at the family's places or on the outputs of `at`); replace (insertion standard: each of its
+            units becomes one of SE-Lab's, where it is; none: its units are removed; any other: they are removed, and
+            the blocks that had them take SE-Lab's there).
         at: Paths of modules whose outputs, (N, C, H, W), get a unit each: ["layer1.0", "layer1.1.bn2"], or under
             names of your own, {"first": "layer1.0"}. Their channels are those that a module says it returns.
         example: With `at`, an input of the net, or a tuple of its inputs, for modules that do not say their channels:
@@ -83,7 +84,7 @@ def insert_se(
         chosen = choose(places, se, existing_se, name_of(net))
     else:
         own = own_attention(net, existing_se)
-        chosen = at_paths(net, se, at, example)
+        chosen = at_paths(net, se, at, example, existing_se)
     if existing_se == "replace":
         swapped = {spot.host for _, spot in chosen if spot.how == "swap"}
         for host in own:

@@ -45,7 +45,7 @@ def create_model(
         >>> model(torch.randn(2, 3, 64, 64)).shape, len(model.se_sites)
         (torch.Size([2, 10]), 8)
     """
-    with torch.random.fork_rng(devices=[]):  # timm draws from the global stream: lend it ours
+    with torch.random.fork_rng(devices=[]):  # timm draws from the global stream: lend it SE-Lab's
         torch.manual_seed(seed_of(seed, "weights"))
         model = build_backbone(spec, num_classes, in_chans)
     if spec.pretrained is False and spec.init != "timm":
@@ -76,7 +76,7 @@ def create_model(
 
 
 def build_backbone(spec: ModelSpec, num_classes: int, in_chans: int = 3) -> nn.Module:
-    """Build the backbone of a spec, on the current device, with its library's weights and without units of ours.
+    """Build the backbone of a spec, on the current device, with its library's weights and without SE-Lab's units.
 
     On the meta device no weights are fetched.
 

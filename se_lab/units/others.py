@@ -139,10 +139,6 @@ class GatherExcite(TimmUnit):
         """Return the extent."""
         return {"extent": cls.extent, "use_mlp": False}
 
-    def squeezed(self, x: Tensor) -> Tensor:
-        """Return the averages, (N, C); of smaller extents those of whole maps, which have the same mean or nearly."""
-        return x.mean((2, 3))
-
 
 class GatherExcite2(GatherExcite):
     """Gather-excite without parameters, extent 2."""
@@ -348,6 +344,10 @@ class SimAM(_Gated):
     def __init__(self, channels: int, spec: SESpec | None = None) -> None:
         super().__init__(channels, spec)
         self.weight_of_energy = self.LAMBDA
+
+    def bounds(self) -> tuple[float | None, float | None]:
+        """Return the bounds: the energy is at least ½."""
+        return 1 / (1 + math.exp(-0.5)), 1.0
 
     def forward(self, x: Tensor) -> Tensor:
         """Scale x, (N, C, H, W), with H·W of at least 2."""

@@ -31,7 +31,7 @@ def own_attention(net: nn.Module, existing_se: str) -> list[str]:
 
 
 def at_paths(
-    net: nn.Module, se: SESpec, at: Sequence[str] | Mapping[str, str], example: Example
+    net: nn.Module, se: SESpec, at: Sequence[str] | Mapping[str, str], example: Example, existing_se: str
 ) -> list[tuple[Place, Spot]]:
     """Return a place for each path, in their order, named by the mapping's keys or by the path itself.
 
@@ -48,6 +48,8 @@ def at_paths(
     if se.insertion == "none":
         return []
     own = own_units(net)
+    if existing_se == "replace":
+        _check_removed(paths.values(), own)
     widths = _probe(net, paths.values(), example)
     chosen = []
     stages = list(dict.fromkeys(path.rpartition(".")[0] or path for path in paths.values()))
@@ -58,10 +60,10 @@ def at_paths(
         count[stage] = unit = count.get(stage, 0) + 1
         if match := re.fullmatch(r"SE_(\d+)_(\d+)(_\d+)?", name):
             stage, unit = int(match[1]), int(match[2])
-        if path in own:
-            spot = Spot(path, "swap", widths.get(path) or own_channels(net, path, ()))
+        channels = widths.get(path) or (own_channels(net, path, ()) if path in own else _stated_width(module))
+        if path in own and existing_se == "replace":
+            spot = Spot(path, "swap", channels)
         else:
-            channels = widths.get(path) or _stated_width(module)
             if not channels:
                 raise SpecError(
                     f"at has {path}, a {type(module).__name__}, which does not say how many channels it returns: give "
@@ -88,6 +90,16 @@ def _check_names(net: nn.Module, se: SESpec, paths: Mapping[str, str], given: in
             raise SpecError(f"at has {path!r}, which is no module of {kind_of(net)}{nearest(path, modules)}")
         if isinstance(modules[path], (nn.ModuleList, nn.ModuleDict)):
             raise SpecError(f"at has {path}, a {type(modules[path]).__name__}, which never runs itself; name its items")
+
+
+def _check_removed(paths: Iterable[str], own: Sequence[str]) -> None:
+    """Raise SpecError for a path within attention of the net's own, which is going to be removed."""
+    for path in paths:
+        if host := next((host for host in own if path.startswith(f"{host}.")), None):
+            raise SpecError(
+                f"at has {path}, a part of the net's own attention {host}, which existing_se=replace removes; name "
+                f"{host} itself"
+            )
 
 
 def _probe(net: nn.Module, paths: Iterable[str], example: Example) -> dict[str, int]:

@@ -89,6 +89,15 @@ class Unit(nn.Module):
         by_module, _ = count(self, (self.channels, height, width))
         return by_module[""]
 
+    @classmethod
+    def check_map(cls, unit: str, place: str, height: int, width: int) -> None:
+        """Raise SpecError for a map of fewer pixels than this unit, by its name in a spec, is defined for."""
+        if height * width < cls.fewest_pixels:
+            raise SpecError(
+                f"model.se.unit={unit} needs maps of at least {cls.fewest_pixels} pixels, and {place} has {height} × "
+                f"{width}; choose larger images, earlier stages or another unit"
+            )
+
     def has_closed_form(self) -> bool:
         """Return whether `cost` is a formula and not a count."""
         return type(self).cost is not Unit.cost

@@ -378,14 +378,11 @@ def test_several_checkpoints_of_a_trial_show_how_its_units_moved(trial: Path, tm
     ]
 
 
-@pytest.mark.usefixtures("quick")
-def test_across_a_sweep_variants_are_overlaid_and_baselines_left_out(tmp_path: Path, monkeypatch) -> None:
+@pytest.mark.usefixtures("quick", "wandb_offline")
+def test_across_a_sweep_variants_are_overlaid_and_baselines_left_out(tmp_path: Path) -> None:
     store = tmp_path / "store"
     for se in ({"excitation": "sigmoid"}, {"excitation": "tanh"}, {"insertion": "none"}):
         write_trial(store, **se)
-    monkeypatch.delenv("WANDB_MODE")  # offline, as it is when nothing is said
-    for name in ("WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
-        monkeypatch.setenv(name, str(tmp_path / name))
     written = inspect_sweep(read_records(store), Inspection(output=tmp_path / "out", wandb="p"))
     assert len([path for path in written if path.name == "figure_6.png"]) == 2
     assert (tmp_path / "out" / "explorer.html").exists()

@@ -135,6 +135,8 @@ def test_plot_takes_width_style_and_title(run: Run, tmp_path: Path) -> None:
     assert run("plot", "runs", "-o", str(tmp_path), *flags, "--title", "My US$ title")[0] == 0
     drawn = (tmp_path / "tradeoff_macs.svg").read_text(encoding="utf-8")
     assert f'width="{3.3 * 72:g}pt"' in drawn and "<title>My US$ title</title>" in drawn
+    assert run("plot", "runs", "-o", str(tmp_path), *flags, "--title", "~/x")[0] == 0  # a title is text, and no path
+    assert "<title>~/x</title>" in (tmp_path / "tradeoff_macs.svg").read_text(encoding="utf-8")
     status, _, err = run("plot", "runs", "-o", str(tmp_path), "--width", "0.1")
     assert status == 2 and "from 2 to 60 inches, not 0.1" in err
 

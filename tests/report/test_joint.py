@@ -30,6 +30,12 @@ def test_quantiles_are_those_that_dunnett_printed(k: int, df: int, point: float)
     assert dunnett_quantile(0.95, df, (float(np.sqrt(0.5)),), (k,)) == pytest.approx(point, abs=0.005)
 
 
+@pytest.mark.parametrize("loading", [0.5, 0.7071, 0.999, 1.0])
+@pytest.mark.parametrize("df", [2, 9])
+def test_the_quantile_of_one_comparison_is_students(df: int, loading: float) -> None:
+    assert dunnett_quantile(0.95, df, (loading,), (1,)) == pytest.approx(stats.t.ppf(0.975, df), rel=1e-6)
+
+
 def test_pooled_intervals_and_p_are_scipys_dunnett_for_unequal_numbers_of_seeds() -> None:
     values = table(5, 8)
     values[3] += 2.0

@@ -14,11 +14,8 @@ from se_lab.report.to_wandb import wandb_run
 
 
 @pytest.fixture
-def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def offline(tmp_path: Path, wandb_offline: None) -> Path:
     """Let W&B write into a folder of the test's own, as it does when nothing is said."""
-    monkeypatch.delenv("WANDB_MODE")
-    for name in ("WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
-        monkeypatch.setenv(name, str(tmp_path / name))
     return tmp_path
 
 

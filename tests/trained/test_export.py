@@ -13,9 +13,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.utils.data import TensorDataset
 
 from se_lab.cli import main
-from se_lab.data import create_data
+from se_lab.data import DATASETS, Splits, create_data
 from se_lab.spec import DataSpec, ModelSpec, RunSpec, SESpec, SpecError
 from se_lab.store import RunRecord, write_record
 from se_lab.trained import export as module
@@ -126,7 +127,7 @@ def test_a_process_that_has_only_timm_checks_the_outputs(tmp_path, monkeypatch):
     trial(tmp_path / "trial", ModelSpec("resnet18", SESpec(reduction=16)))
     export(tmp_path / "trial", tmp_path / "out", ["safetensors"])
     assert json.loads((tmp_path / "out/se_lab.json").read_text())["weights_file"] == "model.safetensors"
-    net = module._open(tmp_path / "trial", None, False)
+    net = module._open(tmp_path / "trial", None, ".", False)
     assert module._difference(tmp_path / "out", net) == ""
     weights = load_file(tmp_path / "out/model.safetensors")
     save_file(
@@ -313,3 +314,15 @@ def test_the_exported_backbone_starts_another_trial(tmp_path):
     assert all(torch.equal(again.state_dict()[key], value) for key, value in plain.items())
     fresh = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True)
     assert len(insert_se(fresh, SESpec())) == len(find_places(fresh))
+
+
+def test_a_set_that_a_plugin_opens_is_exported_with_its_own_mean(tmp_path, monkeypatch):
+    pixels = torch.randint(0, 256, (12, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    whole = TensorDataset(pixels, torch.arange(12) % 2)
+    monkeypatch.setitem(DATASETS, "mine", lambda root: Splits(whole, whole, whole, ["a", "b"], 16, pad=1))
+    trial(tmp_path / "trial", ModelSpec("test_resnet", SESpec("none")), DataSpec("mine"))
+    export(tmp_path / "trial", tmp_path / "out", ["safetensors"])
+    config = json.loads((tmp_path / "out/config.json").read_text())["pretrained_cfg"]
+    assert tuple(config["input_size"]) == (3, 16, 16)
+    means = (pixels / 255).mean((0, 2, 3))
+    assert config["mean"] == pytest.approx(means.tolist(), abs=1e-5)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import lightning as L
+import pytest
 import timm
 import torch
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from se_lab import InsertSE, SESpec
+from se_lab import InsertSE, SESpec, SpecError
 
 
 class Mine(L.LightningModule):
@@ -52,3 +53,20 @@ def test_a_callback_inserts_into_each_module_that_it_meets_and_once_into_one():
     plain = sum(weight.numel() for weight in Mine().parameters())
     added = [sum(weight.numel() for weight in module.parameters()) - plain for module in (first, second)]
     assert added == [2 * (16 * 4 + 32 * 8 + 64 * 16)] * 2  # two FC layers of C × C/4 a unit
+
+
+def test_an_equal_second_callback_keeps_the_units_and_another_is_refused():
+    module = Mine()
+    InsertSE(SESpec(reduction=4), net="net").setup(None, module, "fit")
+    keys = set(module.state_dict())
+    again = InsertSE(SESpec(reduction=4), net="net")
+    again.setup(None, module, "test")
+    assert set(module.state_dict()) == keys and len(again.sites) == 3
+    with pytest.raises(SpecError):
+        InsertSE(SESpec(reduction=8), net="net").setup(None, module, "test")
+
+
+def test_an_example_tells_the_channels_of_modules_that_do_not_say_them():
+    insert, module = InsertSE(SESpec(reduction=4), net="net", at=["layer1"], example=torch.zeros(1, 1, 8, 8)), Mine()
+    insert.setup(None, module, "fit")
+    assert [site.channels for site in insert.sites] == [16]

@@ -10,16 +10,15 @@ from pathlib import Path
 import pytest
 import wandb
 
+from se_lab.spec import SpecError
 from se_lab.store import read_record, trial_folder
 from se_lab.training.run import run
 
 
 @pytest.fixture
-def offline(here, monkeypatch):
+def offline(here, wandb_offline):
     """Return a store with W&B, offline."""
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    yield dataclasses.replace(here, wandb=True)
-    wandb.teardown()
+    return dataclasses.replace(here, wandb=True)
 
 
 def services():
@@ -81,6 +80,22 @@ def test_the_run_has_the_group_tags_notes_and_job_type_of_the_flags(few, offline
 
 def test_the_run_of_an_agent_is_left_open(few, offline, monkeypatch):
     monkeypatch.setenv("WANDB_SWEEP_ID", "abc")
+    monkeypatch.setenv("WANDB_MODE", "offline")  # for an agent's trials the usual is online
     run(few(), offline)
     assert wandb.run is not None
     wandb.finish()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("WANDB_MODE", "Offline", r"WANDB_MODE.*'Offline'.*did you mean 'offline'"),
+        ("WANDB_MODE", "", r"WANDB_MODE.*''"),
+        ("WANDB_SWEEP_ID", "", "WANDB_SWEEP_ID is empty, which W&B refuses: unset it"),
+    ],
+)
+def test_what_wandb_would_refuse_is_refused_before_anything_is_written(few, offline, monkeypatch, name, value, message):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SpecError, match=message):
+        run(few(), offline)
+    assert not Path(offline.store).exists()

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from se_lab.cli import main
-from se_lab.spec import DataSpec, TrainSpec
+from se_lab.spec import DataSpec, ModelSpec, SESpec, SpecError, TrainSpec
 from se_lab.store import trial_folder
 from se_lab.training.rehearse import rehearse
 from se_lab.training.run import run
 from se_lab.training.task import ClassificationTask
 
 
-def test_a_rehearsal_tells_what_the_run_then_takes(quick, here):
+def test_a_rehearsal_tells_what_the_run_then_takes(quick, here, tmp_path, monkeypatch):
+    (temporary := tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     spec = quick(data=DataSpec(batch_size=64), train=TrainSpec(epochs=2, accumulate=2, ema=0.9))
     rehearsal = rehearse(spec, here)
-    assert not Path(here.store).exists()
+    assert not Path(here.store).exists() and not list(temporary.iterdir())
     assert rehearsal.steps == 2 * (809 // 64)  # of 1,797 images half are for testing, and 90 for validation
     assert rehearsal.images_per_s == pytest.approx(64_000 / rehearsal.step_ms)
     assert rehearsal.host_bytes > 1e8 and rehearsal.seconds > 0
@@ -51,3 +54,11 @@ def test_the_command_prints_it(capsys, tmp_path):
     said = capsys.readouterr().out
     assert status == 0 and not (tmp_path / "store").exists()
     assert all(word in said for word in ("images/s", "GiB a process", "the whole run", "MiB, of"))
+
+
+def test_a_unit_that_sees_too_small_a_map_is_refused_before_anything_is_written(quick, here):
+    spec = quick(model=ModelSpec("resnet18", SESpec(unit="simam")))  # digits of 8 × 8 pixels are 1 × 1 in layer 2
+    for start in (run, rehearse):
+        with pytest.raises(SpecError, match=r"simam needs maps of at least 2 pixels, and layer2\.0\.se has 1 × 1"):
+            start(spec, here)
+    assert not Path(here.store).exists()

@@ -302,15 +302,13 @@ def test_sgd_is_the_papers_with_plain_momentum():
     assert all(group["nesterov"] for group in nesterov.param_groups)
 
 
-def test_without_wandb_variables_a_trial_logs_offline(quick, tmp_path, monkeypatch):
-    monkeypatch.delenv("WANDB_MODE", raising=False)
+def test_without_wandb_variables_a_trial_logs_offline(quick, tmp_path, wandb_offline):
     spec = quick(epochs=1)
     run(spec, ExecSpec(store=str(tmp_path)))
     assert list((tmp_path / spec.trial_id / "wandb").glob(f"offline-run-*-{spec.trial_id}/run-{spec.trial_id}.wandb"))
 
 
-def test_each_trial_of_a_process_is_a_wandb_run_of_its_own(quick, tmp_path, monkeypatch):
-    monkeypatch.delenv("WANDB_MODE", raising=False)
+def test_each_trial_of_a_process_is_a_wandb_run_of_its_own(quick, tmp_path, wandb_offline):
     failing = quick(optim=OptimSpec(lr=1e30))
     with pytest.raises(FloatingPointError):
         run(failing, ExecSpec(store=str(tmp_path)))

@@ -109,7 +109,8 @@ def test_callbacks_of_lightning_work(fit, callback, capsys):
 
 
 @pytest.mark.parametrize("kind", [CSVLogger, TensorBoardLogger, WandbLogger])
-def test_loggers_of_lightning_get_the_metrics(fit, tmp_path, kind):
+def test_loggers_of_lightning_get_the_metrics(fit, tmp_path, kind, wandb_offline, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")  # which WandbLogger(offline=True) sets too, and leaves set
     offline = {"offline": True} if kind is WandbLogger else {}
     logger = kind(save_dir=str(tmp_path), **offline)
     fit(logger=logger, log_every_n_steps=1)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import timm
 import torch
+from torchvision.models import get_model, get_model_weights
 
 from se_lab import ModelSpec, SESpec, SpecError, create_model
 
@@ -102,3 +105,22 @@ def test_building_a_net_leaves_the_global_random_stream_alone():
     torch.manual_seed(11)
     create_model(ModelSpec("cifar_resnet20"), 4)
     assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize(("name", "size"), [("googlenet", 64), ("inception_v3", 96)])
+def test_pretrained_nets_of_torchvision_lose_their_auxiliary_classifiers(name, size, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    torch.manual_seed(0)
+    whole = get_model(name, init_weights=False)
+    url = get_model_weights(name)["DEFAULT"].url
+    file = tmp_path / "hub/checkpoints" / url.rpartition("/")[2]
+    file.parent.mkdir(parents=True)
+    monkeypatch.setattr(torch.hub, "HASH_REGEX", re.compile("none"))
+    torch.save(whole.state_dict(), file)
+    spec = ModelSpec(f"torchvision:{name}", SESpec(insertion="none"), pretrained=True)
+    net = create_model(spec, 1000).eval()
+    images = torch.randn(1, 3, size, size)
+    whole.transform_input = True  # as the pretrained weights want it
+    torch.testing.assert_close(net(images), whole.eval()(images))
+    assert not [key for key in net.state_dict() if key.lower().startswith("aux")]
+    assert create_model(spec, 4)(torch.randn(2, 3, size, size)).shape == (2, 4)

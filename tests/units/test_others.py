@@ -270,3 +270,12 @@ def test_what_is_no_unit_is_no_entry(monkeypatch):
     with pytest.raises(SpecError, match="did you mean 'reduction'"):
         UNITS["mine"] = Mine
     assert "mine" not in UNITS
+
+
+def test_the_least_gate_of_simam_is_that_of_an_energy_of_one_half():
+    unit = build_unit(SESpec(unit="simam"), 3)
+    factors = []
+    unit.gate.register_forward_hook(lambda module, inputs, output: factors.append(output))
+    unit(torch.ones(1, 3, 4, 4))
+    low, _ = unit.bounds()
+    assert factors[0].min().item() == pytest.approx(low) == pytest.approx(sigmoid(0.5))

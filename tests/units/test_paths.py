@@ -6,6 +6,7 @@ import copy
 import pickle
 
 import pytest
+import timm
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -135,3 +136,16 @@ def test_an_unknown_net_is_refused_with_its_class_and_the_way_out(net):
         insert_se(net, SESpec())
     with pytest.raises(SpecError, match="the net is a DataParallel"):
         insert_se(nn.DataParallel(net), SESpec(), at=["module.stem"])
+
+
+def test_attention_of_the_nets_own_is_kept_with_a_unit_after_it_or_replaced():
+    plain = timm.create_model("seresnet18", num_classes=3)
+    own = sum(weight.numel() for weight in plain.parameters())
+    kept, swapped = copy.deepcopy(plain), copy.deepcopy(plain)
+    insert_se(kept, SESpec(unit="eca"), "keep", at=["layer1.0.se"], example=torch.zeros(1, 3, 32, 32))
+    assert sum(weight.numel() for weight in kept.parameters()) == own + 3  # ECA's kernel at 64 channels is 3
+    insert_se(swapped, SESpec(unit="eca"), "replace", at=["layer1.0.se"])
+    theirs = sum(weight.numel() for key, weight in plain.named_parameters() if ".se." in key)
+    assert sum(weight.numel() for weight in swapped.parameters()) == own - theirs + 3
+    with pytest.raises(SpecError, match=r"at has layer1\.0\.se\.fc1, a part of the net's own attention layer1\.0\.se,"):
+        insert_se(plain, SESpec(unit="eca"), "replace", at=["layer1.0.se.fc1"])

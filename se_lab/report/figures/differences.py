@@ -1,4 +1,4 @@
-"""What each variant changes: paired differences to the baseline with their simultaneous intervals."""
+"""What each variant changes: differences to the baseline with their simultaneous intervals."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ MOST_ROWS = 60
 def differences(study: Study, metric: str) -> Chart:
     """Chart a forest plot: each variant's difference to its baseline with its simultaneous 95 % interval.
 
-    Ticks are seeds. A filled square has an interval that excludes zero. Of more than sixty variants, those with the
-    largest differences. Raises ReportError where nothing pairs with a baseline.
+    Ticks are the differences of single seeds. A filled square has an interval that excludes zero. Of more than sixty
+    variants, those with the largest differences. Raises ReportError where nothing has a baseline.
     """
     pairs, compared = paired_matrix(study, metric), compare(study, metric)
-    every = np.flatnonzero(compared.n > 0)
+    every = np.flatnonzero(np.isfinite(compared.mean) & (study.baseline != np.arange(len(study.baseline))))
     if not len(every):
-        raise ReportError("Nothing pairs with a baseline (insertion none) of the same seed: there are no differences.")
+        raise ReportError("Nothing pairs with a baseline (insertion none): there are no differences.")
     rows = np.sort(every[np.argsort(-np.abs(compared.mean[every]), kind="stable")[:MOST_ROWS]])
     at = np.full(len(compared.n), np.nan)  # a blank line stands between groups
     at[rows] = np.arange(len(rows)) + np.cumsum(np.diff(study.group[rows], prepend=study.group[rows[0]]) != 0) * 0.8
@@ -49,9 +49,10 @@ def differences(study: Study, metric: str) -> Chart:
         texts=[Text(0, at[i], texts[i], aside=True, variant=int(i)) for i in rows],
         zero="x",
     )
-    note = means_note(compared.n[rows]).replace("Mean", "Mean difference")
-    if compared.n.max() > 1:
-        note += "; ticks are seeds; a filled square has an interval that excludes zero"
+    counts = study.by_seed(metric).notna().sum(axis=1).to_numpy()[rows]
+    note = means_note(counts).replace("Mean", "Mean difference")
+    if counts.max() > 1:
+        note += "; ticks are seeds" * bool(len(seeds.x)) + "; a filled square has an interval that excludes zero"
     if len(every) > len(rows):
         note += f"; {len(every) - len(rows)} smaller differences left out"
     return Chart("differences", f"Difference of {of.label} to {BASELINE}", f"{note}.", [panel], rows=at[rows[-1]] + 1.4)
@@ -79,5 +80,5 @@ def _squares(
         yield Series(
             compared.mean[own], at[own], color=color, marker="square", front=1, keys=keys_of(own),
             hollow=~compared.excludes_zero[own], x_half=compared.half_width[own],
-            hover=[f"{names.iloc[i]}\n{texts[i]}, {compared.n[i]} pairs" for i in own],
+            hover=[f"{names.iloc[i]}\n{texts[i]}" for i in own],
         )  # fmt: skip

@@ -8,6 +8,7 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from se_lab.spec import expand_path
 from se_lab.store import RunRecord
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def thumbnail(record: RunRecord, key: str) -> str | None:
         return _data_uri(_digit(int(key)))
     if not name.startswith("folder:"):
         return None
-    folder = Path(str(record.execution.get("data_root", ".")), name.removeprefix("folder:")).expanduser()
+    folder = expand_path(name.removeprefix("folder:"), str(record.execution.get("data_root", ".")))
     for part in ("test", "val", ""):
         path = folder / part / key
         if path.is_file():

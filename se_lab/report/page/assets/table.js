@@ -1,6 +1,6 @@
 // A table whose headings are buttons that sort: empty cells last, either way; equal ones in their first order.
 // columns: [{label, text, cells, by, bold}]; lead(row) may return cells that stand before them; groups: rows that stay together.
-function sortable({ id, caption, columns, lead, leadHeads = [], extra, onSort, hideCaption }) {
+function sortable({ id, caption, columns, lead, leadHeads = [], extra, onSort }) {
   const count = columns[0]?.cells.length ?? 0;
   const rows = Array.from({ length: count }, (_, i) => {
     const row = make("tr", null, {}, ...(lead ? lead(i) : []));
@@ -34,9 +34,6 @@ function sortable({ id, caption, columns, lead, leadHeads = [], extra, onSort, h
   const node = make("div", null, { class: "scroll", tabindex: "0", role: "region", "aria-label": caption || id }, whole);
   const table = { rows, node, sort, heads, order: rows.map((_, i) => i) };
   return table;
-}
-function setCells(table, c, cells, leadCount) {
-  table.rows.forEach((row, i) => { row.children[c + leadCount].textContent = cells[i]; });
 }
 function facts(pairs) {
   const list = make("dl", null, { class: "facts" });
