@@ -40,11 +40,13 @@ WANDB_MODES = ("online", "offline", "disabled", "shared", "dryrun", "run")
 def wandb_mode(usual: str = "offline") -> str:
     """Return WANDB_MODE; where that is not set, online for an agent's trial, else `usual`.
 
+    Variables of W&B's that are empty are unset: its client would refuse them.
+
     Raises:
-        SpecError: for a mode that W&B does not have, or an agent's sweep without a name.
+        SpecError: for a mode that W&B does not have.
     """
-    if os.environ.get("WANDB_SWEEP_ID") == "":
-        raise SpecError("WANDB_SWEEP_ID is empty, which W&B refuses: unset it")
+    for name in [name for name, value in os.environ.items() if name.startswith("WANDB_") and not value]:
+        del os.environ[name]
     given = os.environ.get("WANDB_MODE", "online" if "WANDB_SWEEP_ID" in os.environ else usual)
     check_choice("WANDB_MODE", given, WANDB_MODES)
     return given
