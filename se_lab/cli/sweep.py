@@ -24,6 +24,8 @@ METRIC = "test/top1_error"
 
 def sweep(argv: list[str]) -> int:
     """Run the trials of a sweep spec that are not finished, here, on Slurm, or under W&B's agents."""
+    if "--check" in argv:
+        return check([token for token in argv if token != "--check"])
     options, execution, spec = _parse_sweep(argv)
     _check_options(options)
     if options.through_wandb and options.executor == "local" and not options.dry_run:
@@ -77,6 +79,7 @@ def _parse_sweep(argv: list[str]) -> tuple[Any, ExecSpec, Sweep]:
     )
     parser.add_argument("--seeds", type=int, metavar="N", help="With --confirm: fresh seeds of each variant (5).")
     parser.add_argument("--dry-run", action="store_true", help="List the trials and their cost; run none.")
+    parser.add_argument("--check", action="store_true", help="Check FILE and run nothing, as se-lab check FILE does.")
     parser.add_argument("--format", default="table", choices=("table", "json"), help="Format of --dry-run.")
     parser.add_argument("--executor", default="local", choices=("local", "slurm"), help="Where trials run.")
     add_fields(parser, SlurmSpec, "slurm")

@@ -147,7 +147,9 @@ def test_what_to_type_next_can_be_typed(tmp_path, capsys):
     path = tmp_path / "my sweep.yaml"
     path.write_text(yaml.safe_dump(WHOLE))
     assert main(["check", str(path)]) == 0
-    assert f"wandb sweep '{path}'" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"wandb sweep '{path}'" in printed
+    assert main(["sweep", str(path), "--check"]) == 0 and capsys.readouterr().out == printed
 
 
 def test_what_wandb_takes_as_it_is_written_is_a_remark_and_refuses_nothing(tmp_path, capsys):
