@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     rounds = parser.parse_args().rounds
     with tempfile.TemporaryDirectory() as folder:
-        here, seeds, own = ExecSpec(store=folder, wandb=False), itertools.count(), {"fork": [], "fresh": []}
+        here, seeds, own = ExecSpec(store=folder, logger="none"), itertools.count(), {"fork": [], "fresh": []}
 
         def next_trial() -> tuple[list[str], object]:
             flags = [*FLAGS, f"--seed={next(seeds)}"]

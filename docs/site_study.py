@@ -62,9 +62,9 @@ def make_study(folder: Path) -> Path:
     store = folder / "runs"
     with contextlib.redirect_stderr(io.StringIO()):
         for trial in read_sweep(SPEC).trials:
-            run(trial, ExecSpec(store=str(store), device="cpu", wandb=False))
+            run(trial, ExecSpec(store=str(store), device="cpu", logger="none"))
         spatial = replace(trial, model=replace(trial.model, se=SESpec(unit="cbam", reduction=4)))
-        run(spatial, ExecSpec(store=str(folder / "spatial"), device="cpu", wandb=False))
+        run(spatial, ExecSpec(store=str(folder / "spatial"), device="cpu", logger="none"))
     return store
 
 

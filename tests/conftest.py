@@ -49,7 +49,7 @@ def quick():
 @pytest.fixture
 def here(tmp_path) -> ExecSpec:
     """Return a store of the test's own, without W&B."""
-    return ExecSpec(store=str(tmp_path / "store"), wandb=False)
+    return ExecSpec(store=str(tmp_path / "store"), logger="none")
 
 
 @pytest.fixture

@@ -85,7 +85,7 @@ def _parse_sweep(argv: list[str]) -> tuple[Any, ExecSpec, Sweep]:
     add_fields(parser, SlurmSpec, "slurm")
     parser.add_argument("--wait", action="store_true", help="With --executor slurm: return when all trials are over.")
     parser.add_argument("--agents", type=int, default=1, help="With a bare --wandb: number of W&B agents in parallel.")
-    # without a value, --wandb runs the sweep through W&B; with one it is the field of ExecSpec
+    # without a value, --wandb runs the sweep through W&B; with one it says whether trials log there
     bare = any(
         a == "--wandb" and b.lower() not in ("true", "false") for a, b in zip(argv, [*argv[1:], ""], strict=False)
     )

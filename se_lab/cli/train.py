@@ -45,7 +45,7 @@ def _train(argv: list[str]) -> int:
             return int(rehearsal.disk_bytes > rehearsal.free_bytes)
         if first:
             print(f"trial {spec.trial_id} in {Path(execution.store, spec.trial_id)}")
-        if execution.wandb and os.environ.get("WANDB_SWEEP_ID"):  # an agent of W&B's calls
+        if execution.logger == "wandb" and os.environ.get("WANDB_SWEEP_ID"):  # an agent of W&B's calls
             from se_lab.sweep.wandb import run_for_agent
 
             record = run_for_agent(spec, execution)

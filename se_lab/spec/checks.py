@@ -17,6 +17,9 @@ from typing import Any, Literal, cast
 
 import msgspec
 
+Pieces = tuple[str | dict[str, Any], ...]
+"""Names of classes, or, with arguments, mappings with class_path and init_args."""
+
 LEAST, MOST = -(2**63), 2**64 - 1
 """The smallest and the largest integer of a field: the seeds that PyTorch takes."""
 _SWITCH = {"true": "on", "false": "off"}
@@ -35,8 +38,13 @@ class SpecError(ValueError):
 
 
 def nearest(given: str, allowed: Collection[str]) -> str:
-    """Return '; did you mean …?' for a name that resembles an allowed one, else the empty string."""
-    close = difflib.get_close_matches(given, list(allowed), n=1)
+    """Return '; did you mean …?' for a name that resembles an allowed one, else the empty string.
+
+    A dotted key of another section, or of none, resembles the one that ends as it does.
+    """
+    end = given.lstrip("-").rpartition(".")[2]
+    close = [name for name in allowed if name.lstrip("-").rpartition(".")[2] == end]
+    close = close or difflib.get_close_matches(given, list(allowed), n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
@@ -76,7 +84,9 @@ def _checked(key: str, value: Any, hint: Any) -> Any:
         check_choice(key, value, rule)
     if type(value) is int and any(typing.get_origin(one) is tuple for one in (kind, *typing.get_args(kind))):
         value = (value,)  # one stage, or one milestone, needs no brackets
-    if isinstance(value, str) and kind == tuple[str, ...]:
+    if isinstance(value, Mapping) and kind == Pieces:
+        value = (value,)
+    if isinstance(value, str) and kind in (Pieces, tuple[str, ...]):
         value = tuple(part.strip() for part in value.split(",") if part.strip())  # nor do words with commas
     try:
         # msgspec 0.19 breaks down over an integer that no float holds
@@ -87,7 +97,7 @@ def _checked(key: str, value: Any, hint: Any) -> Any:
         raise SpecError(f"{key} is {value!r}; it must be {describe(kind)}")
     if isinstance(typed, (int, float)) and not isinstance(typed, bool):
         _check_range(key, typed, rule or msgspec.Meta())
-    if isinstance(typed, dict):
+    if isinstance(typed, dict) or kind == Pieces:
         _check_json(key, typed)
     return typed
 
@@ -130,6 +140,7 @@ def describe(hint: Any) -> str:
     if origin is typing.Annotated:
         return ", ".join(args[1]) if isinstance(args[1], tuple) else describe(args[0])
     if origin is tuple:
-        return f"a list of {describe(args[0]).removeprefix('an ').removeprefix('a ')}s"
+        kinds = typing.get_args(args[0]) or args[:1]
+        return "a list of " + " or ".join(f"{describe(one).removeprefix('an ').removeprefix('a ')}s" for one in kinds)
     names = {float: "a finite number", int: "an integer", str: "text", bool: "true or false", type(None): "null"}
     return names.get(hint, "a mapping")

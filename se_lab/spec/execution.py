@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Any
 
 from msgspec import Meta
 
-from se_lab.spec.checks import SpecError, check_fields
+from se_lab.spec.checks import Pieces, SpecError, check_fields
 from se_lab.spec.reading import expand_path
+from se_lab.spec.trainer_flags import check_trainer_flag
+
+LOGGERS = ("wandb", "tensorboard", "csv", "none")
 
 
 @dataclass(frozen=True)
@@ -17,7 +20,7 @@ class ExecSpec:
     """Where and how a trial runs: recorded, not part of the trial id, since it changes no number.
 
     Examples:
-        >>> ExecSpec(store="runs", device="cpu", wandb=False).threads
+        >>> ExecSpec(store="runs", device="cpu", logger="none").threads
         1
     """
 
@@ -33,8 +36,20 @@ class ExecSpec:
     """Fetch one of torchvision's data sets into data_root where it is missing."""
     data_workers: Annotated[int, Meta(ge=0, le=1024)] = 2
     """Loader processes for data sets read from files."""
-    wandb: bool = True
-    """Log to W&B: offline, unless WANDB_MODE or WANDB_SWEEP_ID says otherwise."""
+    logger: Annotated[str, LOGGERS] = "wandb"
+    """Where metrics are logged: wandb (offline, unless WANDB_MODE or WANDB_SWEEP_ID says otherwise), tensorboard or csv
+    (in the trial's folder), or none."""
+    loggers: Pieces = ()
+    """Further loggers of Lightning's or of your own, written as callbacks are."""
+    callbacks: Pieces = ()
+    """Callbacks of Lightning's, of a plugin or of a module: names such as LearningRateMonitor or my_module.Watch, or,
+    with arguments, [{class_path: my_module.Watch, init_args: {every: 5}}]."""
+    log_every: Annotated[int | None, Meta(ge=0)] = None
+    """Steps between logged values of the loss and the learning rate within an epoch; 0 logs none; by default 100 in
+    epochs of at least 1,000 steps, and none in shorter ones."""
+    trainer: dict[str, Any] = field(default_factory=dict)
+    """Flags of L.Trainer that change no number: profiler, detect_anomaly, enable_progress_bar, enable_model_summary,
+    and, with --dry-run only, limit_train_batches, limit_val_batches, limit_test_batches."""
     project: str = "se-lab"
     """The W&B project."""
     entity: str = ""
@@ -57,6 +72,8 @@ class ExecSpec:
     def __post_init__(self) -> None:
         """Refuse what no machine can do."""
         check_fields(self)
+        for name, value in self.trainer.items():
+            check_trainer_flag(name, value)
         if not self.store:
             raise SpecError("store is ''; it must be a folder, such as runs")
         for name in ("store", "data_root"):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from importlib import resources
 from pathlib import Path
@@ -19,8 +20,12 @@ from se_lab.spec.checks import SpecError, check_choice, nearest
 from se_lab.spec.execution import ExecSpec
 from se_lab.spec.fields import RunSpec, moot_fields
 from se_lab.spec.ids import dotted, fields_of
-from se_lab.spec.parser import Parser, add_fields, values_of
+from se_lab.spec.parser import Parser, add_fields, add_key, pair
 from se_lab.spec.reading import expand_path, read_yaml
+from se_lab.spec.trainer_flags import SET_ELSEWHERE, TRAINER_FLAGS
+
+_OWN = {one.name for one in dataclasses.fields(ExecSpec)} - {"recipe"}
+"""The fields of ExecSpec that flags and files give."""
 
 Given = Sequence[tuple[str, Any]]
 """Keys and values of flags, in their order."""
@@ -32,16 +37,18 @@ def add_trial_flags(parser: Parser, *, listed: bool = True) -> None:
         ("config", "YAML file of fields, read before the flags."),
         ("recipe", f"A recipe of SE-Lab's, read first: {', '.join(recipes())}."),
     ):
-        parser.add_argument(
-            f"--{name}", dest="given", action="append", default=[], type=partial(_named, name), help=about
-        )
+        add_key(parser, name, partial(_named, name), about)
     add_fields(parser, RunSpec, listed=listed)
+    add_execution_flags(parser, listed=listed)
+
+
+def add_execution_flags(parser: Parser, *, listed: bool = True) -> None:
+    """Add a flag for each field of ExecSpec, for each flag of L.Trainer, and --wandb."""
     add_fields(parser, ExecSpec, leave_out="recipe", listed=listed)
-
-
-def add_execution_flags(parser: Parser) -> None:
-    """Add a flag for each field of ExecSpec."""
-    add_fields(parser, ExecSpec, leave_out="recipe")
+    for name in (*TRAINER_FLAGS, *SET_ELSEWHERE):
+        add_key(parser, f"trainer.{name}", partial(pair, f"trainer.{name}", Any), argparse.SUPPRESS)
+    about = "Short for --logger=wandb (true) and --logger=none (false)." if listed else argparse.SUPPRESS
+    add_key(parser, "wandb", _logger_of, about, metavar="{true or false}")
 
 
 def parse_trial(arguments: Sequence[str]) -> tuple[RunSpec, ExecSpec]:
@@ -67,8 +74,8 @@ def trial_from(given: Given) -> tuple[RunSpec, ExecSpec]:
     for key, value in given:
         if key not in ("recipe", "config"):
             values |= _leaves({key: value})
-    own = {name: values.pop(name) for name, _ in fields_of(ExecSpec()) if name in values}
-    execution = ExecSpec(**own, recipe=recipe)
+    execution = _with_values(ExecSpec(recipe=recipe), values)
+    values = {key: value for key, value in values.items() if key.partition(".")[0] not in _OWN}
     import_plugins(execution.plugins)
     if os.environ.get("WANDB_SWEEP_ID"):  # the flags are a point of a grid, in which a unit's moot details stay usual
         moot = moot_fields(values.get("model.se.insertion", "standard"), values.get("model.se.unit", "se"))
@@ -78,7 +85,16 @@ def trial_from(given: Given) -> tuple[RunSpec, ExecSpec]:
 
 def execution_of(given: Given, defaults: ExecSpec | None = None) -> ExecSpec:
     """Return the ExecSpec that flags describe, with defaults for what they do not give."""
-    return dataclasses.replace(defaults or ExecSpec(), **values_of(given, ExecSpec))
+    return _with_values(defaults or ExecSpec(), dict(given))
+
+
+def _with_values(execution: ExecSpec, values: Mapping[str, Any]) -> ExecSpec:
+    """Return an ExecSpec with those of the values that are its fields, or single flags of its trainer."""
+    own = {name: value for name, value in values.items() if name in _OWN}
+    single = {key.removeprefix("trainer."): value for key, value in values.items() if key.startswith("trainer.")}
+    if single:
+        own["trainer"] = own.get("trainer", execution.trainer) | single
+    return dataclasses.replace(execution, **own)
 
 
 def recipe_changes(name: str, spec: RunSpec) -> dict[str, Any] | None:
@@ -137,6 +153,13 @@ def import_recorded_plugins(names: str, origin: str | Path, trusted: bool) -> No
     import_plugins(",".join(unknown))
 
 
+def _logger_of(text: str) -> tuple[str, str]:
+    choices = {"true": "wandb", "false": "none"}
+    if text.lower() not in choices:
+        raise SpecError(f"wandb is {text!r}; it must be true or false")
+    return "logger", choices[text.lower()]
+
+
 def _named(key: str, text: str) -> tuple[str, str]:
     return key, text
 
@@ -167,10 +190,9 @@ def _file_values(file: Path) -> dict[str, Any]:
 
 def _leaves(values: dict[str, Any]) -> dict[str, Any]:
     """Return fields of RunSpec and ExecSpec under one dotted key each."""
-    own = {name for name, _ in fields_of(ExecSpec()) if name != "recipe"}
     sections = {name for name, _ in fields_of(RunSpec())}
     for key in values:
-        if key.partition(".")[0] not in own | sections:
-            raise SpecError(f"no field is called {key!r}{nearest(key, (*dotted(RunSpec()), *own))}")
-    others = leaves({key: value for key, value in values.items() if key not in own})
-    return others | {key: value for key, value in values.items() if key in own}
+        if key.partition(".")[0] not in _OWN | sections:
+            raise SpecError(f"no field is called {key!r}{nearest(key, (*dotted(RunSpec()), *sorted(_OWN)))}")
+    own = {key: value for key, value in values.items() if key in _OWN or key.startswith("trainer.")}
+    return leaves({key: value for key, value in values.items() if key not in own}) | own

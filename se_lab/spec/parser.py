@@ -9,7 +9,7 @@ import functools
 import importlib.util
 import types
 import typing
-from collections.abc import Collection, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, cast
 
@@ -85,15 +85,15 @@ def add_fields(parser: Parser, cls: type, section: str = "", *, leave_out: str =
         if one.name == leave_out:
             continue
         default = "" if nested or one.default in (dataclasses.MISSING, "") else f" (default: {one.default})"
-        group.add_argument(
-            f"--{key}",
-            dest="given",
-            action="append",
-            default=[],
-            type=functools.partial(_pair, key, hint),
-            metavar=f"{{{describe(hint)}}}",
-            help=f"{about[one.name]}{default}".replace("%", "%%") if listed else argparse.SUPPRESS,
-        )
+        text = f"{about[one.name]}{default}".replace("%", "%%") if listed else argparse.SUPPRESS
+        add_key(group, key, functools.partial(pair, key, hint), text, metavar=f"{{{describe(hint)}}}")
+
+
+def add_key(
+    parser: argparse._ActionsContainer, key: str, kind: Callable[[str], Any], about: str, *, metavar: str | None = None
+) -> None:
+    """Add the flag of a key, whose values are pairs of key and value in `given`, in the order of the command line."""
+    parser.add_argument(f"--{key}", dest="given", action="append", default=[], type=kind, metavar=metavar, help=about)
 
 
 def values_of(pairs: Sequence[tuple[str, Any]], cls: type, section: str = "") -> dict[str, Any]:
@@ -102,7 +102,7 @@ def values_of(pairs: Sequence[tuple[str, Any]], cls: type, section: str = "") ->
     return {names[key]: value for key, value in pairs if key in names}
 
 
-def _pair(key: str, hint: Any, text: str) -> tuple[str, Any]:
+def pair(key: str, hint: Any, text: str) -> tuple[str, Any]:
     """Return a field's key and the value of its flag: text as it stands, anything else as YAML."""
     kinds = _options_of(hint)
     if kinds == {str}:

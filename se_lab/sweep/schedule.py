@@ -86,7 +86,7 @@ def execute(
     if schedule.has_more:
         _check_writable(execution.store)
         in_a_child(_check_operators, [trial.flat() for trial in trials], execution.plugins)
-    with shared_service(execution.wandb and schedule.has_more):
+    with shared_service(execution.logger == "wandb" and schedule.has_more):
         schedule.run()
     return schedule.result()
 

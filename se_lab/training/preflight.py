@@ -54,7 +54,7 @@ def wandb_mode(usual: str = "offline") -> str:
 
 def check_before(spec: RunSpec, execution: ExecSpec) -> None:
     """Raise SpecError for what this machine, timm or W&B cannot do."""
-    if execution.wandb:
+    if execution.logger == "wandb":
         wandb_mode()
     check_optimizer(spec.optim)
     train, device = spec.train, device_of(execution)

@@ -56,7 +56,7 @@ def run(spec: RunSpec, execution: ExecSpec | None = None, *, progress: Progress 
     Examples:
         >>> net = ModelSpec("cifar_resnet20", kwargs={"units": 1})  # a ResNet-8
         >>> spec = RunSpec(net, DataSpec("digits", batch_size=256), train=TrainSpec(epochs=1))
-        >>> record = run(spec, ExecSpec(store="runs", wandb=False))
+        >>> record = run(spec, ExecSpec(store="runs", logger="none"))
         >>> record.status
         'finished'
     """
@@ -123,7 +123,7 @@ class TrialRun:
 
     def _train_and_test(self) -> None:
         spec, execution = self.trial.spec, self.trial.execution
-        logged = execution.wandb and self.folder.is_held
+        logged = execution.logger == "wandb" and self.folder.is_held
         bars = [TrialBar(leave=True)] if self.with_bar else []
         with wandb_logger(self.record, self.folder.path, execution) if logged else contextlib.nullcontext(False) as one:
             trainer = create_trainer(

@@ -28,7 +28,7 @@ def test_dashes_and_underscores_are_alike_in_names_and_never_in_values():
         ("model: {se: {reduction: four}}", "model.se.reduction is 'four'; it must be an integer"),
         ("model: {se.reduction: four}", "model.se.reduction is 'four'; it must be an integer"),
         ("model.se: {squeeze: averag}", "model.se.squeeze is 'averag'; allowed are avg, max, none; did you mean 'avg'"),
-        ("wand: false", "no field is called 'wand'; did you mean 'wandb'"),
+        ("devic: cpu", "no field is called 'devic'; did you mean 'device'"),
         ("threads: two", "threads is 'two'; it must be an integer"),
         ("model: {kwargs: &a {b: *a}}", "contains itself"),
     ],

@@ -18,5 +18,5 @@ def ran(tmp_path_factory):
     """Return a store of two finished trials, tested with their last and their best weights."""
     folder = tmp_path_factory.mktemp("ran")
     for trial in (spec(0), spec(1, "best")):
-        run(trial, ExecSpec(store=str(folder), wandb=False))
+        run(trial, ExecSpec(store=str(folder), logger="none"))
     return folder

@@ -188,7 +188,7 @@ def _train(store_folder: str, begun) -> None:
             begun.set()
 
     with contextlib.suppress(Exception):
-        run(spec(7, epochs=500), ExecSpec(store=store_folder, wandb=False), progress=progress)
+        run(spec(7, epochs=500), ExecSpec(store=store_folder, logger="none"), progress=progress)
 
 
 def test_a_running_trial_is_not_touched_and_goes_on(folder):

@@ -52,7 +52,7 @@ def disturbed(monkeypatch, tmp_path):
         if trials is not None:
             wanted["trials"] = [trial.trial_id for trial in trials]
         monkeypatch.setenv("DISTURB", json.dumps(wanted))
-        here = ExecSpec(store=str(tmp_path / "store"), wandb=False, plugins="tests.sweep.disturb")
+        here = ExecSpec(store=str(tmp_path / "store"), logger="none", plugins="tests.sweep.disturb")
         return here, lambda trial: len((marks / trial.trial_id).read_text())
 
     return make
@@ -71,7 +71,7 @@ def long_file(tmp_path_factory):
 def undisturbed(long_file, tmp_path_factory):
     """Return what the long sweep comes to, one trial after the other, when nothing happens to it."""
     store = tmp_path_factory.mktemp("undisturbed")
-    execute(read_sweep(long_file).trials, ExecSpec(store=str(store), wandb=False), 1, lambda _: None)
+    execute(read_sweep(long_file).trials, ExecSpec(store=str(store), logger="none"), 1, lambda _: None)
     return results(long_file, store)
 
 
@@ -248,7 +248,7 @@ def test_out_of_memory_beside_another_trial_is_tried_again_alone(spec_file, dist
 def test_a_store_that_cannot_be_written_is_told_before_any_trial_begins(spec_file):
     trials = read_sweep(spec_file).trials
     with pytest.raises(SpecError, match="nothing can be written"):
-        execute(trials, ExecSpec(store="/proc/none", wandb=False), 1, lambda event: pytest.fail("it began"))
+        execute(trials, ExecSpec(store="/proc/none", logger="none"), 1, lambda event: pytest.fail("it began"))
 
 
 @pytest.mark.parametrize(("store", "said"), [("file", "is a file"), ("file/under", "is a file"), ("", "such as runs")])
@@ -345,7 +345,7 @@ def test_signals_leave_everything_resumable(long_file, tmp_path, undisturbed):
         out, err = process.communicate(timeout=600)
         assert process.returncode == 75, (number, out, err)
         assert "the same command resumes" in err and "interrupted" in out
-    execute(read_sweep(long_file).trials, ExecSpec(store=str(store), wandb=False), 2, lambda _: None)
+    execute(read_sweep(long_file).trials, ExecSpec(store=str(store), logger="none"), 2, lambda _: None)
     assert results(long_file, store) == undisturbed
 
 
@@ -373,7 +373,7 @@ def test_killed_again_and_again_it_comes_to_the_table_of_an_undisturbed_run(long
         for path in store.glob("*/record.json"):
             stamp = path.stat().st_mtime_ns
             assert finished_at.setdefault(path.parent.name, stamp) == stamp, "a finished trial was run again"
-    execute(read_sweep(long_file).trials, ExecSpec(store=str(store), wandb=False), 2, lambda _: None)
+    execute(read_sweep(long_file).trials, ExecSpec(store=str(store), logger="none"), 2, lambda _: None)
     stop.set()
     reader.join()
     assert not torn

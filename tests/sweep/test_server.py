@@ -31,7 +31,7 @@ def trial(epochs=1, squeeze="avg", seed=0):
     model = ModelSpec("cifar_resnet20", SESpec(reduction=4, squeeze=squeeze), kwargs={"units": 1})
     return RunSpec(model, DataSpec(batch_size=512), train=TrainSpec(epochs=epochs), seed=seed)
 
-here = ExecSpec(store=sys.argv[1], wandb=False, threads=2)
+here = ExecSpec(store=sys.argv[1], logger="none", threads=2)
 """
 
 

@@ -309,7 +309,7 @@ def test_the_emulation_hands_out_pauses_stops_filters_and_samples_as_the_client_
 
 def test_offline_trials_are_sent_once_and_whole(server, tmp_path, capsys):
     path = write(tmp_path, parameters={"model.se": SWEEP["parameters"]["model.se"]})
-    here = ExecSpec(wandb=False, project="sent")
+    here = ExecSpec(logger="none", project="sent")
     trials = read_sweep(path).trials
     execute(trials[:1], here, 1, lambda _: None)
     assert main(["sync", str(path), "--project=sent"]) == 0

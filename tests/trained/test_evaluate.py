@@ -36,7 +36,7 @@ def trial(tmp_path_factory):
         OptimSpec(schedule="cosine"),
         TrainSpec(epochs=2, select="best", channels_last=True),
     )
-    return store / spec.trial_id, run(spec, ExecSpec(store=str(store), wandb=False))
+    return store / spec.trial_id, run(spec, ExecSpec(store=str(store), logger="none"))
 
 
 def folder_of_images(root: Path, names=(FISH, PUG), each=3) -> Path:

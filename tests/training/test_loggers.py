@@ -18,7 +18,7 @@ from se_lab.training.run import run
 @pytest.fixture
 def offline(here, wandb_offline):
     """Return a store with W&B, offline."""
-    return dataclasses.replace(here, wandb=True)
+    return dataclasses.replace(here, logger="wandb")
 
 
 def services():

@@ -69,7 +69,7 @@ def claims(folder, trial_id):
 def test_a_sweep_on_slurm_is_the_sweep_here_and_is_submitted_once(sweep_file, tmp_path, capsys):
     path, folder = sweep_file(seed=range(4)), tmp_path / "store"
     trials = read_sweep(path).trials
-    execute(trials[:1], ExecSpec(store=str(folder), wandb=False), 1, lambda _: None)
+    execute(trials[:1], ExecSpec(store=str(folder), logger="none"), 1, lambda _: None)
     stamp = (folder / trials[0].trial_id / "record.json").stat().st_mtime_ns
     assert submit(path, folder, "--slurm.trials_per_task=2", "--slurm.mem=200M", "--slurm.extra={comment: mine}") == 0
     assert "tiny: 1 finished, 3 queued" in capsys.readouterr().out
