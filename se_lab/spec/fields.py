@@ -38,6 +38,8 @@ SE_DETAILS = ("reduction", "squeeze", "excitation", "bias", "start")
 
 UNIT_FIELDS: dict[str, Collection[str]] = {
     "se": SE_DETAILS, "ese": ("start",), "eca": (), "ceca": (), "ge": (), "ge_2": (), "ge_4": (), "ge_8": (),
+    "ge_theta_2": (), "ge_theta_4": (), "ge_theta_8": (), "ge_plus_2": ("reduction", "bias"),
+    "ge_plus_4": ("reduction", "bias"), "ge_plus_8": ("reduction", "bias"),
     "gc": ("reduction", "start"), "cbam": ("reduction", "bias"), "lcbam": ("reduction", "bias"),
     "coord": ("reduction", "bias"), "scoord": ("reduction", "bias"), "ela": (), "strip": (), "srm": (), "gct": (),
     "simam": (),

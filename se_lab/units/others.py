@@ -122,42 +122,6 @@ class CECA(ECA):
     name = "ceca"
 
 
-class GatherExcite(TimmUnit):
-    """Gather-excite without parameters (GE-θ⁻): the sigmoid of averages over all positions.
-
-    timm has the variants with parameters (GE-θ, GE-θ⁺) too, but their constructor fails in timm 1.0.31. torch.fx and
-    torch.jit.script take none of them: timm's forward pass branches on the size of the map.
-    """
-
-    name = "ge"
-    extent: ClassVar[int] = 0
-    """The stride of the averages, over 2·extent − 1 pixels squared; 0: all of the map."""
-    reference = "Hu et al. 2018, arXiv:1810.12348"
-
-    @classmethod
-    def options(cls, hidden: int | None, spec: SESpec) -> dict[str, Any]:
-        """Return the extent."""
-        return {"extent": cls.extent, "use_mlp": False}
-
-
-class GatherExcite2(GatherExcite):
-    """Gather-excite without parameters, extent 2."""
-
-    extent = 2
-
-
-class GatherExcite4(GatherExcite):
-    """Gather-excite without parameters, extent 4."""
-
-    extent = 4
-
-
-class GatherExcite8(GatherExcite):
-    """Gather-excite without parameters, extent 8."""
-
-    extent = 8
-
-
 class GlobalContext(TimmUnit):
     """Global context: means weighted by an attention over positions, and a bottleneck; timm's form, which scales.
 

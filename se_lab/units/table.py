@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import UserDict
 
 from se_lab.spec import SE_DETAILS, UNIT_FIELDS, SESpec, SpecError, check_choice
-from se_lab.units import others
+from se_lab.units import gather_excite, others
 from se_lab.units.squeeze_excite import SqueezeExcite
 from se_lab.units.unit import Unit
 
@@ -32,10 +32,16 @@ UNITS = _Units(
         "ese": others.ESE,
         "eca": others.ECA,
         "ceca": others.CECA,
-        "ge": others.GatherExcite,
-        "ge_2": others.GatherExcite2,
-        "ge_4": others.GatherExcite4,
-        "ge_8": others.GatherExcite8,
+        "ge": gather_excite.GatherExcite,
+        "ge_2": gather_excite.GatherExcite2,
+        "ge_4": gather_excite.GatherExcite4,
+        "ge_8": gather_excite.GatherExcite8,
+        "ge_theta_2": gather_excite.GatherExciteTheta2,
+        "ge_theta_4": gather_excite.GatherExciteTheta4,
+        "ge_theta_8": gather_excite.GatherExciteTheta8,
+        "ge_plus_2": gather_excite.GatherExcitePlus2,
+        "ge_plus_4": gather_excite.GatherExcitePlus4,
+        "ge_plus_8": gather_excite.GatherExcitePlus8,
         "gc": others.GlobalContext,
         "cbam": others.CBAM,
         "lcbam": others.LightCBAM,

@@ -170,14 +170,17 @@ def test_a_table_that_prints_one_of_the_costs_has_that_one_beside_ours() -> None
 
 
 def test_the_papers_of_other_units_stand_beside_ours_each_with_its_own_baseline_and_source(study: Make) -> None:
-    """Woo et al. 2018, Table 4: CBAM 22.66, ResNet-50 24.56; Wang et al. 2020, Table 2: ECA 22.52, ResNet-50 24.80."""
-    units = [({"insertion": "none"}, [24.0, 24.2]), ({"unit": "cbam"}, [23.0, 23.2]), ({"unit": "srm"}, [23.1, 23.3])]
+    """Wang et al. 2020, Table 2: ECA 22.52, ResNet-50 24.80; Lee et al. 2019: SRM 22.87, ResNet-50 24.11."""
+    names = ("eca", "srm", "cbam", "ge")
+    units = [({"insertion": "none"}, [24.0, 24.2]), *(({"unit": name}, [23.0, 23.2]) for name in names)]
     table = ablation_table(study(units).assign(**IMAGENET), paper="units")
-    cbam, srm = (by_variant(table).iloc[row] for row in (1, 2))
-    assert (cbam[f"{TOP1}:paper"], cbam[f"{TOP1}:paper_difference"]) == (22.66, pytest.approx(22.66 - 24.56))
-    assert np.isnan(srm[f"{TOP1}:paper"])
-    assert any("cbam, Woo et al. 2018 (arXiv 1807.06521), Table 4" in note for note in table.notes)
-    assert any("but not here" in note and "eca, Wang et al. 2020" in note for note in table.notes)
+    eca, srm, cbam, ge = (by_variant(table).iloc[row] for row in (1, 2, 3, 4))
+    assert (eca[f"{TOP1}:paper"], eca[f"{TOP1}:paper_difference"]) == (22.52, pytest.approx(22.52 - 24.80))
+    assert (srm[f"{TOP1}:paper"], srm[f"{TOP1}:paper_difference"]) == (22.87, pytest.approx(22.87 - 24.11))
+    assert cbam[f"{TOP1}:paper"] == 22.66 and np.isnan(cbam[f"{TOP1}:paper_difference"])  # its baseline is not known
+    assert np.isnan(ge[f"{TOP1}:paper"])
+    assert any("srm, Lee et al. 2019 (arXiv 1903.10829)" in note for note in table.notes)
+    assert any("but not here" in note and "gct, Yang et al. 2020" in note for note in table.notes)
 
 
 def test_ecas_rule_adds_86_parameters_where_its_paper_prints_80() -> None:
