@@ -6,7 +6,7 @@ Written here and not taken from timm, whose layer cannot be built with parameter
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +40,9 @@ class GatherExcite(Unit):
     """Gather by depthwise 3×3 convolutions of stride 2 (GE-θ), log₂(extent) of them, instead of by means."""
     excites: ClassVar[bool] = False
     """Pass what is gathered through SE's two FC layers, as 1×1 convolutions (GE-θ⁺)."""
+
+    if TYPE_CHECKING:  # TorchScript refuses the type as an annotation of the class
+        gate: nn.Identity
 
     def __init__(self, channels: int, spec: SESpec | None = None) -> None:
         super().__init__(channels, spec)
