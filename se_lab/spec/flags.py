@@ -118,7 +118,7 @@ def recipes() -> list[str]:
     return sorted(file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml"))
 
 
-def import_plugins(names: str) -> None:
+def import_plugins(names: str, key: str = "plugins") -> None:
     """Import a user's modules, separated by commas, which may lie in the current folder.
 
     Raises:
@@ -130,7 +130,7 @@ def import_plugins(names: str) -> None:
         try:
             importlib.import_module(name.strip())
         except Exception as error:  # a user's module can raise anything
-            raise SpecError(f"plugins has {name!r}: {type(error).__name__}: {error}") from error
+            raise SpecError(f"{key} has {name!r}: {type(error).__name__}: {error}") from error
 
 
 def import_recorded_plugins(names: str, origin: str | Path, trusted: bool) -> None:

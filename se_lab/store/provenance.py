@@ -11,17 +11,19 @@ import functools
 import hashlib
 import importlib.metadata
 import importlib.util
+import json
 import platform
 import subprocess
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from se_lab.spec import ExecSpec, RunSpec, expand_path
 
 PACKAGES = ("se-lab", "torch", "torchvision", "lightning", "timm", "fvcore", "numpy")
-OPTIONAL = ("plugin ", "weights")
-"""Keys that a trial without plugins or a file of weights does not have; all others are always known."""
+OPTIONAL = ("plugin ", "callbacks", "weights")
+"""Keys that a trial without plugins, callbacks of the user's own or a file of weights does not have; all others are
+always known."""
 
 
 def current_provenance(
@@ -29,9 +31,9 @@ def current_provenance(
 ) -> dict[str, str]:
     """Return what a trial would run with now, as {what: its digest, version or name}.
 
-    Keys: plugin NAME (SHA-256 of its source files), weights (of the file of model.pretrained), images (the
-    data digest), git, device, threads, Python, and the versions of `PACKAGES`. A value that is not known here is left
-    out, and compares as equal.
+    Keys: plugin NAME (SHA-256 of its source files), callbacks (of the user's own), weights (of the file of
+    model.pretrained), images (the data digest), git, device, threads, Python, and the versions of `PACKAGES`. A value
+    that is not known here is left out, and compares as equal.
 
     Args:
         spec: The trial.
@@ -39,9 +41,12 @@ def current_provenance(
         images: The digest of its images; None where nobody has opened them.
         device: The model of its device; None where nobody has asked PyTorch. Of a CPU it is known without.
     """
-    state = {
-        f"plugin {name}": source_digest(name) for name in filter(None, map(str.strip, execution.plugins.split(",")))
-    }
+    plugins = [name for name in map(str.strip, execution.plugins.split(",")) if name]
+    own = [one for one in execution.callbacks if _is_own(_class_path(one), plugins)]
+    plugins += [path.rpartition(".")[0] for path in map(_class_path, own) if "." in path]
+    state = {f"plugin {name}": source_digest(name) for name in dict.fromkeys(plugins)}
+    if own:
+        state["callbacks"] = json.dumps(own)
     pretrained = spec.model.pretrained
     if isinstance(pretrained, str) and (file := expand_path(pretrained)).is_file():
         status = file.stat()
@@ -133,6 +138,15 @@ def git_state(folder: str) -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return f"{commit} with changes" if changed else commit
+
+
+def _class_path(piece: str | Mapping[str, object]) -> str:
+    return piece if isinstance(piece, str) else str(piece.get("class_path"))
+
+
+def _is_own(path: str, plugins: Collection[str]) -> bool:
+    """Return whether a callback may be of the user's own, which SE-Lab cannot know to change no number."""
+    return not path.startswith("lightning.") and ("." in path or bool(plugins))
 
 
 def _short(value: str) -> str:

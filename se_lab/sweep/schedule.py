@@ -281,8 +281,13 @@ def check_place(folder: str) -> None:
 def _check_nets(trials: Sequence[RunSpec], execution: ExecSpec, looks_at: str | None) -> list[str]:
     from se_lab.sweep.changes import changes
     from se_lab.sweep.nets import check_nets
+    from se_lab.training.pieces import create_callbacks, create_loggers
+    from se_lab.training.preflight import check_no_limits
 
     _check_operators([trial.flat() for trial in trials], execution.plugins)
+    check_no_limits(execution)
+    create_callbacks(execution)
+    create_loggers(execution, Path(execution.store))
     return [*check_nets(trials, execution, looks_at), *changes(trials, execution)]
 
 

@@ -5,37 +5,89 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from se_lab.spec import ExecSpec, label, run_spec
 from se_lab.store import RunRecord
 from se_lab.training.preflight import wandb_mode
 
+NAMES = {"wandb": "W&B", "tensorboard": "TensorBoard"}
 CALLS = ("log_metrics", "log_hyperparams", "save", "finalize", "after_save_checkpoint")
 """What Lightning calls of a logger while it trains."""
 
 
 @contextlib.contextmanager
-def wandb_logger(record: RunRecord, folder: Path, execution: ExecSpec) -> Iterator[Any]:
-    """Yield Lightning's WandbLogger: offline unless W&B's own variables say otherwise; False if W&B does not start.
+def open_loggers(
+    record: RunRecord, folder: Path, execution: ExecSpec, further: Sequence[Logger] = ()
+) -> Iterator[list[Logger]]:
+    """Yield the loggers of a trial: the one that `execution` names, if it starts, and further ones.
+
+    What fails is printed, and noted in the record's host under the logger's name.
+    """
+    with contextlib.ExitStack() as stack:
+        loggers = []
+        if execution.logger == "wandb":
+            loggers = stack.enter_context(_wandb_logger(record, folder, execution))
+        elif execution.logger != "none":
+            kind = {"tensorboard": TensorBoardLogger, "csv": CSVLogger}[execution.logger]
+            # TensorBoard reads several files of one folder as one run; a CSV file would be begun anew
+            version = {"version": ""} if kind is TensorBoardLogger else {}
+            local = kind(folder, name=execution.logger, **version)
+            local.log_hyperparams({key: value for key, value in record.spec.items() if value is not None})
+            loggers = [_guard(local, _Losses(record, execution.logger))]
+        yield [*loggers, *(_guard(one, _Losses(record, type(one).__name__)) for one in further)]
+
+
+class _Losses:
+    """What a logger could not log: the first is noted in the record and printed."""
+
+    def __init__(self, record: RunRecord, name: str) -> None:
+        self.record, self.name = record, name
+
+    def __bool__(self) -> bool:
+        return self.name in self.record.host
+
+    def note(self, what: str, error: Exception) -> None:
+        if not self:
+            self.record.host[self.name] = f"{what}: {type(error).__name__}: {error}"
+            said = f"trial {self.record.trial_id} continues without {NAMES.get(self.name, self.name)}"
+            print(f"{said}; {self.record.host[self.name]}", file=sys.stderr)
+
+
+def _guard(logger: Logger, losses: _Losses) -> Logger:
+    """Return a logger whose calls do nothing once one has failed."""
+
+    def guarded(call: Callable[..., Any]) -> Callable[..., Any]:
+        def call_or_note(*arguments: Any, **options: Any) -> None:
+            if not losses:
+                try:
+                    call(*arguments, **options)
+                except Exception as error:
+                    losses.note("the rest was not logged", error)
+
+        return call_or_note
+
+    for name in CALLS:
+        setattr(logger, name, guarded(getattr(logger, name)))
+    return logger
+
+
+@contextlib.contextmanager
+def _wandb_logger(record: RunRecord, folder: Path, execution: ExecSpec) -> Iterator[list[Logger]]:
+    """Yield Lightning's WandbLogger: offline unless W&B's own variables say otherwise; none if W&B does not start.
 
     An agent's run, and one that the caller has open, is logged to and left open. If W&B's service is gone, another one
-    is started. What fails after that is printed, and noted in the record's host under wandb.
+    is started.
     """
     import wandb
 
     alone = wandb.run is None  # the caller has no run open
     ours = alone and "WANDB_SWEEP_ID" not in os.environ
-    lost: list[str] = []
-
-    def lose(what: str, error: Exception) -> None:
-        if not lost:
-            lost.append(f"{what}: {type(error).__name__}: {error}")
-            record.host["wandb"] = lost[0]
-            print(f"trial {record.trial_id} goes on without W&B; {lost[0]}", file=sys.stderr)
-
+    losses = _Losses(record, "wandb")
     try:
         logger = _open_wandb(record, folder, execution)
     except Exception:  # W&B's client raises whatever its service's death makes of it
@@ -44,22 +96,20 @@ def wandb_logger(record: RunRecord, folder: Path, execution: ExecSpec) -> Iterat
         try:
             logger = _open_wandb(record, folder, execution)
         except Exception as error:
-            lose("nothing was logged", error)
-            yield False
+            losses.note("nothing was logged", error)
+            yield []
             return
-    for name in CALLS:
-        setattr(logger, name, _guarded(getattr(logger, name), lost, lose))
     failed = True
     try:
-        yield logger
+        yield [_guard(logger, losses)]
         failed = False
     finally:
-        if ours and not lost:
+        if ours and not losses:
             try:
                 logger.experiment.finish(exit_code=int(failed))
             except Exception as error:
-                lose("the end of the run was not logged", error)
-        elif lost and alone:
+                losses.note("the end of the run was not logged", error)
+        elif losses and alone:
             _abandon_service()
 
 
@@ -71,19 +121,6 @@ def _abandon_service() -> None:
         wandb.teardown()
     wandb.run = None
     os.environ.pop("WANDB_SERVICE", None)  # the sweep's
-
-
-def _guarded(call: Callable[..., Any], lost: list[str], lose: Callable[[str, Exception], None]) -> Callable[..., Any]:
-    """Return a call of a logger that does nothing once one has failed."""
-
-    def guarded(*arguments: Any, **options: Any) -> None:
-        if not lost:
-            try:
-                call(*arguments, **options)
-            except Exception as error:
-                lose("the rest was not logged", error)
-
-    return guarded
 
 
 def _open_wandb(record: RunRecord, folder: Path, execution: ExecSpec) -> Any:

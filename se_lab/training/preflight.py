@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from se_lab.data import ImageData, check_split
 from se_lab.spec import ExecSpec, RunSpec, SpecError, check_choice
+from se_lab.spec.trainer_flags import LIMITS
 from se_lab.store import cpu_model
 from se_lab.training.optimize import check_optimizer
 from se_lab.units.unit import Unit
@@ -56,6 +57,8 @@ def check_before(spec: RunSpec, execution: ExecSpec) -> None:
     """Raise SpecError for what this machine, timm or W&B cannot do."""
     if execution.logger == "wandb":
         wandb_mode()
+    if execution.logger == "tensorboard" and not any(map(importlib.util.find_spec, ("tensorboard", "tensorboardX"))):
+        raise SpecError("logger is 'tensorboard', and its package is missing: pip install tensorboard")
     check_optimizer(spec.optim)
     train, device = spec.train, device_of(execution)
     if device == "cuda" and not torch.cuda.is_available():
@@ -70,6 +73,12 @@ def check_before(spec: RunSpec, execution: ExecSpec) -> None:
         raise SpecError("train.precision is 'fp64', which mps does not have")
     if train.compile and (missing := _missing_compiler(device)):
         raise SpecError(f"train.compile is true, and there is no {missing} here; without it, leave compile off")
+
+
+def check_no_limits(execution: ExecSpec) -> None:
+    """Raise SpecError for limits of batches: they are for a rehearsal."""
+    if limits := [name for name in LIMITS if name in execution.trainer]:
+        raise SpecError(f"trainer.{limits[0]} would change the numbers of a trial; it is for se-lab train --dry-run")
 
 
 def _missing_compiler(device: str) -> str:

@@ -19,6 +19,7 @@ from se_lab.spec import ExecSpec, RunSpec
 from se_lab.spec.flags import import_plugins
 from se_lab.training.keeper import TrialKeeper
 from se_lab.training.launch import launch
+from se_lab.training.pieces import create_callbacks
 from se_lab.training.preflight import check_before, device_of
 from se_lab.training.task import ClassificationTask
 from se_lab.training.trainer import create_trainer
@@ -35,6 +36,8 @@ class Rehearsal:
     """What a trial takes, from two steps of it."""
 
     trial_id: str
+    trained: int
+    """Training steps of the rehearsal."""
     steps: int
     """Training steps of the whole run."""
     step_ms: float
@@ -57,7 +60,7 @@ class Rehearsal:
         minutes, gib = self.seconds / 60, 2**30
         took = f"{minutes:.1f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
         lines = [
-            f"trial {self.trial_id}: built, trained 2 steps, evaluated, saved and loaded again",
+            f"trial {self.trial_id}: built, trained {self.trained} steps, evaluated, saved and loaded again",
             f"memory         {self.host_bytes / gib:.2f} GiB a process"
             + (f", {self.device_bytes / gib:.2f} GiB a GPU" if self.device_bytes else ""),
             f"speed          {self.images_per_s:,.0f} images/s, {self.step_ms:.1f} ms a step",
@@ -96,8 +99,10 @@ def _rehearse_here(trial: Trial, folder: Path) -> Rehearsal:
         trial.fuse_if_faster(task, macs)
         with trial.claimed(folder) as held:
             keeper = TrialKeeper(held, trial.stop, minutes=execution.checkpoint_minutes)
-            callbacks = [clock, keeper] if checkpoint is None else [keeper]
+            callbacks = [*create_callbacks(execution), *([clock] if checkpoint is None else []), keeper]
             limits = {"limit_train_batches": 2 * spec.train.accumulate, "limit_val_batches": 1, "limit_test_batches": 2}
+            limits |= {name: value for name, value in execution.trainer.items() if name in limits}
+            limits["limit_train_batches"] = max(limits["limit_train_batches"], spec.train.accumulate)
             options = {"max_epochs": 1, "logger": False, "callbacks": callbacks, **limits}
             trainer = create_trainer(spec, execution, trial.rank, held, **options)
             trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
@@ -121,6 +126,7 @@ def _rehearse_here(trial: Trial, folder: Path) -> Rehearsal:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return Rehearsal(
         trial_id=spec.trial_id,
+        trained=len(clock.ends) - 1,
         steps=steps,
         step_ms=1000 * clock.step_s,
         images_per_s=batch / clock.step_s,

@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import sys
 import traceback
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
+from lightning.pytorch.loggers import Logger
 
 from se_lab import store
 from se_lab.data import present_digest
@@ -23,9 +26,11 @@ from se_lab.training.failures import LOST, failure_kind, reason
 from se_lab.training.folder import TrialFolder
 from se_lab.training.keeper import Progress, StoppedEarlyError, TrialKeeper, share_skipped
 from se_lab.training.launch import LostRankError, launch
-from se_lab.training.loggers import wandb_logger
-from se_lab.training.preflight import check_before, device_model
+from se_lab.training.loggers import open_loggers
+from se_lab.training.pieces import create_callbacks, create_loggers
+from se_lab.training.preflight import check_before, check_no_limits, device_model
 from se_lab.training.record import new_record
+from se_lab.training.step_log import StepLog
 from se_lab.training.stopping import RESUME_ME, InterruptedTrialError
 from se_lab.training.task import ClassificationTask
 from se_lab.training.trainer import create_trainer
@@ -67,6 +72,8 @@ def run(spec: RunSpec, execution: ExecSpec | None = None, *, progress: Progress 
     if (rank is None or rank.ranks == 1) and (record := _finished(folder)) is not None:
         return name_differences(record, spec, execution, present_digest(spec.data, root=execution.data_root))
     check_before(spec, execution)
+    check_no_limits(execution)
+    pieces = Pieces(create_callbacks(execution), create_loggers(execution, folder))
     if rank is None:
         return _run_ranks(spec, execution, folder, progress)
     with opened(spec, execution, rank, announced=progress is None) as trial:
@@ -76,7 +83,7 @@ def run(spec: RunSpec, execution: ExecSpec | None = None, *, progress: Progress 
             # by another worker, while this one was building
             if (done := shared(_finished(folder) if held.is_held else None)) is not None:
                 return name_differences(done, spec, execution, trial.data.digest)
-            return TrialRun(trial, task, held, progress).to_the_end()
+            return TrialRun(trial, task, held, progress, pieces).to_the_end()
 
 
 class TrialBar(RichProgressBar):
@@ -87,11 +94,26 @@ class TrialBar(RichProgressBar):
         return {key: value for key, value in super().get_metrics(*arguments).items() if key != "v_num"}
 
 
+@dataclass(frozen=True)
+class Pieces:
+    """The callbacks and loggers of the user's own."""
+
+    callbacks: list[L.Callback]
+    loggers: list[Logger]
+
+
 class TrialRun:
     """A trial that this process holds, from here to its record."""
 
-    def __init__(self, trial: Trial, task: ClassificationTask, folder: TrialFolder, progress: Progress | None) -> None:
-        self.trial, self.task, self.folder = trial, task, folder
+    def __init__(
+        self,
+        trial: Trial,
+        task: ClassificationTask,
+        folder: TrialFolder,
+        progress: Progress | None,
+        pieces: Pieces,
+    ) -> None:
+        self.trial, self.task, self.folder, self.pieces = trial, task, folder, pieces
         self.record = new_record(trial, task)
         self.record.host["fused"] = trial.fuse_if_faster(task, self.record.complexity["macs"])
         self.keeper = TrialKeeper(
@@ -101,7 +123,8 @@ class TrialRun:
             progress=progress,
             provenance=self.record.provenance,
         )
-        self.with_bar = progress is None and folder.is_held and sys.stderr.isatty()
+        asked = trial.execution.trainer.get("enable_progress_bar", True)
+        self.with_bar = asked and progress is None and folder.is_held and sys.stderr.isatty()
 
     def to_the_end(self) -> RunRecord:
         """Train and test, and write and return the record, of a failure too."""
@@ -123,17 +146,19 @@ class TrialRun:
 
     def _train_and_test(self) -> None:
         spec, execution = self.trial.spec, self.trial.execution
-        logged = execution.logger == "wandb" and self.folder.is_held
-        bars = [TrialBar(leave=True)] if self.with_bar else []
-        with wandb_logger(self.record, self.folder.path, execution) if logged else contextlib.nullcontext(False) as one:
+        callbacks = [*self.pieces.callbacks, StepLog(execution.log_every), self.keeper]
+        has_bar = any(isinstance(callback, ProgressBar) for callback in callbacks)
+        if self.with_bar and not has_bar:
+            callbacks.append(TrialBar(leave=True))
+        options = {"callbacks": callbacks, "enable_progress_bar": has_bar or self.with_bar}
+        with contextlib.ExitStack() as stack:
+            opened_loggers: list[Logger] = []
+            if self.folder.is_held:
+                opened_loggers = stack.enter_context(
+                    open_loggers(self.record, self.folder.path, execution, self.pieces.loggers)
+                )
             trainer = create_trainer(
-                spec,
-                execution,
-                self.trial.rank,
-                self.folder,
-                callbacks=[self.keeper, *bars],
-                logger=one,
-                enable_progress_bar=bool(bars),
+                spec, execution, self.trial.rank, self.folder, logger=opened_loggers or False, **options
             )
             checkpoint = shared(newest_checkpoint(self.folder.path) if self.folder.is_held else None)
             try:

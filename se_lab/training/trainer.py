@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
+from lightning.pytorch.profilers import AdvancedProfiler, PyTorchProfiler, SimpleProfiler
 
 from se_lab.parallel.collectives import Rank, rank_options
 from se_lab.spec import ExecSpec, RunSpec
@@ -22,21 +23,33 @@ PRECISION: dict[str, Literal["32-true", "bf16-mixed", "16-mixed", "64-true"]] = 
 }
 
 
+PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
+
+
 def create_trainer(spec: RunSpec, execution: ExecSpec, rank: Rank, folder: TrialFolder, **options: Any) -> L.Trainer:
     """Return Lightning's Trainer for a trial: its loop, its devices, its files, and further options of Lightning's."""
     devices = rank_options(rank, spec.train)
     plugins = [*devices.pop("plugins"), TrialCheckpointIO(folder)]
+    own = dict(execution.trainer)
+    if profiler := own.get("profiler"):  # its table would go to a log that SE-Lab keeps quiet
+        own["profiler"] = PROFILERS[profiler](dirpath=folder.path, filename="profile")
     trainer = L.Trainer(
         default_root_dir=folder.path,
         accelerator=execution.device,
         accumulate_grad_batches=spec.train.accumulate,
-        enable_model_summary=False,
         precision=PRECISION[spec.train.precision],
         gradient_clip_val=spec.train.clip_norm or None,
         num_sanity_val_steps=0,
         deterministic="warn",
         log_every_n_steps=1,
-        **{"max_epochs": spec.train.epochs, "enable_progress_bar": False, **devices, **options},
+        **{
+            "max_epochs": spec.train.epochs,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            **devices,
+            **own,
+            **options,
+        },
         plugins=plugins,
     )
     # which memory that is read before it is written would need: a pass more over each tensor that PyTorch makes

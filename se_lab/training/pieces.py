@@ -1,0 +1,120 @@
+"""Callbacks and loggers that an ExecSpec names: classes of a plugin, of Lightning's, or under an import path."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch import callbacks as lightning_callbacks
+from lightning.pytorch import loggers as lightning_loggers
+from lightning.pytorch.loggers import Logger
+
+from se_lab.spec import ExecSpec, SpecError, nearest
+from se_lab.spec.flags import import_plugins
+
+CHANGES_NUMBERS = {
+    "EarlyStopping": "a trial trains for train.epochs, and early_terminate in a sweep spec gives trials up",
+    "Timer": "a trial trains for train.epochs",
+    "StochasticWeightAveraging": "train.ema averages weights",
+    "WeightAveraging": "train.ema averages weights",
+    "GradientAccumulationScheduler": "it is train.accumulate",
+    "LearningRateFinder": "it is optim.lr",
+    "BatchSizeFinder": "it is data.batch_size",
+    "ModelPruning": "a trial trains all weights of its net",
+    "BaseFinetuning": "a trial trains all weights of its net",
+    "InsertSE": "the units of a trial are model.se",
+}
+"""Callbacks of Lightning's and of SE-Lab's that would change the numbers of a trial, and what a trial has instead."""
+
+
+def create_callbacks(execution: ExecSpec) -> list[L.Callback]:
+    """Return the callbacks that an ExecSpec names.
+
+    Raises:
+        SpecError: for a class that is not there, is no callback, would change the numbers of a trial, cannot be made
+            with its arguments, or has a state that no checkpoint can hold.
+    """
+    made = [_create("callbacks", one, L.Callback, lightning_callbacks, execution) for one in execution.callbacks]
+    for callback in made:
+        _check_state(callback)
+    return made
+
+
+def create_loggers(execution: ExecSpec, folder: Path) -> list[Logger]:
+    """Return the further loggers that an ExecSpec names; those that take a save_dir get the trial's folder.
+
+    Raises:
+        SpecError: for a class that is not there, is no logger, or cannot be made with its arguments.
+    """
+    usual = {"save_dir": str(folder)}
+    return [_create("loggers", one, Logger, lightning_loggers, execution, usual) for one in execution.loggers]
+
+
+def _create(
+    key: str,
+    piece: str | Mapping[str, Any],
+    base: type,
+    home: ModuleType,
+    execution: ExecSpec,
+    usual: Mapping[str, Any] = {},
+) -> Any:
+    """Return an object of the class that a piece names; `usual` are arguments that it may take."""
+    path: object = piece
+    arguments: Mapping[str, Any] = {}
+    if isinstance(piece, Mapping):
+        path, arguments = piece.get("class_path"), piece.get("init_args") or {}
+        if piece.keys() - {"class_path", "init_args"} or not isinstance(arguments, Mapping):
+            raise SpecError(f"{key} has {piece!r}; it must be a name, or a mapping of class_path and init_args")
+    if not isinstance(path, str) or not path:
+        raise SpecError(f"{key} has {piece!r}; class_path must be the name of a class")
+    kind = _class(key, path, base, home, execution)
+    for one in kind.__mro__:
+        if one.__name__ in CHANGES_NUMBERS and one.__module__.startswith(("lightning.", "se_lab.")):
+            what = CHANGES_NUMBERS[one.__name__]
+            raise SpecError(f"{key} has {one.__name__}, which would change the numbers of a trial: {what}")
+    taken = inspect.signature(kind).parameters
+    try:
+        return kind(**{name: value for name, value in usual.items() if name in taken} | dict(arguments))
+    except Exception as error:  # a user's class can raise anything
+        raise SpecError(f"{key} has {path}, which cannot be made: {type(error).__name__}: {error}") from error
+
+
+def _class(key: str, path: str, base: type, home: ModuleType, execution: ExecSpec) -> type:
+    """Return the class of a name: of a plugin, else of Lightning's; or of an import path."""
+    module, _, name = path.rpartition(".")
+    if module:
+        import_plugins(module, key)
+        homes = [importlib.import_module(module)]
+    else:
+        import_plugins(execution.plugins)
+        plugins = filter(None, map(str.strip, execution.plugins.split(",")))
+        homes = [*map(importlib.import_module, plugins), home]
+    found = next((getattr(one, name) for one in homes if hasattr(one, name)), None)
+    if not (isinstance(found, type) and issubclass(found, base)):
+        own = [each for one in homes for each, value in vars(one).items() if _is_kind(value, base)]
+        what = f"is no {base.__name__} of Lightning's kind" if found is not None else "is not there"
+        raise SpecError(f"{key} has {path!r}, which {what}{nearest(name, own)}")
+    return found
+
+
+def _is_kind(value: object, base: type) -> bool:
+    return isinstance(value, type) and issubclass(value, base) and value is not base
+
+
+def _check_state(callback: L.Callback) -> None:
+    """Raise SpecError for a state that a checkpoint would not give back: it is read without running any code."""
+    buffer = io.BytesIO()
+    try:
+        torch.save(callback.state_dict(), buffer)
+        buffer.seek(0)
+        torch.load(buffer, weights_only=True)
+    except Exception as error:  # pickle raises what the state's classes do
+        what = f"{type(callback).__name__}, whose state_dict() holds more than tensors, numbers, text, lists and dicts"
+        raise SpecError(f"callbacks has {what}, so no checkpoint could resume it: {error}") from error
