@@ -65,7 +65,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trials", type=int, default=10_000)
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--load-only", metavar="STORE", help=argparse.SUPPRESS)
+    parser.add_argument("--load_only", metavar="STORE", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.load_only:  # in a process of its own, whose peak memory is that of a load and a table
         records = read_records(options.load_only)
@@ -78,7 +78,7 @@ def main() -> None:
         print(f"{options.trials:,} trials of {EPOCHS} epochs: making them …", file=sys.stderr, flush=True)
         make_store(store, options.trials)
         times = timed(store, options.rounds)
-        command = [sys.executable, __file__, "--load-only", str(store)]
+        command = [sys.executable, __file__, "--load_only", str(store)]
         peak = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout) / 1e6
     print(f"{options.trials:,} trials of {EPOCHS} epochs; seconds, and ratios with their quartiles.\n")
     print(table(["", "seconds", "against", "ratio", "limit"], [*compared(times), memory(peak)]))

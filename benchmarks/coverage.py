@@ -133,7 +133,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--freeze", action="store_true", help="Write the list of convolutional models anew.")
     parser.add_argument("--insertion", default="standard", help="The insertion to patch with.")
-    parser.add_argument("--no-numbers", action="store_true", help="Leave out the check of a net of each family.")
+    parser.add_argument("--no_numbers", action="store_true", help="Leave out the check of a net of each family.")
     options = parser.parse_args()
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")

@@ -11,6 +11,7 @@ import argparse
 import shutil
 import statistics
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,8 @@ def main() -> None:
         page = browser(f"{name}/profile")
         try:
             page.get(path.as_uri())
+            while not page.execute_script("return document.body.dataset.ready"):
+                time.sleep(0.1)
             for what, (first, *others) in CONTROLS.items():
                 control, values = (what, [first, *others]) if what in ("unit", "stage") else (first, others)
                 tries = range(max(options.tries, len(values)))

@@ -199,11 +199,11 @@ def record(path: Path, name: str, section: str) -> None:
 
 def sweep_table(options: argparse.Namespace) -> tuple[str, bool]:
     """Run benchmarks/sweep.py, whose table has its own aim."""
-    size = {"images": 45_000, "val-images": 5_000, "epochs": 4, "precision": "bf16", "plain-trials": 2}
+    size = {"images": 45_000, "val_images": 5_000, "epochs": 4, "precision": "bf16", "plain_trials": 2}
     if options.smoke:
-        size = {"images": 128, "val-images": 20, "epochs": 1, "seeds": 1, "plain-trials": 1}
+        size = {"images": 128, "val_images": 20, "epochs": 1, "seeds": 1, "plain_trials": 1}
     flags = [f"--{name}={value}" for name, value in {"device": options.device, **size}.items()]
-    return _script("sweep.py", "--no-agreement", *flags), True
+    return _script("sweep.py", "--no_agreement", *flags), True
 
 
 def capture_table(options: argparse.Namespace, backbone: str) -> tuple[str, bool]:

@@ -105,7 +105,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, required=True)
     parser.add_argument("--lr", type=float, required=True)
     parser.add_argument("--images", type=int, default=0)
-    parser.add_argument("--val-images", type=int, default=0)
+    parser.add_argument("--val_images", type=int, default=0)
     parser.add_argument("--root", default=".")
     parser.add_argument("--digits")
     parser.add_argument("--precision", default="32-true")

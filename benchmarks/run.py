@@ -29,7 +29,7 @@ BENCHMARKS = {
     "network": "",
     "scaling": "",
     "data": "",
-    "sweep": "--plain-trials 3 --channels-last",
+    "sweep": "--plain_trials 3 --channels_last",
     "trial_start": "--rounds 3",
     "profiling": "--every 20",
     "excitations": "--batch 16 --rounds 5",

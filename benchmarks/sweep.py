@@ -1,8 +1,8 @@
 """25 short trials, five reduction ratios by five seeds of ResNet-20: a plain Lightning process each, and se-lab sweep.
 
     python benchmarks/sweep.py                                # 2 CPU cores: 1,024 images, 3 epochs
-    python benchmarks/sweep.py --plain-trials 5               # the same, five of the plain side timed and scaled up
-    python benchmarks/sweep.py --device cuda --images 45000 --val-images 5000 --epochs 30 --precision bf16
+    python benchmarks/sweep.py --plain_trials 5               # the same, five of the plain side timed and scaled up
+    python benchmarks/sweep.py --device cuda --images 45000 --val_images 5000 --epochs 30 --precision bf16
 
 Both sides train the same net from the same start on as many images of random bytes in CIFAR's own files, batches of 128
 under CIFAR's augmentation, validate every epoch, test once, save checkpoints, and log to W&B offline. The plain side
@@ -53,15 +53,15 @@ CIFAR10.meta = {"filename": "batches.meta", "key": "label_names", "md5": None}
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=1024, help="training images an epoch, in batches of 128")
-    parser.add_argument("--val-images", type=int, default=256)
+    parser.add_argument("--val_images", type=int, default=256)
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--plain-trials", type=int, default=25, help="how many of the plain side are timed")
+    parser.add_argument("--plain_trials", type=int, default=25, help="how many of the plain side are timed")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"))
     parser.add_argument("--workers", default="auto")
-    parser.add_argument("--channels-last", action="store_true", help="the memory layout on our side, but for digits")
-    parser.add_argument("--no-agreement", action="store_true", help="leave out the check on digits")
+    parser.add_argument("--channels_last", action="store_true", help="the memory layout on our side, but for digits")
+    parser.add_argument("--no_agreement", action="store_true", help="leave out the check on digits")
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="sweep"))
     try:

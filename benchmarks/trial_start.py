@@ -1,10 +1,13 @@
-"""What a trial costs beside its own work: forked from a sweep's warm process, and as a process of its own.
+"""What a trial costs beside its own work, in a fork and in a process of its own, and what the reading verbs cost.
 
     python benchmarks/trial_start.py --rounds 5
 
 Both sides run the same trials of one step, in turn: `se-lab train` in a fresh process, and `execute`, which `se-lab
 sweep` calls, in this one. The fixed cost is the time from the call until the record is there, less what the trial's
 own clock says for building the loop, training and testing.
+
+The verbs read a store of 15 made-up trials, each in a fresh process, in turn with `python -c "import pandas"`. Beside
+the time over that of pandas stand the most memory that a verb held, and whether it imported PyTorch.
 """
 
 from __future__ import annotations
@@ -15,10 +18,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
+from statistics import median
 
 from measure import interleave, ratio, table
 
+from analysis import make_store
 from se_lab.spec import ExecSpec
 from se_lab.spec.flags import parse_trial
 from se_lab.store import read_record
@@ -26,12 +32,62 @@ from se_lab.sweep.schedule import execute
 
 FLAGS = ["--recipe=digits", "--train.epochs=1", "--data.batch_size=1024"]
 LIMIT = 0.1
+TRIALS, EPOCHS = 15, 20
+MEGABYTES = 300
+SPEC = str(Path(__file__).parents[1] / "sweeps/demo.yaml")
+READERS = {
+    "table": (["table", "STORE"], 5),
+    "status": (["status", SPEC, "--store", "STORE"], 5),
+    "gc": (["gc", "STORE"], 5),
+    "verify": (["verify", "STORE"], 5),
+    "plot": (["plot", "STORE", "-o", "FIGURES", "--overwrite"], 8.3),
+}
+"""Verbs and how much longer than `import pandas` (0.3 s on a quiet machine) they may take: 1.5 s, and plot 2.5."""
+READ = """
+import resource, sys
+from se_lab.cli import main
+status = main(sys.argv[1:])
+megabytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+print(f"{megabytes:.0f} {'torch' in sys.modules}", file=sys.stderr)
+sys.exit(status)
+"""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     rounds = parser.parse_args().rounds
+    print(starts(rounds), end="\n\n")
+    print(readers(rounds))
+
+
+def readers(rounds: int) -> str:
+    """Return the table of the verbs that read."""
+    said: dict[str, str] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        store = Path(folder, "store")
+        make_store(store, TRIALS, EPOCHS)
+        places = {"STORE": str(store), "FIGURES": str(Path(folder, "figures"))}
+
+        def read(verb: str) -> None:
+            words = [places.get(word, word) for word in READERS[verb][0]]
+            done = subprocess.run([sys.executable, "-c", READ, *words], capture_output=True, text=True)
+            assert done.returncode in (0, 1), done.stderr  # 1: a made-up trial lacks a file
+            said[verb] = done.stderr.splitlines()[-1]
+
+        sides = {verb: partial(read, verb) for verb in READERS}
+        pandas = partial(subprocess.run, [sys.executable, "-c", "import pandas"], check=True)
+        times = interleave({"pandas": pandas, **sides}, rounds)
+    rows = []
+    for verb, (_, limit) in READERS.items():
+        megabytes, torch = said[verb].split()
+        over = f"{ratio(times, verb, 'pandas')} (limit {limit})"
+        rows.append([verb, f"{median(times[verb]):.2f}", over, f"{megabytes} (limit {MEGABYTES})", torch])
+    return table(["verb", "seconds", "over import pandas", "MB", "imports PyTorch"], rows)
+
+
+def starts(rounds: int) -> str:
+    """Return the table of a trial's start."""
     with tempfile.TemporaryDirectory() as folder:
         here, seeds, own = ExecSpec(store=folder, logger="none"), itertools.count(), {"fork": [], "fresh": []}
 
@@ -59,10 +115,10 @@ def main() -> None:
     fixed = {side: [a - b for a, b in zip(whole[side], own[side][1:], strict=True)] for side in whole}
     rows = []
     for side, name in (("fresh", "se-lab train, a fresh process"), ("fork", "se-lab sweep, a warm fork")):
-        median = [sorted(times[side])[rounds // 2] for times in (whole, fixed)]
+        middle = [sorted(times[side])[rounds // 2] for times in (whole, fixed)]
         share = f"{ratio(fixed, 'fork', 'fresh')} (limit {LIMIT})" if side == "fork" else "1"
-        rows.append([name, f"{median[0]:.2f}", f"{median[1]:.2f}", share])
-    print(table(["", "seconds in all", "fixed seconds", "fixed, share of fresh"], rows))
+        rows.append([name, f"{middle[0]:.2f}", f"{middle[1]:.2f}", share])
+    return table(["", "seconds in all", "fixed seconds", "fixed, share of fresh"], rows)
 
 
 if __name__ == "__main__":

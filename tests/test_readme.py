@@ -46,7 +46,7 @@ def test_every_command_exists_with_its_flags(capsys):
 
 def test_it_says_how_many_trials_the_demo_has(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
-    assert main(["sweep", "sweeps/demo.yaml", "--dry-run", "--store", str(tmp_path)]) == 0
+    assert main(["sweep", "sweeps/demo.yaml", "--dry_run", "--store", str(tmp_path)]) == 0
     assert "48 trials" in capsys.readouterr().out and "48 trials" in " ".join(TEXT.split())
 
 

@@ -20,15 +20,15 @@ def profile(argv: list[str]) -> int:
         description="Parameters, MACs and element operations of a net (give the flags of train), or of a sweep's nets.",
     )
     parser.add_argument("--sweep", metavar="SPEC", help="A W&B sweep spec: a row for each of its trials.")
-    parser.add_argument("--sweep-seed", type=int, default=0, help="What a random or a bayes search had, or will have.")
+    parser.add_argument("--sweep_seed", type=int, default=0, help="What a random or a bayes search had, or will have.")
     parser.add_argument(
-        "--against-paper",
+        "--against_paper",
         nargs="?",
         const="all",
         metavar="TABLE",
         help="Every cost that the SE paper prints, or one of its tables, beside ours.",
     )
-    parser.add_argument("--image-size", type=int, default=224, help="Side of the image in pixels.")
+    parser.add_argument("--image_size", type=int, default=224, help="Side of the image in pixels.")
     parser.add_argument("--classes", type=int, default=1000, help="Outputs of the classifier.")
     parser.add_argument("--measure", action="store_true", help="Measure latency and peak memory on this device, too.")
     parser.add_argument("--format", default="table", choices=("table", "csv", "json"), help="How it is written.")
@@ -39,7 +39,7 @@ def profile(argv: list[str]) -> int:
     options = parser.parse_args(argv)
 
     if not 8 <= options.image_size <= 65535:
-        raise SpecError(f"--image-size is {options.image_size}; it must be from 8 to 65535 pixels")
+        raise SpecError(f"--image_size is {options.image_size}; it must be from 8 to 65535 pixels")
     if not 1 <= options.classes <= 10**9:
         raise SpecError(f"--classes is {options.classes}; it must be at least 1 and at most {10**9}")
     spec, execution = trial_from(options.given)
@@ -67,7 +67,7 @@ def _trials_of(options: Namespace, store: str) -> list[RunSpec]:
         return sweep.trials
     proposed = f"{len(sweep.trials)} of {sweep.search.cap} trials are proposed in {store}"
     instead = "" if sweep.trials else "; these are the middle and the ends of its space"
-    print(f"bayes: {proposed} with --sweep-seed {options.sweep_seed}{instead}", file=sys.stderr)
+    print(f"bayes: {proposed} with --sweep_seed {options.sweep_seed}{instead}", file=sys.stderr)
     return sweep.trials or sweep.search.corners()
 
 

@@ -26,15 +26,15 @@ def excitations(argv: list[str]) -> int:
     parser.add_argument(
         "--classes", default="", help="For the figures, separated by commas: names, WordNet ids, numbers."
     )
-    parser.add_argument("--images-per-class", type=int, help="As many random images of each class; by default all.")
+    parser.add_argument("--images_per_class", type=int, help="As many random images of each class; by default all.")
     parser.add_argument("--redundancy", action="store_true", help="The error with each unit held at its mean as well.")
     parser.add_argument(
         "--thumbnails", action="store_true", help="Show the images that excite a channel most and least."
     )
     parser.add_argument("-o", "--output", help="The folder to write into; by default excitations/ in a trial's folder.")
-    parser.add_argument("--batch-size", type=int, default=64, help="Images at a time.")
+    parser.add_argument("--batch_size", type=int, default=64, help="Images at a time.")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="Where the net runs.")
-    parser.add_argument("--data-workers", type=int, default=2, help="Processes that read files.")
+    parser.add_argument("--data_workers", type=int, default=2, help="Processes that read files.")
     add_data_root(parser)
     add_look(parser)
     parser.add_argument("--wandb", metavar="PROJECT", help="Give the trials' W&B runs histograms and figures.")

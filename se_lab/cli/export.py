@@ -27,7 +27,7 @@ def export(argv: list[str]) -> int:
         help="What to write; all but detector by default. detector: the weights as torchvision's detectors name them.",
     )
     parser.add_argument(
-        "--image-size", type=int, metavar="PIXELS", help="Side of the images for TorchScript and ONNX; the trial's."
+        "--image_size", type=int, metavar="PIXELS", help="Side of the images for TorchScript and ONNX; the trial's."
     )
     parser.add_argument(
         "--plain", action="store_true", help="Write the backbone without its SE units as well, in plain_backbone/."
@@ -67,10 +67,10 @@ def eval(argv: list[str]) -> int:
     )
     add_data_root(parser)
     parser.add_argument(
-        "--batch-size", type=int, metavar="N", help="Images at a time; by default the trial's, else 64."
+        "--batch_size", type=int, metavar="N", help="Images at a time; by default the trial's, else 64."
     )
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="Where the net runs.")
-    parser.add_argument("--data-workers", type=int, default=2, metavar="N", help="Processes that read files.")
+    parser.add_argument("--data_workers", type=int, default=2, metavar="N", help="Processes that read files.")
     parser.add_argument("--predictions", metavar="FILE.npz", help="Write key, label, top-5 and correct of every image.")
     parser.add_argument("--format", default="table", choices=("table", "json"), help="How it is written.")
     add_trust(parser)

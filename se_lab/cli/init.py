@@ -28,5 +28,5 @@ def init(arguments: Sequence[str]) -> int:
             shutil.copyfile(file, target / file.name)
         kept = f", {len(files) - len(fresh)} kept" if len(fresh) < len(files) else ""
         print(f"{target}: {len(fresh)} {'file' if len(fresh) == 1 else 'files'} copied{kept}")
-    print(f"Try: se-lab sweep {root / 'sweeps' / 'demo.yaml'} --dry-run")
+    print(f"Try: se-lab sweep {root / 'sweeps' / 'demo.yaml'} --dry_run")
     return 0

@@ -11,12 +11,12 @@ def add_overwrite(parser: argparse.ArgumentParser) -> None:
 
 
 def add_trust(parser: argparse.ArgumentParser) -> None:
-    """Add --trust-plugins."""
-    parser.add_argument("--trust-plugins", action="store_true", help="Import the plugins that a trial's record names.")
+    """Add --trust_plugins."""
+    parser.add_argument("--trust_plugins", action="store_true", help="Import the plugins that a trial's record names.")
 
 
 def add_data_root(parser: argparse.ArgumentParser) -> None:
-    """Add --data-root."""
+    """Add --data_root."""
     parser.add_argument(
-        "--data-root", metavar="DIR", help="Where relative data paths start; by default SE_LAB_DATA, else this folder."
+        "--data_root", metavar="DIR", help="Where relative data paths start; by default SE_LAB_DATA, else this folder."
     )

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def runs_parser(prog: str, description: str, runs: str = "+") -> ArgumentParser:
-    """Return a parser with RUNS, --store, --sweep-seed, --metric and --where."""
+    """Return a parser with RUNS, --store, --sweep_seed, --metric and --where."""
     parser = Parser(prog=prog, description=description)
     parser.add_argument("runs", nargs=runs, metavar="RUNS", help="Sweep specs (their trials, in the store) or stores.")
     add_store(parser)
@@ -25,9 +25,9 @@ def runs_parser(prog: str, description: str, runs: str = "+") -> ArgumentParser:
 
 
 def add_store(parser: ArgumentParser) -> None:
-    """Add --store and --sweep-seed."""
+    """Add --store and --sweep_seed."""
     parser.add_argument("--store", help="Where the trials of specs are; by default SE_LAB_STORE, else runs.")
-    parser.add_argument("--sweep-seed", type=int, default=0, help="What a random or a bayes search had.")
+    parser.add_argument("--sweep_seed", type=int, default=0, help="What a random or a bayes search had.")
 
 
 def add_where(parser: ArgumentParser) -> None:

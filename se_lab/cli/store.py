@@ -40,7 +40,7 @@ def gc(argv: list[str]) -> int:
     )
     parser.add_argument("--specs", nargs="+", metavar="SPEC", help="Clear the trials that none of these specs names.")
     parser.add_argument(
-        "--sweep-seed", type=int, nargs="+", default=[0], metavar="N", help="What random and bayes searches had."
+        "--sweep_seed", type=int, nargs="+", default=[0], metavar="N", help="What random and bayes searches had."
     )
     parser.add_argument("--older", type=float, default=0, metavar="DAYS", help="Only trials that rested for so long.")
     parser.add_argument("--paths", action="store_true", help="Name every file and folder.")

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 MAX_SEEDS, SEEDS = 20, 5
 METRIC = "test/top1_error"
+_SYNC = ("store", "project", "entity", "group", "tags", "notes", "job_type", "plugins")  # of ExecSpec
 
 
 def sweep(argv: list[str]) -> int:
@@ -70,17 +71,17 @@ def _parse_sweep(argv: list[str]) -> tuple[Any, ExecSpec, Sweep]:
     parser.add_argument("--retries", type=int, default=1, help="Retries of a failed trial, where that can help.")
     _add_seed(parser)
     parser.add_argument(
-        "--until-halfwidth", type=float, metavar="POINTS",
+        "--until_halfwidth", type=float, metavar="POINTS",
         help="Add seeds until the simultaneous intervals against the baseline are that narrow, at 5 %% over all looks.",
     )  # fmt: skip
-    parser.add_argument("--max-seeds", type=int, metavar="N", help="With --until-halfwidth: seeds at most (20).")
+    parser.add_argument("--max_seeds", type=int, metavar="N", help="With --until_halfwidth: seeds at most (20).")
     parser.add_argument(
         "--confirm", type=int, metavar="N", help="Run the best N variants by validation error with fresh seeds."
     )
     parser.add_argument("--seeds", type=int, metavar="N", help="With --confirm: fresh seeds of each variant (5).")
-    parser.add_argument("--dry-run", action="store_true", help="List the trials and their cost; run none.")
+    parser.add_argument("--dry_run", action="store_true", help="List the trials and their cost; run none.")
     parser.add_argument("--check", action="store_true", help="Check FILE and run nothing, as se-lab check FILE does.")
-    parser.add_argument("--format", default="table", choices=("table", "json"), help="Format of --dry-run.")
+    parser.add_argument("--format", default="table", choices=("table", "json"), help="Format of --dry_run.")
     parser.add_argument("--executor", default="local", choices=("local", "slurm"), help="Where trials run.")
     add_fields(parser, SlurmSpec, "slurm")
     parser.add_argument("--wait", action="store_true", help="With --executor slurm: return when all trials are over.")
@@ -105,7 +106,7 @@ def _parse_sweep(argv: list[str]) -> tuple[Any, ExecSpec, Sweep]:
 
 
 def _add_seed(parser: Any) -> None:
-    parser.add_argument("--sweep-seed", type=int, default=0, help="Seed of a random or Bayesian search.")
+    parser.add_argument("--sweep_seed", type=int, default=0, help="Seed of a random or Bayesian search.")
 
 
 def _check_options(options: Any) -> None:
@@ -120,16 +121,16 @@ def _check_options(options: Any) -> None:
     if options.agents < 1:
         raise SpecError(f"--agents is {options.agents}; it must be at least 1")
     if options.until_halfwidth is not None and not options.until_halfwidth > 0:
-        raise SpecError(f"--until-halfwidth is {options.until_halfwidth}; it must be above 0, in points of error")
+        raise SpecError(f"--until_halfwidth is {options.until_halfwidth}; it must be above 0, in points of error")
     if options.max_seeds is not None and options.until_halfwidth is None:
-        raise SpecError("--max-seeds needs --until-halfwidth")
+        raise SpecError("--max_seeds needs --until_halfwidth")
     if options.seeds is not None and options.confirm is None:
         raise SpecError("--seeds needs --confirm")
     if options.until_halfwidth is not None and options.confirm is not None:
-        raise SpecError("--until-halfwidth and --confirm do not go together: the one adds seeds to the other's choice")
+        raise SpecError("--until_halfwidth and --confirm do not go together: the one adds seeds to the other's choice")
     if options.through_wandb and (options.until_halfwidth is not None or options.confirm is not None):
         raise SpecError(
-            "--until-halfwidth and --confirm choose trials as they go, and a sweep at W&B cannot be changed"
+            "--until_halfwidth and --confirm choose trials as they go, and a sweep at W&B cannot be changed"
         )
     if options.executor == "local" and (options.wait or options.slurm != SlurmSpec()):
         raise SpecError("--slurm.… and --wait need --executor slurm")
@@ -152,7 +153,7 @@ def _dry_run(spec: Sweep, options: Any, execution: ExecSpec, remarks: list[str])
 
         most = options.max_seeds or MAX_SEEDS
         whole = plan_sweep(dataclasses.replace(spec, trials=with_seeds(spec.trials, most)), execution, workers)
-        print(f"with {most} seeds, which --until-halfwidth may come to: {whole.summary()}")
+        print(f"with {most} seeds, which --until_halfwidth may come to: {whole.summary()}")
     return 0
 
 
@@ -192,7 +193,7 @@ def _sweep_until(spec: Sweep, options: Any, execution: ExecSpec) -> int:
         return largest_half_width(records, METRIC, 1 - level)
 
     if spec.early_stop is not None:
-        raise SpecError("early_terminate stops trials before their test, and --until-halfwidth needs all test errors")
+        raise SpecError("early_terminate stops trials before their test, and --until_halfwidth needs all test errors")
     target, most = options.until_halfwidth, options.max_seeds or MAX_SEEDS
     reached = False
     for look, found in until_narrow(spec.trials, target, most, run, width):
@@ -375,11 +376,11 @@ def _checked(file: str, findings: int) -> tuple[str, str, str]:
 
 def sync(argv: list[str]) -> int:
     """Send trials that ran offline to W&B."""
-    from se_lab.spec.flags import add_execution_flags, execution_of, import_plugins
-    from se_lab.spec.parser import Parser
+    from se_lab.spec.flags import execution_of, import_plugins
+    from se_lab.spec.parser import Parser, add_fields
 
     parser = Parser("se-lab sync", "Send trials that ran offline to W&B, each once and complete.")
-    add_execution_flags(parser)
+    add_fields(parser, ExecSpec, only=_SYNC)
     parser.add_argument("runs", nargs="+", metavar="RUNS", help="Sweep specs (their trials, in the store) or stores.")
     _add_seed(parser)
     options = parser.parse_args(argv)

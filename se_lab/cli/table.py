@@ -37,7 +37,7 @@ def table(argv: list[str]) -> int:
         "--paper", metavar="TABLE", help="The SE paper's figures beside ours: table_10_reduction, or 10."
     )
     parser.add_argument(
-        "--costs-only", action="store_true", help="Count the nets of the paper's TABLE, or of all, without any trial."
+        "--costs_only", action="store_true", help="Count the nets of the paper's TABLE, or of all, without any trial."
     )
     parser.add_argument("--format", default="terminal", choices=FORMATS, help="Format of the table.")
     parser.add_argument("-o", "--output", help="A file to write instead of the terminal.")
@@ -54,7 +54,7 @@ def table(argv: list[str]) -> int:
     from se_lab.report import ablation_table, count_paper_costs, paper_cost_table, pivot_table
 
     if options.costs_only == bool(options.runs):
-        raise SpecError("give RUNS, or else --paper TABLE --costs-only, which needs none")
+        raise SpecError("give RUNS, or else --paper TABLE --costs_only, which needs none")
     where = where_of(options.where)
     if options.costs_only:
         paper = options.paper or "all"

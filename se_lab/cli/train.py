@@ -22,7 +22,7 @@ def _train(argv: list[str]) -> int:
     parser = Parser("se-lab train", "Run one trial, or resume it.")
     add_trial_flags(parser)
     parser.add_argument(
-        "--dry-run",
+        "--dry_run",
         action="store_true",
         help="Train two steps, save and load a checkpoint, and print what the trial will need.",
     )

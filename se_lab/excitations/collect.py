@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from se_lab.excitations.capture import ExcitationError, capture_excitations, gate_sites, replace_gate
 from se_lab.excitations.images import LabelledImages, open_images
 from se_lab.excitations.statistics import ExcitationStatistics
-from se_lab.spec import DataSpec, RunSpec, SpecError
+from se_lab.spec import DataSpec, RunSpec, SpecError, label
 from se_lab.trained.evaluate import output_numbers
 from se_lab.trained.inputs import check_pretrained, open_pretrained
 from se_lab.trained.load import load_trained
@@ -39,7 +39,7 @@ class TrainedNet:
     spec: RunSpec | None
     """None for a pretrained net of timm's."""
     about: dict[str, Any] = field(default_factory=dict)
-    """source, and for a checkpoint its trial, backbone and epoch."""
+    """source, and for a checkpoint its trial, variant (with the backbone and the seed) and epoch."""
     data_config: dict[str, Any] | None = None
     """How timm feeds its pretrained net."""
 
@@ -79,9 +79,9 @@ def open_net(source: str | Path, *, trust_plugins: bool = False) -> TrainedNet:
     epoch = None
     if path.is_file():
         epoch = torch.load(path, map_location="meta", weights_only=True).get("epoch")
-    about = {"source": text, "trial_id": folder.name, "backbone": spec.model.backbone, "epoch": epoch}
-    label = folder.name if path.is_dir() else f"{folder.name}/{path.stem}"
-    return TrainedNet(label, model, spec, about)
+    about = {"source": text, "trial_id": folder.name, "variant": label(spec), "epoch": epoch}
+    name = folder.name if path.is_dir() else f"{folder.name}/{path.stem}"
+    return TrainedNet(name, model, spec, about)
 
 
 def _pretrained(name: str) -> TrainedNet:
@@ -90,7 +90,7 @@ def _pretrained(name: str) -> TrainedNet:
     with torch.device("meta"):
         gate_sites(timm.create_model(arch))  # whether it has units is known before its weights are fetched
     model, config = open_pretrained(name)
-    return TrainedNet(f"timm:{name}", model, None, {"source": f"timm:{name}", "backbone": arch}, config)
+    return TrainedNet(f"timm:{name}", model, None, {"source": f"timm:{name}", "variant": arch}, config)
 
 
 def open_data(

@@ -50,7 +50,7 @@ class LabelledImages:
         if per_class is None:
             return torch.arange(len(self.labels))
         if per_class < 1:
-            raise ExcitationError(f"--images-per-class is {per_class}; it must be at least 1")
+            raise ExcitationError(f"--images_per_class is {per_class}; it must be at least 1")
         stream = torch.Generator().manual_seed(seed_of(0, "excitations", len(self.labels)))
         order = torch.randperm(len(self.labels), generator=stream)
         chosen = [order[self.labels[order] == label][:per_class] for label in torch.unique(self.labels)]

@@ -67,12 +67,13 @@ def inspect_nets(sources: Sequence[str | Path], request: Inspection) -> list[Pat
     nets = [open_net(source, trust_plugins=request.capture.trust_plugins) for source in sources]
     images = [_images(net, request) for net in nets]
     chosen = [_chosen(request, of) for of in images]
-    labelled, written = [], []
+    labelled, written, drawn = [], [], []
     for net, of, classes in zip(nets, images, chosen, strict=True):
         folder = _folder_of(net, request, alone=len(nets) == 1)
         statistics = collect(net, of, folder / FILE, request.capture)
         labelled.append((net.label, statistics))
-        written += [folder / FILE, *_figures_of_one(net, of, statistics, classes, folder, request)]
+        drawn.append(_figures_of_one(net, of, statistics, classes, folder, request))
+        written += [folder / FILE, *drawn[-1]]
         if request.wandb:
             _send(net, statistics, folder, request.wandb)
     same = all(of.classes == images[0].classes for of in images[1:])
@@ -82,7 +83,9 @@ def inspect_nets(sources: Sequence[str | Path], request: Inspection) -> list[Pat
     start = figures.papers_units(labelled[0][1].sites)[-1]
     shown = labelled[: 2 if same else 1]
     picture = images[0].picture if request.capture.extremes else None
-    written.append(write_page(shown, folder / PAGE, unit=start, classes=chosen[0], picture=picture))
+    written.append(
+        write_page(shown, folder / PAGE, unit=start, classes=chosen[0], picture=picture, figures=_static(drawn[0]))
+    )
     return written
 
 
@@ -114,10 +117,13 @@ def inspect_sweep(records: pd.DataFrame, request: Inspection) -> list[Path]:
         own = Path(row["folder"]) / "excitations"
         statistics = collect(net, images, own / FILE, request.capture)
         labelled.append((name, statistics))
-        written += [own / FILE, *_figures_of_one(net, images, statistics, classes, own, request)]
+        drawn = _figures_of_one(net, images, statistics, classes, own, request)
+        written += [own / FILE, *drawn]
         picture = images.picture if request.capture.extremes else None
         start = figures.papers_units(statistics.sites)[-1]
-        written.append(write_page([(name, statistics)], own / PAGE, unit=start, classes=classes, picture=picture))
+        shown = [(name, statistics)]
+        page = own / PAGE
+        written.append(write_page(shown, page, unit=start, classes=classes, picture=picture, figures=_static(drawn)))
         if request.wandb:
             _send(net, statistics, own, request.wandb)
     written += _save([compare.selectivity(labelled), compare.overlay(labelled)], folder, request)
@@ -175,6 +181,11 @@ def _figures_of_one(
     written = _save(charts, folder, request)
     maps = map_figure(net.model, images, classes, request.look)
     return written + (save_figure(maps, folder / "maps") if maps is not None else [])
+
+
+def _static(written: Sequence[Path]) -> list[Path]:
+    """Return the images that a page shows without JavaScript."""
+    return [path for path in written if path.suffix == ".png" and path.stem in ("figure_6", "figure_7", "distribution")]
 
 
 def _save(charts: Sequence[Chart], folder: Path, request: Inspection) -> list[Path]:

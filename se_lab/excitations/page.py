@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import base64
+import html
 import io
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 from se_lab.excitations import measures
 from se_lab.excitations.images import class_label
 from se_lab.excitations.statistics import ExcitationStatistics, Floats, UnitStatistics
+from se_lab.report.page.assemble import assemble
 from se_lab.spec import seed_of
 
 if TYPE_CHECKING:
     from PIL import Image
 
-TEMPLATE = Path(__file__).with_name("excitation_page.html")
+ASSETS = Path(__file__).with_name("assets")
 ARRAY_BYTES = 30_000_000
 """What means and standard deviations may take, in all nets of a page together: with base64 and Plotly 45 MB."""
 WIDE_BYTES = 8_000_000
@@ -39,6 +40,7 @@ def write_page(
     unit: str,
     classes: Sequence[int],
     picture: Picture | None = None,
+    figures: Sequence[Path] = (),
 ) -> Path:
     """Write the explorer of one net, or of two side by side.
 
@@ -52,9 +54,8 @@ def write_page(
         classes: The classes to begin with.
         picture: Returns an image by its number, for thumbnails of those that excite a channel most and least, where
             the statistics kept them.
+        figures: Images (PNG) of the first net for readers without JavaScript, who get tables of the units as well.
     """
-    from plotly.offline import get_plotlyjs
-
     first = labelled[0][1]
     full = sum(2 * (s.count > 0).sum().item() * sum(site.channels for site in s.sites) for _, s in labelled)
     share = min(1.0, ARRAY_BYTES / max(full, 1))
@@ -71,14 +72,14 @@ def write_page(
         "thumbnails": picture is not None,
         "start": {"unit": unit, "classes": list(classes)},
     }
-    page = TEMPLATE.read_text(encoding="utf-8")
-    for mark, text in (
-        ("/*DATA*/", _script_safe(json.dumps(data, separators=(",", ":"), allow_nan=False))),
-        ("<!--ARRAYS-->", "\n".join(arrays)),
-        ("/*PLOTLY*/", get_plotlyjs()),  # last, so that no mark is looked for in it
-    ):
-        head, _, tail = page.partition(mark)
-        page = head + text + tail
+    page = assemble(
+        ASSETS / "explorer.html",
+        data,
+        [ASSETS / "gates.js", ASSETS / "explorer.js"],
+        style=[ASSETS / "explorer.css"],
+        static=_static(data, figures),
+        arrays="\n".join(arrays),
+    )
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page, encoding="utf-8")
@@ -186,8 +187,31 @@ def _about(labelled: Sequence[tuple[str, ExcitationStatistics]]) -> str:
 def _origin(label: str, about: Mapping[str, Any]) -> str:
     """Return the net and the trial that a label stands for, as far as the label does not name them."""
     trial = about.get("trial_id", "")
-    named = [about.get("backbone", "a net"), f"trial {trial}" if trial and trial not in label else ""]
+    named = [about.get("variant", "a net"), f"trial {trial}" if trial and trial not in label else ""]
     return ", ".join(filter(None, named))
+
+
+def _static(data: Mapping[str, Any], figures: Sequence[Path]) -> str:
+    """Return tables of the units, and images, for readers without JavaScript."""
+    parts = [f"<h1>Excitations of {html.escape(data['title'])}</h1>", f"<p>{html.escape(data['about'])}</p>"]
+    for net in data["nets"]:
+        heads = ["unit", "stage", "channels", "variance between classes (ω², %)"]
+        heads += [f"gates {name} (%)" for name in net["units"][0]["saturation"]]
+        rows = [
+            [unit["name"], unit["stage"], unit["channels"], unit["between"], *unit["saturated"]]
+            for unit in net["units"]
+        ]
+        lines = [_row("th", heads), *(_row("td", ["" if cell is None else cell for cell in row]) for row in rows)]
+        parts += [f"<h2>{html.escape(net['label'])}</h2>", '<div class="scroll"><table>', *lines, "</table></div>"]
+    for figure in figures:
+        source = base64.b64encode(figure.read_bytes()).decode()
+        name = figure.stem.replace("_", " ")
+        parts.append(f'<h2>{name}</h2>\n<img src="data:image/png;base64,{source}" alt="{name}">')
+    return "\n".join(parts)
+
+
+def _row(tag: str, cells: Sequence[object]) -> str:
+    return "<tr>" + "".join(f"<{tag}>{html.escape(str(cell))}</{tag}>" for cell in cells) + "</tr>"
 
 
 def _thinned(share: float, wide: bool) -> str:
@@ -208,7 +232,3 @@ def _rounded(values: Floats) -> list[float | None]:
 
 def _percent(share: float) -> float | None:
     return round(100 * share, 2) if np.isfinite(share) else None
-
-
-def _script_safe(text: str) -> str:
-    return text.replace("<", "\\u003c")

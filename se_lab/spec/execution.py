@@ -49,7 +49,7 @@ class ExecSpec:
     epochs of at least 1,000 steps, and none in shorter ones."""
     trainer: dict[str, Any] = field(default_factory=dict)
     """Flags of L.Trainer that change no number: profiler, detect_anomaly, enable_progress_bar, enable_model_summary,
-    and, with --dry-run only, limit_train_batches, limit_val_batches, limit_test_batches."""
+    and, with --dry_run only, limit_train_batches, limit_val_batches, limit_test_batches."""
     project: str = "se-lab"
     """The W&B project."""
     entity: str = ""

@@ -44,7 +44,7 @@ def add_trial_flags(parser: Parser, *, listed: bool = True) -> None:
 
 def add_execution_flags(parser: Parser, *, listed: bool = True) -> None:
     """Add a flag for each field of ExecSpec, for each flag of L.Trainer, and --wandb."""
-    add_fields(parser, ExecSpec, leave_out="recipe", listed=listed)
+    add_fields(parser, ExecSpec, only=_OWN, listed=listed)
     for name in (*TRAINER_FLAGS, *SET_ELSEWHERE):
         add_key(parser, f"trainer.{name}", partial(pair, f"trainer.{name}", Any), argparse.SUPPRESS)
     about = "Short for --logger=wandb (true) and --logger=none (false)." if listed else argparse.SUPPRESS
@@ -148,7 +148,7 @@ def import_recorded_plugins(names: str, origin: str | Path, trusted: bool) -> No
     if unknown and not trusted:
         raise SpecError(
             f"{origin} names plugins, which are code that would run here: {', '.join(unknown)}; if you trust it, "
-            "--trust-plugins (in Python: trust_plugins=True) imports them"
+            "--trust_plugins (in Python: trust_plugins=True) imports them"
         )
     import_plugins(",".join(unknown))
 

@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse's parser, whose errors are SpecErrors; in names of flags - and _ are alike."""
+    """argparse's parser, whose errors are SpecErrors. Flags are spelt with _, and read with - as well."""
 
     def __init__(self, prog: str, description: str = "") -> None:
         super().__init__(prog=prog, description=description, allow_abbrev=False)
@@ -65,14 +65,16 @@ class Parser(argparse.ArgumentParser):
             check_choice(_name_of(action), value, list(action.choices))
 
 
-def add_fields(parser: Parser, cls: type, section: str = "", *, leave_out: str = "", listed: bool = True) -> None:
+def add_fields(
+    parser: Parser, cls: type, section: str = "", *, only: Collection[str] = (), listed: bool = True
+) -> None:
     """Add a flag for each field of a dataclass, and for each section of fields; `values_of` reads them.
 
     Args:
         parser: The parser.
         cls: The dataclass.
         section: The key that its fields stand under.
-        leave_out: A field that gets no flag.
+        only: The fields that get a flag; all by default.
         listed: Whether --help lists them.
     """
     about = _docstrings(cls.__module__)[cls.__name__]
@@ -82,7 +84,7 @@ def add_fields(parser: Parser, cls: type, section: str = "", *, leave_out: str =
         nested = isinstance(hint, type) and dataclasses.is_dataclass(hint)
         if nested:
             add_fields(parser, cast(type, hint), key, listed=listed)
-        if one.name == leave_out:
+        if only and one.name not in only:
             continue
         default = "" if nested or one.default in (dataclasses.MISSING, "") else f" (default: {one.default})"
         text = f"{about[one.name]}{default}".replace("%", "%%") if listed else argparse.SUPPRESS
@@ -140,12 +142,12 @@ def _docstrings(module: str) -> Mapping[str, Mapping[str, str]]:
 
 
 def _as_known(words: Sequence[str], flags: Collection[str]) -> list[str]:
-    """Return the words of a command line with each flag written as its parser has it."""
-    known = {flag.replace("-", "_"): flag for flag in flags}
+    """Return the words of a command line with each known flag spelt with _."""
 
     def renamed(word: str) -> str:
         flag, equals, value = word.partition("=")
-        return f"{known.get(flag.replace('-', '_'), flag)}{equals}{value}" if word.startswith("--") else word
+        known = "--" + flag[2:].replace("-", "_")
+        return f"{known}{equals}{value}" if word.startswith("--") and known in flags else word
 
     return [renamed(word) for word in words]
 

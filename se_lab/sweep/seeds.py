@@ -46,7 +46,7 @@ def plan_looks(start: int, most: int, comparisons: int, alpha: float = ALPHA) ->
         SpecError: if there are fewer seeds at most than at the start.
     """
     if most < start:
-        raise SpecError(f"--max-seeds is {most}; the sweep already has {start} seeds")
+        raise SpecError(f"--max_seeds is {most}; the sweep already has {start} seeds")
     counts = range(start, most + 1)
     levels = look_levels([count / most for count in counts], alpha / comparisons)
     return [Look(count, comparisons * level) for count, level in zip(counts, levels, strict=True)]
@@ -58,7 +58,7 @@ def check_compared(trials: Sequence[RunSpec]) -> None:
         insertions = [trial.model.se.insertion == "none" for trial in trials if trial.model.backbone == backbone]
         if all(insertions) or not any(insertions):
             missing = "no variant with units" if all(insertions) else "no variant without units (insertion none)"
-            raise SpecError(f"--until-halfwidth compares variants with the baseline, and {backbone} has {missing}")
+            raise SpecError(f"--until_halfwidth compares variants with the baseline, and {backbone} has {missing}")
 
 
 def look_levels(times: Sequence[float], alpha: float = ALPHA) -> list[float]:

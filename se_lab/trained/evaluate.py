@@ -88,7 +88,7 @@ def evaluate(
         DataError: naming the folder or file that cannot be used.
     """
     if batch_size is not None and batch_size < 1:
-        raise SpecError(f"--batch-size is {batch_size}; it must be at least 1")
+        raise SpecError(f"--batch_size is {batch_size}; it must be at least 1")
     if predictions is not None and Path(predictions).suffix != ".npz":
         raise SpecError(f"--predictions is {str(predictions)!r}; NumPy's files end in .npz")
     where, text = pick_device(device), str(source)

@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -174,10 +175,14 @@ def load_exported(folder: str | Path, *, trust_plugins: bool = False) -> tuple[n
         >>> net(torch.randn(2, 1, 8, 8)).shape
         torch.Size([2, 10])
     """
+    if not isinstance(folder, (str, os.PathLike)):
+        raise SpecError(f"load_exported takes a folder that se-lab export wrote, not {type(folder).__name__}")
     folder = Path(folder)
-    about = _about(folder)
+    about = _about(folder) if folder.is_dir() else None
     if about is None or "weights_file" not in about:
-        raise SpecError(f"{folder} holds no export in the format safetensors (se_lab.json and weights)")
+        raise SpecError(
+            f"{_not_an_export(folder)}; load_exported takes a folder of se-lab export --formats safetensors"
+        )
     import_recorded_plugins(about["plugins"], folder / "se_lab.json", trust_plugins)
     spec = run_spec(about["spec"])
     # its weights are here: whatever the trial started from need not be fetched
@@ -201,13 +206,26 @@ def _open(source: str | Path, image_size: int | None, data_root: str | Path, tru
     channels, height, width = input_size(spec.data, data_root)
     if image_size is not None:
         if image_size < 8:
-            raise SpecError(f"--image-size is {image_size}; it must be at least 8")
+            raise SpecError(f"--image_size is {image_size}; it must be at least 8")
         height = width = image_size
     digest = hashlib.sha256()
     for name, value in model.state_dict().items():
         digest.update(name.encode())
         digest.update(value.contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return Net(model, spec, record, (channels, height, width), digest.hexdigest()[:16])
+
+
+def _not_an_export(path: Path) -> str:
+    """Say what a path is that load_exported cannot read."""
+    if not path.exists():
+        return f"there is no folder {path}"
+    if path.is_file():
+        return f"{path} is a file"
+    if (path / "record.json").exists():
+        return f"{path} is the folder of a trial, which load_trained loads"
+    if (path / "se_lab.json").exists():
+        return f"{path} is an export in another format"
+    return f"{path} holds no export (se_lab.json and weights)"
 
 
 def _about(folder: Path) -> dict[str, Any] | None:

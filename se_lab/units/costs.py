@@ -46,7 +46,7 @@ class Complexity:
     """Those of the SE units: squeeze, inner ReLU, gate and scale."""
     activations: int
     """Elements that convolutions and linears put out."""
-    by_module: dict[str, ModuleCost]
+    by_module: dict[str, ModuleCost] = dataclasses.field(repr=False)
     """Costs by module path; "" is the whole net. Empty where the closed form gave the costs."""
     uncounted: dict[str, int]
     """Operators that neither fvcore nor SE-Lab counts, and how often they ran."""

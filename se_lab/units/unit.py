@@ -34,6 +34,7 @@ class Unit(nn.Module):
 
     def __init__(self, channels: int, spec: SESpec | None = None) -> None:
         super().__init__()
+        _check_arguments(type(self).__name__, channels, spec)
         # in the instance: TorchScript refuses the types as annotations of the class, and an attribute of the class
         # would hide a subclass's module
         self.channels: int = channels
@@ -101,3 +102,12 @@ class Unit(nn.Module):
     def has_closed_form(self) -> bool:
         """Return whether `cost` is a formula and not a count."""
         return type(self).cost is not Unit.cost
+
+
+def _check_arguments(name: str, channels: object, spec: object) -> None:
+    """Raise SpecError for what users who build units by hand mistake: channels of another kind, a bare ratio."""
+    if isinstance(channels, bool) or not isinstance(channels, int) or channels < 1:
+        raise SpecError(f"{name} takes the number of channels, at least 1, not {channels!r}")
+    if spec is not None and not isinstance(spec, SESpec):
+        hint = f"SESpec(reduction={spec})" if isinstance(spec, int) else "SESpec(reduction=16)"
+        raise SpecError(f"{name} takes an SESpec, such as {hint}, not {spec!r}")

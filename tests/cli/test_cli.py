@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import timm
 import torch
 import yaml
 
+import se_lab
 from se_lab.cli import VERBS, main
 from se_lab.spec import run_spec
 from se_lab.spec.flags import parse_trial
@@ -51,9 +53,9 @@ def test_help_answers_without_pytorch():
         (["train", "--model.se.reduction=2.5"], "model.se.reduction is 2.5; it must be an integer"),
         (["train", "--wandb=maybe"], "wandb is 'maybe'; it must be true or false"),
         (["train", "stray"], "nothing takes 'stray'"),
-        (["train", "--checkpoint-minutes=0"], "checkpoint_minutes is 0.0; it must be above 0"),
+        (["train", "--checkpoint_minutes=0"], "checkpoint_minutes is 0.0; it must be above 0"),
         (["profile", "--model.se.redction=4"], "did you mean '--model.se.reduction'"),
-        (["profile", "--against-papr"], "did you mean '--against-paper'"),
+        (["profile", "--against_papr"], "did you mean '--against_paper'"),
         (
             ["sweep", "nothing.yaml", "--executor=slrum"],
             "--executor is 'slrum'; allowed are local, slurm; did you mean",
@@ -61,12 +63,12 @@ def test_help_answers_without_pytorch():
         (["sweep", "nothing.yaml", "--slurm.gpus=one"], "slurm.gpus is 'one'; it must be an integer"),
         (["sweep", "nothing.yaml", "--retries=one"], "retries is 'one'; it must be an integer"),
         (["gc", "nowhere", "--keep=lst"], "--keep is 'lst'; allowed are tested, last, best, none; did you mean 'last'"),
-        (["eval", "nowhere", "--batch-size=big"], "--batch-size is 'big'; it must be an integer"),
+        (["eval", "nowhere", "--batch_size=big"], "--batch_size is 'big'; it must be an integer"),
         (["table", "nowhere"], "no folder of trials"),
         (["table", "."], "holds no trial"),
         (["table"], "give RUNS"),
-        (["table", "--costs-only", "--paper=table_10_reductoin"], "Did you mean 'table_10_reduction'?"),
-        (["table", "--costs-only", "--paper=table_11_squeeze"], "prints no costs"),
+        (["table", "--costs_only", "--paper=table_10_reductoin"], "Did you mean 'table_10_reduction'?"),
+        (["table", "--costs_only", "--paper=table_11_squeeze"], "prints no costs"),
         (["train", "--data.name=folder:/nowhere"], "/nowhere/train is missing"),
         (["train", "--seed=12345678901234567890123"], "it must be at least 0 and at most 18446744073709551615"),
         (["train", "--model.kwargs=&a {b: *a}"], "contains itself"),
@@ -79,7 +81,7 @@ def test_help_answers_without_pytorch():
         (["train", "--data.image_size=99999999"], "it must be at least 8 and at most 65535"),
         (["train", "--wandb=false", f"--store={'x' * 5000}"], "File name too long"),
         (["table", "x" * 5000], "File name too long"),
-        (["profile", "--image-size=0"], "--image-size is 0; it must be from 8 to 65535"),
+        (["profile", "--image_size=0"], "--image_size is 0; it must be from 8 to 65535"),
         (["profile", "--classes=0"], "--classes is 0; it must be at least 1"),
         (["sweep", str(DEMO), "--workers=²"], "--workers is '²'; it must be auto or a number from 1 on"),
         (["status", str(DEMO), f"--store={__file__}"], "is a file; it must be a folder"),
@@ -92,7 +94,7 @@ def test_wrong_input_is_said_plainly_and_costs_nothing(argv, said, capsys, tmp_p
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("flags", [["--data-root=/x", "--sweep-seed=3"], ["--data_root", "/x", "--sweep_seed", "3"]])
+@pytest.mark.parametrize("flags", [["--job-type=x", "--sweep-seed=3"], ["--job_type", "x", "--sweep_seed", "3"]])
 @pytest.mark.parametrize("verb", ["sweep", "sync"])
 def test_flags_are_read_with_dashes_and_with_underscores(verb, flags, capsys):
     assert main([verb, "nothing.yaml", *flags]) == 2
@@ -107,6 +109,24 @@ def test_those_of_a_trial_too(verb, root, capsys, tmp_path, monkeypatch):
     sweep = Path(__file__).parents[2] / "sweeps/demo.yaml"
     assert main([*argv, f"--sweep={sweep}"] if verb == "profile" else [*argv, "--dry_run"]) == (verb == "train") * 2
     assert verb == "profile" or "nowhere/images/train is missing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", sorted(VERBS))
+def test_help_spells_every_flag_with_underscores(verb, capsys):
+    with pytest.raises(SystemExit):
+        main([verb, "--help"])
+    assert re.findall(r"(?<!\S)--\w+-\S*", capsys.readouterr().out) == []
+
+
+def test_the_help_of_sync_lists_what_it_uses(capsys):
+    with pytest.raises(SystemExit):
+        main(["sync", "--help"])
+    flags = set(re.findall(r"^  --(\w+)", capsys.readouterr().out, re.MULTILINE))
+    assert flags == {"store", "project", "entity", "group", "tags", "notes", "job_type", "plugins", "sweep_seed"}
+
+
+def test_dir_shows_the_public_names_alone():
+    assert set(dir(se_lab)) == {"__version__", *se_lab.__all__}
 
 
 def test_train_leaves_other_peoples_folders_alone(tmp_path, capsys):
@@ -139,7 +159,7 @@ def test_a_trial_that_another_worker_has_is_left_to_it(tmp_path, capsys):
 
 
 def test_of_several_ranks_one_tells_what_a_rehearsal_found(tmp_path):
-    argv = ["train", *QUICK, f"--store={tmp_path}", "--train.devices=2", "--dry-run"]
+    argv = ["train", *QUICK, f"--store={tmp_path}", "--train.devices=2", "--dry_run"]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -205,7 +225,7 @@ def test_sweep_then_table_then_plot(swept, tmp_path, capsys):
 def test_dry_run_lists_trials_and_their_cost_and_runs_none(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     demo = Path(__file__).parents[2] / "sweeps/demo.yaml"
-    assert main(["sweep", str(demo), "--dry-run", "--format", "json"]) == 0
+    assert main(["sweep", str(demo), "--dry_run", "--format", "json"]) == 0
     listed = json.loads(capsys.readouterr().out)
     assert len(listed) == 6 * 8 and not list(tmp_path.iterdir())
     for trial in listed:
@@ -218,7 +238,7 @@ def test_dry_run_lists_trials_and_their_cost_and_runs_none(tmp_path, capsys, mon
     extra = {r: sum(3 * 2 * c * (c // r) for c in (16, 32, 64)) for r in (2, 4, 8, 16)}
     assert {t["spec"]["model.se.reduction"]: t["params"] - plain for t in listed if t["params"] > plain} == extra
     assert sum(t["params"] == plain + extra[4] for t in listed) == 2 * 8  # the identity branch has as many channels
-    assert main(["sweep", str(demo), "--dry-run"]) == 0
+    assert main(["sweep", str(demo), "--dry_run"]) == 0
     assert "48 trials, 48 to run: about" in capsys.readouterr().out
 
 

@@ -51,7 +51,7 @@ def test_a_unit_of_a_plugin_goes_through_every_verb(folder, capsys):
     assert json.loads(capsys.readouterr().out)[0]["closed_form"] == "equal"
     assert main(["table", "runs", "--columns", "test/top1_error", "params_over", "--format", "csv"]) == 0
     assert "params_over" in capsys.readouterr().out
-    assert main(["excitations", str(trial), "--images-per-class=2", "-o", "seen"]) == 0
+    assert main(["excitations", str(trial), "--images_per_class=2", "-o", "seen"]) == 0
     assert (folder / "seen/figure_6.png").is_file()
     assert main(["export", str(trial), "-o", "exported"]) == 0
     capsys.readouterr()

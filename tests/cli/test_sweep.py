@@ -57,7 +57,7 @@ def study(tmp_path, monkeypatch):
 
 def test_seeds_are_added_until_the_intervals_are_narrow_and_again_it_goes_on(study, capsys):
     path, folder, ran = study
-    assert main(["sweep", str(path), f"--store={folder}", "--until-halfwidth=1.5", "--max-seeds=12"]) == 0
+    assert main(["sweep", str(path), f"--store={folder}", "--until_halfwidth=1.5", "--max_seeds=12"]) == 0
     told = capsys.readouterr().out.splitlines()
     widths = [float(line.partition("± ")[2].split()[0]) for line in told[:-1]]
     assert told[-1] == "narrow enough: at most ± 1.5 points"
@@ -65,11 +65,11 @@ def test_seeds_are_added_until_the_intervals_are_narrow_and_again_it_goes_on(stu
     assert [len(trials) for trials in ran] == [12] + [4] * (len(widths) - 1)  # a seed more of all four variants
     assert [trials[0].seed for trials in ran[1:]] == list(range(3, 2 + len(widths)))
     ran.clear()
-    again = ["sweep", str(path), f"--store={folder}", "--until-halfwidth=1.5", "--max-seeds=12"]
+    again = ["sweep", str(path), f"--store={folder}", "--until_halfwidth=1.5", "--max_seeds=12"]
     for more in ([], ["--executor=slurm"]):  # and again it goes on where it stopped, on Slurm as well
         assert main([*again, *more]) == 0
         assert capsys.readouterr().out.splitlines() == told and not any(ran)
-    assert main(["sweep", str(path), f"--store={folder}", "--until-halfwidth=0.1", "--max-seeds=4"]) == 0
+    assert main(["sweep", str(path), f"--store={folder}", "--until_halfwidth=0.1", "--max_seeds=4"]) == 0
     assert capsys.readouterr().out.endswith("not narrower with 4 seeds\n")
 
 
@@ -103,19 +103,19 @@ def test_the_best_by_validation_are_confirmed_with_fresh_seeds_and_the_table_kno
 def test_what_does_not_go_together_is_refused_before_anything_runs(study, capsys):
     path, folder, ran = study
     for flags, said in (
-        (["--max-seeds=4"], "--max-seeds needs --until-halfwidth"),
-        (["--until-halfwidth=0"], "it must be above 0"),
+        (["--max_seeds=4"], "--max_seeds needs --until_halfwidth"),
+        (["--until_halfwidth=0"], "it must be above 0"),
         (["--seeds=4"], "--seeds needs --confirm"),
-        (["--until-halfwidth=1", "--confirm=1"], "do not go together"),
-        (["--until-halfwidth=1", "--wandb"], "choose trials as they go"),
-        (["--until-halfwidth=1", "--max-seeds=2"], "--max-seeds is 2; the sweep already has 3 seeds"),
+        (["--until_halfwidth=1", "--confirm=1"], "do not go together"),
+        (["--until_halfwidth=1", "--wandb"], "choose trials as they go"),
+        (["--until_halfwidth=1", "--max_seeds=2"], "--max_seeds is 2; the sweep already has 3 seeds"),
     ):
         assert main(["sweep", str(path), f"--store={folder}", *flags]) == 2
         assert said in capsys.readouterr().err
     assert not ran
     stop = {"early_terminate": {"type": "hyperband", "min_iter": 2}, "metric": {"name": "val/top1_error"}}
     path.write_text(yaml.safe_dump(SWEEP | stop))
-    assert main(["sweep", str(path), f"--store={folder}", "--until-halfwidth=1"]) == 2
+    assert main(["sweep", str(path), f"--store={folder}", "--until_halfwidth=1"]) == 2
     assert "early_terminate stops trials before their test" in capsys.readouterr().err
     with pytest.raises(FileNotFoundError):
         load_records(folder)

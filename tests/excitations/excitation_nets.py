@@ -86,4 +86,4 @@ def of_gates(gates: Tensor, classes: int = 2) -> ExcitationStatistics:
 
 
 def driven_net() -> TrainedNet:
-    return TrainedNet("driven", Driven().eval(), None, {"source": "here", "backbone": "driven"})
+    return TrainedNet("driven", Driven().eval(), None, {"source": "here", "variant": "driven"})

@@ -41,7 +41,13 @@ def _one_thread() -> None:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the figures of single nets, where a test is about something else: they take seconds."""
-    monkeypatch.setattr(inspection, "_figures_of_one", lambda *parts: [parts[4] / "figure_6.png"])
+
+    def one(*parts):
+        path = parts[4] / "figure_6.png"
+        Image.new("L", (8, 8)).save(path)
+        return [path]
+
+    monkeypatch.setattr(inspection, "_figures_of_one", one)
 
 
 @pytest.fixture(scope="module")
@@ -356,7 +362,7 @@ def test_a_unit_the_net_has_not_got_names_the_nearest(statistics) -> None:
 
 
 def test_the_command_writes_statistics_figures_and_page(trial: Path, tmp_path: Path, capsys) -> None:
-    assert main(["excitations", str(trial), "--classes", "1,7", "--images-per-class", "4", "-o", str(tmp_path)]) == 0
+    assert main(["excitations", str(trial), "--classes", "1,7", "--images_per_class", "4", "-o", str(tmp_path)]) == 0
     listed = [Path(line) for line in capsys.readouterr().out.splitlines()]
     assert all(path.exists() for path in listed)
     names = {path.name for path in listed}

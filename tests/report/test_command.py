@@ -82,7 +82,7 @@ def test_detect_adds_the_seeds_that_a_difference_needs(run: Run) -> None:
         (["--pivot", "model.se.reduction", "model.bakbone"], "Did you mean 'model.backbone'?"),
         (["--pivot", "model.se.reduction", "model.backbone", "--detect", "1"], "--detect does not go with --pivot"),
         (["--detect", "-1"], "must be above zero"),
-        (["--costs-only"], "give RUNS, or else"),
+        (["--costs_only"], "give RUNS, or else"),
     ],
 )
 def test_what_cannot_be_is_said_in_one_line(run: Run, argv: list[str], said: str) -> None:

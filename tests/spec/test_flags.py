@@ -9,11 +9,11 @@ from se_lab.spec.parser import Parser
 
 def test_dashes_and_underscores_are_alike_in_names_and_never_in_values():
     parser = Parser("test")
-    parser.add_argument("--dry-run", action="store_true")
+    parser.add_argument("--dry_run", action="store_true")
     parser.add_argument("-o")
     add_trial_flags(parser)
     options = parser.parse_args(
-        ["--data-root", "some_where-else", "--dry_run", "--model.existing-se=keep", "-o", "a-b_c"]
+        ["--data-root", "some_where-else", "--dry-run", "--model.existing-se=keep", "-o", "a-b_c"]
     )
     spec, execution = trial_from(options.given)
     assert (execution.data_root, spec.model.existing_se) == ("some_where-else", "keep")

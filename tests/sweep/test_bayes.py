@@ -163,23 +163,23 @@ def test_what_a_search_has_yet_to_propose_is_told(read, tmp_path, capsys):
     assert [row["status"] for row in json.loads(told.out)] == ["finished"] and "2 of 3 not yet proposed" in told.err
     assert main(["profile", f"--sweep={path}", here, "--format=json"]) == 0
     told = capsys.readouterr()
-    assert "1 of 3 trials are proposed" in told.err and "--sweep-seed 0" in told.err
+    assert "1 of 3 trials are proposed" in told.err and "--sweep_seed 0" in told.err
     assert [row["trial_id"] for row in json.loads(told.out)] == [trial.trial_id]
-    assert main(["profile", f"--sweep={path}", here, "--sweep-seed=1"]) == 0
+    assert main(["profile", f"--sweep={path}", here, "--sweep_seed=1"]) == 0
     assert "0 of 3 trials are proposed" in capsys.readouterr().err
 
 
 def test_a_search_of_another_seed_is_found_by_its_seed(tmp_path, capsys):
     path, folder = tmp_path / "sweep.yaml", str(tmp_path / "store")
     path.write_text(yaml.safe_dump(spec(run_cap=1)))
-    assert main(["sweep", str(path), "--wandb=false", "--store", folder, "--sweep-seed=5"]) == 0
+    assert main(["sweep", str(path), "--wandb=false", "--store", folder, "--sweep_seed=5"]) == 0
     assert load_records(path, folder).empty
     assert load_records(path, folder, sweep_seed=5)["status"].tolist() == ["finished"]
-    assert main(["table", str(path), "--store", folder, "--sweep-seed=5"]) == 0
+    assert main(["table", str(path), "--store", folder, "--sweep_seed=5"]) == 0
     capsys.readouterr()
     # its checkpoints are wanted, wherever the store is
     for seeds, trials in (["0"], 1), (["0", "5"], 0):
-        assert main(["gc", folder, "--specs", str(path), "--paths", "--sweep-seed", *seeds]) == 0
+        assert main(["gc", folder, "--specs", str(path), "--paths", "--sweep_seed", *seeds]) == 0
         assert capsys.readouterr().out.count("last.ckpt") == trials
 
 

@@ -183,7 +183,7 @@ def test_every_shipped_sweep_is_sound():
 def test_a_file_that_yaml_makes_nothing_of_is_told_in_one_error(tmp_path, capsys, text, said):
     path = tmp_path / "sweep.yaml"
     path.write_text(text)
-    for verb in (["check"], ["status"], ["sweep", "--dry-run"], ["table"], ["gc", str(tmp_path), "--specs"]):
+    for verb in (["check"], ["status"], ["sweep", "--dry_run"], ["table"], ["gc", str(tmp_path), "--specs"]):
         assert main([*verb, str(path)]) == 2
         told = capsys.readouterr().err
         assert f"{path} is no YAML" in told and said in told

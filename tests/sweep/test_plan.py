@@ -30,11 +30,11 @@ def test_a_dry_run_totals_time_and_disk_and_says_where_that_is_too_much(tmp_path
     spec = {"program": "se-lab", "method": "grid", "command": command, "parameters": {"seed": {"values": [0, 1]}}}
     path = tmp_path / "sweep.yaml"
     path.write_text(yaml.safe_dump(spec))
-    assert main(["sweep", str(path), "--dry-run", "--store", str(tmp_path / "new" / "store")]) == 0
+    assert main(["sweep", str(path), "--dry_run", "--store", str(tmp_path / "new" / "store")]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "2 trials, 2 to run: about" in said and "GiB of the" in said and "NOT ENOUGH" not in said
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 10, 1))
-    assert main(["sweep", str(path), "--dry-run", "--store", str(tmp_path / "new" / "store")]) == 0
+    assert main(["sweep", str(path), "--dry_run", "--store", str(tmp_path / "new" / "store")]) == 0
     assert "NOT ENOUGH" in capsys.readouterr().out
 
 
@@ -45,6 +45,6 @@ def test_a_dry_run_of_a_search_counts_what_it_has_yet_to_propose(tmp_path, capsy
     spec = {"program": "se-lab", "method": "bayes", "run_cap": 7, "metric": metric, "command": command}
     path = tmp_path / "sweep.yaml"
     path.write_text(yaml.safe_dump(spec | {"parameters": axes}))
-    assert main(["sweep", str(path), "--dry-run", "--store", str(tmp_path / "store")]) == 0
+    assert main(["sweep", str(path), "--dry_run", "--store", str(tmp_path / "store")]) == 0
     assert "7 trials, 7 to run: about" in capsys.readouterr().out
     assert not (tmp_path / "store").exists()

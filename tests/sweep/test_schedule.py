@@ -255,7 +255,7 @@ def test_a_store_that_cannot_be_written_is_told_before_any_trial_begins(spec_fil
 def test_a_store_that_can_be_no_folder_is_told(spec_file, tmp_path, monkeypatch, capsys, store, said):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").touch()
-    for more in ([], ["--dry-run"]):
+    for more in ([], ["--dry_run"]):
         assert main(["sweep", str(spec_file), f"--store={store}", "--wandb=false", *more]) == 2
         assert f"store is {store!r}" in (told := capsys.readouterr().err) and said in told
 

@@ -64,7 +64,7 @@ def test_what_cannot_get_more_seeds_is_refused(trials):
         seeds_of(trials[:-1])
     with pytest.raises(SpecError, match="at least 2 seeds"):
         seeds_of(trials[::2])
-    with pytest.raises(SpecError, match="--max-seeds is 1; the sweep already has 2"):
+    with pytest.raises(SpecError, match="--max_seeds is 1; the sweep already has 2"):
         plan_looks(2, 1, 2)
     with pytest.raises(SpecError, match="every variant has the same seeds"):
         seeds_of([*trials, dataclasses.replace(trials[0], seed=9)])

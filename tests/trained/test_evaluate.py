@@ -164,4 +164,4 @@ def test_the_command_prints_errors_with_their_intervals(trial, capsys):
     assert json.loads(capsys.readouterr().out)["metrics"] == evaluate(trial[0]).metrics
     assert main(["eval", str(trial[0]), "--predictions=p.txt"]) == 2
     assert main(["eval", str(trial[0]), "--batchsize=3"]) == 2
-    assert "did you mean '--batch-size'" in capsys.readouterr().err
+    assert "did you mean '--batch_size'" in capsys.readouterr().err

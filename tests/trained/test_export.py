@@ -232,7 +232,7 @@ def test_a_plugins_operator_goes_along(tmp_path, monkeypatch):
         del SQUEEZE["weighted"], sys.modules["my_export_squeeze"]  # as in a new process
         with pytest.raises(SpecError, match=r"se_lab\.json names plugins.*my_export_squeeze.*trust_plugins=True"):
             load_exported(tmp_path / "out")
-        with pytest.raises(SpecError, match=r"record\.json names plugins.*my_export_squeeze.*--trust-plugins"):
+        with pytest.raises(SpecError, match=r"record\.json names plugins.*my_export_squeeze.*--trust_plugins"):
             load_trained(tmp_path / "trial")
         assert "my_export_squeeze" not in sys.modules
         restored, _ = load_exported(tmp_path / "out", trust_plugins=True)
@@ -294,14 +294,26 @@ def test_the_command_writes_and_names_files_and_says_mistakes(tmp_path, capsys, 
     assert "plain timm cannot build this net (it has no such SE units)" in printed.err
     for argv, said in [
         (["--formats=onx"], "did you mean 'onnx'"),
-        (["--image-sise=3"], "did you mean '--image-size'"),
-        (["--image-size=3"], "at least 8"),
+        (["--image_sise=3"], "did you mean '--image_size'"),
+        (["--image_size=3"], "at least 8"),
     ]:
         assert main(["export", str(tmp_path / "trial"), "-o", out, *argv]) == 2
         assert said in capsys.readouterr().err
     monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
     assert main(["export", str(tmp_path / "trial"), "-o", out]) == 2
     assert "pip install 'se-lab[export]'" in capsys.readouterr().err
+
+
+def test_load_exported_says_what_it_wants(tmp_path):
+    (tmp_path / "record.json").write_text("{}")
+    for given, said in [
+        (tmp_path / "nowhere", "there is no folder"),
+        (tmp_path / "record.json", "record.json is a file"),
+        (tmp_path, "the folder of a trial, which load_trained loads"),
+        (3, "takes a folder that se-lab export wrote, not int"),
+    ]:
+        with pytest.raises(SpecError, match=said):
+            load_exported(given)
 
 
 def test_the_exported_backbone_starts_another_trial(tmp_path):

@@ -50,7 +50,7 @@ def test_a_rehearsal_finds_what_would_make_the_trial_fail(quick, here, monkeypat
 
 
 def test_the_command_prints_it(capsys, tmp_path):
-    status = main(["train", "--dry-run", "--recipe=digits", f"--store={tmp_path / 'store'}", "--wandb=false"])
+    status = main(["train", "--dry_run", "--recipe=digits", f"--store={tmp_path / 'store'}", "--wandb=false"])
     said = capsys.readouterr().out
     assert status == 0 and not (tmp_path / "store").exists()
     assert all(word in said for word in ("images/s", "GiB a process", "the whole run", "MiB, of"))

@@ -95,6 +95,7 @@ def test_parameters_and_macs_of_the_units_are_those_of_equation_5():
     counted = profile(model, (3, 32, 32))
     # three stages of three units: 2/r Σ N C² = 2/4 · 3 · (16² + 32² + 64²)
     assert counted.params_se == counted.macs_se == 3 * (16**2 + 32**2 + 64**2) // 2
+    assert f"params_se={counted.params_se}" in repr(counted) and len(repr(counted)) < 300  # a notebook prints it
 
 
 def test_elementwise_operations_of_a_unit_are_squeeze_inner_relu_gate_and_scale():

@@ -119,7 +119,7 @@ def test_a_reader_that_closes_the_pipe_gets_no_traceback(indexed):
 
 
 def test_the_command_profiles_as_json(capsys):
-    flags = ["--model.backbone=cifar_resnet20", "--model.se.reduction=4", "--image-size=32", "--classes=10"]
+    flags = ["--model.backbone=cifar_resnet20", "--model.se.reduction=4", "--image_size=32", "--classes=10"]
     assert main(["profile", "--format=json", *flags]) == 0
     net, *rows = json.loads(capsys.readouterr().out)
     assert net["params_se"] == 3 * (16**2 + 32**2 + 64**2) // 2  # 2/r Σ N C²
@@ -128,7 +128,7 @@ def test_the_command_profiles_as_json(capsys):
 
 
 def test_the_command_measures(capsys):
-    flags = ["--model.backbone=cifar_resnet20", "--image-size=8", "--classes=2", "--device=cpu"]
+    flags = ["--model.backbone=cifar_resnet20", "--image_size=8", "--classes=2", "--device=cpu"]
     assert main(["profile", "--measure", "--format=json", *flags]) == 0
     net = json.loads(capsys.readouterr().out)[0]
     assert net["latency_ms"] > 0 and net["peak_memory_MB"] > 0 and net["device"] == "cpu"

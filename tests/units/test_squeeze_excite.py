@@ -127,3 +127,14 @@ def test_the_default_cost_of_a_unit_is_its_closed_form():
     for squeeze in ("avg", "max", "none"):
         unit = SqueezeExcite(12, SESpec(squeeze=squeeze, reduction=5, bias=True))
         assert unit.cost(5, 4) == Unit.cost(unit, 5, 4)
+
+
+def test_a_misused_constructor_says_what_it_takes():
+    for arguments, said in [
+        (("64",), "takes the number of channels, at least 1, not '64'"),
+        ((0,), "at least 1, not 0"),
+        ((64, 16), r"takes an SESpec, such as SESpec\(reduction=16\), not 16"),
+        ((64, "max"), "takes an SESpec"),
+    ]:
+        with pytest.raises(SpecError, match=said):
+            SqueezeExcite(*arguments)

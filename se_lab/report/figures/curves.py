@@ -20,7 +20,7 @@ _LONG = 4  # epochs from which the first tenth, which falls from chance level, m
 _SPLITS = {"val": ("solid", "validation"), "train": ("dash", "training")}
 
 
-class _Curves(NamedTuple):
+class Curves(NamedTuple):
     """A metric by epoch: mean, lowest and highest seed of each variant, and the variants from best to worst."""
 
     keys: list[str]
@@ -112,15 +112,20 @@ def read_curves(study: Study, keys: list[str]) -> pd.DataFrame:
     return curves
 
 
-def _read(study: Study, metric: str) -> _Curves:
+def _read(study: Study, metric: str) -> Curves:
     name = metric.split("/", 1)[-1]
     keys = [f"{split}/{name}" for split in _SPLITS]
     table = read_curves(study, keys)
     table["epoch"] += 1  # epochs that were trained, as on the page
+    return gather(table, keys)
+
+
+def gather(table: pd.DataFrame, keys: list[str]) -> Curves:
+    """Return the curves of metrics that `read_curves` has read, for the image and for the page."""
     keys = [key for key in keys if key in table and table[key].notna().any()]
     bands = table.groupby(["variant", "epoch"])[keys].agg(["mean", "min", "max"])
     last = bands[keys[0]]["mean"].groupby("variant").last()
-    of = column(keys[0], table)
+    of = Column("lr", "learning rate", "metric") if keys[0] == "lr" else column(keys[0], table)
     of = replace(of, label=of.label.removeprefix(f"{keys[0].split('/')[0]} "))  # which the dashes tell
     ranked = last.sort_values(ascending=of.better != "higher", kind="stable").index.tolist()
     epochs = bands.index.get_level_values("epoch")
@@ -129,16 +134,16 @@ def _read(study: Study, metric: str) -> _Curves:
     low, high = float(np.nanmin(settled)), float(np.nanmax(settled))
     limits = (1.08 * min(low, 0.0), 1.08 * high or 1.0)
     cut = bool(early.size and np.nanmax(early) > limits[1])
-    return _Curves(keys, bands, ranked, of, int(table.groupby("variant")["seed"].nunique().max()), limits, cut)
+    return Curves(keys, bands, ranked, of, int(table.groupby("variant")["seed"].nunique().max()), limits, cut)
 
 
-def _epochs(read: _Curves) -> Axis:
+def _epochs(read: Curves) -> Axis:
     epochs = read.bands.index.get_level_values("epoch").to_numpy(dtype=float)
     low, high = span(epochs, margin=0.03) if np.ptp(epochs) else (epochs[0] - 0.5, epochs[0] + 0.5)
     few = sorted(set(epochs)) if np.ptp(epochs) < 6 else None
     return Axis("epoch", (low, high), ticks=[(epoch, f"{epoch:g}") for epoch in few] if few else None, whole=True)
 
 
-def _note(read: _Curves) -> str:
+def _note(read: Curves) -> str:
     note = f"Mean and range of {read.seeds} seeds" if read.seeds > 1 else "One seed"
     return note + ("; the first epochs lie above the axis" if read.cut else "")

@@ -66,6 +66,9 @@ def plot(chart: Chart) -> Dict:
             other = "y" if letter == "x" else "x"
             domain = [part / parts + (0.04 if part else 0), (part + 1) / parts - (0.04 if part < parts - 1 else 0)]
             layout[f"{letter}axis{number}"] = _axis(axis) | {"domain": domain, "anchor": other + number}
+            below = place + across
+            if letter == "x" and below < len(chart.panels) and chart.panels[below].x.label == axis.label:
+                layout[f"xaxis{number}"]["title"] = {"text": ""}  # it stands once, under the lowest panel
         own = [trace for series in panel.series for trace in _traces(series, panel)]
         own += [_matrix(panel.cells)] if panel.cells else []
         traces += [trace | ({"xaxis": f"x{number}", "yaxis": f"y{number}"} if number else {}) for trace in own]
@@ -247,7 +250,9 @@ def _texts(panel: Panel, number: str) -> list[Dict]:
         notes.append(plain | refs | {"text": escaped(panel.title)})
     for text in panel.texts:
         place: Dict = {"x": text.x, "y": text.y, "xshift": 5} | at
-        if text.aside:
+        if not text.aside:
+            place |= {"bgcolor": "white", "borderpad": 0}  # lines go on behind it
+        else:
             place |= {"x": 1, "xref": f"x{number} domain"}
         notes.append(plain | place | {"text": escaped(text.text), "xanchor": "left", "name": f"v{text.variant}"})
     return notes + _names(panel, at)

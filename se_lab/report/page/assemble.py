@@ -14,21 +14,30 @@ ASSETS = Path(__file__).with_name("assets")
 
 
 def assemble(
-    template: Path, data: Mapping[str, Any], scripts: Sequence[Path], *, style: Sequence[Path] = (), static: str = ""
+    template: Path,
+    data: Mapping[str, Any],
+    scripts: Sequence[Path],
+    *,
+    style: Sequence[Path] = (),
+    static: str = "",
+    arrays: str = "",
 ) -> str:
     """Return the text of a page that needs no network.
 
     Args:
-        template: The page with a mark for each part, in this order: CSS, STATIC, DATA, PLOTLY, SCRIPTS.
+        template: The page with a mark for each part, in this order: CSS, STATIC, DATA, ARRAYS, PLOTLY,
+            SCRIPTS.
         data: What the scripts show. They make text of it, so that nothing in it can act as markup.
         scripts: Files beside `common.js`, which comes first.
         style: Files beside `page.css`, which comes first.
         static: Markup for readers without JavaScript; whoever makes it escapes what comes from data.
+        arrays: Elements with numbers that the scripts decode when they need them.
     """
     parts = {
         "/*CSS*/": "\n".join(_read(path) for path in (ASSETS / "page.css", *style)),
         "<!--STATIC-->": static,
         "/*DATA*/": script_safe(data),
+        "<!--ARRAYS-->": arrays,
         "/*PLOTLY*/": _plotly(),
         "/*SCRIPTS*/": "\n".join(_read(path) for path in (ASSETS / "common.js", *scripts)),
     }

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
-from se_lab.report.columns import column
-from se_lab.report.figures.curves import read_curves
+from se_lab.report.figures.curves import Curves, gather, read_curves
 from se_lab.report.variants import Study
 from se_lab.store import RunRecord
 
@@ -28,15 +28,14 @@ def curve_data(study: Study, metric: str, kept: Sequence[RunRecord | None]) -> d
         table = read_curves(study, [*dict.fromkeys(key for keys in wanted for key in keys), "images_per_s"])
     except (ValueError, FileNotFoundError):
         return None
-    quantities = [[key for key in keys if key in table and table[key].notna().any()] for keys in wanted]
-    quantities = [keys for n, keys in enumerate(quantities) if keys and keys not in quantities[:n]]
+    table["epoch"] += 1  # epochs that were trained, as in the image
+    groups = [[key for key in keys if key in table and table[key].notna().any()] for keys in wanted]
+    quantities = [gather(table, keys) for n, keys in enumerate(groups) if keys and keys not in groups[:n]]
     if not quantities:
         return None
-    main = quantities[0][0]
-    last = table.groupby("variant")[main].last()
-    ranked = last.sort_values(ascending=column(main, table).better != "higher", kind="stable").index.to_numpy()
+    ranked = np.array(quantities[0].ranked)
     ranked = np.concatenate([ranked[study.is_baseline[ranked]], ranked[~study.is_baseline[ranked]]])
-    keys = [key for group in quantities for key in group]
+    keys = [key for one in quantities for key in one.keys]
     lengths = table.groupby("variant").size()[ranked].to_numpy() * len(keys)
     order = ranked[np.cumsum(lengths) <= MOST_NUMBERS]
     places = {pair: n for n, pair in enumerate(zip(study.trials["variant"], study.trials["seed"], strict=True))}
@@ -44,18 +43,35 @@ def curve_data(study: Study, metric: str, kept: Sequence[RunRecord | None]) -> d
     for (variant, seed), rows in table[table["variant"].isin(order)].groupby(["variant", "seed"]):
         place = places[variant, seed]
         values = {key: _rounded(rows[key]) for key in keys if rows[key].notna().any()}
-        trials.append({"variant": int(variant), "trial": place, "epoch": (rows["epoch"].astype(int) + 1).tolist(),
+        trials.append({"variant": int(variant), "trial": place, "epoch": rows["epoch"].astype(int).tolist(),
                        "seconds": _seconds(rows, kept[place]), "values": values})  # fmt: skip
     return {
-        "quantities": [{"keys": keys, "heading": _heading(keys[0], table)} for keys in quantities],
+        "quantities": [
+            {
+                "keys": one.keys,
+                "heading": one.of.heading,
+                "limits": one.limits,
+                "bands": _bands(one, order),
+            }
+            for one in quantities
+        ],
         "order": order.tolist(),
         "trials": trials,
         "has_time": all(trial["seconds"] for trial in trials),
     }
 
 
-def _heading(key: str, table: pd.DataFrame) -> str:
-    return "learning rate" if key == "lr" else column(key, table).heading.removeprefix("val ")
+def _bands(curves: Curves, order: NDArray[np.intp]) -> dict[int, dict[str, list[list[float | None]]]]:
+    """Return epochs, means, lowest and highest seeds by variant and metric: those of the image."""
+    answer: dict[int, dict[str, list[list[float | None]]]] = {}
+    for variant in order.tolist():
+        if not curves.has(variant):
+            continue
+        for key in curves.keys:
+            band = curves.bands.loc[variant][key].dropna()
+            columns = [band.index.to_series(), *(band[name] for name in ("mean", "min", "max"))]
+            answer.setdefault(variant, {})[key] = [_rounded(column) for column in columns]
+    return answer
 
 
 def _seconds(rows: pd.DataFrame, record: RunRecord | None) -> list[float | None] | None:

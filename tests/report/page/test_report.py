@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import pytest
 
 from se_lab.report import write_report
 from se_lab.report.page.report import PAGE_BYTES
+from tests.pages import axe_findings
 from tests.report.page.conftest import keep, page_data
 
 Make = Callable[..., pd.DataFrame]
@@ -247,25 +247,12 @@ def test_on_paper_all_is_unfolded_and_nothing_is_wider_than_the_sheet(
 def test_axe_finds_nothing(
     hostile: pd.DataFrame, write_predictions: Callable, show: Show, tmp_path: Path, scheme: str
 ) -> None:
-    found = importlib.util.find_spec("axe_playwright_python")
-    if found is None or found.origin is None:
-        pytest.skip("there is no axe-core (axe-playwright-python) to check the page with")
     folders = [write_predictions(f"p{i}", np.arange(40) % (i + 2) > 0) for i in range(2)]
     records = hostile.copy()
     records.loc[[0, 3], "folder"] = folders
     page = write_report(records, tmp_path / "report.html", title="A study")
-    features = [{"name": "prefers-color-scheme", "value": scheme}]
     browser = show(page, "#trial-5?selected=1,2&filter=seed<=2")
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
-    try:
-        browser.execute_script(
-            "redrawAll(true); document.querySelectorAll('details').forEach(box => { box.open = true; })"
-        )
-        browser.execute_script((Path(found.origin).parent / "axe.min.js").read_text(encoding="utf-8"))
-        result = browser.execute_async_script("axe.run().then(arguments[arguments.length - 1])")
-    finally:
-        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
-    assert [(one["id"], [node["html"][:200] for node in one["nodes"][:3]]) for one in result["violations"]] == []
+    assert axe_findings(browser, scheme) == []
 
 
 @pytest.fixture

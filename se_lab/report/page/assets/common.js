@@ -36,30 +36,39 @@ async function loadPlotly() {
 
 // Colours follow the page's, light or dark; on paper it is light.
 let printing = false;
+const NARROW = 600;  // pixels of a window, below which legends stand above their plots
 const PAPER_WIDTH = 690;  // pixels: fits A4 and Letter with a browser's margins
 const dark = matchMedia("(prefers-color-scheme: dark)");
 function color(name) {
   if (printing) return { fg: "#000", soft: "#444", bg: "#fff", line: "#ccc" }[name];
   return getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 }
+function lightened(hex) {  // a colour for white paper, on a dark page: the darker it is, the more white it gets
+  const parts = [1, 3, 5].map(i => parseInt(hex.slice(i, i + 2), 16)), [r, g, b] = parts.map(part => (part / 255) ** 2.2);
+  const share = Math.max(0, 0.4 - 1.15 * (0.2126 * r + 0.7152 * g + 0.0722 * b));
+  return `#${parts.map(part => Math.round(part + share * (255 - part)).toString(16).padStart(2, "0")).join("")}${hex.slice(7)}`;
+}
 function recolored(traces) {  // what was drawn for white paper, for the page's background; and a copy, as Plotly changes it
-  const text = JSON.stringify(traces).replaceAll('"#000"', `"${color("fg")}"`).replaceAll('"white"', `"${color("bg")}"`)
-    .replaceAll('"black"', `"${color("fg")}"`);
-  return JSON.parse(printing || !dark.matches ? text : text.replace(/"rgb\((\d+), (\d+), (\d+)\)"/g,  // dark lines would be lost
-    (_, ...parts) => `"rgb(${parts.slice(0, 3).map(part => Math.round(0.6 * part + 102)).join(", ")})"`));
+  const text = JSON.stringify(traces).replace(/"(#000(000)?|black)"/g, `"${color("fg")}"`).replaceAll('"white"', `"${color("bg")}"`);
+  return JSON.parse(printing || !dark.matches ? text : text.replace(/"#[0-9a-f]{6}([0-9a-f]{2})?"/gi, quoted => `"${lightened(quoted.slice(1, -1))}"`));
 }
 function themed(own) {
   const axis = { gridcolor: color("line"), zeroline: false, linecolor: color("soft"), showline: true, ticks: "outside",
     tickcolor: color("soft"), automargin: true };
   const layout = { margin: { l: 56, r: 16, t: 30, b: 44 }, hovermode: "closest", paper_bgcolor: color("bg"), plot_bgcolor: color("bg"),
     font: { family: "system-ui, DejaVu Sans, sans-serif", size: 13, color: color("fg") },
-    hoverlabel: { align: "left", namelength: -1 }, legend: { bgcolor: "rgba(0,0,0,0)" }, ...own, ...(printing ? { width: PAPER_WIDTH } : {}) };
+    hoverlabel: { align: "left", namelength: -1 }, ...own, legend: { bgcolor: "rgba(0,0,0,0)", ...own.legend, ...(innerWidth < NARROW && !printing ? { orientation: "h", x: 0, y: 1.02, yanchor: "bottom" } : {}) },
+    ...(printing ? { width: PAPER_WIDTH } : {}) };
   for (const name of Object.keys(own).filter(name => /^[xy]axis\d*$/.test(name)).concat("xaxis", "yaxis")) {
     layout[name] = { ...axis, ...own[name] };
     if (layout[name].zerolinecolor) layout[name].zeroline = true;
     for (const line of ["zerolinecolor", "gridcolor"]) if (own[name]?.[line]) layout[name][line] = color("soft");
   }
-  for (const note of layout.annotations ?? []) if (note.bgcolor) note.bgcolor = color("bg");
+  for (const note of layout.annotations ?? []) {
+    if (note.bgcolor) note.bgcolor = color("bg");
+    if (note.showarrow) note.arrowcolor = color("soft");
+  }
+  for (const shape of layout.shapes ?? []) shape.line = { ...shape.line, color: color("soft") };
   return layout;
 }
 const OPTIONS = { responsive: true, displayModeBar: false };
@@ -100,3 +109,27 @@ function writeAddress(values) {  // empty values are left out
   history.replaceState(null, "", `#${encodeURIComponent(address.anchor)}${query ? "?" + query : ""}`);
 }
 const clean = markup => (markup ?? "").replace(/<br>/g, ", ").replace(/<[^>]*>/g, "").replaceAll("&nbsp;", " ").replaceAll("&lt;", "<").replaceAll("&gt;", ">").replaceAll("&amp;", "&").trim();
+const escaped = text => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
+
+// A figure's place: the plot, with a name for those who do not see it, buttons to download it, and its numbers as a table.
+function figureFrame({ id, title, note, height, rows }, ...controls) {
+  const node = make("div", null, { class: "plot", id: `${id}-plot`, role: "img", "aria-label": `${title}. ${note ?? ""} The same numbers stand in the table below it.` });
+  if (height) node.style.height = `${height}px`;
+  const table = make("details", null, { class: "choose" }, make("summary", "Data of this figure"));
+  table.addEventListener("toggle", () => {
+    table.querySelector("div")?.remove();
+    if (table.open) table.append(plainTable(rows(), title));
+  });
+  const downloads = [
+    button("Download SVG", () => Plotly.downloadImage(node, { format: "svg", filename: id, width: node.clientWidth, height: node.clientHeight })),
+    button("Download data (CSV)", () => download(`${id}.csv`, "text/csv", csvText(rows())))];
+  const caption = note ? [make("figcaption", note, { class: "note" })] : [];
+  return { node, parts: [make("figure", null, {}, node, ...caption), make("div", null, { class: "controls" }, ...controls, ...downloads), table] };
+}
+function plainTable([head, ...rows], caption) {
+  const MOST = 2000;
+  const body = rows.slice(0, MOST).map(row => make("tr", null, {}, ...row.map(cell => make("td", cell === null ? "" : String(cell)))));
+  const table = make("table", null, {}, make("caption", rows.length > MOST ? `${caption}: the first ${MOST} of ${rows.length} rows` : caption),
+    make("thead", null, {}, make("tr", null, {}, ...head.map(text => make("th", text, { scope: "col" })))), make("tbody", null, {}, ...body));
+  return make("div", null, { class: "scroll", tabindex: "0", role: "region", "aria-label": `Data: ${caption}` }, table);
+}

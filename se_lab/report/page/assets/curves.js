@@ -5,7 +5,7 @@ const MOST_SHOWN = 6;  // variants whose curves are shown before a reader asks f
 function addCurves(part) {
   const quantities = data.curves.quantities;
   const picked = () => quantities[Math.min(state.quantity, quantities.length - 1)];
-  const numbers = value => value === null || (state.log && value <= 0) ? NaN : value;  // a logarithm has no place for 0
+  const positive = value => state.log && value <= 0 ? null : value;  // a logarithm has no place for 0
   function build() {
     const time = state.time && data.curves.has_time, traces = [], { keys, heading } = picked();
     data.curves.order.forEach((variant, place) => {
@@ -14,35 +14,28 @@ function addCurves(part) {
       const common = { type: "scatter", mode: "lines", name: escaped(data.variants[variant].name), legendgroup: `v${variant}`,
         visible: place < MOST_SHOWN ? true : "legendonly" };
       keys.forEach((key, k) => {
-        const own = trials.filter(one => one.values[key]);
-        if (!own.length) return;
-        const dash = key.startsWith("train/") ? "dot" : "solid", first = k === 0;
-        const x = one => time ? one.seconds : one.epoch;
-        const markers = Math.max(...own.map(one => one.epoch.length)) <= 3 ? { mode: "lines+markers" } : {};
+        const own = trials.filter(one => one.values[key]), band = picked().bands[variant]?.[key];
+        if (!own.length || !band) return;
+        const dash = key.startsWith("train/") ? "dot" : "solid", showlegend = k === 0;
+        const markers = band[0].length <= 3 ? { mode: "lines+markers" } : {};
         if (state.each) {
-          own.forEach((one, i) => traces.push({ ...common, ...markers, x: x(one), y: one.values[key], line: { color: line, dash, width: 1.2 },
-            meta: [variant, one.trial], showlegend: first && i === 0, hovertemplate: `${common.name}, seed ${data.trials[one.trial].seed}<br>${key} %{y:.4g}<extra></extra>` }));
+          own.forEach((one, i) => traces.push({ ...common, ...markers, x: time ? one.seconds : one.epoch, y: one.values[key], line: { color: line, dash, width: 1.2 },
+            meta: [variant, one.trial], showlegend: showlegend && i === 0, hovertemplate: `${common.name}, seed ${data.trials[one.trial].seed}<br>${key} %{y:.4g}<extra></extra>` }));
           return;
         }
-        const longest = own.reduce((a, b) => b.epoch.length > a.epoch.length ? b : a), steps = longest.epoch.map((_, i) => i);
-        const at = i => own.map(one => numbers(one.values[key][i])).filter(Number.isFinite);
-        const xs = time ? steps.map(i => mean(own.map(one => one.seconds[i]).filter(Number.isFinite))) : longest.epoch;
-        if (own.length > 1) {
-          const known = steps.filter(i => at(i).length), back = [...known].reverse();
-          const low = back.map(i => Math.min(...at(i))), high = known.map(i => Math.max(...at(i)));
-          traces.push({ ...common, x: [...known, ...back].map(i => xs[i]), y: high.concat(low), fill: "toself", line: { width: 0 },
+        const [epochs, means, lows, highs] = band, at = epoch => mean(own.map(one => one.seconds[one.epoch.indexOf(epoch)]).filter(Number.isFinite));
+        const x = time ? epochs.map(at) : epochs;
+        if (lows.some((low, i) => low < highs[i])) {
+          traces.push({ ...common, x: [...x, ...[...x].reverse()], y: [...highs, ...[...lows].reverse()].map(positive), fill: "toself", line: { width: 0 },
             fillcolor: line === "#000" ? "rgba(128,128,128,0.25)" : `${line}30`, hoverinfo: "skip", showlegend: false, meta: [variant, -1] });
         }
-        traces.push({ ...common, ...markers, x: xs, y: steps.map(i => mean(at(i))), line: { color: line, dash, width: 1.8 }, meta: [variant, -1], showlegend: first,
+        traces.push({ ...common, ...markers, x, y: means.map(positive), line: { color: line, dash, width: 1.8 }, meta: [variant, -1], showlegend,
           hovertemplate: `${common.name}<br>${key} %{y:.4g}, ${own.length} ${own.length === 1 ? "trial" : "trials"}<extra></extra>` });
       });
     });
-    const epochs = data.curves.trials.reduce((most, one) => Math.max(most, one.epoch.length), 0);
-    // the first tenth falls from chance level: to show it would flatten all that follows
-    const settled = data.curves.trials.flatMap(one => keys.flatMap(key => (one.values[key] ?? []).slice(epochs > 3 ? Math.ceil(epochs / 10) : 0)));
-    const top = 1.05 * settled.reduce((most, value) => Math.max(most, value ?? 0), 0);
-    return { traces, layout: { xaxis: { title: { text: time ? "training time (s)" : "epoch" }, ...(epochs <= 12 && !time ? { dtick: 1 } : {}) },
-      yaxis: { title: { text: heading }, type: state.log ? "log" : "linear", ...(state.log ? {} : { range: [0, top || 1] }) } } };
+    const longest = Math.max(...Object.values(picked().bands).flatMap(keyed => Object.values(keyed).map(([epochs]) => epochs.length)));
+    return { traces, layout: { xaxis: { title: { text: time ? "training time (s)" : "epoch" }, ...(longest <= 12 && !time ? { dtick: 1 } : {}) },
+      yaxis: { title: { text: heading }, type: state.log ? "log" : "linear", ...(state.log ? {} : { range: picked().limits }) } } };
   }
   const again = () => { save(); redraw(plot); };
   part.append(make("div", null, { class: "controls" },
@@ -54,4 +47,3 @@ function addCurves(part) {
     note: "Solid in validation, dotted in training; the mean over seeds, with a band from the lowest to the highest. Click a name to show or hide it." });
 }
 const mean = values => values.length ? values.reduce((sum, value) => sum + value, 0) / values.length : null;
-const escaped = text => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");

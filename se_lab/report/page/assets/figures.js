@@ -4,21 +4,10 @@ const plots = [];
 let plotlyReady = false;
 
 function addPlot(part, { id, title, note, build, rows, height, drag = "zoom" }) {
-  const node = make("div", null, { class: "plot", id: `${id}-plot` });
-  const plot = { id, title, node, build, drag, hidden: new Map(), dirty: true, near: false };
-  const table = make("details", null, { class: "choose" }, make("summary", "Data of this figure"));
-  table.addEventListener("toggle", () => {
-    table.querySelector("div")?.remove();
-    if (table.open) table.append(plainTable(rows?.() ?? dataRows(build()), title));
-  });
   const drags = select("Drag to", ["zoom", "select"], drag === "select" ? 1 : 0, i => { plot.drag = i ? "select" : "zoom"; redraw(plot); });
-  const controls = make("div", null, { class: "controls" }, drags,
-    button("Download SVG", () => Plotly.downloadImage(node, { format: "svg", filename: id, width: node.clientWidth, height: node.clientHeight })),
-    button("Download data (CSV)", () => download(`${id}.csv`, "text/csv", csvText(rows?.() ?? dataRows(build())))));
-  if (height) node.style.height = `${height}px`;
-  node.setAttribute("role", "img");
-  node.setAttribute("aria-label", `${title}. ${note ?? ""} The same numbers stand in the table below it.`);
-  part.append(make("figure", null, {}, node, ...(note ? [make("figcaption", note, { class: "note" })] : [])), controls, table);
+  const { node, parts } = figureFrame({ id, title, note, height, rows: () => rows?.() ?? dataRows(build()) }, drags);
+  const plot = { id, title, node, build, drag, hidden: new Map(), dirty: true, near: false };
+  part.append(...parts);
   plots.push(plot);
   watcher.observe(node);
   return plot;
@@ -41,6 +30,7 @@ function redraw(plot) {
   const shown = themed({ ...structuredClone(layout), dragmode: plot.drag, selections: [] });
   if (state.variants && layout.yaxis?.ticktext) keepTicks(shown.yaxis, kept);
   shown.annotations = shown.annotations?.filter(note => !/^v\d+$/.test(note.name) || isShown([Number(note.name.slice(1)), -1]));
+  dropOverlaps(shown, kept, printing ? PAPER_WIDTH : plot.node.clientWidth);
   Plotly.react(plot.node, kept, shown, OPTIONS);
   if (!fresh) return;
   plot.node.on("plotly_click", event => {
@@ -62,6 +52,19 @@ function keepTicks(axis, traces) {  // names of rows that have no point left go
   const places = axis.tickvals.flatMap((value, i) => left.has(value) ? [i] : []);
   axis.ticktext = places.map(i => axis.ticktext[i]);
   axis.tickvals = places.map(i => axis.tickvals[i]);
+}
+function dropOverlaps(layout, traces, width) {  // names of points were placed for a wide screen: of two that overlap, the first stays
+  const beside = width >= NARROW && traces.some(trace => trace.showlegend !== false && trace.name) ? 150 : 0, room = Math.max(100, width - 72 - beside);
+  const boxes = [];
+  layout.annotations = layout.annotations?.filter(note => {
+    const axis = layout[note.xref?.replace("x", "xaxis")];
+    if (note.ax === undefined || !axis?.range) return true;
+    const [low, high] = axis.range, [bottom, top] = layout[note.yref.replace("y", "yaxis")].range, half = 3.6 * note.text.length;
+    const x = (note.x - low) / (high - low) * room + note.ax, y = (top - note.y) / (top - bottom) * 370 + note.ay;
+    if (x - half < -60 || x + half > room + beside + 16 || boxes.some(other => Math.abs(other.x - x) < other.half + half && Math.abs(other.y - y) < 15)) return false;
+    boxes.push({ x, y, half });
+    return true;
+  });
 }
 function redrawAll(now = false) {
   for (const plot of plots) {
@@ -141,10 +144,3 @@ function dataRows({ traces, layout }) {
   return rows;
 }
 const nameOf = tag => data.variants[tag?.[0]]?.name;
-function plainTable([head, ...rows], caption) {
-  const MOST = 2000;
-  const body = rows.slice(0, MOST).map(row => make("tr", null, {}, ...row.map(cell => make("td", cell === null ? "" : String(cell)))));
-  const table = make("table", null, {}, make("caption", rows.length > MOST ? `${caption}: the first ${MOST} of ${rows.length} rows` : caption),
-    make("thead", null, {}, make("tr", null, {}, ...head.map(text => make("th", text, { scope: "col" })))), make("tbody", null, {}, ...body));
-  return make("div", null, { class: "scroll", tabindex: "0", role: "region", "aria-label": `Data: ${caption}` }, table);
-}
