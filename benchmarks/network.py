@@ -1,8 +1,8 @@
-"""What SE costs a whole net: `python benchmarks/network.py`, three minutes on two cores.
+"""What SE costs whole nets: `python benchmarks/network.py`, three minutes a backbone on two cores.
 
-ResNet-50 without SE, timm's seresnet50, and ResNet-50 with our units, plain and fused (r = 16, biases): a training
-step (forward, backward) and inference, the sides in turn. Goals: fused / without SE at most 1.03 in training and 1.04
-in inference. A copy of the largest map is there for scale.
+A backbone without SE, with timm's units where timm has it so, and with our units, plain and fused (r = 16, biases): a
+training step (forward, backward) and inference, the sides in turn. Goals for ResNet-50: fused / without SE at most 1.03
+in training and 1.04 in inference. A copy of the largest map is there for scale.
 """
 
 from __future__ import annotations
@@ -19,25 +19,36 @@ from torch import nn
 from se_lab import ModelSpec, SESpec, create_model, find_places
 from se_lab.training.process import prepare
 
-GOALS = {"training": 1.03, "inference": 1.04}
+MODES = ("training", "inference")
 LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
+BASES = ("without SE", "timm's SE", "ours, plain")
+"""The nets that a line gives its ratios to: the median over rounds and the quartiles."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument(
-        "--backbone", default="resnet50", help="Also mobilenetv3_large_100, efficientnet_b0, convnext_tiny …"
+        "--backbone", nargs="+", default=["resnet50"], help="mobilenetv3_large_100 efficientnet_b0 regnety_008 …"
     )
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--size", type=int, default=224, help="Side of the images.")
     parser.add_argument("--rounds", type=int, default=7, help="Of training; of inference twice as many.")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--layout", nargs="+", choices=LAYOUTS, default=list(LAYOUTS))
     options = parser.parse_args()
     prepare(options.threads)
-    nets = nets_of(options.backbone)
-    rows = []
-    for mode, goal in GOALS.items():
-        for layout, memory_format in LAYOUTS.items():
+    print(f"batch {options.batch}, {options.size} px, fp32, {options.threads} threads\n")
+    columns = ("backbone", "mode", "layout", "net", "ms", *(f"/ {base}" for base in BASES))
+    print(table(columns, [row for backbone in options.backbone for row in rows_of(backbone, options)]))
+
+
+def rows_of(backbone: str, options: argparse.Namespace) -> list[list[object]]:
+    """Return the lines of one backbone."""
+    nets = nets_of(backbone)
+    rows: list[list[object]] = []
+    for mode in MODES:
+        for layout in options.layout:
+            memory_format = LAYOUTS[layout]
             images = torch.randn(options.batch, 3, options.size, options.size).to(memory_format=memory_format)
             largest = torch.randn(options.batch, 256, options.size // 4, options.size // 4)
             copied = torch.empty_like(largest)
@@ -48,13 +59,11 @@ def main() -> None:
             rounds = options.rounds * (1 if mode == "training" else 2)
             times = interleave({"copy": lambda a=copied, b=largest: a.copy_(b)} | sides, rounds)
             for name in sides:
-                milliseconds = 1000 * statistics.median(times[name])
-                against = ratio(times, name, "without SE") if name != "without SE" else ""
-                rows.append([mode, layout, name, f"{milliseconds:.0f}", against, goal if "fused" in name else ""])
-            rows.append([mode, layout, "a copy of the largest map", f"{1000 * statistics.median(times['copy']):.1f}"])
-            rows[-1] += ["", ""]
-    print(f"{options.backbone}, batch {options.batch}, {options.size} px, fp32, {options.threads} threads\n")
-    print(table(("mode", "layout", "net", "ms", "ratio to without SE (quartiles)", "goal"), rows))
+                against = [ratio(times, name, base) if base in sides and base != name else "" for base in BASES]
+                rows.append([backbone, mode, layout, name, f"{1000 * statistics.median(times[name]):.0f}", *against])
+            copy = f"{1000 * statistics.median(times['copy']):.1f}"
+            rows.append([backbone, mode, layout, "a copy of the largest map", copy, *("" for _ in BASES)])
+    return rows
 
 
 def nets_of(backbone: str) -> dict[str, nn.Module]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import math
 from collections.abc import Iterator
 from unittest import mock
 
 from se_lab.cli import VERBS, main
+from se_lab.report import paper_rows
 from se_lab.spec import ExecSpec, RunSpec, dotted
 from se_lab.spec.flags import add_trial_flags
 from se_lab.spec.parser import Parser
@@ -77,18 +79,37 @@ def units_page() -> str:
         "A unit maps feature maps (N, C, H, W) to the same shape, scaling channels, positions, or both. "
         "`model.se.unit` names it; `model.se.insertion` and `model.se.stages` say where it goes; the fields listed "
         "beside it change it. A field that cannot change a unit is refused when it is set.\n",
-        "| `model.se.unit` | what it does | source | fields of `model.se` |\n|---|---|---|---|",
+        "The last two columns are what the units' papers, or their authors' repositories, print for ResNet-50 on "
+        "ImageNet: top-1 error in %, and its difference to the same source's ResNet-50 in points. Each was trained "
+        "under its own recipe. A dash means that no source with the figure could be read. `se-lab table --paper units` "
+        "sets them beside a study of yours and names the sources.\n",
+        "| `model.se.unit` | what it does | source | fields of `model.se` | top-1 error | Δ |",
+        "|---|---|---|---|---|---|",
     ]
+    figures = _printed_errors()
     for name, unit in UNITS.items():
         fields = ", ".join(f"`{field}`" for field in unit.fields)
         about = _cell((unit.__doc__ or "").partition("\n")[0])
-        parts.append(f"| `{name}` | {about} | {_cell(unit.reference)} | {fields} |")
+        error, difference = figures.get(name, ("-", "-"))
+        parts.append(f"| `{name}` | {about} | {_cell(unit.reference)} | {fields} | {error} | {difference} |")
     parts += [
         "\n`se-lab profile --model.se.unit NAME` counts what a unit costs in any backbone. If the backbone has SE "
         "units already, `--model.existing_se replace` turns them into the chosen unit.\n",
         "A unit of your own is [a class and one entry of the table](extend.md#unit).\n",
     ]
     return "\n".join(parts)
+
+
+def _printed_errors() -> dict[str, tuple[str, str]]:
+    """Return the printed top-1 error of each unit, and its difference to its source's plain network."""
+    rows = paper_rows("units")
+    rows = rows[rows["model.se.insertion"] != "none"]
+    errors, bases = rows["test/top1_error"], rows["test/top1_error:base"]
+    texts = (
+        (f"{error:.2f}", "-" if math.isnan(base) else f"{error - base:+.2f}".replace("-", "−"))
+        for error, base in zip(errors, bases, strict=True)
+    )
+    return dict(zip(rows["model.se.unit"], texts, strict=True))
 
 
 def parser_of(verb: str) -> argparse.ArgumentParser:

@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from se_lab import UNITS
 from se_lab.cli import VERBS, main
 from se_lab.spec import ExecSpec, RunSpec, dotted
 
@@ -32,3 +33,13 @@ def test_every_field_has_its_default_and_its_meaning():
     for key, (_, _, meaning) in rows.items():
         assert len(meaning) > 8, f"{key} is not explained"
     assert rows["model.se.reduction"][1] == "`16`" and rows["optim.lr"][1] == "`0.1`"
+
+
+def test_the_page_of_units_has_every_unit_and_the_figures_whose_source_is_known():
+    from site_reference import units_page
+
+    lines = [line for line in units_page().splitlines() if line.startswith("| `")]
+    rows = {line.split("`")[1]: line.strip("| ").split(" | ") for line in lines}
+    assert rows.pop("model.se.unit") and rows.keys() == set(UNITS)
+    assert rows["srm"][-2:] == ["22.87", "−1.24"]  # Lee et al. 2019: 77.13 and 75.89 % accuracy
+    assert rows["cbam"][-2:] == ["22.66", "-"] and rows["ge"][-2:] == ["-", "-"]

@@ -233,6 +233,20 @@ def test_stages_hold_the_units_that_the_papers_say(name, units):
     assert len({place.name for place in places}) == len(places)
 
 
+@pytest.mark.parametrize(
+    ("name", "units"),
+    [
+        ("dpn48b", [3, 4, 6, 3]),  # k_sec in timm
+        ("lowformer_e2", [2, 3, 1 + 4, 1 + 4]),  # depth_list in timm; the last two stages have a block that strides
+    ],
+)
+def test_siblings_of_the_small_nets_have_places_too(name, units):
+    places = find_places(shared(name))
+    stages = [place.stage for place in places]
+    assert [stages.count(stage) for stage in sorted(set(stages))] == units
+    assert len(insert_se(on_meta(name), SESpec())) == len(places)
+
+
 def test_vgg_takes_se_after_each_non_linearity():
     net = on_meta("vgg16_bn")
     hosts = [net.get_submodule(place.spots["standard"].host) for place in find_places(net)]
