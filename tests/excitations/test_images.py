@@ -14,7 +14,8 @@ from torchvision.datasets import Places365
 from se_lab.data import DataError, create_data
 from se_lab.data import images as encoded_images
 from se_lab.data.shards import Shards
-from se_lab.excitations.images import open_images
+from se_lab.excitations.capture import ExcitationError
+from se_lab.excitations.images import choose_classes, class_label, open_images
 from se_lab.spec import DataSpec
 
 datasets.disable_progress_bars()
@@ -116,3 +117,42 @@ def test_places365_is_shown_in_torchvisions_layout(tmp_path, monkeypatch):
     (root / "val_256/a.jpg").write_bytes(b"torn")
     with pytest.raises(DataError, match=r"a\.jpg cannot be read: it is no image"):
         list(shown.batches(torch.arange(2)))
+
+
+IMAGENET = sorted(
+    ["n01443537", "n02110958", "n02690373", "n04552348", "n03954731", "n09246464", "n02012849", "n03126707"]
+)
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ("goldfish", "n01443537"),
+        ("PUG", "n02110958"),
+        ("n04552348", "n04552348"),
+        ("0", "n01443537"),
+        ("cliff", "n09246464"),
+    ],
+)
+def test_classes_are_chosen_by_name_id_or_number(asked: str, expected: str) -> None:
+    assert [IMAGENET[label] for label in choose_classes([asked], IMAGENET)] == [expected]
+
+
+def test_an_ambiguous_class_names_its_candidates() -> None:
+    with pytest.raises(ExcitationError, match=r"n03954731 \(plane, carpenter's plane.*airliner.*warplane"):
+        choose_classes(["plane"], IMAGENET)
+    with pytest.raises(ExcitationError, match=r"fits 2 classes: n02012849 .*n03126707"):
+        choose_classes(["crane"], IMAGENET)
+
+
+def test_an_unknown_class_names_the_nearest() -> None:
+    with pytest.raises(ExcitationError, match="did you mean 'goldfish'"):
+        choose_classes(["goldfsh"], IMAGENET)
+    with pytest.raises(ExcitationError, match=r"no class is called '12'; there are 0, 1, 2"):
+        choose_classes(["12"], [str(digit) for digit in range(10)])
+
+
+def test_without_a_wish_the_papers_classes_are_chosen_or_evenly_spaced_ones() -> None:
+    names = [class_label(IMAGENET[label]) for label in choose_classes([], IMAGENET)]
+    assert names == ["goldfish", "pug", "airliner", "cliff"]
+    assert choose_classes([], [str(digit) for digit in range(10)]) == [0, 3, 6, 9]

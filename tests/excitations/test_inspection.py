@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,17 +17,15 @@ from se_lab.excitations import collect as excitation_collect
 from se_lab.excitations import comparisons as excitation_comparisons
 from se_lab.excitations import figures as excitation_figures
 from se_lab.excitations import inspection, measures
-from se_lab.excitations.capture import ExcitationError, GateSite, capture_excitations, gate_sites
+from se_lab.excitations.capture import ExcitationError, GateSite, capture_excitations
 from se_lab.excitations.collect import CaptureOptions, collect, open_data, open_net
-from se_lab.excitations.images import choose_classes, class_label
 from se_lab.excitations.inspection import Inspection, inspect_nets, inspect_sweep
 from se_lab.excitations.statistics import ExcitationStatistics
 from se_lab.report.figures.image import draw
 from se_lab.report.figures.look import SMALLEST, Look
-from se_lab.spec import ModelSpec, SESpec, SpecError
+from se_lab.spec import SpecError
 from se_lab.store import read_records
 from se_lab.trained.load import load_trained
-from se_lab.units.model import create_model
 from tests.excitations.excitation_nets import CLASSES, driven_images, driven_net, of_gates, write_trial
 from tests.report.figures.reading import overlaps, texts
 
@@ -110,90 +107,6 @@ def test_measures_are_numpys_over_stored_gates(statistics, stored) -> None:
         matrix, order = measures.class_similarity(unit)
         np.testing.assert_allclose(matrix, np.corrcoef(means)[np.ix_(order, order)], atol=1e-3)
         assert sorted(order) == list(range(10))
-
-
-def with_means(mean: np.ndarray) -> SimpleNamespace:
-    return SimpleNamespace(mean=mean, count=np.ones(len(mean)))
-
-
-def test_similarity_of_units_is_debiased_linear_cka() -> None:
-    rng = np.random.default_rng(0)
-    a, b = rng.normal(size=(10, 6)), rng.normal(size=(10, 4))
-
-    def hsic(x: np.ndarray, y: np.ndarray) -> float:  # Song et al. 2012, equation 5
-        k, el = (z @ z.T for z in (x, y))
-        np.fill_diagonal(k, 0)
-        np.fill_diagonal(el, 0)
-        n, one = len(k), np.ones(len(k))
-        middle = (one @ k @ one) * (one @ el @ one) / ((n - 1) * (n - 2))
-        return float((np.trace(k @ el) + middle - 2 / (n - 2) * (one @ k @ el @ one)) / (n * (n - 3)))
-
-    turned = a @ np.linalg.qr(rng.normal(size=(6, 6)))[0]
-    found = measures.unit_similarity([with_means(a)], [with_means(x) for x in (b, turned, np.ones((10, 3)))])
-    expected = hsic(a, b) / np.sqrt(hsic(a, a) * hsic(b, b))
-    np.testing.assert_allclose(found, [[expected, 1, np.nan]], atol=1e-9)
-
-
-def test_unrelated_units_are_not_alike_however_few_the_classes() -> None:
-    rng = np.random.default_rng(1)
-    pairs = [[with_means(rng.normal(size=(4, 64))) for _ in range(2)] for _ in range(400)]
-    found = np.array([measures.unit_similarity([a], [b])[0, 0] for a, b in pairs])
-    assert abs(found.mean()) < 4 * found.std() / 20  # the plain CKA of such units is 0.88 to 0.97
-    few = [with_means(rng.normal(size=(3, 8)))]
-    assert np.isnan(measures.unit_similarity(few, few)).all()  # three classes leave no degree of freedom
-
-
-def test_chance_reaches_its_quantile_once_in_twenty() -> None:
-    rng = np.random.default_rng(2)
-    rows, columns = ([with_means(rng.normal(size=(12, 5))) for _ in range(10)] for _ in range(2))
-    chance = measures.similarity_by_chance(rows, columns)
-    fresh = [measures.unit_similarity([with_means(rng.normal(size=(12, 5)))], columns).ravel() for _ in range(100)]
-    assert 0.02 < (np.concatenate(fresh) > chance).mean() < 0.09
-    assert np.isnan(measures.similarity_by_chance([with_means(np.ones((5, 2)))], [with_means(np.ones((5, 2)))]))
-
-
-def test_classes_that_do_not_matter_explain_no_variance_and_select_as_chance_does() -> None:
-    gates = torch.rand(40, 2000, generator=torch.Generator().manual_seed(0))
-    unit = of_gates(gates, classes=10).unit("SE_2_1")  # four images a class: the plain share would be 9/39
-    assert abs(measures.unit_variance_explained(unit)) < 0.01
-    index = measures.selectivity_index(unit).mean()
-    np.testing.assert_allclose(index, measures.selectivity_without_classes(unit), rtol=0.05)
-    assert "10 of 10 classes have fewer than 10 images" in measures.few_images(unit.count)
-
-
-def test_one_image_a_class_leaves_nothing_to_judge_by() -> None:
-    unit = of_gates(torch.rand(5, 8), classes=5).unit("SE_2_1")
-    assert np.isnan(measures.unit_variance_explained(unit))
-    assert np.isnan(measures.selectivity_without_classes(unit))
-
-
-@pytest.mark.parametrize(("excitation", "limits"), [("sigmoid", (0, 1)), ("tanh", (-1, 1)), ("relu", (0, None))])
-def test_saturation_is_nearness_to_the_excitations_own_bounds(excitation: str, limits: tuple) -> None:
-    model = create_model(ModelSpec("cifar_resnet20", SESpec(excitation=excitation)), 10, 1)
-    site = gate_sites(model)[0]
-    assert (site.low, site.high) == limits
-    gates = {
-        "sigmoid": torch.sigmoid(6 * torch.randn(50, 16)),
-        "tanh": torch.tanh(2 * torch.randn(50, 16)),
-        "relu": torch.relu(torch.randn(50, 16)),
-    }[excitation]
-    statistics = ExcitationStatistics([site], ["a", "b"])
-    statistics.update({site.name: gates}, torch.arange(50) % 2)
-    low, high = limits
-    expected = (
-        ((gates == 0).float().mean(), float("nan"))
-        if high is None
-        else ((gates < low + 0.05).float().mean(), (gates > high - 0.05).float().mean())
-    )
-    np.testing.assert_allclose(measures.saturation(statistics.unit(site.name)), expected, atol=1e-6)
-
-
-def test_a_class_that_excites_all_channels_alike_correlates_with_none() -> None:
-    mean = np.array([[0.1, 0.9, 0.4], [0.5, 0.5, 0.5], [0.2, 0.8, 0.3], [0.9, 0.1, 0.2]])
-    matrix, order = measures.class_similarity(SimpleNamespace(mean=mean, count=np.ones(4)))
-    expected = np.full((4, 4), np.nan)  # NumPy warns of the flat row, and says NaN as well
-    expected[np.ix_([0, 2, 3], [0, 2, 3])] = np.corrcoef(mean[[0, 2, 3]])
-    np.testing.assert_allclose(matrix, expected[np.ix_(order, order)])
 
 
 def test_gates_that_are_the_same_for_all_classes_show_one_even_colour_and_no_similarity_of_units() -> None:
@@ -285,45 +198,6 @@ def test_images_of_each_class_are_as_many_as_asked_for_and_the_same_each_time() 
     assert len(images.choose(None)) == 90
     with pytest.raises(ExcitationError, match="at least 1"):
         images.choose(0)
-
-
-IMAGENET = sorted(
-    ["n01443537", "n02110958", "n02690373", "n04552348", "n03954731", "n09246464", "n02012849", "n03126707"]
-)
-
-
-@pytest.mark.parametrize(
-    ("asked", "expected"),
-    [
-        ("goldfish", "n01443537"),
-        ("PUG", "n02110958"),
-        ("n04552348", "n04552348"),
-        ("0", "n01443537"),
-        ("cliff", "n09246464"),
-    ],
-)
-def test_classes_are_chosen_by_name_id_or_number(asked: str, expected: str) -> None:
-    assert [IMAGENET[label] for label in choose_classes([asked], IMAGENET)] == [expected]
-
-
-def test_an_ambiguous_class_names_its_candidates() -> None:
-    with pytest.raises(ExcitationError, match=r"n03954731 \(plane, carpenter's plane.*airliner.*warplane"):
-        choose_classes(["plane"], IMAGENET)
-    with pytest.raises(ExcitationError, match=r"fits 2 classes: n02012849 .*n03126707"):
-        choose_classes(["crane"], IMAGENET)
-
-
-def test_an_unknown_class_names_the_nearest() -> None:
-    with pytest.raises(ExcitationError, match="did you mean 'goldfish'"):
-        choose_classes(["goldfsh"], IMAGENET)
-    with pytest.raises(ExcitationError, match=r"no class is called '12'; there are 0, 1, 2"):
-        choose_classes(["12"], [str(digit) for digit in range(10)])
-
-
-def test_without_a_wish_the_papers_classes_are_chosen_or_evenly_spaced_ones() -> None:
-    names = [class_label(IMAGENET[label]) for label in choose_classes([], IMAGENET)]
-    assert names == ["goldfish", "pug", "airliner", "cliff"]
-    assert choose_classes([], [str(digit) for digit in range(10)]) == [0, 3, 6, 9]
 
 
 def test_figure_6_shows_the_means_of_the_classes_and_of_all(statistics, stored) -> None:
