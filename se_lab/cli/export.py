@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 from dataclasses import asdict
@@ -37,19 +38,17 @@ def export(argv: list[str]) -> int:
     add_overwrite(parser)
     options = parser.parse_args(argv)
     from se_lab.spec import ExecSpec
-    from se_lab.trained.export import export
+    from se_lab.trained.export import ExportOptions, export
 
-    for path in export(
-        options.checkpoint,
-        options.output,
-        options.formats,
+    how = ExportOptions(
         image_size=options.image_size,
         data_root=options.data_root or ExecSpec().data_root,
-        say=lambda text: print(text, file=sys.stderr),
         plain=options.plain,
         trust_plugins=options.trust_plugins,
         overwrite=options.overwrite,
-    ):
+    )
+    say = functools.partial(print, file=sys.stderr)
+    for path in export(options.checkpoint, options.output, options.formats, options=how, say=say):
         print(path)
     return 0
 
@@ -77,18 +76,17 @@ def eval(argv: list[str]) -> int:
     add_overwrite(parser)
     options = parser.parse_args(argv)
     from se_lab.spec import ExecSpec
-    from se_lab.trained.evaluate import evaluate
+    from se_lab.trained.evaluate import EvalOptions, evaluate
 
-    result = evaluate(
-        options.net,
-        options.data,
+    how = EvalOptions(
         data_root=options.data_root or ExecSpec().data_root,
         batch_size=options.batch_size,
         device=options.device,
         workers=options.data_workers,
-        predictions=options.predictions,
         trust_plugins=options.trust_plugins,
-        overwrite=options.overwrite,
+    )
+    result = evaluate(
+        options.net, options.data, predictions=options.predictions, overwrite=options.overwrite, options=how
     )
     if options.format == "json":
         print(json.dumps(asdict(result), indent=2))

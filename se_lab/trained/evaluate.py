@@ -55,17 +55,33 @@ class Images:
     digest: str | None = None
 
 
+@dataclass(frozen=True)
+class EvalOptions:
+    """How a net is tested."""
+
+    data_root: str | Path = "."
+    """Where relative paths start."""
+    batch_size: int | None = None
+    """Images at a time; by default the trial's, else 64."""
+    device: str = "auto"
+    """auto, cpu, cuda or mps."""
+    workers: int = 2
+    """Processes that read files."""
+    trust_plugins: bool = False
+    """Import the modules that the trial's record names under plugins."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size is not None and self.batch_size < 1:
+            raise SpecError(f"--batch_size is {self.batch_size}; it must be at least 1")
+
+
 def evaluate(
     source: str | Path,
     data: str | None = None,
     *,
-    data_root: str | Path = ".",
-    batch_size: int | None = None,
-    device: str = "auto",
-    workers: int = 2,
     predictions: str | Path | None = None,
-    trust_plugins: bool = False,
     overwrite: bool = False,
+    options: EvalOptions | None = None,
 ) -> Evaluation:
     """Test a net: on its trial's own test images to the very numbers of the trial's record, on one machine.
 
@@ -75,43 +91,29 @@ def evaluate(
         source: A trial's folder or checkpoint, or timm:NAME, which is fed as timm feeds it (its pretrained_cfg).
         data: A data set by the name that a spec would give it, or folder:PATH: the images of PATH/test, else of
             PATH/val, else of PATH itself, a folder a class. By default a trial's own.
-        data_root: Where relative paths start.
-        batch_size: Images at a time; by default the trial's, else 64.
-        device: auto, cpu, cuda or mps.
-        workers: Processes that read files.
         predictions: A file to write as trials write theirs (.npz): key, label, top5, correct.
-        trust_plugins: Import the modules that the trial's record names under plugins.
         overwrite: Replace a file of predictions that SE-Lab did not write.
+        options: Where relative paths start, batch size, device, workers, whether plugins are trusted.
 
     Raises:
         SpecError: for a net that cannot be loaded, one whose outputs are not the images' classes, or no data.
         DataError: naming the folder or file that cannot be used.
     """
-    if batch_size is not None and batch_size < 1:
-        raise SpecError(f"--batch_size is {batch_size}; it must be at least 1")
     if predictions is not None and Path(predictions).suffix != ".npz":
         raise SpecError(f"--predictions is {str(predictions)!r}; NumPy's files end in .npz")
-    where, text = pick_device(device), str(source)
+    options = options or EvalOptions()
+    device, text = pick_device(options.device), str(source)
     spec: RunSpec | None = None
     record: RunRecord | None = None
     if text.startswith("timm:"):
-        if data is None:
-            raise SpecError(f"{text} is not a trial's: say what to test it on, such as --data folder:PATH")
-        _refuse_in_memory(text, data)
-        model, config = open_pretrained(text.removeprefix("timm:"))
-        images = _from_folder(data, data_root, config, batch_size or 64, workers)
+        model, images = _pretrained(text, data, options)
     else:
-        model, spec = load_trained(source, trust_plugins=trust_plugins)
+        model, spec = load_trained(source, trust_plugins=options.trust_plugins)
         record = read_record(Path(source) if Path(source).is_dir() else Path(source).parent)
-        size = batch_size or spec.data.batch_size
-        if data is None or data == spec.data.name:
-            images = _own(spec, data_root, size, workers)
-        else:
-            _refuse_in_memory(text, data)
-            images = _from_folder(data, data_root, trial_config(spec, data_root), size, workers)
+        images = _images_for(spec, text, data, options)
     outputs = output_numbers(model, images.classes, text)
     with _threads(record):
-        metrics, kept = _test(model, images.batches, outputs, where, spec)
+        metrics, kept = _test(model, images.batches, outputs, device, spec)
     if predictions is not None:
         arrays = {"key": np.array(images.keys)[kept["image"]], "label": kept["label"], "top5": kept["top5"]}
         arrays["correct"] = kept["top5"][:, 0] == kept["label"]
@@ -145,27 +147,40 @@ def _refuse_in_memory(net: str, data: str) -> None:
         raise SpecError(f"{net} was not trained on {data}: its images would be prepared otherwise; test on folder:PATH")
 
 
-def _own(spec: RunSpec, root: str | Path, batch_size: int, workers: int) -> Images:
-    """Open a trial's test images, in its own batches."""
+def _pretrained(label: str, data: str | None, options: EvalOptions) -> tuple[nn.Module, Images]:
+    """Return a pretrained net of timm's, and images prepared as its pretrained_cfg has it."""
+    if data is None:
+        raise SpecError(f"{label} is not a trial's: say what to test it on, such as --data folder:PATH")
+    _refuse_in_memory(label, data)
+    model, config = open_pretrained(label.removeprefix("timm:"))
+    return model, _from_folder(data, config, options.batch_size or 64, options)
+
+
+def _images_for(spec: RunSpec, label: str, data: str | None, options: EvalOptions) -> Images:
+    """Open a trial's own test images, or others prepared as those of the trial."""
+    batch_size = options.batch_size or spec.data.batch_size
+    if data is not None and data != spec.data.name:
+        _refuse_in_memory(label, data)
+        return _from_folder(data, trial_config(spec, options.data_root), batch_size, options)
     known = dataclasses.replace(spec.data, batch_size=batch_size)
-    data = create_data(known, spec.seed, root=root, workers=workers)
-    return Images(spec.data.name, data.classes, data.batches("test"), data.test_keys(), data.digest)
+    module = create_data(known, spec.seed, root=options.data_root, workers=options.workers)
+    return Images(spec.data.name, module.classes, module.batches("test"), module.test_keys(), module.digest)
 
 
-def _from_folder(name: str, root: str | Path, config: dict[str, Any], batch_size: int, workers: int) -> Images:
+def _from_folder(name: str, config: dict[str, Any], batch_size: int, options: EvalOptions) -> Images:
     """Open the images of a folder, prepared as a data config of timm's has it."""
     DataSpec(name)  # a name that no data set has is said at once
     if name.startswith(("wds:", "hf:")):
         raise SpecError(f"--data is {name!r}: shards can be tested on by the trial that was trained on them")
-    folder = expand_path(name.removeprefix("folder:"), root)
+    folder = expand_path(name.removeprefix("folder:"), options.data_root)
     folder = next((folder / part for part in ("test", "val") if (folder / part).is_dir()), folder)
-    found = scan(folder) if folder.is_dir() else Scan([], [], [])
-    files = Files(str(folder), found.paths, found.labels)
+    listed = scan(folder) if folder.is_dir() else Scan([], [], [])
+    files = Files(str(folder), listed.paths, listed.labels)
     if not files.paths:
         raise DataError(f"{folder} is no folder of images: it needs a folder a class, with images in them")
-    loader = DataLoader(_Prepared(files, create_transform(**config)), batch_size, num_workers=workers)
+    loader = DataLoader(_Prepared(files, create_transform(**config)), batch_size, num_workers=options.workers)
     keys = [f"{folder.name}/{name}" for name in files.names]
-    return Images(f"folder:{folder}", [printable(name) for name in found.classes], loader, keys)
+    return Images(f"folder:{folder}", [printable(name) for name in listed.classes], loader, keys)
 
 
 class _Prepared(Dataset[tuple[Tensor, int, int]]):

@@ -1,10 +1,10 @@
-"""A trained net for elsewhere: a folder that timm loads, TorchScript, ONNX, and weights for a detector's backbone.
+"""Write a trained net for other programs: for timm, TorchScript, ONNX, and as a detector's backbone.
 
 DIR/se_lab.json               the trial's spec, how its images are prepared, its classes and metrics
     config.json               timm's, and
     model.safetensors         the weights under timm's names: where plain timm computes the whole net
     weights.safetensors       all weights, where it cannot
-    plain_backbone/           with plain=True: config.json and model.safetensors of the backbone without its SE units
+    plain_backbone/           on request: config.json and model.safetensors of the backbone without its SE units
     model.torchscript.pt
     model.onnx
     detector.safetensors      the weights as a torchvision detector names them: body.layer1.0.conv1.weight …
@@ -37,15 +37,13 @@ from se_lab import store
 from se_lab.spec import RunSpec, SpecError, check_choice, run_spec, seed_of
 from se_lab.spec.flags import import_recorded_plugins
 from se_lab.store import RunRecord
-from se_lab.trained.detection import DETECTOR_FILE, detection_backbone, write_detector
+from se_lab.trained.detection import DETECTOR_FILE, write_detector
 from se_lab.trained.inputs import class_names, input_size, trial_config
-from se_lab.trained.load import load_trained
+from se_lab.trained.load import load_trained, not_an_export
 from se_lab.trained.quiet import quiet_exporters
 from se_lab.trained.timm_twin import find_twin, from_twin
 from se_lab.units.insertion import Site
 from se_lab.units.model import create_model
-
-__all__ = ["FORMATS", "ExportError", "detection_backbone", "export", "load_exported"]
 
 FORMATS = ("safetensors", "torchscript", "onnx", "detector")
 TOLERANCE = 1e-4
@@ -75,8 +73,7 @@ class Net:
     @property
     def sites(self) -> list[Site]:
         """The net's SE units."""
-        sites: Any = self.model.se_sites
-        return list(sites)
+        return list(self.model.se_sites)  # type: ignore[arg-type]
 
     @property
     def classes(self) -> int:
@@ -89,30 +86,38 @@ class Net:
         return torch.randn(number, *self.shape, generator=stream)
 
 
+@dataclass(frozen=True)
+class ExportOptions:
+    """What an export holds besides the formats, and what it may read and replace."""
+
+    image_size: int | None = None
+    """Side of the images that TorchScript and ONNX are made for, in pixels; by default the trial's."""
+    plain: bool = False
+    """Write the backbone without its SE units as well, in plain_backbone/."""
+    data_root: str | Path = "."
+    """Where the trial's data lies, for the mean, the deviation and the class names."""
+    trust_plugins: bool = False
+    """Import the modules that the trial's record names under plugins."""
+    overwrite: bool = False
+    """Replace files that SE-Lab did not write."""
+
+
 def export(
     source: str | Path,
     folder: str | Path,
     formats: Sequence[str] = FORMATS[:3],
     *,
-    image_size: int | None = None,
-    data_root: str | Path = ".",
+    options: ExportOptions | None = None,
     say: Say = lambda text: None,
-    plain: bool = False,
-    trust_plugins: bool = False,
-    overwrite: bool = False,
 ) -> list[Path]:
-    """Write a trial's net for elsewhere, and return the files. Each is checked against the net before it is in place.
+    """Write a trial's net for other programs, and return the files. Each is checked against the net first.
 
     Args:
         source: A trial's folder, or a checkpoint in it.
         folder: Where to; it may hold other formats of the same weights.
         formats: Of `FORMATS`; onnx needs the extra se-lab[export].
-        image_size: Side of the images that TorchScript and ONNX are made for; by default the trial's.
-        data_root: Where the trial's data lies, for the mean, the deviation and the class names.
+        options: Image size, the plain backbone, data root, whether plugins are trusted and files replaced.
         say: Called with remarks for the user.
-        plain: Write the backbone without its SE units as well, in plain_backbone/.
-        trust_plugins: Import the modules that the trial's record names under plugins.
-        overwrite: Replace files that SE-Lab did not write.
 
     Raises:
         SpecError: for a checkpoint that cannot be loaded, an unknown format, a missing package, or a folder that holds
@@ -120,6 +125,38 @@ def export(
         DataError: where the mean and deviation of a trial's images are needed, and the set is not there.
         ExportError: where what was written does not compute what the net does; none of it is then left behind.
     """
+    options = options or ExportOptions()
+    _check_formats(formats)
+    net = _open(source, options)
+    folder = Path(folder)
+    known = _about(folder)
+    if known and known["weights"] != net.digest:
+        raise SpecError(f"{folder} holds other weights, of trial {known['trial_id']}; choose another folder")
+    about = (known or {}) | _describe(net, options.data_root)
+    aside = folder / f".export-{uuid.uuid4().hex}"
+    new = not folder.exists()
+    try:
+        aside.mkdir(parents=True)
+        with quiet_exporters():
+            for format in formats:
+                about |= _WRITERS[format](net, aside, about, say) or {}
+            if options.plain:
+                _write_plain(net, aside, about, say)
+        names = sorted(str(path.relative_to(aside)) for path in aside.rglob("*") if path.is_file())
+        names.append("se_lab.json")
+        (aside / "se_lab.json").write_text(json.dumps(about, indent=2), encoding="utf-8")
+        with store.replacing([folder / name for name in names], overwrite=options.overwrite):
+            for name in names:
+                (folder / name).parent.mkdir(exist_ok=True)
+                store.put_in_place(aside / name, folder / name)
+    except BaseException:
+        shutil.rmtree(folder if new else aside, ignore_errors=True)
+        raise
+    shutil.rmtree(aside)
+    return [folder / name for name in names]
+
+
+def _check_formats(formats: Sequence[str]) -> None:
     for format in formats:
         check_choice("formats", format, FORMATS)
     lacking = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
@@ -128,32 +165,6 @@ def export(
         raise SpecError(
             f"onnx needs {', '.join(lacking)}: pip install 'se-lab[export]', or export {others or 'others'}"
         )
-    net = _open(source, image_size, data_root, trust_plugins)
-    folder = Path(folder)
-    known = _about(folder)
-    if known and known["weights"] != net.digest:
-        raise SpecError(f"{folder} holds other weights, of trial {known['trial_id']}; choose another folder")
-    about = (known or {}) | _describe(net, data_root)
-    aside = folder / f".export-{uuid.uuid4().hex}"
-    new = not folder.exists()
-    try:
-        aside.mkdir(parents=True)
-        with quiet_exporters():
-            for format in formats:
-                about |= _WRITERS[format](net, aside, about, say) or {}
-            if plain:
-                _write_plain(net, aside, about, say)
-        written = sorted(str(path.relative_to(aside)) for path in aside.rglob("*") if path.is_file())
-        (aside / "se_lab.json").write_text(json.dumps(about, indent=2), encoding="utf-8")
-        with store.replacing([folder / name for name in [*written, "se_lab.json"]], overwrite=overwrite):
-            for name in [*written, "se_lab.json"]:
-                (folder / name).parent.mkdir(exist_ok=True)
-                store.put_in_place(aside / name, folder / name)
-    except BaseException:
-        shutil.rmtree(folder if new else aside, ignore_errors=True)
-        raise
-    shutil.rmtree(aside)
-    return [folder / name for name in [*written, "se_lab.json"]]
 
 
 def load_exported(folder: str | Path, *, trust_plugins: bool = False) -> tuple[nn.Module, RunSpec]:
@@ -181,33 +192,32 @@ def load_exported(folder: str | Path, *, trust_plugins: bool = False) -> tuple[n
     about = _about(folder) if folder.is_dir() else None
     if about is None or "weights_file" not in about:
         raise SpecError(
-            f"{_not_an_export(folder)}; load_exported takes a folder of se-lab export --formats safetensors"
+            f"{not_an_export(folder)}; load_exported takes a folder of se-lab export --formats safetensors"
         )
     import_recorded_plugins(about["plugins"], folder / "se_lab.json", trust_plugins)
     spec = run_spec(about["spec"])
     # its weights are here: whatever the trial started from need not be fetched
     plain = run_spec(spec.flat() | {"model.pretrained": False, "model.init": "timm"}).model
     model = create_model(plain, about["num_classes"], about["input"]["input_size"][0])
-    sites: Any = model.se_sites
     file = about["weights_file"]
     check_choice("weights_file", file, ("model.safetensors", "weights.safetensors"))
     state = load_file(folder / file)
     if about["twin"]:
-        state = from_twin(state, sites, spec.model.se.bias)
+        state = from_twin(state, list(model.se_sites), spec.model.se.bias)  # type: ignore[arg-type]
     model.load_state_dict(state)
     return model.eval(), spec
 
 
-def _open(source: str | Path, image_size: int | None, data_root: str | Path, trust_plugins: bool) -> Net:
-    model, spec = load_trained(source, trust_plugins=trust_plugins)
+def _open(source: str | Path, options: ExportOptions) -> Net:
+    model, spec = load_trained(source, trust_plugins=options.trust_plugins)
     path = Path(source)
     record = store.read_record(path if path.is_dir() else path.parent)
     assert record is not None  # load_trained has read it
-    channels, height, width = input_size(spec.data, data_root)
-    if image_size is not None:
-        if image_size < 8:
-            raise SpecError(f"--image_size is {image_size}; it must be at least 8")
-        height = width = image_size
+    channels, height, width = input_size(spec.data, options.data_root)
+    if options.image_size is not None:
+        if options.image_size < 8:
+            raise SpecError(f"--image_size is {options.image_size}; it must be at least 8")
+        height = width = options.image_size
     digest = hashlib.sha256()
     for name, value in model.state_dict().items():
         digest.update(name.encode())
@@ -215,23 +225,9 @@ def _open(source: str | Path, image_size: int | None, data_root: str | Path, tru
     return Net(model, spec, record, (channels, height, width), digest.hexdigest()[:16])
 
 
-def _not_an_export(path: Path) -> str:
-    """Say what a path is that load_exported cannot read."""
-    if not path.exists():
-        return f"there is no folder {path}"
-    if path.is_file():
-        return f"{path} is a file"
-    if (path / "record.json").exists():
-        return f"{path} is the folder of a trial, which load_trained loads"
-    if (path / "se_lab.json").exists():
-        return f"{path} is an export in another format"
-    return f"{path} holds no export (se_lab.json and weights)"
-
-
 def _about(folder: Path) -> dict[str, Any] | None:
     try:
-        about: dict[str, Any] = json.loads((folder / "se_lab.json").read_text(encoding="utf-8"))
-        return about
+        return dict(json.loads((folder / "se_lab.json").read_text(encoding="utf-8")))
     except FileNotFoundError:
         return None
     except ValueError as error:
@@ -389,8 +385,7 @@ _WRITERS: dict[str, Callable[[Net, Path, dict[str, Any], Say], dict[str, Any] | 
 def _check(what: str, compute: Callable[[Tensor], Tensor], net: Net) -> None:
     """Raise ExportError unless what was exported gives the net's outputs, for batches of two sizes."""
     with torch.inference_mode():
-        for number in (1, 3):
-            images = net.images(number)
+        for images in (net.images(1), net.images(3)):
             expected, given = net.model(images), compute(images)
             if not expected.isfinite().all():
                 raise ExportError("the net gives NaN or infinite outputs for images of noise: it cannot be checked")

@@ -76,3 +76,16 @@ def _untrained(spec: RunSpec, record: RunRecord, weights: dict[str, Any]) -> nn.
     start = {"model.pretrained": False, "model.init": "timm"}
     model = run_spec(spec.flat() | start).model
     return create_model(model, record.data["classes"], in_chans=kernels[0].shape[1])
+
+
+def not_an_export(path: Path) -> str:
+    """Say what a path is that load_exported cannot read."""
+    if not path.exists():
+        return f"there is no folder {path}"
+    if path.is_file():
+        return f"{path} is a file"
+    if (path / "record.json").exists():
+        return f"{path} is the folder of a trial, which load_trained loads"
+    if (path / "se_lab.json").exists():
+        return f"{path} is an export in another format"
+    return f"{path} holds no export (se_lab.json and weights)"

@@ -18,7 +18,7 @@ from se_lab.cli import main
 from se_lab.spec import DataSpec, ModelSpec, SESpec, SpecError, TrainSpec
 from se_lab.store import read_sealed, write_sealed
 from se_lab.trained import evaluate as module
-from se_lab.trained.evaluate import evaluate
+from se_lab.trained.evaluate import EvalOptions, evaluate
 from se_lab.training.run import run
 
 PUG, FISH = "n02110958", "n01443537"
@@ -31,7 +31,7 @@ def trial(tmp_path_factory):
 
     store = tmp_path_factory.mktemp("store")
     spec = RunSpec(
-        ModelSpec("cifar_resnet20", SESpec(reduction=4)),
+        ModelSpec("cifar_resnet20", SESpec(reduction=4), kwargs={"units": 1}),
         DataSpec(batch_size=100),
         OptimSpec(schedule="cosine"),
         TrainSpec(epochs=2, select="best", channels_last=True),
@@ -71,7 +71,7 @@ def test_it_tests_in_the_trials_precision_and_with_the_weights_that_were_tested(
 
 
 def test_intervals_are_wilsons(trial):
-    found = evaluate(trial[0], batch_size=64)
+    found = evaluate(trial[0], options=EvalOptions(batch_size=64))
     for name in ("test/top1_error", "test/top5_error"):
         wrong = round(found.metrics[name] / 100 * found.images)
         expected = proportion_confint(wrong, found.images, method="wilson")  # statsmodels
@@ -107,7 +107,7 @@ def pretrained(tmp_path):
 def test_a_pretrained_net_sees_its_own_preprocessing_and_classes_by_wordnet_id(pretrained, tmp_path):
     name, net = pretrained
     root = folder_of_images(tmp_path / "images")
-    found = evaluate(name, f"folder:{root}", predictions=tmp_path / "p.npz", workers=0)
+    found = evaluate(name, f"folder:{root}", predictions=tmp_path / "p.npz", options=EvalOptions(workers=0))
     # torchvision's transforms, with the numbers of the net's config: 64 / 0.8 = 80
     prepare = v2.Compose([v2.Resize(80, v2.InterpolationMode.BICUBIC), v2.CenterCrop(64), v2.PILToTensor()])
     images = torch.stack(
@@ -141,7 +141,7 @@ def test_wrong_input_is_said_plainly(trial, pretrained, tmp_path):
         evaluate(pretrained[0], "digits")
     (root / "cat" / "0.png").write_text("no image")
     with pytest.raises(module.DataError, match=r"cat/0\.png cannot be read: it is no image"):
-        evaluate(folder_net(tmp_path), f"folder:{root}", workers=0)
+        evaluate(folder_net(tmp_path), f"folder:{root}", options=EvalOptions(workers=0))
 
 
 def folder_net(tmp_path: Path) -> str:
