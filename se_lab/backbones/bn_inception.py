@@ -15,7 +15,7 @@ import torch
 from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
-from se_lab.backbones.net import ConvNet, Factory, build, imagenet_cfg, layer_types
+from se_lab.backbones.net import ConvNet, NetOptions, build, imagenet_cfg
 
 
 class Widths(NamedTuple):
@@ -116,23 +116,12 @@ class BNInception(ConvNet):
     `conv1` to `pool2` are the stem, `layer1` the modules 3a to 3c, `layer2` 4a to 4e, `layer3` 5a and 5b.
     """
 
-    def __init__(
-        self,
-        num_classes: int = 1000,
-        in_chans: int = 3,
-        global_pool: str = "avg",
-        act_layer: Any = nn.ReLU,
-        norm_layer: Any = nn.BatchNorm2d,
-        drop_rate: float = 0.0,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        factory: Factory = {"device": device, "dtype": dtype}
-        super().__init__(num_classes, in_chans, drop_rate)
-        act, norm = layer_types(act_layer, norm_layer)
-        layers = {"act_layer": act, "norm_layer": norm, **factory}
+    def __init__(self, **options: Any) -> None:
+        common = NetOptions(**options)
+        super().__init__(common)
+        layers = common.layers
 
-        self.conv1 = ConvNormAct(in_chans, 64, 7, 2, **layers)
+        self.conv1 = ConvNormAct(common.in_chans, 64, 7, 2, **layers)
         self.pool1 = nn.MaxPool2d(3, 2, padding=1)
         self.conv2 = ConvNormAct(64, 64, 1, **layers)
         self.conv3 = ConvNormAct(64, 192, 3, **layers)
@@ -154,7 +143,7 @@ class BNInception(ConvNet):
         self.add_feature("layer2.3", 608, 16)
         self.add_feature("layer3.1", 1024, 32)
 
-        self.add_head(channels, global_pool, factory)
+        self.add_head(channels, common.global_pool, common.factory)
         self.init_weights()
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:

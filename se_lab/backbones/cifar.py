@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
-from se_lab.backbones.net import ConvNet, Factory, build, layer_types, residual_stages
+from se_lab.backbones.net import ConvNet, ResidualOptions, build, residual_stages
 
 # Mean and standard deviation of the training images' pixels, by the number of classes: CIFAR-10 and CIFAR-100.
 STATISTICS = {
@@ -35,36 +36,28 @@ class CifarNet(ConvNet):
         stem_channels: int = 16,
         stem: Sequence[str] = ("norm", "act"),
         tail: Sequence[str] = (),
-        num_classes: int = 10,
-        in_chans: int = 3,
-        global_pool: str = "avg",
-        act_layer: Any = nn.ReLU,
-        norm_layer: Any = nn.BatchNorm2d,
-        drop_rate: float = 0.0,
-        drop_path_rate: float = 0.0,
-        zero_init_last: bool = False,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        **options: Any,
     ) -> None:
-        factory: Factory = {"device": device, "dtype": dtype}
-        super().__init__(num_classes, in_chans, drop_rate)
-        act, norm = layer_types(act_layer, norm_layer)
+        common = ResidualOptions(**{"num_classes": 10, **options})
+        super().__init__(common)
+        factory, layers = common.factory, common.layers
+        act, norm = layers["act_layer"], layers["norm_layer"]
 
-        self.conv1 = nn.Conv2d(in_chans, stem_channels, 3, padding=1, bias=False, **factory)
+        self.conv1 = nn.Conv2d(common.in_chans, stem_channels, 3, padding=1, bias=False, **factory)
         self.bn1 = norm(stem_channels, **factory) if "norm" in stem else nn.Identity()
         self.act1 = act(inplace=True) if "act" in stem else nn.Identity()
         self.add_feature("act1", stem_channels, 1)
 
-        layers = {"act_layer": act, "norm_layer": norm, **factory}
-        stages = residual_stages(unit, stem_channels, channels, [units] * 3, (1, 2, 2), drop_path_rate, **layers)
+        depths, rate = [units] * 3, common.drop_path_rate
+        stages = residual_stages(partial(unit, **layers), stem_channels, channels, depths, (1, 2, 2), rate)
         for name, width, reduction in zip(("layer1", "layer2", "act"), channels, (1, 2, 4), strict=True):
             self.add_feature(name, width, reduction)
         self.layer1, self.layer2, self.layer3 = stages
 
         self.norm = norm(channels[-1], **factory) if "norm" in tail else nn.Identity()
         self.act = act(inplace=True) if "act" in tail else nn.Identity()
-        self.add_head(channels[-1], global_pool, factory)
-        self.init_weights(zero_init_last)
+        self.add_head(channels[-1], common.global_pool, factory)
+        self.init_weights(common.zero_init_last)
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
         """Map images (N, in_chans, H, W) to features (N, num_features, ⌈H/4⌉, ⌈W/4⌉)."""

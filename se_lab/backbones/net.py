@@ -2,6 +2,7 @@
 
 # annotations are evaluated: torch.fx copies those of `forward` into its graphs, which TorchScript then has to resolve
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, TypedDict
 
 import torch
@@ -22,6 +23,39 @@ class Factory(TypedDict):
     dtype: torch.dtype | None
 
 
+@dataclass(frozen=True)
+class NetOptions:
+    """The arguments that timm's nets share."""
+
+    num_classes: int = 1000
+    in_chans: int = 3
+    global_pool: str = "avg"
+    act_layer: Any = nn.ReLU
+    norm_layer: Any = nn.BatchNorm2d
+    drop_rate: float = 0.0
+    device: torch.device | str | None = None
+    dtype: torch.dtype | None = None
+
+    @property
+    def factory(self) -> Factory:
+        """Where and in what type the net's tensors are made."""
+        return {"device": self.device, "dtype": self.dtype}
+
+    @property
+    def layers(self) -> dict[str, Any]:
+        """The arguments of a block: timm's names of an activation and a norm ("silu") resolved to their classes."""
+        norm: Any = get_norm_layer
+        return {"act_layer": get_act_layer(self.act_layer), "norm_layer": norm(self.norm_layer), **self.factory}
+
+
+@dataclass(frozen=True)
+class ResidualOptions(NetOptions):
+    """The arguments that timm's residual nets share."""
+
+    drop_path_rate: float = 0.0
+    zero_init_last: bool = False
+
+
 class ConvNet(nn.Module):
     """A convolutional classifier with timm's surface; a subclass adds the layers and writes `forward_features`.
 
@@ -29,11 +63,11 @@ class ConvNet(nn.Module):
     feature extraction goes by that order), fills `feature_info`, and ends with `add_head` and `init_weights`.
     """
 
-    def __init__(self, num_classes: int, in_chans: int, drop_rate: float) -> None:
+    def __init__(self, options: NetOptions) -> None:
         super().__init__()
-        self.num_classes = num_classes
-        self.in_chans = in_chans
-        self.drop_rate = float(drop_rate)
+        self.num_classes = options.num_classes
+        self.in_chans = options.in_chans
+        self.drop_rate = float(options.drop_rate)
         self.feature_info: list[dict[str, Any]] = []
 
     def add_feature(self, module: str, channels: int, reduction: int) -> None:
@@ -151,12 +185,6 @@ class ConvNet(nn.Module):
         return self.forward_head(self.forward_features(x))
 
 
-def layer_types(act_layer: Any, norm_layer: Any) -> tuple[Any, Any]:
-    """Resolve timm's names of an activation and a norm ("silu", "batchnorm2d") to their classes."""
-    norm: Any = get_norm_layer
-    return get_act_layer(act_layer), norm(norm_layer)
-
-
 def drop_path_rates(drop_path_rate: float, depth: int) -> list[float]:
     """Stochastic depth's linear decay: 0 at the first of `depth` units, `drop_path_rate` at the last."""
     return [drop_path_rate * unit / max(depth - 1, 1) for unit in range(depth)]
@@ -169,11 +197,10 @@ def residual_stages(
     units: Sequence[int],
     strides: Sequence[int],
     drop_path_rate: float,
-    **layers: Any,
 ) -> list[nn.Sequential]:
     """Make stages of `units` units at `channels`, the first of each with the stage's stride.
 
-    A unit is `unit(in_channels, channels, stride=…, drop_path=…, **layers)`; how often its branch is dropped rises
+    A unit is `unit(in_channels, channels, stride=…, drop_path=…)`; how often its branch is dropped rises
     linearly (`drop_path_rates`).
     """
     rates = iter(drop_path_rates(drop_path_rate, sum(units)))
@@ -183,7 +210,7 @@ def residual_stages(
         for position in range(count):
             rate = next(rates)
             drop_path = DropPath(rate) if rate > 0 else None
-            blocks.append(unit(in_channels, width, stride=1 if position else stride, drop_path=drop_path, **layers))
+            blocks.append(unit(in_channels, width, stride=1 if position else stride, drop_path=drop_path))
             in_channels = width
         stages.append(nn.Sequential(*blocks))
     return stages

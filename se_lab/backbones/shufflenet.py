@@ -14,7 +14,7 @@ import torch
 from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
-from se_lab.backbones.net import ConvNet, Factory, build, imagenet_cfg, layer_types, residual_stages
+from se_lab.backbones.net import ConvNet, ResidualOptions, build, imagenet_cfg, residual_stages
 from se_lab.backbones.residual import Add, Concat, ResidualUnit
 
 UNITS = (4, 8, 4)
@@ -96,37 +96,28 @@ class ShuffleNet(ConvNet):
         channels: tuple[int, int, int],
         groups: int,
         stem_channels: int = 24,
-        num_classes: int = 1000,
-        in_chans: int = 3,
-        global_pool: str = "avg",
-        act_layer: Any = nn.ReLU,
-        norm_layer: Any = nn.BatchNorm2d,
-        drop_rate: float = 0.0,
-        drop_path_rate: float = 0.0,
-        zero_init_last: bool = False,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        **options: Any,
     ) -> None:
-        factory: Factory = {"device": device, "dtype": dtype}
-        super().__init__(num_classes, in_chans, drop_rate)
-        act, norm = layer_types(act_layer, norm_layer)
+        common = ResidualOptions(**options)
+        super().__init__(common)
+        factory, layers = common.factory, common.layers
+        act, norm = layers["act_layer"], layers["norm_layer"]
 
-        self.conv1 = nn.Conv2d(in_chans, stem_channels, 3, stride=2, padding=1, bias=False, **factory)
+        self.conv1 = nn.Conv2d(common.in_chans, stem_channels, 3, stride=2, padding=1, bias=False, **factory)
         self.bn1 = norm(stem_channels, **factory)
         self.act1 = act(inplace=True)
         self.maxpool = nn.MaxPool2d(3, 2, padding=1)
         self.add_feature("act1", stem_channels, 2)
         self.add_feature("maxpool", stem_channels, 4)
 
-        unit = partial(ShuffleUnit, groups=groups, narrow=stem_channels)
-        layers = {"act_layer": act, "norm_layer": norm, **factory}
-        stages = residual_stages(unit, stem_channels, channels, UNITS, (2, 2, 2), drop_path_rate, **layers)
+        unit = partial(ShuffleUnit, groups=groups, narrow=stem_channels, **layers)
+        stages = residual_stages(unit, stem_channels, channels, UNITS, (2, 2, 2), common.drop_path_rate)
         for index, width in enumerate(channels):
             self.add_feature(f"layer{index + 1}", width, 8 * 2**index)
         self.layer1, self.layer2, self.layer3 = stages
 
-        self.add_head(channels[-1], global_pool, factory)
-        self.init_weights(zero_init_last)
+        self.add_head(channels[-1], common.global_pool, factory)
+        self.init_weights(common.zero_init_last)
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
         """Map images (N, in_chans, H, W) to features (N, num_features, ⌈H/32⌉, ⌈W/32⌉)."""
