@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 from importlib.metadata import version
-from typing import Any
+
+from se_lab.spec.lazy import lazy_names
 
 __version__ = version("se-lab")
 
@@ -44,14 +44,4 @@ _HOMES = {
     "load_records": "sweep.records",
 }
 __all__ = list(_HOMES)
-
-
-def __getattr__(name: str) -> Any:
-    """Import a public name from its module when it is first asked for: `se-lab --help` needs no PyTorch."""
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(["__version__", *__all__])
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

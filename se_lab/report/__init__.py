@@ -5,8 +5,7 @@ In: a DataFrame of trials, one row each. Out: tables as text, figures, pages.
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
+from se_lab.spec.lazy import lazy_names
 
 _HOMES = {
     "COLUMNS": "columns",
@@ -32,14 +31,4 @@ _HOMES = {
     "write_report": "page",
 }
 __all__ = list(_HOMES)
-
-
-def __getattr__(name: str) -> Any:
-    """Import a public name from its module when it is first asked for: a terminal table needs no SciPy."""
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)
