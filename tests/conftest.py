@@ -32,11 +32,11 @@ def _one_thread():
 
 @pytest.fixture
 def quick():
-    """Return a maker of specs of two epochs on digits."""
+    """Return a maker of specs of two epochs of a net of three units on digits."""
 
     def make(se: SESpec | None = None, *, seed: int = 0, epochs: int = 2, **sections) -> RunSpec:
         return RunSpec(
-            model=sections.get("model", ModelSpec("cifar_resnet20", se or SESpec(reduction=4))),
+            model=sections.get("model", ModelSpec("cifar_resnet20", se or SESpec(reduction=4), kwargs={"units": 1})),
             data=sections.get("data", DataSpec(batch_size=256)),
             optim=sections.get("optim", OptimSpec(schedule="cosine")),
             train=sections.get("train", TrainSpec(epochs=epochs)),

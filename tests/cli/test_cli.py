@@ -20,7 +20,7 @@ from se_lab.spec.flags import parse_trial
 from se_lab.store import claim
 
 DEMO = Path(__file__).parents[2] / "sweeps/demo.yaml"
-QUICK = ["--recipe=digits", "--train.epochs=1", "--data.batch_size=256", "--wandb=false"]
+QUICK = ["--recipe=digits", "--train.epochs=1", "--data.batch_size=256", "--model.kwargs={units: 1}", "--wandb=false"]
 
 
 def test_help_answers_without_pytorch():
@@ -158,6 +158,7 @@ def test_a_trial_that_another_worker_has_is_left_to_it(tmp_path, capsys):
     assert not (tmp_path / spec.trial_id / "record.json").exists()
 
 
+@pytest.mark.slow
 def test_of_several_ranks_one_tells_what_a_rehearsal_found(tmp_path):
     argv = ["train", *QUICK, f"--store={tmp_path}", "--train.devices=2", "--dry_run"]
     with socket.socket() as free:
@@ -270,13 +271,3 @@ def test_a_plugin_adds_an_operator(tmp_path, monkeypatch, capsys):
         sys.modules.pop("my_squeeze", None)
     record = json.loads(next(tmp_path.glob("runs/*/record.json")).read_text())
     assert record["spec"]["model.se.squeeze"] == "l2" and record["execution"]["plugins"] == "my_squeeze"
-
-
-def test_every_shipped_sweep_parses_and_every_trial_builds_its_net():
-    from se_lab.sweep.grammar import read_sweep
-    from se_lab.sweep.schedule import check_trials
-
-    files = sorted((Path(__file__).parents[2] / "sweeps").glob("*.yaml"))
-    assert files
-    for file in files:
-        check_trials(read_sweep(file).trials)

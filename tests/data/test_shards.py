@@ -263,7 +263,7 @@ def test_a_trial_on_shards_records_what_it_skipped(shards, tmp_path, quick, here
     assert predictions["key"][5] == "val-00.tar/sample0006"
 
 
-@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("devices", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_images_found_bad_in_passing_are_left_out_of_any_batch_and_recorded_by_all_ranks(
     shards, tmp_path, quick, here, noise, devices
 ):

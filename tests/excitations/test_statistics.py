@@ -12,6 +12,7 @@ from safetensors import safe_open
 
 from se_lab.excitations.capture import ExcitationError, GateSite
 from se_lab.excitations.statistics import BINS, ExcitationStatistics, bin_edges
+from se_lab.sweep.server import forking
 
 SITES = [GateSite("SE_2_1", 2, 1, 6, "a"), GateSite("SE_3_1", 3, 1, 10, "b")]
 CLASSES = ["cat", "dog", "pug", "none of it"]  # the last one has no image
@@ -180,7 +181,8 @@ def _rank(rank: int, folder: str) -> None:
 
 
 def test_ranks_merge_to_the_whole(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(_rank, (str(tmp_path),), nprocs=2)
+    with forking():
+        torch.multiprocessing.start_processes(_rank, (str(tmp_path),), nprocs=2, start_method="forkserver")
     whole = streamed(*stored("saturated"), 500)
     for rank in range(2):
         merged = ExcitationStatistics.load(tmp_path / f"{rank}.safetensors")

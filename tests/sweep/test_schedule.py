@@ -331,10 +331,14 @@ os.execv(sys.argv[1], sys.argv[1:])
 """
 
 
-def test_signals_leave_everything_resumable(long_file, tmp_path, undisturbed):
+# Ctrl-C, and a terminal that is closed, tell the workers as well; `kill` tells the sweep alone
+INTERRUPT, KILL, CLOSE = (signal.SIGINT, os.killpg), (signal.SIGTERM, os.kill), (signal.SIGHUP, os.killpg)
+
+
+@pytest.mark.parametrize("signals", [[INTERRUPT], pytest.param([KILL, CLOSE], marks=pytest.mark.slow)])
+def test_signals_leave_everything_resumable(long_file, tmp_path, undisturbed, signals):
     store = tmp_path / "store"
-    # Ctrl-C, and a terminal that is closed, tell the workers as well; `kill` tells the sweep alone
-    for number, tell in ((signal.SIGINT, os.killpg), (signal.SIGTERM, os.kill), (signal.SIGHUP, os.killpg)):
+    for number, tell in signals:
         before = [sys.executable, "-c", SIGCHLD_IGNORED] if number == signal.SIGTERM else []
         rows = sum(file.read_text().count("\n") for file in store.glob("*/metrics.csv"))
         process = begin(long_file, store, before)
@@ -349,6 +353,7 @@ def test_signals_leave_everything_resumable(long_file, tmp_path, undisturbed):
     assert results(long_file, store) == undisturbed
 
 
+@pytest.mark.slow
 def test_killed_again_and_again_it_comes_to_the_table_of_an_undisturbed_run(long_file, tmp_path, undisturbed):
     store = tmp_path / "store"
     torn, stop = [], threading.Event()

@@ -267,6 +267,7 @@ def until(true, seconds=240):
         time.sleep(0.1)
 
 
+@pytest.mark.slow
 def test_the_emulation_hands_out_pauses_stops_filters_and_samples_as_the_client_asks(server):
     """The real client, no trial: what the tests of trials rely on."""
     spec = {"method": "random", "parameters": {"lr": {"min": 0.1, "max": 0.2}, "kind": {"value": "a"}}}

@@ -66,6 +66,7 @@ def claims(folder, trial_id):
     return sorted(path.name for path in (folder / trial_id / "claims").glob("0*[0-9]"))
 
 
+@pytest.mark.slow
 def test_a_sweep_on_slurm_is_the_sweep_here_and_is_submitted_once(sweep_file, tmp_path, capsys):
     path, folder = sweep_file(seed=range(4)), tmp_path / "store"
     trials = read_sweep(path).trials

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import os
-import subprocess
-import sys
+import multiprocessing
 
 import pytest
 import torch
@@ -99,27 +97,44 @@ def test_bfloat16_is_rounded_as_pytorch_rounds_it():
         assert torch.equal(out, (high.float() + rest.float()).to(torch.bfloat16))
 
 
-def python(code, **environment):
-    command = [sys.executable, "-c", f"from se_lab.units.fused import native\n{code}"]
-    return subprocess.Popen(command, env=os.environ | environment, stdout=subprocess.PIPE, text=True)
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """Return a cache folder of the test's own, and let the library be one that compiles at once."""
+    source = tmp_path / "one.cpp"
+    source.write_text('extern "C" int one() { return 1; }\n')
+    monkeypatch.setattr(native, "SOURCE", source)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache"
 
 
-def test_processes_that_begin_at_once_share_one_library(tmp_path):
-    begun = [python("print(native.library()._name)", XDG_CACHE_HOME=str(tmp_path)) for _ in range(2)]
-    (path,) = {process.communicate()[0].strip() for process in begun}
-    assert [str(made) for made in (tmp_path / "se-lab").iterdir()] == [path]
+def _path_of_the_library(start, answers):
+    start.wait()
+    answers.put(native.library.__wrapped__()._name)
 
 
-def test_without_a_cache_it_is_compiled_for_the_process(tmp_path):
-    (tmp_path / "file").touch()
-    said = python("print(native.library() is not None)", XDG_CACHE_HOME=str(tmp_path / "file"))
-    assert said.communicate()[0] == "True\n"
+def test_processes_that_begin_at_once_share_one_library(cache):
+    context = multiprocessing.get_context("fork")
+    start, answers = context.Barrier(2), context.Queue()
+    begun = [context.Process(target=_path_of_the_library, args=(start, answers)) for _ in range(2)]
+    for process in begun:
+        process.start()
+    (path,) = {answers.get() for _ in begun}
+    for process in begun:
+        process.join()
+    assert [str(made) for made in (cache / "se-lab").iterdir()] == [path]
+
+
+def test_without_a_cache_it_is_compiled_for_the_process(cache):
+    cache.touch()  # a file where the folder should be
+    assert native.library.__wrapped__().one() == 1
+    assert cache.is_file()
 
 
 @pytest.mark.parametrize("compiler", ["/nowhere/c++", "false", ""])
-def test_without_a_compiler_there_is_none(compiler, tmp_path):
-    said = python("print(native.library())", CXX=compiler, PATH="/nowhere", XDG_CACHE_HOME=str(tmp_path))
-    assert said.communicate()[0] == "None\n"
+def test_without_a_compiler_there_is_none(compiler, cache, monkeypatch):
+    monkeypatch.setenv("CXX", compiler)
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert native.library.__wrapped__() is None
 
 
 def test_a_file_that_others_can_write_or_replace_is_not_loaded(tmp_path):

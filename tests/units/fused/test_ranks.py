@@ -12,6 +12,7 @@ from timm.models.resnet import BasicBlock, ResNet
 
 from se_lab import SESpec, insert_se
 from se_lab.parallel.sync_bn import SyncBatchNorm, sync_on_cpu
+from se_lab.sweep.server import forking
 from se_lab.units.fused import fuse, units
 
 
@@ -53,7 +54,8 @@ def rank(number, store, results):
 
 
 def test_two_ranks_with_sync_bn_take_the_step_of_one_process_with_all_images(tmp_path):
-    mp.spawn(rank, (tmp_path / "store", tmp_path / "results"), nprocs=2)
+    with forking():
+        mp.start_processes(rank, (tmp_path / "store", tmp_path / "results"), nprocs=2, start_method="forkserver")
     net = build()
     torch.manual_seed(2)
     insert_se(net, SESpec(reduction=2))
