@@ -6,12 +6,12 @@ import os
 import sys
 from pathlib import Path
 
-from se_lab.training.stopping import RESUME_ME, InterruptedTrialError, left_when_told
+from se_lab.training.stopping import RESUME_ME, InterruptedTrialError, exit_on_signals
 
 
 def train(argv: list[str]) -> int:
     """Run one trial, or rehearse it."""
-    with left_when_told():
+    with exit_on_signals():
         return _train(argv)
 
 

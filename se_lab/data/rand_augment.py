@@ -57,26 +57,26 @@ class RandAugment:
 
     def __call__(self, images: Tensor, keys: list[int]) -> Tensor:
         """Return the augmented images; what is drawn for image n is keyed by keys[n]."""
-        drawn: list[Drawn] = []
+        choices: list[Drawn] = []
         with keyed_globals(0):
             for key in keys:  # from the streams that timm draws from
                 random.seed(key)
                 np.random.seed(key % 2**32)
-                drawn.append(self.draw([]))
+                choices.append(self.draw([]))
         names: list[str] = []
         sizes: list[int] = []
         places: list[int] = []
         arguments: list[tuple[float, ...]] = []
         for turn in range(self.draw.num_layers):
             groups: dict[str, list[int]] = {}
-            for row, operations in enumerate(drawn):
+            for row, operations in enumerate(choices):
                 if turn < len(operations):
                     groups.setdefault(operations[turn][0], []).append(row)
             for name, rows in groups.items():
                 names.append(name)
                 sizes.append(len(rows))
                 places += rows
-                arguments += [drawn[row][turn][1][:1] or (0.0,) for row in rows]
+                arguments += [choices[row][turn][1][:1] or (0.0,) for row in rows]
         device = images.device
         # a copy for all steps, which waits for no GPU, where a tensor made on it would for each
         where = torch.tensor(places, dtype=torch.long).to(device, non_blocking=True).split_with_sizes(sizes)

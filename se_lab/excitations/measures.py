@@ -80,8 +80,8 @@ def selectivity_without_classes(unit: UnitStatistics) -> float:
     centre = (count * unit.mean[there]).sum(0) / count.sum()
     rng = np.random.default_rng(seed_of("selectivity", unit.site.name))
     spread = np.sqrt(within / count)
-    drawn = [_selectivity(centre + spread * rng.standard_normal(spread.shape)).mean() for _ in range(DRAWS)]
-    return float(np.mean(drawn))
+    indices = [_selectivity(centre + spread * rng.standard_normal(spread.shape)).mean() for _ in range(DRAWS)]
+    return float(np.mean(indices))
 
 
 def _selectivity(mean: Floats) -> Floats:

@@ -20,7 +20,7 @@ from se_lab.sweep.server import in_a_child, start_server
 from se_lab.sweep.trial_process import Outcome, TrialProcess, Work
 from se_lab.sweep.wandb_service import shared_service
 from se_lab.training.failures import BROKEN_DEVICE, NETWORK, OK_AGAIN, OTHER, OUT_OF_MEMORY, reason
-from se_lab.training.stopping import Stop, heard
+from se_lab.training.stopping import Stop, catch_signals
 
 POLL_SECONDS = 2.0
 """How long to wait before looking again at a trial that another worker holds."""
@@ -128,7 +128,7 @@ class Schedule:
 
     def run(self) -> None:
         """Run the trials until all are over, a signal stops them, or they fail for one reason."""
-        with heard(Stop(at_once=False)) as stop:
+        with catch_signals(Stop(at_once=False)) as stop:
             try:
                 while self.has_more or self.running:
                     stopping = stop.asked or self._fails_throughout()

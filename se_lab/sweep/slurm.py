@@ -37,7 +37,7 @@ from se_lab.sweep.status import (
     standings,
     trials_of,
 )
-from se_lab.training.stopping import RESUME_ME, InterruptedTrialError, Stop, heard
+from se_lab.training.stopping import RESUME_ME, InterruptedTrialError, Stop, catch_signals
 
 ARRAY_SIZE = 1000
 """Slurm's default limit of an array (MaxArraySize)."""
@@ -202,7 +202,7 @@ def wait_for(sweep: Sweep, store_folder: str | Path) -> list[Standing]:
 
 def run_share(share: Share) -> None:
     """Run a task's trials inside its job; requeue the job if it is told to stop before they are over."""
-    with heard(Stop(at_once=False)) as stop:
+    with catch_signals(Stop(at_once=False)) as stop:
         from se_lab.sweep.schedule import Rules, common_reason, execute
         from se_lab.sweep.view import SweepView
 
@@ -240,7 +240,7 @@ def _run_rank(share: Share) -> None:
 def run_agent(work: tuple[str, Mapping[str, str]]) -> None:
     """Run one trial of a W&B sweep inside the job; an agent that is told to stop marks its run as preempting."""
     path, environment = work
-    with heard(Stop(at_once=False)) as stop:
+    with catch_signals(Stop(at_once=False)) as stop:
         command = [sys.executable, "-m", "wandb", "agent", "-f", "--count", "1", path]
         agent = subprocess.Popen(command, env=os.environ | dict(environment))
         while agent.poll() is None and not stop.asked:

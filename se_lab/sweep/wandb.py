@@ -27,7 +27,7 @@ from se_lab.store import RunRecord, TrialBusyError
 from se_lab.sweep.check import check_sweep
 from se_lab.sweep.grammar import Sweep, load_spec, read_sweep
 from se_lab.training.run import run
-from se_lab.training.stopping import RESUME_ME, SIGNALS, InterruptedTrialError, Stop, heard
+from se_lab.training.stopping import RESUME_ME, SIGNALS, InterruptedTrialError, Stop, catch_signals
 
 POLL_SECONDS = 2.0
 REACH_AGENTS = ("store", "data_root")
@@ -52,7 +52,7 @@ def run_for_agent(spec: RunSpec, execution: ExecSpec) -> RunRecord:
     """
     import wandb
 
-    with heard(Stop()) as told:
+    with catch_signals(Stop()) as told:
         try:
             record = _run_when_free(spec, execution, told)
         except InterruptedTrialError:
@@ -310,7 +310,7 @@ def run_agents(path: str, environment: Mapping[str, str], agents: int) -> bool:
     """
     command = [sys.executable, "-m", "wandb", "agent", "-f", path]
     stopped, running = False, []
-    with heard(Stop(at_once=False)) as stop:
+    with catch_signals(Stop(at_once=False)) as stop:
         for _ in range(agents):
             running.append(subprocess.Popen(command, env={**os.environ, **environment}, start_new_session=True))
         while any(process.poll() is None for process in running):

@@ -106,7 +106,7 @@ class StageMaps(nn.Module):
         if hasattr(net, "forward_intermediates"):
             maps = net.forward_intermediates(images, indices=self.levels, intermediates_only=True)
         else:
-            maps = self._listen(images)
+            maps = self._maps_at_ends(images)
         return OrderedDict((str(number), one) for number, one in enumerate(maps))
 
     def train(self, mode: bool = True) -> StageMaps:
@@ -135,15 +135,15 @@ class StageMaps(nn.Module):
     def _frozen(self) -> list[nn.Module]:
         return [module for module in self.modules() if self.frozen_norms and isinstance(module, _BatchNorm)]
 
-    def _listen(self, images: Tensor) -> list[Tensor]:
+    def _maps_at_ends(self, images: Tensor) -> list[Tensor]:
         net: Any = self._net[0]
-        heard: dict[str, Tensor] = {}
+        outputs: dict[str, Tensor] = {}
 
-        def hear(end: str, module: nn.Module, inputs: Any, output: Tensor) -> None:
-            heard[end] = output
+        def keep(end: str, module: nn.Module, inputs: Any, output: Tensor) -> None:
+            outputs[end] = output
 
         handles = [
-            net.get_submodule(end).register_forward_hook(functools.partial(hear, end))
+            net.get_submodule(end).register_forward_hook(functools.partial(keep, end))
             for end in dict.fromkeys(self.ends)
         ]
         try:
@@ -151,7 +151,7 @@ class StageMaps(nn.Module):
         finally:
             for handle in handles:
                 handle.remove()
-        return [heard[end] for end in self.ends]
+        return [outputs[end] for end in self.ends]
 
     def _measure(self) -> list[int]:
         """Return the channels of the maps, seen on a small image.

@@ -24,18 +24,18 @@ from torch._C._distributed_c10d import TCPStore
 
 from se_lab.spec import ExecSpec, RunSpec, SpecError, TrainSpec
 from se_lab.training.failures import death
-from se_lab.training.stopping import RESUME_ME, InterruptedTrialError, Stop, heard
+from se_lab.training.stopping import RESUME_ME, InterruptedTrialError, Stop, catch_signals
 
 PIPE, PARENT = "SE_LAB_RANK_PIPE", "SE_LAB_RANK_PARENT"
-"""The variables that tell a rank its end of the pipe to the process that started it, and that process's number."""
+"""Variables with a rank's end of the pipe to the process that started it, and with that process's id."""
 GRACE_SECONDS = 15.0
-"""How long the ranks beside one that has failed may take to find that out."""
+"""How long the other ranks may take to notice that one has failed."""
 STOP_SECONDS = 600.0
-"""How long a rank that was told to stop may write its checkpoint."""
+"""How long a rank that was asked to stop may write its checkpoint."""
 
 
 class LostRankError(RuntimeError):
-    """A rank's process died without a word."""
+    """A rank's process died without an error message."""
 
 
 Progress = Callable[[Mapping[str, float]], None]
@@ -52,25 +52,25 @@ def launch(work: str, spec: RunSpec, execution: ExecSpec, progress: Progress | N
 
     Raises:
         SpecError: for a trial of several nodes where no variable says which of them this is.
-        LostRankError: for a rank that died without a word.
-        InterruptedTrialError: on SIGTERM, SIGUSR1, SIGHUP or SIGINT, when all ranks have left.
+        LostRankError: for a rank that died without an error message.
+        InterruptedTrialError: on SIGTERM, SIGUSR1, SIGHUP or SIGINT, when all ranks have exited.
         Exception: the first that a rank raised.
     """
     watch = _Watch(progress)
-    with heard(Stop(at_once=False)) as stop, _meeting_point(spec.train) as meeting:
+    with catch_signals(Stop(at_once=False)) as stop, _meeting_point(spec.train) as meeting:
         try:
             for local in range(spec.train.devices):
                 watch.ranks.append(_Rank(local, work, spec, execution, meeting))
-            watch.until_all_have_left(stop)
+            watch.until_all_exited(stop)
         finally:
             for rank in watch.ranks:
                 rank.kill()
-    return watch.result(told=stop.asked)
+    return watch.result(stopping=stop.asked)
 
 
 @contextlib.contextmanager
 def _meeting_point(train: TrainSpec) -> Iterator[dict[str, str]]:
-    """Hold the store where the ranks meet, at a free port; across nodes, at the one that all have been told."""
+    """Hold the store where the ranks meet, at a free port; across nodes, at the port that all were given."""
     env, node = os.environ, int(os.environ.get("NODE_RANK", 0))
     host, port = "127.0.0.1", 0
     if train.nodes > 1:
@@ -80,10 +80,10 @@ def _meeting_point(train: TrainSpec) -> Iterator[dict[str, str]]:
                 f"{', '.join(missing)}"
             )
         host, port = env["MASTER_ADDR"], int(env["MASTER_PORT"])
-    held = TCPStore(host, port, None, is_master=True, wait_for_workers=False) if node == 0 else None
+    meeting = TCPStore(host, port, None, is_master=True, wait_for_workers=False) if node == 0 else None
     yield {
         "MASTER_ADDR": host,
-        "MASTER_PORT": str(held.port if held is not None else port),
+        "MASTER_PORT": str(meeting.port if meeting is not None else port),
         "TORCHELASTIC_USE_AGENT_STORE": "True",  # rank 0 is to use this store, not to open one
         "NODE_RANK": str(node),
         "GROUP_RANK": str(node),
@@ -93,7 +93,7 @@ def _meeting_point(train: TrainSpec) -> Iterator[dict[str, str]]:
 
 
 class _Rank:
-    """A rank, as the process that started it sees it."""
+    """A rank, as seen by the process that started it."""
 
     def __init__(self, local: int, work: str, spec: RunSpec, execution: ExecSpec, meeting: Mapping[str, str]) -> None:
         self.number = int(meeting["NODE_RANK"]) * spec.train.devices + local
@@ -117,7 +117,7 @@ class _Rank:
         return self._process.poll()
 
     def messages(self) -> Iterator[tuple[str, Any]]:
-        """Yield what it has said since the last look."""
+        """Yield the messages since the last call."""
         try:
             while self.open and self.pipe.poll():
                 yield self.pipe.recv()
@@ -136,7 +136,7 @@ class _Rank:
 
 
 class _Watch:
-    """Over the ranks of a node, until all have left."""
+    """Watches the ranks of a node until all have exited."""
 
     def __init__(self, progress: Progress | None) -> None:
         self.ranks: list[_Rank] = []
@@ -144,16 +144,16 @@ class _Watch:
         self._result: Any = None
         self._errors: list[BaseException] = []
 
-    def until_all_have_left(self, stop: Stop) -> None:
-        told, deadline = False, float("inf")
+    def until_all_exited(self, stop: Stop) -> None:
+        stopping, deadline = False, float("inf")
         while any(rank.code is None or rank.open for rank in self.ranks):
             wait([rank.pipe for rank in self.ranks if rank.open], timeout=0.2)
             for rank in self.ranks:
                 for kind, content in rank.messages():
                     self._take(rank, kind, content)
             codes = [rank.code for rank in self.ranks]
-            if not told and (stop.asked or RESUME_ME in codes):
-                told, deadline = True, time.monotonic() + STOP_SECONDS
+            if not stopping and (stop.asked or RESUME_ME in codes):
+                stopping, deadline = True, time.monotonic() + STOP_SECONDS
                 for rank in self.ranks:
                     rank.stop()
             if any(code not in (None, 0, RESUME_ME) for code in codes):
@@ -167,7 +167,7 @@ class _Watch:
             try:
                 if self._progress is not None:
                     self._progress(content)
-            except Exception as raised:  # such as StoppedEarlyError: it is the trial's, and goes on in rank 0
+            except Exception as raised:  # such as StoppedEarlyError, which rank 0 raises again
                 answer = raised
             with contextlib.suppress(OSError):
                 rank.pipe.send(answer)
@@ -178,12 +178,12 @@ class _Watch:
         elif rank.number == 0:
             self._result = content
 
-    def result(self, *, told: bool) -> Any:
-        """Return what rank 0 returned, or raise what was the first to go wrong."""
+    def result(self, *, stopping: bool) -> Any:
+        """Return what rank 0 returned, or raise the first error."""
         codes = [rank.code for rank in self.ranks]
-        if told or RESUME_ME in codes:
+        if stopping or RESUME_ME in codes:
             if diverged := [error for error in self._errors if isinstance(error, FloatingPointError)]:
-                raise diverged[0]  # it would again
+                raise diverged[0]  # resuming would diverge again
             if any(codes):
                 raise InterruptedTrialError
             return self._result  # the last batch was done when the signal came

@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Mapping
 from multiprocessing.connection import Connection
 
-from se_lab.training.stopping import RESUME_ME, InterruptedTrialError, left_when_told
+from se_lab.training.stopping import RESUME_ME, InterruptedTrialError, exit_on_signals
 
 
 def main() -> int:
@@ -46,7 +46,7 @@ def _work(what: dict[str, object], pipe: Connection) -> object:
         try:
             pipe.send(("row", dict(row)))
             error = pipe.recv()
-        except (EOFError, OSError):  # that process is gone, and this one is about to be told so
+        except (EOFError, OSError):  # that process has ended, and this one will be stopped
             return
         if error is not None:
             raise error
@@ -71,5 +71,5 @@ def _follow(parent: int) -> None:
 
 
 if __name__ == "__main__":
-    with left_when_told():
+    with exit_on_signals():
         sys.exit(main())

@@ -78,7 +78,7 @@ def run(spec: RunSpec, execution: ExecSpec | None = None, *, progress: Progress 
         return _run_ranks(spec, execution, folder, progress)
     with opened(spec, execution, rank, announced=progress is None) as trial:
         task = trial.create_task()
-        trial.leave_if_told()
+        trial.leave_if_asked()
         with trial.claimed(folder) as held:
             # by another worker, while this one was building
             if (done := shared(_finished(folder) if held.is_held else None)) is not None:

@@ -1,4 +1,4 @@
-"""How a trial is told to stop: SIGTERM, SIGUSR1 (a scheduler's warning), SIGHUP (the end of its terminal), Ctrl-C."""
+"""The signals that stop a trial: SIGTERM, SIGUSR1 (a scheduler's warning), SIGHUP (its terminal closes), Ctrl-C."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from collections.abc import Iterator
 from typing import Any
 
 RESUME_ME = 75
-"""The exit status of a trial that was told to stop and can go on (EX_TEMPFAIL)."""
+"""The exit status of a trial that was asked to stop and can be resumed (EX_TEMPFAIL)."""
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
-"""What tells a trial to stop, beside Ctrl-C."""
+"""The signals that ask a trial to stop, besides Ctrl-C."""
 
 
 class InterruptedTrialError(BaseException):
-    """The trial was told to stop, has saved its state, and can be resumed. Not an Exception: no failure to record."""
+    """The trial was asked to stop, has saved its state, and can be resumed. It is no failure, so no Exception."""
 
 
 class Stop:
-    """Whether this process was told to stop. `at_once`: nothing is there to save yet, and the signal itself ends it."""
+    """Whether this process was asked to stop. With `at_once` the signal ends it: there is nothing to save yet."""
 
     def __init__(self, *, at_once: bool = True) -> None:
         self.asked, self.at_once = False, at_once
         self._owner = os.getpid()
 
     def __call__(self, signum: int, frame: object) -> None:
-        """Take a signal; a forked loader process leaves it to the one that it works for."""
+        """Handle a signal; a forked loader process leaves it to its parent."""
         if os.getpid() != self._owner:
             return
         self.asked = True
@@ -38,30 +38,30 @@ class Stop:
 
 
 @contextlib.contextmanager
-def heard(stop: Stop) -> Iterator[Stop]:
-    """Let the signals reach `stop` for as long as this lasts."""
+def catch_signals(stop: Stop) -> Iterator[Stop]:
+    """Pass the signals to `stop` inside the context, and restore their handlers after it."""
     before: dict[signal.Signals, Any] = {}
     try:
         for number in (*SIGNALS, signal.SIGINT):
             if signal.getsignal(number) is signal.SIG_IGN:
-                continue  # nohup; or a worker of a sweep, which hears of it and asks by SIGTERM
-            with contextlib.suppress(ValueError):  # not the main thread: whoever runs it there handles signals
+                continue  # nohup; or a worker of a sweep, which the sweep asks by SIGTERM
+            with contextlib.suppress(ValueError):  # not the main thread: its owner handles signals
                 before[number] = signal.signal(number, stop)
         if before:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # what came while this process started comes now
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # deliver those that came while this process started
         yield stop
     finally:
         for number, handler in before.items():
-            if stop.asked and isinstance(handler, Stop):  # whoever waits for this one has been told as well, by now
+            if stop.asked and isinstance(handler, Stop):  # an outer context was asked as well
                 handler.asked, handler.at_once = True, False
             signal.signal(number, handler)
 
 
 @contextlib.contextmanager
-def left_when_told() -> Iterator[None]:
-    """Let the signals end this process at once with RESUME_ME, where it has nothing to lose: while it starts.
+def exit_on_signals() -> Iterator[None]:
+    """Let the signals end this process at once with RESUME_ME, while it starts and has nothing to save.
 
-    One of several ranks takes them when they are `heard`: if it left alone, the others would wait for it.
+    One of several ranks blocks them until `catch_signals`: if it left alone, the others would wait for it.
     """
     before: dict[signal.Signals, Any] = {}
     for number in SIGNALS:

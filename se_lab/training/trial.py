@@ -15,7 +15,7 @@ from se_lab.spec import ExecSpec, RunSpec
 from se_lab.training.folder import TrialFolder
 from se_lab.training.preflight import check_built, check_maps, check_norms, device_of
 from se_lab.training.process import prepare
-from se_lab.training.stopping import InterruptedTrialError, Stop, heard
+from se_lab.training.stopping import InterruptedTrialError, Stop, catch_signals
 from se_lab.training.task import ClassificationTask
 from se_lab.training.trainer import quiet_lightning
 from se_lab.units.fused import Work, choose, fuse
@@ -81,7 +81,7 @@ class Trial:
                 raise store.TrialBusyError(busy)
             yield TrialFolder(path, self.spec.trial_id, claim)
 
-    def leave_if_told(self) -> None:
+    def leave_if_asked(self) -> None:
         """Raise InterruptedTrialError on all ranks if one was asked to stop; while there is nothing to save yet."""
         if any(gathered(self.stop.asked)):
             raise InterruptedTrialError
@@ -98,12 +98,12 @@ def opened(spec: RunSpec, execution: ExecSpec, rank: Rank, *, announced: bool = 
     """
     prepare(execution.threads)
     quiet_lightning()
-    with heard(Stop(at_once=rank.ranks == 1)) as stop, joined(rank, device_of(execution)):
+    with catch_signals(Stop(at_once=rank.ranks == 1)) as stop, joined(rank, device_of(execution)):
         trial = Trial(spec, execution, rank, stop, open_data(spec, execution, rank))
         if announced and rank.number == 0:
             print(trial.data.summary(), file=sys.stderr)
         check_built(spec, trial.data)
-        trial.leave_if_told()
+        trial.leave_if_asked()
         yield trial
 
 

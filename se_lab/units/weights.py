@@ -39,9 +39,11 @@ def load_weights(net: nn.Module, path: str) -> None:
     names = _classifier(net)
     head = {key for key in own if key.startswith(tuple(f"{name}." for name in names))}
     fits = all(key in state and state[key].shape == own[key].shape for key in head)
-    drawn = set() if fits else head
-    state = {key: value for key, value in state.items() if key not in drawn}
-    missing = [key for key in own if key not in state and key not in drawn and not key.endswith(".num_batches_tracked")]
+    skipped = set() if fits else head
+    state = {key: value for key, value in state.items() if key not in skipped}
+    missing = [
+        key for key in own if key not in state and key not in skipped and not key.endswith(".num_batches_tracked")
+    ]
     unexpected = [key for key in state if key not in own]
     misshapen = [
         f"{key} {tuple(state[key].shape)} instead of {tuple(own[key].shape)}"
@@ -53,7 +55,7 @@ def load_weights(net: nn.Module, path: str) -> None:
         found = "; ".join(f"{len(keys)} {what}: {_few(keys)}" for what, keys in wrong.items() if keys)
         raise SpecError(f"model.pretrained is {path!r}, which holds the weights of another net: {found}")
     net.load_state_dict(state, strict=False)
-    if drawn and not any(value.is_meta for value in own.values()):
+    if skipped and not any(value.is_meta for value in own.values()):
         print(f"{path} has no classifier of this size: {', '.join(names)} starts from random weights", file=sys.stderr)
 
 

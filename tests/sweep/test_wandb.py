@@ -183,19 +183,19 @@ TOLD_AGAIN = """
 import contextlib, os, signal, time
 import se_lab.sweep.wandb
 
-hear = se_lab.sweep.wandb.heard
+original = se_lab.sweep.wandb.catch_signals
 
 @contextlib.contextmanager
-def heard(stop):
+def catch_signals(stop):
     try:
-        with hear(stop) as told:
+        with original(stop) as told:
             yield told
     finally:
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(1)
 
 if "WANDB_SWEEP_ID" in os.environ:
-    se_lab.sweep.wandb.heard = heard
+    se_lab.sweep.wandb.catch_signals = catch_signals
 """
 
 
