@@ -5,8 +5,7 @@ DIR/se_lab.json               the trial's spec, how its images are prepared, its
     model.safetensors         the weights under timm's names: where plain timm computes the whole net
     weights.safetensors       all weights, where it cannot
     plain_backbone/           on request: config.json and model.safetensors of the backbone without its SE units
-    model.torchscript.pt
-    model.onnx
+    model.torchscript.pt, model.onnx
     detector.safetensors      the weights as a torchvision detector names them: body.layer1.0.conv1.weight …
 
 `timm.create_model("local-dir:DIR", pretrained=True)` makes the whole net, or refuses the folder; a process that imports
@@ -191,9 +190,7 @@ def load_exported(folder: str | Path, *, trust_plugins: bool = False) -> tuple[n
     folder = Path(folder)
     about = _about(folder) if folder.is_dir() else None
     if about is None or "weights_file" not in about:
-        raise SpecError(
-            f"{not_an_export(folder)}; load_exported takes a folder of se-lab export --formats safetensors"
-        )
+        raise SpecError(f"{not_an_export(folder)}; load_exported takes a folder of se-lab export --formats safetensors")
     import_recorded_plugins(about["plugins"], folder / "se_lab.json", trust_plugins)
     spec = run_spec(about["spec"])
     # its weights are here: whatever the trial started from need not be fetched
@@ -210,8 +207,7 @@ def load_exported(folder: str | Path, *, trust_plugins: bool = False) -> tuple[n
 
 def _open(source: str | Path, options: ExportOptions) -> Net:
     model, spec = load_trained(source, trust_plugins=options.trust_plugins)
-    path = Path(source)
-    record = store.read_record(path if path.is_dir() else path.parent)
+    record = store.read_record(Path(source) if Path(source).is_dir() else Path(source).parent)
     assert record is not None  # load_trained has read it
     channels, height, width = input_size(spec.data, options.data_root)
     if options.image_size is not None:
@@ -296,8 +292,8 @@ def _write_timm(net: Net, folder: Path, about: dict[str, Any], form: Form, remar
         "num_features": getattr(net.model, "num_features", None),
         "pretrained_cfg": {**kept, **about["input"], "num_classes": net.classes, "custom_load": False},
     }
-    config |= {"model_args": arguments} if arguments else {}
-    config |= {"label_names": about["label_names"]} if about["label_names"] else {}
+    optional = {"model_args": arguments, "label_names": about["label_names"]}
+    config |= {key: value for key, value in optional.items() if value}
     if remark:
         config |= {"se_lab": remark}
         config["pretrained_cfg"]["tag"] = "without_se"
@@ -370,15 +366,13 @@ def _write_onnx(net: Net, folder: Path, about: dict[str, Any], say: Say) -> None
     _check(path.name, lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0]), net)
 
 
-def _write_detector(net: Net, folder: Path, about: dict[str, Any], say: Say) -> None:
-    write_detector(net.model, folder / DETECTOR_FILE, {"format": "pt", "trial_id": net.record.trial_id})
-
-
 _WRITERS: dict[str, Callable[[Net, Path, dict[str, Any], Say], dict[str, Any] | None]] = {
     "safetensors": _write_safetensors,
     "torchscript": _write_torchscript,
     "onnx": _write_onnx,
-    "detector": _write_detector,
+    "detector": lambda net, folder, about, say: write_detector(
+        net.model, folder / DETECTOR_FILE, {"format": "pt", "trial_id": net.record.trial_id}
+    ),
 }
 
 
