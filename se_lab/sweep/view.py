@@ -10,10 +10,12 @@ from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn
+from rich.table import Column
 
 from se_lab import store
 from se_lab.spec import RunSpec, label
 from se_lab.sweep.schedule import Event
+from se_lab.training.failures import reason
 
 ERRORS = {"val/top1_error": "validation error", "train/top1_error": "training error"}
 
@@ -68,13 +70,18 @@ class SweepView:
         self._macs: dict[str, float] = {}
         self._waits: dict[str, float] = {}
         self.live = sys.stderr.isatty()
+        console = Console(stderr=True)
+        self._narrow = console.width < 100
+        name = Column(no_wrap=True, overflow="ellipsis", ratio=1)
+        note = Column(no_wrap=True, min_width=len("validation error 10.00 %"))
         self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TaskProgressColumn(),
-            TextColumn("{task.fields[note]}"),
-            console=Console(stderr=True),
+            TextColumn("{task.description}", table_column=name),
+            *([] if self._narrow else [BarColumn(bar_width=20)]),  # names need its room; numbers are never cut
+            TaskProgressColumn(table_column=Column(no_wrap=True, min_width=len("100%"))),
+            TextColumn("{task.fields[note]}", table_column=note),
+            console=console,
             auto_refresh=False,
+            expand=True,
         )
         self.all = self.progress.add_task(self._summary(), total=self.total, note="")
 
@@ -97,7 +104,11 @@ class SweepView:
             self._wait(event)
         else:
             self._end(event)
-        self.progress.update(self.all, completed=len(self.over), description=self._summary())
+        summary, note = self._summary(), ""
+        if self._narrow and ", about " in summary:
+            summary, _, note = summary.partition(", about ")
+            note = f"about {note}"
+        self.progress.update(self.all, completed=len(self.over), description=summary, note=note)
         if self.live:
             self.progress.refresh()
 
@@ -152,6 +163,8 @@ class SweepView:
                 self.paces[trial.trial_id] = pace
         if state == "finished" and record is not None and "test/top1_error" in record.metrics:
             parts.append(f"test error {record.metrics['test/top1_error']:.2f} %")
+        if state == "failed" and record is not None and record.error:
+            parts.append(reason(record.error))
         self._print(", ".join([*parts, label(trial)]))
 
     def _print(self, text: str) -> None:

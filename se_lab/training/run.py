@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
 from lightning.pytorch.loggers import Logger
+from rich import get_console
+from rich.progress import BarColumn
 
 from se_lab import store
 from se_lab.data import present_digest
@@ -87,11 +89,30 @@ def run(spec: RunSpec, execution: ExecSpec | None = None, *, progress: Progress 
 
 
 class TrialBar(RichProgressBar):
-    """Lightning's bar, without the logger's version: of W&B it is a random name."""
+    """Lightning's bar, which counts epochs from 1, and shows the last error in place of the logger's version."""
 
-    def get_metrics(self, *arguments: Any) -> dict[str, Any]:
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Begin the bar of an epoch."""
+        super().on_train_epoch_start(trainer, pl_module)
+        if self.progress is not None and self.train_progress_bar_id is not None:
+            epoch = f"Epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
+            self.progress.update(self.train_progress_bar_id, description=f"{epoch:{len(self.validation_description)}}")
+
+    def configure_columns(self, trainer: L.Trainer) -> list[Any]:
+        """Return the columns, with a short bar in a narrow terminal: the error beside it stays on its line."""
+        columns: list[Any] = super().configure_columns(trainer)
+        for column in columns:
+            if isinstance(column, BarColumn) and get_console().width < 100:
+                column.bar_width = 8
+        return columns
+
+    def get_metrics(self, trainer: L.Trainer, *_: Any) -> dict[str, Any]:
         """Return what stands beside the bar."""
-        return {key: value for key, value in super().get_metrics(*arguments).items() if key != "v_num"}
+        errors = {"val/top1_error": "validation error", "train/top1_error": "training error"}
+        seen = [
+            (name, trainer.callback_metrics[key]) for key, name in errors.items() if key in trainer.callback_metrics
+        ]
+        return {name: f"{float(value):.2f} %" for name, value in seen[:1]}
 
 
 @dataclass(frozen=True)

@@ -74,6 +74,7 @@ def quiet_lightning() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
         ".*does not have many workers.*",
+        ".*use `self.log\\(.*sync_dist=True.*",  # the keeper logs rank 0's rate and speed alone
         ".*`srun` command is available.*",
         ".*`broadcast_buffers` is deprecated.*",  # its heir is newer than the oldest PyTorch that will do
     ):

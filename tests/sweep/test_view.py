@@ -63,13 +63,16 @@ def test_a_sweep_counts_its_trials_and_says_a_line_each(quick, tmp_path, capsys,
         view(Event(small, "finished"))
         view(Event(large, "waiting: process 7 on n1, silent for 9 min"))
         view(Event(large, "waiting: process 7 on n1, silent for 9 min"))
+        failure = "Traceback …\nFloatingPointError: the loss is nan"
+        there = store.trial_folder(tmp_path, large.trial_id)
+        store.write_record(there, store.RunRecord(large.trial_id, "failed", large.flat(), {}, error=failure))
         view(Event(large, "failed"))
         assert view._summary() == "2/3 finished, 0 running, 1 failed"
     lines = [line[9:] for line in capsys.readouterr().err.splitlines()]
     assert lines == [
         f"[2/3] {small.trial_id} finished after 12 s, test error 7.50 %, cifar_resnet20 standard r=4, seed 0",
         f"[2/3] waiting for {large.trial_id}, held by process 7 on n1, silent for 9 min",
-        f"[3/3] {large.trial_id} failed, cifar_resnet20 standard r=4, seed 1",
+        f"[3/3] {large.trial_id} failed, FloatingPointError: the loss is nan, cifar_resnet20 standard r=4, seed 1",
     ]
 
 
@@ -83,3 +86,19 @@ def test_time_left_weighs_trials_by_their_macs(quick, tmp_path, clock):
     clock[0] = 10.0
     view(Event(small, "finished"))
     assert view._summary() == "2/3 finished, 0 running, about 30 s left"
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_percentages_and_errors_are_never_cut_in_a_terminal(quick, tmp_path, monkeypatch, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    long = quick(model=dataclasses.replace(quick().model, backbone="torchvision:resnext101_32x8d"))
+    view = SweepView([long], 1, str(tmp_path))
+    view(Event(long, "running", {"step": 1, "steps": 3}))
+    view(Event(long, "running", {"epoch": 0, "val/top1_error": 12.5}))
+    console = view.progress.console
+    with console.capture() as capture:
+        console.print(view.progress.get_renderable())
+    summary, line = capture.get().splitlines()
+    assert summary.startswith("0/1 finished, 1 running") and "  0%" in summary and "about 1 s left" in summary
+    assert line.startswith("  torchvision:resnext101_32x8d standard r=4,")
+    assert line.rstrip().endswith(" 50% validation error 12.50 %") and len(line) <= width
