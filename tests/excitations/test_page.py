@@ -50,7 +50,7 @@ class Page:
         browser.get("about:blank")  # another fragment of the same page would not load it again
         browser.get_log("browser")
         browser.get(path.as_uri() + fragment)
-        for _ in range(600):
+        for _ in range(3000):
             if browser.execute_script("return document.body.dataset.ready"):
                 break
             time.sleep(0.1)

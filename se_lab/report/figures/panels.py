@@ -114,6 +114,8 @@ def write_axes(sheet: Sheet, axes: Axes, place: int) -> list[str]:
     places = sorted({text.x for text in panel.texts if not text.aside})
     for across in places:  # an axis of parallel coordinates has all its names or only numbers
         texts = [text for text in panel.texts if text.x == across]
+        room = max(2, int(0.5 * sheet.body / sheet.down / sheet.lines(1)))  # what stands below the axes takes the rest
+        texts = texts[:: -(-len(texts) // room)]
         names = sheet.names.fit([text.text for text in texts], 0.7 * sheet.panel_width / len(places), sheet.measure)
         for text, name in zip(texts, names, strict=True):
             _write_text(sheet, axes, text, name)

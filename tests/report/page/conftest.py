@@ -44,7 +44,7 @@ def show(browser: Any) -> Callable[..., Any]:
         browser.get("about:blank")  # another fragment of the same page would not load it again
         browser.get_log("browser")
         browser.get(page.as_uri() + fragment)
-        for _ in range(600):
+        for _ in range(3000):
             if browser.execute_script("return document.body.dataset.ready"):
                 break
             time.sleep(0.1)
