@@ -78,7 +78,7 @@ def run(spec: RunSpec, execution: ExecSpec | None = None, *, progress: Progress 
     pieces = Pieces(create_callbacks(execution), create_loggers(execution, folder))
     if rank is None:
         return _run_ranks(spec, execution, folder, progress)
-    with opened(spec, execution, rank, announced=progress is None) as trial:
+    with opened(spec, execution, rank, announced=True) as trial:
         task = trial.create_task()
         trial.leave_if_asked()
         with trial.claimed(folder) as held:
