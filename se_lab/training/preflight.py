@@ -78,7 +78,7 @@ def check_before(spec: RunSpec, execution: ExecSpec) -> None:
 def check_no_limits(execution: ExecSpec) -> None:
     """Raise SpecError for limits of batches: they are for a rehearsal."""
     if limits := [name for name in LIMITS if name in execution.trainer]:
-        raise SpecError(f"trainer.{limits[0]} would change the numbers of a trial; it is for se-lab train --dry-run")
+        raise SpecError(f"trainer.{limits[0]} would change the numbers of a trial; it is for se-lab train --dry_run")
 
 
 def _missing_compiler(device: str) -> str:

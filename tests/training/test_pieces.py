@@ -145,7 +145,7 @@ def test_flags_of_the_trainer_reach_it_and_change_no_number(few, here, tmp_path)
 
 def test_limits_are_for_a_rehearsal(few, here):
     limited = dataclasses.replace(here, trainer={"limit_train_batches": 3})
-    with pytest.raises(SpecError, match=r"limit_train_batches would change the numbers.*--dry-run"):
+    with pytest.raises(SpecError, match=r"limit_train_batches would change the numbers.*--dry_run"):
         run(few(), limited)
     assert rehearse(few(), limited).trained == 3
 
