@@ -36,6 +36,7 @@ def table(argv: list[str]) -> int:
     parser.add_argument(
         "--paper", metavar="TABLE", help="The SE paper's figures beside ours: table_10_reduction, or 10."
     )
+    parser.add_argument("--variance", action="store_true", help="The variance by source: order, weights, split, …")
     parser.add_argument(
         "--costs_only", action="store_true", help="Count the nets of the paper's TABLE, or of all, without any trial."
     )
@@ -51,7 +52,7 @@ def table(argv: list[str]) -> int:
     add_overwrite(parser)
     options = parser.parse_args(argv)
     _check_layout(options)
-    from se_lab.report import ablation_table, count_paper_costs, paper_cost_table, pivot_table
+    from se_lab.report import ablation_table, count_paper_costs, paper_cost_table, pivot_table, variance_table
 
     if options.costs_only == bool(options.runs):
         raise SpecError("give RUNS, or else --paper TABLE --costs_only, which needs none")
@@ -59,10 +60,16 @@ def table(argv: list[str]) -> int:
     if options.costs_only:
         paper = options.paper or "all"
         table = paper_cost_table(count_paper_costs(paper, lambda text: print(text, file=sys.stderr, flush=True)))
-    elif options.pivot:
+    elif options.pivot or options.variance:
         if given := [name for name in _ONE_ROW_A_VARIANT if getattr(options, name) is not None]:
-            raise SpecError(f"--{given[0]} does not go with --pivot, which has one metric and two keys")
-        table = pivot_table(records_of(options), *options.pivot, metric=options.metric, where=where)
+            why = "has one metric and two keys" if options.pivot else "has a row for each source of variance"
+            raise SpecError(f"--{given[0]} does not go with --{'pivot' if options.pivot else 'variance'}, which {why}")
+        if options.pivot and options.variance:
+            raise SpecError("--pivot does not go with --variance")
+        if options.variance:
+            table = variance_table(records_of(options), options.metric, where)
+        else:
+            table = pivot_table(records_of(options), *options.pivot, metric=options.metric, where=where)
     else:
         table = ablation_table(
             records_of(options),

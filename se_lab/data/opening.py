@@ -69,7 +69,7 @@ def create_data(
 
     Args:
         spec: Which images.
-        seed: Seed of the order and the augmentation of the training images.
+        seed: Seed of the order and the augmentation of the training images, unless the spec has an `order_seed`.
         root: Where relative paths start, and where imagenet, places365 and torchvision's sets lie.
         workers: Processes that read files.
         download: Fetch one of torchvision's sets where it is missing.
@@ -87,7 +87,7 @@ def create_data(
         >>> images.shape
         torch.Size([64, 1, 8, 8])
     """
-    data = _open(spec, seed, root, workers, download)
+    data = _open(spec, seed if spec.order_seed is None else spec.order_seed, root, workers, download)
     data.accumulate = accumulate
     data.portion().micro_batch(spec.batch_size)
     return data

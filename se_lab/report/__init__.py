@@ -28,6 +28,7 @@ _HOMES = {
     "pivot_table": "tables",
     "save_figure": "figures.look",
     "send_report": "to_wandb",
+    "variance_table": "variance",
     "write_report": "page",
 }
 __all__ = list(_HOMES)

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from se_lab.report import joint, predictions, statistics
-from se_lab.report.columns import ReportError, column, interval_text, number_text, unknown
+from se_lab.report import joint, predictions, ranks, statistics
+from se_lab.report.columns import BLANK, ReportError, column, interval_text, number_text, unknown
 from se_lab.report.notes import sign_flip_note, some
 from se_lab.report.statistics import Floats
 from se_lab.report.variants import Study, group_variants
@@ -202,6 +202,43 @@ def _p_mcnemar(request: Request) -> Answer:
     return {"p_mcnemar": p}, [note]
 
 
+def _ranks(request: Request) -> Answer:
+    found = ranks.rank_study(request.study, request.metric, _sign(request), np.random.default_rng(0))
+    texts = [
+        BLANK if np.isnan(low) else f"{low:.0f}" if low == high else f"{low:.0f}–{high:.0f}"
+        for low, high in zip(found.low, found.high, strict=True)
+    ]
+    what = "seeds and test images" if found.images else "seeds alone"
+    note = f"Ranks (95 % interval), P(best) and P(better than no SE): of the means in a group, by bootstrap over {what}"
+    data = {"rank": np.array(texts, dtype=object), "rank:mean": found.rank}
+    data |= {"rank:low": found.low, "rank:high": found.high, "p_best": found.best, "p_better": found.better}
+    return data, [f"{note}; one seed gives none."]
+
+
+def _p_improvement(request: Request) -> Answer:
+    study, values = request.study, _sign(request) * request.values
+    compared = (study.baseline >= 0) & ~study.is_baseline
+    p = [
+        ranks.probability_of_improvement(values[row], values[base]) if known else np.nan
+        for row, (base, known) in enumerate(zip(study.baseline, compared, strict=True))
+    ]
+    note = "P(improvement): that one trial is better than one of the baseline's (Mann-Whitney, as in rliable)."
+    return {"p_improvement": np.array(p)}, [note]
+
+
+def _iqm(request: Request) -> Answer:
+    means = np.array([ranks.interquartile_mean(row) for row in request.values])
+    return {"iqm": means}, ["IQM: the mean of the middle half of the seeds, as in rliable; of four seeds or more."]
+
+
+def _sign(request: Request) -> float:
+    """Return 1 where a lower metric is better, −1 where a higher one is; raise ReportError where neither is."""
+    better = column(request.metric, request.study.trials).better
+    if better is None:
+        raise ReportError(f"{request.metric} has no better direction, so its values cannot be ranked.")
+    return 1.0 if better == "lower" else -1.0
+
+
 def _difference_images(request: Request) -> Answer:
     estimate, half, note = predictions.image_differences(request.study, request.metric, np.random.default_rng(0))
     return {"difference_images": estimate, "difference_images:ci95": half}, [note]
@@ -230,6 +267,11 @@ STATISTICS: dict[str, Callable[[Request], Answer]] = {
     "p": _p,
     "p_holm": _p_holm,
     "p_mcnemar": _p_mcnemar,
+    "rank": _ranks,
+    "p_best": _ranks,
+    "p_better": _ranks,
+    "p_improvement": _p_improvement,
+    "iqm": _iqm,
     "difference_images": _difference_images,
     "seeds_needed": _seeds_needed,
     "params_over": _params_over,

@@ -60,7 +60,7 @@ def ablation_table(
     metric = full_key(metric, records)
     study = group_variants(records, rows=rows, where=where)
     refuse_absent_metric(study, metric)
-    keys = [full_key(name, study.trials) for name in columns or ()] or _default_columns(study, metric)
+    keys = [full_key(name, study.trials) for name in columns or ()] or default_columns(study, metric)
     if margin is not None and "verdict" not in keys:
         keys.insert(keys.index("difference") + 1 if "difference" in keys else len(keys), "verdict")
     if detect is not None and "seeds_needed" not in keys:
@@ -86,9 +86,10 @@ def ablation_table(
         elif key == "n":
             shown.append(Shown(COLUMNS["n"], "n"))
         elif _kind(study, key) == "statistic":
-            more, note = computed.STATISTICS[key](request)
-            data = data.assign(**more)
-            notes += note
+            if key not in data:  # ranks and their probabilities come together
+                more, note = computed.STATISTICS[key](request)
+                data = data.assign(**more)
+                notes += note
             known = key == "difference_images"
             shown.append(_difference_shown(column(metric), key, COLUMNS[key]) if known else _statistic_shown(key))
         elif key not in study.trials:
@@ -177,7 +178,7 @@ def refuse_absent_metric(study: Study, metric: str) -> None:
         )
 
 
-def _default_columns(study: Study, metric: str) -> list[str]:
+def default_columns(study: Study, metric: str) -> list[str]:
     """Seeds, metric, difference, top-5 beside top-1, costs: those that the records have."""
     top5 = metric.replace("top1", "top5")
     has_top5 = top5 != metric and top5 in study.trials and study.by_seed(top5).notna().any(axis=None)
@@ -219,7 +220,7 @@ def _difference_shown(of: Column, key: str, base: Column = COLUMNS["difference"]
 
 def _statistic_shown(key: str) -> Shown:
     of = COLUMNS[key]
-    return Shown(replace(of, kind="text") if key == "verdict" else of, key)
+    return Shown(replace(of, kind="text") if key in ("verdict", "rank") else of, key)
 
 
 def _title(study: Study, n: pd.Series) -> str:

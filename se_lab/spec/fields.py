@@ -143,6 +143,10 @@ class ModelSpec:
     """True: the library's pretrained weights; a path: a file of weights of the plain backbone."""
     init: Annotated[str, ("he", "zero_init_last", "timm")] = "he"
     """Start of the weights: he (He et al. 2015), zero_init_last (He, and each branch's last norm at 0), or timm."""
+    init_seed: Annotated[int | None, Meta(ge=0)] = None
+    """Seeds the initial weights alone; by default the trial's seed does."""
+    rounding: Annotated[int, Meta(ge=0)] = 0
+    """0, or the number of a change of the initial weights by 1e-7 of their size: what floating point may differ by."""
     kwargs: dict[str, Any] = field(default_factory=dict)
     """Further arguments of timm's constructor, such as {drop_path_rate: 0.1}."""
     fused: Annotated[str, ("auto", "on", "off")] = "auto"
@@ -196,6 +200,8 @@ class DataSpec:
     """Share of the training images held out for validation, where the data set has no validation split of its own."""
     split_seed: int = 0
     """Seeds the split, apart from the trial's seed: all seeds of a study share one split."""
+    order_seed: Annotated[int | None, Meta(ge=0)] = None
+    """Seeds the order and the augmentation of the training images alone; by default the trial's seed does."""
     on_error: Annotated[str, ("stop", "skip")] = "stop"
     """An image that cannot be read, or has a label out of range: stop, or skip it, count it and record it."""
 

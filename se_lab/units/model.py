@@ -33,7 +33,7 @@ def create_model(
         spec: The backbone and its SE units.
         num_classes: Outputs of the classifier.
         in_chans: Channels of the input images, (N, in_chans, H, W).
-        seed: Seeds every weight that is drawn.
+        seed: Seeds every weight that is drawn, unless the spec has an `init_seed`.
         sync_bn: Let batch norms see the images of all ranks.
 
     Raises:
@@ -45,6 +45,7 @@ def create_model(
         >>> model(torch.randn(2, 3, 64, 64)).shape, len(model.se_sites)
         (torch.Size([2, 10]), 8)
     """
+    seed = seed if spec.init_seed is None else spec.init_seed
     with torch.random.fork_rng(devices=[]):  # timm draws from the global stream: lend it SE-Lab's
         torch.manual_seed(seed_of(seed, "weights"))
         model = build_backbone(spec, num_classes, in_chans)
@@ -66,6 +67,8 @@ def create_model(
         unit.reset(_stream(seed, "se", site.name))
         if spec.se.start == "identity":
             unit.start_as_identity()
+    if spec.rounding:
+        _round_otherwise(model, spec.rounding)
     if spec.fused == "on" and sites and UNITS[spec.se.unit].why_not_fused is Unit.why_not_fused:
         raise SpecError(
             f"model.fused is 'on', and model.se.unit={spec.se.unit} has no fused form; allowed with it are auto and off"
@@ -115,6 +118,14 @@ def build_backbone(spec: ModelSpec, num_classes: int, in_chans: int = 3) -> nn.M
 
 def _stream(*key: int | str) -> torch.Generator:
     return torch.Generator().manual_seed(seed_of(*key))
+
+
+def _round_otherwise(model: nn.Module, number: int) -> None:
+    """Change each parameter by a normal share of 1e-7, about the last bit of a float32."""
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if not weight.is_meta:
+                weight.mul_(1 + 1e-7 * torch.randn(weight.shape, generator=_stream(number, "rounding", name)))
 
 
 def _he_init(model: nn.Module, seed: int) -> None:

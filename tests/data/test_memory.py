@@ -45,6 +45,15 @@ def test_split_depends_on_its_own_seed_alone():
     assert first.test_keys() == second.test_keys() != other.test_keys()
 
 
+def test_an_order_seed_takes_the_place_of_the_seed():
+    def first(seed, **fields):
+        return next(iter(create_data(DataSpec("digits", **fields), seed=seed).train_dataloader()))
+
+    plain, own = first(3), first(0, order_seed=3)
+    assert torch.equal(plain[2], own[2]) and torch.equal(plain[0], own[0])
+    assert not torch.equal(plain[2], first(0)[2])
+
+
 def test_augmentation_is_keyed_by_image_not_by_its_place_in_the_batch():
     def augmented(batch_size):
         loader = create_data(DataSpec(batch_size=batch_size), seed=3).train_dataloader()

@@ -124,3 +124,16 @@ def test_pretrained_nets_of_torchvision_lose_their_auxiliary_classifiers(name, s
     torch.testing.assert_close(net(images), whole.eval()(images))
     assert not [key for key in net.state_dict() if key.lower().startswith("aux")]
     assert create_model(spec, 4)(torch.randn(2, 3, size, size)).shape == (2, 4)
+
+
+def test_an_init_seed_takes_the_place_of_the_seed_and_rounding_changes_the_last_bits():
+    def weights(seed: int, **fields: int):
+        return create_model(ModelSpec("cifar_resnet20", SESpec(reduction=4), **fields), 10, seed=seed).state_dict()
+
+    plain, own, rounded, other = weights(3), weights(0, init_seed=3), weights(3, rounding=1), weights(3, rounding=2)
+    assert all(torch.equal(plain[key], own[key]) for key in plain)
+    changed = [key for key in plain if not torch.equal(plain[key], rounded[key])]
+    assert {"conv1.weight", "fc.weight"} <= set(changed) and not any("running" in key for key in changed)
+    for key in changed:
+        torch.testing.assert_close(plain[key], rounded[key], rtol=1e-6, atol=0)
+    assert any(not torch.equal(rounded[key], other[key]) for key in changed)

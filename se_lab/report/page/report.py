@@ -19,7 +19,8 @@ from se_lab.report.page.predictions import class_data
 from se_lab.report.page.tables import bases, table_data
 from se_lab.report.page.trials import folders, records_in, trial_data
 from se_lab.report.published import costs_beside_paper
-from se_lab.report.tables import ablation_table, refuse_absent_metric
+from se_lab.report.ranks import can_rank
+from se_lab.report.tables import ablation_table, default_columns, refuse_absent_metric
 from se_lab.report.variants import BASELINE, group_variants
 
 SCRIPTS = ("filter", "table", "figures", "curves", "classes", "trials", "report")
@@ -62,7 +63,9 @@ def write_report(
     static = f"<h1>{html.escape(title)}</h1>\n"
     if study.trials["status"].eq("finished").any() or not study.trials["status"].eq("failed").any():
         refuse_absent_metric(study, metric)
-        table = ablation_table(records, metric=metric, where=where)
+        ranks = ["rank", "p_best", "p_better"] if can_rank(study, metric) else []
+        columns = [*default_columns(study, metric), *ranks]
+        table = ablation_table(records, metric=metric, columns=columns, where=where)
         static += table.render("html") + _static_figures(records, metric, where)
         compared = bases(study, metric)
         data["table"] = table_data(table)

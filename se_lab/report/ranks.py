@@ -1,0 +1,152 @@
+"""Ranks of variants: their intervals, and how probably each is best or better than its baseline, by bootstrap.
+
+The names are rliable's (Agarwal et al. 2021, "Deep Reinforcement Learning at the Edge of the Statistical Precipice").
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+from se_lab.report.columns import ReportError, column
+from se_lab.report.predictions import image_errors
+from se_lab.report.statistics import Floats
+from se_lab.report.variants import Study
+
+DRAWS = 4_000
+_CELLS = 4_000_000  # of float64 at a time: 32 MB
+_FEWEST = 2  # seeds of a variant: of one seed no other can be drawn
+
+
+class Ranks(NamedTuple):
+    """Ranks within a group (V,), 1 the best; NaN for variants that are not ranked."""
+
+    rank: Floats
+    """Of the means; equal means share the best rank."""
+    low: Floats
+    high: Floats
+    """Bounds of the 95 % percentile interval."""
+    best: Floats
+    """Probability that the variant's mean is the lowest of its group; equal ones share it."""
+    better: Floats
+    """Probability that it is lower than the baseline's; an equal one counts half."""
+    images: bool
+    """Whether images were drawn as well as seeds."""
+
+
+def can_rank(study: Study, metric: str) -> bool:
+    """Tell whether a group has two variants of at least two seeds, and lower or higher values are better."""
+    several = (study.by_seed(metric).notna().sum(axis=1) >= _FEWEST).to_numpy()
+    better = column(metric, study.trials).better
+    return better is not None and bool((np.bincount(study.group[several], minlength=1) > 1).any())
+
+
+def rank_study(study: Study, metric: str, sign: float, rng: np.random.Generator) -> Ranks:
+    """Rank the variants of each group by a metric; `sign` is 1 where lower is better, −1 where higher is.
+
+    Seeds are drawn for each variant apart. Of top-1 and top-5 test errors, where the predictions of all trials are of
+    the same images, those images are drawn as well, the same for all variants.
+    """
+    values = study.by_seed(metric).to_numpy()
+    parts = np.full((5, len(values)), np.nan)
+    images = []
+    for group in np.unique(study.group):
+        rows = np.flatnonzero((study.group == group) & ((~np.isnan(values)).sum(axis=1) >= _FEWEST))
+        if len(rows) < 2:
+            continue
+        tested = _errors_by_image(study, metric, rows)
+        images.append(tested is not None)
+        trials = tested or [values[row][~np.isnan(values[row])][:, None] for row in rows]
+        base = int(study.baseline[rows[0]])
+        at = int(np.flatnonzero(rows == base)[0]) if base in rows else None
+        observed = sign * np.array([own.mean() for own in trials])
+        parts[0, rows] = stats.rankdata(observed.round(9), method="min")
+        parts[1:, rows] = summarize(sign * bootstrap_means(trials, rng), at)
+    return Ranks(*parts, images=bool(images) and all(images))
+
+
+def bootstrap_means(trials: Sequence[Floats], rng: np.random.Generator, draws: int = DRAWS) -> Floats:
+    """Return the means of variants (D, V) over images and seeds drawn with replacement.
+
+    trials: a variant each, (seeds, images), with the same images. All variants get the same draw of images and each a
+    draw of seeds of its own, whose deviations are scaled by √(S / (S − 1)): S draws from S seeds vary less than S seeds
+    do, by a third of the variance for three.
+    """
+    images, size = trials[0].shape[1], sum(len(own) for own in trials)
+    edges = np.cumsum([0, *map(len, trials)])
+    step = max(1, _CELLS // max(images, size))
+    stacked, parts = np.concatenate(trials), []
+    for first in range(0, draws, step):
+        count = min(step, draws - first)
+        shares = rng.multinomial(images, np.full(images, 1 / images), size=count) / images
+        on_images = shares @ stacked.T  # (count, trials)
+        means = np.empty((count, len(trials)))
+        for variant, (low, high) in enumerate(itertools.pairwise(edges)):
+            own, seeds = on_images[:, low:high], high - low
+            drawn = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=count) / seeds
+            mean = own.mean(axis=1)
+            means[:, variant] = mean + ((drawn * own).sum(axis=1) - mean) * np.sqrt(seeds / max(seeds - 1, 1))
+        parts.append(means)
+    return np.concatenate(parts)
+
+
+def summarize(means: Floats, baseline: int | None) -> Floats:
+    """Return, (4, V), both bounds of the ranks, P(best) and P(better than the baseline) of drawn means (D, V)."""
+    means = means.round(9)  # equal means may differ in their last bits
+    ranks = stats.rankdata(means, method="min", axis=1)
+    low, high = np.quantile(ranks, [0.025, 0.975], axis=0, method="nearest")
+    leads = ranks == 1
+    best = (leads / leads.sum(axis=1, keepdims=True)).mean(axis=0)
+    better = np.full(means.shape[1], np.nan)
+    if baseline is not None:
+        other = np.arange(means.shape[1]) != baseline
+        base = means[:, [baseline]]
+        better[other] = ((means < base) + 0.5 * (means == base)).mean(axis=0)[other]
+    return np.stack([low, high, best, better])
+
+
+def probability_of_improvement(values: ArrayLike, baseline: ArrayLike) -> float:
+    """Return how probably one trial of `values` (S,) is lower than one of `baseline` (T,), a tie counting half.
+
+    rliable's probability of improvement of one task: the Mann-Whitney U over S · T. NaN where a side has no value.
+    """
+    ours, theirs = (array[~np.isnan(array)] for array in (np.asarray(values, float), np.asarray(baseline, float)))
+    if not len(ours) or not len(theirs):
+        return float("nan")
+    return float(stats.mannwhitneyu(theirs, ours).statistic / (len(ours) * len(theirs)))
+
+
+def interquartile_mean(values: ArrayLike) -> float:
+    """Return the mean of the middle half of `values` (S,), rliable's IQM; NaN for fewer than four values."""
+    array = np.asarray(values, dtype=np.float64)
+    array = array[~np.isnan(array)]
+    return float(stats.trim_mean(array, 0.25)) if len(array) >= 4 else float("nan")
+
+
+def _errors_by_image(study: Study, metric: str, rows: NDArray[np.intp]) -> list[Floats] | None:
+    """Return the errors in % of the rows' trials, (seeds, images) each; None where not all are of the same images."""
+    if metric not in ("test/top1_error", "test/top5_error") or "folder" not in study.trials:
+        return None
+    finished = study.trials[(study.trials["status"] == "finished") & study.trials[metric].notna()]
+    keys, found = None, []
+    for row in rows:
+        own = []
+        for folder in finished.loc[finished["variant"] == row, "folder"]:
+            if not folder or not (Path(folder) / "predictions.npz").exists():
+                return None
+            try:
+                names, missed = image_errors(folder, 5 if "top5" in metric else 1)
+            except ReportError:
+                return None
+            keys = names if keys is None else keys
+            if not np.array_equal(keys, names):
+                return None
+            own.append(100.0 * missed)
+        found.append(np.stack(own))
+    return found

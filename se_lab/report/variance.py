@@ -1,0 +1,142 @@
+"""Where the variance of a metric comes from: each source from trials that differ by that source alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from se_lab.report.columns import (
+    SPEC_SECTIONS,
+    Column,
+    ReportError,
+    column,
+    full_key,
+    number_text,
+    value_texts,
+)
+from se_lab.report.predictions import image_errors
+from se_lab.report.render import Shown, Table
+from se_lab.report.variants import filter_records
+
+ROUNDING = "floating point"
+SOURCES = {
+    "data order": "data.order_seed",
+    "initial weights": "model.init_seed",
+    "split": "data.split_seed",
+    ROUNDING: "model.rounding",
+}
+"""The spec's key that varies a source alone."""
+ALL = "seed (order and weights)"
+IMAGES = "test images"
+
+
+class Component(NamedTuple):
+    """A variance from sets of trials, each of which differs by one source alone."""
+
+    variance: float
+    df: int
+    trials: int
+
+    def limits(self) -> tuple[float, float]:
+        """Return the 95 % interval of the standard deviation, by chi squared: for normal errors."""
+        if not self.df:
+            return float("nan"), float("nan")
+        low, high = stats.chi2.ppf([0.975, 0.025], self.df)
+        return float(np.sqrt(self.df * self.variance / low)), float(np.sqrt(self.df * self.variance / high))
+
+
+def variance_table(
+    records: pd.DataFrame, metric: str = "test/top1_error", where: Mapping[str, object] | None = None
+) -> Table:
+    """Return the variance of a metric by source: a row each, as far as the trials vary it.
+
+    Sources are the keys of SOURCES and, of top-1 and top-5 test errors whose predictions are kept, the test images. In
+    every set of trials that have all but one key in common, the variance is that key's; sets count by their degrees of
+    freedom. Raises ReportError where no source varies alone, as in a sweep without such keys.
+    """
+    metric = full_key(metric, records)
+    records = filter_records(records, where or {})
+    if metric not in records:
+        raise ReportError(f"No trial has a value of {metric!r}.")
+    values = pd.to_numeric(records[metric], errors="coerce").astype(float)
+    trials = records[(records["status"] == "finished") & np.isfinite(values)]
+    found = {name: component(trials, metric, key) for name, key in {**SOURCES, ALL: "seed"}.items()}
+    found = {name: one for name, one in found.items() if one.df}
+    if not found.keys() - {ALL}:
+        keys = ", ".join(SOURCES.values())
+        raise ReportError(f"No two trials differ by one source of variance alone: none of {keys} varies.")
+    if images := image_component(trials, metric):
+        found[IMAGES] = images
+    return _table(found, column(metric, trials))
+
+
+def component(trials: pd.DataFrame, metric: str, key: str) -> Component:
+    """Return the variance of a metric among trials that differ by `key` alone, pooled over all such sets."""
+    if key not in trials or trials.empty:
+        return Component(float("nan"), 0, 0)
+    keys = [str(name) for name in trials if str(name).startswith(SPEC_SECTIONS) or name == "seed"]
+    rest = pd.DataFrame({name: value_texts(trials[name]) for name in keys if name != key})
+    sets = trials[metric].astype(float).groupby(list(rest.agg("\0".join, axis=1)))
+    df = len(trials) - sets.ngroups
+    squares = float(((trials[metric].astype(float) - sets.transform("mean")) ** 2).sum())
+    return Component(squares / df if df else float("nan"), df, int((sets.transform("size") > 1).sum()))
+
+
+def image_component(trials: pd.DataFrame, metric: str) -> Component | None:
+    """Return the variance of an error over test images drawn anew, the mean over the trials; None without predictions.
+
+    A trial of N images has that of a mean, the variance of its images' errors over N.
+    """
+    if metric not in ("test/top1_error", "test/top5_error") or "folder" not in trials:
+        return None
+    own = []
+    for folder in trials["folder"]:
+        if not folder or not (Path(folder) / "predictions.npz").exists():
+            return None
+        missed = 100.0 * image_errors(folder, 5 if "top5" in metric else 1)[1]
+        own.append(missed.var(ddof=1) / len(missed))
+    return Component(float(np.mean(own)), 0, len(own))
+
+
+def _table(found: Mapping[str, Component], of: Column) -> Table:
+    """Return the table: standard deviations, and the shares of the sum."""
+    floor = found[ROUNDING].variance if ROUNDING in found else 0.0
+    within = ("data order", "initial weights", "split")
+    alone = {name: max(one.variance - floor * (name in within), 0.0) for name, one in found.items() if name != ALL}
+    total = sum(alone.values())
+    unit = "points" if of.unit == "%" else of.unit
+    rows = []
+    for name, one in found.items():
+        low, high = one.limits()
+        interval = f"{number_text(low, of.decimals)}–{number_text(high, of.decimals)}" if one.df else ""
+        share = 100 * alone[name] / total if name in alone and total else float("nan")
+        rows.append((name, "", False, one.trials, one.df, np.sqrt(one.variance), interval, low, high, share))
+    names = ["variant", "group", "is_baseline", "trials", "df", "sd", "interval", "sd:low", "sd:high", "share"]
+    shown = (
+        Shown(Column("source", "source", "text"), "variant"),
+        Shown(Column("trials", "trials", "statistic", decimals=0), "trials"),
+        Shown(Column("df", "df", "statistic", decimals=0), "df"),
+        Shown(Column("sd", "SD", "statistic", unit, decimals=of.decimals), "sd"),
+        Shown(Column("interval", "95 % interval", "text"), "interval"),
+        Shown(Column("share", "share of variance", "statistic", "%", decimals=0), "share"),
+    )
+    notes = [
+        "Each row from trials that differ by this source alone: standard deviation (SD) and degrees of freedom (df); "
+        "intervals by chi squared, for normal errors.",
+        "Shares are of the sum of the sources that were varied.",
+    ]
+    if ROUNDING in found:
+        notes.append("Order, weights and split move a run by floating point as well, which their shares leave out.")
+    if IMAGES in found:
+        notes.append("Test images: what other images would give with the same weights, the mean over the trials.")
+    if "split" in found:
+        notes.append("Split: where it divides the test images too, as on digits, they are part of its row.")
+    missing = [name for name in SOURCES if name not in found]
+    if missing:
+        notes.append(f"Not varied alone: {', '.join(missing)}.")
+    return Table(f"Sources of variance: {of.heading}", pd.DataFrame(rows, columns=names), shown, tuple(notes))
