@@ -7,6 +7,8 @@ from se_lab.data.base import Batch as Batch
 from se_lab.data.base import Batches as Batches
 from se_lab.data.base import DataError as DataError
 from se_lab.data.base import ImageData as ImageData
+from se_lab.data.folders import Listing as Listing
+from se_lab.data.folders import inherit as inherit
 from se_lab.data.folders import scan as scan
 from se_lab.data.opening import KNOWN as KNOWN
 from se_lab.data.opening import DataShape as DataShape
@@ -14,7 +16,9 @@ from se_lab.data.opening import Inspection as Inspection
 from se_lab.data.opening import check_split as check_split
 from se_lab.data.opening import create_data as create_data
 from se_lab.data.opening import data_shape as data_shape
+from se_lab.data.opening import data_shapes as data_shapes
 from se_lab.data.opening import inspect_images as inspect_images
+from se_lab.data.opening import listing_of as listing_of
 from se_lab.data.opening import present_digest as present_digest
 from se_lab.data.table import DATASETS as DATASETS
 from se_lab.data.table import Splits as Splits

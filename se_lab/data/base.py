@@ -302,8 +302,8 @@ def stratified_split(labels: Tensor, shares: tuple[float, float], seed: int) -> 
     """
     stream = torch.Generator().manual_seed(seed_of(seed, "split"))
     parts: tuple[list[Tensor], ...] = ([], [], [])
-    for label in torch.unique(labels):
-        members = (labels == label).nonzero()[:, 0]
+    by_class = labels.argsort(stable=True).split(torch.unique(labels, return_counts=True)[1].tolist())
+    for members in by_class:
         members = members[torch.randperm(len(members), generator=stream)]
         second, third = (round(share * len(members)) for share in shares)
         for part, index in zip(parts, members.split([len(members) - second - third, second, third]), strict=True):

@@ -91,10 +91,14 @@ class FolderData(EncodedData):
 
     def __init__(self, spec: DataSpec, seed: int, root: str | Path, workers: int) -> None:
         super().__init__(spec, seed, workers)
-        found = look(spec, root)
-        self.root, self.classes = found.root, [printable(name) for name in found.classes]
-        self.left_out = found.left_out
-        self.set_splits(found.train, found.val, found.test, {})
+        self.listing = listing = _inherited.get((spec.name, str(root))) or list_files(spec, root)
+        self.root, self.classes = listing.root, [printable(name) for name in listing.classes]
+        self.left_out, self._digest = listing.left_out, listing.digest
+        self.set_splits(listing.train, listing.val, listing.test, {})
+
+    def unreadable(self, every: bool = False) -> dict[str, str]:
+        """Return the images that cannot be decoded, {name: reason}; none if the listing says that all were."""
+        return {} if self.listing.checked and not every else super().unreadable(every)
 
     def class_names(self) -> list[str]:
         """Return what the classes are called: for WordNet ids the words of torchvision's meta.bin, else of timm."""
@@ -111,8 +115,8 @@ class FolderData(EncodedData):
 
 
 @dataclass(frozen=True)
-class Found:
-    """What lies in a set's folder."""
+class Listing:
+    """The files of a set that lies in folders."""
 
     root: Path
     classes: list[str]
@@ -121,10 +125,23 @@ class Found:
     """None where it is to be held out of train."""
     test: Files
     left_out: Counter[str]
+    digest: str | None = None
+    """The digest of the images, if it is known."""
+    checked: bool = False
+    """Whether every image is known to be readable."""
 
 
-def look(spec: DataSpec, root: str | Path) -> Found:
-    """Return what lies in a set's folder; no image is read.
+_inherited: dict[tuple[str, str], Listing] = {}
+"""Listings that this process was given, by the name and the root of the set."""
+
+
+def inherit(listing: Listing, spec: DataSpec, *, root: str | Path = ".") -> None:
+    """Let this process open a set by a listing of another process, without listing its folders."""
+    _inherited[spec.name, str(root)] = listing
+
+
+def list_files(spec: DataSpec, root: str | Path) -> Listing:
+    """Return the files of a set that lies in folders; no image is read.
 
     Raises:
         DataError: naming the folder that is missing or that holds no data set.
@@ -134,7 +151,7 @@ def look(spec: DataSpec, root: str | Path) -> Found:
     return _places365(folder) if lists else _folders(folder)
 
 
-def _folders(root: Path) -> Found:
+def _folders(root: Path) -> Listing:
     left_out: Counter[str] = Counter()
     held_out = [name for name in ("val", "test") if (root / name).is_dir()]
     if (root / "train").is_dir() and not held_out:
@@ -150,10 +167,10 @@ def _folders(root: Path) -> Found:
             )
         files.append(Files(str(root), [f"{name}/{path}" for path in one.paths], one.labels))
         left_out += one.left_out
-    return Found(root, classes, files[0], files[1] if len(files) == 3 else None, files[-1], left_out)
+    return Listing(root, classes, files[0], files[1] if len(files) == 3 else None, files[-1], left_out)
 
 
-def _places365(root: Path) -> Found:
+def _places365(root: Path) -> Listing:
     """Read torchvision's layout: lists of files, and data_256_standard/ and val_256/, or the large ones."""
     small = (root / "data_256_standard").is_dir()
     try:
@@ -169,7 +186,7 @@ def _places365(root: Path) -> Found:
             )
         splits.append(Files(str(root), [os.path.relpath(path, root) for path, _ in part.imgs], part.targets))
     names = sorted(train.class_to_idx, key=train.class_to_idx.__getitem__)
-    return Found(root, names, splits[0], None, splits[1], Counter())
+    return Listing(root, names, splits[0], None, splits[1], Counter())
 
 
 def _scan_split(root: Path, split: str) -> Scan:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from se_lab.data.base import DataError, ImageData
 from se_lab.data.digests import forgetting
-from se_lab.data.folders import FolderData
+from se_lab.data.folders import FolderData, Listing
 from se_lab.data.hub import open_hub
-from se_lab.data.images import EncodedData
+from se_lab.data.images import CHECKED, EncodedData
 from se_lab.data.memory import DigitsData
 from se_lab.data.shards import ShardData
 from se_lab.data.table import DATASETS, open_table
@@ -94,20 +95,43 @@ def create_data(
 
 
 def _open(spec: DataSpec, seed: int, root: str | Path, workers: int, download: bool) -> ImageData:
+    if _in_folders(spec):
+        return _open_folders(spec, seed, root, workers)
     if spec.name == "digits":
         return DigitsData(spec, seed)
     if spec.name in DATASETS:
         return open_table(spec, seed, root, workers, download)
     if spec.name.startswith("wds:"):
         return ShardData(spec, seed, root, workers)
-    if spec.name.startswith("hf:"):
-        return open_hub(spec, seed, root, workers)
+    return open_hub(spec, seed, root, workers)
+
+
+def _in_folders(spec: DataSpec) -> bool:
+    return spec.name not in ("digits", *DATASETS) and not spec.name.startswith(("wds:", "hf:"))
+
+
+def _open_folders(spec: DataSpec, seed: int, root: str | Path, workers: int) -> FolderData:
     data = FolderData(spec, seed, root, workers)
     if spec.name in KNOWN and len(data.classes) != KNOWN[spec.name].classes:
         raise DataError(
             f"{data.root / 'train'} has {len(data.classes)} class folders; {spec.name} has {KNOWN[spec.name].classes}"
         )
     return data
+
+
+def listing_of(spec: DataSpec, *, root: str | Path = ".") -> Listing | None:
+    """Return the files of a set that lies in folders, with its digest, to hand to other processes.
+
+    None for a set that lies elsewhere, that cannot be opened, or that has images which cannot be read.
+    """
+    if not _in_folders(spec):
+        return None
+    try:
+        data = _open_folders(spec, 0, root, 0)
+        checked = sum(data.sizes.values()) <= CHECKED
+        return None if data.skipped else dataclasses.replace(data.listing, digest=data.digest, checked=checked)
+    except (DataError, SpecError, OSError):  # the trials say it in their records
+        return None
 
 
 @dataclass(frozen=True)
@@ -132,6 +156,11 @@ def data_shape(spec: DataSpec, *, root: str | Path = ".") -> DataShape:
         return DataShape(known.classes, (known.in_chans, size, size), sizes)
     data = create_data(spec, 0, root=root)
     return DataShape(len(data.classes), (data.in_chans, data.image_size, data.image_size), data.sizes)
+
+
+def data_shapes(specs: Iterable[DataSpec], *, root: str | Path = ".") -> dict[DataSpec, DataShape]:
+    """Return the shape of each data set, as `data_shape` has it; each is opened once."""
+    return {spec: data_shape(spec, root=root) for spec in dict.fromkeys(specs)}
 
 
 def present_digest(spec: DataSpec, *, root: str | Path = ".") -> str | None:

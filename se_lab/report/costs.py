@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from se_lab.data import data_shape
+from se_lab.data import data_shapes
 from se_lab.report.paper_costs import count_paper_costs, unit_of
 from se_lab.report.published import BN_STATISTICS, PARAMS_SLACK
 from se_lab.spec import ModelSpec, RunSpec, dotted
@@ -74,10 +74,12 @@ def net_costs(spec: ModelSpec, num_classes: int = 1000, input_size: Size = (3, 2
 
 def sweep_costs(trials: Iterable[RunSpec], root: str | Path = ".") -> list[Row]:
     """Return a row a trial: trial_id, the flat model spec, and the counts; a backbone is counted once."""
+    trials = list(trials)
+    shapes = data_shapes((trial.data for trial in trials), root=root)
     traces: dict[str, Trace] = {}
     rows = []
     for trial in trials:
-        data = data_shape(trial.data, root=root)
+        data = shapes[trial.data]
         costs = cached_costs(trial.model, data.classes, data.shape, traces)
         model = {key: value for key, value in trial.flat().items() if key.startswith("model.")}
         counts = {key: getattr(costs, key) for key in _TOTALS}

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from se_lab.data import DataShape, check_split, data_shape
+from se_lab.data import DataShape, check_split, data_shapes
 from se_lab.spec import ExecSpec, RunSpec, SESpec, SpecError
 from se_lab.training.preflight import check_before
 from se_lab.units.model import create_model
@@ -29,7 +29,7 @@ def check_nets(trials: Sequence[RunSpec], execution: ExecSpec, looks_at: str | N
         DataError: for a data set that cannot be used.
     """
     widths: dict[tuple[str, ...], dict[int, tuple[int, ...]]] = {}
-    shapes = {trial.data: data_shape(trial.data, root=execution.data_root) for trial in trials}
+    shapes = data_shapes((trial.data for trial in trials), root=execution.data_root)
     checked: set[str] = set()
     for trial in trials:
         check_before(trial, execution)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from se_lab.data import DataShape, data_shape
+from se_lab.data import DataShape, data_shapes
 from se_lab.spec import ExecSpec, RunSpec, SESpec, dotted, label
 from se_lab.store import read_record, trial_folder
 from se_lab.sweep.grammar import Sweep
@@ -111,8 +111,9 @@ def plan_sweep(sweep: Sweep, execution: ExecSpec, workers: int) -> Plan:
     per_mac: dict[str, float] = {}
     planned: list[PlannedTrial] = []
     like = sweep.search.corners()[:1] if sweep.search is not None else []
+    shapes = data_shapes((trial.data for trial in [*sweep.trials, *like]), root=execution.data_root)
     for trial in [*sweep.trials, *like]:
-        data = data_shape(trial.data, root=execution.data_root)
+        data = shapes[trial.data]
         classes, shape, images = data.classes, data.shape, data.sizes["train"]
         net = f"{dotted(trial.model)} {classes} {shape}"
         alike = f"{trial.model.backbone} {shape}"

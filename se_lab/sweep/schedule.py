@@ -12,7 +12,8 @@ from multiprocessing.connection import wait
 from pathlib import Path
 
 from se_lab import store
-from se_lab.spec import ExecSpec, RunSpec, SpecError, run_spec
+from se_lab.data import Listing, listing_of
+from se_lab.spec import DataSpec, ExecSpec, RunSpec, SpecError, run_spec
 from se_lab.spec.flags import import_plugins
 from se_lab.sweep.bayes import BayesSearch, import_optuna
 from se_lab.sweep.early_stop import Hyperband
@@ -112,6 +113,7 @@ class Schedule:
         self.running: dict[TrialProcess, Entry] = {}
         self.outcomes: dict[str, Outcome] = {}
         self.searching = rules.search is not None
+        self._listings: dict[str, Listing | None] = {}
         self._failed_before = {trial.trial_id: self._record_time(trial) for trial in trials}
 
     @property
@@ -205,9 +207,15 @@ class Schedule:
     def _start(self, entry: Entry) -> None:
         search = self.rules.search
         peers = () if search is not None else tuple(trial.trial_id for trial in self.trials)
-        work = Work(entry.trial, self.execution, self.rules.early_stop, search, peers)
+        work = Work(entry.trial, self.execution, self.rules.early_stop, search, peers, self._listing(entry.trial.data))
         self.running[TrialProcess(work)] = entry
         self.view(Event(entry.trial, "running"))
+
+    def _listing(self, data: DataSpec) -> Listing | None:
+        """Return the files of a data set, listed once for all trials: all train on the same images."""
+        if data.name not in self._listings:
+            self._listings[data.name] = listing_of(data, root=self.execution.data_root)
+        return self._listings[data.name]
 
     def _look_at(self, process: TrialProcess) -> None:
         """Report a trial's epochs; settle or retry it if it is over."""

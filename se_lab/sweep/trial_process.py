@@ -17,6 +17,7 @@ from multiprocessing.connection import Connection
 from typing import Any, TextIO
 
 from se_lab import store
+from se_lab.data import Listing
 from se_lab.spec import ExecSpec, RunSpec
 from se_lab.sweep.bayes import BayesSearch
 from se_lab.sweep.early_stop import Hyperband
@@ -50,6 +51,8 @@ class Work:
     search: BayesSearch | None = None
     peers: tuple[str, ...] = ()
     """The ids of the trials that an early stop compares it with, beside those that the search proposes."""
+    listing: Listing | None = None
+    """The files of its data set, as the sweep found them when its first trial began."""
 
 
 class TrialProcess:
@@ -140,7 +143,11 @@ def _work(work: Work, writer: Connection, environment: dict[str, str]) -> None:
 
 
 def _run(work: Work, writer: Connection, log: TextIO) -> Outcome:
+    from se_lab.data import inherit
     from se_lab.training.run import run
+
+    if work.listing is not None:
+        inherit(work.listing, work.trial.data, root=work.execution.data_root)
 
     def progress(row: Mapping[str, float]) -> None:
         with contextlib.suppress(OSError):

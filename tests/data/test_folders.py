@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,17 @@ import torch
 from PIL import Image
 from torchvision.datasets import Places365
 
-from se_lab.data import DataError, create_data, digests, images, inspect_images
+from se_lab.data import (
+    DataError,
+    create_data,
+    data_shapes,
+    digests,
+    images,
+    inherit,
+    inspect_images,
+    listing_of,
+    scan,
+)
 from se_lab.data.files import Files
 from se_lab.spec import DataSpec, SpecError
 
@@ -274,3 +285,34 @@ def test_a_folder_without_its_prefix_is_told_its_form(tmp_path, monkeypatch):
     for name in ("/some/folder", "pets"):
         with pytest.raises(SpecError, match=f"a folder of images is given as 'folder:{name}'"):
             DataSpec(name)
+
+
+def test_a_listing_opens_a_set_elsewhere_without_a_look_at_its_folders(folders, monkeypatch):
+    spec = folders()
+    opened = create_data(spec, 0)
+    digest = opened.digest
+    listing = pickle.loads(pickle.dumps(listing_of(spec)))
+    root = Path(spec.name.removeprefix("folder:"))
+    root.rename(root.with_name("gone"))
+    with pytest.raises(DataError):
+        create_data(spec, 0)
+    monkeypatch.setattr("se_lab.data.folders._inherited", {})
+    inherit(listing, spec)
+    inherited = create_data(spec, 0)
+    assert (inherited.sizes, inherited.classes, inherited.digest) == (opened.sizes, opened.classes, digest)
+    assert inherited.splits["val"].names == opened.splits["val"].names
+
+
+def test_a_set_with_images_that_cannot_be_read_is_opened_by_each_trial(folders):
+    spec = folders(on_error="skip")
+    Path(spec.name.removeprefix("folder:"), "train", "cat", "broken.png").write_bytes(b"no image")
+    assert listing_of(spec) is None
+    assert listing_of(DataSpec("digits")) is None
+
+
+def test_many_trials_of_one_set_open_it_once(folders, monkeypatch):
+    spec, looks = folders(), []
+    monkeypatch.setattr("se_lab.data.folders.scan", lambda folder: looks.append(folder) or scan(folder))
+    shapes = data_shapes([spec] * 25)
+    assert shapes[spec].sizes["train"] == 6
+    assert len(looks) == 2  # train/ and val/
