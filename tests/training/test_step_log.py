@@ -17,9 +17,9 @@ from se_lab.training.step_log import StepLog
 from se_lab.training.task import ClassificationTask
 
 
-def rows_of(store, record):
+def rows_of(store, record, key="train/loss_step"):
     with (trial_folder(store, record.trial_id) / "csv" / "version_0" / "metrics.csv").open() as file:
-        return [row for row in csv.DictReader(file) if row.get("train/loss_step")]
+        return [row for row in csv.DictReader(file) if row.get(key)]
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
@@ -44,6 +44,14 @@ def test_the_loss_is_that_of_the_steps(few, here):
     images, labels, *_ = data.on_after_batch_transfer(next(iter(loader)), 0)
     with torch.no_grad():
         assert first == pytest.approx(float(F.cross_entropy(task(images), labels)), abs=1e-5)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_over_an_epochs_three_steps_the_mean_is_the_epochs_loss(few, here, accumulate):
+    spec = few(train=TrainSpec(epochs=2, accumulate=accumulate))
+    record = run(spec, dataclasses.replace(here, logger="csv", log_every=3))
+    steps = [float(row["train/loss_step"]) for row in rows_of(here.store, record)]
+    assert steps == pytest.approx([float(row["train/loss"]) for row in rows_of(here.store, record, "train/loss")])
 
 
 def test_by_default_long_epochs_are_logged():
