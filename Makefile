@@ -2,6 +2,8 @@
 PYTHON ?= python3
 # The oldest Python, for make test-lowest: a version that uv finds or fetches, or a path.
 LOWEST_PYTHON ?= 3.10
+# What make test-lowest runs: the whole fast suite, or files and folders of tests.
+LOWEST_TESTS ?= tests
 PYTEST := -m pytest -n auto --maxprocesses 8 --dist worksteal
 BIN := .venv/bin
 
@@ -23,7 +25,7 @@ test-all: test
 
 # The fast suite on the oldest Python with the lowest versions that pyproject.toml allows.
 test-lowest: .venv/.lowest
-	.venv/lowest/bin/python $(PYTEST) -m "not slow"
+	.venv/lowest/bin/python $(PYTEST) -m "not slow" $(LOWEST_TESTS)
 
 # The site, into site/, strictly. After a finished demo, docs/make_demo.py renews the numbers and figures that it quotes.
 docs: .venv/.dev

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from se_lab.cli.parser import add_data_root, add_trust
+from se_lab.cli.parser import add_data_root, add_overwrite, add_trust
 from se_lab.cli.plot import add_look, look_of
 from se_lab.cli.runs import add_store, add_where, records_of, where_of
 from se_lab.spec import SpecError
@@ -38,6 +38,7 @@ def excitations(argv: list[str]) -> int:
     add_data_root(parser)
     add_look(parser)
     parser.add_argument("--wandb", metavar="PROJECT", help="Give the trials' W&B runs histograms and figures.")
+    add_overwrite(parser)
     add_trust(parser)
     options = parser.parse_args(argv)
     if bool(options.nets) == bool(options.sweep):
@@ -61,6 +62,7 @@ def excitations(argv: list[str]) -> int:
         data=options.data,
         classes=[name for name in options.classes.split(",") if name.strip()],
         output=options.output,
+        overwrite=options.overwrite,
         batch_size=options.batch_size,
         root=options.data_root or ExecSpec().data_root,
         workers=options.data_workers,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +24,7 @@ def init(arguments: Sequence[str]) -> int:
         files = shipped(kind)
         target = root / kind
         target.mkdir(parents=True, exist_ok=True)
-        fresh = [file for file in files.values() if not (target / file.name).exists()]
+        fresh = [file for file in files.values() if not os.path.lexists(target / file.name)]
         for file in fresh:
             shutil.copyfile(file, target / file.name)
         kept = f", {len(files) - len(fresh)} kept" if len(fresh) < len(files) else ""

@@ -307,6 +307,7 @@ def status(argv: list[str]) -> int:
     """Print the state of each trial of a sweep spec, from the files of its store and Slurm's queue."""
     from se_lab.spec.flags import import_plugins
     from se_lab.spec.parser import Parser
+    from se_lab.sweep.changes import changes_since
     from se_lab.sweep.grammar import read_sweep
     from se_lab.sweep.schedule import check_place
     from se_lab.sweep.status import listing, rows, standings, summary
@@ -331,6 +332,8 @@ def status(argv: list[str]) -> int:
         if stood:
             show(*rows(stood))
         print(summary(spec, stood))
+    for change in changes_since([s.trial for s in stood if s.status == "finished"], folder):
+        print(change, file=sys.stderr)
     return 0
 
 

@@ -29,10 +29,9 @@ def _train(argv: list[str]) -> int:
     options = parser.parse_args(argv)
     spec, execution = trial_from(options.given)
     from se_lab.parallel.collectives import find_rank
-    from se_lab.store import TrialBusyError, check_store
+    from se_lab.store import TrialBusyError
     from se_lab.training.run import run
 
-    check_store(execution.store)
     rank = find_rank(spec.train)
     first = rank is None or rank.number == 0  # under torchrun or srun each rank is a command of its own
     try:

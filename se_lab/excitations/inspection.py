@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,15 +18,19 @@ from se_lab.excitations.images import LabelledImages, choose_classes
 from se_lab.excitations.maps import map_figure
 from se_lab.excitations.measures import closed_histogram
 from se_lab.excitations.page import write_page
-from se_lab.excitations.statistics import ExcitationStatistics
+from se_lab.excitations.statistics import ExcitationStatistics, is_statistics_file
 from se_lab.report.figures.chart import Chart
 from se_lab.report.figures.image import draw
 from se_lab.report.figures.look import Look, save_figure
 from se_lab.report.to_wandb import wandb_run
 from se_lab.report.variants import INSERTION, group_variants
+from se_lab.store import is_trial, replacing
 
 FILE = "excitations.safetensors"
 PAGE = "explorer.html"
+FIGURES = ("figure_6", "figure_7", "distribution", "saturation", "selectivity", "class_similarity", "unit_similarity",
+           "redundancy", "maps", "training")  # fmt: skip
+"""Names of all figures, of one net or several, without the suffix."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,8 @@ class Inspection:
     """Classes of the figures by name, WordNet id, folder or number; by default the paper's, or four evenly spaced."""
     output: str | Path | None = None
     """The folder to write into; by default excitations/ in a trial's folder, and for several nets or timm's here."""
+    overwrite: bool = False
+    """Replace files that SE-Lab did not write."""
     batch_size: int = 64
     root: str = "."
     """Where relative data paths start."""
@@ -62,30 +69,35 @@ def inspect_nets(sources: Sequence[str | Path], request: Inspection) -> list[Pat
         The files that were written.
 
     Raises:
-        SpecError, DataError: for a net, class or image that is not there, before any image is run.
+        SpecError, DataError: for a net, class or image that is not there, and for files that SE-Lab did not write and
+            would replace, before any image is run.
     """
     nets = [open_net(source, trust_plugins=request.capture.trust_plugins) for source in sources]
     images = [_images(net, request) for net in nets]
     chosen = [_chosen(request, of) for of in images]
+    folders = [_folder_of(net, request, alone=len(nets) == 1) for net in nets]
+    together = folders[0] if len(nets) == 1 else Path(request.output or "excitations")
+    with _writing({*folders, together}, request):
+        pass  # nothing is run for files that may not be written
     labelled, written, drawn = [], [], []
-    for net, of, classes in zip(nets, images, chosen, strict=True):
-        folder = _folder_of(net, request, alone=len(nets) == 1)
-        statistics = collect(net, of, folder / FILE, request.capture)
-        labelled.append((net.label, statistics))
-        drawn.append(_figures_of_one(net, of, statistics, classes, folder, request))
-        written += [folder / FILE, *drawn[-1]]
+    for net, of, classes, folder in zip(nets, images, chosen, folders, strict=True):
+        with _writing([folder], request):
+            statistics = collect(net, of, folder / FILE, request.capture)
+            labelled.append((net.label, statistics))
+            drawn.append(_figures_of_one(net, of, statistics, classes, folder, request))
+            written += [folder / FILE, *drawn[-1]]
         if request.wandb:
             _send(net, statistics, folder, request.wandb)
     same = all(of.classes == images[0].classes for of in images[1:])
-    folder = _folder_of(nets[0], request, alone=True) if len(nets) == 1 else Path(request.output or "excitations")
-    if len(nets) > 1:
-        written += _comparisons(nets, labelled, same, folder, request)
     start = figures.papers_units(labelled[0][1].sites)[-1]
     shown = labelled[: 2 if same else 1]
     picture = images[0].picture if request.capture.extremes else None
-    written.append(
-        write_page(shown, folder / PAGE, unit=start, classes=chosen[0], picture=picture, figures=_static(drawn[0]))
-    )
+    with _writing([together], request):
+        if len(nets) > 1:
+            written += _comparisons(nets, labelled, same, together, request)
+        still = _static(drawn[0])
+        page = together / PAGE
+        written.append(write_page(shown, page, unit=start, classes=chosen[0], picture=picture, figures=still))
     return written
 
 
@@ -98,6 +110,7 @@ def inspect_sweep(records: pd.DataFrame, request: Inspection) -> list[Path]:
 
     Raises:
         ExcitationError: where no finished trial has SE units.
+        SpecError: for files that SE-Lab did not write and would replace, before any image is run.
     """
     study = group_variants(records)
     trials = study.trials
@@ -108,6 +121,8 @@ def inspect_sweep(records: pd.DataFrame, request: Inspection) -> list[Path]:
         )
     names = study.variants["variant"].reindex(ready["variant"])
     folder = Path(request.output or "excitations")
+    with _writing([folder], request):
+        pass  # nothing is run for files that may not be written
     labelled, written = [], []
     for name, row in zip(names, ready.to_dict("records"), strict=True):
         net = open_net(row["folder"], trust_plugins=request.capture.trust_plugins)
@@ -126,12 +141,27 @@ def inspect_sweep(records: pd.DataFrame, request: Inspection) -> list[Path]:
         written.append(write_page(shown, page, unit=start, classes=classes, picture=picture, figures=_static(drawn)))
         if request.wandb:
             _send(net, statistics, own, request.wandb)
-    written += _save([compare.selectivity(labelled), compare.overlay(labelled)], folder, request)
     variants = dict(reversed(labelled))  # the first seed of each
-    if len(variants) > 1:
-        pair = [(name, variants[name]) for name in (labelled[0][0], labelled[-1][0])]
-        written.append(write_page(pair, folder / PAGE, unit=start, classes=classes, picture=picture))
+    with _writing([folder], request):
+        written += _save([compare.selectivity(labelled), compare.overlay(labelled)], folder, request)
+        if len(variants) > 1:
+            pair = [(name, variants[name]) for name in (labelled[0][0], labelled[-1][0])]
+            written.append(write_page(pair, folder / PAGE, unit=start, classes=classes, picture=picture))
     return written
+
+
+def _writing(folders: Iterable[Path], request: Inspection) -> AbstractContextManager[None]:
+    """Write figures, pages and statistics into folders within it; only what SE-Lab wrote may be replaced.
+
+    In the folder of a trial these names are SE-Lab's, and a statistics file is known by its header: an interrupted run
+    goes on with it.
+    """
+    names = [PAGE, *(f"{name}.{suffix}" for name in FIGURES for suffix in ("png", "svg"))]
+    outside = [folder for folder in folders if not any(map(is_trial, folder.absolute().parents))]
+    files = [folder / name for folder in outside for name in names]
+    statistics = [(folder / FILE).with_suffix(suffix) for folder in outside for suffix in (".safetensors", ".part")]
+    files += [path for path in statistics if not is_statistics_file(path)]
+    return replacing(files, overwrite=request.overwrite)
 
 
 def _images(net: TrainedNet, request: Inspection) -> LabelledImages:

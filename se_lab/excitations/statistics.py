@@ -292,6 +292,17 @@ class ExcitationStatistics:
         return {name: tensor.cpu() for name, tensor in self._tensors().items()} | {"images": self.images}
 
 
+def is_statistics_file(path: str | Path) -> bool:
+    """Return whether a file is one that `ExcitationStatistics.save` has written, of any format."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "np") as file:
+            return "sites" in json.loads((file.metadata() or {})["header"])
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError):
+        return False
+
+
 def _difference(a: ExcitationStatistics, b: ExcitationStatistics) -> str:
     if a.classes != b.classes:
         return f"{len(a.classes)} and {len(b.classes)} classes, " + _some(sorted(set(a.classes) ^ set(b.classes)))

@@ -5,8 +5,10 @@ In: Python arguments, flags, YAML. Out: a checked `RunSpec`, whose content is th
 
 from se_lab.spec.build import label as label
 from se_lab.spec.build import leaves as leaves
+from se_lab.spec.build import run_name as run_name
 from se_lab.spec.build import run_spec as run_spec
 from se_lab.spec.build import trial_of as trial_of
+from se_lab.spec.build import variant_name as variant_name
 from se_lab.spec.checks import SpecError as SpecError
 from se_lab.spec.checks import check_choice as check_choice
 from se_lab.spec.checks import check_fields as check_fields

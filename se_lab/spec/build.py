@@ -11,21 +11,51 @@ from se_lab.spec.checks import SpecError, hints_of, nearest
 from se_lab.spec.fields import RunSpec, SESpec, moot_fields
 from se_lab.spec.ids import dotted
 
+NAME_LENGTH = 128
+"""Characters that W&B takes of the name of a run or a group."""
 T = TypeVar("T")
 
 
 def label(trial: RunSpec) -> str:
-    """Return a trial in few words: 'cifar_resnet20 standard r=4, seed 1', 'resnet50 eca standard, seed 0'."""
-    se = trial.model.se
+    """Return a trial in few words: 'cifar_resnet20 standard r=4, seed 1', 'resnet50 eca standard bias=True, seed 0'."""
+    return f"{_net(trial)}, seed {trial.seed}"
+
+
+def variant_name(trial: RunSpec, room: int = NAME_LENGTH) -> str:
+    """Return a name for a variant that contains every field in which it differs from the defaults, the seed apart.
+
+    A name of more than `room` characters ends in a hash.
+    """
+    usual = RunSpec().flat()
+    more = [
+        f"{key if key.endswith('.name') else key.rpartition('.')[2]}={value}"
+        for key, value in trial.flat().items()
+        if not key.startswith(("model.backbone", "model.se.", "seed")) and value is not None and value != usual[key]
+    ]
+    name = ", ".join([_net(trial), *more])
+    return name if len(name) <= room else f"{name[: room - 14]}… {dataclasses.replace(trial, seed=0).trial_id}"
+
+
+def run_name(trial: RunSpec) -> str:
+    """Return the name of a trial's run at W&B: that of its variant, and the seed."""
+    seed = f", seed {trial.seed}"
+    return variant_name(trial, NAME_LENGTH - len(seed)) + seed
+
+
+def _net(trial: RunSpec) -> str:
+    """Return the backbone and all that is not usual about its units, in a few words."""
+    se, given = trial.model.se, trial.flat()
     if se.insertion == "none":
-        return f"{trial.model.backbone} no SE, seed {trial.seed}"
+        return f"{trial.model.backbone} no SE"
     words = [trial.model.backbone, *([] if se.unit == "se" else [se.unit]), se.insertion]
-    if "reduction" not in moot_fields(se.insertion, se.unit):
+    if given["model.se.reduction"] is not None:
         words.append(f"r={se.reduction}")
     words += [value for value, usual in ((se.squeeze, "avg"), (se.excitation, "sigmoid")) if value != usual]
     if se.stages != "all":
         words.append(f"stages {','.join(map(str, se.stages))}")
-    return f"{' '.join(words)}, seed {trial.seed}"
+    more = {name: given[f"model.se.{name}"] for name in ("bias", "units", "start")}
+    words += [f"{name}={value}" for name, value in more.items() if value not in (None, getattr(SESpec(), name))]
+    return " ".join(words)
 
 
 def run_spec(values: Mapping[str, Any]) -> RunSpec:

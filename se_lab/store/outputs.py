@@ -34,12 +34,20 @@ def replacing(paths: Iterable[str | Path], *, overwrite: bool = False) -> Iterat
             f"{foreign[0]}{more} would be replaced, and SE-Lab did not write it as it is now; choose another name, or "
             "--overwrite"
         )
-    ours = {file for file in files if not os.path.lexists(file) or _is_ours(file)}
+    before = {file: _stamp(file) for file in files}
     try:
         yield
-        ours = set(files)
-    finally:  # what was written before an error is SE-Lab's too
-        _remember(ours)
+    finally:  # what was written before an error is SE-Lab's too; what was not written stays whose it was
+        _remember(file for file in files if _stamp(file) != before[file])
+
+
+def _stamp(file: Path) -> tuple[int, ...] | None:
+    """Return what changes when a file is written; None where there is none."""
+    try:
+        status = file.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _remember(files: Iterable[Path]) -> None:

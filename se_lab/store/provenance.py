@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import functools
 import hashlib
+import importlib.machinery
 import importlib.metadata
 import importlib.util
 import json
@@ -24,6 +25,8 @@ PACKAGES = ("se-lab", "torch", "torchvision", "lightning", "timm", "fvcore", "nu
 OPTIONAL = ("plugin ", "callbacks", "weights")
 """Keys that a trial without plugins, callbacks of the user's own or a file of weights does not have; all others are
 always known."""
+THEN = " then "
+"""Stands between the values that a resumed trial had in turn."""
 
 
 def current_provenance(
@@ -78,17 +81,26 @@ def differences(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
 
 
 def mixtures(trials: Iterable[Mapping[str, str]]) -> list[str]:
-    """Return what differs among the provenances of several trials, in words, such as 'torch: 2.13.0 (3 trials), …'."""
+    """Return what differs among or within several trials' provenances, such as 'torch: 2.13.0 (3 trials), …'."""
     known = [trial for trial in trials if trial]
     found = []
     for key in dict.fromkeys(key for trial in known for key in trial):
         values = Counter(
             _short(trial.get(key, "absent")) for trial in known if key in trial or key.startswith(OPTIONAL)
         )
-        if len(values) > 1:
+        if len(values) > 1 or any(THEN in value for value in values):
             counts = (f"{value} ({count} trial{'' if count == 1 else 's'})" for value, count in values.most_common())
             found.append(f"{key}: {', '.join(counts)}")
     return found
+
+
+def in_turn(parts: Iterable[Mapping[str, str]]) -> dict[str, str]:
+    """Return one provenance of the parts of a resumed trial; what changed has its values in turn: 'A then B'."""
+    values: dict[str, list[str]] = {}
+    for part in parts:
+        for key, value in part.items():
+            values.setdefault(key, []).append(value)
+    return {key: THEN.join(dict.fromkeys(several)) for key, several in values.items()}
 
 
 def source_digest(module: str) -> str:
@@ -188,8 +200,8 @@ def _source_files(module: str) -> set[Path]:
 
 def _entry_of(root: str) -> Path | None:
     """Return the file that a top-level module starts with, a package's __init__; None for one without source."""
-    try:
-        found = importlib.util.find_spec(root)
+    try:  # a plugin may lie in the current folder, which is put on the path only when it is imported
+        found = importlib.util.find_spec(root) or importlib.machinery.PathFinder.find_spec(root, [str(Path.cwd())])
     except (ImportError, ValueError):
         return None
     if found is None or found.origin is None or not found.origin.endswith(".py"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ import msgspec
 
 from se_lab.store.claims import holder_of
 from se_lab.store.files import check_seal, read_bytes
+from se_lab.store.provenance import in_turn
 from se_lab.store.record import broken_record, check_owner, trial_folder
 
 if TYPE_CHECKING:
@@ -35,6 +37,10 @@ class _Data(msgspec.Struct, frozen=True):
     digest: Any = None
 
 
+class _Segment(msgspec.Struct, frozen=True):
+    provenance: dict[str, str] = {}
+
+
 class _Record(msgspec.Struct, frozen=True):
     status: str
     spec: dict[str, Any]
@@ -44,6 +50,7 @@ class _Record(msgspec.Struct, frozen=True):
     timings: dict[str, Any] = {}
     complexity: _Costs = _Costs()
     provenance: msgspec.Raw = msgspec.Raw(b"{}")
+    segments: list[_Segment] = []
     data: _Data = _Data()
 
 
@@ -145,6 +152,9 @@ def row_of(trial_id: str, folder: str, record: bytes) -> dict[str, Any]:
         raise ValueError(str(error)) from error
     check_owner(trial_id, known.trial_id)
     costs = known.complexity
+    provenance = bytes(known.provenance).decode()
+    if known.segments:
+        provenance = json.dumps(in_turn(part.provenance for part in known.segments))
     return {
         "trial_id": trial_id,
         "status": known.status,
@@ -159,6 +169,6 @@ def row_of(trial_id: str, folder: str, record: bytes) -> dict[str, Any]:
         "elementwise": costs.elementwise,
         **known.timings,
         "code_version": msgspec.json.decode(known.provenance, type=_Provenance).se_lab,
-        "provenance": bytes(known.provenance).decode(),
+        "provenance": provenance,
         "data_digest": known.data.digest,
     }

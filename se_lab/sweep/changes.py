@@ -2,31 +2,78 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 from se_lab import store
-from se_lab.data import present_digest
 from se_lab.spec import DataSpec, ExecSpec, RunSpec
-from se_lab.training.preflight import device_model
+from se_lab.store import RunRecord
+
+QUICKLY = 50_000
+"""Images of a set up to which `se-lab status` looks at its files; `sweep`, `train` and `verify --data` always do."""
+FLAGS = ("plugins", "callbacks", "data_root", "threads")
+"""Fields of ExecSpec that are part of a provenance, or say where to look for it."""
 
 
 def changes(trials: Sequence[RunSpec], execution: ExecSpec) -> list[str]:
-    """Return a line for each difference between the provenance of finished trials and today's.
+    """Return a line for each difference between the provenance of finished trials and that of running them now.
 
     Images that cannot be read without a network are not compared: see `present_digest`.
     """
+    from se_lab.training.preflight import device_model
+
+    device, digests = device_model(execution), dict[DataSpec, str | None]()
+    found: dict[str, list[str]] = {}
+    for trial, record in _finished(trials, execution.store):
+        _compare(trial, record, execution, device, _digest(trial.data, execution.data_root, digests), found)
+    return _lines(found)
+
+
+def changes_since(trials: Sequence[RunSpec], store_folder: str) -> list[str]:
+    """Return a line for each difference between the provenance of finished trials and running them so again.
+
+    Threads, data root, plugins and callbacks are those of the record. The device is not compared, and neither are the
+    images of large sets. PyTorch is imported only to compare images.
+    """
     digests: dict[DataSpec, str | None] = {}
     found: dict[str, list[str]] = {}
-    for trial in trials:
-        record = store.read_record(store.trial_folder(execution.store, trial.trial_id))
-        if record is None or record.status != "finished":
-            continue
-        if trial.data not in digests:
-            digests[trial.data] = present_digest(trial.data, root=execution.data_root)
-        before = {"images": record.data["digest"]} if record.data.get("digest") else {}
-        now = store.current_provenance(trial, execution, images=digests[trial.data], device=device_model(execution))
-        for difference in store.differences(before | record.provenance, now):
-            found.setdefault(difference, []).append(trial.trial_id)
+    for trial, record in _finished(trials, store_folder):
+        flags = {key: record.execution[key] for key in FLAGS if key in record.execution}
+        execution = dataclasses.replace(ExecSpec(), **flags)
+        few = trial.data.name != "digits" and sum(record.data.get("images", {}).values()) <= QUICKLY
+        images = _digest(trial.data, execution.data_root, digests) if few and record.data.get("digest") else None
+        _compare(trial, record, execution, None, images, found)
+    return _lines(found)
+
+
+def _finished(trials: Sequence[RunSpec], folder: str) -> list[tuple[RunSpec, RunRecord]]:
+    records = [(trial, store.read_record(store.trial_folder(folder, trial.trial_id))) for trial in trials]
+    return [(trial, record) for trial, record in records if record is not None and record.status == "finished"]
+
+
+def _digest(data: DataSpec, root: str, known: dict[DataSpec, str | None]) -> str | None:
+    from se_lab.data import present_digest
+
+    if data not in known:
+        known[data] = present_digest(data, root=root)
+    return known[data]
+
+
+def _compare(
+    trial: RunSpec,
+    record: RunRecord,
+    execution: ExecSpec,
+    device: str | None,
+    images: str | None,
+    found: dict[str, list[str]],
+) -> None:
+    before = {"images": record.data["digest"]} if record.data.get("digest") else {}
+    now = store.current_provenance(trial, execution, images=images, device=device)
+    for difference in store.differences(before | record.provenance, now):
+        found.setdefault(difference, []).append(trial.trial_id)
+
+
+def _lines(found: dict[str, list[str]]) -> list[str]:
     return [f"of finished trials, {difference}: {_some(ids)}" for difference, ids in found.items()]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import dataclasses
 import json
 import os
 import signal
@@ -22,7 +21,7 @@ from typing import Any
 import pandas as pd
 
 from se_lab import store
-from se_lab.spec import ExecSpec, RunSpec, SpecError, fields_of, find_sweep, label, run_spec
+from se_lab.spec import ExecSpec, RunSpec, SpecError, fields_of, find_sweep, run_name, run_spec, variant_name
 from se_lab.store import RunRecord, TrialBusyError
 from se_lab.sweep.check import check_sweep
 from se_lab.sweep.grammar import Sweep, load_spec, read_sweep
@@ -32,7 +31,6 @@ from se_lab.training.stopping import RESUME_ME, SIGNALS, InterruptedTrialError, 
 POLL_SECONDS = 2.0
 REACH_AGENTS = ("store", "data_root")
 """Fields of ExecSpec that reach an agent's trials through its environment; others belong into the spec's command."""
-IN_LABEL = ("insertion", "unit", "reduction", "squeeze", "excitation", "stages")
 COUNTS = ("params", "params_se", "macs", "macs_se", "elementwise")
 """Columns of integers; W&B also writes other numbers as integers if they are whole."""
 STATES = {"finished": "finished", "running": "running", "failed": "failed", "crashed": "failed", "killed": "failed"}
@@ -217,7 +215,7 @@ def _send(record: RunRecord, folder: Path, sweep: str, execution: ExecSpec) -> N
     about = {key: value for key in ("notes", "job_type") if (value := getattr(execution, key))}
     identity = {
         "id": record.trial_id,
-        "name": label(trial),
+        "name": run_name(trial),
         "group": execution.group or variant_name(trial),
         "tags": tags,
         "mode": "online",
@@ -230,21 +228,6 @@ def _send(record: RunRecord, folder: Path, sweep: str, execution: ExecSpec) -> N
             active.log(row, step=int(row["epoch"]))
         active.summary.update(_summary(trial, str(folder.parent)))
         active.finish(exit_code=int(record.status == "failed"))
-
-
-def variant_name(trial: RunSpec) -> str:
-    """Return a name for a variant that contains every field in which it differs from the defaults, the seed apart.
-
-    W&B takes 128 characters of a group: a longer name ends in a hash.
-    """
-    usual, named = RunSpec().flat(), ("model.backbone", *(f"model.se.{name}" for name in IN_LABEL), "seed")
-    more = [
-        f"{key.rpartition('.')[2]}={value}"
-        for key, value in trial.flat().items()
-        if key not in named and value is not None and value != usual[key]
-    ]
-    name = ", ".join([label(trial).rpartition(", seed ")[0], *more])
-    return name if len(name) <= 128 else f"{name[:114]}… {dataclasses.replace(trial, seed=0).trial_id}"
 
 
 def _history(folder: Path) -> Iterator[dict[str, float]]:
@@ -298,6 +281,9 @@ def _row(one: Any, where: str) -> dict[str, Any]:
     metrics = [key for key in summary if key.startswith(("train/", "val/", "test/")) or key in ("params", "macs")]
     shown = {key: summary[key] for key in summary.get("columns", metrics) if key not in ("status", "error")}
     shown |= {key: float(value) for key, value in shown.items() if type(value) is int and key not in COUNTS}
+    if isinstance(before := config.get("provenance"), Mapping):  # of a run that a trial has logged to itself
+        known = {"provenance": json.dumps(dict(before)), "code_version": before.get("se-lab")}
+        shown = known | {"data_digest": before.get("images")} | shown
     error = summary.get("error")
     return {"trial_id": config["trial_id"], "status": state, "error": error, "folder": where} | flat | shown
 

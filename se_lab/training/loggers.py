@@ -11,7 +11,7 @@ from typing import Any
 
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
-from se_lab.spec import ExecSpec, label, run_spec
+from se_lab.spec import ExecSpec, run_name, run_spec
 from se_lab.store import RunRecord
 from se_lab.training.preflight import wandb_mode
 
@@ -132,7 +132,7 @@ def _open_wandb(record: RunRecord, folder: Path, execution: ExecSpec) -> Any:
     logger = WandbLogger(
         project=os.environ.get("WANDB_PROJECT", execution.project),
         id=None if agent else record.trial_id,
-        name=None if agent else label(run_spec(flat)),
+        name=None if agent else run_name(run_spec(flat)),
         entity=execution.entity or None,
         group=execution.group or None,
         tags=list(execution.tags) or None,
@@ -144,5 +144,6 @@ def _open_wandb(record: RunRecord, folder: Path, execution: ExecSpec) -> Any:
     )
     run = logger.experiment
     # keys that the agent set are locked to the sweep: what it brought stays as it is
-    run.config.update({k: v for k, v in (flat | {"trial_id": record.trial_id}).items() if k not in run.config})
+    known = flat | {"trial_id": record.trial_id, "provenance": record.provenance}
+    run.config.update({key: value for key, value in known.items() if key not in run.config})
     return logger

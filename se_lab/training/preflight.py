@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from se_lab.data import ImageData, check_split
 from se_lab.spec import ExecSpec, RunSpec, SpecError, check_choice
 from se_lab.spec.trainer_flags import LIMITS
-from se_lab.store import cpu_model
+from se_lab.store import check_store, cpu_model
 from se_lab.training.optimize import check_optimizer
 from se_lab.units.unit import Unit
 
@@ -54,7 +54,8 @@ def wandb_mode(usual: str = "offline") -> str:
 
 
 def check_before(spec: RunSpec, execution: ExecSpec) -> None:
-    """Raise SpecError for what this machine, timm or W&B cannot do."""
+    """Raise SpecError for a store that is another's folder, and for what this machine, timm or W&B cannot do."""
+    check_store(execution.store)
     if execution.logger == "wandb":
         wandb_mode()
     if execution.logger == "tensorboard" and not any(map(importlib.util.find_spec, ("tensorboard", "tensorboardX"))):

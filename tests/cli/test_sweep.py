@@ -1,5 +1,7 @@
 """se-lab sweep: seeds as many as it takes, and the best variants again with fresh seeds."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import yaml
@@ -7,9 +9,11 @@ import yaml
 import se_lab.cli.sweep
 from se_lab import store
 from se_lab.cli import main
-from se_lab.spec import RunSpec
+from se_lab.data import present_digest
+from se_lab.spec import ExecSpec, RunSpec
 from se_lab.sweep.grammar import read_sweep
 from se_lab.sweep.records import load_records
+from tests.sweep.test_changes import write_images
 
 SWEEP = {
     "name": "study",
@@ -21,6 +25,13 @@ SWEEP = {
         "seed": {"values": [0, 1, 2]},
     },
 }
+
+
+def write_finished(folder, spec, error, *, execution=None, **fields):
+    """Write the record of a finished trial with a test error."""
+    metrics = {"test/top1_error": error}
+    record = store.RunRecord(spec.trial_id, "finished", spec.flat(), execution or {}, metrics=metrics, **fields)
+    store.write_record(store.trial_folder(folder, spec.trial_id), record)
 
 
 @pytest.fixture
@@ -123,17 +134,48 @@ def test_what_does_not_go_together_is_refused_before_anything_runs(study, capsys
 
 def test_a_table_names_a_mixture_of_conditions_and_strict_refuses_it(tmp_path, capsys):
     for seed, torch in ((0, "2.13.0"), (1, "2.14.1")):
-        spec = RunSpec(seed=seed)
-        provenance = {"torch": torch, "threads": "1"}
-        record = store.RunRecord(
-            spec.trial_id, "finished", spec.flat(), {}, metrics={"test/top1_error": 1.0 + seed}, provenance=provenance
-        )
-        store.write_record(tmp_path / spec.trial_id, record)
+        write_finished(tmp_path, RunSpec(seed=seed), 1.0 + seed, provenance={"torch": torch, "threads": "1"})
     assert main(["table", str(tmp_path)]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "different conditions in one table: torch: 2.13.0 (1 trial), 2.14.1 (1 trial)" in said
     assert main(["table", str(tmp_path), "--strict"]) == 2
     assert "torch: 2.13.0 (1 trial), 2.14.1 (1 trial)" in capsys.readouterr().err
+
+
+def test_a_table_names_a_trial_that_was_resumed_under_other_conditions(tmp_path, capsys):
+    parts = [{"epoch": n, "step": n, "provenance": {"threads": str(1 + n), "timm": "1.0.31"}} for n in range(2)]
+    write_finished(tmp_path, RunSpec(), 1.0, provenance=parts[1]["provenance"], segments=parts)
+    assert main(["table", str(tmp_path), "--strict"]) == 2
+    assert "different conditions: threads: 1 then 2 (1 trial)\n" in capsys.readouterr().err
+
+
+def test_status_names_finished_trials_whose_provenance_is_not_todays(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("operators_of_status.py").write_text("FACTOR = 1")
+    Path("weights.pth").write_bytes(b"one")
+    write_images(Path("set"), 8)
+    parameters = {
+        "seed": {"values": [0, 1]},
+        "data.name": {"value": "folder:set"},
+        "model.pretrained": {"value": "weights.pth"},
+    }
+    Path("study.yaml").write_text(yaml.safe_dump({"name": "s", "method": "grid", "parameters": parameters}))
+    trials = read_sweep("study.yaml").trials
+    flags = ExecSpec(plugins="operators_of_status", threads=3)
+    digest = present_digest(trials[0].data)
+    known = store.current_provenance(trials[0], flags, images=digest, device="another machine's")
+    for trial in trials:
+        data = {"digest": digest, "images": {"train": 2, "val": 0, "test": 2}}
+        write_finished(Path("runs"), trial, 1.0, execution=vars(flags), provenance=known, data=data)
+    assert main(["status", "study.yaml", "--store=runs"]) == 0
+    assert capsys.readouterr().err == ""
+    Path("operators_of_status.py").write_text("FACTOR = 2")
+    Path("weights.pth").write_bytes(b"two")
+    write_images(Path("set"), 24)
+    assert main(["status", "study.yaml", "--store=runs"]) == 0
+    said = capsys.readouterr().err.splitlines()
+    assert sorted(line.split()[3] for line in said) == ["images", "plugin", "weights"]
+    assert all(line.endswith(f"trials {trials[0].trial_id}, {trials[1].trial_id}") for line in said)
 
 
 def test_trials_of_a_sweep_carry_its_name_as_their_wandb_group():

@@ -242,6 +242,34 @@ def test_the_command_writes_statistics_figures_and_page(trial: Path, tmp_path: P
     names = {path.name for path in listed}
     assert {"excitations.safetensors", "figure_6.png", "figure_6.svg", "figure_7.png", "explorer.html"} <= names
     assert ExcitationStatistics.load(tmp_path / "excitations.safetensors").images == 40
+    assert {path.stem for path in listed} <= {"excitations", "explorer", *inspection.FIGURES}
+
+
+@pytest.mark.parametrize("name", ["figure_6.png", "explorer.html", "excitations.safetensors", "excitations.part"])
+def test_files_of_others_are_replaced_only_when_asked(name: str, trial: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(excitation_collect, "_run", lambda *_: pytest.fail("an image was run"))
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(SpecError, match=rf"{name} would be replaced, and SE-Lab did not write it .*--overwrite"):
+        inspect_nets([trial], Inspection(output=tmp_path))
+    with pytest.raises(SpecError, match=f"{name} would be replaced"):
+        inspect_sweep(read_records(trial.parent), Inspection(output=tmp_path))
+    assert (tmp_path / name).read_text() == "mine"
+
+
+@pytest.mark.usefixtures("quick")
+def test_its_own_files_are_replaced_and_those_of_others_with_overwrite(
+    trial: Path, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    few = Inspection(output=tmp_path / "out", capture=CaptureOptions(images_per_class=1))
+    inspect_nets([trial], few)
+    inspect_nets([trial], few)  # its own page and statistics
+    (tmp_path / "out" / "explorer.html").write_text("mine")
+    (tmp_path / "out" / "maps.png").write_text("mine")
+    inspect_nets([trial], dataclasses.replace(few, overwrite=True))
+    assert (tmp_path / "out" / "explorer.html").read_text() != "mine"
+    with pytest.raises(SpecError, match=r"maps\.png would be replaced"):  # not written before, so it stays another's
+        inspect_nets([trial], few)
 
 
 @pytest.mark.usefixtures("quick")

@@ -48,3 +48,12 @@ def test_what_was_written_before_an_error_is_its_own(tmp_path):
     with pytest.raises(RuntimeError):
         fail()
     write(path, "whole")
+
+
+def test_a_file_that_was_to_be_replaced_and_was_not_stays_another_s(tmp_path):
+    path = tmp_path / "figure.png"
+    path.write_text("mine")
+    with replacing([path], overwrite=True):
+        pass
+    with pytest.raises(SpecError, match="would be replaced"):
+        write(path, "other")

@@ -9,7 +9,7 @@ import pytest
 
 from se_lab.spec import ExecSpec, ModelSpec, RunSpec
 from se_lab.store import provenance
-from se_lab.store.provenance import current_provenance, differences, git_state, mixtures, source_digest
+from se_lab.store.provenance import current_provenance, differences, git_state, in_turn, mixtures, source_digest
 
 
 @pytest.fixture
@@ -85,6 +85,21 @@ def test_a_mixture_says_which_values_meet_and_how_often():
     trials = [{"torch": "2.13.0", "device": "A100"}, {"torch": "2.14.1"}, {"torch": "2.13.0", "weights": "w"}, {}]
     assert mixtures(trials) == ["torch: 2.13.0 (2 trials), 2.14.1 (1 trial)", "weights: absent (2 trials), w (1 trial)"]
     assert mixtures(trials[:1]) == []
+
+
+def test_a_trial_that_was_resumed_under_other_conditions_is_a_mixture_by_itself():
+    before, after = {"torch": "2.13.0", "git": "a" * 40}, {"torch": "2.14.1", "git": "a" * 40, "device": "A100"}
+    whole = in_turn([before, after])
+    assert whole == {"torch": "2.13.0 then 2.14.1", "git": "a" * 40, "device": "A100"}
+    assert mixtures([whole]) == ["torch: 2.13.0 then 2.14.1 (1 trial)"]
+    assert mixtures([after, whole]) == ["torch: 2.14.1 (1 trial), 2.13.0 then 2.14.1 (1 trial)"]
+
+
+def test_a_plugin_in_the_current_folder_is_found_without_being_on_the_path(tmp_path, monkeypatch):
+    (tmp_path / "operators_here.py").write_text("x = 1")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
+    assert len(source_digest("operators_here")) == 64 and "operators_here" not in sys.modules
 
 
 def test_git_runs_nothing_that_the_repository_names(tmp_path):

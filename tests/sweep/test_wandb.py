@@ -1,6 +1,7 @@
 """The real `wandb` command, its agents and its Api against an emulated server (wandb_server.py)."""
 
 import dataclasses
+import json
 import os
 import signal
 import socket
@@ -16,11 +17,11 @@ import yaml
 
 from se_lab import store
 from se_lab.cli import main
-from se_lab.spec import ExecSpec, SESpec
+from se_lab.spec import ExecSpec, SESpec, run_name, variant_name
 from se_lab.sweep.grammar import read_sweep
 from se_lab.sweep.records import load_records
 from se_lab.sweep.schedule import execute
-from se_lab.sweep.wandb import variant_name
+from se_lab.training.run import run
 from tests.sweep.wandb_server import ENTITY, emulated_server
 
 QUICK = ["--recipe=digits", "--train.epochs=1", "--data.batch_size=512", "--model.kwargs={units: 1}"]
@@ -329,6 +330,15 @@ def test_offline_trials_are_sent_once_and_whole(server, tmp_path, capsys):
     assert not server.unknown
 
 
+def test_a_trial_that_logs_to_wandb_itself_brings_its_provenance(server, quick, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "online")
+    here = ExecSpec(store=str(tmp_path / "store"), project="own", entity=ENTITY)
+    record = run(quick(epochs=1), here)
+    read = load_records(f"wandb:{ENTITY}/own").iloc[0]
+    assert read["status"] == "finished" and json.loads(read["provenance"]) == record.provenance
+    assert (read["data_digest"], read["code_version"]) == (record.data["digest"], record.provenance["se-lab"])
+
+
 def test_the_name_of_a_variant_has_everything_that_varies_but_the_seed(quick):
     trial = quick()
     others = [
@@ -342,9 +352,10 @@ def test_the_name_of_a_variant_has_everything_that_varies_but_the_seed(quick):
     ]
     names = [variant_name(one) for one in (trial, *others)]
     assert len(set(names)) == len(names) and "bias=True" in names[1] and "lr=0.3" in names[4]
-    assert variant_name(dataclasses.replace(trial, seed=9)) == names[0]
+    other_seed = dataclasses.replace(trial, seed=9)
+    assert variant_name(other_seed) == names[0] and run_name(other_seed) == f"{names[0]}, seed 9"
     long = dataclasses.replace(trial, data=dataclasses.replace(trial.data, name="folder:" + "x" * 200))
-    assert len(variant_name(long)) == 128 and variant_name(long) != variant_name(
+    assert len(variant_name(long)) == len(run_name(long)) == 128 and variant_name(long) != variant_name(
         dataclasses.replace(long, optim=others[3].optim)
     )
 

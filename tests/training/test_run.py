@@ -184,6 +184,13 @@ def test_a_finished_trial_is_not_run_again(quick, here, monkeypatch):
     assert run(spec, here) == first
 
 
+def test_other_peoples_folders_are_no_stores(quick, tmp_path):
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(SpecError, match=r"holds other files \(thesis\.tex\)"):
+        run(quick(), ExecSpec(store=str(tmp_path), logger="none"))
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
 def test_a_trial_that_fails_keeps_its_traceback_and_can_be_tried_anew(quick, here, monkeypatch):
     spec = quick()
     with monkeypatch.context() as patch:
