@@ -103,16 +103,20 @@ def contrast_note(request: Request, first: str, second: str) -> str:
 def _model_text(compared: joint.Comparison, known: Any, names: pd.Series, model: str) -> str:
     if model == "paired":
         return "± is simultaneous over the table (Šidák), each row paired by its seeds, with a variance of its own."
-    blocked, pooled = compared.blocked[known], compared.pooled[known]
+    blocked, variance = compared.blocked[known], compared.variance[known]
     seeds = "with seeds as blocks" if blocked.all() else "without seeds as blocks, as they do not differ"
     if blocked.any() and not blocked.all():
         seeds = "with seeds as blocks in the groups where they differ"
     if model != "joint":
         seeds = "without seeds as blocks"
-    spread = "one variance for all rows (Dunnett)" if pooled.all() else "a variance a row (Welch, Šidák)"
-    if model == "joint" and not pooled.all():
-        own = some(names[known & ~compared.pooled])
-        spread = f"one variance (Dunnett), but a larger one of their own, which stands out, for {own}"
+    spread = "one variance for all rows (Dunnett)" if (variance != "row").all() else "a variance a row (Welch, Šidák)"
+    if model == "joint":
+        spread = "one variance for all rows (Dunnett)"
+        if (variance == "baseline").any():
+            spread = "one variance for the variants and a larger one, which stands out, for the baseline (Dunnett)"
+        if (variance == "row").any():
+            own = some(names[known & (compared.variance == "row")])
+            spread += f", but a larger one of their own, which stands out, for {own}"
     return f"± holds 95 % for all differences of the table together: {spread}; {seeds}."
 
 
@@ -153,7 +157,7 @@ def _verdict(request: Request) -> Answer:
 
 
 def _p_joint(request: Request) -> Answer:
-    p = differences(request.study, request.metric, request.model).p
+    p = joint.adjusted(request.values, request.study.group, request.study.baseline, request.model)
     return {"p_joint": p}, [f"p, adjusted: of the {request.model} model, two-sided, for all comparisons of the table."]
 
 
