@@ -196,7 +196,7 @@ def _sweep_until(spec: Sweep, options: Any, execution: ExecSpec) -> int:
         raise SpecError("early_terminate stops trials before their test, and --until_halfwidth needs all test errors")
     target, most = options.until_halfwidth, options.max_seeds or MAX_SEEDS
     reached = False
-    for look, found in until_narrow(spec.trials, target, most, run, width):
+    for look, found in until_narrow(spec.trials, target, most, run, width, execution.store):
         reached = found <= target
         intervals = f"simultaneous {100 * (1 - look.level):.2f} % intervals"
         print(f"{look.seeds} seeds: the {intervals} are ± {found:.3f} points at most", flush=True)

@@ -13,7 +13,7 @@ from se_lab.report import joint, predictions, ranks, statistics
 from se_lab.report.columns import BLANK, ReportError, column, interval_text, number_text, unknown
 from se_lab.report.notes import sign_flip_note, some
 from se_lab.report.statistics import Floats
-from se_lab.report.variants import Study, group_variants
+from se_lab.report.variants import DEFAULT_LEVEL, Study, group_variants
 
 
 class Request(NamedTuple):
@@ -39,7 +39,7 @@ Answer = tuple[dict[str, Any], list[str]]
 
 def differences(study: Study, metric: str, model: str = "joint") -> joint.Comparison:
     """Return each variant's difference to its baseline with the simultaneous intervals of the table."""
-    return joint.compare(study.by_seed(metric).to_numpy(), study.group, study.baseline, model)
+    return joint.compare(study.by_seed(metric).to_numpy(), study.group, study.baseline, model, study.level)
 
 
 def largest_half_width(records: pd.DataFrame, metric: str, level: float) -> float:
@@ -68,8 +68,14 @@ def comparison_notes(request: Request) -> list[str]:
     known = np.isfinite(compared.half_width)
     if not known.any():
         return []
-    notes = [f"Δ: variant − baseline. {_model_text(compared, known, study.variants['variant'], request.model)}"]
-    narrow = joint.compare(values, study.group, study.baseline, "paired").half_width
+    notes = [f"Δ: variant − baseline. {_model_text(compared, known, study, request.model)}"]
+    if study.level != DEFAULT_LEVEL:
+        notes.append(
+            f"Seeds were added until the intervals were narrow enough, so ± of Δ is a {100 * study.level:.2f} % "
+            "interval: those of all looks at the growing table hold together in 95 % of studies. Compare adjusted p "
+            f"values with {1 - study.level:.2g}, not 0.05."
+        )
+    narrow = joint.compare(values, study.group, study.baseline, "paired", study.level).half_width
     ratio = np.nanmedian(narrow[known] / compared.half_width[known]) if np.isfinite(narrow[known]).any() else np.nan
     if request.model == "joint" and np.isfinite(ratio) and np.isfinite(compared.correlation):
         notes.append(
@@ -92,7 +98,9 @@ def contrast_note(request: Request, first: str, second: str) -> str:
         raise ReportError(f"A contrast takes two variants, not {first!r} twice.")
     of = column(request.metric, request.study.trials)
     pair, group = (names.index(first), names.index(second)), request.study.group
-    result, narrower = (joint.contrast(request.values, pair, group, request.model, level) for level in (0.95, 0.90))
+    result, narrower = (
+        joint.contrast(request.values, pair, group, request.model, level) for level in request.study.levels
+    )
     verdict = joint.verdicts(result, narrower, -1.0 if of.better == "higher" else 1.0, request.margin)
     word = {"equivalent": f"equivalent at {request.margin:g}"} if request.margin is not None else {}
     text = interval_text(result.mean[0], result.half_width[0], of.decimals, signed=True)
@@ -100,7 +108,7 @@ def contrast_note(request: Request, first: str, second: str) -> str:
     return f"{first} against {second}: {text}{' points' if of.unit == '%' else ''}, {ending}."
 
 
-def _model_text(compared: joint.Comparison, known: Any, names: pd.Series, model: str) -> str:
+def _model_text(compared: joint.Comparison, known: Any, study: Study, model: str) -> str:
     if model == "paired":
         return "± is simultaneous over the table (Šidák), each row paired by its seeds, with a variance of its own."
     blocked, variance = compared.blocked[known], compared.variance[known]
@@ -115,9 +123,9 @@ def _model_text(compared: joint.Comparison, known: Any, names: pd.Series, model:
         if (variance == "baseline").any():
             spread = "one variance for the variants and a larger one, which stands out, for the baseline (Dunnett)"
         if (variance == "row").any():
-            own = some(names[known & (compared.variance == "row")])
+            own = some(study.variants["variant"][known & (compared.variance == "row")])
             spread += f", but a larger one of their own, which stands out, for {own}"
-    return f"± holds 95 % for all differences of the table together: {spread}; {seeds}."
+    return f"± holds {100 * study.level:.4g} % for all differences of the table together: {spread}; {seeds}."
 
 
 def _effects_over_nets(request: Request, compared: joint.Comparison) -> list[str]:
@@ -147,12 +155,13 @@ def _verdict(request: Request) -> Answer:
     if request.margin is not None and not request.margin > 0:
         raise ReportError(f"The margin of equivalence must be above zero, not {request.margin:g}.")
     compared, narrower = (
-        joint.compare(request.values, study.group, study.baseline, request.model, level) for level in (0.95, 0.90)
+        joint.compare(request.values, study.group, study.baseline, request.model, level) for level in study.levels
     )
     words = joint.verdicts(compared, narrower, 1.0 if of.better == "lower" else -1.0, request.margin)
     note = "Verdict: better or worse where the simultaneous interval excludes zero"
     if request.margin is not None:
-        note += f", equivalent where two one-sided tests at 0.05 put the difference within ±{request.margin:g}"
+        rate, margin = 1 - study.level, request.margin
+        note += f", equivalent where two one-sided tests at {rate:.2g} put the difference within ±{margin:g}"
     return {"verdict": np.array(words, dtype=object)}, [f"{note}, else undecided."]
 
 

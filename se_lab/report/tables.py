@@ -25,7 +25,6 @@ from se_lab.report.columns import (
     value_texts,
     with_prefix,
 )
-from se_lab.report.joint import compare
 from se_lab.report.notes import not_measured, reading_notes, unequal_costs
 from se_lab.report.render import Shown, Table
 from se_lab.report.settings import settings_notes
@@ -196,7 +195,7 @@ def _metric_columns(study: Study, key: str, model: str = "joint") -> dict[str, N
     if key not in study.trials:
         raise unknown("column", key, [str(name) for name in study.trials if "/" in str(name)])
     values = study.by_seed(key).to_numpy()
-    mean, difference = statistics.t_interval(values), compare(values, study.group, study.baseline, model)
+    mean, difference = statistics.t_interval(values), computed.differences(study, key, model)
     better = column(key, study.trials).better
     sign = {"lower": 1.0, "higher": -1.0, None: np.nan}[better]
     score = pd.Series(sign * mean.mean)

@@ -26,6 +26,7 @@ from se_lab.report.notes import missing_notes, some
 
 BASELINE = "no SE"
 INSERTION = "model.se.insertion"
+DEFAULT_LEVEL = 0.95
 _SE = "model.se."
 
 
@@ -59,6 +60,16 @@ class Study:
     def is_baseline(self) -> NDArray[np.bool_]:
         """(V,) which variants are baselines."""
         return np.asarray(self.baseline == np.arange(len(self.baseline)))
+
+    @property
+    def level(self) -> float:
+        """The confidence level of the table's simultaneous intervals: 0.95, or what looks at a growing sweep leave."""
+        return 1 - float(self.trials["look_level"].min()) if "look_level" in self.trials else DEFAULT_LEVEL
+
+    @property
+    def levels(self) -> tuple[float, float]:
+        """The level of the intervals, and that at which one-sided tests of equivalence have the same error rate."""
+        return self.level, 2 * self.level - 1
 
     def by_seed(self, metric: str) -> pd.DataFrame:
         """(V, S) a metric of the finished trials, NaN where there is none; columns are the seeds."""

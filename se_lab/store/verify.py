@@ -22,7 +22,7 @@ from se_lab.store.record import CHECKPOINTS, RESULTS, RunRecord, parse_record
 
 _DAMAGE = (ValueError, KeyError, IndexError, EOFError, NotImplementedError, StopIteration, AttributeError, zlib.error,
            zipfile.BadZipFile, pickle.UnpicklingError)  # fmt: skip
-_NOTES = (".searches/*/[0-9]*.json", ".confirmed/*.json", ".slurm/*.json")
+_NOTES = (".searches/*/[0-9]*.json", ".confirmed/*.json", ".grown/*.json", ".slurm/*.json")
 
 
 @dataclass

@@ -9,7 +9,6 @@ variants and the baselines with seeds that the sweep did not have, and notes in 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,9 +17,10 @@ from statistics import mean
 from se_lab import store
 from se_lab.spec import RunSpec, SpecError, run_spec
 from se_lab.sweep.grammar import Sweep
-from se_lab.sweep.seeds import by_variant
+from se_lab.sweep.seeds import by_variant, note_path
 
 METRIC = "val/top1_error"
+NOTES = ".confirmed"
 FIRST_SEED = 1000
 """Fresh seeds start here, or after the sweep's own."""
 
@@ -79,20 +79,15 @@ def fresh_trials(confirmation: Confirmation) -> list[RunSpec]:
 
 def note(confirmation: Confirmation, sweep: Sweep, store_folder: str) -> None:
     """Write a confirmation down in the store, before its trials run."""
-    store.write_sealed(_path(sweep.trials, store_folder), asdict(confirmation))
+    store.write_sealed(note_path(NOTES, sweep.trials, store_folder), asdict(confirmation))
 
 
 def confirmation_of(trials: Sequence[RunSpec], store_folder: str | Path) -> Confirmation | None:
     """Return the confirmation of a sweep with these trials, if its best variants were chosen."""
-    path = _path(trials, store_folder)
+    path = note_path(NOTES, trials, store_folder)
     try:
         return Confirmation(**store.read_sealed(path))
     except FileNotFoundError:
         return None
     except (ValueError, TypeError) as error:
         raise SpecError(f"{path} is no note of confirmed variants: {error}") from None
-
-
-def _path(trials: Sequence[RunSpec], store_folder: str | Path) -> Path:
-    ids = "".join(sorted(trial.trial_id for trial in trials))
-    return Path(store_folder, ".confirmed", f"{hashlib.sha256(ids.encode()).hexdigest()[:12]}.json")

@@ -11,6 +11,7 @@ from se_lab import store
 from se_lab.spec import ExecSpec, SpecError, find_sweep
 from se_lab.sweep.confirm import confirmation_of, fresh_trials
 from se_lab.sweep.grammar import read_sweep
+from se_lab.sweep.seeds import grown, growth_of
 
 CONFIRM = "confirm:"
 """Before the path of a sweep spec: the fresh trials of its best variants."""
@@ -25,7 +26,8 @@ def load_records(
         source: A sweep spec (its trials, in its order, found in the store; one that has not run has its spec and the
             status not started), confirm:FILE (the fresh trials that confirm a spec's best variants), a store,
             wandb:ENTITY/PROJECT or wandb:ENTITY/PROJECT/SWEEP, or several of these. Where the best variants of a spec
-            were confirmed, the column `chosen` tells which trials they were chosen by.
+            were confirmed, the column `chosen` tells which trials they were chosen by; where seeds were added to a
+            spec, its trials have them, and the column `look_level` is the error rate that is left to their table.
         store_folder: The store that specs are looked up in; by default the variable SE_LAB_STORE, else runs/.
         sweep_seed: Of specs whose search is random or bayes.
 
@@ -59,7 +61,12 @@ def _load(source: str | Path, store_folder: str | Path, sweep_seed: int) -> pd.D
         if confirmation is None:
             raise SpecError(f"{path}: nothing of it was confirmed in {store_folder}; se-lab sweep --confirm does that")
         trials = fresh_trials(confirmation)
+    growth = None if confirmed else growth_of(trials, store_folder)
+    if growth is not None:
+        trials = grown(trials, store_folder)
     records = store.read_records(store_folder, {trial.trial_id: trial.flat() for trial in trials})
+    if growth is not None:
+        records["look_level"] = growth.looks[-1].level
     if confirmation is not None and not confirmed:
         records["chosen"] = records["trial_id"].isin(confirmation.chosen)
     return records

@@ -2,19 +2,25 @@
 
 A table that is looked at after every seed, and read the first time it shows something, raises false alarms in far more
 than 5 % of studies. Here each look has a level of its own (Lan and DeMets 1983, with the spending function that is
-close to Pocock's boundaries), so that the simultaneous intervals of all looks hold together.
+close to Pocock's boundaries), so that the simultaneous intervals of all looks hold together. The store remembers the
+looks, so that the sweep's tables have all of its seeds and the level of the last look:
+
+<store>/.grown/<hash of the sweep's own trials>.json
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 from scipy.stats import norm
 
+from se_lab import store
 from se_lab.spec import RunSpec, SpecError
 
 ALPHA = 0.05
@@ -30,6 +36,40 @@ class Look:
     """Seeds of each variant."""
     level: float
     """The error rate of the look's simultaneous intervals, such as 0.02 for intervals of 98 %."""
+
+
+@dataclass(frozen=True)
+class Growth:
+    """How seeds were added to a sweep."""
+
+    most: int
+    """Seeds of each variant at most; the levels of the looks depend on it."""
+    looks: list[Look]
+    """The looks that were begun."""
+
+
+def growth_of(trials: Sequence[RunSpec], store_folder: str | Path) -> Growth | None:
+    """Return how seeds were added to a sweep with these trials, if they were."""
+    path = note_path(".grown", trials, store_folder)
+    try:
+        values = store.read_sealed(path)
+        return Growth(values["most"], [Look(**look) for look in values["looks"]])
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError, KeyError) as error:
+        raise SpecError(f"{path} is no note of added seeds: {error}") from None
+
+
+def grown(trials: Sequence[RunSpec], store_folder: str | Path) -> list[RunSpec]:
+    """Return the trials of a sweep with the seeds that were added to it."""
+    growth = growth_of(trials, store_folder)
+    return list(trials) if growth is None else with_seeds(trials, growth.looks[-1].seeds)
+
+
+def note_path(kind: str, trials: Sequence[RunSpec], store_folder: str | Path) -> Path:
+    """Return the file of a store with a note on the sweep of these trials."""
+    ids = "".join(sorted(trial.trial_id for trial in trials))
+    return Path(store_folder, kind, f"{hashlib.sha256(ids.encode()).hexdigest()[:12]}.json")
 
 
 def plan_looks(start: int, most: int, comparisons: int, alpha: float = ALPHA) -> list[Look]:
@@ -120,21 +160,41 @@ def with_seeds(trials: Sequence[RunSpec], count: int) -> list[RunSpec]:
 
 
 def until_narrow(
-    trials: Sequence[RunSpec], target: float, most: int, run: Callable[[Sequence[RunSpec]], bool], width: HalfWidth
+    trials: Sequence[RunSpec],
+    target: float,
+    most: int,
+    run: Callable[[Sequence[RunSpec]], bool],
+    width: HalfWidth,
+    store_folder: str | Path,
 ) -> Iterator[tuple[Look, float]]:
     """Add seeds, the same for all variants, until the intervals are narrow enough; yield each look and its half-width.
 
     Run again, it takes the same looks over the same trials: what is finished is not run again.
 
     Args:
-        trials: The sweep's trials.
+        trials: The sweep's own trials.
         target: The half-width to reach, in points.
         most: Seeds of each variant at most.
         run: Runs trials; returns whether all are finished.
         width: The half-width of some trials' intervals at a level.
+        store_folder: The store, which remembers the looks.
+
+    Raises:
+        SpecError: if the sweep had another number of seeds at most before, by which its looks have spent their levels.
     """
     comparisons = len(trials) // len(seeds_of(trials)) - 1
-    for look in plan_looks(len(seeds_of(trials)), most, comparisons):
+    before = growth_of(trials, store_folder)
+    if before is not None and before.most != most:
+        raise SpecError(
+            f"--max-seeds is {most}; this sweep has been looked at with --max-seeds {before.most}, on which the levels "
+            "of its looks depend: give that again, or use another store"
+        )
+    looks = plan_looks(len(seeds_of(trials)), most, comparisons)
+    begun = len(before.looks) if before is not None else 0
+    for number, look in enumerate(looks, 1):
+        if number > begun:  # before its trials run: what they show is looked at, by whichever command
+            growth = asdict(Growth(most, looks[:number]))
+            store.write_sealed(note_path(".grown", trials, store_folder), growth)
         now = with_seeds(trials, look.seeds)
         if not run(now):
             return

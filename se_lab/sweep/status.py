@@ -16,6 +16,7 @@ from typing import Any
 from se_lab import store
 from se_lab.spec import RunSpec, SpecError
 from se_lab.sweep.grammar import Sweep
+from se_lab.sweep.seeds import grown
 from se_lab.training.failures import reason
 
 SUBMISSIONS = ".slurm"
@@ -67,8 +68,8 @@ def job_name(sweep: Sweep) -> str:
 
 
 def trials_of(sweep: Sweep, store_folder: str | Path) -> list[RunSpec]:
-    """Return the trials of a sweep; of a search, those proposed so far."""
-    return sweep.search.proposed(store_folder) if sweep.search is not None else sweep.trials
+    """Return the trials of a sweep with the seeds added to it; of a search, those proposed so far."""
+    return sweep.search.proposed(store_folder) if sweep.search is not None else grown(sweep.trials, store_folder)
 
 
 def standings(sweep: Sweep, store_folder: str | Path) -> list[Standing]:

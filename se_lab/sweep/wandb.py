@@ -25,6 +25,7 @@ from se_lab.spec import ExecSpec, RunSpec, SpecError, fields_of, find_sweep, run
 from se_lab.store import RunRecord, TrialBusyError
 from se_lab.sweep.check import check_sweep
 from se_lab.sweep.grammar import Sweep, load_spec, read_sweep
+from se_lab.sweep.seeds import grown
 from se_lab.training.run import run
 from se_lab.training.stopping import RESUME_ME, SIGNALS, InterruptedTrialError, Stop, catch_signals
 
@@ -176,7 +177,8 @@ def sync(source: str | Path, execution: ExecSpec, *, sweep_seed: int = 0) -> lis
     if (path := find_sweep(source)).suffix in (".yaml", ".yml"):
         source = str(path)
         sweep = read_sweep(source, seed=sweep_seed, store_folder=execution.store)
-        name, folders = sweep.name, [store.trial_folder(execution.store, trial.trial_id) for trial in sweep.trials]
+        trials = grown(sweep.trials, execution.store)
+        name, folders = sweep.name, [store.trial_folder(execution.store, trial.trial_id) for trial in trials]
     else:
         name, folders = "", [Path(folder) for folder in store.read_records(source)["folder"]]
     done, asked = [], False

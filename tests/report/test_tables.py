@@ -11,6 +11,7 @@ import statsmodels.formula.api as smf
 from scipy import stats
 
 from se_lab.report import ablation_table, pivot_table
+from se_lab.report.dunnett import dunnett_quantile
 
 Make = Callable[..., pd.DataFrame]
 TOP1 = "test/top1_error"
@@ -71,6 +72,15 @@ def test_a_margin_gives_verdicts_and_a_contrast_compares_two_variants(reduction_
     assert note.endswith("points, equivalent at 1.")
     with pytest.raises(ValueError, match="Unknown variant 'r=9'"):
         ablation_table(reduction_study, contrasts=[("r=8", "r=9")])
+
+
+def test_the_table_of_a_sweep_that_grew_keeps_the_level_of_its_last_look(reduction_study: pd.DataFrame) -> None:
+    usual, grew = (ablation_table(records) for records in (reduction_study, reduction_study.assign(look_level=0.0158)))
+    half = [row(table, "r=4")[f"{TOP1}:difference:ci95"] for table in (usual, grew)]
+    dunnett = [dunnett_quantile(level, 8.0, (0.707,), (4,)) for level in (0.95, 1 - 0.0158)]
+    assert half[1] / half[0] == pytest.approx(dunnett[1] / dunnett[0], rel=1e-3)
+    assert any("± holds 98.42 % for all differences" in note for note in grew.notes)
+    assert any("Seeds were added until" in note and "0.016, not 0.05" in note for note in grew.notes)
 
 
 def test_ties_share_the_bold_of_the_best(study: Make) -> None:

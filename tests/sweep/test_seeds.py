@@ -7,7 +7,18 @@ import pytest
 
 from se_lab.report.dunnett import dunnett_quantile
 from se_lab.spec import SESpec, SpecError
-from se_lab.sweep.seeds import check_compared, look_levels, plan_looks, seeds_of, until_narrow, with_seeds
+from se_lab.sweep.grammar import read_sweep
+from se_lab.sweep.records import load_records
+from se_lab.sweep.seeds import (
+    check_compared,
+    grown,
+    growth_of,
+    look_levels,
+    plan_looks,
+    seeds_of,
+    until_narrow,
+    with_seeds,
+)
 
 
 def test_levels_of_equal_looks_are_near_pococks():
@@ -42,21 +53,52 @@ def trials(quick):
     return [quick(se, seed=seed) for se in units for seed in (0, 5)]
 
 
-def test_seeds_are_added_to_all_variants_alike_until_they_suffice(trials):
+def test_seeds_are_added_to_all_variants_alike_until_they_suffice(trials, tmp_path):
     ran = []
 
     def run(now):
         ran.append(len(now))
         return True
 
-    looks = list(until_narrow(trials, 0.35, 9, run, lambda now, level: 1 / len(now) ** 0.5))
+    looks = list(until_narrow(trials, 0.35, 9, run, lambda now, level: 1 / len(now) ** 0.5, tmp_path))
     assert [look.seeds for look, _ in looks] == [2, 3] and ran == [6, 9]  # 1 / √9 is the first below 0.35
     more = with_seeds(trials, 4)
     assert sorted({trial.seed for trial in more}) == [0, 5, 6, 7] and len(more) == 12
     assert {trial.trial_id for trial in trials} < {trial.trial_id for trial in more}
     # one that does not come to its end leaves the look out
-    assert not list(until_narrow(trials, 0.1, 9, lambda now: False, lambda now, level: 0.0))
-    assert [look.seeds for look, _ in until_narrow(trials, 0.0, 4, run, lambda now, level: 1.0)] == [2, 3, 4]
+    assert not list(until_narrow(trials, 0.1, 9, lambda now: False, lambda now, level: 0.0, tmp_path))
+    looks = list(until_narrow(trials, 0.0, 4, run, lambda now, level: 1.0, tmp_path / "another"))
+    assert [look.seeds for look, _ in looks] == [2, 3, 4]
+
+
+def test_the_store_remembers_the_looks_and_refuses_others(trials, tmp_path):
+    def go(target, most, done=True):
+        return list(until_narrow(trials, target, most, lambda now: done, lambda now, level: 1.0, tmp_path))
+
+    assert growth_of(trials, tmp_path) is None and grown(trials, tmp_path) == trials
+    go(0.0, 4, done=False)  # stopped in its first look
+    assert growth_of(trials, tmp_path).looks == plan_looks(2, 4, 2)[:1]
+    go(0.0, 4)
+    assert growth_of(trials, tmp_path).looks == plan_looks(2, 4, 2)
+    assert [trial.seed for trial in grown(trials, tmp_path)[:4]] == [0, 5, 6, 7]
+    go(2.0, 4)  # the first look would do now, but the others have been taken
+    assert len(growth_of(trials, tmp_path).looks) == 3
+    with pytest.raises(SpecError, match="--max-seeds is 9; this sweep has been looked at with --max-seeds 4"):
+        go(0.0, 9)
+
+
+def test_records_of_a_sweep_that_grew_have_all_seeds_and_the_level_of_its_last_look(tmp_path):
+    spec = tmp_path / "sweep.yaml"
+    spec.write_text(
+        "program: se-lab\nmethod: grid\ncommand: ['${env}', se-lab, train, '${args}']\n"
+        "parameters: {model.se.insertion: {values: [none, standard]}, seed: {values: [0, 1]}}\n"
+    )
+    store = tmp_path / "runs"
+    assert "look_level" not in load_records(spec, store)
+    list(until_narrow(read_sweep(spec).trials, 0.0, 3, lambda now: True, lambda now, level: 1.0, store))
+    records = load_records(spec, store)
+    assert sorted(records["seed"]) == [0, 0, 1, 1, 2, 2]
+    assert set(records["look_level"]) == {plan_looks(2, 3, 1)[-1].level}
 
 
 def test_what_cannot_get_more_seeds_is_refused(trials):
