@@ -11,7 +11,7 @@ from se_lab.cli.runs import records_of, runs_parser, where_of
 from se_lab.spec import SpecError
 from se_lab.store import replacing
 
-_ONE_ROW_A_VARIANT = ("rows", "columns", "detect", "paper", "model", "margin", "contrast")
+_ONE_ROW_A_VARIANT = ("rows", "columns", "detect", "paper", "model", "margin", "contrast", "spread")
 
 
 def table(argv: list[str]) -> int:
@@ -20,6 +20,7 @@ def table(argv: list[str]) -> int:
     from se_lab.report.joint import MODELS
     from se_lab.report.latex import Setting
     from se_lab.report.render import FORMATS
+    from se_lab.report.tables import SPREADS
 
     parser = runs_parser("se-lab table", "The ablation table of trials that have run.", runs="*")
     parser.add_argument("--rows", nargs="+", metavar="KEY", help="The spec's keys that tell rows apart.")
@@ -33,6 +34,7 @@ def table(argv: list[str]) -> int:
     parser.add_argument(
         "--contrast", nargs=2, action="append", metavar="VARIANT", help="Compare two variants, such as r=8 r=16."
     )
+    parser.add_argument("--spread", choices=SPREADS, help="Beside a mean: its 95 %% interval, or the std over seeds.")
     parser.add_argument(
         "--paper", metavar="TABLE", help="The SE paper's figures beside ours: table_10_reduction, or 10."
     )
@@ -82,6 +84,7 @@ def table(argv: list[str]) -> int:
             model=options.model or "joint",
             margin=options.margin,
             contrasts=options.contrast or (),
+            spread=options.spread or "interval",
         )
     setting = Setting(options.width or "", options.caption, options.label, options.wide)
     width = int(options.width) if options.width and options.format == "terminal" else None

@@ -206,6 +206,21 @@ def interval_text(mean: float, half_width: float, decimals: int | None, *, signe
     return f"{text} ± {number_text(half_width, decimals)}" if math.isfinite(half_width) else text
 
 
+def range_texts(
+    mean: NDArray[np.float64], low: NDArray[np.float64], high: NDArray[np.float64], decimals: int | None
+) -> list[str]:
+    """Write means with intervals that may be longer on one side.
+
+    As `7.41 ± 0.32` where the sides of all are even, as far as their digits show, else as `0.75 (0.42–1.35)`.
+    """
+    sides = np.round([mean - low, high - mean], decimals or 0)
+    if not (np.abs(sides[1] - sides[0]) > 1.5 * 10.0 ** -(decimals or 0)).any():
+        return [interval_text(*pair, decimals) for pair in zip(mean, np.fmax(*sides), strict=True)]
+    ends = [[number_text(end, decimals) for end in pair] for pair in zip(low, high, strict=True)]
+    ranges = [f" ({a}–{b})" if a != BLANK else "" for a, b in ends]
+    return [number_text(value, decimals) + text for value, text in zip(mean, ranges, strict=True)]
+
+
 def with_prefix(column: Column, largest: float) -> tuple[Column, float]:
     """Return a count's column with the SI prefix that `largest` asks for, and the divisor: 28.072 M, 3.858 G.
 

@@ -37,6 +37,17 @@ Answer = tuple[dict[str, Any], list[str]]
 """Columns of the table's data by name, and notes."""
 
 
+def interval(study: Study, metric: str) -> statistics.Bounds:
+    """Return the mean of a metric over the seeds of each variant, (V,), with its interval."""
+    values = study.by_seed(metric).to_numpy()
+    if column(metric, study.trials).unit == "%":
+        counted = metric.startswith("test/") and "test_images" in study.trials
+        return statistics.error_interval(values, study.per_variant("test_images", "first") if counted else np.nan)
+    estimate = statistics.t_interval(values)
+    half = np.where(estimate.varies, estimate.half_width, np.nan)  # equal values have no spread to judge by
+    return statistics.Bounds(estimate.mean, estimate.mean - half, estimate.mean + half, estimate.n)
+
+
 def differences(study: Study, metric: str, model: str = "joint") -> joint.Comparison:
     """Return each variant's difference to its baseline with the simultaneous intervals of the table."""
     return joint.compare(study.by_seed(metric).to_numpy(), study.group, study.baseline, model, study.level)

@@ -47,7 +47,9 @@ class Fit:
 
 
 def fit(grid: Grid, available: float, measure: Measure, gap: float) -> Fit:
-    """Choose the columns that fit, in their order; headings may wrap into three lines, names too, numbers never.
+    """Choose the columns that fit: names first, then what may be bold, so metrics, then the rest.
+
+    Headings may wrap into three lines, names too, numbers never.
 
     Args:
         grid: The table.
@@ -65,9 +67,10 @@ def fit(grid: Grid, available: float, measure: Measure, gap: float) -> Fit:
     narrow = available / 3 / max(1, sum(grid.is_text))
     least = [min(w, max(narrow, h)) if t else w for w, h, t in zip(widths, longest, grid.is_text, strict=True)]
     kept: list[int] = []
-    for column in range(len(least)):
+    for column in sorted(range(len(least)), key=lambda c: (not grid.is_text[c], not any(grid.bold[c : c + 1]))):
         if not kept or sum(least[c] + gap for c in kept) + least[column] <= available:
             kept.append(column)
+    kept.sort()
     room = available - gap * (len(kept) - 1) - sum(widths[c] for c in kept if not grid.is_text[c])
     names = sorted((c for c in kept if grid.is_text[c]), key=lambda c: widths[c])
     for place, column in enumerate(names):  # a short name leaves its share to the longer ones

@@ -40,14 +40,9 @@ class Comparison(NamedTuple):
     """Between two variants of one seed, estimated over all groups; NaN where it cannot be."""
 
     @property
-    def varies(self) -> NDArray[np.bool_]:
-        """Where the standard error is more than rounding."""
-        return np.asarray(self.half_width > 1e-9 * np.maximum(np.abs(self.mean), 1e-3))
-
-    @property
     def excludes_zero(self) -> NDArray[np.bool_]:
         """Where the simultaneous interval does not hold zero; False where there is none."""
-        return np.asarray(self.varies & (np.abs(self.mean) > self.half_width))
+        return np.asarray(np.abs(self.mean) > self.half_width)
 
 
 def compare(
@@ -82,6 +77,7 @@ def compare(
         mean[rows], blocked[rows] = fit.mean, fit.blocked
         half[rows], error[rows], df[rows], variance[rows] = widths(fit, level ** (1 / tested))
     pairs = paired_difference(array, np.where(np.isfinite(mean)[:, None], array[baseline], np.nan)).n
+    half = np.where(half > 1e-9 * np.maximum(np.abs(mean), 1e-3), half, np.nan)  # equal values: nothing to judge by
     return Comparison(mean, half, error, df, pairs, blocked, variance, seed_correlation(array, group))
 
 

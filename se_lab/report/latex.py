@@ -67,7 +67,8 @@ def latex_text(grid: Grid, setting: Setting) -> str:
             r"  \centering",
             r"  \begin{threeparttable}",
             rf"  \caption{{\sloppy {_escaped(setting.caption or grid.title)}}}{label}",
-            rf"  \fontsize{{{_SIZE:g}}}{{{_LINE:g}}}\selectfont \setlength{{\tabcolsep}}{{{_GAP / 2:g}pt}}",
+            rf"  \fontsize{{{_SIZE:g}}}{{{_LINE:g}}}\selectfont \setlength{{\tabcolsep}}{{{_GAP / 2:g}pt}}"
+            + r" \renewcommand{\arraystretch}{1.3}" * any(_RANGE.fullmatch(cell) for own in grid.cells for cell in own),
             rf"  \begin{{tabular}}{{@{{}}{''.join(kind for kind, _ in columns)}@{{}}}}",
             r"    \toprule",
             *head,
@@ -102,6 +103,8 @@ def _column(grid: Grid, chosen: Fit, place: int, most: int) -> tuple[str, list[s
 
 def _number(cell: str, cells: Sequence[str], bold: bool) -> str:
     """Write a number; what it lacks of the column's longest interval is left free, so that decimals stay aligned."""
+    if any(_RANGE.fullmatch(other) for other in cells):
+        return _range(cell, cells, bold)
     tails = [other.partition("±")[2].strip() for other in cells]
     longest = max(tails, key=len)
     value, tail = cell.partition("±")[0].strip(), cell.partition("±")[2].strip()
@@ -117,6 +120,31 @@ def _number(cell: str, cells: Sequence[str], bold: bool) -> str:
         free = rf"\phantom{{{'0' * (len(longest) - len(cell.partition('±')[2].strip()))}}}"
         return rf"${math} \pm {'' if free.endswith('{}') else free}{tail}$"
     return rf"${math}\phantom{{{{}}\pm {longest}}}$" if longest else f"${math}$"
+
+
+def _range(cell: str, cells: Sequence[str], bold: bool) -> str:
+    """Write `0.75 (0.42–1.35)` as 0.75 with how far the interval reaches above and below; free where there is none."""
+    value, up, down = _sides(cell)
+    if not up:
+        width, longest = max((len(sides[0]), sides[1]) for sides in map(_sides, cells) if sides[1])
+        if len(value) > width:  # what is left free would make the column wider than it was measured
+            return _escaped(value)
+        return rf"{_escaped(value)}$\phantom{{{{}}^{{{longest}}}}}$" if value else ""
+    digits = rf"\mathbf{{{value}}}" if bold else value
+    return rf"${digits}^{{{up}}}_{{{down}}}$"
+
+
+def _sides(cell: str) -> tuple[str, str, str]:
+    """Return a cell's value, and how far its interval reaches above and below, with signs; empty where it has none."""
+    match = _RANGE.fullmatch(cell)
+    if match is None:
+        return cell, "", ""
+    value, low, high = (float(number.replace(",", "")) for number in match.groups())
+    decimals = len(match[1].partition(".")[2])
+    return match[1], f"+{high - value:.{decimals}f}", f"-{value - low:.{decimals}f}"
+
+
+_RANGE = re.compile(r"([\d.,]+) \(([\d.,]+)–([\d.,]+)\)")
 
 
 _TEX = {
@@ -154,6 +182,9 @@ def _escaped(text: str, *, unbroken: int = 15) -> str:
 
 def _width(text: str) -> float:
     """Return the width of a text in points, in Computer Modern, the widest of the usual fonts."""
+    value, up, down = _sides(text)
+    if up:
+        return _width(value) + 0.75 * max(_width(up), _width(down))
     return sum(_EM.get(char, 0.80 if char.isupper() else 0.55) for char in text) * _SIZE
 
 

@@ -17,6 +17,12 @@ from se_lab.store import mixtures
 if TYPE_CHECKING:
     from se_lab.report.variants import Study
 
+_SPREAD_NOTES = {
+    "std": "Beside a mean stands the standard deviation over seeds.",
+    "interval": "Beside a mean stands its 95 % t interval over seeds (of an error on the logit scale, which stays "
+    "within 0 and 100 %). It says what other seeds would give on these test images, with these settings and this "
+    "split. For other test images it is too narrow: there it covers 59 to 90 %, not 95.",
+}
 _LISTED = 8  # names that a note gives; the rest are counted
 
 
@@ -118,19 +124,18 @@ def sign_flip_note(test: SignFlip, pairs: int) -> str:
     )
 
 
-def reading_notes(data: pd.DataFrame, metric: str, metrics: Sequence[str]) -> list[str]:
+def reading_notes(data: pd.DataFrame, metric: str, metrics: Sequence[str], spread: str = "interval") -> list[str]:
     """How to read the numbers: what ± and bold mean, and where there is no interval."""
     notes = []
     single = data["variant"][data["n"] == 1]
     if (data["n"] <= 1).all():
         notes.append("One seed a variant: no interval, so no difference here can be told from the luck of a seed.")
     else:
-        notes.append(
-            "± is the 95 % t interval over seeds, with the test set held fixed: it says what other seeds would give "
-            "on the same images, not what other images would."
-        )
+        notes.append(_SPREAD_NOTES[spread])
         if len(two := data["variant"][data["n"] == 2]):
-            notes.append(f"Warning: two seeds hardly show their spread: {some(two)}.")
+            notes.append(f"Warning: two seeds hardly show their spread, so intervals are very wide: {some(two)}.")
+        if spread == "interval" and (counted := _equal_values(data, metrics)):
+            notes.append(counted)
         if len(single):
             notes.append(f"One seed only, so no interval: {some(single)}.")
     unpaired = data["variant"][(data["n"] > 0) & (data[f"{metric}:pairs"] < data["n"]) & ~data["is_baseline"]]
@@ -142,6 +147,20 @@ def reading_notes(data: pd.DataFrame, metric: str, metrics: Sequence[str]) -> li
     if any(data[f"{key}:best"].any() for key in metrics):
         notes.append("Bold: best of its group, where the simultaneous interval of its difference excludes zero.")
     return notes
+
+
+def _equal_values(data: pd.DataFrame, metrics: Sequence[str]) -> str:
+    """Say of which variants all seeds have one value, so that the interval is over images or there is none."""
+    names = []
+    for key in metrics:
+        rows = (data["n"] > 1) & (data[f"{key}:std"] <= 1e-9 * data[key].abs())
+        names += [f"{name} ({column(key, metrics).label})" for name in data["variant"][rows]]
+    if not names:
+        return ""
+    return (
+        "Equal for all seeds, which shows nothing of their spread: the interval is that of an error counted on the "
+        f"test images (Clopper & Pearson), none where their number is not known: {some(names)}."
+    )
 
 
 def some(names: Iterable[str]) -> str:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import html
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 
-from se_lab.report.columns import Column, interval_text, is_missing, unknown, value_texts
+from se_lab.report.columns import Column, interval_text, is_missing, range_texts, unknown, value_texts
 from se_lab.report.grid import Grid
 from se_lab.report.latex import Setting, latex_text
 from se_lab.report.terminal import terminal_text
@@ -23,11 +24,13 @@ class Shown:
     column: Column
     value: str
     half: str | None = None
-    """Data column with the half-width of the 95 % interval."""
+    """Data column with the half-width of the 95 % interval, or with what else stands after ±."""
     bold: str | None = None
     """Data column that is true where the value is printed bold."""
     divisor: float = 1.0
     signed: bool = False
+    ends: tuple[str, str] | None = None
+    """Data columns with the ends of an interval that may be longer on one side."""
 
     @property
     def is_text(self) -> bool:
@@ -40,8 +43,9 @@ class Table:
     """A table as data with what its columns mean.
 
     data: tidy, one row a variant, full precision; counts and times in units of one, errors in %. Besides what is
-    printed: `variant` (its name), `group`, `is_baseline`. A metric's half-width is under `METRIC:ci95`, its
-    difference to the baseline under `METRIC:difference`, `METRIC:difference:ci95` and `METRIC:pairs`.
+    printed: `variant` (its name), `group`, `is_baseline`. A metric's interval is under `METRIC:low` and `METRIC:high`,
+    its standard deviation under `METRIC:std`, its difference to the baseline under `METRIC:difference`,
+    `METRIC:difference:ci95` and `METRIC:pairs`.
     """
 
     title: str
@@ -79,7 +83,7 @@ def _starred(grid: Grid) -> Grid:
 
 
 def _aligned(cells: Sequence[str], bold: Sequence[bool]) -> list[str]:
-    tails = [cell[cell.find(" ±") :] if " ±" in cell else "" for cell in cells]
+    tails = [match[0] if (match := re.search(r" [±(].*", cell)) else "" for cell in cells]
     width = max(map(len, tails), default=0)
     padded = [cell[: len(cell) - len(tail)] + tail.rjust(width) for cell, tail in zip(cells, tails, strict=True)]
     return [cell + ("*" if best else " ") for cell, best in zip(padded, bold, strict=True)] if any(bold) else padded
@@ -114,7 +118,7 @@ def _json(table: Table) -> str:
             "label": shown.column.label,
             "unit": shown.column.unit if shown.divisor == 1 else "",
             "better": shown.column.better,
-            "interval": shown.half,
+            "interval": shown.half or shown.ends,
         }
         for shown in table.shown
     ]
@@ -154,6 +158,8 @@ def cell_texts(shown: Shown, data: pd.DataFrame) -> list[str]:
     decimals = shown.column.decimals
     values = data[shown.value].to_numpy(dtype=float) / shown.divisor
     halves = data[shown.half].to_numpy(dtype=float) / shown.divisor if shown.half else np.full(len(values), np.nan)
+    if shown.ends:
+        return range_texts(values, *(data[end].to_numpy(dtype=float) for end in shown.ends), decimals)
     texts = [interval_text(*pair, decimals, signed=shown.signed) for pair in zip(values, halves, strict=True)]
     if shown.signed:  # a difference to itself is no number that is missing
         texts = ["" if base else text for text, base in zip(texts, data["is_baseline"], strict=True)]

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from se_lab.report import computed, published, statistics
+from se_lab.report import computed, published
 from se_lab.report.columns import (
     COLUMNS,
     Column,
@@ -18,8 +18,8 @@ from se_lab.report.columns import (
     column,
     did_you_mean,
     full_key,
-    interval_text,
     number_order,
+    range_texts,
     unknown,
     value_text,
     value_texts,
@@ -29,6 +29,8 @@ from se_lab.report.notes import not_measured, reading_notes, unequal_costs
 from se_lab.report.render import Shown, Table
 from se_lab.report.settings import settings_notes
 from se_lab.report.variants import BASELINE, Study, group_variants
+
+SPREADS = ("interval", "std")
 
 
 def ablation_table(
@@ -43,6 +45,7 @@ def ablation_table(
     model: str = "joint",
     margin: float | None = None,
     contrasts: Sequence[tuple[str, str]] = (),
+    spread: str = "interval",
 ) -> Table:
     """One row a variant, in the records' order, each group's baseline first.
 
@@ -53,10 +56,13 @@ def ablation_table(
     of that size (in the metric's unit); with `paper` (`table_10_reduction`, or `10`) the SE paper's figures
     stand beside ours. `model` is how the variants are compared with their baselines (`joint.compare`); with
     `margin`, in the metric's unit, a column says better, worse, equivalent or undecided; `contrasts` names pairs of
-    variants to compare beneath the table. Failed, missing and unpaired trials are left out and named in the notes.
+    variants to compare beneath the table. `spread` is what stands beside a mean: its 95 % interval, or std, the
+    standard deviation over seeds. Failed, missing and unpaired trials are left out and named in the notes.
     Raises ReportError for no records, none finished, an unknown column, a metric that no trial has, two data sets.
     """
     metric = full_key(metric, records)
+    if spread not in SPREADS:
+        raise unknown("spread", spread, SPREADS)
     study = group_variants(records, rows=rows, where=where)
     refuse_absent_metric(study, metric)
     keys = [full_key(name, study.trials) for name in columns or ()] or default_columns(study, metric)
@@ -79,7 +85,7 @@ def ablation_table(
     request = computed.Request(study, metric, model, detect, margin)
     for key in keys:
         if key in metrics:
-            shown.append(Shown(column(key, study.trials), key, f"{key}:ci95", f"{key}:best"))
+            shown.append(_metric_shown(column(key, study.trials), key, spread))
         elif key == "difference":
             shown.append(_difference_shown(column(metric, study.trials), f"{metric}:difference"))
         elif key == "n":
@@ -105,7 +111,7 @@ def ablation_table(
     if "difference" in keys:
         notes += computed.comparison_notes(request)
     notes += [computed.contrast_note(request, *names) for names in contrasts]
-    notes += reading_notes(data, metric, metrics)
+    notes += reading_notes(data, metric, metrics, spread)
     if paper is not None:
         data, printed, remarks = published.beside_paper(study, data, paper)
         shown, notes = shown + printed, notes + remarks
@@ -135,8 +141,9 @@ def pivot_table(
     of = column(metric, study.trials)
     notes = [*study.notes, *not_measured(study, metric)]
     nowhere = cells["is_baseline"] if across.startswith("model.se.") else cells["is_baseline"] & False
-    for name, mean, half in cells.loc[nowhere, ["variant", metric, f"{metric}:ci95"]].itertuples(index=False):
-        notes.append(f"{name}: {interval_text(mean, half, of.decimals)} {of.unit}.")
+    apart = cells.loc[nowhere, [metric, f"{metric}:low", f"{metric}:high"]].to_numpy(dtype=float).T
+    for name, text in zip(cells.loc[nowhere, "variant"], range_texts(*apart, of.decimals), strict=True):
+        notes.append(f"{name}: {text} {of.unit}.")
     cells = cells[~nowhere]
 
     labels = value_texts(cells[index]).mask(cells["is_baseline"] & index.startswith("model.se."), BASELINE)
@@ -146,12 +153,14 @@ def pivot_table(
     for value in value_texts(cells[across].iloc[number_order(cells[across])]).drop_duplicates():
         chosen = cells[value_texts(cells[across]) == value]
         chosen = chosen.set_index(labels[chosen.index]).reindex(data["variant"])
-        keys = {part: f"{value}:{part}" if part else value for part in ("", "ci95", "best")}
+        keys = {part: f"{value}:{part}" if part else value for part in ("", "low", "high", "best")}
         for part, key in keys.items():
             data[key] = chosen[f"{metric}:{part}" if part else metric].to_numpy()
         data[keys["best"]] = data[keys["best"]].eq(True)
         name = column(across, study.trials).short.format(value)
-        shown.append(Shown(replace(of, key=value, label=name), keys[""], keys["ci95"], keys["best"]))
+        shown.append(
+            Shown(replace(of, key=value, label=name), keys[""], bold=keys["best"], ends=(keys["low"], keys["high"]))
+        )
     title = f"{of.heading} by {column(index, study.trials).label} and {column(across, study.trials).label}"
     notes += reading_notes(cells, metric, [metric])
     return Table(title, data, tuple(shown), tuple(dict.fromkeys(notes)))
@@ -194,20 +203,27 @@ def _metric_columns(study: Study, key: str, model: str = "joint") -> dict[str, N
     """Mean, interval, difference to the baseline and whether the value is best, beyond doubt, in its group."""
     if key not in study.trials:
         raise unknown("column", key, [str(name) for name in study.trials if "/" in str(name)])
-    values = study.by_seed(key).to_numpy()
-    mean, difference = statistics.t_interval(values), computed.differences(study, key, model)
+    mean, difference = computed.interval(study, key), computed.differences(study, key, model)
     better = column(key, study.trials).better
     sign = {"lower": 1.0, "higher": -1.0, None: np.nan}[better]
     score = pd.Series(sign * mean.mean)
     leads = np.isclose(score, score.groupby(study.group).transform("min"), rtol=1e-9, atol=1e-9)  # ties share it
     return {
         key: mean.mean,
-        f"{key}:ci95": mean.half_width,
+        f"{key}:low": mean.low,
+        f"{key}:high": mean.high,
+        f"{key}:std": study.by_seed(key).std(axis=1).to_numpy(),
         f"{key}:difference": difference.mean,
         f"{key}:difference:ci95": difference.half_width,
         f"{key}:pairs": difference.n,
         f"{key}:best": leads & difference.excludes_zero & (sign * difference.mean < 0),
     }
+
+
+def _metric_shown(of: Column, key: str, spread: str) -> Shown:
+    if spread == "std":
+        return Shown(of, key, f"{key}:std", f"{key}:best")
+    return Shown(of, key, bold=f"{key}:best", ends=(f"{key}:low", f"{key}:high"))
 
 
 def _difference_shown(of: Column, key: str, base: Column = COLUMNS["difference"]) -> Shown:

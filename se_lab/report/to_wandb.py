@@ -69,6 +69,10 @@ def as_frame(table: Table) -> pd.DataFrame:
             columns[heading] = value_texts(table.data[shown.value])
             continue
         columns[heading] = pd.to_numeric(table.data[shown.value], errors="coerce").astype(float) / shown.divisor
+        if shown.ends:
+            columns |= {
+                f"{heading}, {end}": table.data[key] for end, key in zip(("from", "to"), shown.ends, strict=True)
+            }
         if shown.half:
             columns[f"± {heading}"] = table.data[shown.half].astype(float) / shown.divisor
     frame: pd.DataFrame = pd.DataFrame({"variant": table.data["variant"].astype(str), **columns})

@@ -35,6 +35,7 @@ class _Provenance(msgspec.Struct, frozen=True, rename={"se_lab": "se-lab"}):
 
 class _Data(msgspec.Struct, frozen=True):
     digest: Any = None
+    images: dict[str, Any] = {}
 
 
 class _Segment(msgspec.Struct, frozen=True):
@@ -61,7 +62,8 @@ def read_records(store: str | Path, wanted: Mapping[str, dict[str, Any]] | None 
     """Read a store, one row a trial.
 
     Columns: trial_id, status (finished, stopped, failed, running, interrupted, not started), error, folder, the flat
-    spec, metrics, params, params_se, macs, macs_se, elementwise, timings, code_version, provenance (JSON), data_digest.
+    spec, metrics, params, params_se, macs, macs_se, elementwise, timings, code_version, provenance (JSON), data_digest,
+    test_images.
 
     Args:
         store: The folder of trials.
@@ -171,4 +173,5 @@ def row_of(trial_id: str, folder: str, record: bytes) -> dict[str, Any]:
         "code_version": msgspec.json.decode(known.provenance, type=_Provenance).se_lab,
         "provenance": provenance,
         "data_digest": known.data.digest,
+        "test_images": known.data.images.get("test"),
     }

@@ -43,7 +43,7 @@ def test_help_is_the_scripts_own_text_and_nothing_given_is_a_mistake(
 
 def test_ablation_table_prints_the_table(run: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
     run("ablation_table.py", "runs/", "markdown")
-    assert "**7.23 ± 0.63**" in capsys.readouterr().out
+    assert "**7.23 (6.63–7.88)**" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

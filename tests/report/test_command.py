@@ -50,7 +50,7 @@ def test_rows_columns_and_filters_are_those_asked_for(run: Run) -> None:
     assert [cell.strip() for cell in lines[0].strip("|").split("|")] == [
         "insertion", "test top-1 error (%)", "Δ test top-1 error (points)", "params (k)",
     ]  # fmt: skip
-    assert len(lines) == 4 and "7.23 ± 0.63" in lines[3]
+    assert len(lines) == 4 and "7.23 (6.63–7.88)" in lines[3]
     either = ["--where", "model.se.reduction=4", "model.se.reduction=16"]
     assert run("table", "runs", *either, "--rows", "model.se.reduction", "model.backbone")[0] == 0
 

@@ -35,21 +35,25 @@ def test_a_column_keeps_as_many_columns_as_fit_and_a_page_all(table: Table) -> N
     narrow, wide = table.render("latex"), table.render("latex", setting=Setting(wide=True))
     assert {len(row) for row in rows_of(wide)} == {8} and "left out" not in wide
     assert {len(row) for row in rows_of(narrow)} == {5}
-    assert "% left out, as it would be too wide: test top-5 error (%), MACs (M), step (ms)" in narrow
+    assert "% left out, as it would be too wide: params (k), MACs (M), step (ms)" in narrow
     assert r"\begin{table*}" in wide and r"\begin{table}" in narrow
-    assert r"$\mathbf{7.23} \pm \mathbf{0.63}$" in narrow  # the best, of 8.0 to 8.6
+    assert r"$\mathbf{7.23}^{+0.65}_{-0.60}$" in narrow  # the best, of 8.0 to 8.6: from 6.63 to 7.88
 
 
-def test_decimal_points_stand_under_each_other(study: Make) -> None:
-    # intervals of 12.71 · sd/√2 over two seeds: 1.27, 12.71, and none for the one seed of r=16
-    records = study([({"insertion": "none"}, [8.0, 8.2]), ({"reduction": 4}, [7.0, 9.0]), ({"reduction": 16}, [7.5])])
-    text = ablation_table(records).render("latex", setting=Setting("double"))
+@pytest.mark.parametrize("spread", ["std", "interval"])
+def test_decimal_points_stand_under_each_other(study: Make, spread: str) -> None:
+    # standard deviations over two seeds: 0.14, 14.14, and none for the one seed of r=16
+    records = study([({"insertion": "none"}, [8.0, 8.2]), ({"reduction": 4}, [7.0, 27.0]), ({"reduction": 16}, [7.5])])
+    text = ablation_table(records, spread=spread).render("latex", setting=Setting("double"))
     cells = [row[2].strip() for row in rows_of(text)]
-    assert cells == [
-        r"$8.10 \pm \phantom{0}1.27$",
-        r"$8.00 \pm 12.71$",
-        r"$7.50\phantom{{}\pm 12.71}$",
-    ]
+    # logit(0.081) ± 12.71 · 0.001/0.0744 and logit(0.17) ± 12.71 · 0.1/0.1411, by hand
+    assert (
+        cells
+        == {
+            "std": [r"$8.10 \pm \phantom{0}0.14$", r"$17.00 \pm 14.14$", r"$7.50\phantom{{}\pm 14.14}$"],
+            "interval": [r"$8.10^{+1.36}_{-1.18}$", r"$17.00^{+82.94}_{-17.00}$", r"7.50$\phantom{{}^{+82.94}}$"],
+        }[spread]
+    )
 
 
 def test_caption_and_label_are_those_given_and_no_path_is_in_a_caption(study: Make) -> None:

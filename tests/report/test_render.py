@@ -28,11 +28,12 @@ def test_markdown_has_a_row_a_variant_bold_best_and_notes(table: Table) -> None:
     assert lines[0] == "**cifar_resnet20 on digits, 20 epochs, 3 seeds**"
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
     assert rows[0][:4] == ["reduction", "seeds", "test top-1 error (%)", "Δ test top-1 error (points)"]
-    # By hand: 8.0, 8.4, 8.2 are 8.2 ± 4.303 · 0.2/√3; r=4 differs by −1.0, −0.9, −1.0: −0.967 ± 3.02 · √(2 · 0.0277/3).
-    assert rows[2][:4] == ["no SE", "3", "8.20 ± 0.50", ""]
-    assert rows[4][2:4] == ["**7.23 ± 0.63**", "**−0.97 ± 0.41**"]
+    # By hand: 8.0, 8.4, 8.2 are logit(0.082) ± 4.303 · 0.002/√3/(0.082 · 0.918).
+    # r=4 differs by −1.0, −0.9, −1.0: −0.967 ± 3.02 · √(2 · 0.0277/3).
+    assert rows[2][:4] == ["no SE", "3", "8.20 (7.72–8.71)", ""]
+    assert rows[4][2:4] == ["**7.23 (6.63–7.88)**", "**−0.97 ± 0.41**"]
     assert len({len(row) for row in rows}) == 1
-    assert any(line.startswith("- ± is the 95 % t interval over seeds") for line in lines)
+    assert any(line.startswith("- Beside a mean stands its 95 % t interval over seeds") for line in lines)
 
 
 def test_csv_holds_the_data_in_full_precision(table: Table) -> None:
@@ -77,16 +78,16 @@ def test_the_terminals_table_is_plain_text_in_a_pipe_and_stars_the_best(table: T
     text = table.render("terminal")
     assert "\x1b" not in text
     r4 = next(line for line in text.splitlines() if line.strip().startswith("4 "))
-    assert "7.23 ± 0.63*" in r4
+    assert "7.23 (6.63–7.88)*" in r4
     assert "−0.97 ± 0.41*" in r4
-    assert "± is the 95 % t interval over seeds" in text
+    assert "stands its 95 % t interval over seeds" in text
 
 
 def test_in_a_terminal_the_best_is_bold(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.setenv("COLUMNS", "200")
-    assert "\x1b[1m7.23 ± 0.63*" in "".join(re.split(r"(?<=\x1b\[1m) +", table.render("terminal")))
+    assert "\x1b[1m7.23 (6.63–7.88)*" in "".join(re.split(r"(?<=\x1b\[1m) +", table.render("terminal")))
 
 
 def test_groups_are_set_apart(study: Make) -> None:

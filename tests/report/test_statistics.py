@@ -54,6 +54,24 @@ def test_differences_of_whole_images_do_not_alarm_because_few_seeds_agree() -> N
     assert estimate.excludes_zero.mean() < 0.05
 
 
+def test_error_intervals_stay_within_bounds_and_cover_errors_near_zero() -> None:
+    """Three seeds of 0.75 % error on 359 images, whose true errors spread by 0.25 points."""
+    generator = rng(1)
+    truth = generator.normal(0.75, 0.25, (STUDIES, 3)).clip(0.05)
+    counted = 100 * generator.binomial(359, truth / 100) / 359
+    bounds = statistics.error_interval(counted, 359)
+    assert (bounds.low >= 0).all() and (bounds.high <= 100).all()
+    assert np.mean((bounds.low <= 0.75) & (bounds.high >= 0.75)) >= 0.94
+    plain = statistics.t_interval(counted)
+    assert np.mean(plain.mean < plain.half_width) > 0.3  # those would reach below zero
+
+
+def test_error_intervals_of_many_even_seeds_are_students() -> None:
+    values = rng().normal(25, 0.1, 50)
+    bounds, expected = statistics.error_interval(values), stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert [bounds.low, bounds.high] == pytest.approx([expected.low, expected.high], abs=2e-4)
+
+
 def test_paired_difference_equals_scipys_and_drops_half_pairs() -> None:
     ours, base = rng().normal(20, 1, (2, 9))
     ours[2] = base[5] = np.nan

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import statsmodels.formula.api as smf
-from scipy import stats
+from scipy import special, stats
 
 from se_lab.report import ablation_table, pivot_table
 from se_lab.report.dunnett import dunnett_quantile
@@ -29,10 +29,36 @@ def test_variants_come_in_the_specs_order_with_the_baseline_first(study: Make) -
 
 def test_mean_and_interval_are_those_of_scipy(reduction_study: pd.DataFrame) -> None:
     r4 = row(ablation_table(reduction_study), "r=4")
-    low, high = stats.t.interval(0.95, 2, loc=np.mean(R4), scale=stats.sem(R4))
+    share = np.mean(R4) / 100
+    low, high = stats.t.interval(0.95, 2, special.logit(share), stats.sem(R4) / 100 / (share * (1 - share)))
     assert r4[TOP1] == pytest.approx(np.mean(R4))
-    assert r4[f"{TOP1}:ci95"] == pytest.approx((high - low) / 2)
+    assert r4[[f"{TOP1}:low", f"{TOP1}:high"]].tolist() == pytest.approx(100 * special.expit([low, high]))
+    assert r4[f"{TOP1}:std"] == pytest.approx(np.std(R4, ddof=1))
     assert r4["n"] == 3
+
+
+def test_the_standard_deviation_may_stand_beside_a_mean_and_another_word_is_refused(
+    reduction_study: pd.DataFrame,
+) -> None:
+    table = ablation_table(reduction_study, spread="std")
+    assert f"7.23 ± {np.std(R4, ddof=1):.2f}" in table.render("markdown")
+    assert "Beside a mean stands the standard deviation over seeds." in table.notes
+    with pytest.raises(ValueError, match="Did you mean 'std'"):
+        ablation_table(reduction_study, spread="sd")
+
+
+@pytest.mark.parametrize("images", [359, None])
+def test_equal_errors_have_the_interval_of_the_images_they_are_counted_on(study: Make, images: int | None) -> None:
+    zero, some = [0.0] * 3, [100 * k / 359 for k in (2, 2, 3)]
+    table = ablation_table(study([({"insertion": "none"}, some), ({}, zero)], test_images=images))
+    low, high = row(table, "standard")[[f"{TOP1}:low", f"{TOP1}:high"]]
+    if images is None:
+        assert np.isnan([low, high]).all()
+    else:
+        exact = stats.binomtest(0, images).proportion_ci(method="exact")
+        assert [low, high] == pytest.approx([100 * exact.low, 100 * exact.high])
+    assert "0.00 ± 0.00" not in table.render("markdown")
+    assert any(note.startswith("Equal for all seeds") and "standard (test top-1 error)" in note for note in table.notes)
 
 
 def test_the_difference_and_its_interval_are_those_of_statsmodels_with_seeds_as_blocks(
@@ -135,7 +161,7 @@ def test_a_metric_that_is_not_finite_is_left_out_and_named(reduction_study: pd.D
 
 def test_one_seed_has_no_interval_and_says_so(study: Make) -> None:
     table = ablation_table(study([({"insertion": "none"}, [8.0]), ({"reduction": 4}, [2.0])]))
-    assert np.isnan(table.data[f"{TOP1}:ci95"]).all()
+    assert np.isnan(table.data[f"{TOP1}:low"]).all()
     assert not table.data[f"{TOP1}:best"].any()
     assert "±" not in table.render("markdown")
     assert any(note.startswith("One seed") for note in table.notes)
@@ -377,7 +403,7 @@ def test_a_pivot_has_one_key_down_and_one_across(study: Make) -> None:
     np.testing.assert_allclose(table.data["a"], [8.1, 7.09, 7.595])
     np.testing.assert_allclose(table.data["b"], [6.1, 5.09, 5.595])
     # both seeds differ by nearly the same, −1 and −1.02, so r=4 leads beyond doubt
-    assert table.render("markdown").count("**7.09 ± 1.14**") == 1  # 12.706 · 0.18/2
+    assert table.render("markdown").count("**7.09 (6.03–8.32)**") == 1  # logit(0.0709) ± 12.706 · 0.0009/0.0709/0.9291
     assert table.title == "test top-1 error (%) by reduction and backbone"
 
 
@@ -387,7 +413,7 @@ def test_a_pivot_over_two_se_keys_names_the_baseline_below(study: Make) -> None:
     table = pivot_table(records, "model.se.reduction", "model.se.squeeze")
     assert list(table.data["variant"]) == ["4", "8"]
     assert np.isnan(table.data["max"].iloc[1])
-    assert "no SE: 9.00 ± 0.00 %." in table.notes
+    assert "no SE: 9.00 %." in table.notes
 
 
 def test_a_pivot_that_would_pool_variants_is_refused(study: Make) -> None:

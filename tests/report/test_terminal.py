@@ -19,7 +19,7 @@ def table(reduction_study: pd.DataFrame) -> Table:
 def test_no_line_is_wider_and_no_number_is_cut(table: Table, width: int) -> None:
     text = table.render("terminal", width=width)
     assert max(map(len, text.splitlines())) <= width
-    assert "7.23 ± 0.63*" in text and "…" not in text
+    assert "7.23 (6.63–7.88)*" in text and "…" not in text
     shown = {heading: "params" in heading and "271.450" in text for heading in ("params (M)",)}
     named = " ".join(text.split("Not shown", 1)[-1].split()) if "Not shown" in text else ""
     assert shown["params (M)"] != ("params (M)" in named)

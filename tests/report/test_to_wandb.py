@@ -29,7 +29,9 @@ def test_a_run_holds_the_page_as_it_is_and_the_table_in_numbers(reduction_study:
     table = json.loads(file.read_text())
     rows = {row[0]: dict(zip(table["columns"], row, strict=True)) for row in table["data"]}
     assert rows["r=4"]["test top-1 error (%)"] == pytest.approx((7.0 + 7.5 + 7.2) / 3)
-    assert rows["r=4"]["± test top-1 error (%)"] == pytest.approx(0.6252, abs=1e-4)  # t(2) 4.3027 × sd 0.25166 / √3
+    # logit(0.07233) ± t(2) 4.3027 · sd 0.0025166 / √3 / (0.07233 · 0.92767)
+    ends = [rows["r=4"][f"test top-1 error (%), {end}"] for end in ("from", "to")]
+    assert ends == pytest.approx([6.6325, 7.8839], abs=1e-4)
     assert rows["r=4"]["Δ test top-1 error (points)"] == pytest.approx((7.0 + 7.5 + 7.2 - 8.0 - 8.4 - 8.2) / 3)
     assert rows["no SE"]["params (k)"] == pytest.approx(272.474)
     assert math.isnan(rows["no SE"]["Δ test top-1 error (points)"])

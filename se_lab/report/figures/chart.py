@@ -57,7 +57,7 @@ class Series:
     """(N,) which markers are white inside."""
     x_half: Floats | None = None
     y_half: Floats | None = None
-    """(N,) half-widths of the intervals along an axis, NaN for none."""
+    """(N,) half-widths of the intervals along an axis, or (2, N) below and above; NaN for none."""
     low: Floats | None = None
     high: Floats | None = None
     """(N,) bounds of the band around a line."""
@@ -234,21 +234,27 @@ def span(*values: ArrayLike, scale: Scale = "linear", margin: float = 0.06) -> t
 
 
 def interval_limits(mean: Floats, half: Floats, points: Floats, unit: str = "") -> tuple[float, float]:
-    """Return the range of an axis for means (N,) with intervals of ± half (N,), and for single points.
+    """Return the range of an axis for means (N,) with intervals of ± half, (N,) or (2, N), and for single points.
 
     Intervals of two seeds can be a hundred times as long as all differences: what goes beyond thrice the range of
     the points with the median interval is cut off, as is what lies below 0 % or above 100 %.
     """
-    half = np.nan_to_num(half)
-    typical = float(np.median(half[half > 0])) if (half > 0).any() else 0.0
-    core = span(mean - np.minimum(half, typical), mean + np.minimum(half, typical), points, margin=0.0)
+    below, above = reach_of(half)
+    either = np.append(below, above)
+    typical = float(np.median(either[either > 0])) if (either > 0).any() else 0.0
+    core = span(mean - np.minimum(below, typical), mean + np.minimum(above, typical), points, margin=0.0)
     reach = core[1] - core[0]
-    low, high = span(mean - half, mean + half, points, margin=0.08)
+    low, high = span(mean - below, mean + above, points, margin=0.08)
     low, high = max(low, core[0] - reach), min(high, core[1] + reach)
     if unit == "%":
         room = 0.04 * (min(high, 100.0) - max(low, 0.0))  # for the marker of a point that stands on the edge
         low, high = max(low, -room), min(high, 100.0 + room)
     return low, high
+
+
+def reach_of(half: Floats) -> Floats:
+    """Return (2, N) how far intervals reach below and above their means, 0 where there is none."""
+    return np.broadcast_to(np.nan_to_num(half), (2, half.shape[-1]))
 
 
 def cut_intervals(series: Series, panel: Panel) -> Iterator[tuple[int, float, float, str]]:
@@ -259,8 +265,8 @@ def cut_intervals(series: Series, panel: Panel) -> Iterator[tuple[int, float, fl
     ):
         if half is None or axis.limits is None:
             continue
-        for sign, limit, side in zip((-1, 1), axis.limits, sides, strict=True):
-            beyond = np.flatnonzero(sign * (at + sign * np.nan_to_num(half) - limit) > 0)
+        for sign, limit, side, reach in zip((-1, 1), axis.limits, sides, reach_of(half), strict=True):
+            beyond = np.flatnonzero(sign * (at + sign * reach - limit) > 0)
             for i in map(int, beyond):
                 x, y = (limit, float(series.y[i])) if axis is panel.x else (float(series.x[i]), limit)
                 yield i, x, y, side
@@ -268,8 +274,8 @@ def cut_intervals(series: Series, panel: Panel) -> Iterator[tuple[int, float, fl
 
 def interval_ends(series: Series) -> tuple[Floats, Floats]:
     """Return the lower and upper ends of the intervals along y, (N, 2) each; the points where there are none."""
-    half = np.zeros(len(series.y)) if series.y_half is None else np.nan_to_num(series.y_half)
-    return np.column_stack([series.x, series.y - half]), np.column_stack([series.x, series.y + half])
+    below, above = reach_of(np.zeros(len(series.y)) if series.y_half is None else series.y_half)
+    return np.column_stack([series.x, series.y - below]), np.column_stack([series.x, series.y + above])
 
 
 def round_ticks(low: float, high: float, most: int = 5) -> list[Tick]:

@@ -6,9 +6,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from se_lab.report.columns import ReportError, column, interval_text, number_order, number_text, value_texts
+from se_lab.report import computed
+from se_lab.report.columns import ReportError, column, number_order, number_text, range_texts, value_texts
 from se_lab.report.figures.chart import Axis, Cells, Chart, Panel
-from se_lab.report.figures.points import means_note, metric_means, variant_hover
+from se_lab.report.figures.points import means_note, variant_hover
 from se_lab.report.variants import BASELINE, Study
 
 
@@ -21,7 +22,7 @@ def heatmap(study: Study, metric: str) -> Chart:
     if len(study.keys) != 2:
         raise ReportError(f"A heat map takes two varied keys, and these trials vary {', '.join(study.keys) or 'none'}.")
     across, down = study.keys
-    of, estimate = column(metric, study.trials), metric_means(study, metric)
+    of, estimate = column(metric, study.trials), computed.interval(study, metric)
     apart = study.is_baseline & across.startswith("model.se.")  # has no value of either key
     placed = np.flatnonzero(~apart)
     values_down = value_texts(study.variants[down]).mask(study.is_baseline & down.startswith("model.se."), BASELINE)
@@ -46,10 +47,9 @@ def heatmap(study: Study, metric: str) -> Chart:
         cells=cells,
     )
     names = study.variants["variant"]
-    apart_texts = [
-        f" {names.iloc[v]}: {interval_text(estimate.mean[v], estimate.half_width[v], of.decimals)} {of.unit}."
-        for v in np.flatnonzero(apart)
-    ]
+    aside = np.flatnonzero(apart)
+    texts = range_texts(estimate.mean[aside], estimate.low[aside], estimate.high[aside], of.decimals)
+    apart_texts = [f" {names.iloc[v]}: {text} {of.unit}." for v, text in zip(aside, texts, strict=True)]
     note = f"{means_note(estimate.n)}.{''.join(apart_texts)}"
     return Chart("heatmap", f"{of.label} by {labels[1]} and {labels[0]}", note, [panel], rows=1.3 * len(rows) + 1)
 

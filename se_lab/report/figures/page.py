@@ -20,6 +20,7 @@ from se_lab.report.figures.chart import (
     cut_intervals,
     interval_ends,
     log_ticks,
+    reach_of,
 )
 from se_lab.report.figures.labels import along, place_names
 from se_lab.report.figures.names import wrapped
@@ -147,7 +148,9 @@ def _traces(series: Series, panel: Panel) -> Iterator[Dict]:
         if half is not None:
             bars = {
                 "type": "data",
-                "array": as_list(np.nan_to_num(half)),
+                "symmetric": False,
+                "array": as_list(reach_of(half)[1]),
+                "arrayminus": as_list(reach_of(half)[0]),
                 "color": series.color,
                 "thickness": 1.2,
                 "width": 3,

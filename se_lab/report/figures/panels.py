@@ -16,6 +16,7 @@ from se_lab.report.figures.chart import (
     cut_intervals,
     interval_ends,
     log_ticks,
+    reach_of,
     round_ticks,
 )
 from se_lab.report.figures.labels import along, leader_end, place_names
@@ -57,9 +58,9 @@ def draw_series(axes: Axes, series: Series, panel: Panel, scale: float) -> None:
         (series.x_half, "xerr", panel.x.limits, x), (series.y_half, "yerr", panel.y.limits, y)
     ):  # fmt: skip
         if half is not None:
-            reach = np.nan_to_num(half)
+            below, above = reach_of(half)
             low, high = limits or (-np.inf, np.inf)
-            inside = [np.clip(np.minimum(reach, at - low), 0, None), np.clip(np.minimum(reach, high - at), 0, None)]
+            inside = [np.clip(np.minimum(below, at - low), 0, None), np.clip(np.minimum(above, high - at), 0, None)]
             axes.errorbar(x, y, fmt="none", elinewidth=1.1 * scale, **{name: inside}, **shared)  # type: ignore[arg-type]
     for _, at_x, at_y, side in cut_intervals(series, panel):
         axes.plot(at_x, at_y, _ARROWS[side], markersize=4.5 * scale, clip_on=False, gid="cut", **shared)

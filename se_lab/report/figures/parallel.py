@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from se_lab.report import computed
 from se_lab.report.columns import ReportError, column, value_texts, with_prefix
 from se_lab.report.figures.chart import Axis, Cells, Chart, Floats, Panel, Series, Text, Tick, round_ticks
-from se_lab.report.figures.points import metric_means, variant_hover
+from se_lab.report.figures.points import variant_hover
 from se_lab.report.variants import BASELINE, Study
 
 MOST_LINES = 400
@@ -20,7 +21,7 @@ def parallel(study: Study, metric: str) -> Chart:
     Values of a key stand in their order, evenly spaced; parameters, MACs and the metric to scale. Raises ReportError
     where a single variant has finished.
     """
-    of, estimate = column(metric, study.trials), metric_means(study, metric)
+    of, estimate = column(metric, study.trials), computed.interval(study, metric)
     known = np.flatnonzero(np.isfinite(estimate.mean))
     if len(known) < 2 or not study.keys:
         raise ReportError("Parallel coordinates compare variants, and only one has finished.")

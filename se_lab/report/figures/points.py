@@ -6,17 +6,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from se_lab.report import statistics
-from se_lab.report.columns import Column, column, interval_text, number_text, value_texts
+from se_lab.report.columns import Column, column, number_text, range_texts, value_texts
 from se_lab.report.figures.chart import MARKERS, Floats, Series
 from se_lab.report.notes import trial_names
-from se_lab.report.statistics import Estimate
+from se_lab.report.statistics import Bounds
 from se_lab.report.variants import Study
-
-
-def metric_means(study: Study, metric: str) -> Estimate:
-    """Return the mean of a metric over the seeds of each variant, (V,), with its interval."""
-    return statistics.t_interval(study.by_seed(metric).to_numpy())
 
 
 def means_note(n: NDArray[np.int64]) -> str:
@@ -45,19 +39,19 @@ def trial_points(study: Study, trials: pd.DataFrame, x: Floats, y: Floats, of: C
     return Series(x, y, color=color, marker="circle", size=2.5, alpha=0.45, hover=hover, keys=keys, front=-1)
 
 
-def variant_points(study: Study, variants: NDArray[np.intp], x: Floats, estimate: Estimate, of: Column) -> Series:
+def variant_points(study: Study, variants: NDArray[np.intp], x: Floats, estimate: Bounds, of: Column) -> Series:
     """Return the means of variants (numbers of them) at x, to be given a look; a page says mean, interval and seeds."""
     return Series(
         x, estimate.mean[variants], hover=variant_hover(study, variants, estimate, of), keys=keys_of(variants)
     )
 
 
-def variant_hover(study: Study, variants: NDArray[np.intp], estimate: Estimate, of: Column) -> list[str]:
+def variant_hover(study: Study, variants: NDArray[np.intp], estimate: Bounds, of: Column) -> list[str]:
     """Return what a page says of variants: name, mean and interval, seeds."""
+    texts = range_texts(estimate.mean[variants], estimate.low[variants], estimate.high[variants], of.decimals)
     return [
-        f"{study.variants['variant'].iloc[i]}\n"
-        f"{interval_text(estimate.mean[i], estimate.half_width[i], of.decimals)} {of.unit}, {estimate.n[i]} seeds"
-        for i in variants
+        f"{study.variants['variant'].iloc[i]}\n{text} {of.unit}, {estimate.n[i]} seeds"
+        for i, text in zip(variants, texts, strict=True)
     ]
 
 

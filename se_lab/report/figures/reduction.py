@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
+from se_lab.report import computed
 from se_lab.report.columns import ReportError, column, with_prefix
 from se_lab.report.figures.chart import (
     DASHES,
@@ -18,7 +19,7 @@ from se_lab.report.figures.chart import (
     point_look,
     span,
 )
-from se_lab.report.figures.points import finished_trials, keys_of, means_note, metric_means, variant_points
+from se_lab.report.figures.points import finished_trials, keys_of, means_note, variant_points
 from se_lab.report.variants import Study
 
 REDUCTION = "model.se.reduction"
@@ -32,7 +33,7 @@ def reduction(study: Study, metric: str) -> Chart:
     """
     if REDUCTION not in study.se_keys:
         raise ReportError("The records have no two reduction ratios: there is no curve to draw.")
-    estimate, of = metric_means(study, metric), column(metric, study.trials)
+    estimate, of = computed.interval(study, metric), column(metric, study.trials)
     params = study.per_variant("params", "first").to_numpy()
     cost, divisor = with_prefix(column("params"), float(np.nanmax(params)))
     params = params / divisor
@@ -48,23 +49,25 @@ def reduction(study: Study, metric: str) -> Chart:
         points = replace(
             variant_points(study, mine, ratio[mine], estimate, of), name=name, color=color, marker=marker, dash="solid"
         )
-        above.append(replace(points, y_half=estimate.half_width[mine], front=1))
+        above.append(replace(points, y_half=estimate.sides[:, mine], front=1))
         below.append(replace(points, y=params[mine]))
     few = study.is_baseline.sum() <= 3  # the bands of many would cover each other
     for number, i in enumerate(np.flatnonzero(study.is_baseline & np.isfinite(estimate.mean))):
-        name, half = study.variants["variant"].iloc[i], np.nan_to_num(estimate.half_width[i])
+        name = study.variants["variant"].iloc[i]
         whole = np.full(2, estimate.mean[i])
         keys = keys_of(np.array([i]))
         line = Series(
             np.array(ends), whole, name, "#666666", dash=DASHES[1 + number % 5], width=1.2, keys=keys, front=-1
         )
-        above.append(replace(line, low=whole - half, high=whole + half) if half and few else line)
-        below.append(replace(line, y=np.full(2, params[i])))
+        if few and np.isfinite(estimate.low[i]):
+            line = replace(line, low=np.full(2, estimate.low[i]), high=np.full(2, estimate.high[i]))
+        above.append(line)
+        below.append(replace(line, y=np.full(2, params[i]), low=None, high=None))
     ticks = [(float(r), f"{r:g}") for r in np.unique(ratio[np.isfinite(ratio)])]
     x = Axis("reduction ratio r", ends, "log", ticks)
     values = finished_trials(study, metric)[metric].to_numpy(dtype=float)
     known = np.isfinite(estimate.mean)
-    top = Axis(of.heading, interval_limits(estimate.mean[known], estimate.half_width[known], values, of.unit))
+    top = Axis(of.heading, interval_limits(estimate.mean[known], estimate.sides[:, known], values, of.unit))
     panels = [Panel(x, top, above), Panel(x, Axis(cost.heading, span(params, margin=0.1)), below)]
     note = f"{means_note(estimate.n)}." + (
         (" Dashed: no SE" + (", with its interval." if few else ".")) if study.is_baseline.any() else ""

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from se_lab.report import computed
 from se_lab.report.columns import Column, ReportError, column, with_prefix
 from se_lab.report.figures.chart import (
     Axis,
@@ -26,7 +27,6 @@ from se_lab.report.figures.points import (
     families,
     finished_trials,
     means_note,
-    metric_means,
     short_names,
     trial_points,
     variant_points,
@@ -56,7 +56,7 @@ def tradeoff(study: Study, metric: str, cost: str) -> Chart:
     the cost.
     """
     of, costs = column(metric, study.trials), _cost(study, metric, cost)
-    estimate = metric_means(study, metric)
+    estimate = computed.interval(study, metric)
     x, y = costs.variants, estimate.mean
     there = np.isfinite(x) & np.isfinite(y)
     front = np.flatnonzero(there)[pareto_front(x[there], y[there], higher_is_better=of.better == "higher")]
@@ -73,7 +73,7 @@ def tradeoff(study: Study, metric: str, cost: str) -> Chart:
         series.insert(0, replace(line, front=-1, pareto=sign))
     panel = Panel(
         Axis(costs.about.heading, span(x[there], costs.trials, scale=scale, margin=0.1), scale),
-        Axis(of.heading, interval_limits(y[there], estimate.half_width[there], values, of.unit)),
+        Axis(of.heading, interval_limits(y[there], estimate.sides[:, there], values, of.unit)),
         series,
         names=[Text(x[i], y[i], labels[i], variant=int(i)) for i in np.flatnonzero(named)],
         lines=stairs,
@@ -130,7 +130,7 @@ def _series(study: Study, of: Column, costs: _Cost, estimate: Estimate, named: N
                 variant_points(study, mine, costs.variants[mine], estimate, of), color=color, marker=marker
             )
             if len(mine) and full:
-                half, hollow = estimate.half_width[mine], study.is_baseline[mine]
+                half, hollow = estimate.sides[:, mine], study.is_baseline[mine]
                 yield replace(points, name=names.get(int(number), ""), hollow=hollow, y_half=half, front=1)
             elif len(mine):
                 yield replace(points, size=2.5, alpha=0.5)

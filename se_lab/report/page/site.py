@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from se_lab.report import statistics
-from se_lab.report.columns import ReportError, column, interval_text
+from se_lab.report import computed
+from se_lab.report.columns import ReportError, column, range_texts
 from se_lab.report.page.excitations import excitation_pages, plain_page
 from se_lab.report.page.report import write_report
 from se_lab.report.variants import group_variants
@@ -108,10 +108,10 @@ def _summary(chapter: Chapter, metric: str, where: Mapping[str, object] | None) 
     counts = study.trials["status"].value_counts(sort=False)
     best = ""
     if metric in study.trials and (study.trials["status"] == "finished").any():
-        of, estimate = column(metric, study.trials), statistics.t_interval(study.by_seed(metric).to_numpy())
+        of, estimate = column(metric, study.trials), computed.interval(study, metric)
         if np.isfinite(estimate.mean).any():
             first = int((np.nanargmax if of.better == "higher" else np.nanargmin)(estimate.mean))
-            text = interval_text(estimate.mean[first], estimate.half_width[first], of.decimals)
+            (text,) = range_texts(*(ends[[first]] for ends in estimate[:3]), of.decimals)
             best = f"{study.variants['variant'].iloc[first]}: {of.label} {text} {of.unit}".rstrip()
     return [", ".join(f"{count} {status}" for status, count in counts.items()), best, chapter.question]
 
