@@ -207,14 +207,20 @@ def interval_text(mean: float, half_width: float, decimals: int | None, *, signe
 
 
 def range_texts(
-    mean: NDArray[np.float64], low: NDArray[np.float64], high: NDArray[np.float64], decimals: int | None
+    mean: NDArray[np.float64],
+    low: NDArray[np.float64],
+    high: NDArray[np.float64],
+    decimals: int | None,
+    *,
+    even: bool = True,
 ) -> list[str]:
     """Write means with intervals that may be longer on one side.
 
-    As `7.41 ± 0.32` where the sides of all are even, as far as their digits show, else as `0.75 (0.42–1.35)`.
+    As `7.41 ± 0.32` where the sides of all are even, as far as their digits show, else, and without `even`, as
+    `0.75 (0.42–1.35)`.
     """
     sides = np.round([mean - low, high - mean], decimals or 0)
-    if not (np.abs(sides[1] - sides[0]) > 1.5 * 10.0 ** -(decimals or 0)).any():
+    if even and not (np.abs(sides[1] - sides[0]) > 1.5 * 10.0 ** -(decimals or 0)).any():
         return [interval_text(*pair, decimals) for pair in zip(mean, np.fmax(*sides), strict=True)]
     ends = [[number_text(end, decimals) for end in pair] for pair in zip(low, high, strict=True)]
     ranges = [f" ({a}–{b})" if a != BLANK else "" for a, b in ends]

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from se_lab.report import joint, predictions, ranks, statistics
 from se_lab.report.columns import BLANK, ReportError, column, interval_text, number_text, unknown
@@ -205,20 +204,27 @@ def _seeds_needed(request: Request) -> Answer:
         raise ReportError("The column seeds_needed needs detect=, the difference that should be detected.")
     if detect <= 0:
         raise ReportError(f"The difference to detect must be above zero, not {detect:g}.")
-    pairs = paired_matrix(request.study, request.metric)
-    estimate = statistics.t_interval(pairs)
-    spread = estimate.half_width * np.sqrt(estimate.n) / stats.t.ppf(0.975, np.maximum(estimate.n - 1, 1))
-    sd = np.where(estimate.varies, spread, np.nan)
-    needed = statistics.seeds_needed(sd, detect)
-    note = (
-        f"Seeds needed: to detect a difference of {detect:g} in 80 % of studies (paired t test at 0.05), "
-        f"from the spread of the differences seen here, which few seeds know only roughly."
-    )
-    notes = [note]
-    constant = (estimate.n > 1) & ~estimate.varies & ~request.study.is_baseline
-    if len(alike := request.study.variants["variant"][constant]):
+    study = request.study
+    compared = differences(study, request.metric, request.model)
+    seeds = study.by_seed(request.metric).notna().sum(axis=1).to_numpy(dtype=float)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        mean = compared.n if request.model == "paired" else 2 / (1 / seeds + 1 / seeds[study.baseline])
+        known = np.isfinite(compared.half_width) & (mean > 1)
+        sd = np.where(known, compared.error * np.sqrt(mean), np.nan)
+        rows = np.where(known, np.maximum(compared.df / (mean - 1), 1.0), 1.0)
+    low, high = statistics.sd_factors(compared.df)
+    needed = {
+        f"seeds_needed{end}": statistics.seeds_needed(sd * factor, detect, rows=rows)
+        for end, factor in (("", 1.0), (":low", low), (":high", high))
+    }
+    notes = [
+        f"Seeds needed: to detect a difference of {detect:g} in 80 % of studies (t test at 0.05, variances as in the "
+        f"{request.model} model); in brackets the 90 % interval of that number, as the spread is an estimate."
+    ]
+    constant = (compared.n > 1) & np.isfinite(compared.mean) & ~np.isfinite(compared.half_width) & ~study.is_baseline
+    if len(alike := study.variants["variant"][constant]):
         notes.append(f"The same difference for every seed, so nothing to judge their spread by: {some(alike)}.")
-    return {"seeds_needed": needed}, notes
+    return needed, notes
 
 
 def _p_mcnemar(request: Request) -> Answer:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from se_lab.report.columns import column, is_missing, value_text
+from se_lab.report.columns import Column, column, is_missing, number_text, value_text
 from se_lab.report.statistics import DRAWS, SignFlip
 from se_lab.store import mixtures
 
@@ -122,6 +122,19 @@ def sign_flip_note(test: SignFlip, pairs: int) -> str:
         f"{'seed' if pairs == 1 else 'seeds'} it cannot be below {smallest:.4g}"
         f"{', so no difference can reach 0.05' if smallest > 0.05 else ''}."
     )
+
+
+def unfinished_notes(data: pd.DataFrame, of: Column) -> list[str]:
+    """Set the mean of the finished seeds beside its bound by worst rank, where seeds failed or were stopped."""
+    lost = data[(data["over"] > data["n"]) & (data["n"] > 0)]
+    texts = [
+        f"{name} ({n}/{over} finished): {number_text(mean, of.decimals)}, bound {number_text(bound, of.decimals)}"
+        for name, n, over, mean, bound in lost[["variant", "n", "over", of.key, f"{of.key}:bound"]].itertuples(
+            index=False
+        )
+    ]
+    what = "Means are of the seeds that finished; bounds count the others as the worst trial of the group"
+    return [f"{what}: {some(texts)}."] if texts else []
 
 
 def reading_notes(data: pd.DataFrame, metric: str, metrics: Sequence[str], spread: str = "interval") -> list[str]:

@@ -31,6 +31,8 @@ class Shown:
     signed: bool = False
     ends: tuple[str, str] | None = None
     """Data columns with the ends of an interval that may be longer on one side."""
+    total: str | None = None
+    """Data column with the number that a count is out of."""
 
     @property
     def is_text(self) -> bool:
@@ -159,8 +161,18 @@ def cell_texts(shown: Shown, data: pd.DataFrame) -> list[str]:
     values = data[shown.value].to_numpy(dtype=float) / shown.divisor
     halves = data[shown.half].to_numpy(dtype=float) / shown.divisor if shown.half else np.full(len(values), np.nan)
     if shown.ends:
-        return range_texts(values, *(data[end].to_numpy(dtype=float) for end in shown.ends), decimals)
+        return range_texts(
+            values,
+            *(data[end].to_numpy(dtype=float) for end in shown.ends),
+            decimals,
+            even=shown.column.kind == "metric",
+        )
     texts = [interval_text(*pair, decimals, signed=shown.signed) for pair in zip(values, halves, strict=True)]
+    if shown.total:
+        totals = data[shown.total].to_numpy(dtype=int)
+        texts = [
+            text if n == of else f"{text}/{of} finished" for text, n, of in zip(texts, values, totals, strict=True)
+        ]
     if shown.signed:  # a difference to itself is no number that is missing
         texts = ["" if base else text for text, base in zip(texts, data["is_baseline"], strict=True)]
     return texts

@@ -249,11 +249,16 @@ def holm(p: ArrayLike) -> Floats:
     return adjusted
 
 
-def seeds_needed(sd: ArrayLike, difference: float, power: float = 0.8) -> Floats:
-    """Fewest seeds with which a paired two-sided t test at 0.05 finds a true `difference` with the given power.
+def seeds_needed(sd: ArrayLike, difference: float, power: float = 0.8, rows: ArrayLike = 1.0) -> Floats:
+    """Fewest seeds with which a two-sided t test at 0.05 finds a true `difference` with the given power.
 
-    sd: (...), the standard deviation of the paired differences, in the unit of `difference`; NaN gives NaN. It is
-    itself an estimate: from three seeds, the answer lies between 1/40 and 3.7 times the true one (95 %, chi squared).
+    Args:
+        sd: (...) the standard deviation of the differences of single seeds, in the unit of `difference`; NaN gives NaN.
+        difference: The difference to find.
+        power: The share of studies that should find it.
+        rows: (...) degrees of freedom of the test for each seed after the first: 1 paired, 2 with two variants of
+            one variance, V with V variants.
+
     Raises ValueError where `difference` is not positive.
     """
     if not difference > 0:
@@ -261,15 +266,21 @@ def seeds_needed(sd: ArrayLike, difference: float, power: float = 0.8) -> Floats
     effect = difference / np.maximum(np.asarray(sd, dtype=np.float64), 1e-12 * difference)
     # The normal approximation never asks for more than the t test: the search goes up from it by a few seeds.
     n = np.maximum(2.0, np.floor(((stats.norm.ppf(_UPPER) + stats.norm.ppf(power)) / effect) ** 2))
-    while np.any(short := _t_test_power(n, effect) < power):
+    while np.any(short := _t_test_power(n, effect, np.asarray(rows) * (n - 1)) < power):
         n = np.where(short, n + 1, n)
     return np.asarray(n)
 
 
-def _t_test_power(n: Floats, effect: Floats) -> Floats:
+def sd_factors(df: ArrayLike) -> tuple[Floats, Floats]:
+    """Return how many times a standard deviation of so many degrees of freedom the true one is, from 5 to 95 %."""
+    freedom = np.asarray(df, dtype=np.float64)
+    return np.sqrt(freedom / stats.chi2.ppf(0.95, freedom)), np.sqrt(freedom / stats.chi2.ppf(0.05, freedom))
+
+
+def _t_test_power(n: Floats, effect: Floats, df: Floats) -> Floats:
     shift = np.minimum(effect * np.sqrt(n), 300.0)  # there the power is 1; far beyond, it may not converge
-    limit = stats.t.ppf(_UPPER, n - 1)
-    return np.asarray(stats.ncf.sf(limit**2, 1, n - 1, shift**2))  # F is t squared, so it has both tails
+    limit = stdtrit(df, _UPPER)
+    return np.asarray(stats.ncf.sf(limit**2, 1, df, shift**2))  # F is t squared, so it has both tails
 
 
 def _multinomial_means(values: Floats, counts: NDArray[np.int64], rng: np.random.Generator, draws: int) -> Floats:

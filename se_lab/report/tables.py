@@ -25,7 +25,7 @@ from se_lab.report.columns import (
     value_texts,
     with_prefix,
 )
-from se_lab.report.notes import not_measured, reading_notes, unequal_costs
+from se_lab.report.notes import not_measured, reading_notes, unequal_costs, unfinished_notes
 from se_lab.report.render import Shown, Table
 from se_lab.report.settings import settings_notes
 from se_lab.report.variants import BASELINE, Study, group_variants
@@ -82,6 +82,8 @@ def ablation_table(
         notes += not_measured(study, key)
     data = pd.concat([data, pd.DataFrame(measured, index=data.index)], axis=1)
     data["n"] = study.by_seed(metric).notna().sum(axis=1)
+    data["over"] = study.over()
+    notes += unfinished_notes(data, column(metric, study.trials))
     request = computed.Request(study, metric, model, detect, margin)
     for key in keys:
         if key in metrics:
@@ -89,7 +91,7 @@ def ablation_table(
         elif key == "difference":
             shown.append(_difference_shown(column(metric, study.trials), f"{metric}:difference"))
         elif key == "n":
-            shown.append(Shown(COLUMNS["n"], "n"))
+            shown.append(Shown(COLUMNS["n"], "n", total="over"))
         elif _kind(study, key) == "statistic":
             if key not in data:  # ranks and their probabilities come together
                 more, note = computed.STATISTICS[key](request)
@@ -208,6 +210,9 @@ def _metric_columns(study: Study, key: str, model: str = "joint") -> dict[str, N
     sign = {"lower": 1.0, "higher": -1.0, None: np.nan}[better]
     score = pd.Series(sign * mean.mean)
     leads = np.isclose(score, score.groupby(study.group).transform("min"), rtol=1e-9, atol=1e-9)  # ties share it
+    bound = study.bound(key, better)
+    base = np.where(study.baseline >= 0, mean.mean[study.baseline], np.nan)
+    lost = sign * bound > sign * base  # were the failed seeds as bad as the worst, the variant would not be better
     return {
         key: mean.mean,
         f"{key}:low": mean.low,
@@ -216,7 +221,8 @@ def _metric_columns(study: Study, key: str, model: str = "joint") -> dict[str, N
         f"{key}:difference": difference.mean,
         f"{key}:difference:ci95": difference.half_width,
         f"{key}:pairs": difference.n,
-        f"{key}:best": leads & difference.excludes_zero & (sign * difference.mean < 0),
+        f"{key}:bound": bound,
+        f"{key}:best": leads & difference.excludes_zero & (sign * difference.mean < 0) & ~lost,
     }
 
 
@@ -235,7 +241,8 @@ def _difference_shown(of: Column, key: str, base: Column = COLUMNS["difference"]
 
 def _statistic_shown(key: str) -> Shown:
     of = COLUMNS[key]
-    return Shown(replace(of, kind="text") if key in ("verdict", "rank") else of, key)
+    ends = (f"{key}:low", f"{key}:high") if key == "seeds_needed" else None
+    return Shown(replace(of, kind="text") if key in ("verdict", "rank") else of, key, ends=ends)
 
 
 def _title(study: Study, n: pd.Series) -> str:

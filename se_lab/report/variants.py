@@ -81,6 +81,25 @@ class Study:
         table: pd.DataFrame = pd.DataFrame(wide, index=self.variants.index, columns=pd.Index(seeds, name="seed"))
         return table
 
+    def over(self) -> NDArray[np.int64]:
+        """(V,) trials that have ended, whether they finished, failed or were stopped."""
+        ended = self.trials["status"].isin(("finished", "failed", "stopped"))
+        counts = ended.groupby(self.trials["variant"]).sum().reindex(self.variants.index)
+        return np.asarray(counts.fillna(0), dtype=np.int64)
+
+    def bound(self, metric: str, better: str | None) -> NDArray[np.float64]:
+        """(V,) means of a metric with the worst value of the group for seeds that failed or were stopped.
+
+        Their worst rank: the mean of those that finished flatters a variant, of which the others did not (Lachin 1999).
+        """
+        values = self.by_seed(metric)
+        n = values.notna().sum(axis=1).to_numpy()
+        extremes = values.min(axis=1) if better == "higher" else values.max(axis=1)
+        worst = extremes.groupby(self.group).transform("min" if better == "higher" else "max").to_numpy()
+        over = np.maximum(self.over(), n)
+        sums = values.sum(axis=1).to_numpy() + np.where(over > n, worst, 0.0) * (over - n)
+        return np.asarray(np.where(over > 0, sums / np.maximum(over, 1), np.nan))
+
     def per_variant(self, key: str, how: str) -> pd.Series:
         """(V,) a cost (how="first") or a timing (how="median") of each variant's trials."""
         numbers = pd.to_numeric(self.trials[key], errors="coerce")

@@ -133,6 +133,23 @@ def test_a_failed_trial_is_left_out_and_named_with_its_error(reduction_study: pd
     table = ablation_table(reduction_study)
     assert row(table, "r=2")[TOP1] == pytest.approx((7.9 + 8.5) / 2)
     assert any("failed" in note and "r=2, seed 2 (RuntimeError: boom)" in note for note in table.notes)
+    assert "2/3 finished" in next(line for line in table.render("markdown").splitlines() if line.startswith("| 2 "))
+    # the worst finished trial of the table has 8.6: (7.9 + 8.5 + 8.6)/3
+    assert row(table, "r=2")[f"{TOP1}:bound"] == pytest.approx(25 / 3)
+    assert any("r=2 (2/3 finished): 8.20, bound 8.33" in note for note in table.notes)
+
+
+def test_a_variant_whose_failed_seeds_could_undo_its_lead_is_not_bold(reduction_study: pd.DataFrame) -> None:
+    r4 = reduction_study["model.se.reduction"] == 4
+    assert row(ablation_table(reduction_study), "r=4")[f"{TOP1}:best"]
+    more = reduction_study[r4].assign(seed=[3, 4, 5], status="failed", trial_id=["a", "b", "c"], **{TOP1: np.nan})
+    table = ablation_table(pd.concat([reduction_study, more], ignore_index=True))
+    assert row(table, "r=4")[f"{TOP1}:bound"] == pytest.approx((7.0 + 7.5 + 7.2 + 3 * 8.6) / 6)  # 7.92, still better
+    assert row(table, "r=4")[f"{TOP1}:best"]
+    worse = pd.concat([reduction_study, *(more.assign(seed=more["seed"] + k, trial_id=more["trial_id"] + str(k))
+                                          for k in range(0, 12, 3))], ignore_index=True)  # fmt: skip
+    assert row(ablation_table(worse), "r=4")[f"{TOP1}:bound"] > np.mean(BASE)
+    assert not row(ablation_table(worse), "r=4")[f"{TOP1}:best"]
 
 
 def test_a_baseline_without_a_seed_costs_every_variant_that_pair(reduction_study: pd.DataFrame) -> None:
@@ -365,10 +382,18 @@ def test_p_values_say_the_smallest_that_the_seeds_allow(reduction_study: pd.Data
 def test_detect_says_how_many_seeds_a_difference_needs(reduction_study: pd.DataFrame) -> None:
     from statsmodels.stats.power import TTestPower
 
-    table = ablation_table(reduction_study, detect=0.3)
-    sd = np.std(np.subtract([7.6, 8.3, 7.7], BASE), ddof=1)  # r=8 against the baseline
-    expected = TTestPower().solve_power(effect_size=0.3 / sd, power=0.8, alpha=0.05)
-    assert row(table, "r=8")["seeds_needed"] == np.ceil(expected)
+    table = ablation_table(reduction_study, detect=0.3, model="paired")
+    pairs = np.subtract([7.6, 8.3, 7.7], BASE)  # r=8 against the baseline
+    sds = np.std(pairs, ddof=1) * np.sqrt([1, 2 / stats.chi2.ppf(0.95, 2), 2 / stats.chi2.ppf(0.05, 2)])
+    expected = [np.ceil(TTestPower().solve_power(effect_size=0.3 / sd, power=0.8, alpha=0.05)) for sd in sds]
+    assert row(table, "r=8")[["seeds_needed", "seeds_needed:low", "seeds_needed:high"]].tolist() == expected
+    assert f"{expected[0]:.0f} ({expected[1]:.0f}–{expected[2]:.0f})" in table.render("markdown")
+    # the joint model has the variance of all rows: 4 · (n − 1) degrees of freedom for its five variants and seeds
+    joint = row(ablation_table(reduction_study, detect=0.3), "r=8")
+    long = reduction_study.assign(y=reduction_study[TOP1], r=reduction_study["model.se.reduction"].fillna(0))
+    sd = np.sqrt(2 * smf.ols("y ~ C(r) + C(seed)", long).fit().mse_resid)
+    power = {n: stats.nct.sf(stats.t.ppf(0.975, 4 * (n - 1)), 4 * (n - 1), 0.3 / sd * np.sqrt(n)) for n in range(2, 60)}
+    assert joint["seeds_needed"] == next(n for n, share in power.items() if share >= 0.8)
     with pytest.raises(ValueError, match="detect="):
         ablation_table(reduction_study, columns=[TOP1, "seeds_needed"])
 
