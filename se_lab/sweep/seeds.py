@@ -186,7 +186,7 @@ def until_narrow(
     before = growth_of(trials, store_folder)
     if before is not None and before.most != most:
         raise SpecError(
-            f"--max-seeds is {most}; this sweep has been looked at with --max-seeds {before.most}, on which the levels "
+            f"--max_seeds is {most}; this sweep has been looked at with --max_seeds {before.most}, on which the levels "
             "of its looks depend: give that again, or use another store"
         )
     looks = plan_looks(len(seeds_of(trials)), most, comparisons)

@@ -80,7 +80,12 @@ def test_seeds_are_added_until_the_intervals_are_narrow_and_again_it_goes_on(stu
     for more in ([], ["--executor=slurm"]):  # and again it goes on where it stopped, on Slurm as well
         assert main([*again, *more]) == 0
         assert capsys.readouterr().out.splitlines() == told and not any(ran)
-    assert main(["sweep", str(path), f"--store={folder}", "--until_halfwidth=0.1", "--max_seeds=4"]) == 0
+    seeds = 1 + max(trial.seed for trial in load_records(path, folder).itertuples())
+    assert seeds == len(widths) + 2  # the table of the sweep has the seeds that were added
+    few = ["sweep", str(path), "--until_halfwidth=0.1", "--max_seeds=4"]
+    assert main([*few, f"--store={folder}"]) == 2
+    assert "this sweep has been looked at with --max_seeds 12" in capsys.readouterr().err
+    assert main([*few, f"--store={folder}-of-four"]) == 0
     assert capsys.readouterr().out.endswith("not narrower with 4 seeds\n")
 
 

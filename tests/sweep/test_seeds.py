@@ -83,7 +83,7 @@ def test_the_store_remembers_the_looks_and_refuses_others(trials, tmp_path):
     assert [trial.seed for trial in grown(trials, tmp_path)[:4]] == [0, 5, 6, 7]
     go(2.0, 4)  # the first look would do now, but the others have been taken
     assert len(growth_of(trials, tmp_path).looks) == 3
-    with pytest.raises(SpecError, match="--max-seeds is 9; this sweep has been looked at with --max-seeds 4"):
+    with pytest.raises(SpecError, match="--max_seeds is 9; this sweep has been looked at with --max_seeds 4"):
         go(0.0, 9)
 
 

@@ -46,7 +46,7 @@ def test_every_figure_of_every_variant_is_linked_from_its_study(
     assert (page.parent / explorer).read_text() == "explorer"
     browser.get(index.as_uri())
     assert "15 finished" in browser.find_element("css selector", "tbody").text
-    assert "r=4: test top-1 error 7.23 ± 0.63 %" in browser.find_element("css selector", "tbody").text
+    assert "r=4: test top-1 error 7.23 (6.63–7.88) %" in browser.find_element("css selector", "tbody").text
     browser.find_element("link text", "Ratios & more").click()
     assert browser.title == "Ratios & more"
 
