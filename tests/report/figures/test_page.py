@@ -45,7 +45,8 @@ def test_every_point_of_an_image_is_on_the_page_at_the_same_value(reduction_stud
                 half = series.y_half if series.y_half is not None else series.x_half
                 if half is not None:
                     bars = [t.get("error_y", t.get("error_x")) for t in same if "error_y" in t or "error_x" in t]
-                    np.testing.assert_allclose(bars[0]["array"], np.nan_to_num(half), rtol=1e-5)
+                    drawn = bars[0]["arrayminus"], bars[0]["array"]
+                    np.testing.assert_allclose(drawn, np.broadcast_to(np.nan_to_num(half), np.shape(drawn)), rtol=1e-5)
 
 
 def test_axes_have_the_range_scale_and_ticks_of_the_image(reduction_study: pd.DataFrame) -> None:

@@ -26,7 +26,8 @@ def test_curves_show_errors_parameters_and_the_baseline(reduction_study: pd.Data
     np.testing.assert_allclose(curve.y, [24.2 / 3, 21.7 / 3, 23.6 / 3, 8.4])
     np.testing.assert_allclose(base.y, 8.2)
     assert base.low is not None and base.high is not None
-    np.testing.assert_allclose([base.low[0], base.high[0]], [8.2 - 0.49683, 8.2 + 0.49683], rtol=1e-4)  # 4.303 · 0.2/√3
+    np.testing.assert_allclose([base.low[0], base.high[0]], [7.71668, 8.71073], rtol=1e-5)
+    # logit(0.082) ± 4.302653 · 0.002/√3/(0.082 · 0.918)
     np.testing.assert_allclose(bottom.series[0].y, [305.242, 288.858, 280.666, 276.570])
     assert [text for _, text in bottom.x.ticks or ()] == ["2", "4", "8", "16"]
 

@@ -43,7 +43,9 @@ def test_points_are_means_at_their_cost_with_their_intervals(reduction_study: pd
     (series,) = variants(chart)
     assert series.hollow is not None and series.hollow.tolist() == [True, False, False, False, False]
     assert series.y_half is not None
-    np.testing.assert_allclose(series.y_half[0], 4.302653 * 0.2 / np.sqrt(3), rtol=1e-6)  # t of 2 degrees · sd / √n
+    reach = 4.302653 * 0.002 / np.sqrt(3) / (0.082 * 0.918)  # t of 2 degrees · sd / √n, on the logit scale
+    ends = 100 / (1 + np.exp(-np.log(0.082 / 0.918) + np.array([reach, -reach])))
+    np.testing.assert_allclose(series.y_half[:, 0], [8.2 - ends[0], ends[1] - 8.2], rtol=1e-5)
     (panel,) = chart.panels
     assert (panel.x.label, panel.y.label) == ("params (k)", "test top-1 error (%)")
     assert chart.note.startswith("Mean of 3 seeds with 95 % interval")
