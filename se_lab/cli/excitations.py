@@ -16,7 +16,7 @@ def excitations(argv: list[str]) -> int:
     parser = Parser(
         prog="se-lab excitations",
         description="What the SE units of trained nets do: statistics of their gates, the SE paper's Figures 6 and 7, "
-        "and a page to explore them. An interrupted run goes on where it stopped.",
+        "and a page to explore them. An interrupted run is resumed.",
     )
     parser.add_argument("nets", nargs="*", metavar="CHECKPOINT|timm:NAME", help="Checkpoints, or folders of trials.")
     parser.add_argument("--sweep", nargs="+", metavar="RUNS", help="Every trial of sweep specs or stores instead.")

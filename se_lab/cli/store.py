@@ -24,11 +24,11 @@ WHAT = {
 
 
 def gc(argv: list[str]) -> int:
-    """Say what of a store can go, or delete it."""
+    """List files of a store that are no longer needed, or delete them."""
     parser = Parser(
         prog="se-lab gc",
-        description="What of a store can go, and how many bytes; with --delete it goes. Records, metrics.csv and "
-        "predictions stay, what an unfinished trial goes on from too, and a trial at work is left alone.",
+        description="List the files of a store that are no longer needed, with their sizes; --delete deletes them. "
+        "Records, metrics.csv, predictions, the checkpoints of unfinished trials and running trials are kept.",
     )
     parser.add_argument("store", nargs="?", metavar="STORE", help="The store; by default SE_LAB_STORE, else runs.")
     parser.add_argument(
@@ -38,11 +38,20 @@ def gc(argv: list[str]) -> int:
         choices=("tested", "last", "best", "none"),
         help="Checkpoints of finished trials to keep: last and best by default; tested is the one that was tested.",
     )
-    parser.add_argument("--specs", nargs="+", metavar="SPEC", help="Clear the trials that none of these specs names.")
     parser.add_argument(
-        "--sweep_seed", type=int, nargs="+", default=[0], metavar="N", help="What random and bayes searches had."
+        "--specs", nargs="+", metavar="SPEC", help="Include checkpoints and logs of trials that no SPEC has."
     )
-    parser.add_argument("--older", type=float, default=0, metavar="DAYS", help="Only trials that rested for so long.")
+    parser.add_argument(
+        "--sweep_seed",
+        type=int,
+        nargs="+",
+        default=[0],
+        metavar="N",
+        help="Seeds of random and bayes searches.",
+    )
+    parser.add_argument(
+        "--older", type=float, default=0, metavar="DAYS", help="Only trials not modified for so many days."
+    )
     parser.add_argument("--paths", action="store_true", help="Name every file and folder.")
     parser.add_argument("--delete", action="store_true", help="Delete; without it nothing changes.")
     options = parser.parse_args(argv)
@@ -66,7 +75,7 @@ def gc(argv: list[str]) -> int:
         for one in found:
             print(one.path)
     for trial in busy:
-        print(f"{trial} is being worked on, and was left alone", file=sys.stderr)
+        print(f"{trial} is running; it was not touched", file=sys.stderr)
     if found and not options.delete:
         print("nothing was deleted; --delete does, and --paths names every file", file=sys.stderr)
     return 0

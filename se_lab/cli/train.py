@@ -52,7 +52,7 @@ def _train(argv: list[str]) -> int:
             record = run(spec, execution)
     except InterruptedTrialError:
         if first:
-            print(f"stopped; the same command goes on with trial {spec.trial_id}", file=sys.stderr)
+            print(f"stopped; the same command resumes trial {spec.trial_id}", file=sys.stderr)
         return RESUME_ME
     except TrialBusyError as error:
         if first:

@@ -116,7 +116,7 @@ def open_data(
 def collect(net: TrainedNet, images: LabelledImages, path: Path, options: CaptureOptions) -> ExcitationStatistics:
     """Run images through a net and return the statistics of its gates, which are written to `path` as well.
 
-    A file that is there already, of the same net and images, is taken as it is; one that was interrupted goes on.
+    A file that is there already, of the same net and images, is taken as it is; an interrupted one is resumed.
 
     Raises:
         ExcitationError: for a gate that is NaN or infinite.

@@ -260,7 +260,7 @@ class ExcitationStatistics:
 
     @classmethod
     def load(cls, path: str | Path, device: torch.device | str = "cpu") -> ExcitationStatistics:
-        """Read a statistics file, to look at or to go on with.
+        """Read a statistics file, to inspect or to resume.
 
         Raises:
             ExcitationError: for a file that is not one.

@@ -138,7 +138,7 @@ class ModelSpec:
     se: SESpec = field(default_factory=SESpec)
     """The SE units."""
     existing_se: Annotated[str, ("refuse", "keep", "replace")] = "refuse"
-    """A backbone with SE of its own is refused, or keep: ours come in addition, or replace: its units become ours."""
+    """If the backbone has SE units already: refuse (an error), keep (add to them), replace (by units of this spec)."""
     pretrained: bool | str = False
     """True: the library's pretrained weights; a path: a file of weights of the plain backbone."""
     init: Annotated[str, ("he", "zero_init_last", "timm")] = "he"

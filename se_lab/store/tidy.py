@@ -47,14 +47,14 @@ def find_leftovers(
     named: Collection[str] | None = None,
     days: float = 0,
 ) -> list[Leftover]:
-    """Return what of a store can go, trial by trial.
+    """Return the files of a store that are no longer needed, trial by trial.
 
     Args:
         folder: The store.
         keep: Which checkpoints of finished trials stay: last, best, tested (the one of the two that was tested), none.
-            One that stands in for a missing last.ckpt stays as well, and so does what an unfinished trial goes on from.
-        named: The trials that somebody still wants: of all others everything but the results goes. By default all.
-        days: Only of trials that have rested for so long.
+            One that replaces a missing last.ckpt stays as well, and so does what an unfinished trial resumes from.
+        named: The trials to keep whole; of all others everything but the results is deleted. By default all.
+        days: Only of trials that were not modified for at least so many days.
 
     Raises:
         SpecError: for an unknown checkpoint to keep, or a number of days below 0.

@@ -2,7 +2,7 @@
 
 Each task of the array is given its trials by name, so each trial has one job to ask about; the store's claims ensure
 that no trial is trained twice. Only trials that depend on one another (a search, an early stop) are given to every
-task; each task then takes what is left, as several sweeps on one store do.
+task; each task then takes what remains, as several sweeps on one store do.
 
 Near the time limit, and on preemption, a task gets SIGTERM: its trials save their state and stop. If Slurm still
 reports the job as running, it is requeued and resumes later; a cancelled job stays cancelled. submitit's and
@@ -123,12 +123,12 @@ def submit_trials(
     Raises:
         SpecError: where submitit or Slurm is missing, or sbatch refuses.
     """
-    left = [standing.trial for standing in standings(sweep, execution.store) if standing.open]
+    remaining = [standing.trial for standing in standings(sweep, execution.store) if standing.open]
     if sweep.search is not None or sweep.early_stop is not None:
-        return _submit_alike(Share(sweep, execution, workers, retries), len(left), slurm)
+        return _submit_alike(Share(sweep, execution, workers, retries), len(remaining), slurm)
     ids = []
-    for nodes in sorted({trial.train.nodes for trial in left}):
-        alike = [trial for trial in left if trial.train.nodes == nodes]
+    for nodes in sorted({trial.train.nodes for trial in remaining}):
+        alike = [trial for trial in remaining if trial.train.nodes == nodes]
         each = slurm.trials_per_task if nodes == 1 else 1
         shares = [alike[start : start + each] for start in range(0, len(alike), each)]
         for start in range(0, len(shares), ARRAY_SIZE):
@@ -141,14 +141,14 @@ def submit_trials(
     return ids
 
 
-def _submit_alike(share: Share, left: int, slurm: SlurmSpec) -> list[str]:
+def _submit_alike(share: Share, remaining: int, slurm: SlurmSpec) -> list[str]:
     """Submit a sweep whose trials depend on one another to as many further tasks as it can use."""
     sweep, root = share.sweep, share.execution.store
     if any(trial.train.nodes > 1 for trial in sweep.trials):
         raise SpecError("early_terminate does not work on Slurm for trials over several nodes; remove it")
     if sweep.search is not None:
-        left += sweep.search.cap - len(sweep.search.proposed(root))
-    tasks = min(-(-left // slurm.trials_per_task), slurm.array_parallelism, ARRAY_SIZE) - live_jobs(sweep, root)
+        remaining += sweep.search.cap - len(sweep.search.proposed(root))
+    tasks = min(-(-remaining // slurm.trials_per_task), slurm.array_parallelism, ARRAY_SIZE) - live_jobs(sweep, root)
     if tasks < 1:
         return []
     jobs = _submit(sweep, share.execution, slurm, run_share, [share] * tasks)
@@ -176,15 +176,15 @@ def submit_agents(file: str | Path, sweep: Sweep, execution: ExecSpec, slurm: Sl
         raise SpecError("a bayes search does not know its trials in advance; run it on Slurm without --wandb")
     if any(trial.train.nodes > 1 for trial in sweep.trials):
         raise SpecError("a W&B agent runs a trial on one node; run trials over several nodes without --wandb")
-    left = [standing.trial.trial_id for standing in standings(sweep, execution.store) if standing.open]
-    if not left:
+    remaining = [standing.trial.trial_id for standing in standings(sweep, execution.store) if standing.open]
+    if not remaining:
         return []
     from se_lab.sweep.wandb import register_sweep
 
     path, environment = register_sweep(file, execution)
     ids = []
-    for start in range(0, len(left), ARRAY_SIZE):
-        some = left[start : start + ARRAY_SIZE]
+    for start in range(0, len(remaining), ARRAY_SIZE):
+        some = remaining[start : start + ARRAY_SIZE]
         jobs = _submit(sweep, execution, slurm, run_agent, [(path, environment)] * len(some))
         Submission(job_name(sweep), 1, [(jobs, some)]).note(_folder(execution))
         ids.append(jobs[0].partition("_")[0])
@@ -194,9 +194,9 @@ def submit_agents(file: str | Path, sweep: Sweep, execution: ExecSpec, slurm: Sl
 def wait_for(sweep: Sweep, store_folder: str | Path) -> list[Standing]:
     """Wait until no trial is queued or running, and return the state of each."""
     while True:
-        busy, stood = live_jobs(sweep, store_folder), standings(sweep, store_folder)
-        if not busy and not any(standing.status in ("queued", "running") for standing in stood):
-            return stood
+        busy, states = live_jobs(sweep, store_folder), standings(sweep, store_folder)
+        if not busy and not any(standing.status in ("queued", "running") for standing in states):
+            return states
         time.sleep(POLL_SECONDS)
 
 

@@ -176,7 +176,7 @@ class ClassificationTask(L.LightningModule):
                 config.interval, config.frequency = "step", int(batches)
 
     def on_train_epoch_start(self) -> None:
-        """Begin the epoch's sums; an epoch that is resumed goes on with its own."""
+        """Begin the epoch's sums; a resumed epoch keeps its own."""
         self.train_scores.reset()
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:

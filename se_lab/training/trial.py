@@ -65,7 +65,7 @@ class Trial:
 
     @contextlib.contextmanager
     def claimed(self, path: Path) -> Iterator[TrialFolder]:
-        """Hold the trial's folder, on rank 0; the others go on when it does.
+        """Hold the trial's folder, on rank 0; the others continue when it does.
 
         Raises:
             TrialBusyError: while another worker holds it.

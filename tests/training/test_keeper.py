@@ -258,7 +258,7 @@ def test_the_command_leaves_with_75_and_goes_on(tmp_path, number):
         time.sleep(0.1)
     process.send_signal(number)
     assert process.wait(60) == 75
-    assert "the same command goes on with trial" in process.stderr.read()
+    assert "the same command resumes trial" in process.stderr.read()
 
 
 def test_the_steps_of_an_epoch_are_reported_between_its_rows(small, here, monkeypatch):

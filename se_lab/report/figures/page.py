@@ -162,7 +162,7 @@ def _traces(series: Series, panel: Panel) -> Iterator[Dict]:
         arrow: Dict = {"type": "scatter", "mode": "markers", "x": [x], "y": [y], "marker": marker, "cliponaxis": False}
         if len(series.keys) > i:
             arrow["meta"] = list(series.keys[i])
-        yield arrow | {"hovertext": "the interval goes on", "hoverinfo": "text", "showlegend": False}
+        yield arrow | {"hovertext": "the interval extends further", "hoverinfo": "text", "showlegend": False}
 
 
 def _marker(series: Series) -> Dict:
@@ -254,7 +254,7 @@ def _texts(panel: Panel, number: str) -> list[Dict]:
     for text in panel.texts:
         place: Dict = {"x": text.x, "y": text.y, "xshift": 5} | at
         if not text.aside:
-            place |= {"bgcolor": "white", "borderpad": 0}  # lines go on behind it
+            place |= {"bgcolor": "white", "borderpad": 0}  # lines pass behind it
         else:
             place |= {"x": 1, "xref": f"x{number} domain"}
         notes.append(plain | place | {"text": escaped(text.text), "xanchor": "left", "name": f"v{text.variant}"})
