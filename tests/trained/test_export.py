@@ -25,6 +25,7 @@ from se_lab.trained.load import load_trained
 from se_lab.units.insertion import find_places, insert_se
 from se_lab.units.model import create_model
 from se_lab.units.squeeze_excite import SQUEEZE
+from tests.trained.in_process import outputs_of_timm
 
 CLASSES = 7
 
@@ -35,16 +36,7 @@ def _same_process(request, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     if "real_timm" in request.keywords:
         return
-
-    def build(folder, net):
-        name = json.loads((folder / "config.json").read_text())["architecture"]
-        if timm.models.model_entrypoint(name).__module__.startswith("se_lab"):
-            return f"Unknown model ({name})", None
-        model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-        with torch.inference_mode():
-            return "", {str(number): model(net.images(number)) for number in (1, 3)}
-
-    monkeypatch.setattr(module, "_plain_timm", build)
+    monkeypatch.setattr(module, "_plain_timm", outputs_of_timm)
 
 
 def trial(
