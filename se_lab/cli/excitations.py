@@ -11,8 +11,7 @@ from se_lab.spec import SpecError
 from se_lab.spec.parser import Parser
 
 
-def excitations(argv: list[str]) -> int:
-    """Write statistics, figures and the page of trained nets."""
+def _parser() -> Parser:
     parser = Parser(
         prog="se-lab excitations",
         description="What the SE units of trained nets do: statistics of their gates, the SE paper's Figures 6 and 7, "
@@ -40,7 +39,12 @@ def excitations(argv: list[str]) -> int:
     parser.add_argument("--wandb", metavar="PROJECT", help="Give the trials' W&B runs histograms and figures.")
     add_overwrite(parser)
     add_trust(parser)
-    options = parser.parse_args(argv)
+    return parser
+
+
+def excitations(argv: list[str]) -> int:
+    """Write statistics, figures and the page of trained nets."""
+    options = _parser().parse_args(argv)
     if bool(options.nets) == bool(options.sweep):
         raise SpecError("se-lab excitations takes checkpoints or timm:NAME, or else --sweep RUNS")
     from se_lab.excitations.collect import CaptureOptions
