@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-def runs_parser(prog: str, description: str, runs: str = "+") -> ArgumentParser:
+def runs_parser(prog: str, description: str, runs: str = "+") -> Parser:
     """Return a parser with RUNS, --store, --sweep_seed, --metric and --where."""
     parser = Parser(prog=prog, description=description)
     parser.add_argument("runs", nargs=runs, metavar="RUNS", help="Sweep specs (their trials, in the store) or stores.")
