@@ -129,7 +129,7 @@ def _command(folder: Path, trials: int) -> list[str]:
     }
     (folder / "sweep.yaml").write_text(yaml.safe_dump(spec))
     (folder / "chaos_plugin.py").write_text(PLUGIN)
-    more = ["--store", str(folder / "store"), "--wandb=false", "--plugins=chaos_plugin", "--retries=1000"]
+    more = ["--store", str(folder / "store"), "--logger=none", "--plugins=chaos_plugin", "--retries=1000"]
     return [sys.executable, "-m", "se_lab.cli", "sweep", str(folder / "sweep.yaml"), *more]
 
 

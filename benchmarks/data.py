@@ -1,21 +1,28 @@
 """Sets in memory, augmented a batch at a time, against PIL images in a DataLoader with two workers: time of an epoch.
 
 Both sides give float batches, cropped, flipped and normalised, with torchvision's transforms on the PIL side; the sides
-take turns. `python benchmarks/data.py --images 10000 --rounds 5`
+take turns. Then how long a folder of 105,000 files takes to open, against torchvision's scan, and how many JPEGs a
+second two workers load, against torchvision's and timm's loaders. `python benchmarks/data.py --images 10000`
 """
 
 from __future__ import annotations
 
 import argparse
+import statistics
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
 from measure import interleave, ratio, table
 from PIL import Image
 from sklearn.datasets import load_digits
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, ImageDataset, create_loader
 from timm.data.auto_augment import rand_augment_transform
 from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 from se_lab.data import create_data
@@ -79,6 +86,8 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=10_000, help="of the CIFAR-shaped set")
     parser.add_argument("--batch_size", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--files", type=int, default=105_000, help="of the set that is opened; multiples of 21,000")
+    parser.add_argument("--pictures", type=int, default=512, help="JPEGs of the set that is loaded")
     options = parser.parse_args()
     torch.set_num_threads(1)
     spec = DataSpec(batch_size=options.batch_size)
@@ -99,7 +108,61 @@ def main() -> None:
             (name, *(f"{1000 * value:.0f}" for value in seconds), ratio(times, "PIL, 2 workers", "memory"), limit)
         )
     columns = ("set", "memory (ms an epoch)", "PIL + DataLoader (ms)", "times faster (quartiles)", "limit")
-    print(table(columns, rows))
+    print(table(columns, rows), end="\n\n")
+    with tempfile.TemporaryDirectory() as folder:
+        print(opening(Path(folder, "many"), options.files, options.rounds), end="\n\n")
+        print(loading(Path(folder, "pictures"), options.pictures, options.rounds))
+
+
+def opening(root: Path, files: int, rounds: int) -> str:
+    """Return how long a set of empty files in 1,000 class folders takes to open, over torchvision's scan of them."""
+    for split, number in (("train", files // 1050), ("val", files // 21_000)):
+        for label in range(1000):
+            place = root / split / f"n{label:08}"
+            place.mkdir(parents=True)
+            for image in range(number):
+                (place / f"{image:06}.jpg").touch()
+
+    def theirs() -> None:
+        for split in ("train", "val"):
+            ImageFolder(str(root / split))
+
+    spec = DataSpec(f"folder:{root}", batch_size=64)
+    times = interleave({"ours": lambda: create_data(spec, 0), "torchvision": theirs}, rounds)
+    row = [f"{1000 * statistics.median(times[side]):.0f}" for side in ("ours", "torchvision")]
+    columns = (f"{files:,} files", "open (ms)", "torchvision's scan (ms)", "ratio (quartiles)", "limit")
+    return table(columns, [("1,000 classes", *row, ratio(times, "ours", "torchvision"), "2")])
+
+
+def loading(root: Path, pictures: int, rounds: int) -> str:
+    """Return the images a second of an epoch of JPEGs of 500×375, cropped to 224, of three loaders of two workers."""
+    draw = np.random.default_rng(0)
+    for split, label in (("train", "a"), ("train", "b"), ("val", "a"), ("val", "b")):
+        place = root / split / label
+        place.mkdir(parents=True)
+        for number in range(pictures // 2 if split == "train" else 1):
+            coarse = Image.fromarray(draw.integers(0, 256, (24, 32, 3), dtype=np.uint8))
+            coarse.resize((500, 375), Image.Resampling.BICUBIC).save(place / f"{number}.jpg", quality=90)
+    steps = [transforms.RandomResizedCrop(224), transforms.RandomHorizontalFlip(), transforms.ToTensor()]
+    steps += [transforms.Normalize(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)]
+    train, keep = str(root / "train"), {"num_workers": 2, "persistent_workers": True}
+    images = ImageFolder(train, transforms.Compose(steps))
+    of_timm = {"is_training": True, "color_jitter": None, "use_prefetcher": False, "device": torch.device("cpu")}
+    loaders = {
+        "ours": create_data(DataSpec(f"folder:{root}", batch_size=64), 0, workers=2).train_dataloader(),
+        "torchvision": DataLoader(images, 64, shuffle=True, drop_last=True, **keep),
+        "timm": create_loader(ImageDataset(train), (3, 224, 224), 64, **of_timm, **keep),
+    }
+
+    def epoch(loader: object) -> Callable[[], object]:
+        return lambda: [batch[0].shape for batch in loader]
+
+    times = interleave({name: epoch(loader) for name, loader in loaders.items()}, rounds)
+    rows = []
+    for name in loaders:
+        pace = f"{pictures // 64 * 64 / statistics.median(times[name]):.0f}"
+        rows.append((name, pace, "–" if name == "ours" else ratio(times, name, "ours")))
+    return table(("JPEGs of 500×375, 2 workers", "images/s", "time over ours (quartiles)"), rows)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 Each benchmark is a script beside this one that prints Markdown. Its section of RESULTS.md stands between two comments
 of its name and says when, at which commit and on what it was measured; all else in the file is left as it is: the
-figures of a GPU (gpu.py) and of the long ones (coverage.py, chaos.py). All together take less than 15 minutes.
+figures of a GPU (gpu.py) and of the long ones (coverage.py, chaos.py). With --minutes, by default 15, a benchmark that
+is not done by then is stopped, those that were not begun are named, and both keep the sections that they had.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ BENCHMARKS = {
     "evidence": "--tables 60",
 }
 """The scripts and what they are called with, in the order of RESULTS.md."""
-LIMIT_SECONDS = 600
-"""What one of them may take."""
+LEAST_SECONDS = 20
+"""With less time than this left no benchmark is begun."""
 PACKAGES = ("torch", "timm", "lightning", "numpy", "pandas")
 
 
@@ -48,13 +49,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     there = [name for name in BENCHMARKS if (HERE / f"{name}.py").exists()]
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"Only these, of {', '.join(there)}.")
-    names = parser.parse_args().names or there
+    parser.add_argument("--minutes", type=float, default=15, help="Stop by then, whatever is left.")
+    options = parser.parse_args()
+    names = options.names or there
     if unknown := sorted(set(names) - set(there)):
         parser.error(f"no benchmark is called {', '.join(unknown)}; there are {', '.join(there)}")
-    failed = []
-    for name in names:
+    failed, deadline = [], time.monotonic() + 60 * options.minutes
+    for number, name in enumerate(names):
         began = time.monotonic()
-        measured = measure(name)
+        if deadline - began < LEAST_SECONDS:
+            print(f"no time left for: {', '.join(names[number:])}", file=sys.stderr)
+            return 1
+        measured = measure(name, deadline - began)
         print(f"{name}: {time.monotonic() - began:.0f} s{'' if measured else ', FAILED'}", flush=True)
         if measured is None:
             failed.append(name)
@@ -64,8 +70,8 @@ def main() -> int:
     return 1 if failed else 0
 
 
-def measure(name: str) -> str | None:
-    """Run a benchmark and return its section, None where it failed, whose section then stays as it was."""
+def measure(name: str, seconds: float) -> str | None:
+    """Run a benchmark and return its section; None where it failed or took too long, and keeps the section it has."""
     command = ["python", f"benchmarks/{name}.py", *shlex.split(BENCHMARKS[name])]
     load = os.getloadavg()[0]
     try:
@@ -75,7 +81,7 @@ def measure(name: str) -> str | None:
             stdout=subprocess.PIPE,
             text=True,
             check=True,
-            timeout=LIMIT_SECONDS,
+            timeout=seconds,
         )
     except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
         print(f"{name}: {error}", file=sys.stderr)

@@ -4,7 +4,8 @@
 
 Both sides run the same trials of one step, in turn: `se-lab train` in a fresh process, and `execute`, which `se-lab
 sweep` calls, in this one. The fixed cost is the time from the call until the record is there, less what the trial's
-own clock says for building the loop, training and testing.
+own clock says for building the loop, training and testing. A second table has the time in which `se-lab train` comes to
+its first step, over that in which a fresh Python imports torch, timm and lightning.
 
 The verbs read a store of 15 made-up trials, each in a fresh process, in turn with `python -c "import pandas"`. Beside
 the time over that of pandas stand the most memory that a verb held, and whether it imported PyTorch.
@@ -32,6 +33,15 @@ from se_lab.sweep.schedule import execute
 
 FLAGS = ["--recipe=digits", "--train.epochs=1", "--data.batch_size=1024"]
 LIMIT = 0.1
+STEP_LIMIT = 1.3
+FIRST_STEP = """
+import os, sys
+from se_lab.cli import main
+from se_lab.training.task import ClassificationTask
+ClassificationTask.training_step = lambda *_: os._exit(0)
+sys.exit(main(sys.argv[1:]) or 1)
+"""
+"""Runs a command of SE-Lab and ends at the first training step, with status 0."""
 TRIALS, EPOCHS = 15, 20
 MEGABYTES = 300
 SPEC = str(Path(__file__).parents[1] / "sweeps/demo.yaml")
@@ -58,6 +68,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     rounds = parser.parse_args().rounds
     print(starts(rounds), end="\n\n")
+    print(first_step(rounds), end="\n\n")
     print(readers(rounds))
 
 
@@ -108,7 +119,7 @@ def starts(rounds: int) -> str:
         def fresh() -> None:
             flags, trial = next_trial()
             command = [sys.executable, "-W", "ignore", "-m", "se_lab.cli", "train", *flags]
-            subprocess.run([*command, f"--store={folder}", "--wandb=false"], check=True, capture_output=True)
+            subprocess.run([*command, f"--store={folder}", "--logger=none"], check=True, capture_output=True)
             took("fresh", trial)
 
         whole = interleave({"fork": fork, "fresh": fresh}, rounds, time.perf_counter)
@@ -119,6 +130,26 @@ def starts(rounds: int) -> str:
         share = f"{ratio(fixed, 'fork', 'fresh')} (limit {LIMIT})" if side == "fork" else "1"
         rows.append([name, f"{middle[0]:.2f}", f"{middle[1]:.2f}", share])
     return table(["", "seconds in all", "fixed seconds", "fixed, share of fresh"], rows)
+
+
+def first_step(rounds: int) -> str:
+    """Return how long `se-lab train` takes to its first step, over the imports that it cannot do without."""
+    with tempfile.TemporaryDirectory() as folder:
+        seeds = itertools.count()
+
+        def train() -> None:
+            flags = [*FLAGS, f"--seed={next(seeds)}", f"--store={folder}", "--logger=none"]
+            subprocess.run([sys.executable, "-W", "ignore", "-c", FIRST_STEP, "train", *flags], check=True)
+
+        imports = [sys.executable, "-W", "ignore", "-c", "import torch, timm, lightning"]
+        times = interleave({"train": train, "imports": partial(subprocess.run, imports, check=True)}, rounds)
+    middle = {side: f"{median(seconds):.2f}" for side, seconds in times.items()}
+    over = f"{ratio(times, 'train', 'imports')} (limit {STEP_LIMIT})"
+    rows = [
+        ["import torch, timm, lightning", middle["imports"], "1"],
+        ["se-lab train, to its first step", middle["train"], over],
+    ]
+    return table(["", "seconds", "over the imports"], rows)
 
 
 if __name__ == "__main__":
