@@ -9,16 +9,15 @@ from pathlib import Path
 from se_lab.cli.parser import add_overwrite
 from se_lab.cli.runs import records_of, runs_parser, where_of
 from se_lab.spec import SpecError
+from se_lab.spec.parser import Parser
 from se_lab.store import replacing
 
 _ONE_ROW_A_VARIANT = ("rows", "columns", "detect", "paper", "model", "margin", "contrast", "spread")
 
 
-def table(argv: list[str]) -> int:
-    """Print an ablation table."""
+def _parser() -> Parser:
     from se_lab.report.columns import COLUMNS
     from se_lab.report.joint import MODELS
-    from se_lab.report.latex import Setting
     from se_lab.report.render import FORMATS
     from se_lab.report.tables import SPREADS
 
@@ -52,7 +51,14 @@ def table(argv: list[str]) -> int:
     parser.add_argument("--label", type=str, default="", help="Label in LaTeX, such as tab:reduction.")
     parser.add_argument("--wide", action="store_true", help="A LaTeX table over both columns of the page.")
     add_overwrite(parser)
-    options = parser.parse_args(argv)
+    return parser
+
+
+def table(argv: list[str]) -> int:
+    """Print an ablation table."""
+    from se_lab.report.latex import Setting
+
+    options = _parser().parse_args(argv)
     _check_layout(options)
     from se_lab.report import ablation_table, count_paper_costs, paper_cost_table, pivot_table, variance_table
 
