@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from se_lab import store
-from se_lab.data import Listing, listing_of
 from se_lab.spec import DataSpec, ExecSpec, RunSpec, SpecError, run_spec
 from se_lab.spec.flags import import_plugins
 from se_lab.sweep.bayes import BayesSearch, import_optuna
@@ -23,9 +23,14 @@ from se_lab.sweep.wandb_service import shared_service
 from se_lab.training.failures import BROKEN_DEVICE, NETWORK, OK_AGAIN, OTHER, OUT_OF_MEMORY, reason
 from se_lab.training.stopping import Stop, catch_signals
 
+if TYPE_CHECKING:
+    from se_lab.data import Listing
+
 POLL_SECONDS = 2.0
 """How long to wait before looking again at a trial that another worker holds."""
 NETWORK_SECONDS = 10.0
+IN_FOLDERS = ("folder:", "imagenet", "places365")
+"""How the names of data sets begin that lie in folders."""
 FEW_FAILURES = 5
 """The sweep stops at this many failures for one reason, if they are most of the trials that ended."""
 
@@ -213,7 +218,11 @@ class Schedule:
 
     def _listing(self, data: DataSpec) -> Listing | None:
         """Return the files of a data set, listed once for all trials: all train on the same images."""
+        if not data.name.startswith(IN_FOLDERS):
+            return None
         if data.name not in self._listings:
+            from se_lab.data import listing_of  # it imports PyTorch
+
             self._listings[data.name] = listing_of(data, root=self.execution.data_root)
         return self._listings[data.name]
 

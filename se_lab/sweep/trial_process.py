@@ -14,10 +14,9 @@ import traceback
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from se_lab import store
-from se_lab.data import Listing
 from se_lab.spec import ExecSpec, RunSpec
 from se_lab.sweep.bayes import BayesSearch
 from se_lab.sweep.early_stop import Hyperband
@@ -25,6 +24,9 @@ from se_lab.sweep.server import BLOCKED, CONTEXT, adopt_environment, forking
 from se_lab.sweep.wandb_service import finish_run
 from se_lab.training.failures import LOST, death, failure_kind, reason
 from se_lab.training.stopping import RESUME_ME, InterruptedTrialError
+
+if TYPE_CHECKING:
+    from se_lab.data import Listing
 
 
 @dataclass(frozen=True)
