@@ -26,6 +26,7 @@ STUDY_FIGURES = {
     "differences": "The difference of each variant from the baseline, with simultaneous 95 % intervals.",
     "reduction": "The metric over the reduction ratio, one curve per setting of the other fields.",
     "heatmap": "The metric by two fields, where a study varies exactly two.",
+    "classes": "The difference of two variants' errors in each class (`--contrast A B`), with Holm's correction.",
     "parallel": "All fields and the metric on parallel axes, one line per variant; darker means lower error.",
 }
 """Each kind of `se-lab plot`, and what it shows."""

@@ -22,6 +22,7 @@ def plot(argv: list[str]) -> int:
     parser = runs_parser("se-lab plot", "Figures of trials that have run: by default every one that they can give.")
     parser.add_argument("--kind", nargs="+", choices=KINDS, help="Only these kinds of figures.")
     parser.add_argument("--cost", nargs="+", choices=COSTS, default=COSTS, help="Costs of the trade-off figures.")
+    parser.add_argument("--contrast", nargs=2, metavar="VARIANT", help="The two variants of --kind classes.")
     parser.add_argument("-o", "--output", default="figures", help="The folder to write into.")
     parser.add_argument(
         "--format", nargs="+", default=["png", "svg"], choices=("png", "svg", "pdf"), help="Formats; png and svg."
@@ -31,9 +32,11 @@ def plot(argv: list[str]) -> int:
     add_overwrite(parser)
     options = parser.parse_args(argv)
     look, where = look_of(options), where_of(options.where)
+    contrast = tuple(options.contrast) if options.contrast else None
     written, left_out = 0, []
+    kinds, records = options.kind or KINDS, records_of(options)
     for name, figure in draw_figures(
-        records_of(options), options.kind or KINDS, options.cost, options.metric, where=where, look=look
+        records, kinds, options.cost, options.metric, contrast=contrast, where=where, look=look
     ):
         if isinstance(figure, str):
             left_out.append(f"{name} left out: {figure}")

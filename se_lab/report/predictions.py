@@ -4,14 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
 from se_lab.report import statistics
 from se_lab.report.columns import ReportError
 from se_lab.report.statistics import Floats
 from se_lab.report.variants import Study
+
+
+class ClassDifferences(NamedTuple):
+    """Differences of two variants' errors by class (C,), in points; NaN for a class without a test image."""
+
+    names: list[str]
+    images: NDArray[np.intp]
+    mean: Floats
+    half_width: Floats
+    """Half-widths of the 95 % intervals over seeds, a class each; NaN with one seed."""
+    p: Floats
+    """Two-sided, corrected for all classes (Holm)."""
+    seeds: int
+    """The fewest seeds of either variant."""
 
 
 def image_errors(folder: str, top: int = 1) -> tuple[NDArray[np.str_], NDArray[np.bool_]]:
@@ -81,3 +97,64 @@ def _pairs(study: Study, metric: str) -> Iterator[tuple[int, list[tuple[NDArray[
             pairs.append((mine, theirs))
         if pairs:
             yield variant, pairs
+
+
+def class_differences(study: Study, metric: str, first: int, second: int) -> ClassDifferences:
+    """Compare the errors of two variants class by class: Welch's t test over seeds, of one seed McNemar's over images.
+
+    A class whose error no seed changes has no p. Raises ReportError for other metrics than top-1 and top-5 test
+    errors, and where a trial has no predictions or the trials are of different images.
+    """
+    if metric not in ("test/top1_error", "test/top5_error"):
+        raise ReportError(f"Predictions are kept of test images and top-1 or top-5 errors, not for {metric!r}.")
+    keys, label, missed = _missed_images(study, 5 if "top5" in metric else 1, (first, second))
+    count = np.bincount(label)
+    mean, half, p = np.full((3, len(count)), np.nan)
+    seeds = min(map(len, missed))
+    for number in np.flatnonzero(count):
+        ours, theirs = (100.0 * own[:, label == number].mean(axis=1) for own in missed)
+        mean[number] = ours.mean() - theirs.mean()
+        if max(map(len, missed)) == 1:
+            p[number] = statistics.mcnemar(*(~own[0, label == number] for own in missed)).p
+        elif seeds > 1 and ours.std() + theirs.std() > 0:
+            test = stats.ttest_ind(ours, theirs, equal_var=False)
+            p[number], half[number] = test.pvalue, np.ptp(test.confidence_interval(0.95)) / 2
+    names = class_names(keys, label, len(count))
+    return ClassDifferences(names, count, mean, half, statistics.holm(p), seeds)
+
+
+def _missed_images(
+    study: Study, top: int, variants: tuple[int, int]
+) -> tuple[NDArray[np.str_], NDArray[np.intp], list[NDArray[np.bool_]]]:
+    """Return keys and labels (N,) of the test images, and which ones each variant's trials miss, (S, N) each."""
+    finished = study.trials[study.trials["status"] == "finished"]
+    keys = label = None
+    missed = []
+    for variant in variants:
+        own = []
+        folders = finished.loc[finished["variant"] == variant, "folder"] if "folder" in finished else []
+        for folder in folders:
+            if not folder or not (Path(folder) / "predictions.npz").exists():
+                continue
+            names, wrong = image_errors(folder, top)
+            with np.load(Path(folder) / "predictions.npz", allow_pickle=False) as stored:
+                truth = stored["label"][np.argsort(stored["key"].astype(str), kind="stable")]
+            keys, label = (names, truth) if keys is None else (keys, label)
+            if not np.array_equal(keys, names):
+                raise ReportError("The two variants' trials were tested on different images.")
+            own.append(wrong)
+        if not own:
+            raise ReportError(f"No trial of {study.variants['variant'].iloc[variant]} has predictions.")
+        missed.append(np.stack(own))
+    assert keys is not None and label is not None
+    return keys, label, missed
+
+
+def class_names(keys: NDArray[np.str_], label: NDArray[np.intp], classes: int) -> list[str]:
+    """Return the classes' names: the folder of their images, where each class has one of its own, else the number."""
+    folders = np.array([key.split("/")[0] if "/" in key else "" for key in keys])
+    names = []
+    for number in range(classes):
+        own = np.unique(folders[label == number])
+        names.append(str(own[0]) if len(own) == 1 and own[0] else str(number))
+    return names if len(set(names)) == classes else [str(number) for number in range(classes)]

@@ -11,6 +11,7 @@ import pandas as pd
 
 from se_lab.report.columns import ReportError, unknown
 from se_lab.report.figures.chart import Chart
+from se_lab.report.figures.classes import classes
 from se_lab.report.figures.curves import curves
 from se_lab.report.figures.differences import differences
 from se_lab.report.figures.heatmap import heatmap
@@ -32,9 +33,12 @@ CHARTS: dict[str, Callable[[Study, str], Chart]] = {
     "reduction": reduction,
     "heatmap": heatmap,
     "parallel": parallel,
+    "classes": classes,
 }
 """Charts of a study and a metric by kind; the trade-off takes a cost as well."""
 KINDS = ("tradeoff", *CHARTS)
+MOST_CONTRASTS = 12
+"""Variants whose errors by class a page shows."""
 COSTS = ("params", "macs", "step_ms")
 
 
@@ -44,10 +48,11 @@ def draw_figure(
     metric: str = "test/top1_error",
     *,
     cost: str = "params",
+    contrast: tuple[str, str] | None = None,
     where: Mapping[str, object] | None = None,
     look: Look | None = None,
 ) -> Figure:
-    """Draw one figure: tradeoff (of a metric against a cost), curves, differences, reduction, heatmap or parallel.
+    """Draw one figure: tradeoff (of a metric against a cost), classes (of a contrast), or another of KINDS.
 
     Raises ReportError for an unknown kind, and for trials that the figure cannot be made of.
     """
@@ -55,7 +60,8 @@ def draw_figure(
         raise unknown("kind of figure", kind, KINDS)
     study = group_variants(records, where=where)
     refuse_absent_metric(study, metric)
-    return draw(tradeoff(study, metric, cost) if kind == "tradeoff" else CHARTS[kind](study, metric), look)
+    _, make = next(_charts([kind], [cost], contrast))
+    return draw(make(study, metric), look)
 
 
 def draw_figures(
@@ -64,17 +70,19 @@ def draw_figures(
     costs: Sequence[str] = COSTS,
     metric: str = "test/top1_error",
     *,
+    contrast: tuple[str, str] | None = None,
     where: Mapping[str, object] | None = None,
     look: Look | None = None,
 ) -> Iterator[tuple[str, Figure | str]]:
     """Draw figures one by one: the name of each, and the figure or why these trials cannot give it.
 
     A trade-off is drawn for each cost; the training curves are those of the metric's kind (`test/loss`: `loss`).
+    `contrast` names the two variants of the errors by class.
     Raises ReportError for trials that no figure can be made of, as `ablation_table` does for its table.
     """
     study = group_variants(records, where=where)
     refuse_absent_metric(study, metric)
-    for name, make in _charts(kinds, costs):
+    for name, make in _charts(kinds, costs, contrast):
         try:
             yield name, draw(make(study, metric), look)
         except ReportError as error:
@@ -91,6 +99,7 @@ def page_sections(study: Study, metric: str, others: Sequence[Study] = ()) -> li
         "differences": ("Difference from the baseline", [partial(differences, s, metric) for s in (study, *others)]),
         "reduction": ("Reduction ratio", [partial(reduction, study, metric)]),
         "heatmap": ("By both settings", [partial(heatmap, study, metric)]),
+        "class_differences": ("Errors by class, against the baseline", _class_charts(study, metric)),
         "parallel": ("All variants at a glance", [partial(parallel, study, metric)]),
     }
     sections = []
@@ -104,9 +113,23 @@ def page_sections(study: Study, metric: str, others: Sequence[Study] = ()) -> li
     return sections
 
 
-def _charts(kinds: Sequence[str], costs: Sequence[str]) -> Iterator[tuple[str, Callable[[Study, str], Chart]]]:
+def _class_charts(study: Study, metric: str) -> list[Callable[[], Chart]]:
+    """Return a maker of the errors by class for each variant with a baseline, the first ones of many."""
+    names = study.variants["variant"]
+    compared = [row for row, base in enumerate(study.baseline) if base not in (-1, row)][:MOST_CONTRASTS]
+    return [
+        partial(classes, study, metric, (str(names.iloc[row]), str(names.iloc[study.baseline[row]])))
+        for row in compared
+    ]
+
+
+def _charts(
+    kinds: Sequence[str], costs: Sequence[str], contrast: tuple[str, str] | None
+) -> Iterator[tuple[str, Callable[[Study, str], Chart]]]:
     for kind in kinds:
         if kind == "tradeoff":
             yield from ((f"tradeoff_{cost}", partial(tradeoff, cost=cost)) for cost in costs)
+        elif kind == "classes":
+            yield kind, partial(classes, contrast=contrast)
         else:
             yield kind, CHARTS[kind]

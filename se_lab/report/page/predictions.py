@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from se_lab.report.page.images import thumbnail
+from se_lab.report.predictions import class_names
 from se_lab.report.variants import Study
 from se_lab.store import RunRecord
 
@@ -68,7 +69,7 @@ def class_data(study: Study, folders: Sequence[Path | None], kept: Sequence[RunR
             break
         pictures[int(place)] = source
     return {
-        "names": _class_names(keys, label, classes),
+        "names": class_names(keys, label, classes),
         "variants": variants,
         "start": min(1, len(variants) - 1),
         "images": {
@@ -89,13 +90,3 @@ def _confused(confusion: NDArray[np.int_]) -> dict[str, Any]:
     most = np.argsort(-apart, axis=None, kind="stable")[:MOST_PAIRS]
     truth, guess = np.unravel_index(most, apart.shape)
     return {"pairs": [[int(a), int(b), int(apart[a, b])] for a, b in zip(truth, guess, strict=True) if apart[a, b]]}
-
-
-def _class_names(keys: NDArray[np.str_], label: NDArray[np.intp], classes: int) -> list[str]:
-    """Return the classes' names: the folder of their images, where each class has one of its own, else the number."""
-    folders = np.array([key.split("/")[0] if "/" in key else "" for key in keys])
-    names = []
-    for number in range(classes):
-        own = np.unique(folders[label == number])
-        names.append(str(own[0]) if len(own) == 1 and own[0] else str(number))
-    return names if len(set(names)) == classes else [str(number) for number in range(classes)]
