@@ -71,6 +71,7 @@ _LISTED = (
     Column("seed", "seed", "spec", short="seed {}"),
     *(_error(split, k) for split in ("test", "val", "train") for k in (1, 5)),
     *(Column(f"{split}/loss", f"{split} loss", "metric", "", "lower", 4) for split in ("test", "val", "train")),
+    Column("test/calibration_error", "test calibration error", "metric", "%", "lower", 2),
     Column("params", "params", "cost", better="lower"),
     Column("params_se", "SE params", "cost", better="lower"),
     Column("macs", "MACs", "cost", better="lower"),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
 
@@ -42,6 +43,32 @@ def image_errors(folder: str, top: int = 1) -> tuple[NDArray[np.str_], NDArray[n
     if np.any(keys[order][1:] == keys[order][:-1]):
         raise ReportError(f"The predictions in {folder} name an image twice.")
     return keys[order], ~hit[order].astype(bool)
+
+
+CALIBRATION = "test/calibration_error"
+
+
+def with_calibration(records: pd.DataFrame) -> pd.DataFrame:
+    """Add the expected calibration error of each finished trial whose predictions have probabilities, in %."""
+    values = np.full(len(records), np.nan)
+    for row, (status, folder) in enumerate(zip(records["status"], records.get("folder", ""), strict=True)):
+        if status != "finished" or not folder or not (path := Path(folder) / "predictions.npz").exists():
+            continue
+        with np.load(path, allow_pickle=False) as stored:
+            if "probability" in stored:
+                values[row] = calibration_error(stored["probability"][:, 0], stored["correct"])
+    return records.assign(**{CALIBRATION: values})
+
+
+def calibration_error(confidence: NDArray[np.floating], correct: NDArray[np.bool_], bins: int = 15) -> float:
+    """Return the expected calibration error in % of the most probable classes' probabilities (N,).
+
+    The mean of |accuracy − confidence| over bins of equal width, weighted by their images (Guo et al. 2017, equation
+    3). A single model's is biased upwards where bins have few images.
+    """
+    places = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    gap = np.bincount(places, weights=correct.astype(float) - confidence, minlength=bins)
+    return float(100 * np.abs(gap).sum() / len(confidence))
 
 
 def mcnemar_column(study: Study, metric: str) -> tuple[Floats, str]:

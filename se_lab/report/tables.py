@@ -26,6 +26,7 @@ from se_lab.report.columns import (
     with_prefix,
 )
 from se_lab.report.notes import not_measured, reading_notes, unequal_costs, unfinished_notes
+from se_lab.report.predictions import with_calibration
 from se_lab.report.render import Shown, Table
 from se_lab.report.settings import settings_notes
 from se_lab.report.variants import BASELINE, Study, group_variants
@@ -60,6 +61,8 @@ def ablation_table(
     standard deviation over seeds. Failed, missing and unpaired trials are left out and named in the notes.
     Raises ReportError for no records, none finished, an unknown column, a metric that no trial has, two data sets.
     """
+    if any("calibration_error" in name for name in (metric, *(columns or ()))):
+        records = with_calibration(records)
     metric = full_key(metric, records)
     if spread not in SPREADS:
         raise unknown("spread", spread, SPREADS)

@@ -116,6 +116,7 @@ def evaluate(
         metrics, kept = _test(model, images.batches, outputs, device, spec)
     if predictions is not None:
         arrays = {"key": np.array(images.keys)[kept["image"]], "label": kept["label"], "top5": kept["top5"]}
+        arrays["probability"] = kept["probability"]
         arrays["correct"] = kept["top5"][:, 0] == kept["label"]
         with replacing([predictions], overwrite=overwrite):
             write_whole(Path(predictions), lambda file: np.savez_compressed(file, **arrays))
@@ -203,7 +204,7 @@ class _Prepared(Dataset[tuple[Tensor, int, int]]):
 def _test(
     model: nn.Module, batches: Iterable[Batch], outputs: Tensor, device: torch.device, spec: RunSpec | None
 ) -> tuple[dict[str, float], dict[str, Any]]:
-    """Return the metrics, and image, label and top5 of each image, in the trial's precision and memory order."""
+    """Return the metrics, and image, label, top5 and probability of each image, as the trial computes them."""
     precision = spec.train.precision if spec else "fp32"
     layout = torch.channels_last if spec and spec.train.channels_last else torch.contiguous_format
     kind = torch.float64 if precision == "fp64" else torch.float32
@@ -221,11 +222,12 @@ def _test(
             logits = model(images.to(kind).contiguous(memory_format=layout))
             best = logits.topk(min(5, logits.shape[1]), dim=1).indices
             scores.update(F.cross_entropy(logits, labels, reduction="none"), best, labels)
-            parts.append([part.cpu().numpy() for part in (numbers, labels, best)])
+            likely = logits.float().softmax(1).gather(1, best)
+            parts.append([part.cpu().numpy() for part in (numbers, labels, best, likely)])
     if not parts:
         raise DataError("there is no test image")
     arrays = [np.concatenate(part) for part in zip(*parts, strict=True)]
-    return scores.compute("test"), dict(zip(("image", "label", "top5"), arrays, strict=True))
+    return scores.compute("test"), dict(zip(("image", "label", "top5", "probability"), arrays, strict=True))
 
 
 @contextlib.contextmanager

@@ -212,16 +212,17 @@ class TrialKeeper(Checkpoint):
     def on_test_batch_end(self, trainer: L.Trainer, task: L.LightningModule, outputs: Any, batch: Any, *_: Any) -> None:
         """Keep what is predicted; leave the test where it is if that is asked: the end of training is saved."""
         _, labels, numbers = batch
-        self._predictions.append([part.cpu().numpy() for part in (numbers, labels, outputs)])
+        self._predictions.append([part.cpu().numpy() for part in (numbers, labels, *outputs.values())])
         if self._is_told():
             raise InterruptedTrialError
 
     def predictions(self) -> dict[str, np.ndarray[Any, Any]]:
-        """Return image, label and top5 of the test, of all ranks' images."""
+        """Return image, label, top5 and probability of the test, of all ranks' images."""
         parts = itertools.chain.from_iterable(gathered(self._predictions))
-        image, label, top5 = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-        order = np.argsort(image)
-        return {"image": image[order], "label": label[order], "top5": top5[order]}
+        arrays = [np.concatenate(several) for several in zip(*parts, strict=True)]
+        order = np.argsort(arrays[0])
+        names = ("image", "label", "top5", "probability")
+        return {name: array[order] for name, array in zip(names, arrays, strict=True)}
 
     def _is_told(self) -> bool:
         """Return, after a batch of an evaluation, whether a rank was asked to stop; all learn it after the same one."""

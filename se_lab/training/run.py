@@ -208,7 +208,8 @@ class TrialRun:
         trainer.test(self.task, datamodule=self.trial.data, verbose=False)
         found = self.keeper.predictions()
         arrays = {"key": np.array(self.trial.data.test_keys())[found["image"]], "label": found["label"]}
-        arrays |= {"top5": found["top5"], "correct": found["top5"][:, 0] == found["label"]}
+        arrays |= {"top5": found["top5"], "probability": found["probability"]}
+        arrays |= {"correct": found["top5"][:, 0] == found["label"]}
         self.folder.write("predictions.npz", lambda file: np.savez_compressed(file, **arrays))
         return {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith("test/")}
 

@@ -104,20 +104,25 @@ class ClassificationTask(L.LightningModule):
         """Add a batch to the validation's metrics."""
         self._evaluate(batch, self.val_scores)
 
-    def test_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Add a batch to the test's metrics, and return the likeliest classes, best first, (N, 5) at most."""
-        return self._evaluate(batch, self.test_scores)
+    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Add a batch to the test's metrics; return the likeliest classes, best first, (N, 5) at most, as `top5`.
+
+        Beside them their probabilities, as `probability`.
+        """
+        logits, guesses = self._evaluate(batch, self.test_scores)
+        return {"top5": guesses, "probability": logits.float().softmax(1).gather(1, guesses)}
 
     def predict_step(self, batch: Batch | Tensor, batch_idx: int) -> Tensor:
         """Return the probabilities of the classes, (N, classes)."""
         return self._logits(self.tested, batch if isinstance(batch, Tensor) else batch[0]).softmax(1)
 
-    def _evaluate(self, batch: Batch, scores: Scores) -> Tensor:
+    def _evaluate(self, batch: Batch, scores: Scores) -> tuple[Tensor, Tensor]:
+        """Add a batch to the metrics; return its logits, (N, classes), and the likeliest classes, (N, 5) at most."""
         images, labels, *_ = batch
         logits = self._logits(self.tested, images)
         guesses = logits.topk(min(5, logits.shape[1]), dim=1).indices
         scores.update(F.cross_entropy(logits, labels, reduction="none"), guesses, labels)
-        return guesses
+        return logits, guesses
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return timm's optimizer, and timm's schedule or PyTorch's."""

@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
+from torchmetrics.classification import MulticlassCalibrationError
 
 from se_lab.report import ablation_table
 
@@ -91,3 +93,22 @@ def test_an_image_that_comes_twice_is_refused(
 def test_other_metrics_have_no_predictions(predicted: Callable[[int], pd.DataFrame]) -> None:
     with pytest.raises(ValueError, match="'test/loss'"):
         ablation_table(predicted(1), metric="test/loss", columns=["p_mcnemar"])
+
+
+def test_the_calibration_error_is_torchmetrics(study: Callable[..., pd.DataFrame], tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    logits = torch.from_numpy(3 * rng.normal(size=(500, 10)))
+    label = torch.from_numpy(rng.integers(10, size=500))
+    best = logits.softmax(1).float().topk(5)
+    np.savez(
+        tmp_path / "predictions.npz",
+        key=np.arange(500).astype(str),
+        label=label,
+        top5=best.indices,
+        probability=best.values,
+        correct=best.indices[:, 0] == label,
+    )
+    records = study([({"insertion": "none"}, [8.0])]).assign(folder=str(tmp_path))
+    table = ablation_table(records, columns=["top1_error", "calibration_error"])
+    expected = MulticlassCalibrationError(10, n_bins=15)(logits.float(), label)
+    assert table.data["test/calibration_error"][0] == pytest.approx(100 * float(expected), rel=1e-5)

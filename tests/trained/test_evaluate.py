@@ -123,6 +123,7 @@ def test_a_pretrained_net_sees_its_own_preprocessing_and_classes_by_wordnet_id(p
     assert written["label"].tolist() == labels.tolist()
     assert written["key"][0] == f"images/{FISH}/0.png"
     assert (written["top5"][:, 0] == logits.argmax(1).numpy()).all()
+    np.testing.assert_allclose(written["probability"], logits.softmax(1).topk(5).values, rtol=1e-4)
 
 
 def test_wrong_input_is_said_plainly(trial, pretrained, tmp_path):

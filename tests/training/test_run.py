@@ -260,6 +260,8 @@ def test_metrics_are_those_of_the_predictions(quick, here):
     )
     with torch.no_grad():
         scores = model(data.normalise(images)).softmax(1).double().numpy()
+    likely = np.take_along_axis(scores, predictions["top5"], 1)
+    np.testing.assert_allclose(predictions["probability"], likely, rtol=1e-4, atol=1e-6)
     labels = labels.numpy()
     assert metrics["test/top1_error"] == pytest.approx(100 * (1 - accuracy_score(labels, scores.argmax(1))), abs=1e-4)
     assert metrics["test/top5_error"] == pytest.approx(100 * (1 - top_k_accuracy_score(labels, scores, k=5)), abs=1e-4)
