@@ -57,7 +57,8 @@ def with_calibration(records: pd.DataFrame) -> pd.DataFrame:
         with np.load(path, allow_pickle=False) as stored:
             if "probability" in stored:
                 values[row] = calibration_error(stored["probability"][:, 0], stored["correct"])
-    return records.assign(**{CALIBRATION: values})
+    added: pd.DataFrame = records.assign(**{CALIBRATION: values})
+    return added
 
 
 def calibration_error(confidence: NDArray[np.floating], correct: NDArray[np.bool_], bins: int = 15) -> float:

@@ -68,7 +68,8 @@ def rank_study(study: Study, metric: str, sign: float, rng: np.random.Generator)
         observed = sign * np.array([own.mean() for own in trials])
         parts[0, rows] = stats.rankdata(observed.round(9), method="min")
         parts[1:, rows] = summarize(sign * bootstrap_means(trials, rng), at)
-    return Ranks(*parts, images=bool(images) and all(images))
+    rank, low, high, best, better = parts
+    return Ranks(rank, low, high, best, better, bool(images) and all(images))
 
 
 def bootstrap_means(trials: Sequence[Floats], rng: np.random.Generator, draws: int = DRAWS) -> Floats:

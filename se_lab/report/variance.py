@@ -46,7 +46,7 @@ class Component(NamedTuple):
         """Return the 95 % interval of the standard deviation, by chi squared: for normal errors."""
         if not self.df:
             return float("nan"), float("nan")
-        low, high = stats.chi2.ppf([0.975, 0.025], self.df)
+        high, low = (float(stats.chi2.ppf(level, self.df)) for level in (0.025, 0.975))
         return float(np.sqrt(self.df * self.variance / low)), float(np.sqrt(self.df * self.variance / high))
 
 
