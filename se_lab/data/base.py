@@ -302,11 +302,13 @@ def stratified_split(labels: Tensor, shares: tuple[float, float], seed: int) -> 
     """
     stream = torch.Generator().manual_seed(seed_of(seed, "split"))
     parts: tuple[list[Tensor], ...] = ([], [], [])
-    by_class = labels.argsort(stable=True).split(torch.unique(labels, return_counts=True)[1].tolist())
+    ends = torch.unique(labels, return_counts=True)[1].cumsum(0)
+    by_class = labels.argsort(stable=True).tensor_split(ends[:-1].tolist())
     for members in by_class:
         members = members[torch.randperm(len(members), generator=stream)]
         second, third = (round(share * len(members)) for share in shares)
-        for part, index in zip(parts, members.split([len(members) - second - third, second, third]), strict=True):
+        cuts = [len(members) - second - third, len(members) - third]
+        for part, index in zip(parts, members.tensor_split(cuts), strict=True):
             part.append(index)
     first, middle, last = (torch.cat(part).sort().values for part in parts)
     return first, middle, last

@@ -211,8 +211,8 @@ def range_texts(
     mean: NDArray[np.float64],
     low: NDArray[np.float64],
     high: NDArray[np.float64],
-    decimals: int | None,
     *,
+    decimals: int | None,
     even: bool = True,
 ) -> list[str]:
     """Write means with intervals that may be longer on one side.

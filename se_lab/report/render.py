@@ -164,7 +164,7 @@ def cell_texts(shown: Shown, data: pd.DataFrame) -> list[str]:
         return range_texts(
             values,
             *(data[end].to_numpy(dtype=float) for end in shown.ends),
-            decimals,
+            decimals=decimals,
             even=shown.column.kind == "metric",
         )
     texts = [interval_text(*pair, decimals, signed=shown.signed) for pair in zip(values, halves, strict=True)]

@@ -147,7 +147,7 @@ def pivot_table(
     notes = [*study.notes, *not_measured(study, metric)]
     nowhere = cells["is_baseline"] if across.startswith("model.se.") else cells["is_baseline"] & False
     apart = cells.loc[nowhere, [metric, f"{metric}:low", f"{metric}:high"]].to_numpy(dtype=float).T
-    for name, text in zip(cells.loc[nowhere, "variant"], range_texts(*apart, of.decimals), strict=True):
+    for name, text in zip(cells.loc[nowhere, "variant"], range_texts(*apart, decimals=of.decimals), strict=True):
         notes.append(f"{name}: {text} {of.unit}.")
     cells = cells[~nowhere]
 

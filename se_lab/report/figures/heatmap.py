@@ -48,7 +48,7 @@ def heatmap(study: Study, metric: str) -> Chart:
     )
     names = study.variants["variant"]
     aside = np.flatnonzero(apart)
-    texts = range_texts(estimate.mean[aside], estimate.low[aside], estimate.high[aside], of.decimals)
+    texts = range_texts(estimate.mean[aside], estimate.low[aside], estimate.high[aside], decimals=of.decimals)
     apart_texts = [f" {names.iloc[v]}: {text} {of.unit}." for v, text in zip(aside, texts, strict=True)]
     note = f"{means_note(estimate.n)}.{''.join(apart_texts)}"
     return Chart("heatmap", f"{of.label} by {labels[1]} and {labels[0]}", note, [panel], rows=1.3 * len(rows) + 1)

@@ -48,7 +48,7 @@ def variant_points(study: Study, variants: NDArray[np.intp], x: Floats, estimate
 
 def variant_hover(study: Study, variants: NDArray[np.intp], estimate: Bounds, of: Column) -> list[str]:
     """Return what a page says of variants: name, mean and interval, seeds."""
-    texts = range_texts(estimate.mean[variants], estimate.low[variants], estimate.high[variants], of.decimals)
+    texts = range_texts(estimate.mean[variants], estimate.low[variants], estimate.high[variants], decimals=of.decimals)
     return [
         f"{study.variants['variant'].iloc[i]}\n{text} {of.unit}, {estimate.n[i]} seeds"
         for i, text in zip(variants, texts, strict=True)

@@ -31,7 +31,7 @@ from se_lab.report.figures.points import (
     trial_points,
     variant_points,
 )
-from se_lab.report.statistics import Estimate
+from se_lab.report.statistics import Bounds
 from se_lab.report.variants import Study
 
 NAMED = 20
@@ -112,7 +112,7 @@ def _named(there: NDArray[np.bool_], front: NDArray[np.intp], baseline: NDArray[
     return named if named.sum() <= NAMED else of_front
 
 
-def _series(study: Study, of: Column, costs: _Cost, estimate: Estimate, named: NDArray[np.bool_]) -> Iterator[Series]:
+def _series(study: Study, of: Column, costs: _Cost, estimate: Bounds, named: NDArray[np.bool_]) -> Iterator[Series]:
     """Yield the points of each family: its trials, its variants without an interval, those with one."""
     there = np.isfinite(costs.variants) & np.isfinite(estimate.mean)
     whole = there if there.sum() <= _BARS else named

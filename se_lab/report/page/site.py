@@ -111,7 +111,7 @@ def _summary(chapter: Chapter, metric: str, where: Mapping[str, object] | None) 
         of, estimate = column(metric, study.trials), computed.interval(study, metric)
         if np.isfinite(estimate.mean).any():
             first = int((np.nanargmax if of.better == "higher" else np.nanargmin)(estimate.mean))
-            (text,) = range_texts(*(ends[[first]] for ends in estimate[:3]), of.decimals)
+            (text,) = range_texts(*(ends[[first]] for ends in estimate[:3]), decimals=of.decimals)
             best = f"{study.variants['variant'].iloc[first]}: {of.label} {text} {of.unit}".rstrip()
     return [", ".join(f"{count} {status}" for status, count in counts.items()), best, chapter.question]
 
