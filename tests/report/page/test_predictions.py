@@ -52,6 +52,30 @@ def test_the_page_lists_the_images_on_which_two_variants_disagree(
     assert [entry for entry in browser.get_log("browser") if entry["level"] != "INFO"] == []
 
 
+def test_the_errors_by_class_are_those_of_the_variant_that_is_chosen(
+    study: Make, write_predictions: Callable, show: Callable[..., Any], tmp_path: Path
+) -> None:
+    missed = np.zeros((6, 20), dtype=bool)
+    missed[2:4, 5] = missed[4:, 7] = True  # r=2 misses an image of class 5, r=4 one of class 7, in both seeds
+    records = study([(se, [0.0, 0.0]) for se in ({"insertion": "none"}, {"reduction": 2}, {"reduction": 4})])
+    records = records.assign(folder=[write_predictions(f"t{i}", ~row, shuffle=i) for i, row in enumerate(missed)])
+    browser = show(write_report(records, tmp_path / "report.html"))
+
+    def seen() -> tuple[str, list[float]]:
+        browser.execute_script("redrawAll(true)")
+        note = browser.find_element("css selector", "#class_differences figcaption").text.split(":")[0]
+        return note, browser.execute_script(
+            "return at('class_differences-plot').data.find(t => t.mode === 'markers').x"
+        )
+
+    box = browser.find_element("css selector", "#class_differences select")
+    options = [option.text for option in box.find_elements("css selector", "option")]
+    for name, number in (("r=2", 5), ("r=4", 7)):
+        box.find_elements("css selector", "option")[options.index(name)].click()
+        assert seen() == (f"{name} − no SE", [50 if c == number else 0 for c in range(10)])
+    assert "errors=" in browser.current_url and "cost=" not in browser.current_url
+
+
 def test_trials_without_predictions_or_of_other_images_are_left_out(
     study: Make, write_predictions: Callable, tmp_path: Path
 ) -> None:

@@ -23,7 +23,9 @@ const watcher = new IntersectionObserver(entries => {
 function redraw(plot) {
   if (!plotlyReady) return;
   plot.dirty = false;
-  const { traces, layout } = plot.build();
+  const { traces, layout, note } = plot.build();
+  const caption = plot.node.parentNode.querySelector("figcaption");
+  if (note && caption) caption.textContent = note;
   const fresh = !plot.node.data;
   if (layout.height) plot.node.style.height = `${layout.height}px`;
   const kept = chosen(recolored(traces), plot);

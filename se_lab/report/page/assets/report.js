@@ -1,5 +1,5 @@
 // The report: its state, what follows from it, and the sections in their order.
-const state = { filter: "", sort: "", base: data.base ?? 0, cost: 0, selected: new Set(), compared: new Set(), quantity: 0, time: false, log: false,
+const state = { filter: "", sort: "", base: data.base ?? 0, cost: 0, errors: 0, selected: new Set(), compared: new Set(), quantity: 0, time: false, log: false,
   each: false, one: 0, other: 0, variants: null, trials: null };
 const numbers = text => text.split(",").filter(part => /^\d+$/.test(part)).map(Number);
 
@@ -11,6 +11,7 @@ function restore() {
   state.sort = /^\d+-?$/.test(get("sort")) ? get("sort") : "";
   state.base = number("base", data.base ?? 0, data.bases?.length ?? 1);
   state.cost = number("cost", 0, 99);
+  state.errors = number("errors", 0, 99);
   state.selected = new Set(numbers(get("selected")).filter(variant => variant < data.variants.length));
   state.compared = new Set(numbers(get("compared")).filter(trial => trial < data.trials.length));
   state.quantity = number("curve", 0, data.curves?.quantities.length ?? 1);
@@ -19,7 +20,7 @@ function restore() {
   state.other = number("beside", 0, data.classes?.variants.length ?? 1);
 }
 function save() {
-  writeAddress({ filter: state.filter, sort: state.sort, base: state.base === (data.base ?? 0) ? "" : state.base, cost: state.cost || "",
+  writeAddress({ filter: state.filter, sort: state.sort, base: state.base === (data.base ?? 0) ? "" : state.base, cost: state.cost || "", errors: state.errors || "",
     selected: [...state.selected].join(), compared: [...state.compared].join(), curve: state.quantity || "", time: state.time ? 1 : "",
     log: state.log ? 1 : "", each: state.each ? 1 : "", class: state.one === (data.classes?.start ?? 0) ? "" : state.one, beside: state.other || "" });
 }
@@ -151,15 +152,17 @@ for (const text of data.question) at("question").append(make("p", text, { class:
 restore();
 if (data.table) addTable();
 at("main").append(make("section", null, { id: "comparison", hidden: "" }, make("h2", "Settings side by side"), make("div", null, { id: "compared" })));
+const CHOICES = { tradeoff: ["cost", "against"], class_differences: ["errors", "Errors of"] };  // the state's key, and what is chosen
 for (const figure of data.figures) {
   const part = section(figure.id, figure.title);
   const isRebased = figure.id === "differences" && figure.choices.length > 1;
-  const number = () => Math.min(isRebased ? state.base : figure.id === "tradeoff" ? state.cost : 0, figure.choices.length - 1);
+  const [key, label] = isRebased ? ["base"] : CHOICES[figure.id] ?? [];
+  const number = () => Math.min(state[key] ?? 0, figure.choices.length - 1);
   const drawn = { id: figure.id, title: figure.title, note: figure.note, height: figure.choices[0].layout.height ?? 440,
     drag: figure.id === "parallel" ? "select" : "zoom", build: () => figure.choices[number()] };
   if (figure.id === "parallel" && data.table) drawn.rows = () => [data.table.columns.map(column => column.label), ...data.variants.map((_, i) => data.table.columns.map(column => column.raw?.[i] ?? column.cells[i]))];
   if (figure.choices.length > 1 && !isRebased) {
-    part.append(make("div", null, { class: "controls" }, select("against", figure.choices.map(one => one.label), number(), i => { state.cost = i; save(); redraw(plot); })));
+    part.append(make("div", null, { class: "controls" }, select(label, figure.choices.map(one => one.label), number(), i => { state[key] = i; save(); redraw(plot); })));
   }
   const plot = addPlot(part, drawn);
 }
