@@ -135,13 +135,13 @@ def starts(rounds: int) -> str:
 def first_step(rounds: int) -> str:
     """Return how long `se-lab train` takes to its first step, over the imports that it cannot do without."""
     with tempfile.TemporaryDirectory() as folder:
-        seeds = itertools.count()
+        seeds, python = itertools.count(), [sys.executable, "-W", "ignore", "-c"]
 
         def train() -> None:
             flags = [*FLAGS, f"--seed={next(seeds)}", f"--store={folder}", "--logger=none"]
-            subprocess.run([sys.executable, "-W", "ignore", "-c", FIRST_STEP, "train", *flags], check=True)
+            subprocess.run([*python, FIRST_STEP, "train", *flags], check=True, capture_output=True)
 
-        imports = [sys.executable, "-W", "ignore", "-c", "import torch, timm, lightning"]
+        imports = [*python, "import torch, timm, lightning"]
         times = interleave({"train": train, "imports": partial(subprocess.run, imports, check=True)}, rounds)
     middle = {side: f"{median(seconds):.2f}" for side, seconds in times.items()}
     over = f"{ratio(times, 'train', 'imports')} (limit {STEP_LIMIT})"
