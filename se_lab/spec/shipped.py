@@ -12,9 +12,12 @@ SHIPPED = {"sweeps": ".yaml", "recipes": ".yaml", "analysis": ".py"}
 
 
 def find_sweep(name: str | Path) -> Path:
-    """Return the path of a sweep spec: a file, or one of the shipped specs by its name, such as demo."""
+    """Return the path of a sweep spec: a file, or one of the shipped specs by its name, such as demo.
+
+    The name counts before a folder of that name, such as that of the demo's figures: a store in it is ./demo.
+    """
     path = expand_path(name)
-    return path if path.exists() else shipped("sweeps").get(str(name), path)
+    return path if path.is_file() else shipped("sweeps").get(str(name), path)
 
 
 def shipped(kind: str) -> dict[str, Path]:

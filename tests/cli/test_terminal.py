@@ -46,11 +46,11 @@ def test_verbs_that_read_files_do_not_import_pytorch(verb, runs):
 
 def test_a_terminal_that_is_not_utf_8_gets_ascii(runs):
     where = os.environ | {"PYTHONUTF8": "0", "PYTHONIOENCODING": "", "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"}
-    command = [sys.executable, "-m", "se_lab.cli", "table", str(runs)]
+    command = [sys.executable, "-m", "se_lab.cli", "table", str(runs), "--spread", "std"]
     done = subprocess.run(command, env=where, capture_output=True)
     assert done.returncode == 0, done.stderr
     said = done.stdout.decode("ascii")
-    assert "+-" in said and "?" not in said
+    assert "1.50 +- 0.71" in said and "?" not in said  # 1 and 2, whose deviation is √½
 
 
 def test_output_that_nobody_takes_is_no_traceback(runs):
