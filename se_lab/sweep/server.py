@@ -13,15 +13,15 @@ import signal
 import sys
 import types
 from collections.abc import Callable, Iterator, Sequence
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, TypeVar
 
 CONTEXT = multiprocessing.get_context("forkserver")
 PRELOADED = "se_lab.sweep.preload"
-BLOCKED = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
-"""Signals that the fork server blocks; the processes that are forked from it unblock them."""
+BLOCKED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+"""Signals that the fork server blocks from its start; the processes that are forked from it unblock them."""
 
 T = TypeVar("T")
 
@@ -32,9 +32,12 @@ def start_server() -> None:
     before = os.environ.get("PYTHONPATH")
     forkserver.set_forkserver_preload([PRELOADED])
     os.environ["PYTHONPATH"] = path  # where this process finds se_lab, the server must find it too
+    resource_tracker.ensure_running()  # which unblocks SIGINT, so it is started before
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, BLOCKED)  # a new process inherits it
     try:
         forkserver.ensure_running()
     finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         os.environ.pop("PYTHONPATH")
         if before is not None:
             os.environ["PYTHONPATH"] = before
