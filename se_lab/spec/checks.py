@@ -43,8 +43,8 @@ def nearest(given: str, allowed: Collection[str]) -> str:
     A dotted key of another section, or of none, resembles the one that ends as it does.
     """
     end = given.lstrip("-").rpartition(".")[2]
-    close = [name for name in allowed if name.lstrip("-").rpartition(".")[2] == end]
-    close = close or difflib.get_close_matches(given, list(allowed), n=1)
+    alike = [name for name in allowed if name.lstrip("-").rpartition(".")[2] == end]
+    close = difflib.get_close_matches(given, alike, n=1, cutoff=0) or difflib.get_close_matches(given, allowed, n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 

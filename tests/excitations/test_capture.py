@@ -127,11 +127,11 @@ def test_the_gate_of_any_unit_is_what_it_scales_by_on_average(unit: str) -> None
     with torch.no_grad(), capture_excitations(model, maps=True) as capture:
         model(images)
     varies = {name for name, scale in scales.items() if (scale.std((2, 3)) > 1e-9).any()}
-    assert set(capture.maps) == varies
+    assert varies <= set(capture.maps) <= (set(scales) if varies else set())  # a small map's gates may all be equal
     for site in sites:
         scale = scales[site.name]
         torch.testing.assert_close(capture.excitations[site.name], scale.mean((2, 3)), rtol=1e-9, atol=1e-12)
-        if site.name in varies:
+        if site.name in capture.maps:
             torch.testing.assert_close(capture.maps[site.name], scale.mean(1), rtol=1e-9, atol=1e-12)
         assert site.low <= scale.min() and scale.max() <= site.high
 

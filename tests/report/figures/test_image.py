@@ -55,7 +55,7 @@ def marked(axes: Any) -> set[tuple[float, float]]:
     return {(float(x), float(y)) for line in lines for x, y in zip(line.get_xdata(), line.get_ydata(), strict=True)}
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "classes"])  # which names classes, not variants
 def test_forty_long_names_in_one_column_are_legible_and_every_marker_stands_at_its_value(
     forty: pd.DataFrame, kind: str
 ) -> None:

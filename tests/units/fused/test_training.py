@@ -14,7 +14,7 @@ def test_a_fused_trial_is_the_plain_one_in_float64(quick, here, monkeypatch):
     calls, tail = [], units.tail
     monkeypatch.setattr(units, "tail", lambda *given: calls.append(given) or tail(*given))
     plain = quick(train=TrainSpec(epochs=1, precision="fp64"))
-    expected = run(plain, dataclasses.replace(here, store=f"{here.store}/plain"))
+    expected = run(plain, dataclasses.replace(here, store=f"{here.store}_plain"))
     assert not calls
     assert expected.host["fused"] == "off: too little work a step to gain by it"
     monkeypatch.setitem(choice.PAYS_FROM, "cpu", choice.Work(0, 0))
