@@ -190,11 +190,8 @@ def test_rows_of_a_sweep_trace_a_backbone_once(monkeypatch, quick):
     monkeypatch.setattr(costs, "trace", lambda *a: counted.append(a) or trace(*a))
     rows = costs.sweep_costs(quick(SESpec(reduction=r), seed=s) for r in (2, 4) for s in (0, 1))
     assert len(rows) == 4 and len(counted) == 1
-    # digits: 3 · 3 · 3 convolutions see one channel; 2/r Σ N C² apart
-    assert (
-        rows[0]["params"] - rows[2]["params"]
-        == 3 * (16**2 + 32**2 + 64**2) * (2 // 2) - 3 * (16**2 + 32**2 + 64**2) // 2
-    )
+    # 2/r Σ C² of one unit a stage, for r of 2 and of 4
+    assert rows[0]["params"] - rows[2]["params"] == (16**2 + 32**2 + 64**2) * 2 // 2 - (16**2 + 32**2 + 64**2) * 2 // 4
     assert costs.render(rows, "csv").count("\n") == 4
     assert [row["trial_id"] for row in rows] == [
         line.split()[0] for line in costs.render(rows, "table").split("\n")[1:]
