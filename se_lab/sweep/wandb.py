@@ -32,7 +32,7 @@ from se_lab.training.stopping import RESUME_ME, SIGNALS, InterruptedTrialError, 
 POLL_SECONDS = 2.0
 REACH_AGENTS = ("store", "data_root")
 """Fields of ExecSpec that reach an agent's trials through its environment; others belong into the spec's command."""
-COUNTS = ("params", "params_se", "macs", "macs_se", "elementwise")
+COUNTS = ("params", "params_se", "macs", "macs_se", "elementwise", "test_images")
 """Columns of integers; W&B also writes other numbers as integers if they are whole."""
 STATES = {"finished": "finished", "running": "running", "failed": "failed", "crashed": "failed", "killed": "failed"}
 """W&B's states of runs without a status of ours; all others, such as preempted, mean interrupted."""
