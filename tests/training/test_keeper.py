@@ -22,7 +22,7 @@ from se_lab.training.checkpoints import CheckpointError, is_whole, write_checkpo
 from se_lab.training.keeper import TrialKeeper
 from se_lab.training.run import InterruptedTrialError, run
 from se_lab.training.task import ClassificationTask
-from tests.training.test_run import history, stop_after
+from tests.training.test_run import ask_to_stop, history, stop_after
 
 
 @pytest.fixture
@@ -156,7 +156,7 @@ def test_no_checkpoint_holds_weights_that_are_no_numbers(small, here):
 
 def test_an_error_beside_a_signal_is_said(small, here, monkeypatch, capfd):
     def told_and_failing(self, *_):
-        self.trainer.callbacks[0].stop.asked = True
+        ask_to_stop(self.trainer)
         raise ConnectionResetError("a rank has gone")
 
     spec = small()
