@@ -81,7 +81,7 @@ def report(options: argparse.Namespace, folder: Path) -> int:
     shared = {"epochs": options.epochs, "lr": LR, "precision": kinds[options.precision], "device": options.device}
     began = time.perf_counter()
     for ratio, seed in points:
-        sizes = {"images": train, "val-images": val, "root": folder}
+        sizes = {"images": train, "val_images": val, "root": folder}
         plain(folder, folder / f"plain-{ratio}-{seed}", ratio, seed, **shared, **sizes)
     plain_s = (time.perf_counter() - began) * total / len(points)
     began = time.perf_counter()

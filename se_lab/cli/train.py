@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from pathlib import Path
@@ -60,5 +61,5 @@ def _train(argv: list[str]) -> int:
         return RESUME_ME
     if first:
         for key, value in record.metrics.items():
-            print(f"{key:<18} {value:.4g}")
+            print(f"{key:<18} {math.nan if value is None else value:.4g}")
     return 0

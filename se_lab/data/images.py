@@ -26,6 +26,10 @@ Item = tuple[Tensor | None, int, int, Tensor, list[str]]
 """An image (C, H, W) as bytes, or None; its label and number; the random numbers of `remove`; the images that were
 left out for it, with the reason."""
 
+FORK = "fork" if sys.platform == "linux" else None
+"""How worker processes start. A trial of a sweep, which comes from a fork server, would otherwise start a server of its
+own for them: each worker would import PyTorch anew, and all would outlive the trial."""
+
 CHECKED = 20_000
 """Sets on this machine with no more images are decoded before training starts; unreadable images of larger ones are
 found when they are read."""
@@ -198,6 +202,7 @@ class EncodedBatches(Batches):
             images,
             batch_sampler=_Renewed(self),
             num_workers=data.workers,
+            multiprocessing_context=FORK if data.workers else None,
             persistent_workers=data.workers > 0,
             pin_memory=on_gpu,
             collate_fn=_collate,

@@ -95,7 +95,7 @@ def create_data(
 
 
 def _open(spec: DataSpec, seed: int, root: str | Path, workers: int, download: bool) -> ImageData:
-    if _in_folders(spec):
+    if spec.is_in_folders:
         return _open_folders(spec, seed, root, workers)
     if spec.name == "digits":
         return DigitsData(spec, seed)
@@ -104,10 +104,6 @@ def _open(spec: DataSpec, seed: int, root: str | Path, workers: int, download: b
     if spec.name.startswith("wds:"):
         return ShardData(spec, seed, root, workers)
     return open_hub(spec, seed, root, workers)
-
-
-def _in_folders(spec: DataSpec) -> bool:
-    return spec.name not in ("digits", *DATASETS) and not spec.name.startswith(("wds:", "hf:"))
 
 
 def _open_folders(spec: DataSpec, seed: int, root: str | Path, workers: int) -> FolderData:
@@ -124,7 +120,7 @@ def listing_of(spec: DataSpec, *, root: str | Path = ".") -> Listing | None:
 
     None for a set that lies elsewhere, that cannot be opened, or that has images which cannot be read.
     """
-    if not _in_folders(spec):
+    if not spec.is_in_folders:
         return None
     try:
         data = _open_folders(spec, 0, root, 0)

@@ -154,7 +154,7 @@ def _writing(folders: Iterable[Path], request: Inspection) -> AbstractContextMan
     """Write figures, pages and statistics into folders within it; only what SE-Lab wrote may be replaced.
 
     In the folder of a trial these names are SE-Lab's, and a statistics file is known by its header: an interrupted run
-    goes on with it.
+    resumes from it.
     """
     names = [PAGE, *(f"{name}.{suffix}" for name in FIGURES for suffix in ("png", "svg"))]
     outside = [folder for folder in folders if not any(map(is_trial, folder.absolute().parents))]

@@ -31,6 +31,11 @@ class ClassDifferences(NamedTuple):
     """The fewest seeds of either variant."""
 
 
+def has_predictions(folder: object) -> bool:
+    """Return whether a trial's folder, as records name it, holds the predictions of its test images."""
+    return isinstance(folder, (str, Path)) and bool(folder) and Path(folder, "predictions.npz").exists()
+
+
 def image_errors(folder: str, top: int = 1) -> tuple[NDArray[np.str_], NDArray[np.bool_]]:
     """Keys (N,), sorted, and whether each image's label is missed by the first `top` (1 or 5) guesses.
 
@@ -52,9 +57,9 @@ def with_calibration(records: pd.DataFrame) -> pd.DataFrame:
     """Add the expected calibration error of each finished trial whose predictions have probabilities, in %."""
     values = np.full(len(records), np.nan)
     for row, (status, folder) in enumerate(zip(records["status"], records.get("folder", ""), strict=True)):
-        if status != "finished" or not folder or not (path := Path(folder) / "predictions.npz").exists():
+        if status != "finished" or not has_predictions(folder):
             continue
-        with np.load(path, allow_pickle=False) as stored:
+        with np.load(Path(folder, "predictions.npz"), allow_pickle=False) as stored:
             if "probability" in stored:
                 values[row] = calibration_error(stored["probability"][:, 0], stored["correct"])
     added: pd.DataFrame = records.assign(**{CALIBRATION: values})
@@ -162,7 +167,7 @@ def _missed_images(
         own = []
         folders = finished.loc[finished["variant"] == variant, "folder"] if "folder" in finished else []
         for folder in folders:
-            if not folder or not (Path(folder) / "predictions.npz").exists():
+            if not has_predictions(folder):
                 continue
             names, wrong = image_errors(folder, top)
             with np.load(Path(folder) / "predictions.npz", allow_pickle=False) as stored:

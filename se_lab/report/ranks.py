@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from se_lab.report.columns import ReportError, column
-from se_lab.report.predictions import image_errors
+from se_lab.report.predictions import has_predictions, image_errors
 from se_lab.report.statistics import Floats
 from se_lab.report.variants import Study
 
@@ -139,7 +138,7 @@ def _errors_by_image(study: Study, metric: str, rows: NDArray[np.intp]) -> list[
     for row in rows:
         own = []
         for folder in finished.loc[finished["variant"] == row, "folder"]:
-            if not folder or not (Path(folder) / "predictions.npz").exists():
+            if not has_predictions(folder):
                 return None
             try:
                 names, missed = image_errors(folder, 5 if "top5" in metric else 1)

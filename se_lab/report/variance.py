@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -19,7 +18,7 @@ from se_lab.report.columns import (
     number_text,
     value_texts,
 )
-from se_lab.report.predictions import image_errors
+from se_lab.report.predictions import has_predictions, image_errors
 from se_lab.report.render import Shown, Table
 from se_lab.report.variants import filter_records
 
@@ -96,7 +95,7 @@ def image_component(trials: pd.DataFrame, metric: str) -> Component | None:
         return None
     own = []
     for folder in trials["folder"]:
-        if not folder or not (Path(folder) / "predictions.npz").exists():
+        if not has_predictions(folder):
             return None
         missed = 100.0 * image_errors(folder, 5 if "top5" in metric else 1)[1]
         own.append(missed.var(ddof=1) / len(missed))

@@ -216,6 +216,11 @@ class DataSpec:
         if self.augment == "none" and on:
             raise SpecError(f"data.augment is 'none', and data.{on[0]} is on; choose one")
 
+    @property
+    def is_in_folders(self) -> bool:
+        """Whether the set lies in folders, an image a file."""
+        return self.name in ("imagenet", "places365") or self.name.startswith("folder:")
+
 
 def _check_data_name(name: str) -> None:
     """Raise SpecError for a name that no data set has, with the nearest, or the folder's own form."""

@@ -11,7 +11,7 @@ from se_lab import store
 from se_lab.spec import ExecSpec, SpecError, find_sweep
 from se_lab.sweep.confirm import confirmation_of, fresh_trials
 from se_lab.sweep.grammar import read_sweep
-from se_lab.sweep.seeds import grown, growth_of
+from se_lab.sweep.seeds import growth_of, with_seeds
 
 CONFIRM = "confirm:"
 """Before the path of a sweep spec: the fresh trials of its best variants."""
@@ -63,7 +63,7 @@ def _load(source: str | Path, store_folder: str | Path, sweep_seed: int) -> pd.D
         trials = fresh_trials(confirmation)
     growth = None if confirmed else growth_of(trials, store_folder)
     if growth is not None:
-        trials = grown(trials, store_folder)
+        trials = with_seeds(trials, growth.looks[-1].seeds)
     records = store.read_records(store_folder, {trial.trial_id: trial.flat() for trial in trials})
     if growth is not None:
         records["look_level"] = growth.looks[-1].level

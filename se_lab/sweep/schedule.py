@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 POLL_SECONDS = 2.0
 """How long to wait before looking again at a trial that another worker holds."""
 NETWORK_SECONDS = 10.0
-IN_FOLDERS = ("folder:", "imagenet", "places365")
-"""How the names of data sets begin that lie in folders."""
 FEW_FAILURES = 5
 """The sweep stops at this many failures for one reason, if they are most of the trials that ended."""
 
@@ -218,7 +216,7 @@ class Schedule:
 
     def _listing(self, data: DataSpec) -> Listing | None:
         """Return the files of a data set, listed once for all trials: all train on the same images."""
-        if not data.name.startswith(IN_FOLDERS):
+        if not data.is_in_folders:
             return None
         if data.name not in self._listings:
             from se_lab.data import listing_of  # it imports PyTorch

@@ -38,8 +38,8 @@ def device_model(execution: ExecSpec) -> str:
 WANDB_MODES = ("online", "offline", "disabled", "shared", "dryrun", "run")
 
 
-def wandb_mode(usual: str = "offline") -> str:
-    """Return WANDB_MODE; where that is not set, online for an agent's trial, else `usual`.
+def wandb_mode() -> str:
+    """Return WANDB_MODE; where that is not set, online for an agent's trial, else offline.
 
     Variables of W&B's that are empty are unset: its client would refuse them.
 
@@ -48,7 +48,7 @@ def wandb_mode(usual: str = "offline") -> str:
     """
     for name in [name for name, value in os.environ.items() if name.startswith("WANDB_") and not value]:
         del os.environ[name]
-    given = os.environ.get("WANDB_MODE", "online" if "WANDB_SWEEP_ID" in os.environ else usual)
+    given = os.environ.get("WANDB_MODE", "online" if "WANDB_SWEEP_ID" in os.environ else "offline")
     check_choice("WANDB_MODE", given, WANDB_MODES)
     return given
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 import traceback
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,7 @@ def run(spec: RunSpec, execution: ExecSpec | None = None, *, progress: Progress 
         return name_differences(record, spec, execution, present_digest(spec.data, root=execution.data_root))
     check_before(spec, execution)
     check_no_limits(execution)
-    pieces = Pieces(create_callbacks(execution), create_loggers(execution, folder))
+    callbacks, loggers = create_callbacks(execution), create_loggers(execution, folder)
     if rank is None:
         return _run_ranks(spec, execution, folder, progress)
     with opened(spec, execution, rank, announced=True) as trial:
@@ -85,7 +85,7 @@ def run(spec: RunSpec, execution: ExecSpec | None = None, *, progress: Progress 
             # by another worker, while this one was building
             if (done := shared(_finished(folder) if held.is_held else None)) is not None:
                 return name_differences(done, spec, execution, trial.data.digest)
-            return TrialRun(trial, task, held, progress, pieces).to_the_end()
+            return TrialRun(trial, task, held, progress, callbacks, loggers).to_the_end()
 
 
 class TrialBar(RichProgressBar):
@@ -115,14 +115,6 @@ class TrialBar(RichProgressBar):
         return {name: f"{float(value):.2f} %" for name, value in seen[:1]}
 
 
-@dataclass(frozen=True)
-class Pieces:
-    """The callbacks and loggers of the user's own."""
-
-    callbacks: list[L.Callback]
-    loggers: list[Logger]
-
-
 class TrialRun:
     """A trial that this process holds, from here to its record."""
 
@@ -132,9 +124,10 @@ class TrialRun:
         task: ClassificationTask,
         folder: TrialFolder,
         progress: Progress | None,
-        pieces: Pieces,
+        callbacks: list[L.Callback],
+        loggers: list[Logger],
     ) -> None:
-        self.trial, self.task, self.folder, self.pieces = trial, task, folder, pieces
+        self.trial, self.task, self.folder, self.callbacks, self.loggers = trial, task, folder, callbacks, loggers
         self.record = new_record(trial, task)
         self.record.host["fused"] = trial.fuse_if_faster(task, self.record.complexity["macs"])
         self.keeper = TrialKeeper(
@@ -167,7 +160,7 @@ class TrialRun:
 
     def _train_and_test(self) -> None:
         spec, execution = self.trial.spec, self.trial.execution
-        callbacks = [*self.pieces.callbacks, StepLog(execution.log_every), self.keeper]
+        callbacks = [*self.callbacks, StepLog(execution.log_every), self.keeper]
         has_bar = any(isinstance(callback, ProgressBar) for callback in callbacks)
         if self.with_bar and not has_bar:
             callbacks.append(TrialBar(leave=True))
@@ -176,7 +169,7 @@ class TrialRun:
             opened_loggers: list[Logger] = []
             if self.folder.is_held:
                 opened_loggers = stack.enter_context(
-                    open_loggers(self.record, self.folder.path, execution, self.pieces.loggers)
+                    open_loggers(self.record, self.folder.path, execution, self.loggers)
                 )
             trainer = create_trainer(
                 spec, execution, self.trial.rank, self.folder, logger=opened_loggers or False, **options
@@ -206,12 +199,15 @@ class TrialRun:
             best = torch.load(self.folder.path / "best.ckpt", map_location="cpu", weights_only=True)
             self.task.load_state_dict(best["state_dict"])
         trainer.test(self.task, datamodule=self.trial.data, verbose=False)
+        tested = {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith("test/")}
+        if not math.isfinite(tested["test/loss"]):
+            raise FloatingPointError("the loss on the test images is nan or infinite")
         found = self.keeper.predictions()
         arrays = {"key": np.array(self.trial.data.test_keys())[found["image"]], "label": found["label"]}
         arrays |= {"top5": found["top5"], "probability": found["probability"]}
         arrays |= {"correct": found["top5"][:, 0] == found["label"]}
         self.folder.write("predictions.npz", lambda file: np.savez_compressed(file, **arrays))
-        return {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith("test/")}
+        return tested
 
     def _complete(self, tested: dict[str, float]) -> None:
         last = {key: value for key, value in self.keeper.rows[-1].items() if key.startswith(("train/", "val/"))}

@@ -257,7 +257,7 @@ def test_a_failing_trial_is_a_failed_run_that_tells_why(server, tmp_path):
     said = agent("sweep1", "--count", "1").communicate(timeout=600)[0]
     assert [run["state"] for run in server.runs_of("sweep1")] == ["failed"], said
     (row,) = load_records(f"wandb:{ENTITY}/lab/sweep1").to_dict("records")
-    assert row["status"] == "failed" and "the training loss is nan or infinite" in row["error"]
+    assert row["status"] == "failed" and "the loss on the test images is nan or infinite" in row["error"]
 
 
 def until(true, seconds=240):

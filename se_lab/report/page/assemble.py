@@ -25,8 +25,7 @@ def assemble(
     """Return the text of a page that needs no network.
 
     Args:
-        template: The page with a mark for each part, in this order: CSS, STATIC, DATA, ARRAYS, PLOTLY,
-            SCRIPTS.
+        template: The page with a mark for each part, in this order: HEAD, CSS, STATIC, DATA, ARRAYS, PLOTLY, SCRIPTS.
         data: What the scripts show. They make text of it, so that nothing in it can act as markup.
         scripts: Files beside `common.js`, which comes first.
         style: Files beside `page.css`, which comes first.
@@ -34,6 +33,7 @@ def assemble(
         arrays: Elements with numbers that the scripts decode when they need them.
     """
     parts = {
+        "<!--HEAD-->": _read(ASSETS / "head.html").rstrip(),
         "/*CSS*/": "\n".join(_read(path) for path in (ASSETS / "page.css", *style)),
         "<!--STATIC-->": static,
         "/*DATA*/": script_safe(data),

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from se_lab.report.page.images import thumbnail
-from se_lab.report.predictions import class_names
+from se_lab.report.predictions import class_names, has_predictions
 from se_lab.report.variants import Study
 from se_lab.store import RunRecord
 
@@ -32,7 +32,7 @@ def class_data(study: Study, folders: Sequence[Path | None], kept: Sequence[RunR
     for variant, status, folder, one in zip(
         study.trials["variant"], study.trials["status"], folders, kept, strict=True
     ):
-        if status != "finished" or folder is None or not (folder / "predictions.npz").exists():
+        if status != "finished" or folder is None or not has_predictions(folder):
             continue
         with np.load(folder / "predictions.npz", allow_pickle=False) as stored:
             order = np.argsort(stored["key"].astype(str), kind="stable")

@@ -23,7 +23,7 @@ from tests.sweep.wandb_server import ENTITY
 
 pytestmark = pytest.mark.usefixtures("slurm")
 
-LONGER = ["--train.epochs=40", "--data.batch_size=64"]
+LONGER = ["--train.epochs=40", "--data.batch_size=16"]
 
 
 def submit(path, folder, *more):
