@@ -10,7 +10,7 @@ from se_lab.cli.parser import add_overwrite
 from se_lab.cli.runs import records_of, runs_parser, where_of
 from se_lab.spec import SpecError
 from se_lab.spec.parser import Parser
-from se_lab.store import replacing
+from se_lab.store import replacing, write_text_whole
 
 _ONE_ROW_A_VARIANT = ("rows", "columns", "detect", "paper", "model", "margin", "contrast", "spread")
 
@@ -98,9 +98,8 @@ def table(argv: list[str]) -> int:
     if options.format == "csv":
         print(*table.notes, sep="\n", file=sys.stderr)
     if options.output:
-        Path(options.output).parent.mkdir(parents=True, exist_ok=True)
         with replacing([options.output], overwrite=options.overwrite):
-            Path(options.output).write_text(text, encoding="utf-8")
+            write_text_whole(Path(options.output), text)
         print(f"wrote {options.output}")
     else:
         print(text, end="")

@@ -17,6 +17,7 @@ from se_lab.excitations.images import class_label
 from se_lab.excitations.statistics import ExcitationStatistics, Floats, UnitStatistics
 from se_lab.report.page.assemble import assemble
 from se_lab.spec import seed_of
+from se_lab.store import write_text_whole
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -81,8 +82,7 @@ def write_page(
         arrays="\n".join(arrays),
     )
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8")
+    write_text_whole(path, page)
     return path
 
 

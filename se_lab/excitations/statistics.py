@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from se_lab.excitations.capture import ExcitationError, GateSite
-from se_lab.store import write_whole
+from se_lab.store import write_bytes_whole
 
 FORMAT = 2
 BLOCK = {"cpu": 32, "cuda": 256}
@@ -254,8 +254,7 @@ class ExcitationStatistics:
             "about": self.about,
         }
         path = Path(path)
-        content = save(self._tensors(), metadata={"header": json.dumps(header)})
-        write_whole(path, lambda file: file.write(content))
+        write_bytes_whole(path, save(self._tensors(), metadata={"header": json.dumps(header)}))
         return path
 
     @classmethod

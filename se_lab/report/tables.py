@@ -68,51 +68,22 @@ def ablation_table(
         raise unknown("spread", spread, SPREADS)
     study = group_variants(records, rows=rows, where=where)
     refuse_absent_metric(study, metric)
-    keys = [full_key(name, study.trials) for name in columns or ()] or default_columns(study, metric)
-    if margin is not None and "verdict" not in keys:
-        keys.insert(keys.index("difference") + 1 if "difference" in keys else len(keys), "verdict")
-    if detect is not None and "seeds_needed" not in keys:
-        keys.append("seeds_needed")
-
+    request = computed.Request(study, metric, model, detect, margin)
+    keys = _chosen(request, columns)
+    metrics = list(dict.fromkeys([metric, *(key for key in keys if _kind(study, key) == "metric")]))
     data = study.variants.copy()
     data.insert(2, "is_baseline", study.is_baseline)
-    shown = [Shown(column(key, study.trials), key) for key in study.keys]
-    notes = list(study.notes)
-    metrics = list(dict.fromkeys([metric, *(key for key in keys if _kind(study, key) == "metric")]))
-    measured: dict[str, NDArray[Any]] = {}
-    for key in metrics:
-        measured |= _metric_columns(study, key, model)
-        notes += not_measured(study, key)
+    measured = {name: values for key in metrics for name, values in _metric_columns(study, key, model).items()}
     data = pd.concat([data, pd.DataFrame(measured, index=data.index)], axis=1)
     data["n"] = study.by_seed(metric).notna().sum(axis=1)
     data["over"] = study.over()
+    notes = [*study.notes, *(note for key in metrics for note in not_measured(study, key))]
     notes += unfinished_notes(data, column(metric, study.trials))
-    request = computed.Request(study, metric, model, detect, margin)
+    shown = [Shown(column(key, study.trials), key) for key in study.keys]
     for key in keys:
-        if key in metrics:
-            shown.append(_metric_shown(column(key, study.trials), key, spread))
-        elif key == "difference":
-            shown.append(_difference_shown(column(metric, study.trials), f"{metric}:difference"))
-        elif key == "n":
-            shown.append(Shown(COLUMNS["n"], "n", total="over"))
-        elif _kind(study, key) == "statistic":
-            if key not in data:  # ranks and their probabilities come together
-                more, note = computed.STATISTICS[key](request)
-                data = data.assign(**more)
-                notes += note
-            known = key == "difference_images"
-            shown.append(_difference_shown(column(metric), key, COLUMNS[key]) if known else _statistic_shown(key))
-        elif key not in study.trials:
-            there = [name for name, of in COLUMNS.items() if name in study.trials or of.kind == "statistic"]
-            raise ReportError(f"No trial has a value of the column {key!r}. There are: {', '.join(there)}.")
-        elif _kind(study, key) == "spec":
-            raise ReportError(f"{key} tells variants apart: name it among the rows, not the columns.")
-        else:
-            values = study.per_variant(key, "median" if column(key, study.trials).kind == "timing" else "first")
-            data[key] = values.astype(int) if (values % 1 == 0).all() else values
-            scaled, divisor = with_prefix(column(key, study.trials), float(np.nanmax(values, initial=0.0)))
-            shown.append(Shown(scaled, key, divisor=divisor))
-            notes += unequal_costs(study, key)
+        data, one, remarks = _with_column(request, data, key, spread)
+        shown.append(one)
+        notes += remarks
     if "difference" in keys:
         notes += computed.comparison_notes(request)
     notes += [computed.contrast_note(request, *names) for names in contrasts]
@@ -198,6 +169,48 @@ def default_columns(study: Study, metric: str) -> list[str]:
     costs = [key for key in ("params", "macs", "step_ms") if key in study.trials and study.trials[key].notna().any()]
     difference = ["difference"] if (study.baseline >= 0).any() else []
     return ["n", metric, *difference, *([top5] if has_top5 else []), *costs]
+
+
+def _chosen(request: computed.Request, columns: Sequence[str] | None) -> list[str]:
+    """Return the keys of the columns to print: those asked for, or the default, and what margin and detect add."""
+    study = request.study
+    keys = [full_key(name, study.trials) for name in columns or ()] or default_columns(study, request.metric)
+    if request.margin is not None and "verdict" not in keys:
+        keys.insert(keys.index("difference") + 1 if "difference" in keys else len(keys), "verdict")
+    if request.detect is not None and "seeds_needed" not in keys:
+        keys.append("seeds_needed")
+    return keys
+
+
+def _with_column(
+    request: computed.Request, data: pd.DataFrame, key: str, spread: str
+) -> tuple[pd.DataFrame, Shown, list[str]]:
+    """Return the table's data with what a column needs, how the column is shown, and notes on it.
+
+    Raises:
+        ReportError: for a column that no trial has a value of, or that tells variants apart.
+    """
+    study, of = request.study, column(request.metric, request.study.trials)
+    if key == request.metric or _kind(study, key) == "metric":
+        return data, _metric_shown(column(key, study.trials), key, spread), []
+    if key == "difference":
+        return data, _difference_shown(of, f"{request.metric}:difference"), []
+    if key == "n":
+        return data, Shown(COLUMNS["n"], "n", total="over"), []
+    if _kind(study, key) == "statistic":
+        more, notes = ({}, []) if key in data else computed.STATISTICS[key](request)  # ranks and P come together
+        is_difference = key == "difference_images"
+        one = _difference_shown(column(request.metric), key, COLUMNS[key]) if is_difference else _statistic_shown(key)
+        return data.assign(**more), one, notes
+    if key not in study.trials:
+        there = [name for name, of in COLUMNS.items() if name in study.trials or of.kind == "statistic"]
+        raise ReportError(f"No trial has a value of the column {key!r}. There are: {', '.join(there)}.")
+    if _kind(study, key) == "spec":
+        raise ReportError(f"{key} tells variants apart: name it among the rows, not the columns.")
+    values = study.per_variant(key, "median" if column(key, study.trials).kind == "timing" else "first")
+    values = values.astype(int) if (values % 1 == 0).all() else values
+    scaled, divisor = with_prefix(column(key, study.trials), float(np.nanmax(values, initial=0.0)))
+    return data.assign(**{key: values}), Shown(scaled, key, divisor=divisor), unequal_costs(study, key)
 
 
 def _kind(study: Study, key: str) -> str:

@@ -23,7 +23,9 @@ from se_lab.store.files import put_in_place as put_in_place
 from se_lab.store.files import read_bytes as read_bytes
 from se_lab.store.files import read_sealed as read_sealed
 from se_lab.store.files import sealed as sealed
+from se_lab.store.files import write_bytes_whole as write_bytes_whole
 from se_lab.store.files import write_sealed as write_sealed
+from se_lab.store.files import write_text_whole as write_text_whole
 from se_lab.store.files import write_whole as write_whole
 from se_lab.store.marker import aside_of as aside_of
 from se_lab.store.marker import check_store as check_store

@@ -20,8 +20,15 @@ _SEAL = re.compile(rb'\{\n  "checksum": "([0-9a-f]{64})",\n')
 
 
 def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Write a file aside, bring it to the disk, and rename it into place: nobody ever reads half of it."""
+    """Write a file aside, bring it to the disk, and rename it into place: nobody ever reads half of it.
+
+    Missing folders are made. A device or a pipe is written as it is.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and not path.is_file():
+        with path.open("wb") as file:
+            write(file)
+        return
     aside = aside_of(path)
     try:
         with aside.open("wb") as file:
@@ -29,6 +36,16 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         put_in_place(aside, path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def write_bytes_whole(path: Path, content: bytes) -> None:
+    """Write a file with its content, as `write_whole`."""
+    write_whole(path, lambda file: file.write(content))
+
+
+def write_text_whole(path: Path, text: str) -> None:
+    """Write a text as UTF-8, as `write_whole`."""
+    write_bytes_whole(path, text.encode())
 
 
 def put_in_place(aside: Path, path: Path) -> None:
@@ -83,7 +100,7 @@ def sealed(values: Mapping[str, Any]) -> bytes:
 
 def write_sealed(path: Path, values: Mapping[str, Any]) -> None:
     """Write a mapping as `sealed` JSON."""
-    write_whole(path, lambda file: file.write(sealed(values)))
+    write_bytes_whole(path, sealed(values))
 
 
 def read_sealed(path: Path) -> dict[str, Any]:

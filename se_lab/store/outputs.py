@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from se_lab.spec import SpecError
+from se_lab.store.files import digest_of_file
 
 
 def cache_folder() -> Path:
@@ -56,23 +57,15 @@ def _remember(files: Iterable[Path]) -> None:
             note = _note(file)
             with contextlib.suppress(OSError):  # without the note, the file is not replaced next time
                 note.parent.mkdir(parents=True, exist_ok=True)
-                note.write_text(_digest(file), encoding="utf-8")
+                note.write_text(digest_of_file(file), encoding="utf-8")
 
 
 def _is_ours(file: Path) -> bool:
     try:
-        return file.is_file() and _note(file).read_text(encoding="utf-8") == _digest(file)
+        return file.is_file() and _note(file).read_text(encoding="utf-8") == digest_of_file(file)
     except OSError:
         return False
 
 
 def _note(file: Path) -> Path:
     return cache_folder() / "outputs" / hashlib.sha256(os.fsencode(file)).hexdigest()[:32]
-
-
-def _digest(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as content:
-        while part := content.read(1 << 20):
-            digest.update(part)
-    return digest.hexdigest()

@@ -203,8 +203,7 @@ def sync(source: str | Path, execution: ExecSpec, *, sweep_seed: int = 0) -> lis
             _send(record, folder, name, execution)
         except (Error, wandb.errors.UsageError) as error:
             raise SpecError(f"W&B did not take {folder.name}: {error}") from error
-        text = json.dumps(mark)
-        store.write_whole(folder / "synced.json", lambda file, text=text: file.write(text.encode()))  # type: ignore[misc]
+        store.write_text_whole(folder / "synced.json", json.dumps(mark))
         done.append((folder.name, "sent"))
     return done
 

@@ -153,8 +153,8 @@ def _read(path: Path) -> tuple[list[str], dict[str, Listing]]:
 
 
 def _write(path: Path, names: Sequence[str], listings: Mapping[str, Listing]) -> None:
-    from se_lab.store import write_whole
+    from se_lab.store import write_text_whole
 
     text = json.dumps({"names": names, "nets": [dataclasses.asdict(listing) for listing in listings.values()]})
     with contextlib.suppress(OSError):  # where nothing can be kept, the nets are built again
-        write_whole(path, lambda file: file.write(text.encode()))
+        write_text_whole(path, text)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -147,3 +149,30 @@ def test_report_into_a_folder_has_an_index(run: Run, tmp_path: Path) -> None:
     assert status == 0
     assert out.splitlines() == [f"wrote {tmp_path}/site/{name}.html" for name in ("index", "Trials-in-runs")]
     assert "9 finished" in (tmp_path / "site/index.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("argv", "name"),
+    [
+        (["table", "store", "-o", "OUT/table.txt"], "table.txt"),
+        (["plot", "store", "--kind", "tradeoff", "-o", "OUT"], "tradeoff_params.png"),
+        (["report", "store", "-o", "OUT/page.html"], "page.html"),
+        (["report", "store", "-o", "OUT"], "index.html"),
+    ],
+)
+def test_an_output_that_does_not_fit_on_the_disk_leaves_the_one_before(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, argv: list[str], name: str
+) -> None:
+    argv = [token.replace("OUT", str(tmp_path / "out")) for token in argv]
+    (tmp_path / "out").mkdir()
+    assert run(*argv)[0] == 0
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    assert name in before
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    status, _, said = run(*argv, "--metric", "test/top5_error")
+    assert status == 1 and "No space left" in said
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before

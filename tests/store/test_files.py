@@ -101,3 +101,11 @@ def test_what_is_put_in_place_is_readable_as_the_umask_has_it(tmp_path):
     finally:
         os.umask(before)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_device_is_written_as_it_is(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    store.write_text_whole(tmp_path / "pipe", "ärger")
+    assert os.read(reader, 100).decode() == "ärger" and os.listdir(tmp_path) == ["pipe"]
+    os.close(reader)

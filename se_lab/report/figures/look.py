@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import html
+import io
 import unicodedata
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from se_lab.report.columns import ReportError, unknown
+from se_lab.store import write_bytes_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -130,21 +132,23 @@ def save_figure(figure: Figure, stem: str | Path, formats: Sequence[str] = ("png
         "pdf": {"Title": title, "Subject": description, "CreationDate": None},
     }
     stem = Path(stem)
-    stem.parent.mkdir(parents=True, exist_ok=True)
     paths = [stem.parent / f"{stem.name}.{format}" for format in formats]
     with settings_of_style():
         for path, format in zip(paths, formats, strict=True):
-            figure.savefig(path, format=format, metadata={key: value or None for key, value in about[format].items()})
+            drawn = io.BytesIO()
+            figure.savefig(drawn, format=format, metadata={key: value or None for key, value in about[format].items()})
+            content = drawn.getvalue()
             if format == "svg":
-                _describe(path, title, description)
+                content = _described(content.decode(), title, description).encode()
+            write_bytes_whole(path, content)
     return paths
 
 
-def _describe(path: Path, title: str, description: str) -> None:
+def _described(svg: str, title: str, description: str) -> str:
     """Give an SVG a description beside its title, and the role of a picture, for those who have it read out."""
-    head, mark, rest = path.read_text(encoding="utf-8").partition("</title>")
+    head, mark, rest = svg.partition("</title>")
     head = head.replace("<svg ", f'<svg role="img" aria-label="{html.escape(title)}" ', 1)
-    path.write_text(f"{head}{mark}\n <desc>{html.escape(description)}</desc>{rest}", encoding="utf-8")
+    return f"{head}{mark}\n <desc>{html.escape(description)}</desc>{rest}"
 
 
 def _is_mark(character: str) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 
 from se_lab.report.page.trials import folders
 from se_lab.report.variants import Study
+from se_lab.store import write_text_whole
 
 PICTURES = ("figure_6", "figure_7", "distribution", "selectivity", "saturation", "class_similarity", "unit_similarity")
 """The figures of a trial, the most telling first."""
@@ -64,8 +65,7 @@ def _links(title: str, folder: Path, page: Path) -> list[dict[str, str]]:
     """Write the page of a variant's figures; return links to it and to the variant's explorer."""
     figures = [(picture.replace("_", " "), path) for picture in PICTURES if (path := _figure(folder, picture))]
     parts = [f'<h2>{picture}</h2>\n<img src="{_source(path)}" alt="{picture}">' for picture, path in figures]
-    page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text(plain_page(title, "\n".join(parts)), encoding="utf-8")
+    write_text_whole(page, plain_page(title, "\n".join(parts)))
     links = [{"text": f"All {len(figures)} figures", "href": f"{page.parent.name}/{page.name}"}]
     if (folder / EXPLORER).exists():
         links.append({"text": "Explorer", "href": os.path.relpath(folder / EXPLORER, page.parent.parent)})

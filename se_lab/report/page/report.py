@@ -22,6 +22,7 @@ from se_lab.report.published import costs_beside_paper
 from se_lab.report.ranks import can_rank
 from se_lab.report.tables import ablation_table, default_columns, refuse_absent_metric
 from se_lab.report.variants import BASELINE, group_variants
+from se_lab.store import write_text_whole
 
 SCRIPTS = ("filter", "table", "figures", "curves", "classes", "trials", "report")
 PAGE_BYTES = 5_900_000
@@ -84,8 +85,7 @@ def write_report(
     used = len(assemble(template, {}, scripts, static=static).encode()) + len(script_safe(data).encode())
     data["excitations"], data["left_out"] = excitation_data(study, PAGE_BYTES - used, beside)
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(assemble(template, data, scripts, static=static), encoding="utf-8")
+    write_text_whole(path, assemble(template, data, scripts, static=static))
     return path
 
 

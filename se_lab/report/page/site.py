@@ -16,7 +16,7 @@ from se_lab.report.columns import ReportError, column, range_texts
 from se_lab.report.page.excitations import excitation_pages, plain_page
 from se_lab.report.page.report import write_report
 from se_lab.report.variants import group_variants
-from se_lab.store import replacing
+from se_lab.store import replacing, write_text_whole
 
 INDEX = "index.html"
 
@@ -91,7 +91,7 @@ def write_site(
             f'<th scope="col" class="text">{name}</th>' for name in ("study", "trials", "best variant", "question")
         )
         table = f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{chr(10).join(rows)}\n</tbody>\n</table>"
-        (folder / INDEX).write_text(plain_page("Studies", f'<div class="scroll">{table}</div>'), encoding="utf-8")
+        write_text_whole(folder / INDEX, plain_page("Studies", f'<div class="scroll">{table}</div>'))
     return [folder / INDEX, *written]
 
 
