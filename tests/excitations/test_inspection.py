@@ -26,7 +26,7 @@ from se_lab.report.figures.look import SMALLEST, Look
 from se_lab.spec import SpecError
 from se_lab.store import read_records
 from se_lab.trained.load import load_trained
-from tests.excitations.excitation_nets import CLASSES, driven_images, driven_net, of_gates, write_trial
+from tests.excitations.excitation_nets import CLASSES, driven_images, driven_net, write_trial
 from tests.report.figures.reading import overlaps, texts
 
 
@@ -107,27 +107,6 @@ def test_measures_are_numpys_over_stored_gates(statistics, stored) -> None:
         matrix, order = measures.class_similarity(unit)
         np.testing.assert_allclose(matrix, np.corrcoef(means)[np.ix_(order, order)], atol=1e-3)
         assert sorted(order) == list(range(10))
-
-
-def test_gates_that_are_the_same_for_all_classes_show_one_even_colour_and_no_similarity_of_units() -> None:
-    filled = ExcitationStatistics([GateSite("SE_2_1", 2, 1, 64, "a"), GateSite("SE_2_2", 2, 2, 64, "b")], list("uvw"))
-    filled.count += 5
-    filled.mean.copy_(torch.rand(filled.mean.shape[-1]) + torch.tensor([[0], [1e-8], [2e-8]]))
-    for panel in excitation_figures.class_similarity(filled).panels:
-        assert panel.cells.range[0] <= 0.9  # rounding errors of a correlation of 1 are not seen
-    filled.mean.copy_(filled.mean[0].expand_as(filled.mean).clone())
-    chart = excitation_comparisons.unit_similarity(filled)
-    assert np.isnan(chart.panels[0].cells.values).all()
-    assert "Blank" in chart.note
-
-
-def test_the_mean_of_all_classes_does_not_hide_a_class_that_is_like_it() -> None:
-    filled = ExcitationStatistics([GateSite("SE_2_1", 2, 1, 8, "a")], list("uv"))
-    filled.count += 5
-    every, *classes = excitation_figures.activations(filled, [0, 1]).panels[0].series
-    assert every.name == "all (2 classes)"
-    assert every.front < min(line.front for line in classes)
-    assert every.width > 2 * max(line.width for line in classes)
 
 
 def test_the_one_class_that_drives_one_channel_is_found(tmp_path: Path) -> None:
@@ -306,26 +285,6 @@ def test_across_a_sweep_variants_are_overlaid_and_baselines_left_out(tmp_path: P
     assert [panel.title for panel in panels] == ["stage 2", "stage 3", "stage 4"]
     low = [line.x[line.y > 0][0] for line in panels[0].series]
     assert sorted(np.sign(low).tolist()) == [-1, 1]  # tanh's gates go below 0
-
-
-def test_gates_without_an_end_leave_room_for_those_below_1() -> None:
-    stream = torch.Generator().manual_seed(0)
-    sigmoid, relu = torch.rand(400, 4, generator=stream), 40 * torch.rand(400, 4, generator=stream)
-    looks = [("sigmoid", of_gates(sigmoid)), ("relu", of_gates(relu))]
-    (axes,) = draw(excitation_comparisons.overlay(looks)).axes
-    zero, one, end = (axes.transAxes.inverted().transform(axes.transData.transform((x, 0)))[0] for x in (0, 1, 40))
-    assert one - zero > 0.4 * (end - zero)  # sigmoid's range, a fortieth of ReLU's
-    (panel,) = excitation_comparisons.overlay(looks[:1]).panels
-    assert panel.x.scale == "linear"
-
-
-def test_gates_below_0_have_no_selectivity_index() -> None:
-    gates = torch.rand(40, 4, generator=torch.Generator().manual_seed(0))
-    tanh, sigmoid = ("tanh", of_gates(2 * gates - 1)), ("sigmoid", of_gates(gates))
-    left, right = excitation_comparisons.selectivity([tanh, sigmoid]).panels
-    assert [line.name for line in left.series] == ["tanh", "sigmoid"]
-    assert [(line.name, line.dash) for line in right.series] == [("sigmoid", "dash"), ("", "dot")]  # dotted: by chance
-    assert len(excitation_comparisons.selectivity([tanh]).panels) == 1
 
 
 def test_fifty_units_and_long_labels_are_legible_in_one_column() -> None:

@@ -6,7 +6,9 @@ import pytest
 import yaml
 
 from se_lab.cli import main
+from se_lab.spec import ModelSpec, RunSpec, SESpec, SpecError
 from se_lab.sweep.check import check_sweep, sweep_remarks
+from se_lab.sweep.schedule import check_trials
 
 COMMAND = ["${env}", "se-lab", "train", "--recipe=digits", "${args}"]
 WHOLE = {"program": "se-lab", "method": "grid", "command": COMMAND, "parameters": {"seed": {"values": [0, 1]}}}
@@ -194,3 +196,20 @@ def test_a_value_that_stands_twice_under_one_anchor_is_no_loop(found, tmp_path):
     text = yaml.safe_dump(WHOLE | grid(optim__lr=[0.1, 0.2])).replace("- 0.1", "- &lr 0.1").replace("- 0.2", "- *lr")
     path.write_text(text)
     assert check_sweep(path) == []
+
+
+def test_trials_are_checked_before_any_is_run():
+    good = RunSpec(model=ModelSpec("resnet18", SESpec(reduction=4)))
+    check_trials([good])
+    with pytest.raises(SpecError, match="did you mean 'resnet18'"):
+        check_trials([good, RunSpec(model=ModelSpec("resnt18"))])
+    with pytest.raises(SpecError, match=r"stage 6.*has 2, 3, 4, 5"):
+        check_trials([good, RunSpec(model=ModelSpec("resnet18", SESpec(stages=(6,))))])
+    with pytest.raises(SpecError, match="seresnet50 has channel attention of its own"):
+        check_trials([good, RunSpec(model=ModelSpec("seresnet50"))])
+
+
+def test_a_width_that_repeats_across_a_sweep_is_said_aloud():
+    trials = [RunSpec(model=ModelSpec("cifar_resnet20", SESpec(reduction=r))) for r in (8, 16, 32)]
+    # channels 16, 32 and 64, three units each: r=16 gives 1, 2, 4 and r=32 gives 1, 1, 2
+    assert check_trials(trials) == ["cifar_resnet20: r=16 and r=32 give the same hidden width in 33% of the units"]

@@ -18,10 +18,10 @@ import yaml
 
 from se_lab import store
 from se_lab.cli import main
-from se_lab.spec import ExecSpec, ModelSpec, RunSpec, SESpec, SpecError
+from se_lab.spec import ExecSpec, RunSpec, SpecError
 from se_lab.sweep.grammar import read_sweep
 from se_lab.sweep.records import load_records
-from se_lab.sweep.schedule import Outcome, Rules, check_trials, common_reason, execute
+from se_lab.sweep.schedule import Outcome, Rules, common_reason, execute
 from se_lab.sweep.trial_process import TrialProcess
 
 TINY = ["--recipe=digits", "--data.batch_size=256", "--model.kwargs={units: 1}"]
@@ -385,20 +385,3 @@ def test_killed_again_and_again_it_comes_to_the_table_of_an_undisturbed_run(long
     assert not torn
     assert results(long_file, store) == undisturbed
     assert not [path for path in store.glob("*/.*") if path.is_file()], "something half-written was left behind"
-
-
-def test_trials_are_checked_before_any_is_run():
-    good = RunSpec(model=ModelSpec("resnet18", SESpec(reduction=4)))
-    check_trials([good])
-    with pytest.raises(SpecError, match="did you mean 'resnet18'"):
-        check_trials([good, RunSpec(model=ModelSpec("resnt18"))])
-    with pytest.raises(SpecError, match=r"stage 6.*has 2, 3, 4, 5"):
-        check_trials([good, RunSpec(model=ModelSpec("resnet18", SESpec(stages=(6,))))])
-    with pytest.raises(SpecError, match="seresnet50 has channel attention of its own"):
-        check_trials([good, RunSpec(model=ModelSpec("seresnet50"))])
-
-
-def test_a_width_that_repeats_across_a_sweep_is_said_aloud():
-    trials = [RunSpec(model=ModelSpec("cifar_resnet20", SESpec(reduction=r))) for r in (8, 16, 32)]
-    # channels 16, 32 and 64, three units each: r=16 gives 1, 2, 4 and r=32 gives 1, 1, 2
-    assert check_trials(trials) == ["cifar_resnet20: r=16 and r=32 give the same hidden width in 33% of the units"]
