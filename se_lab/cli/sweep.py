@@ -58,8 +58,8 @@ def _parse_sweep(argv: list[str]) -> tuple[Any, ExecSpec, Sweep]:
     """Return the flags of `se-lab sweep`, where and how its trials run, and the sweep itself."""
     from se_lab.spec.flags import add_execution_flags, execution_of, import_plugins
     from se_lab.spec.parser import Parser, add_fields, values_of
+    from se_lab.store import check_store
     from se_lab.sweep.grammar import read_sweep
-    from se_lab.sweep.schedule import check_place
     from se_lab.sweep.slurm import SlurmSpec
 
     parser = Parser("se-lab sweep", "Run the trials of a W&B sweep spec. The same command resumes it.")
@@ -96,7 +96,7 @@ def _parse_sweep(argv: list[str]) -> tuple[Any, ExecSpec, Sweep]:
     import_plugins(execution_of(options.given).plugins)
     spec = read_sweep(options.spec, seed=options.sweep_seed)
     execution = execution_of(options.given, spec.execution)
-    check_place(execution.store)
+    check_store(execution.store)
     if spec.search is not None:  # its proposals are in the store
         spec = read_sweep(options.spec, seed=options.sweep_seed, store_folder=execution.store)
     options.through_wandb = bare
@@ -307,9 +307,9 @@ def status(argv: list[str]) -> int:
     """Print the state of each trial of a sweep spec, from the files of its store and Slurm's queue."""
     from se_lab.spec.flags import import_plugins
     from se_lab.spec.parser import Parser
+    from se_lab.store import check_store
     from se_lab.sweep.changes import changes_since
     from se_lab.sweep.grammar import read_sweep
-    from se_lab.sweep.schedule import check_place
     from se_lab.sweep.status import listing, rows, standings, summary
 
     parser = Parser("se-lab status", "Print the state of each trial of a sweep.")
@@ -322,7 +322,7 @@ def status(argv: list[str]) -> int:
     import_plugins(options.plugins)
     spec = read_sweep(options.spec, seed=options.sweep_seed, store_folder=options.store)
     folder = options.store or spec.execution.store
-    check_place(folder)
+    check_store(folder)
     stood = standings(spec, folder)
     if options.format == "json":
         print(json.dumps(listing(stood), indent=2))

@@ -19,8 +19,13 @@ _IDENTITY = {"host", "machine", "pid", "start"}
 
 
 def check_store(folder: str | Path) -> None:
-    """Raise SpecError for a folder without a marker that holds more than hidden files and folders of trials."""
+    """Raise SpecError for a file, what lies under one, and a folder without a marker that holds others' files.
+
+    Hidden files and folders of trials may be there.
+    """
     folder = Path(folder)
+    if file := next((one for one in (folder, *folder.parents) if one.is_file()), None):
+        raise SpecError(f"store is {str(folder)!r}, and {file} is a file; it must be a folder")
     if not folder.is_dir() or (folder / MARKER).is_file():
         return
     with os.scandir(folder) as entries:

@@ -90,7 +90,7 @@ def read_record(folder: Path) -> RunRecord | None:
     """
     try:
         return parse_record(folder)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, TypeError) as error:
         raise broken_record(folder, error) from error

@@ -282,15 +282,8 @@ def check_trials(
 ) -> list[str]:
     """Return remarks on trials before they run, from a process of its own; raise what `nets.check_nets` raises."""
     execution = execution or ExecSpec()
-    check_place(execution.store)
+    store.check_store(execution.store)
     return in_a_child(_check_nets, list(trials), execution, looks_at)
-
-
-def check_place(folder: str) -> None:
-    """Raise SpecError if the store is a file, or lies under one."""
-    path = Path(folder)
-    if file := next((one for one in (path, *path.parents) if one.is_file()), None):
-        raise SpecError(f"store is {folder!r}, and {file} is a file; it must be a folder")
 
 
 def _check_nets(trials: Sequence[RunSpec], execution: ExecSpec, looks_at: str | None) -> list[str]:
