@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import io
 import multiprocessing
 import os
@@ -22,7 +21,7 @@ from se_lab.sweep.bayes import BayesSearch
 from se_lab.sweep.early_stop import Hyperband
 from se_lab.sweep.server import BLOCKED, CONTEXT, adopt_environment, forking
 from se_lab.sweep.wandb_service import finish_run
-from se_lab.training.failures import LOST, death, failure_kind, reason
+from se_lab.training.failures import LOST, death, failure_kind, reason, record_failure
 from se_lab.training.stopping import RESUME_ME, InterruptedTrialError
 
 if TYPE_CHECKING:
@@ -111,7 +110,7 @@ class TrialProcess:
         record = store.read_record(store.trial_folder(self.execution.store, trial.trial_id))
         if record is not None and record.status == "finished":  # it died on its way out
             return Outcome(trial, "finished")
-        _record_failure(trial, self.execution, death(code), LOST)
+        _record(trial, self.execution, death(code), LOST)
         return Outcome(trial, "failed", LOST, death(code))
 
 
@@ -173,7 +172,7 @@ def _failed(work: Work, error: Exception, log: TextIO) -> Outcome:
         traceback.print_exception(error, file=log)
     kind, text = failure_kind(error), "".join(traceback.format_exception(error))
     if not isinstance(error, store.ClaimLostError):
-        _record_failure(work.trial, work.execution, text, kind)
+        _record(work.trial, work.execution, text, kind)
     return Outcome(work.trial, "failed", kind, reason(text))
 
 
@@ -199,12 +198,7 @@ def _end_with_the_sweep() -> None:
     os._exit(RESUME_ME)
 
 
-def _record_failure(trial: RunSpec, execution: ExecSpec, error: str, kind: str) -> None:
-    """Write what ended a trial that could not write a record itself."""
-    folder = store.trial_folder(execution.store, trial.trial_id)
-    with contextlib.suppress(Exception), store.claim(folder):
-        record = store.read_record(folder)
-        if record is None or (kind == LOST and record.status != "finished"):
-            flat, where = trial.flat(), dataclasses.asdict(execution)
-            failed = store.RunRecord(trial.trial_id, "failed", flat, where, error=error, error_kind=kind)
-            store.write_record(folder, failed)
+def _record(trial: RunSpec, execution: ExecSpec, error: str, kind: str) -> None:
+    """Record a failure where that can be: a disk that is full, or a store that is gone, ends no sweep."""
+    with contextlib.suppress(Exception):
+        record_failure(trial, execution, error, kind)

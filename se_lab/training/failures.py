@@ -1,10 +1,15 @@
-"""Why a trial failed, and whether to try again can help."""
+"""Why a trial failed, whether to try again can help, and the record that says so."""
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import errno
 import signal
 from collections.abc import Callable, Iterator
+
+from se_lab import store
+from se_lab.spec import ExecSpec, RunSpec
 
 OK_AGAIN = ("lost process", "data loader", "network")
 """Kinds that may go well the next time, in the same place."""
@@ -48,6 +53,18 @@ def failure_kind(error: BaseException) -> str:
 def reason(error: str) -> str:
     """Return the last line of a traceback: the error's type and what it says."""
     return error.strip().rpartition("\n")[2]
+
+
+def record_failure(spec: RunSpec, execution: ExecSpec, error: str, kind: str) -> None:
+    """Write what ended a trial, a traceback or a line, unless its own process has: that may be gone, or know less."""
+    folder = store.trial_folder(execution.store, spec.trial_id)
+    with contextlib.suppress(store.TrialBusyError), store.claim(folder):
+        record = store.read_record(folder)
+        if record is None:
+            record = store.RunRecord(spec.trial_id, "failed", spec.flat(), dataclasses.asdict(execution))
+        if record.status != "finished" and (not record.error or reason(record.error) != reason(error)):
+            record.status, record.error, record.error_kind = "failed", error, kind
+            store.write_record(folder, record)
 
 
 def death(exit_code: int) -> str:

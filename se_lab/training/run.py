@@ -24,7 +24,7 @@ from se_lab.spec import ExecSpec, RunSpec, SpecError
 from se_lab.spec.flags import import_plugins
 from se_lab.store import RunRecord
 from se_lab.training.checkpoints import newest_checkpoint
-from se_lab.training.failures import LOST, failure_kind, reason
+from se_lab.training.failures import LOST, failure_kind, record_failure
 from se_lab.training.folder import TrialFolder
 from se_lab.training.keeper import Progress, StoppedEarlyError, TrialKeeper, share_skipped
 from se_lab.training.launch import LostRankError, launch
@@ -227,21 +227,10 @@ def _run_ranks(spec: RunSpec, execution: ExecSpec, folder: Path, progress: Progr
         raise
     except Exception as error:
         if isinstance(error, LostRankError) or (folder / "claims").is_dir():  # else nothing has begun
-            _record_failure(spec, execution, folder, error)
+            kind = LOST if isinstance(error, LostRankError) else failure_kind(error)
+            record_failure(spec, execution, "".join(traceback.format_exception(error)), kind)
         raise
     return record
-
-
-def _record_failure(spec: RunSpec, execution: ExecSpec, folder: Path, error: Exception) -> None:
-    """Write what ended a trial, unless rank 0 has: it may be gone, or know no more than that another rank has left."""
-    with contextlib.suppress(store.TrialBusyError), store.claim(folder):
-        record = store.read_record(folder) or RunRecord(spec.trial_id, "failed", spec.flat(), vars(execution))
-        text = "".join(traceback.format_exception(error))
-        if record.status == "finished" or (record.error and reason(record.error) == reason(text)):
-            return
-        record.status, record.error = "failed", text
-        record.error_kind = LOST if isinstance(error, LostRankError) else failure_kind(error)
-        store.write_record(folder, record)
 
 
 def _finished(folder: Path) -> RunRecord | None:
