@@ -5,8 +5,8 @@ training and inference: plain, timm's SE and ours, each eager and compiled as on
 until all sides fit, and a side that fails is named with its reason, beside the times of the others. kernels: every pass
 of the fused tail at the block shapes of ResNet-50, batch 256, bfloat16, its largest error against float64 beside plain
 PyTorch's, its time, and the share of the bandwidth that a copy on the device reaches in the same run. sweep: 25 short
-trials against plain Lightning processes. capture: what looking at excitations adds to inference. long: the errors on a
-tensor of more than 2³¹ elements.
+trials against plain Lightning processes. batched: the steps of such trials as one program. capture: what looking at
+excitations adds to inference. long: the errors on a tensor of more than 2³¹ elements.
 
 The parts come in the order of what they are worth. Each runs in a process of its own and is recorded as soon as it is
 measured, in place of the one before of the same device: a part that fails, or a run that is killed, costs no other.
@@ -45,7 +45,7 @@ from se_lab.store import write_whole
 from se_lab.units.fused import kernels
 
 HERE = Path(__file__).parent
-PARTS = ("training", "kernels", "inference", "sweep", "capture", "long")
+PARTS = ("training", "kernels", "inference", "sweep", "batched", "capture", "long")
 LEAST_SECONDS = 20
 """With less time than this left no part is begun."""
 
@@ -111,6 +111,8 @@ def plan(options: argparse.Namespace) -> Iterator[tuple[Any, ...]]:
             yield from ((f"kernels, {layout}", kernel_table, layout) for layout in LAYOUTS)
         elif part == "sweep":
             yield "25 short trials", sweep_table
+        elif part == "batched":
+            yield "trials as one program", batched_table
         elif part == "capture":
             yield "capture of excitations", capture_table, first[1]
     for net in others:
@@ -204,6 +206,15 @@ def sweep_table(options: argparse.Namespace) -> tuple[str, bool]:
         size = {"images": 128, "val_images": 20, "epochs": 1, "seeds": 1, "plain_trials": 1}
     flags = [f"--{name}={value}" for name, value in {"device": options.device, **size}.items()]
     return _script("sweep.py", "--no_agreement", *flags), True
+
+
+def batched_table(options: argparse.Namespace) -> tuple[str, bool]:
+    """Run benchmarks/batched.py, which fails where the losses are not those of the trials alone."""
+    size = {"steps": 16, "rounds": 5}
+    if options.smoke:
+        size = {"batch": 2, "size": 8, "steps": 1, "seeds": 1, "rounds": 1}
+    flags = [f"--{name}={value}" for name, value in {"device": options.device, **size}.items()]
+    return _script("batched.py", *flags, *(["--no_compile"] if options.backend != "inductor" else [])), True
 
 
 def capture_table(options: argparse.Namespace, backbone: str) -> tuple[str, bool]:

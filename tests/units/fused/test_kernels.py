@@ -66,7 +66,10 @@ def test_the_kernels_compute_what_float64_says():
 @pytest.mark.parametrize(
     ("parts", "words"),
     [
-        (["kernels", "sweep", "capture", "long"], ["backward_input", "plain's", "of copy bandwidth", "limit", "aim"]),
+        (
+            ["kernels", "sweep", "batched", "capture", "long"],
+            ["backward_input", "plain's", "of copy bandwidth", "limit", "aim", "all trials in one stack"],
+        ),
         (["training", "inference"], ["ours, compiled", "1.03", "1.1", "0.85"]),
     ],
 )
@@ -83,7 +86,7 @@ def test_the_benchmark_goes_through_without_a_gpu_and_records_each_part(parts, w
     assert text.startswith("# Results\n\n<!-- gpu: smoke run on a CPU: ")
     assert all(word in done.stdout and word in text for word in words)
     sections = re.findall(r"<!-- (gpu: .*) -->\n## .*\n\n.* · commit 0123abc · (?s:.*?)\n<!-- /(.*) -->", text)
-    assert len(sections) == {"kernels": 6, "training": 2}[parts[0]] and all(start == end for start, end in sections)
+    assert len(sections) == {"kernels": 7, "training": 2}[parts[0]] and all(start == end for start, end in sections)
 
 
 @pytest.fixture
