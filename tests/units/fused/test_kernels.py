@@ -56,6 +56,7 @@ def interpreted(*command: str) -> subprocess.CompletedProcess[str]:
 
 
 @with_interpreter
+@pytest.mark.slow
 def test_the_kernels_compute_what_float64_says():
     done = interpreted("-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / "interpreted_kernels.py"))
     assert done.returncode == 0, done.stdout + done.stderr
