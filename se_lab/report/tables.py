@@ -59,7 +59,8 @@ def ablation_table(
     `margin`, in the metric's unit, a column says better, worse, equivalent or undecided; `contrasts` names pairs of
     variants to compare beneath the table. `spread` is what stands beside a mean: its 95 % interval, or std, the
     standard deviation over seeds. Failed, missing and unpaired trials are left out and named in the notes.
-    Raises ReportError for no records, none finished, an unknown column, a metric that no trial has, two data sets.
+    Raises ReportError for no records, none finished, an unknown column, a metric that no trial has, two versions of a
+    data set.
     """
     if any("calibration_error" in name for name in (metric, *(columns or ()))):
         records = with_calibration(records)

@@ -137,7 +137,7 @@ def group_variants(
     Varied keys are found from the records, never the seed; `rows` names them in another order, or fewer where those
     tell the variants apart as well. The baseline is the variant without SE units (insertion none) of the same
     group, that is with the same values of every key outside `model.se`.
-    Raises ReportError for no records, an unknown column, two data sets in one table, `rows` that mix variants, and
+    Raises ReportError for no records, an unknown column, two versions of one data set, `rows` that mix variants, and
     two trials of one variant and seed.
     """
     if records.empty:
@@ -154,7 +154,7 @@ def group_variants(
         if key not in spec:
             raise unknown("row key", key, spec)
     trials = _without_copies(filter_records(records, where or {}).reset_index(drop=True))
-    _refuse_two_data_sets(trials)
+    _refuse_two_versions(trials)
 
     plain = _is_plain(trials)
     found = _varied_keys(trials, spec, plain)
@@ -206,17 +206,19 @@ def _without_copies(trials: pd.DataFrame) -> pd.DataFrame:
     return once
 
 
-def _refuse_two_data_sets(trials: pd.DataFrame) -> None:
-    for key, what in (("data.name", "data sets"), ("data_digest", "versions of the data")):
-        if key not in trials:
-            continue
-        seen = value_texts(trials[key].dropna())
-        counts = seen.value_counts(sort=False)
+def _refuse_two_versions(trials: pd.DataFrame) -> None:
+    """Raise ReportError for trials on different images under one name of a data set; two sets are two groups."""
+    if "data_digest" not in trials:
+        return
+    names = trials["data.name"] if "data.name" in trials else pd.Series("", index=trials.index)
+    for name, digests in trials["data_digest"].dropna().groupby(value_texts(names), sort=False):
+        counts = value_texts(digests).value_counts(sort=False)
         if len(counts) > 1:
             listed = ", ".join(f"{value} ({count} trials)" for value, count in counts.items())
+            of = f" of {name}" if name else ""
             raise ReportError(
-                f"The records mix {len(counts)} {what}, which no table can compare: {listed}. "
-                f"Choose one, e.g. --where {key}={counts.index[0]}."
+                f"The records mix {len(counts)} versions of the data{of}, which no table can compare: {listed}. "
+                f"Choose one, e.g. --where data_digest={counts.index[0]}."
             )
 
 

@@ -93,12 +93,24 @@ def test_what_cannot_be_is_said_in_one_line(run: Run, argv: list[str], said: str
     assert said in err
 
 
+@pytest.mark.parametrize("verb", ["table", "plot", "report"])
+def test_two_data_sets_stand_beside_each_other_in_every_verb(
+    records: pd.DataFrame, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, verb: str
+) -> None:
+    sets = records["model.backbone"].map({"small": "digits", "large": "mnist"})
+    records = records.assign(data_digest=sets, **{"data.name": sets, "model.backbone": "small"})
+    monkeypatch.setattr(se_lab.sweep.records, "load_records", lambda runs, folder, sweep_seed: records)
+    assert run(verb, "runs", "-o", str(tmp_path / f"{verb}.html"))[0] == 0
+    files = [path for path in tmp_path.rglob("*.*") if path.suffix in (".html", ".svg") and path.is_file()]
+    assert files and all("mnist" in path.read_text(encoding="utf-8") for path in files)
+
+
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
         (
-            lambda r: r.assign(**{"data.name": ["a", "b"] * 9}),
-            "mix 2 data sets, which no table can compare: a (9 trials)",
+            lambda r: r.assign(data_digest=["a", "b"] * 9),
+            "mix 2 versions of the data of digits, which no table can compare: a (9 trials)",
         ),
         (lambda r: r.assign(**{TOP1: float("nan")}), "No finished trial has a value of 'test/top1_error'"),
         (lambda r: r.assign(status="running"), "None of the 18 trials has finished: 18 running"),

@@ -225,12 +225,27 @@ def test_several_code_versions_are_a_warning(reduction_study: pd.DataFrame) -> N
     assert any("2 code versions" in note and "def5678 (1)" in note for note in notes)
 
 
-@pytest.mark.parametrize("key", ["data.name", "data_digest"])
-def test_two_data_sets_are_refused(reduction_study: pd.DataFrame, key: str) -> None:
-    reduction_study.loc[3:5, key] = "another"
-    with pytest.raises(ValueError, match=r"mix 2 .*another \(3 trials\)"):
+def test_two_versions_of_a_data_set_are_refused(reduction_study: pd.DataFrame) -> None:
+    reduction_study.loc[3:5, "data_digest"] = "another"
+    with pytest.raises(ValueError, match=r"mix 2 versions of the data of digits.*another \(3 trials\)"):
         ablation_table(reduction_study)
-    assert len(ablation_table(reduction_study, where={key: "another"}).data) == 1
+    assert len(ablation_table(reduction_study, where={"data_digest": "another"}).data) == 1
+
+
+def test_two_data_sets_are_two_groups_and_each_has_its_baseline(study: Make) -> None:
+    errors = {"digits": (BASE, R4), "mnist": ([1.0, 1.2, 1.1], [0.9, 1.3, 0.8])}
+    records = study(
+        [
+            ({"data.name": name, **se}, values)
+            for name, both in errors.items()
+            for se, values in zip(({"insertion": "none"}, {"reduction": 4}), both, strict=True)
+        ]
+    )
+    table = ablation_table(records.assign(data_digest="of " + records["data.name"]))
+    assert list(table.data["variant"]) == ["digits, no SE", "digits, standard", "mnist, no SE", "mnist, standard"]
+    gains = [np.mean(se) - np.mean(base) for base, se in errors.values()]
+    np.testing.assert_allclose(table.data[f"{TOP1}:difference"].dropna(), gains)
+    assert any(f"standard over 2 groups: {np.mean(gains):.2f}".replace("-", "−") in note for note in table.notes)
 
 
 def test_empty_records_are_refused() -> None:
