@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 
 class Factory(TypedDict):
-    """Where and in what type a module's tensors are made."""
+    """Device and dtype of a module's tensors."""
 
     device: torch.device | str | None
     dtype: torch.dtype | None
@@ -38,7 +38,7 @@ class NetOptions:
 
     @property
     def factory(self) -> Factory:
-        """Where and in what type the net's tensors are made."""
+        """The device and dtype of the net's tensors."""
         return {"device": self.device, "dtype": self.dtype}
 
     @property
@@ -97,7 +97,7 @@ class ConvNet(nn.Module):
                     zero()
 
     def group_matcher(self, coarse: bool = False) -> dict[str, str]:
-        """Patterns that give each parameter its layer group, for timm's layer-wise learning-rate decay."""
+        """Return patterns of the layer groups, for timm's layer-wise learning-rate decay."""
         return {"stem": r"^(?!layer|fc|norm)", "blocks": r"^layer(\d+)" if coarse else r"^layer(\d+)\.(\d+)"}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
@@ -110,7 +110,7 @@ class ConvNet(nn.Module):
         return "fc" if name_only else self.fc
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the final linear layer by a new one, and the pooling where one is named.
+        """Replace the final linear layer, and the pooling if `global_pool` is given.
 
         With `num_classes` 0 there is none: `forward` returns the pooled features (N, C), and with `global_pool` ""
         the maps (N, C, H, W).
@@ -139,7 +139,7 @@ class ConvNet(nn.Module):
 
         Args:
             x: Images, (N, in_chans, H, W).
-            indices: Which of `feature_info`'s maps: a list, the last so many, or all.
+            indices: Maps of `feature_info`: a list, the last N, or None for all.
             norm: For timm's interface; these nets normalise within their stages.
             stop_early: Stop after the last of these maps.
             output_fmt: NCHW, the only form of these nets' maps.
@@ -147,15 +147,15 @@ class ConvNet(nn.Module):
         """
         if output_fmt != "NCHW":
             raise ValueError(f"output_fmt is {output_fmt!r}; it must be NCHW")
-        taken, last = feature_take_indices(len(self.feature_info), indices)
+        stage_indices, last = feature_take_indices(len(self.feature_info), indices)
         ends = [info["module"] for info in self.feature_info]
         maps = []
         for path, module in self._steps():
             x = module(x)
-            at = next((number for number, end in enumerate(ends) if path == end), None)
-            if at in taken:
+            stage = next((number for number, end in enumerate(ends) if path == end), None)
+            if stage in stage_indices:
                 maps.append(x)
-            if stop_early and at == last:
+            if stop_early and stage == last:
                 break
         return maps if intermediates_only else (x, maps)
 
@@ -175,7 +175,7 @@ class ConvNet(nn.Module):
         return any(info["module"] == path for info in self.feature_info)
 
     def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
-        """Map features (N, num_features, h, w) to logits (N, num_classes), or to what the classifier sees."""
+        """Map features (N, num_features, h, w) to logits (N, num_classes), or to the classifier's input."""
         x = self.global_pool(x)
         x = F.dropout(x, p=self.drop_rate, training=self.training)
         return x if pre_logits else self.fc(x)
@@ -186,7 +186,7 @@ class ConvNet(nn.Module):
 
 
 def drop_path_rates(drop_path_rate: float, depth: int) -> list[float]:
-    """Stochastic depth's linear decay: 0 at the first of `depth` units, `drop_path_rate` at the last."""
+    """Return linearly rising rates: 0 at the first of `depth` units, `drop_path_rate` at the last."""
     return [drop_path_rate * unit / max(depth - 1, 1) for unit in range(depth)]
 
 
@@ -230,5 +230,5 @@ def imagenet_cfg(paper: str, first_conv: str) -> dict[str, Any]:
 
 
 def build(net: Callable[..., nn.Module], variant: str, pretrained: bool, **kwargs: Any) -> Any:
-    """Build a registered variant as timm does: its default cfg, `features_only`, and what else timm's kwargs ask."""
+    """Build a registered variant as timm does, with its default cfg, `features_only` and timm's other kwargs."""
     return build_model_with_cfg(net, variant, pretrained, **kwargs)

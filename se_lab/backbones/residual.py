@@ -7,7 +7,7 @@ from torch import nn
 
 
 class Add(nn.Module):
-    """The sum of branch and shortcut, a module so that a hook can stand where they meet."""
+    """The sum of branch and shortcut; a module, so that it can have hooks."""
 
     def forward(self, branch: torch.Tensor, shortcut: torch.Tensor) -> torch.Tensor:
         """Return branch + shortcut, (N, C, H, W)."""
@@ -15,7 +15,7 @@ class Add(nn.Module):
 
 
 class Concat(nn.Module):
-    """Shortcut and branch side by side, a module so that a hook can stand where they meet."""
+    """Shortcut and branch concatenated; a module, so that it can have hooks."""
 
     def forward(self, branch: torch.Tensor, shortcut: torch.Tensor) -> torch.Tensor:
         """Return (N, C_shortcut + C_branch, H, W)."""
@@ -23,7 +23,7 @@ class Concat(nn.Module):
 
 
 class ResidualUnit(nn.Module):
-    """Holds what follows a unit's branch, under the names that timm's ResNet units give it.
+    """The modules after a unit's branch, named as in timm's ResNet units.
 
     `se` is a free slot for a module (N, C, H, W) to (N, C, H, W) on the branch; `downsample` maps the shortcut, None
     leaves it as it is; `join` makes one of the two.

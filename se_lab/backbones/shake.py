@@ -50,7 +50,7 @@ class ShakeShake(nn.Module):
         return torch.rand(shape, dtype=x.dtype, device=x.device)
 
     def extra_repr(self) -> str:
-        """Say how α is set in the two passes."""
+        """Name the modes of α in both passes."""
         return f"forward_alpha={self.forward_alpha!r}, backward_alpha={self.backward_alpha!r}"
 
 

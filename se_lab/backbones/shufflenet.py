@@ -38,7 +38,7 @@ class ShuffleUnit(ResidualUnit):
 
     (N, in_channels, H, W) to (N, channels, ⌈H / stride⌉, ⌈W / stride⌉). The branch ends in `bn3`. With stride 1 its
     `channels` are added to the input; with stride 2 its `channels` − `in_channels` stand after the averaged input.
-    An input of at most `narrow` channels meets a first 1×1 without groups.
+    With an input of at most `narrow` channels, the first 1×1 has no groups.
     """
 
     def __init__(

@@ -27,8 +27,8 @@ def build_torchvision(
 ) -> nn.Module:
     """Build a net of torchvision's, (N, in_chans, H, W) to (N, num_classes), as timm builds its own.
 
-    Another number of classes than the pretrained weights have gives the net a classifier of its own; the first
-    convolution of a net for other than three channels takes adapted weights.
+    If `num_classes` differs from the pretrained weights', the classifier is new; if `in_chans` is not 3, the first
+    convolution takes adapted weights.
 
     Args:
         name: As `torchvision_names` lists it.
@@ -44,11 +44,11 @@ def build_torchvision(
     short = name.removeprefix(PREFIX)
     if kwargs.get("aux_logits"):
         raise TypeError("aux_logits gives the net more than one output, and a trial trains one")
-    if pretrained:  # the weights are those of the whole net: auxiliary classifiers go when they are loaded
+    if pretrained:  # the weights include the auxiliary classifiers, which are removed after loading
         arguments = {"weights": "DEFAULT", "progress": False} | kwargs
     else:
-        alone = {"aux_logits": False, "init_weights": True} if short in _AUXILIARY else {}
-        arguments = {"num_classes": num_classes} | alone | kwargs
+        defaults = {"aux_logits": False, "init_weights": True} if short in _AUXILIARY else {}
+        arguments = {"num_classes": num_classes} | defaults | kwargs
     with _widths_on_cpu():
         net: Any = get_model(short, **arguments)
     for path in _AUXILIARY.get(short, ()):
@@ -57,17 +57,17 @@ def build_torchvision(
     path, classifier = _last_linear(net)
     if classifier.out_features != num_classes:
         _put(net, path, nn.Linear(classifier.in_features, num_classes))
-    first = _adapt_input(net, in_chans, pretrained)
+    first_conv = _adapt_input(net, in_chans, pretrained)
     net.num_classes = num_classes
-    net.pretrained_cfg = {"architecture": name, "classifier": path, "first_conv": first, **_preprocessing(short)}
-    built: nn.Module = net
-    return built
+    net.pretrained_cfg = {"architecture": name, "classifier": path, "first_conv": first_conv, **_preprocessing(short)}
+    model: nn.Module = net
+    return model
 
 
 @contextlib.contextmanager
 def _widths_on_cpu() -> Iterator[None]:
     """Let RegNets, which compute their widths with tensors, be built on the meta device."""
-    own = vars(regnet.BlockParams)["from_init_params"]
+    original = vars(regnet.BlockParams)["from_init_params"]
     compute = regnet.BlockParams.from_init_params
 
     def on_cpu(*args: Any, **kwargs: Any) -> Any:
@@ -78,7 +78,7 @@ def _widths_on_cpu() -> Iterator[None]:
     try:
         yield
     finally:
-        regnet.BlockParams.from_init_params = own
+        regnet.BlockParams.from_init_params = original
 
 
 def _last_linear(net: nn.Module) -> tuple[str, nn.Linear]:
@@ -113,12 +113,12 @@ def _adapt_input(net: nn.Module, in_chans: int, pretrained: bool) -> str:
 
 
 def _preprocessing(short: str) -> dict[str, Any]:
-    """Return how torchvision feeds its default weights, in the words of timm's configs."""
+    """Return the preprocessing of torchvision's default weights, as a timm config."""
     transforms = get_model_weights(short).DEFAULT.transforms()
-    side, resized = transforms.crop_size[0], transforms.resize_size[0]
+    side, resize_side = transforms.crop_size[0], transforms.resize_size[0]
     return {
         "input_size": (3, side, side),
-        "crop_pct": side / resized,
+        "crop_pct": side / resize_side,
         "interpolation": transforms.interpolation.value,
         "mean": tuple(transforms.mean),
         "std": tuple(transforms.std),

@@ -1,4 +1,4 @@
-"""Augmentation of a batch of tensors where it lies; what is drawn for an image is keyed to it, never to its batch."""
+"""Augmentation of batches of tensors on their device; random draws are keyed to the image, never to its batch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from se_lab.spec import DataSpec, SpecError
 TRIES = 10
 """Rectangles that random erasing draws until one fits, as timm does."""
 DRAWS = 2 + 2 + 4 * TRIES
-"""Uniform numbers that an image's cutout and random erasing take."""
+"""Uniform numbers for an image's cutout and random erasing."""
 
 
 def crop(images: Tensor, corners: Tensor, size: int) -> Tensor:
@@ -27,7 +27,7 @@ def crop(images: Tensor, corners: Tensor, size: int) -> Tensor:
 
 
 def removes(spec: DataSpec) -> bool:
-    """Tell whether anything is to be cut out of the training images."""
+    """Return whether training images get cutout or random erasing."""
     return bool(spec.cutout or spec.random_erasing)
 
 
@@ -60,8 +60,8 @@ def _cutout_boxes(draws: Tensor, size: torch.Size, side: int) -> Tensor:
     """
     height, width = size
     centres = (draws * torch.tensor([height, width])).long()
-    low, high = centres - side // 2, centres - side // 2 + side
-    return torch.stack([low[:, 0], high[:, 0], low[:, 1], high[:, 1]], 1)
+    starts, ends = centres - side // 2, centres - side // 2 + side
+    return torch.stack([starts[:, 0], ends[:, 0], starts[:, 1], ends[:, 1]], 1)
 
 
 def _erasing_boxes(draws: Tensor, size: torch.Size) -> Tensor:
@@ -70,10 +70,10 @@ def _erasing_boxes(draws: Tensor, size: torch.Size) -> Tensor:
     tries = draws.view(len(draws), TRIES, 4)
     area = (0.02 + (1 / 3 - 0.02) * tries[..., 0]) * height * width
     aspect = torch.exp((1 - 2 * tries[..., 1]) * math.log(0.3))
-    high, wide = (area * aspect).sqrt().round(), (area / aspect).sqrt().round()
-    fits = (high < height) & (wide < width)
-    top, left = (tries[..., 2] * (height - high + 1)).floor(), (tries[..., 3] * (width - wide + 1)).floor()
-    boxes = torch.stack([top, top + high, left, left + wide], -1) * fits[..., None]
+    box_height, box_width = (area * aspect).sqrt().round(), (area / aspect).sqrt().round()
+    fits = (box_height < height) & (box_width < width)
+    top, left = (tries[..., 2] * (height - box_height + 1)).floor(), (tries[..., 3] * (width - box_width + 1)).floor()
+    boxes = torch.stack([top, top + box_height, left, left + box_width], -1) * fits[..., None]
     return boxes[torch.arange(len(draws)), fits.int().argmax(1)].long()
 
 
@@ -82,12 +82,12 @@ def _inside(boxes: Tensor, images: Tensor) -> Tensor:
     top, bottom, left, right = boxes.to(images.device, non_blocking=True)[:, :, None].unbind(1)
     rows = torch.arange(images.shape[2], device=images.device)
     columns = torch.arange(images.shape[3], device=images.device)
-    vertical, horizontal = (top <= rows) & (rows < bottom), (left <= columns) & (columns < right)
-    return (vertical[:, :, None] & horizontal[:, None, :])[:, None]
+    row_mask, column_mask = (top <= rows) & (rows < bottom), (left <= columns) & (columns < right)
+    return (row_mask[:, :, None] & column_mask[:, None, :])[:, None]
 
 
 class Mixer:
-    """Mixup and cutmix by timm, with one share a training step, whichever of its micro-batches an image is in."""
+    """Mixup and cutmix by timm, with one share per training step, the same in all its micro-batches."""
 
     def __init__(self, spec: DataSpec, classes: int) -> None:
         self.mixup = Mixup(spec.mixup, spec.cutmix, label_smoothing=0.0, num_classes=classes)  # type: ignore[no-untyped-call]
@@ -99,8 +99,8 @@ class Mixer:
             Images (N, C, H, W) and the shares of the classes (N, classes). The images' memory is reused.
         """
         with keyed_globals(seed):
-            mixed, shares = self.mixup(images, labels)
-        return mixed, shares
+            mixed_images, shares = self.mixup(images, labels)
+        return mixed_images, shares
 
 
 def check_mixing(micro_batch: int) -> None:
@@ -114,8 +114,8 @@ def check_mixing(micro_batch: int) -> None:
 
 @contextlib.contextmanager
 def keyed_globals(seed: int) -> Iterator[None]:
-    """Key the global streams, from which torchvision and timm draw, for as long as it takes; then as they were."""
-    python, numpy = random.getstate(), np.random.get_state()
+    """Key the global streams, from which torchvision and timm draw, inside the context; then restore them."""
+    python_state, numpy_state = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         random.seed(seed)
@@ -123,5 +123,5 @@ def keyed_globals(seed: int) -> Iterator[None]:
         try:
             yield
         finally:
-            random.setstate(python)
-            np.random.set_state(numpy)
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)

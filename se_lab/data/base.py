@@ -53,7 +53,7 @@ class KeyedSampler(Sampler[tuple[int, int, int]]):
         return torch.randperm(self.size, generator=stream).repeat_interleave(self.repeats)[: self.size]
 
     def turns(self) -> Tensor:
-        """Return for each place of the order which repetition of its image it is, from 0, (size,)."""
+        """Return each place's repetition number of its image, from 0, (size,)."""
         return torch.arange(self.size) % self.repeats
 
     def key(self, stream: str, turn: int) -> int:
@@ -84,12 +84,12 @@ class Portion:
         """
         parts = self.ranks * self.accumulate
         if batch_size % parts:
-            below = batch_size - batch_size % parts
-            nearest = " or ".join(str(size) for size in (below, below + parts) if size)
+            multiple = batch_size - batch_size % parts
+            sizes = " or ".join(str(size) for size in (multiple, multiple + parts) if size)
             raise SpecError(
                 f"data.batch_size is {batch_size}, the images of a training step on all devices; "
                 f"{counted(self.ranks, 'device')} with {counted(self.accumulate, 'accumulation step')} each need a "
-                f"multiple of {parts}: {nearest}"
+                f"multiple of {parts}: {sizes}"
             )
         return batch_size // parts
 
@@ -128,10 +128,10 @@ class Batches:
 
     def __len__(self) -> int:
         """Return the micro-batches of an epoch on this rank."""
-        full, rest = divmod(self.sampler.size, self.micro_batch * self.portion.ranks)
+        count, rest = divmod(self.sampler.size, self.micro_batch * self.portion.ranks)
         if self.training:
-            return full // self.portion.accumulate * self.portion.accumulate
-        return full + (rest >= self.portion.ranks or not full)  # fewer join the batch before
+            return count // self.portion.accumulate * self.portion.accumulate
+        return count + (rest >= self.portion.ranks or not count)  # fewer join the batch before
 
     def places(self, number: int) -> Tensor:
         """Return the places in the epoch's order that micro-batch `number` of this rank takes."""
@@ -140,12 +140,12 @@ class Batches:
         if not self.training:
             last = self.sampler.size if number == len(self) - 1 else first + self.micro_batch * ranks
             return torch.arange(first + (last - first) * rank // ranks, first + (last - first) * (rank + 1) // ranks)
-        whole = self.micro_batch * ranks * accumulate
+        step_size = self.micro_batch * ranks * accumulate
         step, part = divmod(number, accumulate)
         if self.micro_batch % 2:
-            return step * whole + torch.arange(whole).view(accumulate, -1, ranks)[part, :, rank]
-        left = torch.arange(whole // 2).view(accumulate, -1, ranks)[part, :, rank]
-        return step * whole + torch.cat([left, (whole - 1 - left).flip(0)])
+            return step * step_size + torch.arange(step_size).view(accumulate, -1, ranks)[part, :, rank]
+        half = torch.arange(step_size // 2).view(accumulate, -1, ranks)[part, :, rank]
+        return step * step_size + torch.cat([half, (step_size - 1 - half).flip(0)])
 
     def __iter__(self) -> Iterator[Batch]:
         # A generator: it draws no random number before the first batch is asked for, when the epoch is known.
@@ -167,7 +167,7 @@ class Batches:
         return {"done": self.done % len(self), "accumulate": self.portion.accumulate}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Resume there at the next pass; the number of ranks may differ, the number of accumulation steps may not.
+        """Resume the epoch at the next pass; the number of ranks may differ, that of accumulation steps may not.
 
         Raises:
             DataError: for another number of accumulation steps.

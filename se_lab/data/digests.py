@@ -55,14 +55,15 @@ def content_digest(
         times: When each image was last modified, in whole seconds.
     """
     order = sorted(range(len(names)), key=names.__getitem__)
-    whole = sum(sizes) <= WHOLE
-    chosen = order if whole else random.Random(seed_of("digest", len(order))).sample(order, min(SAMPLE, len(order)))
+    is_small = sum(sizes) <= WHOLE
+    numbers = order if is_small else random.Random(seed_of("digest", len(order))).sample(order, min(SAMPLE, len(order)))
     with ThreadPoolExecutor(4) as pool:
-        hashes = list(pool.map(lambda number: hashlib.sha256(read(number)).hexdigest(), chosen))
+        hashes = list(pool.map(lambda number: hashlib.sha256(read(number)).hexdigest(), numbers))
     listing = [
-        b"%s %s\n" % (encoded_name(names[number]), found.encode()) for number, found in zip(chosen, hashes, strict=True)
+        b"%s %s\n" % (encoded_name(names[number]), value.encode())
+        for number, value in zip(numbers, hashes, strict=True)
     ]
-    if not whole:
+    if not is_small:
         seconds = times or [0] * len(names)
         listing += [b"%s %d %d\n" % (encoded_name(names[n]), sizes[n], seconds[n]) for n in order]
     return digest_of(*listing)
@@ -72,7 +73,7 @@ def remembered(kind: str, key: Sequence[object], make: Callable[[], T], keep: Ca
     """Return what `make` returns, from the user's cache if it was made with the same key before.
 
     Args:
-        kind: What is remembered, a part of the file's name.
+        kind: The kind of value, a part of the file's name.
         key: Everything that the value depends on, as JSON values.
         make: Returns the value, a JSON value.
         keep: Whether a value may be remembered.
@@ -85,13 +86,13 @@ def remembered(kind: str, key: Sequence[object], make: Callable[[], T], keep: Ca
     value = make()
     if keep(value):
         with contextlib.suppress(OSError):  # a full or read-only disk: it is made again next time
-            write_cached(path, lambda aside: aside.write_text(json.dumps({"value": value}), "utf-8"))
+            write_cached(path, lambda temp_path: temp_path.write_text(json.dumps({"value": value}), "utf-8"))
     return value
 
 
 @contextlib.contextmanager
 def forgetting() -> Iterator[None]:
-    """Read all images again for as long as it lasts, whatever is remembered of them."""
+    """Read all images again inside the context, ignoring cached values."""
     token = _use_memory.set(False)
     try:
         yield

@@ -48,7 +48,7 @@ class Files(Dataset[tuple[Image.Image, int]]):
     def status(self) -> list[tuple[int, int, int, int]]:
         """Return size, times of the last modification and the last change in nanoseconds, and inode of each file.
 
-        They are zeros for a file that is gone.
+        All are zero for a missing file.
         """
         return [_status(f"{self.root}/{path}") for path in self.paths]
 
@@ -61,7 +61,7 @@ class Files(Dataset[tuple[Image.Image, int]]):
 
 def _status(path: str) -> tuple[int, int, int, int]:
     try:
-        found = os.stat(path)  # noqa: PTH116  # a Path a file takes longer
+        status = os.stat(path)  # noqa: PTH116  # a Path per file is slower
     except OSError:
         return 0, 0, 0, 0
-    return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino

@@ -1,4 +1,4 @@
-"""Sets that lie in folders of image files: a folder a class, ImageNet and Places365 as torchvision lays them out."""
+"""Data sets in folders of image files: one folder per class, or ImageNet and Places365 in torchvision's layout."""
 
 from __future__ import annotations
 
@@ -34,44 +34,44 @@ class Scan:
 
 
 def scan(folder: str | Path) -> Scan:
-    """Look through a folder with a sub-folder for each class, without a look at any file.
+    """List a folder with a sub-folder for each class, without opening any file.
 
-    Hidden entries (.ipynb_checkpoints, @eaDir, __MACOSX, ._x.png, Thumbs.db) and files that do not end as images do
+    Hidden entries (.ipynb_checkpoints, @eaDir, __MACOSX, ._x.png, Thumbs.db) and files without an image suffix
     are left out and counted.
 
     Raises:
         OSError: where the folder cannot be listed.
     """
-    found = Scan([], [], [])
-    for entry in _entries(str(folder), found.left_out):
+    result = Scan([], [], [])
+    for entry in _entries(str(folder), result.left_out):
         if not entry.is_dir():
             is_image = entry.name.lower().endswith(IMG_EXTENSIONS)
-            found.left_out["image beside the class folders" if is_image else _kind(entry.name)] += 1
+            result.left_out["image beside the class folders" if is_image else _kind(entry.name)] += 1
             continue
-        before = len(found.paths)
-        _walk(entry.path, f"{entry.name}/", found)
-        found.labels.extend([len(found.classes)] * (len(found.paths) - before))
-        found.classes.append(entry.name)
-    return found
+        count = len(result.paths)
+        _walk(entry.path, f"{entry.name}/", result)
+        result.labels.extend([len(result.classes)] * (len(result.paths) - count))
+        result.classes.append(entry.name)
+    return result
 
 
-def _walk(folder: str, prefix: str, found: Scan) -> None:
-    for entry in _entries(folder, found.left_out):
+def _walk(folder: str, prefix: str, result: Scan) -> None:
+    for entry in _entries(folder, result.left_out):
         if entry.is_dir(follow_symlinks=False):
-            _walk(entry.path, f"{prefix}{entry.name}/", found)
+            _walk(entry.path, f"{prefix}{entry.name}/", result)
         elif entry.name.lower().endswith(IMG_EXTENSIONS):
-            found.paths.append(prefix + entry.name)
+            result.paths.append(prefix + entry.name)
         else:
-            found.left_out[_kind(entry.name)] += 1
+            result.left_out[_kind(entry.name)] += 1
 
 
 def _entries(folder: str, left_out: Counter[str]) -> list[os.DirEntry[str]]:
     with os.scandir(folder) as entries:
-        listed = list(entries)
-    shown = [entry for entry in listed if entry.name[0] != "." and entry.name not in HIDDEN]
-    if len(shown) < len(listed):
-        left_out["hidden"] += len(listed) - len(shown)
-    return sorted(shown, key=_name)
+        all_entries = list(entries)
+    visible_entries = [entry for entry in all_entries if entry.name[0] != "." and entry.name not in HIDDEN]
+    if len(visible_entries) < len(all_entries):
+        left_out["hidden"] += len(all_entries) - len(visible_entries)
+    return sorted(visible_entries, key=_name)
 
 
 def _name(entry: os.DirEntry[str]) -> str:
@@ -79,7 +79,7 @@ def _name(entry: os.DirEntry[str]) -> str:
 
 
 def _kind(name: str) -> str:
-    return os.path.splitext(name)[1].lower() or "without a suffix"  # noqa: PTH122  # a Path a file takes longer
+    return os.path.splitext(name)[1].lower() or "without a suffix"  # noqa: PTH122  # a Path per file is slower
 
 
 class FolderData(EncodedData):
@@ -97,11 +97,11 @@ class FolderData(EncodedData):
         self.set_splits(listing.train, listing.val, listing.test, {})
 
     def unreadable(self, every: bool = False) -> dict[str, str]:
-        """Return the images that cannot be decoded, {name: reason}; none if the listing says that all were."""
+        """Return the images that cannot be decoded, {name: reason}; none if the listing is marked as checked."""
         return {} if self.listing.checked and not every else super().unreadable(every)
 
     def class_names(self) -> list[str]:
-        """Return what the classes are called: for WordNet ids the words of torchvision's meta.bin, else of timm."""
+        """Return the classes' names: for WordNet ids the words in torchvision's meta.bin, or else in timm."""
         if not all(name[:1] == "n" and name[1:].isdigit() and len(name) == 9 for name in self.classes):
             return self.classes
         if (meta := self.root / "meta.bin").exists():
@@ -132,7 +132,7 @@ class Listing:
 
 
 _inherited: dict[tuple[str, str], Listing] = {}
-"""Listings that this process was given, by the name and the root of the set."""
+"""Listings from another process, by the name and the root of the set."""
 
 
 def inherit(listing: Listing, spec: DataSpec, *, root: str | Path = ".") -> None:
@@ -147,34 +147,34 @@ def list_files(spec: DataSpec, root: str | Path) -> Listing:
         DataError: naming the folder that is missing or that holds no data set.
     """
     folder = expand_path(spec.name.removeprefix("folder:"), root)  # imagenet and places365: root/<name>
-    lists = spec.name == "places365" and (folder / "places365_train_standard.txt").exists()
-    return _places365(folder) if lists else _folders(folder)
+    has_lists = spec.name == "places365" and (folder / "places365_train_standard.txt").exists()
+    return _places365(folder) if has_lists else _folders(folder)
 
 
 def _folders(root: Path) -> Listing:
     left_out: Counter[str] = Counter()
-    held_out = [name for name in ("val", "test") if (root / name).is_dir()]
-    if (root / "train").is_dir() and not held_out:
+    eval_splits = [name for name in ("val", "test") if (root / name).is_dir()]
+    if (root / "train").is_dir() and not eval_splits:
         raise DataError(f"{root} has train/ but neither val/ nor test/; one of them holds the test images")
-    scans = {split: _scan_split(root, split) for split in ("train", *held_out)}
+    scans = {split: _scan_split(root, split) for split in ("train", *eval_splits)}
     classes = scans["train"].classes
     files = []
-    for name, one in scans.items():
-        if one.classes != classes:
-            odd = sorted(set(one.classes) ^ set(classes))
+    for name, part in scans.items():
+        if part.classes != classes:
+            diff = sorted(set(part.classes) ^ set(classes))
             raise DataError(
-                f"{root / name} and {root / 'train'} have different classes: {', '.join(map(printable, odd[:5]))}"
+                f"{root / name} and {root / 'train'} have different classes: {', '.join(map(printable, diff[:5]))}"
             )
-        files.append(Files(str(root), [f"{name}/{path}" for path in one.paths], one.labels))
-        left_out += one.left_out
+        files.append(Files(str(root), [f"{name}/{path}" for path in part.paths], part.labels))
+        left_out += part.left_out
     return Listing(root, classes, files[0], files[1] if len(files) == 3 else None, files[-1], left_out)
 
 
 def _places365(root: Path) -> Listing:
     """Read torchvision's layout: lists of files, and data_256_standard/ and val_256/, or the large ones."""
-    small = (root / "data_256_standard").is_dir()
+    is_small = (root / "data_256_standard").is_dir()
     try:
-        train, test = (Places365(root, split, small=small) for split in ("train-standard", "val"))
+        train, test = (Places365(root, split, small=is_small) for split in ("train-standard", "val"))
     except RuntimeError as error:
         raise DataError(f"{root} looks like torchvision's Places365 layout but is incomplete: {error}") from error
     splits = []
@@ -193,17 +193,17 @@ def _scan_split(root: Path, split: str) -> Scan:
     folder = root / split
     if not folder.is_dir():
         raise DataError(f"{folder} is missing; a data set has train/ and val/ or test/, each with a folder a class")
-    found = scan(folder)
-    if len(found.classes) < 2:
-        loose = found.left_out["image beside the class folders"]
+    result = scan(folder)
+    if len(result.classes) < 2:
+        strays = result.left_out["image beside the class folders"]
         raise DataError(
-            f"{folder} has {len(found.classes)} class folders ({', '.join(map(printable, found.classes))}); training "
+            f"{folder} has {len(result.classes)} class folders ({', '.join(map(printable, result.classes))}); training "
             "needs two or more"
-            + (f", and the {loose} images beside them belong into the folders of their classes" if loose else "")
+            + (f", and the {strays} images beside them belong into the folders of their classes" if strays else "")
         )
-    if empty := sorted(set(range(len(found.classes))) - set(found.labels)):
+    if empty_classes := sorted(set(range(len(result.classes))) - set(result.labels)):
         raise DataError(
-            f"{folder / printable(found.classes[empty[0]])} has no image; files ending in "
+            f"{folder / printable(result.classes[empty_classes[0]])} has no image; files ending in "
             f"{', '.join(IMG_EXTENSIONS)} count"
         )
-    return found
+    return result

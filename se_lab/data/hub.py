@@ -55,7 +55,7 @@ class HubData(EncodedData):
         sources = {split: rows for split, rows in sources.items() if split == "train" or max(rows.labels) >= 0}
         if not self.classes:
             self.classes = [str(number) for number in range(max(sources["train"].labels) + 1)]
-        held_out = _held_out(spec.name, sources)
+        eval_splits = _held_out(spec.name, sources)
         count = len(self.classes)
         bad = {
             name: f"its label is {label}, and there are {count} classes from 0 on"
@@ -63,12 +63,12 @@ class HubData(EncodedData):
             for name, label in zip(rows.names, rows.labels, strict=True)
             if not 0 <= label < count
         }
-        val = sources[held_out[0]] if len(held_out) == 2 else None
+        val = sources[eval_splits[0]] if len(eval_splits) == 2 else None
         self.rows = sources
-        self.set_splits(sources["train"], val, sources[held_out[-1]], bad)
+        self.set_splits(sources["train"], val, sources[eval_splits[-1]], bad)
 
     def identify(self) -> str:
-        """Return the digest of the encoded images and their labels; of unchanged tables from memory."""
+        """Return the digest of the encoded images and their labels; of unchanged tables, cached."""
         places = [(rows, number) for rows in self.rows.values() for number in range(len(rows.labels))]
         names = [f"{rows.names[number]} {rows.labels[number]}" for rows, number in places]
         size = sum(rows.size for rows in self.rows.values()) // max(len(names), 1)
@@ -92,7 +92,7 @@ class Rows:
         from datasets import Image
 
         self.size = int(rows.data.nbytes)
-        """Bytes of the table, or less where images are in files of their own."""
+        """Bytes of the table, without images in files of their own."""
         self.rows, self.image = rows.select_columns([image]).cast_column(image, Image(decode=False)), image
         self.labels = [-1 if value is None else int(value) for value in rows.select_columns([label])[label]]
         self.names = [f"{name}/{number}" for number in range(len(self.labels))]
@@ -102,9 +102,12 @@ class Rows:
         return [_encoded(image) for image in self.rows[list(numbers)][self.image]]
 
     def status(self) -> list[Any]:
-        """Return what changes when the table's files change: sizes, times and inodes."""
+        """Return values that change with the table's files: sizes, times and inodes."""
         files = [Path(file["filename"]).stat() for file in self.rows.cache_files]
-        return [self.rows._fingerprint, *([one.st_size, one.st_mtime_ns, one.st_ctime_ns, one.st_ino] for one in files)]
+        return [
+            self.rows._fingerprint,
+            *([stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino] for stat in files),
+        ]
 
 
 class StreamedData(EncodedData):
@@ -121,10 +124,10 @@ class StreamedData(EncodedData):
         super().__init__(spec, seed, workers)
         from datasets import Image
 
-        first = next(iter(found.values()))
-        if first.features is None:
+        table = next(iter(found.values()))
+        if table.features is None:
             raise DataError(f"{spec.name} does not say what its columns are; download it and name the folder")
-        self.image, self.label, self.classes = _columns(spec.name, first.features)
+        self.image, self.label, self.classes = _columns(spec.name, table.features)
         if not self.classes:
             raise DataError(f"{spec.name} does not say how many classes column {self.label!r} has")
         columns = [self.image, self.label]
@@ -133,19 +136,19 @@ class StreamedData(EncodedData):
             for split, name in _names(found).items()
         }
         unlabelled = [s for s in self.streams if s != "train" and next(iter(self.streams[s]))[self.label] in (None, -1)]
-        held_out = _held_out(spec.name, [split for split in self.streams if split not in unlabelled])
-        self.streams["test"] = self.streams[held_out[-1]]
+        eval_splits = _held_out(spec.name, [split for split in self.streams if split not in unlabelled])
+        self.streams["test"] = self.streams[eval_splits[-1]]
         names = _names(found)
-        counts = {split: _count(spec.name, found[names[split]], names[split]) for split in ("train", *held_out)}
-        self.sizes = {"train": counts["train"], "val": 0, "test": counts[held_out[-1]]}
-        if len(held_out) == 2:
+        counts = {split: _count(spec.name, found[names[split]], names[split]) for split in ("train", *eval_splits)}
+        self.sizes = {"train": counts["train"], "val": 0, "test": counts[eval_splits[-1]]}
+        if len(eval_splits) == 2:
             self.sizes["val"] = counts["val"]
         elif spec.val_fraction:
             raise DataError(
                 f"{spec.name} is streamed and has no validation split of its own, and of a stream none can be held "
                 "out: set data.val_fraction=0, or download it and name the folder"
             )
-        self._digest = digest_of(f"{spec.name} {getattr(first.info, 'version', '')} {self.sizes}".encode())
+        self._digest = digest_of(f"{spec.name} {getattr(table.info, 'version', '')} {self.sizes}".encode())
 
     def batches(self, split: str) -> Batches:
         """Return the loader of a split."""
@@ -173,13 +176,13 @@ class StreamBatches(EncodedBatches):
             stream = stream.shuffle(seed=seed, buffer_size=BUFFER)
         image, label = self.columns
         rows = enumerate(stream)
-        held: dict[int, Mapping[str, Any]] = {}
+        buffer: dict[int, Mapping[str, Any]] = {}
         step = self.micro_batch * self.portion.ranks * self.portion.accumulate
         for number in range(skip, len(self)):
             places = self.places(number).tolist()
             first = number // self.portion.accumulate * step if self.training else places[0]
-            held = {place: row for place, row in held.items() if place >= first // repeats}
-            while not all(place // repeats in held for place in places):
+            buffer = {place: row for place, row in buffer.items() if place >= first // repeats}
+            while not all(place // repeats in buffer for place in places):
                 place, row = next(rows, (-1, {}))
                 if place < 0:
                     raise DataError(
@@ -187,16 +190,16 @@ class StreamBatches(EncodedBatches):
                         "that it declares"
                     )
                 if place >= first // repeats:
-                    held[place] = row
-            chosen = [(place, held[place // repeats]) for place in places]
+                    buffer[place] = row
+            batch = [(place, buffer[place // repeats]) for place in places]
             yield [
                 ((sampler.epoch, place // repeats, place % repeats), _encoded(row[image]), row[label])
-                for place, row in chosen
+                for place, row in batch
             ]
 
 
 class Passing:
-    """The test images of a stream by number, read as they pass; going back takes another pass from the start."""
+    """The test images of a stream by number, read in one pass; going back starts another pass."""
 
     check_first = False
 
@@ -224,7 +227,7 @@ class Passing:
 
 
 class StreamedImages(Dataset[Item]):
-    """Decodes what comes with its key; an image that cannot be read is left out."""
+    """Decodes images that come with their keys; unreadable ones are left out."""
 
     def __init__(self, data: StreamedData, split: str) -> None:
         self.transform, self.spec, self.seed, self.split = data.transform(split), data.spec, data.seed, split
@@ -248,31 +251,31 @@ def _columns(name: str, features: Mapping[str, Any]) -> tuple[str, str, list[str
     images = [column for column, kind in features.items() if isinstance(kind, Image)]
     classes = [column for column, kind in features.items() if isinstance(kind, ClassLabel)]
     numbers = [column for column, kind in features.items() if isinstance(kind, Value) and "int" in kind.dtype]
-    likely = [c for c in ("label", "labels", "fine_label") if c in classes] + classes
-    likely += [c for c in ("label", "labels") if c in numbers]
-    if not images or not likely:
+    candidates = [c for c in ("label", "labels", "fine_label") if c in classes] + classes
+    candidates += [c for c in ("label", "labels") if c in numbers]
+    if not images or not candidates:
         raise DataError(f"{name} has no {'labels' if images else 'images'} among its columns: {', '.join(features)}")
-    kind = features[likely[0]]
-    return images[0], likely[0], list(kind.names) if isinstance(kind, ClassLabel) else []
+    kind = features[candidates[0]]
+    return images[0], candidates[0], list(kind.names) if isinstance(kind, ClassLabel) else []
 
 
-def _names(found: Mapping[str, Any]) -> dict[str, str]:
-    """Return what the set calls our splits."""
-    return {split: name for split, names in SPLIT_NAMES.items() for name in names[::-1] if name in found}
+def _names(tables: Mapping[str, Any]) -> dict[str, str]:
+    """Return the set's names for our splits."""
+    return {split: name for split, names in SPLIT_NAMES.items() for name in names[::-1] if name in tables}
 
 
 def _held_out(name: str, splits: Mapping[str, Any] | Sequence[str]) -> list[str]:
-    held_out = [split for split in ("val", "test") if split in splits]
-    if "train" not in splits or not held_out:
+    eval_splits = [split for split in ("val", "test") if split in splits]
+    if "train" not in splits or not eval_splits:
         raise DataError(f"{name} has the labelled splits {', '.join(splits)}; it needs train, and validation or test")
-    return held_out
+    return eval_splits
 
 
 def _count(name: str, rows: Any, split: str) -> int:
-    known = (rows.info.splits or {}).get(split)
-    if known is None or not known.num_examples:
+    info = (rows.info.splits or {}).get(split)
+    if info is None or not info.num_examples:
         raise DataError(f"{name} does not say how many images its {split} split has; download it and name the folder")
-    return int(known.num_examples)
+    return int(info.num_examples)
 
 
 def _encoded(image: Mapping[str, Any] | None) -> bytes:

@@ -84,7 +84,7 @@ class EncodedData(ImageData):
         self.splits: dict[str, Source] = {}
         self.whole: list[Source] = []
         """The sources before images were held out for validation or left out."""
-        self.transform("train")  # a RandAugment that timm cannot read is refused now
+        self.transform("train")  # fail now for a RandAugment that timm cannot read
 
     def set_splits(self, train: Source, val: Source | None, test: Source, bad: dict[str, str]) -> None:
         """Take the splits without their bad images, and hold out validation images if there are none.
@@ -100,28 +100,31 @@ class EncodedData(ImageData):
         self.whole = [source for source in (train, val, test) if source is not None]
         if val is None:
             labels = torch.tensor(train.labels)
-            kept, chosen, _ = stratified_split(labels, (self.spec.val_fraction, 0.0), self.spec.split_seed)
-            train, val = Part(train, kept.tolist()), Part(train, chosen.tolist())
+            rest, val_part, _ = stratified_split(labels, (self.spec.val_fraction, 0.0), self.spec.split_seed)
+            train, val = Part(train, rest.tolist()), Part(train, val_part.tolist())
         self.splits = dict(zip(SPLITS, (train, val, test), strict=True))
         if sum(len(source.labels) for source in self.whole if source.check_first) <= CHECKED:
             bad = self.unreadable() | bad
         self.leave_out(bad)
         self.sizes = {split: len(source.labels) for split, source in self.splits.items()}
-        for split, what in (("train", "training"), ("test", "test")):
+        for split, kind in (("train", "training"), ("test", "test")):
             if not self.sizes[split]:
-                raise DataError(f"{self.spec.name} has no {what} image that can be read")
+                raise DataError(f"{self.spec.name} has no {kind} image that can be read")
 
     def identify(self) -> str:
-        """Return the digest, from files that have not changed without reading them again."""
+        """Return the digest; files that have not changed are not read again."""
         files = self._files()
         assert files is not None, "a set without files says itself how it is identified"
-        names, status = [name for one in files for name in one.paths], [row for one in files for row in one.status()]
-        places = [(one, number) for one in files for number in range(len(one.paths))]
+        names, status = (
+            [name for part in files for name in part.paths],
+            [row for part in files for row in part.status()],
+        )
+        places = [(part, number) for part in files for number in range(len(part.paths))]
 
         def read(number: int) -> bytes:
-            one, place = places[number]
+            part, place = places[number]
             try:
-                return one.read([place])[0]
+                return part.read([place])[0]
             except DataError:  # data.on_error=skip trains without it
                 return b""
 
@@ -129,26 +132,26 @@ class EncodedData(ImageData):
             sizes = [size for size, *_ in status]
             return content_digest(names, sizes, read, [modified // 10**9 for _, modified, *_ in status])
 
-        return remembered("images", [WHOLE, *({one.root for one in files}), names, status], make)
+        return remembered("images", [WHOLE, *({part.root for part in files}), names, status], make)
 
     def unreadable(self, every: bool = False) -> dict[str, str]:
-        """Return the images that cannot be decoded, {name: reason}; of files that have not changed, from memory.
+        """Return the images that cannot be decoded, {name: reason}; for unchanged files, from the cache.
 
         Args:
-            every: Read also those that take long.
+            every: Include images that are slow to read.
         """
-        near = [source for source in self.whole if every or source.check_first]
-        if (files := self._files()) is None or len(near) != len(self.whole):
-            return _unreadable(near)
-        key = [PIL.__version__, [[one.root, *one.paths, one.status()] for one in files]]
+        sources = [source for source in self.whole if every or source.check_first]
+        if (files := self._files()) is None or len(sources) != len(self.whole):
+            return _unreadable(sources)
+        key = [PIL.__version__, [[part.root, *part.paths, part.status()] for part in files]]
 
         def lasting(bad: dict[str, str]) -> bool:
-            return not any(" cannot be read: " in reason for reason in bad.values())  # as a disk or network has it
+            return not any(" cannot be read: " in reason for reason in bad.values())  # disk or network errors
 
-        return remembered("unreadable", key, lambda: _unreadable(near), lasting)
+        return remembered("unreadable", key, lambda: _unreadable(sources), lasting)
 
     def _files(self) -> list[Files] | None:
-        """Return the files that the images lie in, or None if there are others."""
+        """Return the image files, or None if some images lie elsewhere."""
         files = [source for source in self.whole if isinstance(source, Files)]
         return files if len(files) == len(self.whole) else None
 
@@ -156,14 +159,14 @@ class EncodedData(ImageData):
         """Drop images by name, {name: reason}, or raise DataError unless the spec says to skip them."""
         if not bad:
             return
-        found = [f"{name}: {reason}" for name, reason in bad.items()]
+        lines = [f"{name}: {reason}" for name, reason in bad.items()]
         if self.spec.on_error == "stop":
-            more = f" … and {len(bad) - 10} more" if len(bad) > 10 else ""
+            suffix = f" … and {len(bad) - 10} more" if len(bad) > 10 else ""
             raise DataError(
-                f"{counted(len(bad), 'image')} of {self.spec.name} cannot be read: {'; '.join(found[:10])}{more} "
+                f"{counted(len(bad), 'image')} of {self.spec.name} cannot be read: {'; '.join(lines[:10])}{suffix} "
                 "(data.on_error=skip leaves them out)"
             )
-        self.note(found)
+        self.note(lines)
         for split, source in self.splits.items():
             if any(name in bad for name in source.names):
                 self.splits[split] = Part(source, [n for n, name in enumerate(source.names) if name not in bad])
@@ -218,7 +221,7 @@ class EncodedBatches(Batches):
             if images is None:
                 if self.training:
                     raise DataError(f"no image of a batch can be read: {'; '.join(left_out[:10])}")
-                # an empty batch: the ranks count each other's
+                # empty, so that all ranks have as many batches
                 images = torch.empty((0, 3, self.data.image_size, self.data.image_size), dtype=torch.uint8)
             batch = normalise(images.to(device, non_blocking=True))
             if self.training:
@@ -243,9 +246,9 @@ class _Renewed:
 
 
 class DecodedImages(Dataset[Item]):
-    """The images of a split, asked for by the batch and by key, so that augmentation is keyed to each image.
+    """The images of a split, fetched in batches by key, so that augmentation is keyed to each image.
 
-    One that cannot be read is replaced in training by another, which its key chooses, and left out in evaluation.
+    In training, an unreadable image is replaced by another, chosen by its key; in evaluation it is left out.
     """
 
     def __init__(self, source: Source, transform: PictureTransform, spec: DataSpec, seed: int, training: bool) -> None:
@@ -274,7 +277,7 @@ class DecodedImages(Dataset[Item]):
 
 
 class Making(Protocol):
-    """How an item is made of an image."""
+    """The settings for making an item."""
 
     transform: PictureTransform
     spec: DataSpec
@@ -304,11 +307,11 @@ def no_item(key: Key, reason: str, spec: DataSpec) -> Item:
 
 def _collate(items: list[Item]) -> tuple[Tensor | None, Tensor, Tensor, Tensor | None, list[str]]:
     left_out = [text for item in items for text in item[4]]
-    readable = [item for item in items if item[0] is not None]
-    labels, numbers = (torch.tensor([item[part] for item in readable], dtype=torch.long) for part in (1, 2))
-    if not readable:
+    good_items = [item for item in items if item[0] is not None]
+    labels, numbers = (torch.tensor([item[part] for item in good_items], dtype=torch.long) for part in (1, 2))
+    if not good_items:
         return None, labels, numbers, None, left_out
-    images, draws = (torch.stack([cast(Tensor, item[part]) for item in readable]) for part in (0, 3))
+    images, draws = (torch.stack([cast(Tensor, item[part]) for item in good_items]) for part in (0, 3))
     return images, labels, numbers, draws, left_out
 
 
@@ -322,5 +325,5 @@ def _unreadable(sources: Sequence[Source]) -> dict[str, str]:
             return source.names[number], str(error)
 
     with ThreadPoolExecutor(4) as pool:
-        found = [pool.map(check, [source] * len(source.labels), range(len(source.labels))) for source in sources]
-        return {name: reason for results in found for name, reason in results if reason}
+        checks = [pool.map(check, [source] * len(source.labels), range(len(source.labels))) for source in sources]
+        return {name: reason for results in checks for name, reason in results if reason}

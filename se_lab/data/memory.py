@@ -30,16 +30,16 @@ class TensorBatches(Batches):
         pad, flips, size = self.data.pad, self.data.flips, images.shape[-1]
         order = self.sampler.order()
         rows = order + self.sampler.turns() * self.sampler.size  # of the tables below
-        corners, flipped, removed = (
+        corners, mirrors, removals = (
             torch.cat(parts) for parts in zip(*map(self.draws, range(self.sampler.repeats)), strict=True)
         )
         places = [self.places(number) for number in range(skip, len(self))]
-        rest, lengths = torch.cat(places), [len(part) for part in places]
+        positions, lengths = torch.cat(places), [len(part) for part in places]
         # one copy for all batches: a GPU finishes its work before each copy
-        tables = (order[rest], corners[rows[rest]], flipped[rows[rest]])
+        tables = (order[positions], corners[rows[positions]], mirrors[rows[positions]])
         per_batch = [torch.split(table.to(images.device), lengths) for table in tables]
-        for chosen, corner, mirror, row in zip(*per_batch, torch.split(rows[rest], lengths), strict=True):
-            batch = images[chosen]
+        for numbers, corner, mirror, row in zip(*per_batch, torch.split(rows[positions], lengths), strict=True):
+            batch = images[numbers]
             if self.augment:
                 batch = crop(F.pad(batch, [pad] * 4), corner, size)
                 if flips:
@@ -50,18 +50,18 @@ class TensorBatches(Batches):
                 batch = self.data.rand_augment(batch, keys)
             batch = self.data.normalise(batch)
             if self.augment:
-                batch = remove(batch, removed[row], self.data.spec)
-            yield batch, labels[chosen], chosen
+                batch = remove(batch, removals[row], self.data.spec)
+            yield batch, labels[numbers], numbers
 
     def draws(self, turn: int) -> tuple[Tensor, Tensor, Tensor]:
         """Return the random corners and flips of an epoch, and the random numbers of `remove`: row i is image i's."""
         size = self.sampler.size
         stream = torch.Generator().manual_seed(self.sampler.key("augment", turn))
         corners = torch.randint(2 * self.data.pad + 1, (size, 2), generator=stream)
-        flipped = torch.rand(size, generator=stream) < 0.5
+        mirrors = torch.rand(size, generator=stream) < 0.5
         stream.manual_seed(self.sampler.key("remove", turn))
         spec = self.data.spec
-        return corners, flipped, torch.rand(size, DRAWS if removes(spec) else 0, generator=stream)
+        return corners, mirrors, torch.rand(size, DRAWS if removes(spec) else 0, generator=stream)
 
 
 class MemoryData(ImageData):
@@ -111,7 +111,7 @@ class MemoryData(ImageData):
 class DigitsData(MemoryData):
     """scikit-learn's handwritten digits (UCI, 1,797 images of 8×8): half of each class is the test split.
 
-    With a fifth held out the test error of a ResNet-20 is near 0.5 %, one or two images: seeds cannot be told apart.
+    With a fifth held out, a ResNet-20's test error is near 0.5 %, one or two images: too few to tell seeds apart.
     """
 
     pad, flips = 1, False

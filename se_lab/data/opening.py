@@ -34,7 +34,7 @@ class Known:
     val_images: int | None = None
     """None where it has no validation split of its own."""
     in_memory: bool = False
-    """Whether the statistics of its own training images normalise it; ImageNet's normalise sets of files."""
+    """Whether the statistics of its training images normalise it; sets of files use ImageNet's."""
 
 
 KNOWN = {
@@ -126,7 +126,7 @@ def listing_of(spec: DataSpec, *, root: str | Path = ".") -> Listing | None:
         data = _open_folders(spec, 0, root, 0)
         checked = sum(data.sizes.values()) <= CHECKED
         return None if data.skipped else dataclasses.replace(data.listing, digest=data.digest, checked=checked)
-    except (DataError, SpecError, OSError):  # the trials say it in their records
+    except (DataError, SpecError, OSError):  # the trials record the error
         return None
 
 
@@ -142,14 +142,14 @@ class DataShape:
 
 
 def data_shape(spec: DataSpec, *, root: str | Path = ".") -> DataShape:
-    """Return the shape of a data set: of a known set without opening it (about its sizes), else by opening it."""
-    if (known := KNOWN.get(spec.name)) is not None:
-        size = spec.image_size or known.image_size
-        held_out = known.classes * round(spec.val_fraction * known.train_images / known.classes)
-        sizes = {"train": known.train_images, "val": known.val_images or 0, "test": known.test_images}
-        if known.val_images is None:
-            sizes |= {"train": known.train_images - held_out, "val": held_out}
-        return DataShape(known.classes, (known.in_chans, size, size), sizes)
+    """Return the shape of a data set: a known set is not opened (its sizes are approximate), others are."""
+    if (info := KNOWN.get(spec.name)) is not None:
+        size = spec.image_size or info.image_size
+        val_images = info.classes * round(spec.val_fraction * info.train_images / info.classes)
+        sizes = {"train": info.train_images, "val": info.val_images or 0, "test": info.test_images}
+        if info.val_images is None:
+            sizes |= {"train": info.train_images - val_images, "val": val_images}
+        return DataShape(info.classes, (info.in_chans, size, size), sizes)
     data = create_data(spec, 0, root=root)
     return DataShape(len(data.classes), (data.in_chans, data.image_size, data.image_size), data.sizes)
 
@@ -160,7 +160,7 @@ def data_shapes(specs: Iterable[DataSpec], *, root: str | Path = ".") -> dict[Da
 
 
 def present_digest(spec: DataSpec, *, root: str | Path = ".") -> str | None:
-    """Return the digest of the images that are there now, or None where that takes a network or they are gone.
+    """Return the digest of the present images, or None if they are missing or need a network.
 
     Files that have not changed are not read again.
 
@@ -178,17 +178,17 @@ def present_digest(spec: DataSpec, *, root: str | Path = ".") -> str | None:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What reading all images of a data set has found."""
+    """The result of reading all images of a data set."""
 
     digest: str
-    """Compared with that of a trial's record: equal if the images are the same."""
+    """Equal to the digest of a trial's record if the images are the same."""
     images: int
     unreadable: list[str]
     """Images that cannot be decoded, with the reason."""
 
 
 def inspect_images(spec: DataSpec, *, root: str | Path = ".") -> Inspection:
-    """Read and decode every image of a data set, whatever is remembered of it.
+    """Read and decode every image of a data set, ignoring cached values.
 
     Raises:
         DataError: naming the folder or file that cannot be used.
@@ -197,7 +197,9 @@ def inspect_images(spec: DataSpec, *, root: str | Path = ".") -> Inspection:
         data = create_data(dataclasses.replace(spec, on_error="skip"), 0, root=root)
         bad = data.skipped
         if isinstance(data, EncodedData):
-            bad = list(dict.fromkeys([*bad, *(f"{name}: {why}" for name, why in data.unreadable(every=True).items())]))
+            bad = list(
+                dict.fromkeys([*bad, *(f"{name}: {reason}" for name, reason in data.unreadable(every=True).items())])
+            )
         return Inspection(data.digest, sum(data.sizes.values()), bad)
 
 

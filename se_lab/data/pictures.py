@@ -1,4 +1,4 @@
-"""From an encoded image to bytes of the size that the net sees, by PIL and torchvision's transforms v2.
+"""Decode images to bytes of the net's input size, by PIL and torchvision's transforms v2.
 
 Images become RGB as torchvision makes them: CMYK, palette and grey ones are converted, a transparency is dropped, and
 the rotation that a camera notes in EXIF is not applied, as in the training of the published nets. Of 16 bits a channel
@@ -24,7 +24,7 @@ from se_lab.data.rand_augment import posterize_all
 from se_lab.spec import DataSpec, SpecError
 
 Raw = bytes | Image.Image | Tensor | Exception
-"""An image as its source gives it: encoded, as PIL has it, as bytes (1 or 3, H, W), or the reason why it has none."""
+"""An image from its source: encoded, a PIL image, bytes (1 or 3, H, W), or the reason why there is none."""
 
 
 class PictureTransform:
@@ -102,7 +102,7 @@ def why_unreadable(raw: Raw) -> str:
 
 
 def normaliser(device: torch.device) -> Callable[[Tensor], Tensor]:
-    """Return what makes bytes (…, 3, H, W) on a device floats, in units of ImageNet's mean and deviation."""
+    """Return a function that normalises bytes (…, 3, H, W) on a device by ImageNet's mean and deviation."""
     mean, std = (torch.tensor(v, device=device)[:, None, None] for v in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
     return lambda images: images.float().div_(255).sub_(mean).div_(std)
 

@@ -1,4 +1,4 @@
-"""RandAugment (Cubuk et al. 2020) on a batch of images where it lies: timm draws the operations, tensors apply them."""
+"""RandAugment (Cubuk et al. 2020) for batches on their device: timm draws operations, tensor code applies them."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class RandAugment:
         """Take timm's configuration, such as rand-m9-mstd0.5-inc1, and the colour (3,) of what lies outside an image.
 
         Raises:
-            SpecError: for one that timm cannot read, or that has an operation which is not here.
+            SpecError: for one that timm cannot read, or with an operation missing in OPERATIONS.
         """
         try:
             self.draw = rand_augment_transform(config, {"img_mean": (128, 128, 128)})
@@ -78,14 +78,14 @@ class RandAugment:
                 places += rows
                 arguments += [choices[row][turn][1][:1] or (0.0,) for row in rows]
         device = images.device
-        # a copy for all steps, which waits for no GPU, where a tensor made on it would for each
-        where = torch.tensor(places, dtype=torch.long).to(device, non_blocking=True).split_with_sizes(sizes)
+        # one copy for all steps, without waiting for the GPU as making a tensor per step would
+        indices = torch.tensor(places, dtype=torch.long).to(device, non_blocking=True).split_with_sizes(sizes)
         values = (
             torch.tensor(arguments).view(len(places), 1, 1, 1).to(device, non_blocking=True).split_with_sizes(sizes)
         )
         images, fill = images.float(), self.fill.to(device, non_blocking=True)
-        for name, rows_of, argument in zip(names, where, values, strict=True):
-            images[rows_of] = OPERATIONS[name](images[rows_of], argument, fill)
+        for name, index, argument in zip(names, indices, values, strict=True):
+            images[index] = OPERATIONS[name](images[index], argument, fill)
         return images.to(torch.uint8)
 
 
@@ -93,8 +93,8 @@ def _note(name: str, before: Drawn, *arguments: float, **_: Any) -> Drawn:
     return [*before, (name, arguments)]
 
 
-# Each takes images (N, 3, H, W) of whole numbers from 0 to 255, an argument an image (N, 1, 1, 1), and the fill colour
-# (3,), and gives whole numbers again, those that PIL gives.
+# Each takes images (N, 3, H, W) of whole numbers from 0 to 255, one argument per image (N, 1, 1, 1), and the fill
+# colour (3,), and returns whole numbers, the same as PIL.
 
 
 def _grey(images: Tensor) -> Tensor:
@@ -134,8 +134,8 @@ def _desaturate(images: Tensor, factor: Tensor, fill: Tensor) -> Tensor:
 def _autocontrast(images: Tensor, _: Tensor, __: Tensor) -> Tensor:
     low, high = images.amin((2, 3), keepdim=True), images.amax((2, 3), keepdim=True)
     scale = 255 / (high - low).double()
-    stretched = (images * scale - low * scale).clamp(0, 255).trunc()
-    return torch.where(high > low, stretched.to(images.dtype), images)
+    result = (images * scale - low * scale).clamp(0, 255).trunc()
+    return torch.where(high > low, result.to(images.dtype), images)
 
 
 def _equalize(images: Tensor, _: Tensor, __: Tensor) -> Tensor:
@@ -144,8 +144,8 @@ def _equalize(images: Tensor, _: Tensor, __: Tensor) -> Tensor:
     counts.scatter_add_(2, planes, torch.ones_like(planes))
     step = (planes.shape[2] - counts.gather(2, planes.amax(2, keepdim=True))) // 255
     table = ((step // 2 + counts.cumsum(2) - counts) // step.clamp(min=1)).clamp(max=255)
-    equal = table.gather(2, planes).view_as(images).to(images.dtype)
-    return torch.where(step[..., None] > 0, equal, images)
+    result = table.gather(2, planes).view_as(images).to(images.dtype)
+    return torch.where(step[..., None] > 0, result, images)
 
 
 def _invert(images: Tensor, _: Tensor, __: Tensor) -> Tensor:
@@ -172,14 +172,14 @@ def _affine(images: Tensor, matrix: Tensor, fill: Tensor) -> Tensor:
         torch.arange(height, device=images.device) + 0.5, torch.arange(width, device=images.device) + 0.5, indexing="ij"
     )
     points = torch.stack([columns, rows, torch.ones_like(rows)], -1)
-    sampled = torch.einsum("nij,hwj->nhwi", matrix, points)
-    x, y = sampled.unbind(-1)
-    inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+    positions = torch.einsum("nij,hwj->nhwi", matrix, points)
+    x, y = positions.unbind(-1)
+    mask = (x >= 0) & (x < width) & (y >= 0) & (y < height)
     grid = torch.stack([x * (2 / width), y * (2 / height)], -1) - 1
-    moved = F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
-    moved = (moved + 1e-3).floor().clamp(0, 255)  # PIL cuts off, from double precision
+    result = F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    result = (result + 1e-3).floor().clamp(0, 255)  # PIL truncates, in double precision
     colour = fill.to(images)[None, :, None, None]
-    return torch.where(inside[:, None], moved, colour)
+    return torch.where(mask[:, None], result, colour)
 
 
 def _matrix(entries: dict[tuple[int, int], Tensor], like: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Webdataset shards: tars of images with their labels, on this machine or behind s3://, http:// and what fsspec knows.
+"""Webdataset shards: tars of images with their labels, on this machine or behind s3://, http:// or another fsspec URL.
 
 A shard is read once to index its images; after that each image is read by its range of bytes, a whole batch at a
 time, and only the index is kept on disk. So the order is the full permutation of (seed, epoch), as for every other
@@ -34,7 +34,7 @@ NO_LABEL = -(2**31)
 AT_ONCE = 8
 """Shards that are indexed at the same time."""
 VALIDATORS = ("mtime", "ino", "ETag", "LastModified", "Last-Modified", "Content-MD5", "Digest", "generation", "md5Hash")
-"""What file systems say of a file that changes with its content; a server may say none of it."""
+"""Fields of a file's info that change with its content; a server may give none of them."""
 
 
 class ShardData(EncodedData):
@@ -57,9 +57,9 @@ class ShardData(EncodedData):
         base = _common(folders)
         with ThreadPoolExecutor(AT_ONCE) as pool:
             versions = [list(pool.map(_version, urls)) for urls in parts]
-        small = sum(version[0] for part in versions for version in part) <= WHOLE
-        indexed = [_index(urls, of, base, small) for urls, of in zip(parts, versions, strict=True)]
-        train, test = indexed[0], indexed[-1]
+        is_small = sum(version[0] for part in versions for version in part) <= WHOLE
+        shards = [_index(urls, stamps, base, is_small) for urls, stamps in zip(parts, versions, strict=True)]
+        train, test = shards[0], shards[-1]
         names = _class_names(parts[0][0])
         count = len(names) or max([-1, *train.labels]) + 1
         if count < 2:
@@ -76,15 +76,15 @@ class ShardData(EncodedData):
         self.classes = [str(number) for number in range(count)]
         self._class_names = names or self.classes
         bad: dict[str, str] = {}
-        for index in indexed:
+        for index in shards:
             bad |= index.problems
             for name, label in zip(index.names, index.labels, strict=True):
                 if label == NO_LABEL:
                     bad.setdefault(name, "it has no label in .cls or .json")
                 elif not 0 <= label < count:
                     bad.setdefault(name, f"its label is {label}, and there are {count} classes from 0 on")
-        self._indexed, self._versions = indexed, versions
-        self.set_splits(train, indexed[1] if len(indexed) == 3 else None, test, bad)
+        self._indexed, self._versions = shards, versions
+        self.set_splits(train, shards[1] if len(shards) == 3 else None, test, bad)
 
     def class_names(self) -> list[str]:
         """Return the lines of classnames.txt, or the numbers."""
@@ -93,20 +93,20 @@ class ShardData(EncodedData):
     def identify(self) -> str:
         """Return the digest of the images' bytes, names and labels, wherever the shards lie."""
         shards = self._indexed
-        names = [f"{name} {label}" for one in shards for name, label in zip(one.names, one.labels, strict=True)]
-        if all(one.hashes for one in shards):
-            hashes = [found for one in shards for found in one.hashes]
-            lines = (f"{name} {found}\n" for name, found in zip(names, hashes, strict=True))
+        names = [f"{name} {label}" for split in shards for name, label in zip(split.names, split.labels, strict=True)]
+        if all(split.hashes for split in shards):
+            hashes = [digest for split in shards for digest in split.hashes]
+            lines = (f"{name} {digest}\n" for name, digest in zip(names, hashes, strict=True))
             return digest_of(*sorted(map(encoded_name, lines)))
-        sizes = [size for one in shards for size in one.places[:, 2].tolist()]
-        places = [(one, number) for one in shards for number in range(len(one.names))]
+        sizes = [size for split in shards for size in split.places[:, 2].tolist()]
+        places = [(split, number) for split in shards for number in range(len(split.names))]
 
         def make() -> str:
             return content_digest(names, sizes, lambda number: places[number][0].read([places[number][1]])[0])
 
         if not all(len(version) > 1 for part in self._versions for version in part):
             return make()
-        return remembered("images", [[one.urls for one in shards], self._versions], make)
+        return remembered("images", [[split.urls for split in shards], self._versions], make)
 
 
 @dataclass(frozen=True)
@@ -132,25 +132,25 @@ class Shards:
         """Return the encoded images of these numbers, all fetched at the same time."""
         places = self.places[list(numbers)].tolist()
         urls = [self.urls[shard] for shard, _, _ in places]
-        found = _fetch(urls, [first for _, first, _ in places], [first + size for _, first, size in places])
-        for url, content, (_, _, size) in zip(urls, found, places, strict=True):
+        contents = _fetch(urls, [first for _, first, _ in places], [first + size for _, first, size in places])
+        for url, content, (_, _, size) in zip(urls, contents, places, strict=True):
             if len(content) != size:
                 raise DataError(
                     f"{url} returned {len(content)} bytes instead of {size}: the file has changed, or its server does "
                     "not serve ranges of bytes"
                 )
-        return found
+        return contents
 
 
 def _fetch(urls: list[str], starts: list[int], ends: list[int], tries: int = 3) -> list[bytes]:
     fs, _ = _file_system(urls[0])
     paths = [fs._strip_protocol(url) for url in urls]
-    for left in reversed(range(tries)):
-        found = fs.cat_ranges(paths, starts, ends, on_error="return")
-        if not (failed := [n for n, content in enumerate(found) if isinstance(content, Exception)]):
-            return list(found)
-        if not left:
-            raise DataError(f"{urls[failed[0]]} cannot be read: {found[failed[0]]!r}")
+    for tries_left in reversed(range(tries)):
+        contents = fs.cat_ranges(paths, starts, ends, on_error="return")
+        if not (failures := [n for n, content in enumerate(contents) if isinstance(content, Exception)]):
+            return list(contents)
+        if not tries_left:
+            raise DataError(f"{urls[failures[0]]} cannot be read: {contents[failures[0]]!r}")
     raise AssertionError
 
 
@@ -158,7 +158,7 @@ def _file_system(url: str) -> tuple[Any, str]:
     try:
         from fsspec.core import url_to_fs
 
-        fs, path = url_to_fs(url)  # fsspec keeps one a process, and makes a new one after a fork
+        fs, path = url_to_fs(url)  # fsspec keeps one per process, and a new one after a fork
     except ImportError as error:
         raise DataError(f"{url} needs a package that is missing ({error}): pip install 'se-lab[shards]'") from error
     except ValueError as error:
@@ -180,9 +180,9 @@ def _expand(pattern: str, root: str | Path) -> list[str]:
 
 def _common(folders: list[str]) -> str:
     """Return the folder that contains all folders; os.path would split s3://."""
-    split = [folder.split("/") for folder in folders]
-    same = itertools.takewhile(lambda parts: len(set(parts)) == 1, zip(*split, strict=False))
-    return "/".join(parts[0] for parts in same)
+    paths = [folder.split("/") for folder in folders]
+    prefix = itertools.takewhile(lambda parts: len(set(parts)) == 1, zip(*paths, strict=False))
+    return "/".join(parts[0] for parts in prefix)
 
 
 def _class_names(first_shard: str) -> list[str]:
@@ -192,53 +192,53 @@ def _class_names(first_shard: str) -> list[str]:
 
 
 def _index(urls: list[str], versions: list[list[Any]], base: str, hashed: bool) -> Shards:
-    """Index shards, or take the index that an earlier look at the same files has kept.
+    """Index shards, or load the cached index of the same files.
 
     Args:
         urls: The shards.
-        versions: Their sizes and what else tells whether they have changed; without that, they are indexed again.
+        versions: Their sizes and other values that change with them; without those, they are indexed again.
         base: The folder that names are relative to.
         hashed: Whether to hash the images.
     """
-    known = all(len(version) > 1 for version in versions)
+    is_cacheable = all(len(version) > 1 for version in versions)
     digest = hashlib.sha256(json.dumps([2, urls, versions, hashed]).encode()).hexdigest()[:32]
     cache = cache_folder() / f"shards-{digest}.npz"
-    arrays = _kept(cache) if known else None
+    arrays = _kept(cache) if is_cacheable else None
     if arrays is None:
         if "://" in urls[0] or len(urls) > AT_ONCE:
             print(f"indexing {counted(len(urls), 'shard')}: {urls[0]} …", file=sys.stderr)
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            found = list(pool.map(_samples, urls, [hashed] * len(urls)))
-        samples = [(number, sample) for number, shard in enumerate(found) for sample in shard]
+            results = list(pool.map(_samples, urls, [hashed] * len(urls)))
+        samples = [(number, sample) for number, shard in enumerate(results) for sample in shard]
         if not samples:
             raise DataError(f"{urls[0]}{f' and {len(urls) - 1} more' if len(urls) > 1 else ''}: no image in the shards")
         arrays = {
-            "keys": np.array([one.key for _, one in samples]),
-            "labels": np.array([one.label for _, one in samples], np.int64),
-            "places": np.array([(number, *one.place) for number, one in samples], np.int64),
-            "hashes": np.array([one.hash for _, one in samples]),
-            "problems": np.array([one.problem for _, one in samples]),
+            "keys": np.array([item.key for _, item in samples]),
+            "labels": np.array([item.label for _, item in samples], np.int64),
+            "places": np.array([(number, *item.place) for number, item in samples], np.int64),
+            "hashes": np.array([item.hash for _, item in samples]),
+            "problems": np.array([item.problem for _, item in samples]),
         }
-        if known:
+        if is_cacheable:
             _keep(cache, arrays)
-    short = [url[len(base) :].lstrip("/") for url in urls]
+    paths = [url[len(base) :].lstrip("/") for url in urls]
     keys, places = arrays["keys"].tolist(), arrays["places"]
-    names = [f"{short[shard]}/{key}" for shard, key in zip(places[:, 0].tolist(), keys, strict=True)]
+    names = [f"{paths[shard]}/{key}" for shard, key in zip(places[:, 0].tolist(), keys, strict=True)]
     problems = {name: problem for name, problem in zip(names, arrays["problems"].tolist(), strict=True) if problem}
     return Shards(urls, names, arrays["labels"].tolist(), places, arrays["hashes"].tolist() if hashed else [], problems)
 
 
 def _kept(cache: Path) -> dict[str, np.ndarray[Any, Any]] | None:
     try:
-        with np.load(cache) as found:
-            return {name: found[name] for name in ("keys", "labels", "places", "hashes", "problems")}
+        with np.load(cache) as archive:
+            return {name: archive[name] for name in ("keys", "labels", "places", "hashes", "problems")}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
 
 
 def _keep(cache: Path, arrays: dict[str, np.ndarray[Any, Any]]) -> None:
-    def write(aside: Path) -> None:
-        with aside.open("wb") as file:
+    def write(temp_path: Path) -> None:
+        with temp_path.open("wb") as file:
             np.savez_compressed(file, allow_pickle=False, **arrays)
 
     try:
@@ -248,7 +248,7 @@ def _keep(cache: Path, arrays: dict[str, np.ndarray[Any, Any]]) -> None:
 
 
 def _version(url: str) -> list[Any]:
-    """Return a shard's size, and whatever else changes when its content does."""
+    """Return a shard's size, and other values that change with its content."""
     fs, path = _file_system(url)
     try:
         info = fs.info(path)
@@ -287,19 +287,19 @@ class _Sample:
 def _samples(url: str, hashed: bool) -> list[_Sample]:
     """Return the samples of a shard that have an image."""
     fs, path = _file_system(url)
-    found: list[_Sample] = []
+    samples: list[_Sample] = []
     try:
         with fs.open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
-                tar.members = []  # type: ignore[attr-defined]  # which tarfile would keep, all of them
+                tar.members = []  # type: ignore[attr-defined]  # tarfile would keep them all
                 folder, _, name = member.name.rpartition("/")
                 stem, dot, extension = name.partition(".")
                 if not (member.isfile() and stem and dot):
                     continue
                 key = f"{folder}/{stem}".lstrip("/")
-                if not found or found[-1].key != key:
-                    found.append(_Sample(key))
-                sample, extension = found[-1], extension.lower()
+                if not samples or samples[-1].key != key:
+                    samples.append(_Sample(key))
+                sample, extension = samples[-1], extension.lower()
                 if extension in ("cls", "json"):
                     sample.take_label(extension, _content(tar, member))
                 elif f".{extension}" in IMG_EXTENSIONS:
@@ -310,10 +310,10 @@ def _samples(url: str, hashed: bool) -> list[_Sample]:
                     sample.other = extension
     except (tarfile.TarError, OSError) as error:
         raise DataError(f"{url} is no whole tar without compression: {error}") from error
-    for sample in found:
+    for sample in samples:
         if not sample.image and sample.other:
             sample.problem = f"it has no image but .{sample.other}; an image's name is KEY.jpg, KEY.png or the like"
-    return [sample for sample in found if sample.image or sample.other]
+    return [sample for sample in samples if sample.image or sample.other]
 
 
 def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
@@ -323,19 +323,19 @@ def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
 
 
 def _label(content: bytes, extension: str) -> tuple[int, str]:
-    """Return the label of a .cls or a .json, or NO_LABEL; and what is wrong with it, or an empty string."""
+    """Return the label of a .cls or a .json, or NO_LABEL; and its problem, or an empty string."""
     if extension == "cls":
-        given: Any = content.decode("utf-8", "backslashreplace").strip()
+        value: Any = content.decode("utf-8", "backslashreplace").strip()
     else:
         try:
-            about = json.loads(content)
+            fields = json.loads(content)
         except ValueError as error:
             return NO_LABEL, f"its .json is no JSON ({error})"
-        if not isinstance(about, dict) or "label" not in about:
+        if not isinstance(fields, dict) or "label" not in fields:
             return NO_LABEL, ""
-        given = about["label"]
-    if isinstance(given, str) and re.fullmatch(r"[+-]?[0-9]{1,10}", given):
-        given = int(given)
-    if isinstance(given, int) and not isinstance(given, bool) and abs(given) < 2**31:
-        return given, ""
-    return NO_LABEL, f"its label is {str(given)[:40]!r} in .{extension}; a label is an integer, such as 3"
+        value = fields["label"]
+    if isinstance(value, str) and re.fullmatch(r"[+-]?[0-9]{1,10}", value):
+        value = int(value)
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**31:
+        return value, ""
+    return NO_LABEL, f"its label is {str(value)[:40]!r} in .{extension}; a label is an integer, such as 3"

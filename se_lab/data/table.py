@@ -74,7 +74,7 @@ def open_table(spec: DataSpec, seed: int, root: str | Path, workers: int, downlo
     """Open a data set of the table.
 
     Raises:
-        DataError: where its function fails, or returns what cannot be trained on.
+        DataError: if its function fails or returns unusable splits.
     """
     splits = _call(spec.name, root, download)
     sources = {"train": splits.train, "val": splits.val, "test": splits.test}
@@ -114,15 +114,15 @@ class _TableInMemory(MemoryData):
     def __init__(self, spec: DataSpec, seed: int, splits: Splits) -> None:
         self.pad, self.flips = splits.pad or 0, splits.flips
         parts = {"train": splits.train, "test": splits.test} | ({"val": splits.val} if splits.val is not None else {})
-        found = {
+        data = {
             split: _stacked(f"{spec.name}, {split}", images, len(splits.classes)) for split, images in parts.items()
         }
-        digest = digest_of(*(part.numpy().tobytes() for _, tensors in sorted(found.items()) for part in tensors))
-        if "val" not in found:
-            images, labels = found["train"]
-            kept, chosen, _ = stratified_split(labels, (spec.val_fraction, 0.0), spec.split_seed)
-            found["train"], found["val"] = (images[kept], labels[kept]), (images[chosen], labels[chosen])
-        super().__init__(spec, seed, {split: found[split] for split in ("train", "val", "test")})
+        digest = digest_of(*(part.numpy().tobytes() for _, tensors in sorted(data.items()) for part in tensors))
+        if "val" not in data:
+            images, labels = data["train"]
+            rest, val_part, _ = stratified_split(labels, (spec.val_fraction, 0.0), spec.split_seed)
+            data["train"], data["val"] = (images[rest], labels[rest]), (images[val_part], labels[val_part])
+        super().__init__(spec, seed, {split: data[split] for split in ("train", "val", "test")})
         self._digest, self.classes = digest, list(splits.classes)
 
 
@@ -132,10 +132,10 @@ def _stacked(name: str, images: Any, classes: int) -> tuple[Tensor, Tensor]:
         pixels, labels = images.tensors
     else:
         items = [_item(images, number) for number in range(len(images))]
-        if bad := [f"{number}: {raw}" for number, (raw, _) in enumerate(items) if isinstance(raw, Exception)]:
-            raise DataError(f"{name}: {counted(len(bad), 'image')} cannot be read: {'; '.join(bad[:10])}")
+        if failures := [f"{number}: {raw}" for number, (raw, _) in enumerate(items) if isinstance(raw, Exception)]:
+            raise DataError(f"{name}: {counted(len(failures), 'image')} cannot be read: {'; '.join(failures[:10])}")
         tensors = [raw if isinstance(raw, Tensor) else pil_to_tensor(raw) for raw, _ in items]
-        if len(shapes := sorted({tuple(one.shape) for one in tensors})) > 1:
+        if len(shapes := sorted({tuple(image.shape) for image in tensors})) > 1:
             raise DataError(
                 f"{name}: images of shapes {', '.join(map(str, shapes[:3]))}; with a pad all have one shape"
             )
@@ -175,8 +175,8 @@ class _TableData(EncodedData):
                 return b""
 
         size = len(read(0))
-        few = len(names) <= CHECKED and len(names) * size <= WHOLE
-        return content_digest(names, [size if few else WHOLE] * len(names), read)
+        is_small = len(names) <= CHECKED and len(names) * size <= WHOLE
+        return content_digest(names, [size if is_small else WHOLE] * len(names), read)
 
 
 def _source(images: Any, split: str, classes: int, bad: dict[str, str]) -> Source:
@@ -217,9 +217,9 @@ class Rows:
 def _labels(images: Any) -> list[int]:
     """Return all labels: from the attribute where torchvision's sets keep them, else from the items themselves."""
     for name in LABELS:
-        found = getattr(images, name, None)
-        if found is not None and not callable(found) and len(found) == len(images):
-            return [_label(label) for label in found]
+        values = getattr(images, name, None)
+        if values is not None and not callable(values) and len(values) == len(images):
+            return [_label(label) for label in values]
     if isinstance(images, TensorDataset):
         return [_label(label) for label in images.tensors[1]]
     return [_item(images, number)[1] for number in range(len(images))]

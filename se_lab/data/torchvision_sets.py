@@ -17,12 +17,12 @@ from se_lab.data.files import Files
 from se_lab.data.table import Splits
 
 TEST_FRACTION = 0.2
-"""Test images of sets that have no test split of their own: the same ones always, whatever the spec's seeds are."""
+"""Share of test images in sets without a test split: always the same images, whatever the spec's seeds."""
 
 
-def _pixels(found: Any, labels: Any) -> TensorDataset:
+def _pixels(dataset: Any, labels: Any) -> TensorDataset:
     """Return images and labels as tensors: data of (N, H, W), (N, H, W, C) or (N, C, H, W)."""
-    data = torch.as_tensor(np.asarray(found.data))
+    data = torch.as_tensor(np.asarray(dataset.data))
     if data.dim() == 3:
         data = data[:, None]
     elif data.shape[-1] == 3:
@@ -79,18 +79,18 @@ def _oxford_pets(root: Path, download: bool = False) -> Splits:
 
 
 def _caltech101(root: Path, download: bool = False) -> Splits:
-    found = tv.Caltech101(root, download=download)
-    folder = Path(found.root, "101_ObjectCategories")
+    dataset = tv.Caltech101(root, download=download)
+    folder = Path(dataset.root, "101_ObjectCategories")
     paths = [
-        folder / found.categories[label] / f"image_{number:04d}.jpg"
-        for label, number in zip(found.y, found.index, strict=True)
+        folder / dataset.categories[label] / f"image_{number:04d}.jpg"
+        for label, number in zip(dataset.y, dataset.index, strict=True)
     ]
-    return _divided(_files(root, paths, found.y), found.categories)
+    return _divided(_files(root, paths, dataset.y), dataset.categories)
 
 
 def _eurosat(root: Path, download: bool = False) -> Splits:
-    found = tv.EuroSAT(root, download=download)
-    return _divided(_files(root, [path for path, _ in found.samples], found.targets), found.classes, 64)
+    dataset = tv.EuroSAT(root, download=download)
+    return _divided(_files(root, [path for path, _ in dataset.samples], dataset.targets), dataset.classes, 64)
 
 
 def _files(root: Path, paths: Sequence[str | Path], labels: Sequence[int]) -> Files:

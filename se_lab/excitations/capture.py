@@ -30,7 +30,7 @@ GATES: dict[type[nn.Module], tuple[str, str]] = {
 
 
 class ExcitationError(SpecError):
-    """Excitations that cannot be had: the message says why, and what to do."""
+    """Excitations are unavailable: the message says why, and what to do."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class GateSite:
     channels: int
     """Channels of the gate."""
     path: str
-    """What `get_submodule` takes to reach the unit."""
+    """The unit's path, for `get_submodule`."""
     low: float | None = 0.0
     """The lower bound of the gate, from its excitation; None where there is none."""
     high: float | None = 1.0
@@ -69,13 +69,13 @@ def capture_excitations(model: nn.Module, *, squeezed: bool = False, maps: bool 
     """Capture the gates s (section 3.2) of every unit that has one, and of timm's own SE, while the context is open.
 
     The net's outputs do not change by a bit. Works under inference_mode, autocast and channels_last, and on a net in
-    DistributedDataParallel, where each process captures its own images. The hooks go when the context closes, whatever
-    happened inside.
+    DistributedDataParallel, where each process captures its own images. The hooks are removed when the context closes,
+    also after an error.
 
     Args:
         model: The net, in eval mode for the gates that it is tested with.
         squeezed: Capture the squeezed descriptors z (equation 2) as well.
-        maps: Capture as well where in an image a gate that varies over H×W is high.
+        maps: Capture maps of the gates that vary over H×W as well.
 
     Raises:
         ExcitationError: for a net without gates, or one that runs other code than its modules' (torch.compile,
@@ -92,11 +92,11 @@ def capture_excitations(model: nn.Module, *, squeezed: bool = False, maps: bool 
     capture = Capture(gate_sites(net))
     handles = []
 
-    def keep(into: dict[str, Tensor], name: str, value: Tensor) -> None:
+    def keep(target: dict[str, Tensor], name: str, value: Tensor) -> None:
         value = value.detach()
         if value.dim() == 4 and value.shape[2:] != (1, 1):
             value = value.mean((2, 3), dtype=torch.promote_types(value.dtype, torch.float32))
-        into[name] = value.flatten(1)
+        target[name] = value.flatten(1)
 
     def keep_gate(name: str, factors: Sequence[Tensor]) -> None:
         capture.excitations[name] = _mean_gate(factors)
@@ -138,9 +138,9 @@ def replace_gate(model: nn.Module, site: GateSite, gate: Tensor) -> Iterator[Non
         ones = torch.ones_like(output)  # the first factor is the gate, all others are 1
         return ones * gate.to(output).view(1, -1, *[1] * (output.dim() - 2)) if passed == 1 else ones
 
-    own = unit.get_submodule(_children_of(unit)[0])
-    starts = own if _has_one_factor(unit) else unit
-    handles: list[Any] = [starts.register_forward_pre_hook(begin), own.register_forward_hook(constant)]
+    gate_module = unit.get_submodule(_children_of(unit)[0])
+    start_module = gate_module if _has_one_factor(unit) else unit
+    handles: list[Any] = [start_module.register_forward_pre_hook(begin), gate_module.register_forward_hook(constant)]
     try:
         yield
     finally:
@@ -162,7 +162,7 @@ def _hook_gate(unit: nn.Module, keep: Callable[[Sequence[Tensor]], None]) -> lis
 
 
 def _has_one_factor(unit: nn.Module) -> bool:
-    """Return whether a gate passes in one piece, so that the unit, which with hooks runs unfused, needs none."""
+    """Return whether a gate has one factor: the unit then needs no hooks, which would make it run unfused."""
     return not isinstance(unit, Unit) or not unit.why_not_fused()
 
 
@@ -170,12 +170,12 @@ def _mean_gate(factors: Sequence[Tensor]) -> Tensor:
     """Return the mean over H×W, (N, C), of the product of a gate's factors; of one without H and W the gate itself."""
     if len(factors) == 1 and (factors[0].dim() == 2 or factors[0].shape[2:] == (1, 1)):
         return factors[0].flatten(1)
-    wide = [_wide(factor) for factor in factors]
+    maps = [_wide(factor) for factor in factors]
     for axis in (2, 3):  # what one factor alone varies along is averaged before the product, which is then small
-        varying = [number for number, factor in enumerate(wide) if factor.shape[axis] > 1]
-        if len(varying) == 1:
-            wide[varying[0]] = wide[varying[0]].mean(axis, keepdim=True)
-    return functools.reduce(torch.mul, wide).mean((2, 3))
+        indices = [number for number, factor in enumerate(maps) if factor.shape[axis] > 1]
+        if len(indices) == 1:
+            maps[indices[0]] = maps[indices[0]].mean(axis, keepdim=True)
+    return functools.reduce(torch.mul, maps).mean((2, 3))
 
 
 def _product(factors: Sequence[Tensor]) -> Tensor:
@@ -183,8 +183,8 @@ def _product(factors: Sequence[Tensor]) -> Tensor:
 
 
 def _wide(factor: Tensor) -> Tensor:
-    four = factor[:, :, None, None] if factor.dim() == 2 else factor
-    return four.to(torch.promote_types(four.dtype, torch.float32))
+    gate = factor[:, :, None, None] if factor.dim() == 2 else factor
+    return gate.to(torch.promote_types(gate.dtype, torch.float32))
 
 
 def gate_sites(model: nn.Module) -> list[GateSite]:
@@ -196,11 +196,11 @@ def gate_sites(model: nn.Module) -> list[GateSite]:
     Raises:
         ExcitationError: where there is none.
     """
-    own = tuple(f"{path}." for path, module in model.named_modules() if isinstance(module, Unit))
+    unit_prefixes = tuple(f"{path}." for path, module in model.named_modules() if isinstance(module, Unit))
     units = {
         path: module
         for path, module in model.named_modules()
-        if _children_of(module)[0] and not path.startswith(own)  # a unit may be built from a layer of timm's
+        if _children_of(module)[0] and not path.startswith(unit_prefixes)  # a unit may be built from a layer of timm's
     }
     if not units:
         name = (getattr(model, "pretrained_cfg", None) or {}).get("architecture") or type(model).__name__
@@ -208,15 +208,15 @@ def gate_sites(model: nn.Module) -> list[GateSite]:
             f"{name} has no unit with a gate to inspect; build it with units (model.se.insertion=standard), "
             "or take a net that has them, such as timm's seresnet50"
         )
-    inserted = {site.path: site for site in getattr(model, "se_sites", ())}  # by tables or by paths, as they are named
+    sites = {site.path: site for site in getattr(model, "se_sites", ())}  # by tables or by paths, as they are named
     numbers = _numbers(model, list(units))
-    numbers |= {path: (site.stage, site.unit) for path, site in inserted.items()}
+    numbers |= {path: (site.stage, site.unit) for path, site in sites.items()}
     names: dict[str, str] = {}
     for path in sorted(units, key=lambda path: not isinstance(units[path], Unit)):
         stage, unit = numbers[path]
-        again = sum(numbers[other] == numbers[path] for other in names) + 1
-        known = inserted.get(path)
-        names[path] = known.name if known else f"SE_{stage}_{unit}" + (f"_{again}" if again > 1 else "")
+        count = sum(numbers[other] == numbers[path] for other in names) + 1
+        inserted_site = sites.get(path)
+        names[path] = inserted_site.name if inserted_site else f"SE_{stage}_{unit}" + (f"_{count}" if count > 1 else "")
     return [
         GateSite(names[path], *numbers[path], _channels(unit), path, *_limits(unit)) for path, unit in units.items()
     ]
@@ -244,16 +244,16 @@ def _channels(unit: nn.Module) -> int:
 def _numbers(model: nn.Module, paths: Sequence[str]) -> dict[str, tuple[int, int]]:
     """Return the (stage, unit) of each SE unit's path."""
     try:
-        known = {place.path: (place.stage, place.unit) for place in find_places(model)}
+        block_numbers = {place.path: (place.stage, place.unit) for place in find_places(model)}
     except SpecError:
-        known = {}
-    found: dict[str, tuple[int, int]] = {}
+        block_numbers = {}
+    numbers: dict[str, tuple[int, int]] = {}
     for path in paths:
         parts = path.split(".")
-        above = (".".join(parts[:end]) for end in range(len(parts) - 1, 0, -1))
-        found.update((path, known[block]) for block in above if block in known)
-    if len(found) == len(paths):
-        return found
+        parents = (".".join(parts[:end]) for end in range(len(parts) - 1, 0, -1))
+        numbers.update((path, block_numbers[block]) for block in parents if block in block_numbers)
+    if len(numbers) == len(paths):
+        return numbers
     blocks = [path.rpartition(".")[0] for path in paths]
     # a block that hangs on the net itself, such as a stem, is a stage of its own
     containers = list(dict.fromkeys(block.rpartition(".")[0] or block for block in blocks))
@@ -261,8 +261,8 @@ def _numbers(model: nn.Module, paths: Sequence[str]) -> dict[str, tuple[int, int
     for path, block in zip(paths, blocks, strict=True):
         container, _, name = block.rpartition(".")
         siblings = [child for child, _ in model.get_submodule(container).named_children()] if container else [name]
-        found[path] = (containers.index(container or block) + first, siblings.index(name) + 1)
-    return found
+        numbers[path] = (containers.index(container or block) + first, siblings.index(name) + 1)
+    return numbers
 
 
 def _hookable(model: nn.Module) -> nn.Module:
@@ -272,11 +272,11 @@ def _hookable(model: nn.Module) -> nn.Module:
         hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
         for module in model.modules()
     )
-    for found, what, instead in (
+    for condition, kind, advice in (
         (compiled, "compiled by torch.compile", "the net before it was compiled (compiled._orig_mod)"),
         (isinstance(model, torch.jit.ScriptModule), "a TorchScript module", "the net it was made from"),
         (isinstance(model, nn.DataParallel), "in DataParallel", "its .module, or use DistributedDataParallel"),
     ):
-        if found:
-            raise ExcitationError(f"the net is {what}, and its modules' hooks do not run: pass {instead}")
+        if condition:
+            raise ExcitationError(f"the net is {kind}, and its modules' hooks do not run: pass {advice}")
     return model

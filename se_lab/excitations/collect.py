@@ -32,7 +32,7 @@ Say = Callable[[str], object]
 
 @dataclass(frozen=True)
 class TrainedNet:
-    """A net to look into, and where it comes from."""
+    """A net to inspect, and its source."""
 
     label: str
     model: nn.Module
@@ -46,7 +46,7 @@ class TrainedNet:
 
 @dataclass(frozen=True)
 class CaptureOptions:
-    """How a net is looked at."""
+    """How to capture gates."""
 
     images_per_class: int | None = None
     """Random images of each class, the same each time; all by default."""
@@ -59,7 +59,7 @@ class CaptureOptions:
     trust_plugins: bool = False
     """Import the modules that a trial's record names under plugins, if they are not imported yet."""
     say: Say = lambda text: None
-    """Told of progress."""
+    """Reports progress."""
 
 
 def open_net(source: str | Path, *, trust_plugins: bool = False) -> TrainedNet:
@@ -96,27 +96,29 @@ def _pretrained(name: str) -> TrainedNet:
 def open_data(
     net: TrainedNet, data: str | None = None, *, batch_size: int = 64, root: str = ".", workers: int = 2
 ) -> LabelledImages:
-    """Open the images to look at a net with: `data`, or those that its trial was tested with.
+    """Open the images to run through a net: `data`, or its trial's test images.
 
     Raises:
         SpecError, DataError: where there are none, or the net cannot take them.
     """
     if data is None and net.spec is None:
         raise ExcitationError(f"{net.label} is not a trial's: say what to show it, --data folder:PATH")
-    known = net.spec.data if net.spec else DataSpec()  # how a trial's images are normalised and cropped
-    spec = dataclasses.replace(known, name=data or known.name, batch_size=batch_size)
+    base = net.spec.data if net.spec else DataSpec()  # how a trial's images are normalised and cropped
+    spec = dataclasses.replace(base, name=data or base.name, batch_size=batch_size)
     images = open_images(spec, root=root, workers=workers, config=net.data_config)
-    takes = next(p.shape[1] for p in net.model.parameters() if p.dim() == 4)
-    has = 1 if spec.name == "digits" else 3
-    if takes != has:
-        raise ExcitationError(f"{net.label} takes images of {takes} channels, and those of {spec.name} have {has}")
+    expected = next(p.shape[1] for p in net.model.parameters() if p.dim() == 4)
+    actual = 1 if spec.name == "digits" else 3
+    if expected != actual:
+        raise ExcitationError(
+            f"{net.label} takes images of {expected} channels, and those of {spec.name} have {actual}"
+        )
     return images
 
 
 def collect(net: TrainedNet, images: LabelledImages, path: Path, options: CaptureOptions) -> ExcitationStatistics:
     """Run images through a net and return the statistics of its gates, which are written to `path` as well.
 
-    A file that is there already, of the same net and images, is taken as it is; an interrupted one is resumed.
+    An existing file of the same net and images is reused; an interrupted one is resumed.
 
     Raises:
         ExcitationError: for a gate that is NaN or infinite.
@@ -125,17 +127,17 @@ def collect(net: TrainedNet, images: LabelledImages, path: Path, options: Captur
     key = _fingerprint(net.model, images, numbers, options)
     device = _device(options.device)
     model = net.model.to(device).eval()
-    keep_on = torch.device("cpu") if device.type == "mps" else device  # MPS has no float64
+    storage = torch.device("cpu") if device.type == "mps" else device  # MPS has no float64
     part = path.with_suffix(".part")
-    finished = _load_matching(path, key, keep_on)
-    statistics = finished or _load_matching(part, key, keep_on)
+    finished_statistics = _load_matching(path, key, storage)
+    statistics = finished_statistics or _load_matching(part, key, storage)
     if statistics is None:
         extremes = EXTREMES if options.extremes else 0
-        statistics = ExcitationStatistics(gate_sites(model), images.classes, device=keep_on, extremes=extremes)
-    known = statistics.about
+        statistics = ExcitationStatistics(gate_sites(model), images.classes, device=storage, extremes=extremes)
+    previous_about = statistics.about
     statistics.about = net.about | {"label": net.label, "data": images.name, "digest": images.digest, "key": key}
-    if "redundancy" in known:
-        statistics.about["redundancy"] = known["redundancy"]
+    if "redundancy" in previous_about:
+        statistics.about["redundancy"] = previous_about["redundancy"]
     if statistics.images < len(numbers):
         if statistics.images:
             options.say(f"going on after {statistics.images} images")
@@ -143,7 +145,7 @@ def collect(net: TrainedNet, images: LabelledImages, path: Path, options: Captur
     statistics.check_finite()
     if options.redundancy and "redundancy" not in statistics.about:
         statistics.about["redundancy"] = redundancy(model, images, numbers, statistics, options.say)
-    if finished is None or statistics.about != known:
+    if finished_statistics is None or statistics.about != previous_about:
         statistics.save(path)
     part.unlink(missing_ok=True)
     return statistics
@@ -154,8 +156,8 @@ def redundancy(
 ) -> dict[str, float]:
     """Return the top-1 error in % with each unit's gate held at its mean over all images, and under "" as it is.
 
-    It answers the paper's question (section 7.2) whether the last stage's units can go: a unit whose gate may as well
-    be a constant can be folded into its convolution.
+    It answers the paper's question (section 7.2) whether the last stage's units can be removed: a unit with a constant
+    gate can be folded into its convolution.
 
     Raises:
         ExcitationError: where the net's outputs are not the images' classes.
@@ -164,12 +166,12 @@ def redundancy(
     weight = statistics.count / statistics.count.sum()
 
     def error() -> float:
-        wrong = torch.zeros((), dtype=torch.int64, device=outputs.device)
+        mistakes = torch.zeros((), dtype=torch.int64, device=outputs.device)
         with torch.inference_mode():
             for batch, labels, _ in images.batches(numbers):
                 guess = model(batch.to(outputs.device, non_blocking=True)).argmax(1)
-                wrong += (guess != outputs[labels.to(outputs.device)]).sum()
-        return 100 * float(wrong) / len(numbers)
+                mistakes += (guess != outputs[labels.to(outputs.device)]).sum()
+        return 100 * float(mistakes) / len(numbers)
 
     errors = {"": error()}
     for site in statistics.sites:
@@ -202,17 +204,17 @@ def _run(
     say: Say,
 ) -> None:
     device = next(model.parameters()).device
-    saved = time.perf_counter()
+    last_save = time.perf_counter()
     try:
         with torch.inference_mode(), capture_excitations(model) as capture:
             for batch, labels, batch_numbers in images.batches(numbers[statistics.images :]):
                 model(batch.to(device, non_blocking=True))
                 statistics.update(capture.excitations, labels, batch_numbers)
-                if time.perf_counter() - saved > SAVE_SECONDS:
+                if time.perf_counter() - last_save > SAVE_SECONDS:
                     statistics.check_finite()
                     statistics.save(part)
                     say(f"{statistics.images} of {len(numbers)} images")
-                    saved = time.perf_counter()
+                    last_save = time.perf_counter()
     except KeyboardInterrupt:
         statistics.save(part)
         raise

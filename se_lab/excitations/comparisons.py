@@ -31,10 +31,10 @@ def saturation(statistics: ExcitationStatistics) -> Chart:
         Series(sign * share, rows, label, color, bars=True)
         for sign, share, label, color in zip((-1, 1), shares.T, labels, COLORS, strict=False)
     ]
-    most = max(float(shares.max()) * 1.1, 1.0)
+    limit = max(float(shares.max()) * 1.1, 1.0)
     label = "share of gates in %" + ("" if shares.any() else " (none is saturated)")
-    sides = Axis(label, (-most, most), ticks=[(tick, f"{abs(tick):g}") for tick in _around_zero(most)])
-    panel = Panel(sides, _unit_rows([unit.site.name for unit in units]), bars, zero="x")
+    axis = Axis(label, (-limit, limit), ticks=[(tick, f"{abs(tick):g}") for tick in _around_zero(limit)])
+    panel = Panel(axis, _unit_rows([unit.site.name for unit in units]), bars, zero="x")
     note = "Over all images and channels; to the left near the lower bound, to the right near the upper."
     return Chart("saturation", "Saturation of gates", note, [panel], rows=len(units))
 
@@ -47,24 +47,26 @@ def selectivity(labelled: Labelled) -> Chart:
     index.
     """
     names = list(dict.fromkeys(site.name for _, statistics in labelled for site in statistics.sites))
-    between: list[Series] = []
+    variance: list[Series] = []
     index: list[Series] = []
     for number, (label, nets) in enumerate(_by_label(labelled).items()):
-        own = [site.name for site in nets[0].sites]
-        units = [[net.unit(name) for name in own] for net in nets]
-        line = Series(np.array([names.index(name) for name in own], dtype=float), np.empty(0), label, width=1.2, size=4)
+        site_names = [site.name for site in nets[0].sites]
+        units = [[net.unit(name) for name in site_names] for net in nets]
+        line = Series(
+            np.array([names.index(name) for name in site_names], dtype=float), np.empty(0), label, width=1.2, size=4
+        )
         color, dash = line_look(number)
         line = replace(line, color=color, dash=dash, marker=MARKERS[number % len(MARKERS)])
-        explained = np.array([[100 * measures.unit_variance_explained(unit) for unit in net] for net in units])
-        between.append(_with_range(line, explained))
+        shares = np.array([[100 * measures.unit_variance_explained(unit) for unit in net] for net in units])
+        variance.append(_with_range(line, shares))
         if min(_lowest(net) for net in nets) >= 0:
             values = np.array([[measures.selectivity_index(unit).mean() for unit in net] for net in units])
             chance = np.array([[measures.selectivity_without_classes(unit) for unit in net] for net in units]).mean(0)
             index += [_with_range(line, values), replace(line, y=chance, name="", dash="dot", marker="", width=1)]
-    some = ", of gates ≥ 0" if len(index) < 2 * len(between) else ""
+    suffix = ", of gates ≥ 0" if len(index) < 2 * len(variance) else ""
     panels = [
         Panel(_unit_columns(names), Axis(label, _from_zero(lines)), lines)
-        for label, lines in (("variance between classes, ω² in %", between), (f"selectivity index{some}", index))
+        for label, lines in (("variance between classes, ω² in %", variance), (f"selectivity index{suffix}", index))
         if lines
     ]
     remarks = dict.fromkeys(measures.few_images(net.count.cpu().numpy()) for _, net in labelled)
@@ -102,7 +104,7 @@ def overlay(labelled: Labelled) -> Chart:
     gate = Axis("gate", (low, high))
     if high > 2:  # ReLU has no end: what lies between −1 and 1 would be squeezed into a line
         gate = Axis("gate (logarithmic above 1)", (low, high), "symlog", _plain(ticks))
-    top = 1.1 * max(float(line.y.max()) for several in lines.values() for line in several)
+    top = 1.1 * max(float(line.y.max()) for stage_lines in lines.values() for line in stage_lines)
     ticks = [tick for tick in (0.0, 0.5, *_DECADES) if tick <= top]
     density_axis = Axis("density (logarithmic above 1)", (0.0, top), "symlog", _plain(ticks))
     panels = [Panel(gate, density_axis, lines[stage], title=f"stage {stage}") for stage in stages]
@@ -122,15 +124,15 @@ def unit_similarity(a: ExcitationStatistics, b: ExcitationStatistics | None = No
     mark = (chance, "95 % by chance") if np.isfinite(chance) else None
     cells = Cells(matrix, "debiased CKA of class means", low=-1.0, high=1.0, mark=mark)
     names = ("", "") if b is None else (a.about.get("label", "first"), b.about.get("label", "second"))
-    down = [(place, unit.site.name) for place, unit in enumerate(rows)]
+    ticks = [(place, unit.site.name) for place, unit in enumerate(rows)]
     panel = Panel(
         replace(_unit_columns([unit.site.name for unit in columns]), label=names[1]),
-        Axis(names[0], (len(rows) - 0.5, -0.5), ticks=down, names=True),
+        Axis(names[0], (len(rows) - 0.5, -0.5), ticks=ticks, names=True),
         cells=cells,
     )
     classes = int(min((rows[0].count > 0).sum(), (columns[0].count > 0).sum()))
-    why = f"{classes} classes, and it needs four" if classes < 4 else "no class moves the gates"
-    note = f"Blank: {why}." if np.isnan(matrix).any() else "High where units tell the same classes apart."
+    reason = f"{classes} classes, and it needs four" if classes < 4 else "no class moves the gates"
+    note = f"Blank: {reason}." if np.isnan(matrix).any() else "High where units tell the same classes apart."
     return Chart("unit_similarity", "Similarity of units", note, [panel], rows=1.15 * len(rows) + 3)
 
 
@@ -143,9 +145,9 @@ def redundancy(statistics: ExcitationStatistics) -> Chart:
     change = np.array([errors[name] - errors[""] for name in names])
     rows = np.arange(len(names), dtype=float)
     series = []
-    for color, chosen in ((COLORS[1], change > 0), (COLORS[0], change <= 0)):
-        if chosen.any():
-            bars = Series(change[chosen], rows[chosen], color=color, bars=True)
+    for color, mask in ((COLORS[1], change > 0), (COLORS[0], change <= 0)):
+        if mask.any():
+            bars = Series(change[mask], rows[mask], color=color, bars=True)
             series += [bars, replace(bars, bars=False, marker="circle", size=5, front=1)]  # a change of 0 is seen too
     extent = max(float(np.abs(change).max()), 0.5)
     limits = (min(change.min(), 0) - 0.08 * extent, max(change.max(), 0.5 * extent) + 0.08 * extent)
@@ -160,7 +162,7 @@ def training(labelled: Sequence[tuple[float, ExcitationStatistics]]) -> Chart:
     Args:
         labelled: Statistics of several checkpoints of one trial, by epoch.
     """
-    labelled = sorted(labelled, key=lambda one: one[0])
+    labelled = sorted(labelled, key=lambda pair: pair[0])
     sites = labelled[0][1].sites
     epochs = np.array([epoch for epoch, _ in labelled], dtype=float)
     titles = ("variance between classes, ω² in %", "saturated gates, %", "standard deviation of gates")
@@ -169,11 +171,13 @@ def training(labelled: Sequence[tuple[float, ExcitationStatistics]]) -> Chart:
         names = [site.name for site in sites if site.stage == stage]
         rows = [[_summary(statistics.unit(name)) for name in names] for _, statistics in labelled]
         color, dash = line_look(number)
-        for several, values in zip(lines, np.array(rows).mean(1).T, strict=True):
+        for measure_lines, values in zip(lines, np.array(rows).mean(1).T, strict=True):
             marker = MARKERS[number % len(MARKERS)]
-            several.append(Series(epochs, values, f"stage {stage}", color, marker, 4, dash, 1.2))
+            measure_lines.append(Series(epochs, values, f"stage {stage}", color, marker, 4, dash, 1.2))
     epoch = Axis("epoch", span(epochs, margin=0.04), whole=True)
-    panels = [Panel(epoch, Axis(title, _from_zero(of)), of) for title, of in zip(titles, lines, strict=True)]
+    panels = [
+        Panel(epoch, Axis(title, _from_zero(series)), series) for title, series in zip(titles, lines, strict=True)
+    ]
     return Chart("training", "Units over training", "Means over the units of a stage.", panels, columns=3)
 
 
@@ -187,11 +191,11 @@ def _unit_columns(names: Sequence[str]) -> Axis:
     return Axis(limits=(-0.5, len(names) - 0.5), ticks=list(enumerate(names)), names=True)
 
 
-def _around_zero(most: float) -> list[float]:
+def _around_zero(limit: float) -> list[float]:
     step = next(
-        step for step in sorted(base * 10.0**power for base in (1, 2, 5) for power in range(-2, 3)) if step * 3 >= most
+        step for step in sorted(base * 10.0**power for base in (1, 2, 5) for power in range(-2, 3)) if step * 3 >= limit
     )
-    return [float(tick) for tick in np.arange(-3, 4) * step if abs(tick) <= most]
+    return [float(tick) for tick in np.arange(-3, 4) * step if abs(tick) <= limit]
 
 
 def _plain(ticks: Sequence[float]) -> list[tuple[float, str]]:
@@ -205,9 +209,9 @@ def _from_zero(lines: Sequence[Series]) -> tuple[float, float]:
 
 def _with_range(line: Series, values: Floats) -> Series:
     """Return a line of the mean over nets of values (nets, units), in a band from the lowest to the highest."""
-    several = len(values) > 1
+    has_range = len(values) > 1
     return replace(
-        line, y=values.mean(0), low=values.min(0) if several else None, high=values.max(0) if several else None
+        line, y=values.mean(0), low=values.min(0) if has_range else None, high=values.max(0) if has_range else None
     )
 
 

@@ -28,8 +28,8 @@ def papers_units(sites: Sequence[GateSite]) -> list[str]:
     """
     last_stage = max(site.stage for site in sites)
     stages = dict.fromkeys(site.stage for site in sites)
-    chosen = [[site.name for site in sites if site.stage == stage] for stage in stages]
-    ends = [names[-3:] if stage == last_stage else names[-1:] for stage, names in zip(stages, chosen, strict=True)]
+    stage_units = [[site.name for site in sites if site.stage == stage] for stage in stages]
+    ends = [names[-3:] if stage == last_stage else names[-1:] for stage, names in zip(stages, stage_units, strict=True)]
     return [name for names in ends for name in names]
 
 
@@ -40,14 +40,14 @@ def activations(statistics: ExcitationStatistics, classes: Sequence[int], units:
         ExcitationError: for a class that has no image.
         SpecError: for a unit the net has not got.
     """
-    shown = classes[:_CLASSES]
+    first_classes = classes[:_CLASSES]
 
     def series(unit: UnitStatistics, channels: NDArray[np.intp]) -> list[Series]:
-        x, every = channels.astype(float), int((unit.count > 0).sum())
+        x, count = channels.astype(float), int((unit.count > 0).sum())
         mean = measures.mean_of_classes(unit)[channels]
         # wide and light below the classes, which it would hide where they agree
-        lines = [Series(x, mean, f"all ({every} classes)", "#b8b8b8", dash="solid", width=4, front=-1)]
-        for number, label in enumerate(shown):
+        lines = [Series(x, mean, f"all ({count} classes)", "#b8b8b8", dash="solid", width=4, front=-1)]
+        for number, label in enumerate(first_classes):
             color, dash = line_look(number)
             values = _of_class(unit, statistics, label).mean[label][channels]
             name = class_label(statistics.classes[label])
@@ -55,8 +55,8 @@ def activations(statistics: ExcitationStatistics, classes: Sequence[int], units:
         return lines
 
     note = "Mean gate of sampled channels, as in the SE paper's Figure 6."
-    if len(classes) > len(shown):
-        note += f" The first {len(shown)} of {len(classes)} classes."
+    if len(classes) > len(first_classes):
+        note += f" The first {len(first_classes)} of {len(classes)} classes."
     return _by_channel("figure_6", "Mean gates by class", note, "mean gate", _units(statistics, units), series)
 
 
@@ -69,8 +69,8 @@ def deviations(statistics: ExcitationStatistics, classes: Sequence[int], units: 
     def series(unit: UnitStatistics, channels: NDArray[np.intp]) -> list[Series]:
         lines, x = [], channels.astype(float)
         for number, label in enumerate(classes[:2]):
-            of = _of_class(unit, statistics, label)
-            mean, std = of.mean[label][channels], of.std[label][channels]
+            class_unit = _of_class(unit, statistics, label)
+            mean, std = class_unit.mean[label][channels], class_unit.std[label][channels]
             color, dash = line_look(number)
             name = f"{class_label(statistics.classes[label])}, mean ± std"
             lines.append(Series(x, mean, name, color, dash=dash, width=1.2, low=mean - std, high=mean + std))
@@ -84,13 +84,13 @@ def distribution(statistics: ExcitationStatistics) -> Chart:
     """Chart ridgelines: how the gates of each unit are distributed over all images and channels, stage by stage."""
     units = _units(statistics, [site.name for site in statistics.sites])
     stages = list(dict.fromkeys(unit.site.stage for unit in units))
-    series, named = [], set()
+    series, named_stages = [], set()
     for row, unit in zip(range(len(units) - 1, -1, -1), units, strict=True):
         x, y = measures.density(unit)
         stage = unit.site.stage
         height = row + 1.6 * y / max(y.max(), 1e-9)
-        name = "" if stage in named else f"stage {stage}"
-        named.add(stage)
+        name = "" if stage in named_stages else f"stage {stage}"
+        named_stages.add(stage)
         color = COLORS[stages.index(stage) % len(COLORS)]
         low = np.full_like(height, row)
         series.append(
@@ -98,27 +98,27 @@ def distribution(statistics: ExcitationStatistics) -> Chart:
         )
     ticks = [(row, unit.site.name) for row, unit in enumerate(reversed(units))]
     y_axis = Axis(limits=(-0.3, len(units) + 0.9), ticks=ticks, names=True)
-    panel = Panel(Axis("gate", span(*(one.x for one in series), margin=0.03)), y_axis, series)
+    panel = Panel(Axis("gate", span(*(line.x for line in series), margin=0.03)), y_axis, series)
     note = "Over all images and channels; each unit is scaled to its own peak."
     return Chart("distribution", "Distribution of gates", note, [panel], rows=len(units) + 1.2)
 
 
 def class_similarity(statistics: ExcitationStatistics, units: Sequence[str] | None = None) -> Chart:
     """Chart how alike classes excite a unit: correlation of class means over channels, classes in clusters."""
-    chosen = _units(statistics, units)
-    matrices = [measures.class_similarity(unit) for unit in chosen]
+    unit_statistics = _units(statistics, units)
+    matrices = [measures.class_similarity(unit) for unit in unit_statistics]
     # The scale never narrows to rounding errors, as it would where a unit's gates are the same for all classes.
     low = min(0.9, *(float(np.min(matrix, initial=1.0, where=~np.isnan(matrix))) for matrix, _ in matrices))
     panels = []
-    for unit, (matrix, order) in zip(chosen, matrices, strict=True):
-        few = len(order) <= _NAMED
-        names = [class_label(statistics.classes[label]) for label in order] if few else []
+    for unit, (matrix, order) in zip(unit_statistics, matrices, strict=True):
+        show_names = len(order) <= _NAMED
+        names = [class_label(statistics.classes[label]) for label in order] if show_names else []
         ticks = list(enumerate(names))
-        label = "" if few else f"{len(order)} classes, in clusters"
-        sides = (-0.5, len(order) - 0.5)
-        across, down = Axis(label, sides, ticks=ticks, names=True), Axis("", sides[::-1], ticks=ticks, names=True)
+        label = "" if show_names else f"{len(order)} classes, in clusters"
+        limits = (-0.5, len(order) - 0.5)
+        x_axis, y_axis = Axis(label, limits, ticks=ticks, names=True), Axis("", limits[::-1], ticks=ticks, names=True)
         cells = Cells(matrix, "correlation of class means", low=low, high=1.0, dark_high=True)
-        panels.append(Panel(across, down, cells=cells, title=unit.site.name))
+        panels.append(Panel(x_axis, y_axis, cells=cells, title=unit.site.name))
     note = "Classes that excite a unit alike stand together."
     return Chart("class_similarity", "Similarity of classes by unit", note, panels, columns=3)
 
@@ -158,7 +158,7 @@ def _of_class(unit: UnitStatistics, statistics: ExcitationStatistics, label: int
 
 
 def _units(statistics: ExcitationStatistics, names: Sequence[str] | None) -> list[UnitStatistics]:
-    every = [site.name for site in statistics.sites]
+    site_names = [site.name for site in statistics.sites]
     for name in names or ():
-        check_choice("unit", name, every)
+        check_choice("unit", name, site_names)
     return [statistics.unit(name) for name in names or papers_units(statistics.sites)]

@@ -1,4 +1,4 @@
-"""The images to show a net: classes by name, a few images of each, batches that can start anywhere."""
+"""Images to run through a net: classes by name, a few images of each, batches from any position."""
 
 from __future__ import annotations
 
@@ -53,14 +53,14 @@ class LabelledImages:
             raise ExcitationError(f"--images_per_class is {per_class}; it must be at least 1")
         stream = torch.Generator().manual_seed(seed_of(0, "excitations", len(self.labels)))
         order = torch.randperm(len(self.labels), generator=stream)
-        chosen = [order[self.labels[order] == label][:per_class] for label in torch.unique(self.labels)]
-        return torch.cat(chosen).sort().values
+        samples = [order[self.labels[order] == label][:per_class] for label in torch.unique(self.labels)]
+        return torch.cat(samples).sort().values
 
 
 def open_images(
     spec: DataSpec, *, root: str = ".", workers: int = 0, config: dict[str, Any] | None = None
 ) -> LabelledImages:
-    """Open the test images of a data set. None of a set of files is read before it is asked for.
+    """Open the test images of a data set. Files are read only when requested.
 
     Args:
         spec: Which; for folder:PATH (and imagenet and places365 in such folders under the root) the images of
@@ -73,8 +73,8 @@ def open_images(
         DataError: naming the folder that is missing or holds no images.
     """
     folder = expand_path(spec.name.removeprefix("folder:"), root)
-    listed = spec.name == "places365" and (folder / "places365_val.txt").exists()  # as torchvision has it
-    if spec.name.startswith("folder:") or (spec.name in ("imagenet", "places365") and not listed):
+    has_list = spec.name == "places365" and (folder / "places365_val.txt").exists()  # as torchvision has it
+    if spec.name.startswith("folder:") or (spec.name in ("imagenet", "places365") and not has_list):
         folder = next((folder / name for name in ("test", "val") if (folder / name).is_dir()), folder)
         return _from_source(f"folder:{folder}", *_folder(folder), spec, workers, config)
     data = create_data(spec, 0, root=root)
@@ -103,16 +103,16 @@ def _from_memory(spec: DataSpec, data: ImageData) -> LabelledImages:
 
 
 def _folder(folder: Path) -> tuple[list[str], Source, str]:
-    """Return the classes of a folder of images, a folder a class, the images, and what identifies them."""
+    """Return the classes, the images and a digest of a folder of images with one folder per class."""
     try:
-        found = scan(folder)
+        contents = scan(folder)
     except OSError as error:
         raise DataError(f"{folder} is no folder of images, with a folder a class: {error.strerror}") from None
-    if not found.paths:
+    if not contents.paths:
         raise DataError(f"{folder} has class folders, and no image that can be read")
-    files = Files(str(folder), found.paths, found.labels)
+    files = Files(str(folder), contents.paths, contents.labels)
     listing = "\n".join(f"{name} {size}" for name, (size, *_) in zip(files.names, files.status(), strict=True))
-    return [printable(name) for name in found.classes], files, hashlib.sha256(listing.encode()).hexdigest()
+    return [printable(name) for name in contents.classes], files, hashlib.sha256(listing.encode()).hexdigest()
 
 
 def _from_source(
@@ -127,15 +127,15 @@ def _from_source(
     from timm.data import create_transform
 
     prepare = create_transform(**config) if config else _AsTested(spec)
-    shown = _Shown(source, prepare)
+    dataset = _Shown(source, prepare)
 
     def batches(numbers: Tensor) -> Iterator[Batch]:
-        done = 0
+        start = 0
         pinned = torch.cuda.is_available()
-        subset = Subset(shown, numbers.tolist())
+        subset = Subset(dataset, numbers.tolist())
         for batch, labels in DataLoader(subset, spec.batch_size, num_workers=workers, pin_memory=pinned):
-            yield batch, labels, numbers[done : done + len(labels)]
-            done += len(labels)
+            yield batch, labels, numbers[start : start + len(labels)]
+            start += len(labels)
 
     return LabelledImages(
         name,
@@ -143,7 +143,7 @@ def _from_source(
         torch.tensor(source.labels),
         hashlib.sha256(f"{digest} {prepare!r}".encode()).hexdigest()[:16],
         batches,
-        lambda number: shown.pictures([number])[0],
+        lambda number: dataset.pictures([number])[0],
     )
 
 
@@ -154,14 +154,14 @@ class _Shown(Dataset[tuple[Tensor, int]]):
         self.source, self.prepare = source, prepare
 
     def pictures(self, numbers: Sequence[int]) -> list[Image.Image]:
-        """Return the images of these numbers as they are. Raise DataError for one that cannot be read."""
-        found = []
+        """Return these images without transforms. Raise DataError for one that cannot be read."""
+        pictures = []
         for number, encoded in zip(numbers, self.source.read(numbers), strict=True):
             try:
-                found.append(decode(encoded))
+                pictures.append(decode(encoded))
             except Exception as error:  # PIL raises whatever its decoders do
                 raise DataError(f"{self.source.names[number]} cannot be read: {error}") from error
-        return found
+        return pictures
 
     def __getitems__(self, numbers: list[int]) -> list[tuple[Tensor, int]]:
         """Return a batch."""
@@ -185,43 +185,45 @@ class _AsTested:
 
 
 def class_label(name: str) -> str:
-    """Return what a class is called in a figure: the first of WordNet's names for an id of ImageNet's, else itself."""
+    """Return a class's name in figures: the first of WordNet's names for an ImageNet id, else `name` itself."""
     return _imagenet().get(name, (name,))[0]
 
 
 def choose_classes(asked: Sequence[str], classes: Sequence[str]) -> list[int]:
-    """Return the numbers of the classes that are asked for by name, WordNet id, folder or number.
+    """Return the numbers of classes given by name, WordNet id, folder or number.
 
-    Without any, the paper's four where the data has them, else four evenly spaced ones.
+    By default the paper's four if the data has them, else four evenly spaced ones.
 
     Raises:
         ExcitationError: for an unknown name, with the nearest; for one that fits several classes, with all of them.
     """
     if not asked:
         papers = [classes.index(id) for id in ("n01443537", "n02110958", "n02690373", "n09246464") if id in classes]
-        spaced = np.linspace(0, len(classes) - 1, min(4, len(classes))).round().astype(int).tolist()
-        return papers if len(papers) == 4 else spaced
+        spaced_classes = np.linspace(0, len(classes) - 1, min(4, len(classes))).round().astype(int).tolist()
+        return papers if len(papers) == 4 else spaced_classes
     return list(dict.fromkeys(_choose_class(name.strip(), classes) for name in asked))
 
 
-def _choose_class(asked: str, classes: Sequence[str]) -> int:
-    if asked in classes:
-        return classes.index(asked)
-    if asked.isdigit() and int(asked) < len(classes):
-        return int(asked)
+def _choose_class(query: str, classes: Sequence[str]) -> int:
+    if query in classes:
+        return classes.index(query)
+    if query.isdigit() and int(query) < len(classes):
+        return int(query)
     words = {name: [w.lower() for w in _imagenet().get(name, (name,))] for name in classes}
-    low = asked.lower()
-    found = [name for name in classes if low in words[name]]
-    found = found or [name for name in classes if any(low in _split(word) for word in words[name])]
-    found += [name for name in AMBIGUOUS.get(low, ()) if name in classes and name not in found]
-    if len(found) == 1:
-        return classes.index(found[0])
-    if found:
-        listed = ", ".join(_described(name) for name in found[:12])
-        raise ExcitationError(f"class {asked!r} fits {len(found)} classes: {listed}; ask for one by its folder or id")
-    every = dict.fromkeys([*classes, *(word for names in words.values() for word in names)])
-    some = ", ".join(map(_described, classes[:5])) + (f" and {len(classes) - 5} more" if len(classes) > 5 else "")
-    raise ExcitationError(f"no class is called {asked!r}; there are {some}{nearest(low, every)}")
+    lower_query = query.lower()
+    matches = [name for name in classes if lower_query in words[name]]
+    matches = matches or [name for name in classes if any(lower_query in _split(word) for word in words[name])]
+    matches += [name for name in AMBIGUOUS.get(lower_query, ()) if name in classes and name not in matches]
+    if len(matches) == 1:
+        return classes.index(matches[0])
+    if matches:
+        options = ", ".join(_described(name) for name in matches[:12])
+        raise ExcitationError(
+            f"class {query!r} fits {len(matches)} classes: {options}; ask for one by its folder or id"
+        )
+    all_names = dict.fromkeys([*classes, *(word for names in words.values() for word in names)])
+    examples = ", ".join(map(_described, classes[:5])) + (f" and {len(classes) - 5} more" if len(classes) > 5 else "")
+    raise ExcitationError(f"no class is called {query!r}; there are {examples}{nearest(lower_query, all_names)}")
 
 
 def _split(words: str) -> list[str]:

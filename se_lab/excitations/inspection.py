@@ -35,7 +35,7 @@ FIGURES = ("figure_6", "figure_7", "distribution", "saturation", "selectivity", 
 
 @dataclass(frozen=True)
 class Inspection:
-    """What to show the nets, and what to make of it."""
+    """Images, outputs and figures of an inspection."""
 
     data: str | None = None
     """digits or folder:PATH; by default what a trial was tested with."""
@@ -74,35 +74,35 @@ def inspect_nets(sources: Sequence[str | Path], request: Inspection) -> list[Pat
     """
     nets = [open_net(source, trust_plugins=request.capture.trust_plugins) for source in sources]
     images = [_images(net, request) for net in nets]
-    chosen = [_chosen(request, of) for of in images]
+    class_numbers = [_chosen(request, image_set) for image_set in images]
     folders = [_folder_of(net, request, alone=len(nets) == 1) for net in nets]
-    together = folders[0] if len(nets) == 1 else Path(request.output or "excitations")
-    with _writing({*folders, together}, request):
+    common_folder = folders[0] if len(nets) == 1 else Path(request.output or "excitations")
+    with _writing({*folders, common_folder}, request):
         pass  # nothing is run for files that may not be written
-    labelled, written, drawn = [], [], []
-    for net, of, classes, folder in zip(nets, images, chosen, folders, strict=True):
+    labelled, paths, figure_paths = [], [], []
+    for net, image_set, classes, folder in zip(nets, images, class_numbers, folders, strict=True):
         with _writing([folder], request):
-            statistics = collect(net, of, folder / FILE, request.capture)
+            statistics = collect(net, image_set, folder / FILE, request.capture)
             labelled.append((net.label, statistics))
-            drawn.append(_figures_of_one(net, of, statistics, classes, folder, request))
-            written += [folder / FILE, *drawn[-1]]
+            figure_paths.append(_figures_of_one(net, image_set, statistics, classes, folder, request))
+            paths += [folder / FILE, *figure_paths[-1]]
         if request.wandb:
             _send(net, statistics, folder, request.wandb)
-    same = all(of.classes == images[0].classes for of in images[1:])
-    start = figures.papers_units(labelled[0][1].sites)[-1]
-    shown = labelled[: 2 if same else 1]
+    same_classes = all(image_set.classes == images[0].classes for image_set in images[1:])
+    unit = figures.papers_units(labelled[0][1].sites)[-1]
+    subset = labelled[: 2 if same_classes else 1]
     picture = images[0].picture if request.capture.extremes else None
-    with _writing([together], request):
+    with _writing([common_folder], request):
         if len(nets) > 1:
-            written += _comparisons(nets, labelled, same, together, request)
-        still = _static(drawn[0])
-        page = together / PAGE
-        written.append(write_page(shown, page, unit=start, classes=chosen[0], picture=picture, figures=still))
-    return written
+            paths += _comparisons(nets, labelled, same_classes, common_folder, request)
+        stills = _static(figure_paths[0])
+        page = common_folder / PAGE
+        paths.append(write_page(subset, page, unit=unit, classes=class_numbers[0], picture=picture, figures=stills))
+    return paths
 
 
 def inspect_sweep(records: pd.DataFrame, request: Inspection) -> list[Path]:
-    """Do the same for every finished trial with SE units, each in its own folder, and overlay the variants.
+    """Inspect every finished trial with SE units, each in its own folder, and overlay the variants.
 
     Args:
         records: Trials as `load_records` gives them.
@@ -114,52 +114,54 @@ def inspect_sweep(records: pd.DataFrame, request: Inspection) -> list[Path]:
     """
     study = group_variants(records)
     trials = study.trials
-    ready = trials[(trials["status"] == "finished") & (trials[INSERTION] != "none")]
-    if ready.empty:
+    finished_trials = trials[(trials["status"] == "finished") & (trials[INSERTION] != "none")]
+    if finished_trials.empty:
         raise ExcitationError(
             f"none of the {len(trials)} trials has finished with SE units in its net: run the sweep, or name others"
         )
-    names = study.variants["variant"].reindex(ready["variant"])
+    names = study.variants["variant"].reindex(finished_trials["variant"])
     folder = Path(request.output or "excitations")
     with _writing([folder], request):
         pass  # nothing is run for files that may not be written
-    labelled, written = [], []
-    for name, row in zip(names, ready.to_dict("records"), strict=True):
+    labelled, paths = [], []
+    for name, row in zip(names, finished_trials.to_dict("records"), strict=True):
         net = open_net(row["folder"], trust_plugins=request.capture.trust_plugins)
         images = _images(net, request)
         classes = _chosen(request, images)
         request.capture.say(f"{name}, seed {row['seed']:.0f} ({net.label})")
-        own = Path(row["folder"]) / "excitations"
-        statistics = collect(net, images, own / FILE, request.capture)
+        trial_folder = Path(row["folder"]) / "excitations"
+        statistics = collect(net, images, trial_folder / FILE, request.capture)
         labelled.append((name, statistics))
-        drawn = _figures_of_one(net, images, statistics, classes, own, request)
-        written += [own / FILE, *drawn]
+        figure_paths = _figures_of_one(net, images, statistics, classes, trial_folder, request)
+        paths += [trial_folder / FILE, *figure_paths]
         picture = images.picture if request.capture.extremes else None
-        start = figures.papers_units(statistics.sites)[-1]
-        shown = [(name, statistics)]
-        page = own / PAGE
-        written.append(write_page(shown, page, unit=start, classes=classes, picture=picture, figures=_static(drawn)))
+        unit = figures.papers_units(statistics.sites)[-1]
+        nets = [(name, statistics)]
+        page = trial_folder / PAGE
+        paths.append(write_page(nets, page, unit=unit, classes=classes, picture=picture, figures=_static(figure_paths)))
         if request.wandb:
-            _send(net, statistics, own, request.wandb)
+            _send(net, statistics, trial_folder, request.wandb)
     variants = dict(reversed(labelled))  # the first seed of each
     with _writing([folder], request):
-        written += _save([compare.selectivity(labelled), compare.overlay(labelled)], folder, request)
+        paths += _save([compare.selectivity(labelled), compare.overlay(labelled)], folder, request)
         if len(variants) > 1:
             pair = [(name, variants[name]) for name in (labelled[0][0], labelled[-1][0])]
-            written.append(write_page(pair, folder / PAGE, unit=start, classes=classes, picture=picture))
-    return written
+            paths.append(write_page(pair, folder / PAGE, unit=unit, classes=classes, picture=picture))
+    return paths
 
 
 def _writing(folders: Iterable[Path], request: Inspection) -> AbstractContextManager[None]:
-    """Write figures, pages and statistics into folders within it; only what SE-Lab wrote may be replaced.
+    """Return a context for writing into folders, which lets only SE-Lab's own files be replaced.
 
     In the folder of a trial these names are SE-Lab's, and a statistics file is known by its header: an interrupted run
     resumes from it.
     """
     names = [PAGE, *(f"{name}.{suffix}" for name in FIGURES for suffix in ("png", "svg"))]
-    outside = [folder for folder in folders if not any(map(is_trial, folder.absolute().parents))]
-    files = [folder / name for folder in outside for name in names]
-    statistics = [(folder / FILE).with_suffix(suffix) for folder in outside for suffix in (".safetensors", ".part")]
+    outside_folders = [folder for folder in folders if not any(map(is_trial, folder.absolute().parents))]
+    files = [folder / name for folder in outside_folders for name in names]
+    statistics = [
+        (folder / FILE).with_suffix(suffix) for folder in outside_folders for suffix in (".safetensors", ".part")
+    ]
     files += [path for path in statistics if not is_statistics_file(path)]
     return replacing(files, overwrite=request.overwrite)
 
@@ -169,11 +171,11 @@ def _images(net: TrainedNet, request: Inspection) -> LabelledImages:
 
 
 def _chosen(request: Inspection, images: LabelledImages) -> list[int]:
-    chosen = choose_classes(request.classes, images.classes)
-    empty = [images.classes[label] for label in chosen if not (images.labels == label).any()]
+    numbers = choose_classes(request.classes, images.classes)
+    empty = [images.classes[label] for label in numbers if not (images.labels == label).any()]
     if empty and request.classes:
         raise ExcitationError(f"{images.name} has no image of class {', '.join(empty)}; add some, or ask for others")
-    return [label for label in chosen if images.classes[label] not in empty]
+    return [label for label in numbers if images.classes[label] not in empty]
 
 
 def _folder_of(net: TrainedNet, request: Inspection, *, alone: bool) -> Path:
@@ -208,14 +210,14 @@ def _figures_of_one(
     ]
     if "redundancy" in statistics.about:
         charts.append(compare.redundancy(statistics))
-    written = _save(charts, folder, request)
+    paths = _save(charts, folder, request)
     maps = map_figure(net.model, images, classes, request.look)
-    return written + (save_figure(maps, folder / "maps") if maps is not None else [])
+    return paths + (save_figure(maps, folder / "maps") if maps is not None else [])
 
 
-def _static(written: Sequence[Path]) -> list[Path]:
+def _static(paths: Sequence[Path]) -> list[Path]:
     """Return the images that a page shows without JavaScript."""
-    return [path for path in written if path.suffix == ".png" and path.stem in ("figure_6", "figure_7", "distribution")]
+    return [path for path in paths if path.suffix == ".png" and path.stem in ("figure_6", "figure_7", "distribution")]
 
 
 def _save(charts: Sequence[Chart], folder: Path, request: Inspection) -> list[Path]:
@@ -224,14 +226,14 @@ def _save(charts: Sequence[Chart], folder: Path, request: Inspection) -> list[Pa
 
 
 def _comparisons(
-    nets: Sequence[TrainedNet], labelled: compare.Labelled, same: bool, folder: Path, request: Inspection
+    nets: Sequence[TrainedNet], labelled: compare.Labelled, same_classes: bool, folder: Path, request: Inspection
 ) -> list[Path]:
     charts = [compare.selectivity(labelled), compare.overlay(labelled)]
-    if same:
+    if same_classes:
         charts.append(compare.unit_similarity(labelled[0][1], labelled[1][1]))
     epochs = [net.about.get("epoch") for net in nets]
     if len({net.about.get("trial_id", net.label) for net in nets}) == 1 and len({*epochs} - {None}) > 1:
-        by_epoch = [(epoch + 1, one[1]) for epoch, one in zip(epochs, labelled, strict=True) if epoch is not None]
+        by_epoch = [(epoch + 1, pair[1]) for epoch, pair in zip(epochs, labelled, strict=True) if epoch is not None]
         charts.append(compare.training(by_epoch))
     return _save(charts, folder, request)
 

@@ -35,8 +35,8 @@ def map_figure(model: nn.Module, images: LabelledImages, classes: Sequence[int],
                 return None
             pictures += [_grey(image.numpy()) for image in batch]
             maps.append({name: values.float().cpu().numpy() for name, values in capture.maps.items()})
-    found = {name: np.concatenate([part[name] for part in maps]) for name in maps[0]}
-    names = [name for name in papers_units(capture.sites) if name in found]
+    gate_maps = {name: np.concatenate([part[name] for part in maps]) for name in maps[0]}
+    names = [name for name in papers_units(capture.sites) if name in gate_maps]
     labels = [class_label(images.classes[label]) for label in classes]
     with settings_of_style(look.settings(fallback_fonts(labels)[0])):
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -47,15 +47,15 @@ def map_figure(model: nn.Module, images: LabelledImages, classes: Sequence[int],
         FigureCanvasAgg(figure)
         axes = list(figure.subplots(len(pictures), columns, squeeze=False).flat)
         for row, (picture, label) in enumerate(zip(pictures, labels, strict=True)):
-            here = axes[row * columns : (row + 1) * columns]
-            _show(here[0], picture)
-            here[0].set_ylabel(label)
-            for panel, name in zip(here[1:], names, strict=True):
+            row_axes = axes[row * columns : (row + 1) * columns]
+            _show(row_axes[0], picture)
+            row_axes[0].set_ylabel(label)
+            for panel, name in zip(row_axes[1:], names, strict=True):
                 _show(panel, picture)
-                low, high = float(found[name].min()), float(found[name].max())
-                whole = (-0.5, picture.shape[1] - 0.5, picture.shape[0] - 0.5, -0.5)
-                over = panel.imshow(found[name][row], "viridis", vmin=low, vmax=high, alpha=0.6, extent=whole)
-                over.set_interpolation("bilinear")
+                low, high = float(gate_maps[name].min()), float(gate_maps[name].max())
+                extent = (-0.5, picture.shape[1] - 0.5, picture.shape[0] - 0.5, -0.5)
+                overlay = panel.imshow(gate_maps[name][row], "viridis", vmin=low, vmax=high, alpha=0.6, extent=extent)
+                overlay.set_interpolation("bilinear")
                 if row == 0:
                     panel.set_title(f"{name}\n{low:.3f} to {high:.3f}", fontsize=look.small)
         title = "Gates by position" if look.title is None else look.title

@@ -1,4 +1,4 @@
-"""What gates say about classes: functions from one unit's statistics to numbers."""
+"""Measures of how gates depend on classes, from a unit's statistics."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ def mean_of_classes(unit: UnitStatistics) -> Floats:
 
 def variances(unit: UnitStatistics) -> tuple[Floats, Floats]:
     """Return the variance between class means and the mean variance within classes, (C,) each, over all images."""
-    there = unit.count > 0
-    weight = (unit.count[there] / unit.count.sum())[:, None]
-    mean = unit.mean[there]
+    mask = unit.count > 0
+    weight = (unit.count[mask] / unit.count.sum())[:, None]
+    mean = unit.mean[mask]
     between = (weight * (mean - (weight * mean).sum(0)) ** 2).sum(0)
-    return between, (weight * unit.std[there] ** 2).sum(0)
+    return between, (weight * unit.std[mask] ** 2).sum(0)
 
 
 def variance_explained(unit: UnitStatistics) -> Floats:
     """Return the share of each channel's variance that lies between classes, (C,), as ω² (Hays 1963).
 
     (SSb − (k − 1) MSw) / (SSt + MSw), for k classes. Unlike the plain share SSb / SSt it is about 0, and may fall
-    below 0, where classes do not matter, however few images a class has. NaN with one image a class, which leaves
-    nothing to judge by; 0 for a gate that never moves.
+    below 0, where classes do not matter, however few images a class has. NaN with one image per class, where the
+    variance within is unknown; 0 for a constant gate.
     """
     return _omega_squared(unit, *variances(unit))
 
@@ -60,7 +60,7 @@ def selectivity_index(unit: UnitStatistics) -> Floats:
     """Return the class selectivity index of each channel, (C,), from 0 to 1 (Morcos et al. 2018, section 2.2).
 
     (a − b) / (|a| + |b|), a the mean of the class that excites the channel most and b the mean over the other classes.
-    Gates below 0, as tanh makes them, are outside of its definition: there it can exceed what it means.
+    It is not defined for gates below 0, as tanh makes them: there it can overstate selectivity.
     """
     return _selectivity(unit.mean[unit.count > 0])
 
@@ -72,12 +72,12 @@ def selectivity_without_classes(unit: UnitStatistics) -> float:
     images, with the spread that the images within classes give them, from a stream of the unit's name. NaN with one
     image a class.
     """
-    there = unit.count > 0
-    count = unit.count[there][:, None]
+    mask = unit.count > 0
+    count = unit.count[mask][:, None]
     if count.sum() <= len(count):
         return float("nan")
     within = variances(unit)[1] * count.sum() / (count.sum() - len(count))
-    centre = (count * unit.mean[there]).sum(0) / count.sum()
+    centre = (count * unit.mean[mask]).sum(0) / count.sum()
     rng = np.random.default_rng(seed_of("selectivity", unit.site.name))
     spread = np.sqrt(within / count)
     indices = [_selectivity(centre + spread * rng.standard_normal(spread.shape)).mean() for _ in range(DRAWS)]
@@ -88,8 +88,8 @@ def _selectivity(mean: Floats) -> Floats:
     if len(mean) < 2:
         return np.zeros(mean.shape[1])
     best = mean.max(0)
-    others = (mean.sum(0) - best) / (len(mean) - 1)
-    return _ratio(best - others, np.abs(best) + np.abs(others))
+    rest = (mean.sum(0) - best) / (len(mean) - 1)
+    return _ratio(best - rest, np.abs(best) + np.abs(rest))
 
 
 def saturation(unit: UnitStatistics) -> tuple[float, float]:
@@ -104,8 +104,8 @@ def saturation(unit: UnitStatistics) -> tuple[float, float]:
         zeros = float(unit.zero.sum() / counts.sum()) if low == 0 else float("nan")
         return zeros, float("nan")
     edges = bin_edges()
-    below, above = (int(np.abs(edges - edge).argmin()) for edge in (low + NEAR, high - NEAR))
-    return float(counts[:below].sum() / counts.sum()), float(counts[above:].sum() / counts.sum())
+    low_bin, high_bin = (int(np.abs(edges - edge).argmin()) for edge in (low + NEAR, high - NEAR))
+    return float(counts[:low_bin].sum() / counts.sum()), float(counts[high_bin:].sum() / counts.sum())
 
 
 def saturation_labels(units: Sequence[UnitStatistics]) -> tuple[str, str]:
@@ -121,11 +121,11 @@ def saturation_labels(units: Sequence[UnitStatistics]) -> tuple[str, str]:
 
 def few_images(count: Floats) -> str:
     """Return a remark on classes with too few images to judge by, from the images of each class (K,), or ""."""
-    there = count[count > 0]
-    few = int((there < FEW_IMAGES).sum())
-    if not few:
+    counts = count[count > 0]
+    few_classes = int((counts < FEW_IMAGES).sum())
+    if not few_classes:
         return ""
-    return f"{few} of {len(there)} classes have fewer than {FEW_IMAGES} images: measures of classes are noisy"
+    return f"{few_classes} of {len(counts)} classes have fewer than {FEW_IMAGES} images: measures of classes are noisy"
 
 
 def closed_histogram(unit: UnitStatistics) -> tuple[NDArray[np.int64], Floats]:
@@ -134,20 +134,20 @@ def closed_histogram(unit: UnitStatistics) -> tuple[NDArray[np.int64], Floats]:
     Only bins between the lowest and the highest gate, the outer ones cut off there.
     """
     edges, counts = bin_edges(), unit.by_class.sum(0)
-    there = unit.count > 0
-    low, high = float(unit.minimum[there].min()), float(unit.maximum[there].max())
+    mask = unit.count > 0
+    low, high = float(unit.minimum[mask].min()), float(unit.maximum[mask].max())
     if high <= 1:  # a gate of exactly 1 opens the bin after the last one of sigmoid and tanh
         counts[2 * PER_UNIT - 1] += counts[2 * PER_UNIT]
         counts[2 * PER_UNIT] = 0
-    used = np.flatnonzero(counts)
-    edges = edges[used[0] : used[-1] + 2].copy()
+    bins = np.flatnonzero(counts)
+    edges = edges[bins[0] : bins[-1] + 2].copy()
     edges[-1] = min(edges[-1], max(high, edges[-2] + 1e-6))
     edges[0] = min(edges[0], low)
-    return counts[used[0] : used[-1] + 1], edges
+    return counts[bins[0] : bins[-1] + 1], edges
 
 
 def density(unit: UnitStatistics) -> tuple[Floats, Floats]:
-    """Return the outline of a unit's gates: where (P,), and their density there (P,), 0 at both ends."""
+    """Return the density curve of a unit's gates: gates (P,) and densities (P,), 0 at both ends."""
     counts, edges = closed_histogram(unit)
     height = counts / counts.sum() / np.diff(edges)
     return np.concatenate([edges[:1], edges[:-1] + np.diff(edges) / 2, edges[-1:]]), np.concatenate(
@@ -164,20 +164,20 @@ def class_similarity(unit: UnitStatistics) -> tuple[Floats, NDArray[np.intp]]:
     from scipy.cluster.hierarchy import leaves_list, linkage
     from scipy.spatial.distance import squareform
 
-    there = np.flatnonzero(unit.count > 0)
-    mean = unit.mean[there]
+    classes = np.flatnonzero(unit.count > 0)
+    mean = unit.mean[classes]
     centred = mean - mean.mean(1, keepdims=True)
     norm = np.linalg.norm(centred, axis=1, keepdims=True)
-    flat = norm[:, 0] <= 1e-9
-    scaled = centred / np.where(flat[:, None], np.inf, norm)
+    is_flat = norm[:, 0] <= 1e-9
+    scaled = centred / np.where(is_flat[:, None], np.inf, norm)
     correlation = np.clip(scaled @ scaled.T, -1, 1)
     np.fill_diagonal(correlation, 1)
-    order: NDArray[np.intp] = np.arange(len(there))
-    if len(there) > 2:
+    order: NDArray[np.intp] = np.arange(len(classes))
+    if len(classes) > 2:
         distances = squareform(1 - correlation, checks=False)
-        order = leaves_list(linkage(distances, "average", optimal_ordering=len(there) <= 200)).astype(np.intp)
-    correlation[flat] = correlation[:, flat] = np.nan
-    return correlation[np.ix_(order, order)], there[order]
+        order = leaves_list(linkage(distances, "average", optimal_ordering=len(classes) <= 200)).astype(np.intp)
+    correlation[is_flat] = correlation[:, is_flat] = np.nan
+    return correlation[np.ix_(order, order)], classes[order]
 
 
 def unit_similarity(rows: Sequence[UnitStatistics], columns: Sequence[UnitStatistics]) -> Floats:
@@ -197,21 +197,23 @@ def similarity_by_chance(rows: Sequence[UnitStatistics], columns: Sequence[UnitS
 
     Over 200 permutations and all pairs of ten units a side, evenly spaced. NaN where there is no similarity.
     """
-    some = [[units[i] for i in np.unique(np.linspace(0, len(units) - 1, 10).astype(int))] for units in (rows, columns)]
-    left, right = _grams(*some)
+    sample = [
+        [units[i] for i in np.unique(np.linspace(0, len(units) - 1, 10).astype(int))] for units in (rows, columns)
+    ]
+    left, right = _grams(*sample)
     columns_flat = right.reshape(len(right), -1).T
     rng = np.random.default_rng(seed_of("similarity", left.shape[1]))
     values = []
     for _ in range(PERMUTATIONS):
         order = rng.permutation(left.shape[1])
         values.append(left[:, order][:, :, order].reshape(len(left), -1) @ columns_flat)
-    every = np.concatenate([value.ravel() for value in values])
-    return float(np.nanquantile(every, 0.95)) if np.isfinite(every).any() else float("nan")
+    similarities = np.concatenate([value.ravel() for value in values])
+    return float(np.nanquantile(similarities, 0.95)) if np.isfinite(similarities).any() else float("nan")
 
 
 def _grams(rows: Sequence[UnitStatistics], columns: Sequence[UnitStatistics]) -> tuple[Floats, Floats]:
-    both = (rows[0].count > 0) & (columns[0].count > 0)
-    left, right = (np.stack([_gram(unit.mean[both]) for unit in units]) for units in (rows, columns))
+    mask = (rows[0].count > 0) & (columns[0].count > 0)
+    left, right = (np.stack([_gram(unit.mean[mask]) for unit in units]) for units in (rows, columns))
     return left, right
 
 

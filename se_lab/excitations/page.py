@@ -58,9 +58,9 @@ def write_page(
         figures: Images (PNG) of the first net for readers without JavaScript, who get tables of the units as well.
     """
     first = labelled[0][1]
-    full = sum(2 * (s.count > 0).sum().item() * sum(site.channels for site in s.sites) for _, s in labelled)
-    share = min(1.0, ARRAY_BYTES / max(full, 1))
-    wide = 2 * full <= WIDE_BYTES
+    total_bytes = sum(2 * (s.count > 0).sum().item() * sum(site.channels for site in s.sites) for _, s in labelled)
+    share = min(1.0, ARRAY_BYTES / max(total_bytes, 1))
+    wide = 2 * total_bytes <= WIDE_BYTES
     arrays: list[str] = []
     nets = [_net(number, label, s, share, wide, picture, arrays) for number, (label, s) in enumerate(labelled)]
     data = {
@@ -95,34 +95,34 @@ def _net(
     picture: Picture | None,
     arrays: list[str],
 ) -> dict[str, Any]:
-    there = (statistics.count > 0).cpu().numpy()
-    units, shown = [], {}
+    mask = (statistics.count > 0).cpu().numpy()
+    units, extremes = [], {}
     for place, site in enumerate(statistics.sites):
         unit = statistics.unit(site.name)
-        kept = _kept(site.name, site.channels, share)
+        channels = _kept(site.name, site.channels, share)
         scales = {}
         for kind in ("mean", "std"):
-            values = getattr(unit, kind)[there][:, kept]
+            values = getattr(unit, kind)[mask][:, channels]
             scales[kind], text = _quantised(values, wide)
             arrays.append(f'<script type="text/plain" id="{kind}-{number}-{place}">{text}</script>')
-        units.append(_unit(unit, kept) | scales | {"wide": wide})
+        units.append(_unit(unit, channels) | scales | {"wide": wide})
         if picture is not None and statistics.top_image.shape[1]:
-            shown[place] = _extremes(statistics, site.name, kept)
-    thumbnails = _thumbnails(units, shown, picture) if picture is not None else {}
-    rows = np.where(there, np.cumsum(there) - 1, -1)
+            extremes[place] = _extremes(statistics, site.name, channels)
+    thumbnails = _thumbnails(units, extremes, picture) if picture is not None else {}
+    rows = np.where(mask, np.cumsum(mask) - 1, -1)
     return {"label": label, "units": units, "row": rows.tolist(), "thumbnails": thumbnails}
 
 
-def _unit(unit: UnitStatistics, kept: NDArray[np.intp]) -> dict[str, Any]:
+def _unit(unit: UnitStatistics, channels: NDArray[np.intp]) -> dict[str, Any]:
     x, y = measures.density(unit)
     return {
         "name": unit.site.name,
         "stage": unit.site.stage,
         "channels": unit.site.channels,
-        "kept": kept.tolist(),
-        "all": _rounded(measures.mean_of_classes(unit)[kept]),
-        "selectivity": _rounded(measures.selectivity_index(unit)[kept]),
-        "explained": _rounded(measures.variance_explained(unit)[kept]),
+        "kept": channels.tolist(),
+        "all": _rounded(measures.mean_of_classes(unit)[channels]),
+        "selectivity": _rounded(measures.selectivity_index(unit)[channels]),
+        "explained": _rounded(measures.variance_explained(unit)[channels]),
         "between": _percent(measures.unit_variance_explained(unit)),
         "saturated": [_percent(share) for share in measures.saturation(unit)],
         "saturation": list(measures.saturation_labels([unit])),
@@ -147,27 +147,31 @@ def _quantised(values: Floats, wide: bool) -> tuple[dict[str, float], str]:
     return {"low": low, "high": high}, base64.b64encode(raw).decode()
 
 
-def _extremes(statistics: ExcitationStatistics, name: str, kept: NDArray[np.intp]) -> NDArray[np.int64]:
+def _extremes(statistics: ExcitationStatistics, name: str, channels: NDArray[np.intp]) -> NDArray[np.int64]:
     """Return the images that excite each kept channel most and least, (channels, 2, M), −1 for none."""
-    images = statistics.top_image[:, :, statistics.first[name] + kept].cpu().numpy()
+    images = statistics.top_image[:, :, statistics.first[name] + channels].cpu().numpy()
     return np.asarray(images.transpose(2, 0, 1))
 
 
 def _thumbnails(
-    units: list[dict[str, Any]], shown: Mapping[int, NDArray[np.int64]], picture: Picture | None
+    units: list[dict[str, Any]], extremes: Mapping[int, NDArray[np.int64]], picture: Picture | None
 ) -> dict[int, str]:
     """Give units their channels' pictures, the most selective channels first, and return the pictures by number."""
     ranked = sorted(
-        ((-units[place]["selectivity"][row], place, row) for place, of in shown.items() for row in range(len(of)))
+        (
+            (-units[place]["selectivity"][row], place, row)
+            for place, channels in extremes.items()
+            for row in range(len(channels))
+        )
     )
-    chosen: set[int] = set()
+    picture_numbers: set[int] = set()
     for _, place, row in ranked:
-        images = [[int(number) for number in side if number >= 0] for side in shown[place][row]]
-        if len(chosen | {number for side in images for number in side}) > THUMBNAILS:
+        images = [[int(number) for number in side if number >= 0] for side in extremes[place][row]]
+        if len(picture_numbers | {number for side in images for number in side}) > THUMBNAILS:
             continue
-        chosen.update(number for side in images for number in side)
+        picture_numbers.update(number for side in images for number in side)
         units[place].setdefault("pictures", {})[units[place]["kept"][row]] = images
-    return {number: _data_uri(picture(number)) for number in sorted(chosen)} if picture else {}
+    return {number: _data_uri(picture(number)) for number in sorted(picture_numbers)} if picture else {}
 
 
 def _data_uri(image: Image.Image) -> str:
@@ -187,8 +191,8 @@ def _about(labelled: Sequence[tuple[str, ExcitationStatistics]]) -> str:
 def _origin(label: str, about: Mapping[str, Any]) -> str:
     """Return the net and the trial that a label stands for, as far as the label does not name them."""
     trial = about.get("trial_id", "")
-    named = [about.get("variant", "a net"), f"trial {trial}" if trial and trial not in label else ""]
-    return ", ".join(filter(None, named))
+    parts = [about.get("variant", "a net"), f"trial {trial}" if trial and trial not in label else ""]
+    return ", ".join(filter(None, parts))
 
 
 def _static(data: Mapping[str, Any], figures: Sequence[Path]) -> str:
@@ -215,15 +219,15 @@ def _row(tag: str, cells: Sequence[object]) -> str:
 
 
 def _thinned(share: float, wide: bool) -> str:
-    said = []
+    sentences = []
     if share < 1:
-        said.append(
+        sentences.append(
             f"Thinned to keep the page small: about {100 * share:.0f} % of each unit's channels, at random, at least "
             "50. The statistics file beside this page has them all."
         )
     if not wide:
-        said.append("Means and standard deviations are rounded to 1/255 of a unit's range.")
-    return " ".join(said)
+        sentences.append("Means and standard deviations are rounded to 1/255 of a unit's range.")
+    return " ".join(sentences)
 
 
 def _rounded(values: Floats) -> list[float | None]:

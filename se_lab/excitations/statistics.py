@@ -1,4 +1,4 @@
-"""Statistics of gates that stream: per class and channel, in memory that does not depend on the number of images.
+"""Streaming statistics of gates by class and channel, in memory independent of the number of images.
 
 A statistics file is safetensors with a JSON header. Read it in three lines:
 
@@ -51,7 +51,7 @@ def bin_edges() -> Floats:
 
 @dataclasses.dataclass(frozen=True)
 class UnitStatistics:
-    """What is known of one unit's gates, in NumPy; a class without images has count 0 and NaN elsewhere."""
+    """Statistics of one unit's gates, in NumPy; a class without images has count 0 and NaN elsewhere."""
 
     site: GateSite
     count: Floats
@@ -127,7 +127,7 @@ class ExcitationStatistics:
 
         Args:
             excitations: (N, C) by site, as `Capture.excitations` gives them.
-            labels: (N,) class numbers, on the CPU: what needs them there must not wait for a GPU.
+            labels: (N,) class numbers, on the CPU, so that no code there waits for a GPU.
             images: (N,) the images' numbers, where the most exciting are to be kept.
         """
         block = BLOCK.get(self.m2.device.type, BLOCK["cpu"])
@@ -140,31 +140,31 @@ class ExcitationStatistics:
         self.images += len(labels)
 
     def _merge_block(self, gates: Tensor, labels: Tensor) -> None:
-        present, row = torch.unique(labels, return_inverse=True)
-        first = torch.full_like(present, len(row)).scatter_reduce_(0, row, torch.arange(len(row)), "amin")
-        on_cpu = (torch.bincount(row).double()[:, None], present, row, first, labels)
-        n, present, row, first, label = (t.to(self.mean.device, non_blocking=True) for t in on_cpu)
-        before = self.count[present][:, None]
+        class_numbers, row = torch.unique(labels, return_inverse=True)
+        first = torch.full_like(class_numbers, len(row)).scatter_reduce_(0, row, torch.arange(len(row)), "amin")
+        cpu_tensors = (torch.bincount(row).double()[:, None], class_numbers, row, first, labels)
+        n, class_numbers, row, first, label = (t.to(self.mean.device, non_blocking=True) for t in cpu_tensors)
+        old_count = self.count[class_numbers][:, None]
         # deviations from the mean so far, or from a class's first image, are small where gates are saturated: float32
         # holds them
-        mean = torch.where(before > 0, self.mean[present], gates[first].double())
+        mean = torch.where(old_count > 0, self.mean[class_numbers], gates[first].double())
         deviation = (gates - mean[row]).float()
-        shift = torch.zeros(len(present), gates.shape[1], device=gates.device).index_add_(0, row, deviation)
+        shift = torch.zeros(len(class_numbers), gates.shape[1], device=gates.device).index_add_(0, row, deviation)
         shift /= n.float()
-        inner = deviation.sub_(shift[row]).square_()
-        self.m2.index_add_(0, label, inner)
-        self.mean.index_copy_(0, present, mean.add_(shift * (n / (before + n))))
-        self.m2.index_add_(0, present, shift.square_().mul_((before * n / (before + n)).float()))
-        self.count.index_add_(0, present, n[:, 0])
+        squares = deviation.sub_(shift[row]).square_()
+        self.m2.index_add_(0, label, squares)
+        self.mean.index_copy_(0, class_numbers, mean.add_(shift * (n / (old_count + n))))
+        self.m2.index_add_(0, class_numbers, shift.square_().mul_((old_count * n / (old_count + n)).float()))
+        self.count.index_add_(0, class_numbers, n[:, 0])
         index = label[:, None].expand_as(gates)
         self.minimum.scatter_reduce_(0, index, gates, "amin")
         self.maximum.scatter_reduce_(0, index, gates, "amax")
         self.zero += (gates == 0).sum(0)
         bins = torch.where(gates > 1, 2 - 1 / gates, gates).add_(1).mul_(PER_UNIT).floor_().int().clamp_(0, BINS - 1)
-        one = torch.ones((), dtype=torch.int32, device=gates.device).expand(gates.numel())
-        self.by_channel.view(-1).index_add_(0, (bins + self._channel_row).view(-1), one)
+        increments = torch.ones((), dtype=torch.int32, device=gates.device).expand(gates.numel())
+        self.by_channel.view(-1).index_add_(0, (bins + self._channel_row).view(-1), increments)
         bins.add_(self._class_row).add_((label * BINS).int()[:, None])
-        self.by_class.view(-1).index_add_(0, bins.view(-1), one)
+        self.by_class.view(-1).index_add_(0, bins.view(-1), increments)
 
     def _keep_extremes(self, gates: Tensor, images: Tensor) -> None:
         numbers = images[:, None].expand_as(gates)
@@ -175,51 +175,51 @@ class ExcitationStatistics:
             self.top_image[side] = torch.cat([self.top_image[side], numbers]).gather(0, best.indices)
 
     def merge(self, other: ExcitationStatistics) -> None:
-        """Take in the statistics of other images of the same classes, of the same units.
+        """Add the statistics of other images of the same classes and units.
 
         Raises:
             ExcitationError: for other units or classes.
         """
         if (self.sites, self.classes) != (other.sites, other.classes):
             raise ExcitationError(f"these are statistics of other units or classes: {_difference(self, other)}")
-        to = self.mean.device
-        a, b = self.count[:, None], other.count.to(to)[:, None]
+        device = self.mean.device
+        a, b = self.count[:, None], other.count.to(device)[:, None]
         n = (a + b).clamp(min=1)
-        shift = other.mean.to(to) - self.mean
-        self.m2 += other.m2.to(to) + (shift.square() * (a * b / n)).float()
+        shift = other.mean.to(device) - self.mean
+        self.m2 += other.m2.to(device) + (shift.square() * (a * b / n)).float()
         self.mean += shift * (b / n)
         self.count += b[:, 0]
-        self.minimum = torch.minimum(self.minimum, other.minimum.to(to))
-        self.maximum = torch.maximum(self.maximum, other.maximum.to(to))
-        self.zero += other.zero.to(to)
-        self.by_class += other.by_class.to(to)
-        self.by_channel += other.by_channel.to(to)
-        values = torch.cat([self.top_value, other.top_value.to(to)], dim=1)
+        self.minimum = torch.minimum(self.minimum, other.minimum.to(device))
+        self.maximum = torch.maximum(self.maximum, other.maximum.to(device))
+        self.zero += other.zero.to(device)
+        self.by_class += other.by_class.to(device)
+        self.by_channel += other.by_channel.to(device)
+        values = torch.cat([self.top_value, other.top_value.to(device)], dim=1)
         best = values.topk(self.top_value.shape[1], dim=1)
-        self.top_image = torch.cat([self.top_image, other.top_image.to(to)], dim=1).gather(1, best.indices)
+        self.top_image = torch.cat([self.top_image, other.top_image.to(device)], dim=1).gather(1, best.indices)
         self.top_value = best.values
         self.images += other.images
 
     def merge_ranks(self) -> None:
         """Merge the statistics of all processes of torch.distributed, each of its own images, into every one."""
-        gathered: list[dict[str, Any] | None] = [None] * torch.distributed.get_world_size()
-        torch.distributed.all_gather_object(gathered, self._state())
-        whole = ExcitationStatistics(
+        states: list[dict[str, Any] | None] = [None] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(states, self._state())
+        total = ExcitationStatistics(
             self.sites, self.classes, device=self.mean.device, extremes=self.top_value.shape[1]
         )
-        for state in gathered:  # in the order of the ranks, so that every rank has the same bits
+        for state in states:  # in the order of the ranks, so that every rank has the same bits
             part = ExcitationStatistics(self.sites, self.classes, extremes=self.top_value.shape[1])
             part.__dict__.update(state or {})
-            whole.merge(part)
-        self.__dict__.update(whole.__dict__ | {"about": self.about})
+            total.merge(part)
+        self.__dict__.update(total.__dict__ | {"about": self.about})
 
     def check_finite(self) -> None:
         """Raise ExcitationError if a gate was NaN or infinite, naming units and classes."""
-        bad = ~torch.isfinite(self.mean)
-        if not bad.any():
+        mask = ~torch.isfinite(self.mean)
+        if not mask.any():
             return
-        units = [site.name for site in self.sites if bad[:, self._channels(site)].any()]
-        classes = [name for name, is_bad in zip(self.classes, bad.any(1).tolist(), strict=True) if is_bad]
+        units = [site.name for site in self.sites if mask[:, self._channels(site)].any()]
+        classes = [name for name, is_bad in zip(self.classes, mask.any(1).tolist(), strict=True) if is_bad]
         raise ExcitationError(
             f"gates of {_some(units)} are NaN or infinite, for images of {_some(classes)}: the training of this net "
             "diverged, or its numbers overflow in half precision; look at its training loss, or run it in float32"
@@ -230,11 +230,11 @@ class ExcitationStatistics:
         site = next(site for site in self.sites if site.name == name)
         part = self._channels(site)
         count = self.count.cpu().numpy()
-        empty = count[:, None] == 0
+        is_empty = count[:, None] == 0
 
         def read(values: Tensor) -> Floats:
             numbers = values[:, part].double().cpu().numpy()
-            return np.where(empty, np.nan, numbers)
+            return np.where(is_empty, np.nan, numbers)
 
         variance = read(self.m2) / np.maximum(count, 1)[:, None]
         by_class = self.by_class[self.sites.index(site)].cpu().numpy().astype(np.int64)

@@ -1,4 +1,4 @@
-"""Several processes that train one trial: who is which rank, and what they tell each other."""
+"""The processes that train one trial: their ranks, and the values they exchange."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from se_lab.spec import SpecError, TrainSpec
 
 TIMEOUT = timedelta(minutes=30)
-"""How long a rank waits for one that it hears nothing of, such as one on a node that has gone away."""
+"""How long a rank waits for one that does not respond, such as one on a node that is down."""
 
 T = TypeVar("T")
 
@@ -33,7 +33,7 @@ class Rank:
     local: int = 0
     """Its number on its node, and the number of its GPU."""
     ranks: int = 1
-    """How many there are."""
+    """The number of ranks."""
     slurm: bool = False
     """Whether srun has started them."""
 
@@ -63,7 +63,7 @@ def find_rank(train: TrainSpec) -> Rank | None:
 
 @contextlib.contextmanager
 def joined(rank: Rank, device: str) -> Iterator[None]:
-    """Let this process talk to the other ranks: through gloo, and NCCL for what lies on GPUs."""
+    """Connect this process to the other ranks: through gloo, and NCCL for tensors on GPUs."""
     if rank.ranks == 1:
         yield
         return
@@ -78,14 +78,14 @@ def joined(rank: Rank, device: str) -> Iterator[None]:
 
 
 def rank_options(rank: Rank, train: TrainSpec) -> dict[str, Any]:
-    """Return what Lightning's Trainer is to know of the ranks."""
-    if rank.ranks == 1:  # said, since Lightning would take a batch job of Slurm's for a rank, and requeue it itself
+    """Return the options of Lightning's Trainer for the ranks."""
+    if rank.ranks == 1:  # explicit, since Lightning would take a Slurm batch job for a rank, and requeue it itself
         return {"devices": 1, "plugins": [LightningEnvironment()]}
-    # else Lightning takes the machine's cores, whatever the trial was told
+    # else Lightning uses all cores, whatever the trial's threads are
     os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
     os.environ.setdefault("SLURM_NTASKS_PER_NODE", str(train.devices))  # Lightning insists on it under srun
     environment = SLURMEnvironment(auto_requeue=False) if rank.slurm else TorchElasticEnvironment()
-    # the buffers of rank 0 are those that count; they are handed round before an evaluation, not at every step
+    # the buffers of rank 0 count; they are broadcast before an evaluation, not at every step
     strategy = DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True, timeout=TIMEOUT)
     return {
         "devices": train.devices,
@@ -106,7 +106,7 @@ def add_up(tensor: Tensor) -> Tensor:
 
 
 def gathered(mine: T) -> list[T]:
-    """Return what each rank has, by rank, on every rank."""
+    """Return all ranks' objects, by rank, on every rank."""
     if not dist.is_initialized():
         return [mine]
     parts: list[Any] = [None] * dist.get_world_size()
@@ -115,7 +115,7 @@ def gathered(mine: T) -> list[T]:
 
 
 def shared(of_rank_0: T) -> T:
-    """Return on every rank what rank 0 has."""
+    """Return rank 0's object on every rank."""
     if not dist.is_initialized():
         return of_rank_0
     box = [of_rank_0]
@@ -131,7 +131,7 @@ def share_buffers(net: nn.Module) -> None:
 
 
 class Agreement:
-    """What the ranks agree on after each step: the largest of what they ask for, heard of a step later.
+    """The ranks' agreement after each step: the largest of their wishes, known one step later.
 
     The answer travels while the next step is computed. It goes through gloo, so that no GPU has to be waited for.
     """
@@ -140,7 +140,7 @@ class Agreement:
         self._pending: tuple[Tensor, Any] | None = None
 
     def ask(self, wish: int) -> int:
-        """Tell the others what this rank wants, and return the largest wish of the step before; alone, of this one."""
+        """Send this rank's wish, and return the largest wish of the previous step; with one rank, of this step."""
         if not dist.is_initialized():
             return wish
         answer = 0

@@ -13,17 +13,17 @@ from se_lab.parallel.collectives import add_up
 
 
 def sync_on_cpu(net: nn.Module) -> None:
-    """Let the batch norms that timm's `convert_sync_batchnorm` has made of a net's own take what lies on a CPU."""
+    """Let a net's batch norms, converted by timm's `convert_sync_batchnorm`, accept tensors on a CPU."""
     for module in net.modules():
         if isinstance(module, nn.SyncBatchNorm):
             module.__class__ = SyncBatchNorm  # type: ignore[assignment]
 
 
 class SyncBatchNorm(_BatchNorm):
-    """PyTorch's SyncBatchNorm where gloo carries the sums. No subclass of it: DDP takes those on GPUs alone."""
+    """PyTorch's SyncBatchNorm, with sums over gloo. Not a subclass of it: DDP accepts those on GPUs only."""
 
     def _check_input_dim(self, input: Tensor) -> None:
-        """Any is fine."""
+        """Accept any shape."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise (N, C, H, W) by the statistics of all ranks' images, then timm's activation where there is one."""
@@ -35,13 +35,13 @@ class SyncBatchNorm(_BatchNorm):
 
     def _on_cpu(self, x: Tensor) -> Tensor:
         shape = (1, -1, *[1] * (x.dim() - 2))
-        over = [0, *range(2, x.dim())]
-        sums = torch.cat([x.sum(over), x.new_full((1,), x.numel() / x.shape[1])])
+        dims = [0, *range(2, x.dim())]
+        sums = torch.cat([x.sum(dims), x.new_full((1,), x.numel() / x.shape[1])])
         total: Tensor = _SumOverRanks.apply(sums)
         count = total[-1]
         mean = total[:-1] / count
         centred = x - mean.view(shape)
-        var: Tensor = _SumOverRanks.apply(centred.square().sum(over)) / count
+        var: Tensor = _SumOverRanks.apply(centred.square().sum(dims)) / count
         self._track(mean.detach(), var.detach() * count / (count - 1).clamp(min=1))
         y = centred * torch.rsqrt(var + self.eps).view(shape)
         if self.affine:
@@ -60,7 +60,7 @@ class SyncBatchNorm(_BatchNorm):
 
 
 class _SumOverRanks(torch.autograd.Function):
-    """The sum over ranks, whose gradient is the sum of what each rank's loss makes of it."""
+    """The sum over ranks, whose gradient is the sum of the gradients of all ranks' losses."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:

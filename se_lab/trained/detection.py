@@ -29,7 +29,7 @@ DETECTOR_FILE = "detector.safetensors"
 def detection_backbone(
     source: str | Path | nn.Module, *, trainable_stages: int = 3, frozen_norms: bool = True, out_channels: int = 256
 ) -> BackboneWithFPN:
-    """Build what torchvision's `FasterRCNN(backbone, num_classes)` takes: the net's stages and a feature pyramid.
+    """Build a backbone for torchvision's `FasterRCNN(backbone, num_classes)`: stages and a feature pyramid.
 
     It maps images (N, C, H, W) to maps "0" to "3" of strides 4 to 32 and "pool", of `out_channels` channels each. The
     net is copied, without its classifier; its parameters lie under `body` by their own names, which for a ResNet
@@ -74,22 +74,22 @@ class StageMaps(nn.Module):
     def __init__(self, net: nn.Module, frozen_norms: bool = True) -> None:
         super().__init__()
         info: Any = list(getattr(net, "feature_info", None) or [])
-        last = {entry["reduction"]: number for number, entry in enumerate(info)}
-        self.levels = [last[stride] for stride in STRIDES if stride in last]
+        indices = {entry["reduction"]: number for number, entry in enumerate(info)}
+        self.levels = [indices[stride] for stride in STRIDES if stride in indices]
         if len(self.levels) < 2:
             raise SpecError(
-                f"{name_of(net)} has maps at strides {', '.join(map(str, last)) or 'that it does not tell'}; "
+                f"{name_of(net)} has maps at strides {', '.join(map(str, indices)) or 'that it does not tell'}; "
                 f"a feature pyramid needs two or more of {', '.join(map(str, STRIDES))}"
             )
-        whole: Any = net
+        model: Any = net
         self.ends = [str(info[level]["module"]) for level in self.levels]
-        if unknown := [end for end in self.ends if end not in dict(net.named_modules())]:
-            raise SpecError(f"{name_of(net)} has no module of its own that ends a stage ({', '.join(unknown)})")
+        if unknown_ends := [end for end in self.ends if end not in dict(net.named_modules())]:
+            raise SpecError(f"{name_of(net)} has no module of its own that ends a stage ({', '.join(unknown_ends)})")
         self.frozen_norms = frozen_norms
         if hasattr(net, "prune_intermediate_layers"):
-            whole.prune_intermediate_layers(self.levels, prune_norm=False, prune_head=True)
+            model.prune_intermediate_layers(self.levels, prune_norm=False, prune_head=True)
         else:
-            whole.reset_classifier(0, "")
+            model.reset_classifier(0, "")
         # its children become ours, so that parameters keep their names; a tuple hides the net itself from PyTorch
         self._net = (net,)
         for name, child in net.named_children():
@@ -107,7 +107,7 @@ class StageMaps(nn.Module):
             maps = net.forward_intermediates(images, indices=self.levels, intermediates_only=True)
         else:
             maps = self._maps_at_ends(images)
-        return OrderedDict((str(number), one) for number, one in enumerate(maps))
+        return OrderedDict((str(number), feature_map) for number, feature_map in enumerate(maps))
 
     def train(self, mode: bool = True) -> StageMaps:
         """Set the mode; batch norms that are frozen stay in eval mode."""
@@ -122,11 +122,11 @@ class StageMaps(nn.Module):
         paths = [path for path, _ in self.named_modules()]
         ends = [max(n for n, path in enumerate(paths) if f"{path}.".startswith(f"{end}.")) for end in self.ends]
         stem = next(n for n, path in enumerate(paths) if f"{path}.".startswith(f"{self.ends[0]}.")) - 1
-        begins = [-1, stem, *ends[:-1]]  # of the stem, and of each stage: the module before it
-        after = begins[len(begins) - trainable_stages] if trainable_stages else ends[-1]
+        starts = [-1, stem, *ends[:-1]]  # of the stem, and of each stage: the module before it
+        last_frozen = starts[len(starts) - trainable_stages] if trainable_stages else ends[-1]
         for number, module in enumerate(self.modules()):
             for parameter in module.parameters(recurse=False):
-                parameter.requires_grad_(after < number <= ends[-1])
+                parameter.requires_grad_(last_frozen < number <= ends[-1])
         for norm in self._frozen():
             for parameter in norm.parameters(recurse=False):
                 parameter.requires_grad_(False)
@@ -160,13 +160,13 @@ class StageMaps(nn.Module):
             SpecError: where the maps are not of the strides that the net tells.
         """
         weight = next(self.parameters())
-        side, was = 128, self._net[0].training
+        side, mode = 128, self._net[0].training
         self.eval()
         with torch.inference_mode():
             channels = getattr(self._net[0], "in_chans", None) or weight.shape[1]  # the first layer's, else
             image = torch.zeros(1, int(channels), side, side, device=weight.device, dtype=weight.dtype)
-            shapes = [tuple(one.shape) for one in self(image).values()]
-        self.train(was)
+            shapes = [tuple(feature_map.shape) for feature_map in self(image).values()]
+        self.train(mode)
         heights = [shape[2] for shape in shapes]
         if any(fine <= coarse for fine, coarse in itertools.pairwise(heights)):
             raise SpecError(

@@ -31,7 +31,7 @@ AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How a net does on test images."""
+    """The results of a net on test images."""
 
     net: str
     data: str
@@ -41,7 +41,7 @@ class Evaluation:
     intervals: dict[str, tuple[float, float]]
     """Of each error, in %: Wilson's 95 % interval of a binomial share, for other images of the same kind."""
     remarks: tuple[str, ...] = ()
-    """What the reader should know, such as that the images are not those of the trial's own record."""
+    """Warnings for the reader, such as images that differ from those of the trial's record."""
 
 
 @dataclass(frozen=True)
@@ -83,9 +83,9 @@ def evaluate(
     overwrite: bool = False,
     options: EvalOptions | None = None,
 ) -> Evaluation:
-    """Test a net: on its trial's own test images to the very numbers of the trial's record, on one machine.
+    """Test a net; on its trial's own test images and machine, the results equal the trial's record.
 
-    Of a trial that ran its SE units fused because that paid (`model.fused=auto`), up to rounding: here it runs plain.
+    If `model.fused=auto` fused the trial's SE units, they are equal up to rounding: here they run unfused.
 
     Args:
         source: A trial's folder or checkpoint, or timm:NAME, which is fed as timm feeds it (its pretrained_cfg).
@@ -113,14 +113,14 @@ def evaluate(
         images = _images_for(spec, text, data, options)
     outputs = output_numbers(model, images.classes, text)
     with _threads(record):
-        metrics, kept = _test(model, images.batches, outputs, device, spec)
+        metrics, results = _test(model, images.batches, outputs, device, spec)
     if predictions is not None:
-        arrays = {"key": np.array(images.keys)[kept["image"]], "label": kept["label"], "top5": kept["top5"]}
-        arrays["probability"] = kept["probability"]
-        arrays["correct"] = kept["top5"][:, 0] == kept["label"]
+        arrays = {"key": np.array(images.keys)[results["image"]], "label": results["label"], "top5": results["top5"]}
+        arrays["probability"] = results["probability"]
+        arrays["correct"] = results["top5"][:, 0] == results["label"]
         with replacing([predictions], overwrite=overwrite):
             write_whole(Path(predictions), lambda file: np.savez_compressed(file, **arrays))
-    count = len(kept["label"])
+    count = len(results["label"])
     intervals = {key: _wilson(value, count) for key, value in metrics.items() if key.endswith("_error")}
     return Evaluation(text, images.name, count, metrics, intervals, tuple(_remarks(record, images)))
 
@@ -163,25 +163,25 @@ def _images_for(spec: RunSpec, label: str, data: str | None, options: EvalOption
     if data is not None and data != spec.data.name:
         _refuse_in_memory(label, data)
         return _from_folder(data, trial_config(spec, options.data_root), batch_size, options)
-    known = dataclasses.replace(spec.data, batch_size=batch_size)
-    module = create_data(known, spec.seed, root=options.data_root, workers=options.workers)
+    data_spec = dataclasses.replace(spec.data, batch_size=batch_size)
+    module = create_data(data_spec, spec.seed, root=options.data_root, workers=options.workers)
     return Images(spec.data.name, module.classes, module.batches("test"), module.test_keys(), module.digest)
 
 
 def _from_folder(name: str, config: dict[str, Any], batch_size: int, options: EvalOptions) -> Images:
     """Open the images of a folder, prepared as a data config of timm's has it."""
-    DataSpec(name)  # a name that no data set has is said at once
+    DataSpec(name)  # fails at once if no data set has the name
     if name.startswith(("wds:", "hf:")):
         raise SpecError(f"--data is {name!r}: shards can be tested on by the trial that was trained on them")
     folder = expand_path(name.removeprefix("folder:"), options.data_root)
     folder = next((folder / part for part in ("test", "val") if (folder / part).is_dir()), folder)
-    listed = scan(folder) if folder.is_dir() else Scan([], [], [])
-    files = Files(str(folder), listed.paths, listed.labels)
+    listing = scan(folder) if folder.is_dir() else Scan([], [], [])
+    files = Files(str(folder), listing.paths, listing.labels)
     if not files.paths:
         raise DataError(f"{folder} is no folder of images: it needs a folder a class, with images in them")
     loader = DataLoader(_Prepared(files, create_transform(**config)), batch_size, num_workers=options.workers)
     keys = [f"{folder.name}/{name}" for name in files.names]
-    return Images(f"folder:{folder}", [printable(name) for name in listed.classes], loader, keys)
+    return Images(f"folder:{folder}", [printable(name) for name in listing.classes], loader, keys)
 
 
 class _Prepared(Dataset[tuple[Tensor, int, int]]):
@@ -214,16 +214,16 @@ def _test(
         scores.loss.single()
     scores.to(device)
     parts = []
-    low = torch.autocast(device.type, AUTOCAST[precision]) if precision in AUTOCAST else contextlib.nullcontext()
-    with torch.inference_mode(), low:
+    autocast = torch.autocast(device.type, AUTOCAST[precision]) if precision in AUTOCAST else contextlib.nullcontext()
+    with torch.inference_mode(), autocast:
         for batch in batches:
             images, labels, numbers = (part.to(device, non_blocking=True) for part in batch)
             labels = outputs[labels]
             logits = model(images.to(kind).contiguous(memory_format=layout))
-            best = logits.topk(min(5, logits.shape[1]), dim=1).indices
-            scores.update(F.cross_entropy(logits, labels, reduction="none"), best, labels)
-            likely = logits.float().softmax(1).gather(1, best)
-            parts.append([part.cpu().numpy() for part in (numbers, labels, best, likely)])
+            guesses = logits.topk(min(5, logits.shape[1]), dim=1).indices
+            scores.update(F.cross_entropy(logits, labels, reduction="none"), guesses, labels)
+            probabilities = logits.float().softmax(1).gather(1, guesses)
+            parts.append([part.cpu().numpy() for part in (numbers, labels, guesses, probabilities)])
     if not parts:
         raise DataError("there is no test image")
     arrays = [np.concatenate(part) for part in zip(*parts, strict=True)]
@@ -233,13 +233,13 @@ def _test(
 @contextlib.contextmanager
 def _threads(record: RunRecord | None) -> Iterator[None]:
     """Take the trial's number of CPU threads: sums of floats depend on it."""
-    before = torch.get_num_threads()
+    threads = torch.get_num_threads()
     if record is not None and "threads" in record.execution:
         torch.set_num_threads(record.execution["threads"])
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(threads)
 
 
 def _wilson(error: float, images: int) -> tuple[float, float]:
@@ -250,5 +250,5 @@ def _wilson(error: float, images: int) -> tuple[float, float]:
 def _remarks(record: RunRecord | None, images: Images) -> Iterator[str]:
     if record is None or images.digest is None:
         return
-    if images.digest != (then := record.data.get("digest")):
-        yield f"these are not the images that the trial was tested on: their digest is {images.digest}, it was {then}"
+    if images.digest != (digest := record.data.get("digest")):
+        yield f"these are not the images that the trial was tested on: their digest is {images.digest}, it was {digest}"

@@ -46,7 +46,7 @@ from se_lab.units.model import create_model
 
 FORMATS = ("safetensors", "torchscript", "onnx", "detector")
 TOLERANCE = 1e-4
-"""How far an output may be from the net's own, as a share of the largest of its outputs, or of 1."""
+"""Allowed difference of an output from the net's, relative to its largest output, or to 1."""
 
 Say = Callable[[str], object]
 Form = tuple[str, dict[str, Any], dict[str, Tensor]]
@@ -54,12 +54,12 @@ Form = tuple[str, dict[str, Any], dict[str, Tensor]]
 
 
 class ExportError(SpecError):
-    """An export that does not compute what the net does."""
+    """An export whose outputs are not the net's."""
 
 
 @dataclass(frozen=True)
 class Net:
-    """What is exported, and where it comes from."""
+    """The net to export, and its origin."""
 
     model: nn.Module
     spec: RunSpec
@@ -122,47 +122,47 @@ def export(
         SpecError: for a checkpoint that cannot be loaded, an unknown format, a missing package, or a folder that holds
             other weights.
         DataError: where the mean and deviation of a trial's images are needed, and the set is not there.
-        ExportError: where what was written does not compute what the net does; none of it is then left behind.
+        ExportError: if the outputs of a written file are not the net's; no file is then left behind.
     """
     options = options or ExportOptions()
     _check_formats(formats)
     net = _open(source, options)
     folder = Path(folder)
-    known = _about(folder)
-    if known and known["weights"] != net.digest:
-        raise SpecError(f"{folder} holds other weights, of trial {known['trial_id']}; choose another folder")
-    about = (known or {}) | _describe(net, options.data_root)
-    aside = folder / f".export-{uuid.uuid4().hex}"
-    new = not folder.exists()
+    manifest = _about(folder)
+    if manifest and manifest["weights"] != net.digest:
+        raise SpecError(f"{folder} holds other weights, of trial {manifest['trial_id']}; choose another folder")
+    about = (manifest or {}) | _describe(net, options.data_root)
+    temp_folder = folder / f".export-{uuid.uuid4().hex}"
+    is_new = not folder.exists()
     try:
-        aside.mkdir(parents=True)
+        temp_folder.mkdir(parents=True)
         with quiet_exporters():
             for format in formats:
-                about |= _WRITERS[format](net, aside, about, say) or {}
+                about |= _WRITERS[format](net, temp_folder, about, say) or {}
             if options.plain:
-                _write_plain(net, aside, about, say)
-        names = sorted(str(path.relative_to(aside)) for path in aside.rglob("*") if path.is_file())
+                _write_plain(net, temp_folder, about, say)
+        names = sorted(str(path.relative_to(temp_folder)) for path in temp_folder.rglob("*") if path.is_file())
         names.append("se_lab.json")
-        (aside / "se_lab.json").write_text(json.dumps(about, indent=2), encoding="utf-8")
+        (temp_folder / "se_lab.json").write_text(json.dumps(about, indent=2), encoding="utf-8")
         with store.replacing([folder / name for name in names], overwrite=options.overwrite):
             for name in names:
                 (folder / name).parent.mkdir(exist_ok=True)
-                store.put_in_place(aside / name, folder / name)
+                store.put_in_place(temp_folder / name, folder / name)
     except BaseException:
-        shutil.rmtree(folder if new else aside, ignore_errors=True)
+        shutil.rmtree(folder if is_new else temp_folder, ignore_errors=True)
         raise
-    shutil.rmtree(aside)
+    shutil.rmtree(temp_folder)
     return [folder / name for name in names]
 
 
 def _check_formats(formats: Sequence[str]) -> None:
     for format in formats:
         check_choice("formats", format, FORMATS)
-    lacking = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
-    if "onnx" in formats and lacking:
-        others = " ".join(name for name in formats if name != "onnx")
+    packages = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
+    if "onnx" in formats and packages:
+        other_formats = " ".join(name for name in formats if name != "onnx")
         raise SpecError(
-            f"onnx needs {', '.join(lacking)}: pip install 'se-lab[export]', or export {others or 'others'}"
+            f"onnx needs {', '.join(packages)}: pip install 'se-lab[export]', or export {other_formats or 'others'}"
         )
 
 
@@ -174,8 +174,8 @@ def load_exported(folder: str | Path, *, trust_plugins: bool = False) -> tuple[n
         trust_plugins: Import the modules that the folder names under plugins, if they are not imported yet.
 
     Raises:
-        SpecError: where the folder holds no export of SE-Lab's in the format safetensors, or names plugins that nobody
-            trusts.
+        SpecError: where the folder holds no export of SE-Lab's in the format safetensors, or names plugins that are
+            not trusted.
 
     Examples:
         >>> from se_lab.trained.export import export
@@ -193,9 +193,9 @@ def load_exported(folder: str | Path, *, trust_plugins: bool = False) -> tuple[n
         raise SpecError(f"{not_an_export(folder)}; load_exported takes a folder of se-lab export --formats safetensors")
     import_recorded_plugins(about["plugins"], folder / "se_lab.json", trust_plugins)
     spec = run_spec(about["spec"])
-    # its weights are here: whatever the trial started from need not be fetched
-    plain = run_spec(spec.flat() | {"model.pretrained": False, "model.init": "timm"}).model
-    model = create_model(plain, about["num_classes"], about["input"]["input_size"][0])
+    # the folder has its weights: the trial's initial ones need not be fetched
+    model_spec = run_spec(spec.flat() | {"model.pretrained": False, "model.init": "timm"}).model
+    model = create_model(model_spec, about["num_classes"], about["input"]["input_size"][0])
     file = about["weights_file"]
     check_choice("weights_file", file, ("model.safetensors", "weights.safetensors"))
     state = load_file(folder / file)
@@ -246,33 +246,33 @@ def _describe(net: Net, data_root: str | Path) -> dict[str, Any]:
 
 
 def _write_safetensors(net: Net, folder: Path, about: dict[str, Any], say: Say) -> dict[str, Any]:
-    """Write the net in timm's form if plain timm computes what it does, else all its weights in SE-Lab's own."""
+    """Write the net in timm's form if plain timm gives its outputs, else all its weights in SE-Lab's form."""
     state = {key: value.contiguous() for key, value in net.model.state_dict().items()}
-    spec, why = net.spec.model, "it has no such SE units"
+    spec, reason = net.spec.model, "it has no such SE units"
     form: Form | None = (spec.backbone, spec.kwargs, state)
     if net.sites:
         form = find_twin(net.model, spec, net.classes, net.shape[0], lambda other: _is_same(other, net))
     if form is not None:
         _write_timm(net, folder, about, form)
-        why = _difference(folder, net)
-        if not why:
+        reason = _difference(folder, net)
+        if not reason:
             return {"weights_file": "model.safetensors", "twin": bool(net.sites)}
         for name in ("config.json", "model.safetensors"):
             (folder / name).unlink()
     save_file(state, folder / "weights.safetensors", {"trial_id": net.record.trial_id})
-    say(f"plain timm cannot build this net ({why}): se_lab.load_exported loads it, from weights.safetensors")
+    say(f"plain timm cannot build this net ({reason}): se_lab.load_exported loads it, from weights.safetensors")
     return {"weights_file": "weights.safetensors", "twin": False}
 
 
 def _write_plain(net: Net, folder: Path, about: dict[str, Any], say: Say) -> None:
     """Write the backbone without its SE units in timm's form, in a folder and with a config that say so."""
-    under = tuple(f"{site.path}." for site in net.sites)
-    state = {key: value.contiguous() for key, value in net.model.state_dict().items() if not key.startswith(under)}
-    plain, spec = folder / "plain_backbone", net.spec.model
-    plain.mkdir()
+    prefixes = tuple(f"{site.path}." for site in net.sites)
+    state = {key: value.contiguous() for key, value in net.model.state_dict().items() if not key.startswith(prefixes)}
+    subfolder, spec = folder / "plain_backbone", net.spec.model
+    subfolder.mkdir()
     remark = f"the backbone of trial {net.record.trial_id} without its SE units: its outputs are not the trained net's"
-    _write_timm(net, plain, about, (spec.backbone, spec.kwargs, state), remark)
-    problem, outputs = _plain_timm(plain, net)
+    _write_timm(net, subfolder, about, (spec.backbone, spec.kwargs, state), remark)
+    problem, outputs = _plain_timm(subfolder, net)
     if outputs is None:
         raise ExportError(f"plain timm cannot build {spec.backbone} without its SE units ({problem})")
 
@@ -282,18 +282,18 @@ def _write_timm(net: Net, folder: Path, about: dict[str, Any], form: Form, remar
     architecture, arguments, weights = form
     arguments = arguments | ({} if net.shape[0] == 3 else {"in_chans": net.shape[0]})
     save_file(weights, folder / "model.safetensors", {"format": "pt", "trial_id": net.record.trial_id})
-    own = dict(getattr(net.model, "pretrained_cfg", None) or {})
-    kept = {
-        key: own[key] for key in ("first_conv", "classifier", "pool_size", "fixed_input_size", "license") if key in own
+    cfg = dict(getattr(net.model, "pretrained_cfg", None) or {})
+    fields = {
+        key: cfg[key] for key in ("first_conv", "classifier", "pool_size", "fixed_input_size", "license") if key in cfg
     }
     config: dict[str, Any] = {
         "architecture": architecture,
         "num_classes": net.classes,
         "num_features": getattr(net.model, "num_features", None),
-        "pretrained_cfg": {**kept, **about["input"], "num_classes": net.classes, "custom_load": False},
+        "pretrained_cfg": {**fields, **about["input"], "num_classes": net.classes, "custom_load": False},
     }
-    optional = {"model_args": arguments, "label_names": about["label_names"]}
-    config |= {key: value for key, value in optional.items() if value}
+    extras = {"model_args": arguments, "label_names": about["label_names"]}
+    config |= {key: value for key, value in extras.items() if value}
     if remark:
         config |= {"se_lab": remark}
         config["pretrained_cfg"]["tag"] = "without_se"
@@ -311,19 +311,19 @@ with torch.inference_mode():
 
 
 def _plain_timm(folder: Path, net: Net) -> tuple[str, dict[str, Tensor] | None]:
-    """Return the outputs of the net that a process with timm alone makes of a folder, or why it makes none."""
+    """Load a folder in a process with only timm; return its error, or an empty string, and the outputs."""
     with tempfile.TemporaryDirectory() as scratch:
-        given, made = f"{scratch}/images.safetensors", f"{scratch}/outputs.safetensors"
-        save_file({str(number): net.images(number) for number in (1, 3)}, given)
-        command = [sys.executable, "-c", _PLAIN_TIMM, str(folder.absolute()), given, made]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=scratch, check=False)
-        if done.returncode:
-            return (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1], None
-        return "", load_file(made)
+        inputs, outputs = f"{scratch}/images.safetensors", f"{scratch}/outputs.safetensors"
+        save_file({str(number): net.images(number) for number in (1, 3)}, inputs)
+        command = [sys.executable, "-c", _PLAIN_TIMM, str(folder.absolute()), inputs, outputs]
+        process = subprocess.run(command, capture_output=True, text=True, cwd=scratch, check=False)
+        if process.returncode:
+            return (process.stderr.strip().splitlines() or [f"status {process.returncode}"])[-1], None
+        return "", load_file(outputs)
 
 
 def _difference(folder: Path, net: Net) -> str:
-    """Return how the net that plain timm makes of a folder differs from the trial's, or an empty string."""
+    """Return how a folder's net in plain timm differs from the trial's, or an empty string."""
     problem, outputs = _plain_timm(folder, net)
     if outputs is None:
         return problem
@@ -377,14 +377,14 @@ _WRITERS: dict[str, Callable[[Net, Path, dict[str, Any], Say], dict[str, Any] | 
 
 
 def _check(what: str, compute: Callable[[Tensor], Tensor], net: Net) -> None:
-    """Raise ExportError unless what was exported gives the net's outputs, for batches of two sizes."""
+    """Raise ExportError unless the export gives the net's outputs, for batches of two sizes."""
     with torch.inference_mode():
         for images in (net.images(1), net.images(3)):
-            expected, given = net.model(images), compute(images)
+            expected, outputs = net.model(images), compute(images)
             if not expected.isfinite().all():
                 raise ExportError("the net gives NaN or infinite outputs for images of noise: it cannot be checked")
             limit = TOLERANCE * max(1.0, float(expected.abs().max()))
-            worst = float((given - expected).abs().max())
+            worst = float((outputs - expected).abs().max())
             if not worst <= limit:
                 raise ExportError(
                     f"{what} is {worst:.2g} away from the net, and may be {limit:.2g}: nothing was written"

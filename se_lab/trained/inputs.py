@@ -1,4 +1,4 @@
-"""How images reach a trained net: as its trial fed it, or as timm feeds its pretrained nets."""
+"""How images are prepared for a trained net: as in its trial, or as timm does it."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from se_lab.spec import DATA_SETS, DataSpec, RunSpec, SpecError, expand_path, ne
 
 
 def is_opened(name: str) -> bool:
-    """Whether only the opened set knows how its images reach a net: one in memory, or one of a user's own."""
-    known = KNOWN.get(name)
-    return known.in_memory if known else name in DATA_SETS["table"]
+    """Return whether a set must be opened to know how to prepare images: one in memory, or a user's own."""
+    info = KNOWN.get(name)
+    return info.in_memory if info else name in DATA_SETS["table"]
 
 
 def open_pretrained(name: str) -> tuple[nn.Module, dict[str, Any]]:
@@ -28,7 +28,7 @@ def open_pretrained(name: str) -> tuple[nn.Module, dict[str, Any]]:
         name: A model name with or without a tag, such as seresnet50.ra2_in1k.
 
     Raises:
-        SpecError: for a name timm does not know, or weights that cannot be had.
+        SpecError: for a name timm does not know, or weights that cannot be loaded.
     """
     check_pretrained(name)
     try:
@@ -43,7 +43,7 @@ def open_pretrained(name: str) -> tuple[nn.Module, dict[str, Any]]:
 
 
 def check_pretrained(name: str) -> None:
-    """Raise SpecError for a name that timm does not know; folders and hub repositories it can only try."""
+    """Raise SpecError for a name that timm does not know; folders and hub repositories pass."""
     if ":" not in name and not timm.is_model(arch := name.split(".")[0]):
         raise SpecError(f"timm has no net called {arch!r}{nearest(arch, timm.list_models())}")
 
@@ -66,7 +66,7 @@ def trial_config(spec: RunSpec, root: str | Path = ".") -> dict[str, Any]:
         root: Where the set lies: the statistics of a set in memory are those of its training images.
 
     Raises:
-        DataError: where they are needed and the set is not there.
+        DataError: if the statistics are needed and the set is missing.
     """
     data = spec.data
     config: dict[str, Any] = {"input_size": input_size(data, root), "interpolation": "bilinear"}

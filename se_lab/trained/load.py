@@ -17,7 +17,7 @@ from se_lab.units.model import create_model
 def load_trained(path: str | Path, *, trust_plugins: bool = False) -> tuple[nn.Module, RunSpec]:
     """Build the net of a checkpoint, in eval mode on the CPU, and return it with its trial's spec.
 
-    Of a trial that keeps a moving average of its weights, those are the net's.
+    If the trial averages its weights (`train.ema`), the net has the averages.
 
     Args:
         path: A trial's checkpoint, beside its record.json, or the trial's folder: its best.ckpt where the trial was
@@ -25,8 +25,8 @@ def load_trained(path: str | Path, *, trust_plugins: bool = False) -> tuple[nn.M
         trust_plugins: Import the modules that the record names under plugins, if they are not imported yet.
 
     Raises:
-        SpecError: where there is no checkpoint or no record of its trial, where the one does not fit the other, or
-            where the record names plugins that nobody trusts.
+        SpecError: if the checkpoint or the record of its trial is missing, if they do not match, or if the record
+            names plugins that are not trusted.
 
     Examples:
         >>> net, spec = load_trained(load_records("sweeps/demo.yaml")["folder"].iloc[0])
@@ -38,8 +38,8 @@ def load_trained(path: str | Path, *, trust_plugins: bool = False) -> tuple[nn.M
     if path.is_dir() and record is not None:
         path = path / ("best.ckpt" if record.spec.get("train.select") == "best" else "last.ckpt")
     if not path.is_file():
-        there = sorted(file.name for file in path.parent.glob("*.ckpt")) if path.parent.is_dir() else []
-        hint = f"; there are {', '.join(there)}{nearest(path.name, there)}" if there else ""
+        names = sorted(file.name for file in path.parent.glob("*.ckpt")) if path.parent.is_dir() else []
+        hint = f"; there are {', '.join(names)}{nearest(path.name, names)}" if names else ""
         raise SpecError(f"{path} is no checkpoint: no such file{hint}")
     if record is None:
         raise SpecError(
@@ -50,19 +50,19 @@ def load_trained(path: str | Path, *, trust_plugins: bool = False) -> tuple[nn.M
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
     except Exception as error:  # torch raises whatever its readers do
         raise SpecError(f"{path} is no checkpoint of SE-Lab's: {type(error).__name__}: {error}") from error
-    tested = "ema.module." if record.spec.get("train.ema") else "model."
-    weights = {key.removeprefix(tested): value for key, value in state.items() if key.startswith(tested)}
+    prefix = "ema.module." if record.spec.get("train.ema") else "model."
+    weights = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     plugins = record.execution.get("plugins", "")  # the spec may name operators of theirs
     import_recorded_plugins(plugins, path.parent / "record.json", trust_plugins)
     spec = run_spec(record.spec)
     model = _untrained(spec, record, weights)
-    own = model.state_dict()
-    odd = sorted(own.keys() ^ weights.keys())
-    odd += sorted(key for key in own.keys() & weights.keys() if own[key].shape != weights[key].shape)
-    if odd:
+    target = model.state_dict()
+    mismatches = sorted(target.keys() ^ weights.keys())
+    mismatches += sorted(key for key in target.keys() & weights.keys() if target[key].shape != weights[key].shape)
+    if mismatches:
         raise SpecError(
             f"{path} is a checkpoint of another net than its record's {spec.model.backbone} "
-            f"(trial {record.trial_id}): {', '.join(odd[:5])} and {max(len(odd) - 5, 0)} more do not fit"
+            f"(trial {record.trial_id}): {', '.join(mismatches[:5])} and {max(len(mismatches) - 5, 0)} more do not fit"
         )
     model.load_state_dict(weights)
     return model.eval(), spec
@@ -79,7 +79,7 @@ def _untrained(spec: RunSpec, record: RunRecord, weights: dict[str, Any]) -> nn.
 
 
 def not_an_export(path: Path) -> str:
-    """Say what a path is that load_exported cannot read."""
+    """Describe a path that load_exported cannot read."""
     if not path.exists():
         return f"there is no folder {path}"
     if path.is_file():

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def quiet_exporters() -> Iterator[None]:
-    """Keep what PyTorch's exporters tell their developers from the user."""
+    """Silence messages of PyTorch's exporters to their developers."""
     names = ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")
-    before = {name: logging.getLogger(name).level for name in names}
+    levels = {name: logging.getLogger(name).level for name in names}
     for name in names:
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
@@ -20,5 +20,5 @@ def quiet_exporters() -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     finally:
-        for name, level in before.items():
+        for name, level in levels.items():
             logging.getLogger(name).setLevel(level)

@@ -1,7 +1,7 @@
-"""timm's own net with SE units, where it has one that computes what ours does, and its weights from ours and back.
+"""Find timm's own SE net with the same outputs as SE-Lab's, and convert weights between the two.
 
 timm rounds the hidden width up to a multiple of 8 and has biases: hidden channels of zeros, and biases of 0, change
-nothing, so that ours fit whenever they are not the wider ones.
+nothing, so that our weights fit unless our units are wider.
 """
 
 from __future__ import annotations
@@ -65,33 +65,33 @@ def to_twin(model: nn.Module, sites: Sequence[Site], twin: nn.Module) -> State:
     """
     state = {key: value.contiguous() for key, value in model.state_dict().items() if not key.startswith(_under(sites))}
     for site in sites:
-        ours, theirs = model.get_submodule(site.path).state_dict(), twin.get_submodule(site.path)
-        first, last = next((pair for pair in LAYERS if hasattr(theirs, pair[0])), LAYERS[0])
-        hidden = len(ours["reduce.weight"])
-        more: int = getattr(theirs, first).out_channels - hidden
-        if more < 0:
+        unit, twin_unit = model.get_submodule(site.path).state_dict(), twin.get_submodule(site.path)
+        first, last = next((pair for pair in LAYERS if hasattr(twin_unit, pair[0])), LAYERS[0])
+        hidden = len(unit["reduce.weight"])
+        pad: int = getattr(twin_unit, first).out_channels - hidden
+        if pad < 0:
             raise AttributeError(f"{site.path} of {type(twin).__name__} is narrower than ours")
-        biases = ours.get("reduce.bias", torch.zeros(hidden)), ours.get("expand.bias", torch.zeros(site.channels))
+        biases = unit.get("reduce.bias", torch.zeros(hidden)), unit.get("expand.bias", torch.zeros(site.channels))
         state |= {
-            f"{site.path}.{first}.weight": F.pad(ours["reduce.weight"], (0, 0, 0, more))[:, :, None, None].contiguous(),
-            f"{site.path}.{first}.bias": F.pad(biases[0], (0, more)),
-            f"{site.path}.{last}.weight": F.pad(ours["expand.weight"], (0, more))[:, :, None, None].contiguous(),
+            f"{site.path}.{first}.weight": F.pad(unit["reduce.weight"], (0, 0, 0, pad))[:, :, None, None].contiguous(),
+            f"{site.path}.{first}.bias": F.pad(biases[0], (0, pad)),
+            f"{site.path}.{last}.weight": F.pad(unit["expand.weight"], (0, pad))[:, :, None, None].contiguous(),
             f"{site.path}.{last}.bias": biases[1].clone(),
         }
     return state
 
 
 def from_twin(state: State, sites: Sequence[Site], bias: bool) -> State:
-    """Return the weights of a twin under our names, with or without the units' biases: what `to_twin` undoes."""
-    ours = {key: value for key, value in state.items() if not key.startswith(_under(sites))}
+    """Return the weights of a twin under our names, with or without the units' biases: the inverse of `to_twin`."""
+    weights = {key: value for key, value in state.items() if not key.startswith(_under(sites))}
     for site in sites:
         first, last = next(pair for pair in LAYERS if f"{site.path}.{pair[0]}.weight" in state)
-        ours[f"{site.path}.reduce.weight"] = state[f"{site.path}.{first}.weight"][: site.hidden, :, 0, 0]
-        ours[f"{site.path}.expand.weight"] = state[f"{site.path}.{last}.weight"][:, : site.hidden, 0, 0]
+        weights[f"{site.path}.reduce.weight"] = state[f"{site.path}.{first}.weight"][: site.hidden, :, 0, 0]
+        weights[f"{site.path}.expand.weight"] = state[f"{site.path}.{last}.weight"][:, : site.hidden, 0, 0]
         if bias:
-            ours[f"{site.path}.reduce.bias"] = state[f"{site.path}.{first}.bias"][: site.hidden]
-            ours[f"{site.path}.expand.bias"] = state[f"{site.path}.{last}.bias"]
-    return ours
+            weights[f"{site.path}.reduce.bias"] = state[f"{site.path}.{first}.bias"][: site.hidden]
+            weights[f"{site.path}.expand.bias"] = state[f"{site.path}.{last}.bias"]
+    return weights
 
 
 def _under(sites: Sequence[Site]) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Callbacks for a LightningModule of one's own."""
+"""Callbacks for your own LightningModule."""
 
 from __future__ import annotations
 
@@ -40,17 +40,17 @@ class InsertSE(L.Callback):
         """
         self.spec, self.net, self.existing_se, self.at, self.example = spec, net, existing_se, at, example
         self.sites: list[Site] = []
-        """What was inserted last."""
+        """The sites of the last insertion."""
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Insert the units; a net that an equal callback has given its units, as for a fit before a test, keeps them.
+        """Insert the units, unless an equal callback has inserted them already, as for a fit before a test.
 
         Raises:
             SpecError: as `insert_se` does.
         """
         net = pl_module.get_submodule(self.net)
-        what = (self.spec, self.existing_se, None if self.at is None else str(self.at))
-        if getattr(net, "se_inserted", None) != what:
+        settings = (self.spec, self.existing_se, None if self.at is None else str(self.at))
+        if getattr(net, "se_inserted", None) != settings:
             insert_se(net, self.spec, self.existing_se, at=self.at, example=self.example)
-            net.se_inserted = what  # type: ignore[assignment]
+            net.se_inserted = settings  # type: ignore[assignment]
         self.sites = net.se_sites  # type: ignore[assignment]

@@ -1,4 +1,4 @@
-"""Checkpoints on disk: written aside, read back, and put in place; the one before stays until the new one is proved."""
+"""Checkpoints on disk: written to a temporary file and verified before they replace the previous one."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from se_lab.training.folder import TrialFolder
 
 
 class CheckpointError(OSError):
-    """A checkpoint that could not be written; the one before is whole."""
+    """A checkpoint could not be written; the previous one is intact."""
 
 
 class TrialCheckpointIO(TorchCheckpointIO):
-    """How Lightning writes and reads the checkpoints of a trial: they name it, and only its holder writes them."""
+    """Writes and reads a trial's checkpoints: they hold its id, and only the trial's holder writes them."""
 
     def __init__(self, folder: TrialFolder) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class TrialCheckpointIO(TorchCheckpointIO):
 
         Raises:
             ClaimLostError: if another worker has taken the trial.
-            CheckpointError: if the disk does not take it.
+            CheckpointError: if it cannot be written.
         """
         self.folder.check()
         write_checkpoint(Path(path), {"trial_id": self.folder.trial_id, **checkpoint})
@@ -46,42 +46,42 @@ class TrialCheckpointIO(TorchCheckpointIO):
             SpecError: for one of another trial.
         """
         checkpoint: dict[str, Any] = super().load_checkpoint(path, *arguments, **options)
-        if (named := checkpoint.get("trial_id", self.folder.trial_id)) != self.folder.trial_id:
+        if (owner := checkpoint.get("trial_id", self.folder.trial_id)) != self.folder.trial_id:
             raise SpecError(
-                f"{path} is a checkpoint of trial {named}, and it lies in the folder of trial {self.folder.trial_id}: "
+                f"{path} is a checkpoint of trial {owner}, and it lies in the folder of trial {self.folder.trial_id}: "
                 "remove it, and the trial begins anew"
             )
         return checkpoint
 
 
 def write_checkpoint(path: Path, checkpoint: Mapping[str, Any]) -> None:
-    """Write a checkpoint, prove it by its checksums, and put it in place; last.ckpt becomes previous.ckpt.
+    """Write a checkpoint, verify its checksums, and move it into place; last.ckpt becomes previous.ckpt.
 
     Raises:
-        CheckpointError: if the disk does not take it; what is there stays, and what was written is removed.
+        CheckpointError: if it cannot be written; existing checkpoints stay, and the incomplete file is deleted.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = store.aside_of(path)
+    temp_path = store.aside_of(path)
     try:
-        with aside.open("wb") as file:
+        with temp_path.open("wb") as file:
             torch.save(dict(checkpoint), file)
             file.flush()
             os.fsync(file.fileno())
-            if hasattr(os, "posix_fadvise"):  # to read what the disk has, not what memory still holds
+            if hasattr(os, "posix_fadvise"):  # to read it back from the disk, not from memory
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        if not is_whole(aside):
+        if not is_whole(temp_path):
             raise CheckpointError(f"{path}: what was written does not read back")
         if path.name == "last.ckpt" and path.exists():
             path.replace(path.with_name("previous.ckpt"))
-        store.put_in_place(aside, path)
-    except (OSError, RuntimeError) as error:  # torch wraps what the file says
-        size, free = aside.stat().st_size if aside.exists() else 0, shutil.disk_usage(path.parent).free
-        aside.unlink(missing_ok=True)
+        store.put_in_place(temp_path, path)
+    except (OSError, RuntimeError) as error:  # torch wraps the file's error
+        size, free = temp_path.stat().st_size if temp_path.exists() else 0, shutil.disk_usage(path.parent).free
+        temp_path.unlink(missing_ok=True)
         if isinstance(error, CheckpointError):
             raise
         number = getattr(error, "errno", None) or getattr(error.__cause__ or error.__context__, "errno", None)
-        said = f"it could not be written after {size:,} bytes, with {free:,} free; the checkpoint before it is whole"
-        raise CheckpointError(number or 0, f"{os.strerror(number) if number else error}: {said}", str(path)) from error
+        text = f"it could not be written after {size:,} bytes, with {free:,} free; the checkpoint before it is whole"
+        raise CheckpointError(number or 0, f"{os.strerror(number) if number else error}: {text}", str(path)) from error
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
@@ -97,7 +97,7 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
 
 def is_whole(path: Path) -> bool:
-    """Return whether a checkpoint reads as it was written, by the checksums within."""
+    """Return whether a checkpoint is complete and intact, by its checksums."""
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.testzip() is None
@@ -106,10 +106,10 @@ def is_whole(path: Path) -> bool:
 
 
 def restart_validation(checkpoint: dict[str, Any]) -> None:
-    """Let Lightning begin a validation anew when it resumes a checkpoint that was taken within one.
+    """Let Lightning restart a validation when it resumes a checkpoint that was saved during one.
 
-    By itself it would skip it. Its loop resumes an evaluation in which one batch is under way; of the batches before
-    that one nothing is kept.
+    By default it would skip the validation. Its loop resumes an evaluation with one batch under way; of the batches
+    before that one nothing is kept.
     """
     counts = {"ready": 0, "started": 0, "processed": 0, "completed": 0}
     checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"] = {

@@ -1,4 +1,4 @@
-"""Why a trial failed, whether to try again can help, and the record that says so."""
+"""Why a trial failed, whether a retry can help, and the record of the failure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from se_lab import store
 from se_lab.spec import ExecSpec, RunSpec
 
 OK_AGAIN = ("lost process", "data loader", "network")
-"""Kinds that may go well the next time, in the same place."""
+"""Kinds of failure that a retry in the same place may fix."""
 OUT_OF_MEMORY, NAN_LOSS, DISK_FULL, BROKEN_DEVICE, LOST, LOADER, NETWORK, OTHER = (
     "out of memory", "NaN loss", "disk full", "broken device", "lost process", "data loader", "network", "error",
 )  # fmt: skip
@@ -25,7 +25,7 @@ _WORDS: dict[str, tuple[str, ...]] = {
     LOADER: ("dataloader worker", "too many open files"),
     DISK_FULL: (
         "no space left on device", "disk quota exceeded",
-        "enforce fail at inline_container", "file write failed",  # PyTorch's words for a write that fell short
+        "enforce fail at inline_container", "file write failed",  # PyTorch's messages for an incomplete write
     ),
     BROKEN_DEVICE: (
         "uncorrectable ecc", "cuda error: unknown error", "unspecified launch failure", "gpu is lost", "nccl error",
@@ -34,7 +34,7 @@ _WORDS: dict[str, tuple[str, ...]] = {
     ),
     NETWORK: ("connection refused", "connection reset", "name resolution", "network is unreachable", "timed out"),
 }  # fmt: skip
-"""What the messages of errors say that have no type of their own: RuntimeErrors of PyTorch and of CUDA."""
+"""Parts of the messages of errors without a type of their own: RuntimeErrors of PyTorch and CUDA."""
 _ERRNO = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), DISK_FULL),
     **dict.fromkeys((errno.EIO, errno.ESTALE), BROKEN_DEVICE),
@@ -45,18 +45,18 @@ _ERRNO = {
 
 
 def failure_kind(error: BaseException) -> str:
-    """Return why a trial failed: the kind of its error, or of one that led to it; 'error' for what has no kind here."""
+    """Return the kind of a trial's error, or of one that led to it; 'error' if neither has a kind."""
     kinds = (kind for link in _chain(error) for test in _TESTS if (kind := test(link)) is not None)
     return next(kinds, OTHER)
 
 
 def reason(error: str) -> str:
-    """Return the last line of a traceback: the error's type and what it says."""
+    """Return the last line of a traceback: the error's type and message."""
     return error.strip().rpartition("\n")[2]
 
 
 def record_failure(spec: RunSpec, execution: ExecSpec, error: str, kind: str) -> None:
-    """Write what ended a trial, a traceback or a line, unless its own process has: that may be gone, or know less."""
+    """Record a trial's error, a traceback or a line, unless its own process, which may be gone or know less, has."""
     folder = store.trial_folder(execution.store, spec.trial_id)
     with contextlib.suppress(store.TrialBusyError), store.claim(folder):
         record = store.read_record(folder)
@@ -68,7 +68,7 @@ def record_failure(spec: RunSpec, execution: ExecSpec, error: str, kind: str) ->
 
 
 def death(exit_code: int) -> str:
-    """Say how a process ended that left no record, by its exit code as `multiprocessing` has it."""
+    """Describe how a process without a record ended, by its exit code as in `multiprocessing`."""
     if exit_code >= 0:
         return f"its process left with status {exit_code} and no record"
     name = signal.Signals(-exit_code).name if -exit_code in set(signal.Signals) else f"signal {-exit_code}"
@@ -81,9 +81,9 @@ def death(exit_code: int) -> str:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
+    ids: set[int] = set()
+    while error is not None and id(error) not in ids:
+        ids.add(id(error))
         yield error
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 

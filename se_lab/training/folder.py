@@ -1,4 +1,4 @@
-"""A trial's folder, as the worker that holds the trial writes it: each write first checks that it still does."""
+"""A trial's folder, for the worker that holds the trial to write: each write first checks the claim."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class TrialFolder:
         return store.write_record(self.path, record)
 
     def clear_leftovers(self) -> None:
-        """Remove what a killed worker had begun to write, on rank 0."""
+        """Delete incomplete files of a killed worker, on rank 0."""
         if self.claim is not None:
             self.claim.check()
             store.clear_leftovers(self.path)

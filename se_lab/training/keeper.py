@@ -29,14 +29,14 @@ Row = dict[str, float]
 KEYS = ("train/", "val/")
 
 GO_ON, SAVE, STOP = 0, 1, 2
-"""What a rank wants after a step; the ranks do what most is wanted."""
+"""A rank's request after a step; all ranks follow the largest one."""
 
 Progress = Callable[[Mapping[str, float]], None]
 """Called with the row of each finished epoch, and then may raise StoppedEarlyError; in between, once a second, with the
 training steps done and all there are: {"step": …, "steps": …}."""
 REPORT_SECONDS = 1.0
 WATCHED_STEPS = 50
-"""Steps between two looks at the losses, where a look makes a GPU or the other ranks wait."""
+"""Steps between two checks of the losses, if a check makes a GPU or the other ranks wait."""
 
 
 class StoppedEarlyError(Exception):
@@ -61,7 +61,7 @@ class TrialKeeper(Checkpoint):
         """Keep a folder; `minutes` lie between checkpoints within an epoch, and `provenance` is that of this run."""
         self.folder, self.stop, self.progress, self.minutes = folder, stop, progress, minutes
         self.segments: list[dict[str, Any]] = [{"epoch": 0, "step": 0, "provenance": dict(provenance or {})}]
-        """The parts of the training that had one provenance, by where they begin."""
+        """Parts of the training with one provenance each, and where they begin."""
         self._resumed_at: dict[str, Any] = {}
         self.rows: list[Row] = []
         """A row per epoch."""
@@ -75,7 +75,7 @@ class TrialKeeper(Checkpoint):
         self._step_began: Any = None
         self._rate = 0.0  # of the last step
         self._losses: list[tuple[int, float, Tensor]] = []
-        """Batch, learning rate and loss of the steps since the last look at them."""
+        """Batch, learning rate and loss of the steps since the last check."""
         self._images, self._images_per_s = 0, 0.0
         self._predictions: list[list[np.ndarray[Any, Any]]] = []
         self._began = self._saved = self._reported = self._epoch_began = time.perf_counter()
@@ -87,7 +87,7 @@ class TrialKeeper(Checkpoint):
             torch.cuda.reset_peak_memory_stats(self._device)  # of a trial before this one in the process
 
     def on_train_start(self, trainer: L.Trainer, task: L.LightningModule) -> None:
-        """Let a signal wait for a checkpoint from here on."""
+        """Let later signals wait for a checkpoint."""
         self._saved = self._epoch_began = time.perf_counter()
         self.stop.at_once = False
         if any(gathered(self.stop.asked)):  # while the others were built
@@ -106,7 +106,7 @@ class TrialKeeper(Checkpoint):
     def on_train_batch_end(
         self, trainer: L.Trainer, task: L.LightningModule, outputs: Any, batch: Any, number: int
     ) -> None:
-        """Stop it; save the trial when that is due, and stop it when that is asked, after whole steps only."""
+        """Stop the clock; after whole steps only, save the trial when due, and stop it when asked to."""
         self._images += len(batch[0])
         self._watch(trainer, outputs["loss"], number)
         if (number + 1) % trainer.accumulate_grad_batches:
@@ -114,34 +114,34 @@ class TrialKeeper(Checkpoint):
         self._steps.append((self._step_began, self._now()))
         self._report_steps(trainer)
         due = self.folder.is_held and time.perf_counter() - self._saved > 60 * self.minutes
-        wanted = self._ranks.ask(STOP if self.stop.asked else SAVE if due else GO_ON)
-        if wanted == GO_ON or trainer.is_last_batch:  # the epoch's end is a moment away
+        action = self._ranks.ask(STOP if self.stop.asked else SAVE if due else GO_ON)
+        if action == GO_ON or trainer.is_last_batch:  # the epoch's end is a moment away
             return
         self._check_finite(trainer, task)
         self._save(trainer)
-        if wanted == STOP:
+        if action == STOP:
             raise InterruptedTrialError
 
     def _watch(self, trainer: L.Trainer, loss: Tensor, number: int) -> None:
-        """Raise FloatingPointError soon after a loss that is no number."""
+        """Raise FloatingPointError soon after a loss that is not finite."""
         self._losses.append((number // trainer.accumulate_grad_batches, self._rate, loss))
         if (loss.is_cpu and trainer.world_size == 1) or number % WATCHED_STEPS == WATCHED_STEPS - 1:
             self._check_losses(trainer)
 
     def _check_losses(self, trainer: L.Trainer) -> None:
         batches, self._losses = self._losses, []
-        fine = torch.isfinite(torch.stack([loss for *_, loss in batches])).tolist() if batches else []
-        bad = [(batch, rate) for (batch, rate, _), is_fine in zip(batches, fine, strict=True) if not is_fine]
-        if found := list(itertools.chain.from_iterable(gathered(bad[:1]))):
-            batch, rate = min(found)
+        flags = torch.isfinite(torch.stack([loss for *_, loss in batches])).tolist() if batches else []
+        bad_steps = [(batch, rate) for (batch, rate, _), is_finite in zip(batches, flags, strict=True) if not is_finite]
+        if candidates := list(itertools.chain.from_iterable(gathered(bad_steps[:1]))):
+            batch, rate = min(candidates)
             raise FloatingPointError(
                 f"the training loss is nan or infinite in batch {batch} of epoch {trainer.current_epoch}, lr {rate:g}"
             )
 
     def _check_finite(self, trainer: L.Trainer, task: L.LightningModule) -> None:
-        """Raise FloatingPointError if a loss of any rank or a weight is no number; for all ranks, between two steps.
+        """Raise FloatingPointError, on all ranks, if a weight or any rank's loss is not finite.
 
-        A checkpoint is preceded by this: a trial can resume from what is saved.
+        Call it between two steps, before each checkpoint, so that a trial can resume from it.
         """
         self._check_losses(trainer)
         if not torch.stack([torch.isfinite(weight).all() for weight in task.parameters()]).all():
@@ -155,15 +155,15 @@ class TrialKeeper(Checkpoint):
         if self.progress is None or not self.folder.is_held or now - self._reported < REPORT_SECONDS:
             return
         self._reported = now
-        in_an_epoch = int(trainer.num_training_batches) // trainer.accumulate_grad_batches
-        self.progress({"step": trainer.global_step, "steps": in_an_epoch * (trainer.max_epochs or 1)})
+        epoch_steps = int(trainer.num_training_batches) // trainer.accumulate_grad_batches
+        self.progress({"step": trainer.global_step, "steps": epoch_steps * (trainer.max_epochs or 1)})
 
     def on_validation_start(self, trainer: L.Trainer, task: L.LightningModule) -> None:
         """Stop the clock of the epoch's training."""
         self._end_training(trainer, task)
 
     def on_validation_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        """Save and stop the trial when that is asked: resumed, it begins with this validation."""
+        """Save and stop the trial when asked to; when resumed, it begins with this validation."""
         if self._is_told():
             self._save(trainer)
             raise InterruptedTrialError
@@ -176,7 +176,7 @@ class TrialKeeper(Checkpoint):
         task.log_dict({"lr": self._rate, "images_per_s": self._images_per_s}, rank_zero_only=True)
         scores = {key: float(value) for key, value in sorted(trainer.callback_metrics.items()) if key.startswith(KEYS)}
         row = {"epoch": trainer.current_epoch, "lr": self._rate, **scores, "images_per_s": self._images_per_s}
-        self.rows = [past for past in self.rows if past["epoch"] < row["epoch"]] + [row]
+        self.rows = [old_row for old_row in self.rows if old_row["epoch"] < row["epoch"]] + [row]
         if (loss := row.get("val/loss", float("inf"))) < self.best_loss:
             self.best_loss = loss
             trainer.save_checkpoint(self.folder.path / "best.ckpt", weights_only=True)
@@ -202,7 +202,7 @@ class TrialKeeper(Checkpoint):
             self._images = 0
 
     def _write_rows(self) -> None:
-        """Write metrics.csv whole, a row per epoch: a resumed trial leaves no row twice and none out."""
+        """Rewrite metrics.csv, a row per epoch: a resumed trial neither repeats nor omits a row."""
         text = io.StringIO()
         writer = csv.DictWriter(text, fieldnames=list(self.rows[-1]), extrasaction="ignore")
         writer.writeheader()
@@ -210,7 +210,7 @@ class TrialKeeper(Checkpoint):
         self.folder.write("metrics.csv", lambda file: file.write(text.getvalue().encode()))
 
     def on_test_batch_end(self, trainer: L.Trainer, task: L.LightningModule, outputs: Any, batch: Any, *_: Any) -> None:
-        """Keep what is predicted; leave the test where it is if that is asked: the end of training is saved."""
+        """Keep the predictions; interrupt the test when asked to: the end of training is saved."""
         _, labels, numbers = batch
         self._predictions.append([part.cpu().numpy() for part in (numbers, labels, *outputs.values())])
         if self._is_told():
@@ -219,7 +219,7 @@ class TrialKeeper(Checkpoint):
     def predictions(self) -> dict[str, np.ndarray[Any, Any]]:
         """Return image, label, top5 and probability of the test, of all ranks' images."""
         parts = itertools.chain.from_iterable(gathered(self._predictions))
-        arrays = [np.concatenate(several) for several in zip(*parts, strict=True)]
+        arrays = [np.concatenate(pieces) for pieces in zip(*parts, strict=True)]
         order = np.argsort(arrays[0])
         names = ("image", "label", "top5", "probability")
         return {name: array[order] for name, array in zip(names, arrays, strict=True)}
@@ -240,17 +240,17 @@ class TrialKeeper(Checkpoint):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore it."""
+        """Restore the state."""
         self.rows, self._rate, self._images_per_s = (state_dict[key] for key in ("rows", "rate", "images_per_s"))
         self.best_loss, self.seconds = state_dict["best_loss"], state_dict["seconds"]
-        before, now = state_dict["segments"], self.segments[0]["provenance"]
-        changed = store.differences(before[-1]["provenance"], now)
-        self.segments = before + ([self._resumed_at | {"provenance": now}] if changed else [])
-        for difference in changed if self.folder.is_held else ():
+        segments, provenance = state_dict["segments"], self.segments[0]["provenance"]
+        differences = store.differences(segments[-1]["provenance"], provenance)
+        self.segments = segments + ([self._resumed_at | {"provenance": provenance}] if differences else [])
+        for difference in differences if self.folder.is_held else ():
             print(f"trial {self.folder.trial_id} resumes, and {difference}: recorded as a segment", file=sys.stderr)
 
     def on_save_checkpoint(self, trainer: L.Trainer, _: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Note which images the weights come from."""
+        """Save the digest of the images."""
         checkpoint["data_digest"] = trainer.datamodule.digest  # type: ignore[attr-defined]
         if trainer.validating:
             restart_validation(checkpoint)
@@ -258,10 +258,10 @@ class TrialKeeper(Checkpoint):
     def on_load_checkpoint(self, trainer: L.Trainer, _: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Refuse to resume with other images than the trial began with; note where it resumes."""
         self._resumed_at = {"epoch": checkpoint["epoch"], "step": checkpoint["global_step"]}
-        began, now = checkpoint.get("data_digest"), trainer.datamodule.digest  # type: ignore[attr-defined]
-        if began not in (None, now):
+        old, digest = checkpoint.get("data_digest"), trainer.datamodule.digest  # type: ignore[attr-defined]
+        if old not in (None, digest):
             raise DataError(
-                f"the trial began with other images (digest {began}) than are there now ({now}): bring them back, or "
+                f"the trial began with other images (digest {old}) than are there now ({digest}): bring them back, or "
                 f"remove {self.folder.path} to begin anew"
             )
 
@@ -276,7 +276,7 @@ class TrialKeeper(Checkpoint):
         return timings
 
     def _now(self) -> Any:
-        """Return the time; of a GPU, which does what it is asked for later, an event among what it is asked for."""
+        """Return the time; on a GPU, which runs asynchronously, an event in its stream."""
         if self._device.type != "cuda":
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
@@ -286,9 +286,9 @@ class TrialKeeper(Checkpoint):
     def _read_clock(self) -> None:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
-            self.step_ms += [began.elapsed_time(ended) for began, ended in self._steps]
+            self.step_ms += [start.elapsed_time(end) for start, end in self._steps]
         else:
-            self.step_ms += [1000 * (ended - began) for began, ended in self._steps]
+            self.step_ms += [1000 * (end - start) for start, end in self._steps]
         self._steps.clear()
 
     def _save(self, trainer: L.Trainer) -> None:

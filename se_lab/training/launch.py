@@ -1,8 +1,8 @@
-"""A trial of several devices is started as one process, and that one starts a rank a device.
+"""Start the ranks of a trial of several devices, one process per device, and watch them.
 
-Each rank is a Python of its own (`python -m se_lab.training.rank`), whatever the process that starts it is: a command,
-a worker that a sweep has forked, a notebook. That process watches over them, passes signals on, and lets none outlive
-the others. Under srun with a task a device, and under torchrun, the processes are the ranks already.
+Each rank is a separate Python process (`python -m se_lab.training.rank`), whether a command, a sweep's forked worker or
+a notebook starts it. The parent process watches the ranks, passes signals on, and lets no rank outlive the others.
+Under srun with one task per device, and under torchrun, the processes are the ranks already.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ Progress = Callable[[Mapping[str, float]], None]
 
 
 def launch(work: str, spec: RunSpec, execution: ExecSpec, progress: Progress | None = None) -> Any:
-    """Start this node's ranks of a trial, see them through to their end, and return what rank 0 returns.
+    """Start this node's ranks of a trial, wait until they end, and return rank 0's result.
 
     Args:
-        work: What a rank does, as se_lab.training.rank knows it.
+        work: What each rank does: "run" or "rehearse".
         spec: The trial.
         execution: Where and how.
-        progress: Called here with each row of rank 0's; what it raises is raised there.
+        progress: Called in this process with rank 0's rows; its errors are raised in rank 0.
 
     Raises:
         SpecError: for a trial of several nodes where no variable says which of them this is.
@@ -59,8 +59,8 @@ def launch(work: str, spec: RunSpec, execution: ExecSpec, progress: Progress | N
     watch = _Watch(progress)
     with catch_signals(Stop(at_once=False)) as stop, _meeting_point(spec.train) as meeting:
         try:
-            for local in range(spec.train.devices):
-                watch.ranks.append(_Rank(local, work, spec, execution, meeting))
+            for local_rank in range(spec.train.devices):
+                watch.ranks.append(_Rank(local_rank, work, spec, execution, meeting))
             watch.until_all_exited(stop)
         finally:
             for rank in watch.ranks:
@@ -70,7 +70,7 @@ def launch(work: str, spec: RunSpec, execution: ExecSpec, progress: Progress | N
 
 @contextlib.contextmanager
 def _meeting_point(train: TrainSpec) -> Iterator[dict[str, str]]:
-    """Hold the store where the ranks meet, at a free port; across nodes, at the port that all were given."""
+    """Hold the store where the ranks meet, at a free port; across nodes, at the port in MASTER_PORT."""
     env, node = os.environ, int(os.environ.get("NODE_RANK", 0))
     host, port = "127.0.0.1", 0
     if train.nodes > 1:
@@ -97,19 +97,19 @@ class _Rank:
 
     def __init__(self, local: int, work: str, spec: RunSpec, execution: ExecSpec, meeting: Mapping[str, str]) -> None:
         self.number = int(meeting["NODE_RANK"]) * spec.train.devices + local
-        self.pipe, theirs = Pipe()
+        self.pipe, child_end = Pipe()
         self.open, self.killed = True, False
-        what = json.dumps({"work": work, "spec": spec.flat(), "execution": dataclasses.asdict(execution)})
+        request = json.dumps({"work": work, "spec": spec.flat(), "execution": dataclasses.asdict(execution)})
         places = {"RANK": str(self.number), "LOCAL_RANK": str(local)}
-        ties = {PIPE: str(theirs.fileno()), PARENT: str(os.getpid())}
+        ties = {PIPE: str(child_end.fileno()), PARENT: str(os.getpid())}
         path = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "se_lab.training.rank", what],
+            [sys.executable, "-m", "se_lab.training.rank", request],
             env={**os.environ, **meeting, **places, **ties, "PYTHONPATH": path},
-            pass_fds=[theirs.fileno()],
+            pass_fds=[child_end.fileno()],
             start_new_session=True,  # the terminal's Ctrl-C goes to the process that passes it on
         )
-        theirs.close()
+        child_end.close()
 
     @property
     def code(self) -> int | None:
@@ -182,8 +182,8 @@ class _Watch:
         """Return what rank 0 returned, or raise the first error."""
         codes = [rank.code for rank in self.ranks]
         if stopping or RESUME_ME in codes:
-            if diverged := [error for error in self._errors if isinstance(error, FloatingPointError)]:
-                raise diverged[0]  # resuming would diverge again
+            if divergences := [error for error in self._errors if isinstance(error, FloatingPointError)]:
+                raise divergences[0]  # resuming would diverge again
             if any(codes):
                 raise InterruptedTrialError
             return self._result  # the last batch was done when the signal came
@@ -192,6 +192,8 @@ class _Watch:
                 raise LostRankError(f"rank {rank.number} of {len(self.ranks)} is lost: {death(code)}")
         if self._errors:
             raise self._errors[0]
-        if lost := [rank for rank in self.ranks if rank.code]:
-            raise LostRankError(f"rank {lost[0].number} of {len(self.ranks)} is lost: {death(lost[0].code or 0)}")
+        if lost_ranks := [rank for rank in self.ranks if rank.code]:
+            raise LostRankError(
+                f"rank {lost_ranks[0].number} of {len(self.ranks)} is lost: {death(lost_ranks[0].code or 0)}"
+            )
         return self._result

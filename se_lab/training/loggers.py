@@ -1,4 +1,4 @@
-"""The loggers of a trial. A tracker never fails a trial: what it cannot log is recorded, and the trial trains on."""
+"""The loggers of a trial. A logger's error never fails the trial: it is recorded, and training continues."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from se_lab.training.preflight import wandb_mode
 
 NAMES = {"wandb": "W&B", "tensorboard": "TensorBoard"}
 CALLS = ("log_metrics", "log_hyperparams", "save", "finalize", "after_save_checkpoint")
-"""What Lightning calls of a logger while it trains."""
+"""Logger methods that Lightning calls in training."""
 
 
 @contextlib.contextmanager
@@ -26,7 +26,7 @@ def open_loggers(
 ) -> Iterator[list[Logger]]:
     """Yield the loggers of a trial: the one that `execution` names, if it starts, and further ones.
 
-    What fails is printed, and noted in the record's host under the logger's name.
+    Errors are printed, and stored in the record's host under the logger's name.
     """
     with contextlib.ExitStack() as stack:
         loggers = []
@@ -34,16 +34,16 @@ def open_loggers(
             loggers = stack.enter_context(_wandb_logger(record, folder, execution))
         elif execution.logger != "none":
             kind = {"tensorboard": TensorBoardLogger, "csv": CSVLogger}[execution.logger]
-            # TensorBoard reads several files of one folder as one run; a CSV file would be begun anew
+            # TensorBoard reads several files of one folder as one run; a CSV file would be overwritten
             version = {"version": ""} if kind is TensorBoardLogger else {}
-            local = kind(folder, name=execution.logger, **version)
-            local.log_hyperparams({key: value for key, value in record.spec.items() if value is not None})
-            loggers = [_guard(local, _Losses(record, execution.logger))]
-        yield [*loggers, *(_guard(one, _Losses(record, type(one).__name__)) for one in further)]
+            local_logger = kind(folder, name=execution.logger, **version)
+            local_logger.log_hyperparams({key: value for key, value in record.spec.items() if value is not None})
+            loggers = [_guard(local_logger, _Losses(record, execution.logger))]
+        yield [*loggers, *(_guard(logger, _Losses(record, type(logger).__name__)) for logger in further)]
 
 
 class _Losses:
-    """What a logger could not log: the first is noted in the record and printed."""
+    """Errors of a logger: the first is stored in the record and printed."""
 
     def __init__(self, record: RunRecord, name: str) -> None:
         self.record, self.name = record, name
@@ -54,8 +54,8 @@ class _Losses:
     def note(self, what: str, error: Exception) -> None:
         if not self:
             self.record.host[self.name] = f"{what}: {type(error).__name__}: {error}"
-            said = f"trial {self.record.trial_id} continues without {NAMES.get(self.name, self.name)}"
-            print(f"{said}; {self.record.host[self.name]}", file=sys.stderr)
+            message = f"trial {self.record.trial_id} continues without {NAMES.get(self.name, self.name)}"
+            print(f"{message}; {self.record.host[self.name]}", file=sys.stderr)
 
 
 def _guard(logger: Logger, losses: _Losses) -> Logger:
@@ -80,18 +80,18 @@ def _guard(logger: Logger, losses: _Losses) -> Logger:
 def _wandb_logger(record: RunRecord, folder: Path, execution: ExecSpec) -> Iterator[list[Logger]]:
     """Yield Lightning's WandbLogger: offline unless W&B's own variables say otherwise; none if W&B does not start.
 
-    An agent's run, and one that the caller has open, is logged to and left open. If W&B's service is gone, another one
-    is started.
+    An agent's run, and one that the caller has opened, is used and left open. If W&B's service has died, a new one is
+    started.
     """
     import wandb
 
-    alone = wandb.run is None  # the caller has no run open
-    ours = alone and "WANDB_SWEEP_ID" not in os.environ
+    starts_run = wandb.run is None  # the caller has no run open
+    owns_run = starts_run and "WANDB_SWEEP_ID" not in os.environ
     losses = _Losses(record, "wandb")
     try:
         logger = _open_wandb(record, folder, execution)
-    except Exception:  # W&B's client raises whatever its service's death makes of it
-        if alone:
+    except Exception:  # W&B's client can raise anything when its service dies
+        if starts_run:
             _abandon_service()
         try:
             logger = _open_wandb(record, folder, execution)
@@ -104,12 +104,12 @@ def _wandb_logger(record: RunRecord, folder: Path, execution: ExecSpec) -> Itera
         yield [_guard(logger, losses)]
         failed = False
     finally:
-        if ours and not losses:
+        if owns_run and not losses:
             try:
                 logger.experiment.finish(exit_code=int(failed))
             except Exception as error:
                 losses.note("the end of the run was not logged", error)
-        elif losses and alone:
+        elif losses and starts_run:
             _abandon_service()
 
 
@@ -128,11 +128,11 @@ def _open_wandb(record: RunRecord, folder: Path, execution: ExecSpec) -> Any:
     from lightning.pytorch.loggers import WandbLogger
 
     agent = "WANDB_SWEEP_ID" in os.environ  # an agent brings the run's id
-    flat = {key: value for key, value in record.spec.items() if value is not None}
+    fields = {key: value for key, value in record.spec.items() if value is not None}
     logger = WandbLogger(
         project=os.environ.get("WANDB_PROJECT", execution.project),
         id=None if agent else record.trial_id,
-        name=None if agent else run_name(run_spec(flat)),
+        name=None if agent else run_name(run_spec(fields)),
         entity=execution.entity or None,
         group=execution.group or None,
         tags=list(execution.tags) or None,
@@ -143,7 +143,7 @@ def _open_wandb(record: RunRecord, folder: Path, execution: ExecSpec) -> Any:
         settings=wandb.Settings(mode=wandb_mode(), silent=True, console="off"),  # type: ignore[arg-type]
     )
     run = logger.experiment
-    # keys that the agent set are locked to the sweep: what it brought stays as it is
-    known = flat | {"trial_id": record.trial_id, "provenance": record.provenance}
-    run.config.update({key: value for key, value in known.items() if key not in run.config})
+    # keys that the agent set are locked to the sweep, and keep their values
+    config = fields | {"trial_id": record.trial_id, "provenance": record.provenance}
+    run.config.update({key: value for key, value in config.items() if key not in run.config})
     return logger

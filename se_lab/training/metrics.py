@@ -24,7 +24,7 @@ class MeanLoss(Metric):
     def single(self) -> None:
         """Sum in single precision: for mps, which has no doubles."""
         self.total = self.total.float()
-        self._defaults["total"] = torch.zeros((), dtype=torch.float32)  # what a reset restores, and a move takes along
+        self._defaults["total"] = torch.zeros((), dtype=torch.float32)  # restored by reset, and moved with the metric
 
     def update(self, losses: Tensor) -> None:
         """Add the losses of a batch, (N,)."""
@@ -48,10 +48,10 @@ class TopError(MulticlassAccuracy):
 
     def update(self, guesses: Tensor, labels: Tensor) -> None:
         """Add a batch: the k classes guessed for each image, (N, k), and the labels, (N,)."""
-        first = guesses[:, 0]
+        guess = guesses[:, 0]
         if guesses.shape[1] > 1:
-            first = torch.where((guesses == labels[:, None]).any(1), labels, first)
-        super().update(first, labels)
+            guess = torch.where((guesses == labels[:, None]).any(1), labels, guess)
+        super().update(guess, labels)
 
     def compute(self) -> Tensor:
         """Return the error, a double; NaN of no image."""
@@ -65,14 +65,14 @@ class Scores(nn.Module):
     top1_error: TopError
 
     def __init__(self, num_classes: int, *, top5: bool = True) -> None:
-        """With five classes or fewer there is no top-5 error: it would be 0 whatever the net says."""
+        """Leave out the top-5 error with five classes or fewer: it would always be 0."""
         super().__init__()
         self.loss, self.top1_error = MeanLoss(), TopError(num_classes)
         self.top5_error = TopError(num_classes) if top5 and num_classes > 5 else None
 
     def update(self, losses: Tensor, guesses: Tensor, labels: Tensor) -> None:
         """Add a batch: its losses, (N,), the likeliest classes, best first, (N, 1) or (N, 5), and labels, (N,)."""
-        if not len(labels):  # every image of the batch was found bad, and torchmetrics cannot count none
+        if not len(labels):  # no image of the batch was readable, and torchmetrics needs at least one
             return
         self.loss.update(losses)
         self.top1_error.update(guesses[:, :1], labels)
@@ -88,7 +88,7 @@ class Scores(nn.Module):
         return {key: float(metric.compute()) for key, metric in self.metrics(split).items()}
 
     def reset(self) -> None:
-        """Begin anew."""
+        """Reset all metrics."""
         for metric in self.metrics("").values():
             metric.reset()
 
@@ -100,10 +100,10 @@ class Scores(nn.Module):
         }
 
     def load_sums(self, sums: dict[str, dict[str, Tensor]]) -> None:
-        """Go on from such sums."""
+        """Restore sums that `sums` returned."""
         device = self.loss.total.device
-        one = torch.zeros(1, dtype=torch.long, device=device)
-        self.update(one, one[:, None], one)  # torchmetrics warns of a metric without an update; its sums go now
+        zero = torch.zeros(1, dtype=torch.long, device=device)
+        self.update(zero, zero[:, None], zero)  # torchmetrics warns of a metric without an update; its sums go now
         for key, metric in self.metrics("").items():
             for name, value in sums[key].items():
                 setattr(metric, name, value.to(device))

@@ -71,7 +71,7 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 class OneCycle(LRScheduler):
-    """Up linearly over the warm-up and down linearly to 0, step by step; `start` says how many steps there are."""
+    """Rise linearly over the warm-up, then fall linearly to 0, step by step; `start` sets the number of steps."""
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self.steps, self.warmup = 1, 0

@@ -31,7 +31,7 @@ CHANGES_NUMBERS = {
     "BaseFinetuning": "a trial trains all weights of its net",
     "InsertSE": "the units of a trial are model.se",
 }
-"""Callbacks of Lightning's and of SE-Lab's that would change the numbers of a trial, and what a trial has instead."""
+"""Callbacks of Lightning and SE-Lab that would change a trial's results, and the setting to use instead."""
 
 
 def create_callbacks(execution: ExecSpec) -> list[L.Callback]:
@@ -41,10 +41,12 @@ def create_callbacks(execution: ExecSpec) -> list[L.Callback]:
         SpecError: for a class that is not there, is no callback, would change the numbers of a trial, cannot be made
             with its arguments, or has a state that no checkpoint can hold.
     """
-    made = [_create("callbacks", one, L.Callback, lightning_callbacks, execution) for one in execution.callbacks]
-    for callback in made:
+    callbacks = [
+        _create("callbacks", piece, L.Callback, lightning_callbacks, execution) for piece in execution.callbacks
+    ]
+    for callback in callbacks:
         _check_state(callback)
-    return made
+    return callbacks
 
 
 def create_loggers(execution: ExecSpec, folder: Path) -> list[Logger]:
@@ -53,8 +55,8 @@ def create_loggers(execution: ExecSpec, folder: Path) -> list[Logger]:
     Raises:
         SpecError: for a class that is not there, is no logger, or cannot be made with its arguments.
     """
-    usual = {"save_dir": str(folder)}
-    return [_create("loggers", one, Logger, lightning_loggers, execution, usual) for one in execution.loggers]
+    defaults = {"save_dir": str(folder)}
+    return [_create("loggers", piece, Logger, lightning_loggers, execution, defaults) for piece in execution.loggers]
 
 
 def _create(
@@ -75,13 +77,13 @@ def _create(
     if not isinstance(path, str) or not path:
         raise SpecError(f"{key} has {piece!r}; class_path must be the name of a class")
     kind = _class(key, path, base, home, execution)
-    for one in kind.__mro__:
-        if one.__name__ in CHANGES_NUMBERS and one.__module__.startswith(("lightning.", "se_lab.")):
-            what = CHANGES_NUMBERS[one.__name__]
-            raise SpecError(f"{key} has {one.__name__}, which would change the numbers of a trial: {what}")
-    taken = inspect.signature(kind).parameters
+    for ancestor in kind.__mro__:
+        if ancestor.__name__ in CHANGES_NUMBERS and ancestor.__module__.startswith(("lightning.", "se_lab.")):
+            alternative = CHANGES_NUMBERS[ancestor.__name__]
+            raise SpecError(f"{key} has {ancestor.__name__}, which would change the numbers of a trial: {alternative}")
+    parameters = inspect.signature(kind).parameters
     try:
-        return kind(**{name: value for name, value in usual.items() if name in taken} | dict(arguments))
+        return kind(**{name: value for name, value in usual.items() if name in parameters} | dict(arguments))
     except Exception as error:  # a user's class can raise anything
         raise SpecError(f"{key} has {path}, which cannot be made: {type(error).__name__}: {error}") from error
 
@@ -96,12 +98,12 @@ def _class(key: str, path: str, base: type, home: ModuleType, execution: ExecSpe
         import_plugins(execution.plugins)
         plugins = filter(None, map(str.strip, execution.plugins.split(",")))
         homes = [*map(importlib.import_module, plugins), home]
-    found = next((getattr(one, name) for one in homes if hasattr(one, name)), None)
-    if not (isinstance(found, type) and issubclass(found, base)):
-        own = [each for one in homes for each, value in vars(one).items() if _is_kind(value, base)]
-        what = f"is no {base.__name__} of Lightning's kind" if found is not None else "is not there"
-        raise SpecError(f"{key} has {path!r}, which {what}{nearest(name, own)}")
-    return found
+    candidate = next((getattr(owner, name) for owner in homes if hasattr(owner, name)), None)
+    if not (isinstance(candidate, type) and issubclass(candidate, base)):
+        names = [attribute for owner in homes for attribute, value in vars(owner).items() if _is_kind(value, base)]
+        problem = f"is no {base.__name__} of Lightning's kind" if candidate is not None else "is not there"
+        raise SpecError(f"{key} has {path!r}, which {problem}{nearest(name, names)}")
+    return candidate
 
 
 def _is_kind(value: object, base: type) -> bool:
@@ -109,12 +111,12 @@ def _is_kind(value: object, base: type) -> bool:
 
 
 def _check_state(callback: L.Callback) -> None:
-    """Raise SpecError for a state that a checkpoint would not give back: it is read without running any code."""
+    """Raise SpecError for a state that a checkpoint cannot restore: it is read without running any code."""
     buffer = io.BytesIO()
     try:
         torch.save(callback.state_dict(), buffer)
         buffer.seek(0)
         torch.load(buffer, weights_only=True)
     except Exception as error:  # pickle raises what the state's classes do
-        what = f"{type(callback).__name__}, whose state_dict() holds more than tensors, numbers, text, lists and dicts"
-        raise SpecError(f"callbacks has {what}, so no checkpoint could resume it: {error}") from error
+        state = f"{type(callback).__name__}, whose state_dict() holds more than tensors, numbers, text, lists and dicts"
+        raise SpecError(f"callbacks has {state}, so no checkpoint could resume it: {error}") from error

@@ -1,4 +1,4 @@
-"""What can be known to go wrong before a trial trains, said before any work is spent."""
+"""Checks for errors that can be found before a trial trains and any work is lost."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def device_of(execution: ExecSpec) -> str:
 def device_model(execution: ExecSpec) -> str:
     """Return the model of the device that a trial runs on, such as 'NVIDIA H100 80GB HBM3'."""
     kind = device_of(execution)
-    if kind == "cuda":  # a finished trial of another machine's may be asked for where there is no GPU
+    if kind == "cuda":  # a trial finished on another machine may be requested without a GPU
         return torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     return cpu_model() if kind == "cpu" else f"{cpu_model()} ({kind})"
 
@@ -41,20 +41,20 @@ WANDB_MODES = ("online", "offline", "disabled", "shared", "dryrun", "run")
 def wandb_mode() -> str:
     """Return WANDB_MODE; where that is not set, online for an agent's trial, else offline.
 
-    Variables of W&B's that are empty are unset: its client would refuse them.
+    Unset W&B's variables that are empty: its client would reject them.
 
     Raises:
         SpecError: for a mode that W&B does not have.
     """
     for name in [name for name, value in os.environ.items() if name.startswith("WANDB_") and not value]:
         del os.environ[name]
-    given = os.environ.get("WANDB_MODE", "online" if "WANDB_SWEEP_ID" in os.environ else "offline")
-    check_choice("WANDB_MODE", given, WANDB_MODES)
-    return given
+    mode = os.environ.get("WANDB_MODE", "online" if "WANDB_SWEEP_ID" in os.environ else "offline")
+    check_choice("WANDB_MODE", mode, WANDB_MODES)
+    return mode
 
 
 def check_before(spec: RunSpec, execution: ExecSpec) -> None:
-    """Raise SpecError for a store that is another's folder, and for what this machine, timm or W&B cannot do."""
+    """Raise SpecError for a store with foreign files, and for what this machine, timm or W&B lacks."""
     check_store(execution.store)
     if execution.logger == "wandb":
         wandb_mode()
@@ -83,7 +83,7 @@ def check_no_limits(execution: ExecSpec) -> None:
 
 
 def _missing_compiler(device: str) -> str:
-    """Return what torch.compile needs on a device and does not find; nothing where all is there."""
+    """Return the tool that torch.compile lacks on a device, or an empty string."""
     if device == "cuda" and importlib.util.find_spec("triton") is None:
         return "Triton"
     from torch._inductor.cpp_builder import get_cpp_compiler
@@ -96,12 +96,12 @@ def _missing_compiler(device: str) -> str:
 
 
 def check_built(spec: RunSpec, data: ImageData) -> None:
-    """Raise SpecError for what asks for validation images that the data do not hold out."""
-    for key, needs in (
+    """Raise SpecError for settings that need validation images if none are held out."""
+    for key, is_set in (
         ("optim.schedule=plateau", spec.optim.schedule == "plateau"),
         ("train.select=best", spec.train.select == "best"),
     ):
-        if needs:
+        if is_set:
             check_split(spec.data, data.sizes, key)
 
 
@@ -118,7 +118,7 @@ def check_maps(net: nn.Module, spec: RunSpec, shape: tuple[int, int, int]) -> No
 
 
 def check_norms(net: nn.Module, spec: RunSpec, shape: tuple[int, int, int]) -> None:
-    """Raise SpecError where a batch norm would see one value a channel, of which there is no variance.
+    """Raise SpecError where a batch norm would see one value per channel, which has no variance.
 
     Args:
         net: The net, in any mode; it is left as it was.
@@ -128,20 +128,20 @@ def check_norms(net: nn.Module, spec: RunSpec, shape: tuple[int, int, int]) -> N
     parts = spec.train.accumulate * (1 if spec.train.sync_bn else spec.train.ranks)
     if spec.data.batch_size > parts:
         return
-    single: list[str] = []
+    bad_norms: list[str] = []
 
     def look(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             if inputs[0].numel() == inputs[0].shape[1]:
-                single.append(name)
+                bad_norms.append(name)
 
         return hook
 
     norms = [(name, m) for name, m in net.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     _pass_zeros(net, shape, {norm: look(name) for name, norm in norms})
-    if single:
+    if bad_norms:
         raise SpecError(
-            f"data.batch_size is {spec.data.batch_size}, which gives batch norm {single[0]} one value a channel, of "
+            f"data.batch_size is {spec.data.batch_size}, which gives batch norm {bad_norms[0]} one value a channel, of "
             "which it cannot take the variance; use batches of two or more images a device and micro-batch"
         )
 

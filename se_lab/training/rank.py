@@ -17,7 +17,7 @@ from se_lab.training.stopping import RESUME_ME, InterruptedTrialError, exit_on_s
 
 
 def main() -> int:
-    """Do what the command line says, report to the process that started this one, and return the exit status."""
+    """Do the work that the command line names, report to the parent process, and return the exit status."""
     from se_lab.training.launch import PARENT, PIPE
 
     pipe = Connection(int(os.environ.pop(PIPE)))
@@ -46,7 +46,7 @@ def _work(what: dict[str, object], pipe: Connection) -> object:
         try:
             pipe.send(("row", dict(row)))
             error = pipe.recv()
-        except (EOFError, OSError):  # that process has ended, and this one will be stopped
+        except (EOFError, OSError):  # the parent has ended, and `_follow` stops this process
             return
         if error is not None:
             raise error
@@ -55,7 +55,7 @@ def _work(what: dict[str, object], pipe: Connection) -> object:
 
 
 def _portable(error: BaseException) -> BaseException:
-    """Return an error as it can be sent: most can; the others as a RuntimeError that says the same."""
+    """Return an error if it can be pickled, else a RuntimeError with the same message."""
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:  # whatever a class's own constructor says
@@ -64,7 +64,7 @@ def _portable(error: BaseException) -> BaseException:
 
 
 def _follow(parent: int) -> None:
-    """Stop, with a checkpoint, when the process that started this one has gone."""
+    """Stop, with a checkpoint, when the parent process has ended."""
     while os.getppid() == parent:
         time.sleep(0.5)
     os.kill(os.getpid(), signal.SIGTERM)

@@ -17,7 +17,7 @@ from se_lab.units.costs import profile
 
 
 def new_record(trial: Trial, task: ClassificationTask) -> RunRecord:
-    """Return the record of a trial that begins: what is missing is how it went."""
+    """Return the record of a trial that begins, still without its results."""
     spec, execution, data = trial.spec, trial.execution, trial.data
     costs = dataclasses.asdict(profile(task.model, trial.shape))
     sites = [dataclasses.asdict(site) for site in task.model.se_sites]  # type: ignore[union-attr]

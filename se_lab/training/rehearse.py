@@ -1,4 +1,4 @@
-"""A trial's rehearsal: everything built, two steps, a checkpoint, and what the whole will take."""
+"""Rehearse a trial: build it, train two steps, save a checkpoint, and estimate the whole run."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from se_lab.units.costs import profile
 from se_lab.units.model import create_model
 
 PREDICTION_BYTES = 64
-"""About what predictions.npz takes an image."""
+"""Approximate size of predictions.npz per image."""
 
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """What a trial takes, from two steps of it."""
+    """A trial's time and memory, from two steps."""
 
     trial_id: str
     trained: int
@@ -44,27 +44,27 @@ class Rehearsal:
     images_per_s: float
     """In training."""
     seconds: float
-    """About what the whole run takes."""
+    """Estimated time of the whole run."""
     host_bytes: int
     """Peak memory of a process."""
     device_bytes: int
     """Peak memory of a GPU; 0 without."""
     checkpoint_bytes: int
     disk_bytes: int
-    """What the trial's folder grows to: two checkpoints, the best weights, predictions."""
+    """Final size of the trial's folder: two checkpoints, the best weights, predictions."""
     free_bytes: int
-    """What is free where the store is."""
+    """Free space on the store's disk."""
 
     def text(self) -> str:
-        """Return it in lines for a terminal."""
+        """Return lines for a terminal."""
         minutes, gib = self.seconds / 60, 2**30
-        took = f"{minutes:.1f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
+        duration = f"{minutes:.1f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
         lines = [
             f"trial {self.trial_id}: built, trained {self.trained} steps, evaluated, saved and loaded again",
             f"memory         {self.host_bytes / gib:.2f} GiB a process"
             + (f", {self.device_bytes / gib:.2f} GiB a GPU" if self.device_bytes else ""),
             f"speed          {self.images_per_s:,.0f} images/s, {self.step_ms:.1f} ms a step",
-            f"the whole run  {self.steps:,} steps, about {took}",
+            f"the whole run  {self.steps:,} steps, about {duration}",
             f"disk           {self.disk_bytes / 2**20:,.0f} MiB, of {self.free_bytes / gib:,.1f} GiB free"
             + (": NOT ENOUGH" if self.disk_bytes > self.free_bytes else ""),
         ]
@@ -72,9 +72,9 @@ class Rehearsal:
 
 
 def rehearse(spec: RunSpec, execution: ExecSpec) -> Rehearsal:
-    """Build a trial, take two training steps and an evaluation batch, save it, load it, and return what it will take.
+    """Build a trial, take two training steps and an evaluation batch, save and load it, and estimate its needs.
 
-    The store is left as it is. A trial of several devices is rehearsed on as many.
+    The store is not changed. A trial of several devices is rehearsed on as many.
 
     Raises:
         SpecError, DataError: as `run` does.
@@ -97,14 +97,14 @@ def _rehearse_here(trial: Trial, folder: Path) -> Rehearsal:
     def fit(checkpoint: Path | None) -> ClassificationTask:
         task = trial.create_task()
         trial.fuse_if_faster(task, macs)
-        with trial.claimed(folder) as held:
-            keeper = TrialKeeper(held, trial.stop, minutes=execution.checkpoint_minutes)
+        with trial.claimed(folder) as trial_folder:
+            keeper = TrialKeeper(trial_folder, trial.stop, minutes=execution.checkpoint_minutes)
             callbacks = [*create_callbacks(execution), *([clock] if checkpoint is None else []), keeper]
             limits = {"limit_train_batches": 2 * spec.train.accumulate, "limit_val_batches": 1, "limit_test_batches": 2}
             limits |= {name: value for name, value in execution.trainer.items() if name in limits}
             limits["limit_train_batches"] = max(limits["limit_train_batches"], spec.train.accumulate)
             options = {"max_epochs": 1, "logger": False, "callbacks": callbacks, **limits}
-            trainer = create_trainer(spec, execution, trial.rank, held, **options)
+            trainer = create_trainer(spec, execution, trial.rank, trial_folder, **options)
             trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
             if checkpoint is None:
                 trainer.test(task, datamodule=data, verbose=False)
@@ -112,17 +112,17 @@ def _rehearse_here(trial: Trial, folder: Path) -> Rehearsal:
 
     task = fit(None)
     steps = len(data.train_dataloader()) // spec.train.accumulate * spec.train.epochs
-    saved = {key: value.cpu() for key, value in task.state_dict().items()}
+    saved_state = {key: value.cpu() for key, value in task.state_dict().items()}
     rank_0 = trial.rank.number == 0
     size = shared((folder / "last.ckpt").stat().st_size if rank_0 else 0)
-    best = shared((folder / "best.ckpt").stat().st_size if rank_0 and data.sizes["val"] else 0)
-    again = fit(folder / "last.ckpt")
-    if any(not torch.equal(value.cpu(), saved[key]) for key, value in again.state_dict().items()):
+    best_size = shared((folder / "best.ckpt").stat().st_size if rank_0 and data.sizes["val"] else 0)
+    resumed_task = fit(folder / "last.ckpt")
+    if any(not torch.equal(value.cpu(), saved_state[key]) for key, value in resumed_task.state_dict().items()):
         raise RuntimeError("the checkpoint that was written gives other weights back")
     batch = spec.data.batch_size
     evaluations = (data.sizes["val"] * spec.train.epochs + data.sizes["test"]) / batch
-    here = Path(execution.store).absolute()
-    existing = next(path for path in (here, *here.parents) if path.exists())
+    store_path = Path(execution.store).absolute()
+    existing_folder = next(path for path in (store_path, *store_path.parents) if path.exists())
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return Rehearsal(
         trial_id=spec.trial_id,
@@ -134,8 +134,8 @@ def _rehearse_here(trial: Trial, folder: Path) -> Rehearsal:
         host_bytes=peak if sys.platform == "darwin" else 1024 * peak,
         device_bytes=torch.cuda.max_memory_reserved() if device_of(execution) == "cuda" else 0,
         checkpoint_bytes=size,
-        disk_bytes=2 * size + best + PREDICTION_BYTES * data.sizes["test"],
-        free_bytes=shutil.disk_usage(existing).free,
+        disk_bytes=2 * size + best_size + PREDICTION_BYTES * data.sizes["test"],
+        free_bytes=shutil.disk_usage(existing_folder).free,
     )
 
 

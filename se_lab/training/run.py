@@ -42,7 +42,7 @@ __all__ = ["RESUME_ME", "InterruptedTrialError", "Progress", "StoppedEarlyError"
 
 
 def run(spec: RunSpec, execution: ExecSpec | None = None, *, progress: Progress | None = None) -> RunRecord:
-    """Run a trial to its end, from wherever it stands, and return its record.
+    """Run a trial to its end, resuming it if it has begun, and return its record.
 
     The training is that of `L.Trainer(...).fit(ClassificationTask(spec, ...), create_data(spec.data, spec.seed))`, to
     the same numbers. A finished trial is not run again; a failed one resumes from its checkpoint. A trial of several
@@ -81,11 +81,11 @@ def run(spec: RunSpec, execution: ExecSpec | None = None, *, progress: Progress 
     with opened(spec, execution, rank, announced=True) as trial:
         task = trial.create_task()
         trial.leave_if_asked()
-        with trial.claimed(folder) as held:
-            # by another worker, while this one was building
-            if (done := shared(_finished(folder) if held.is_held else None)) is not None:
-                return name_differences(done, spec, execution, trial.data.digest)
-            return TrialRun(trial, task, held, progress, callbacks, loggers).to_the_end()
+        with trial.claimed(folder) as trial_folder:
+            # finished by another worker during the build
+            if (finished_record := shared(_finished(folder) if trial_folder.is_held else None)) is not None:
+                return name_differences(finished_record, spec, execution, trial.data.digest)
+            return TrialRun(trial, task, trial_folder, progress, callbacks, loggers).to_the_end()
 
 
 class TrialBar(RichProgressBar):
@@ -107,12 +107,12 @@ class TrialBar(RichProgressBar):
         return columns
 
     def get_metrics(self, trainer: L.Trainer, *_: Any) -> dict[str, Any]:
-        """Return what stands beside the bar."""
+        """Return the metrics beside the bar."""
         errors = {"val/top1_error": "validation error", "train/top1_error": "training error"}
-        seen = [
+        pairs = [
             (name, trainer.callback_metrics[key]) for key, name in errors.items() if key in trainer.callback_metrics
         ]
-        return {name: f"{float(value):.2f} %" for name, value in seen[:1]}
+        return {name: f"{float(value):.2f} %" for name, value in pairs[:1]}
 
 
 class TrialRun:
@@ -137,23 +137,23 @@ class TrialRun:
             progress=progress,
             provenance=self.record.provenance,
         )
-        asked = trial.execution.trainer.get("enable_progress_bar", True)
-        self.with_bar = asked and progress is None and folder.is_held and sys.stderr.isatty()
+        bar_enabled = trial.execution.trainer.get("enable_progress_bar", True)
+        self.with_bar = bar_enabled and progress is None and folder.is_held and sys.stderr.isatty()
 
     def to_the_end(self) -> RunRecord:
-        """Train and test, and write and return the record, of a failure too."""
+        """Train and test; write the record, also of a failure, and return it."""
         self.folder.clear_leftovers()
         try:
             self._train_and_test()
         except Exception as error:
             if self.trial.stop.asked and not isinstance(error, FloatingPointError):  # another rank may have left first
-                what = "".join(traceback.format_exception_only(error)).strip()
-                print(f"asked to stop, and stopped by an error, which is not recorded: {what}", file=sys.stderr)
+                reason = "".join(traceback.format_exception_only(error)).strip()
+                print(f"asked to stop, and stopped by an error, which is not recorded: {reason}", file=sys.stderr)
                 raise InterruptedTrialError from error
             self.record.status, self.record.error = "failed", traceback.format_exc()
             self.record.error_kind = failure_kind(error)
             self._note_segments()
-            self.folder.clear_leftovers()  # half a checkpoint may be what fills the disk
+            self.folder.clear_leftovers()  # an incomplete checkpoint may fill the disk
             self.folder.write_record(self.record)
             raise
         return self.folder.write_record(self.record)
@@ -178,40 +178,42 @@ class TrialRun:
             try:
                 trainer.fit(self.task, datamodule=self.trial.data, ckpt_path=checkpoint, weights_only=True)
                 self.trial.stop.at_once = False  # a trial that was trained before leaves its test between two batches
-                self.record.status, tested = "finished", self._test(trainer)
+                self.record.status, test_metrics = "finished", self._test(trainer)
             except SystemExit:  # Lightning's own answer to a second Ctrl-C
                 raise InterruptedTrialError from None
             except StoppedEarlyError:
-                self.record.status, tested = "stopped", {}
-            self._complete(tested)
+                self.record.status, test_metrics = "stopped", {}
+            self._complete(test_metrics)
             share_skipped(trainer)
             if self.trial.data.skipped:
                 self.record.data["skipped"] = self.trial.data.skipped
-            for active in trainer.loggers:
-                active.log_metrics({key: self.record.complexity[key] for key in ("params", "macs")})
-                active.finalize("success")
+            for logger in trainer.loggers:
+                logger.log_metrics({key: self.record.complexity[key] for key in ("params", "macs")})
+                logger.finalize("success")
 
     def _test(self, trainer: Any) -> dict[str, float]:
         """Test the weights that the spec selects, keep their predictions, and return the metrics."""
         if self.trial.spec.train.select == "best":
             if self.keeper.best_loss == float("inf"):
                 raise FloatingPointError("the validation loss was nan or infinite in every epoch: no weights are best")
-            best = torch.load(self.folder.path / "best.ckpt", map_location="cpu", weights_only=True)
-            self.task.load_state_dict(best["state_dict"])
+            checkpoint = torch.load(self.folder.path / "best.ckpt", map_location="cpu", weights_only=True)
+            self.task.load_state_dict(checkpoint["state_dict"])
         trainer.test(self.task, datamodule=self.trial.data, verbose=False)
-        tested = {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith("test/")}
-        if not math.isfinite(tested["test/loss"]):
+        metrics = {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith("test/")}
+        if not math.isfinite(metrics["test/loss"]):
             raise FloatingPointError("the loss on the test images is nan or infinite")
-        found = self.keeper.predictions()
-        arrays = {"key": np.array(self.trial.data.test_keys())[found["image"]], "label": found["label"]}
-        arrays |= {"top5": found["top5"], "probability": found["probability"]}
-        arrays |= {"correct": found["top5"][:, 0] == found["label"]}
+        predictions = self.keeper.predictions()
+        arrays = {"key": np.array(self.trial.data.test_keys())[predictions["image"]], "label": predictions["label"]}
+        arrays |= {"top5": predictions["top5"], "probability": predictions["probability"]}
+        arrays |= {"correct": predictions["top5"][:, 0] == predictions["label"]}
         self.folder.write("predictions.npz", lambda file: np.savez_compressed(file, **arrays))
-        return tested
+        return metrics
 
-    def _complete(self, tested: dict[str, float]) -> None:
-        last = {key: value for key, value in self.keeper.rows[-1].items() if key.startswith(("train/", "val/"))}
-        self.record.metrics, self.record.timings = last | tested, self.keeper.timings()
+    def _complete(self, test_metrics: dict[str, float]) -> None:
+        epoch_metrics = {
+            key: value for key, value in self.keeper.rows[-1].items() if key.startswith(("train/", "val/"))
+        }
+        self.record.metrics, self.record.timings = epoch_metrics | test_metrics, self.keeper.timings()
         self._note_segments()
 
     def _note_segments(self) -> None:
@@ -220,7 +222,7 @@ class TrialRun:
 
 
 def _run_ranks(spec: RunSpec, execution: ExecSpec, folder: Path, progress: Progress | None) -> RunRecord:
-    """Run a trial in processes of their own; what ended it in another rank than 0, its record says too."""
+    """Run a trial's ranks in separate processes; record the errors of ranks other than 0 too."""
     try:
         record: RunRecord = launch("run", spec, execution, progress)
     except (SpecError, store.TrialBusyError, store.ClaimLostError):
@@ -239,8 +241,8 @@ def _finished(folder: Path) -> RunRecord | None:
 
 
 def name_differences(record: RunRecord, spec: RunSpec, execution: ExecSpec, images: str | None) -> RunRecord:
-    """Print what has changed since a trial finished that could change its numbers, and return its record."""
-    now = store.current_provenance(spec, execution, images=images, device=device_model(execution))
-    for difference in store.differences(record.provenance, now):
+    """Print changes since a trial finished that could affect its results, and return its record."""
+    provenance = store.current_provenance(spec, execution, images=images, device=device_model(execution))
+    for difference in store.differences(record.provenance, provenance):
         print(f"trial {record.trial_id} is finished, and {difference}: its numbers may differ today", file=sys.stderr)
     return record

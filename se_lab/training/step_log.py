@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 LONG_EPOCH, USUAL = 1000, 100
-"""Steps of an epoch from which on its steps are logged by default, and how many steps lie between two values."""
+"""Steps per epoch from which steps are logged by default, and the default number of steps between two values."""
 
 
 class StepLog(L.Callback):
     """Logs train/loss_step, in nats, the mean of this rank's steps since the last value, and lr_step.
 
-    The losses stay on their device until a value is logged: the other steps wait for nothing.
+    The losses stay on their device until a value is logged: no other step waits for them.
     """
 
     def __init__(self, every: int | None) -> None:
@@ -26,11 +26,11 @@ class StepLog(L.Callback):
     def on_train_start(self, trainer: L.Trainer, task: L.LightningModule) -> None:
         """Choose how many steps lie between two values."""
         steps = trainer.num_training_batches / trainer.accumulate_grad_batches
-        usual = USUAL if steps >= LONG_EPOCH else 0
-        self.every = (usual if self._asked is None else self._asked) if trainer.loggers else 0
+        default = USUAL if steps >= LONG_EPOCH else 0
+        self.every = (default if self._asked is None else self._asked) if trainer.loggers else 0
 
     def on_train_batch_start(self, trainer: L.Trainer, task: L.LightningModule, batch: Any, batch_idx: int) -> None:
-        """Note the learning rate of a step: after it, a schedule may have set the next one's."""
+        """Record the step's learning rate before a schedule sets the next one."""
         if self.every and batch_idx % trainer.accumulate_grad_batches == 0:
             self._rate = float(trainer.optimizers[0].param_groups[0]["lr"])
 
@@ -41,7 +41,7 @@ class StepLog(L.Callback):
         if not self.every:
             return
         parts = trainer.accumulate_grad_batches
-        self._losses.append(outputs["loss"])  # which Lightning has divided by the micro-batches of a step
+        self._losses.append(outputs["loss"])  # Lightning has divided it by the micro-batches per step
         if (batch_idx + 1) % parts or trainer.global_step % self.every:
             return
         losses, self._losses = self._losses, []

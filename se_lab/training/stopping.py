@@ -40,18 +40,18 @@ class Stop:
 @contextlib.contextmanager
 def catch_signals(stop: Stop) -> Iterator[Stop]:
     """Pass the signals to `stop` inside the context, and restore their handlers after it."""
-    before: dict[signal.Signals, Any] = {}
+    handlers: dict[signal.Signals, Any] = {}
     try:
         for number in (*SIGNALS, signal.SIGINT):
             if signal.getsignal(number) is signal.SIG_IGN:
-                continue  # nohup; or a worker of a sweep, which the sweep asks by SIGTERM
+                continue  # nohup; or a worker of a sweep, which the sweep stops by SIGTERM
             with contextlib.suppress(ValueError):  # not the main thread: its owner handles signals
-                before[number] = signal.signal(number, stop)
-        if before:
+                handlers[number] = signal.signal(number, stop)
+        if handlers:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # deliver those that came while this process started
         yield stop
     finally:
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             if stop.asked and isinstance(handler, Stop):  # an outer context was asked as well
                 handler.asked, handler.at_once = True, False
             signal.signal(number, handler)
@@ -61,19 +61,19 @@ def catch_signals(stop: Stop) -> Iterator[Stop]:
 def exit_on_signals() -> Iterator[None]:
     """Let the signals end this process at once with RESUME_ME, while it starts and has nothing to save.
 
-    One of several ranks blocks them until `catch_signals`: if it left alone, the others would wait for it.
+    One of several ranks blocks them until `catch_signals`: if only it exited, the others would wait for it.
     """
-    before: dict[signal.Signals, Any] = {}
+    handlers: dict[signal.Signals, Any] = {}
     for number in SIGNALS:
         if signal.getsignal(number) is signal.SIG_IGN:
             continue
         with contextlib.suppress(ValueError):  # not the main thread
-            before[number] = signal.signal(number, lambda *_: os._exit(RESUME_ME))
-    several = any(int(os.environ.get(name) or 1) > 1 for name in ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS"))
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS if several else ())
+            handlers[number] = signal.signal(number, lambda *_: os._exit(RESUME_ME))
+    is_distributed = any(int(os.environ.get(name) or 1) > 1 for name in ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS"))
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS if is_distributed else ())
     try:
         yield
     finally:
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)

@@ -28,7 +28,7 @@ Batch = tuple[Tensor, ...] | list[Tensor]
 
 
 class ClassificationTask(L.LightningModule):
-    """A trial's net and how it learns: an ordinary LightningModule, for `run` and for a Trainer of one's own.
+    """A trial's net and its training: an ordinary LightningModule, for `run` and for your own Trainer.
 
     Logged at the end of an epoch: train/loss, train/top1_error; val/… and test/… with top5_error where there are more
     than five classes. Losses are in nats, errors in %.
@@ -70,7 +70,7 @@ class ClassificationTask(L.LightningModule):
 
     @property
     def tested(self) -> nn.Module:
-        """The net that is validated and tested: the moving average's, where there is one."""
+        """The net to validate and test: the moving average, if there is one."""
         return self.model if self.ema is None else self.ema.module
 
     @property
@@ -96,8 +96,8 @@ class ClassificationTask(L.LightningModule):
         images, labels, *_ = batch
         logits = self(images)
         losses = F.cross_entropy(logits, labels, label_smoothing=self.spec.train.label_smoothing, reduction="none")
-        dominant = labels.argmax(1) if labels.ndim == 2 else labels  # mixup and cutmix give fractions of classes
-        self.train_scores.update(losses.detach(), logits.detach().argmax(1, keepdim=True), dominant)
+        targets = labels.argmax(1) if labels.ndim == 2 else labels  # mixup and cutmix give fractions of classes
+        self.train_scores.update(losses.detach(), logits.detach().argmax(1, keepdim=True), targets)
         return losses.mean()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -151,7 +151,7 @@ class ClassificationTask(L.LightningModule):
             self.ema.update(self.model, step=self.global_step + 1)
 
     def setup(self, stage: str) -> None:
-        """Make batch norms that ranks share ready for a CPU, and sums for a device without doubles."""
+        """Prepare batch norms shared by ranks for a CPU, and sums for a device without doubles."""
         device = self.trainer.strategy.root_device.type
         if device == "cpu":
             sync_on_cpu(self.model)
@@ -160,17 +160,17 @@ class ClassificationTask(L.LightningModule):
                 scores.loss.single()
 
     def on_fit_start(self) -> None:
-        """Compile the net, where that is asked for: last of all that changes it.
+        """Compile the net if the spec says so, after all other changes to it.
 
-        In place, so that the keys of its state dict stay; and each shape for itself: left to PyTorch, what is compiled
-        would depend on the shape that came first, and a trial resumed in its validation would end with other weights.
+        Compile in place, to keep the keys of its state dict, and each shape separately: by PyTorch's default the result
+        depends on the first shape, and a trial resumed in its validation would end with other weights.
         """
         if self.spec.train.compile:
             self.model.compile(dynamic=False)
             self.tested.compile(dynamic=False)
 
     def on_train_start(self) -> None:
-        """Tell schedules that go by steps how many there are."""
+        """Tell step-based schedules the number of steps."""
         batches, parts = self.trainer.num_training_batches, self.trainer.accumulate_grad_batches
         for config in self.trainer.lr_scheduler_configs if math.isfinite(batches) else ():
             if isinstance(config.scheduler, OneCycle):
@@ -215,10 +215,10 @@ class ClassificationTask(L.LightningModule):
         share_buffers(self.tested)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the sums of an epoch that is not over, of each rank."""
+        """Save each rank's sums of an unfinished epoch."""
         checkpoint["train_sums"] = gathered(self.train_scores.sums())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on from them."""
+        """Restore the sums."""
         if self.global_rank < len(sums := checkpoint.get("train_sums", [])):
             self.train_scores.load_sums(sums[self.global_rank])

@@ -30,9 +30,9 @@ def create_trainer(spec: RunSpec, execution: ExecSpec, rank: Rank, folder: Trial
     """Return Lightning's Trainer for a trial: its loop, its devices, its files, and further options of Lightning's."""
     devices = rank_options(rank, spec.train)
     plugins = [*devices.pop("plugins"), TrialCheckpointIO(folder)]
-    own = dict(execution.trainer)
-    if profiler := own.get("profiler"):  # its table would go to a log that SE-Lab keeps quiet
-        own["profiler"] = PROFILERS[profiler](dirpath=folder.path, filename="profile")
+    settings = dict(execution.trainer)
+    if profiler := settings.get("profiler"):  # its table would go to a log that SE-Lab keeps quiet
+        settings["profiler"] = PROFILERS[profiler](dirpath=folder.path, filename="profile")
     trainer = L.Trainer(
         default_root_dir=folder.path,
         accelerator=execution.device,
@@ -47,12 +47,12 @@ def create_trainer(spec: RunSpec, execution: ExecSpec, rank: Rank, folder: Trial
             "enable_progress_bar": False,
             "enable_model_summary": False,
             **devices,
-            **own,
+            **settings,
             **options,
         },
         plugins=plugins,
     )
-    # which memory that is read before it is written would need: a pass more over each tensor that PyTorch makes
+    # only memory that is read before it is written needs it; it costs a pass over each new tensor
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     _leave_signals_alone(trainer)
     return trainer
@@ -69,14 +69,14 @@ def _leave_signals_alone(trainer: L.Trainer) -> None:
 
 
 def quiet_lightning() -> None:
-    """Silence what Lightning says on every start, and its warnings that a user of SE-Lab cannot act on."""
+    """Silence Lightning's messages at every start, and warnings that a user of SE-Lab cannot act on."""
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
         ".*does not have many workers.*",
         ".*use `self.log\\(.*sync_dist=True.*",  # the keeper logs rank 0's rate and speed alone
         ".*`srun` command is available.*",
-        ".*`broadcast_buffers` is deprecated.*",  # its heir is newer than the oldest PyTorch that will do
+        ".*`broadcast_buffers` is deprecated.*",  # the oldest supported PyTorch lacks its replacement
     ):
         warnings.filterwarnings("ignore", module="lightning.*", message=message)
     warnings.filterwarnings("ignore", category=FutureWarning, module="lightning.pytorch.utilities._pytree")

@@ -1,4 +1,4 @@
-"""What a run of a trial needs, built once at the door and handed down: images, net, rank, and who asks it to stop."""
+"""A trial run's images, net, rank and stop signal, built once at its start and passed on."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ class Trial:
         """Build the net.
 
         Raises:
-            SpecError: for one that cannot be built, whose batch norms would see a single value, or whose units too
-                small a map.
+            SpecError: for a net that cannot be built, whose batch norms would see a single value, or whose units
+                would see too small a map.
         """
         task = ClassificationTask(self.spec, len(self.data.classes), self.data.in_chans)
         check_norms(task.model, self.spec, self.shape)
@@ -49,47 +49,47 @@ class Trial:
         return task
 
     def fuse_if_faster(self, task: ClassificationTask, macs: int) -> str:
-        """Let the SE units of a task run fused, if the spec says so or that pays, and return which and why.
+        """Fuse the SE units of a task if the spec says so or it is faster, and return the choice and reason.
 
         Args:
             task: The task, whose nets are changed in place.
             macs: Multiply-accumulates of an image's forward pass.
         """
         train, images = self.spec.train, self.data.sizes["train"]
-        at_a_time = min(self.spec.data.batch_size, images) // (train.ranks * train.accumulate)
-        work = Work(macs * at_a_time, float(macs) * images * train.epochs)
-        fused, why = choose(self.spec.model.fused, device_of(self.execution), work, task.model)
+        micro_batch = min(self.spec.data.batch_size, images) // (train.ranks * train.accumulate)
+        work = Work(macs * micro_batch, float(macs) * images * train.epochs)
+        fused, reason = choose(self.spec.model.fused, device_of(self.execution), work, task.model)
         if fused:
             fuse(task)
-        return why
+        return reason
 
     @contextlib.contextmanager
     def claimed(self, path: Path) -> Iterator[TrialFolder]:
-        """Hold the trial's folder, on rank 0; the others continue when it does.
+        """Claim the trial's folder on rank 0; the other ranks wait until it has.
 
         Raises:
             TrialBusyError: while another worker holds it.
         """
         with contextlib.ExitStack() as stack:
-            claim, busy = None, ""
+            claim, message = None, ""
             if self.rank.number == 0:
                 try:
                     claim = stack.enter_context(store.claim(path))
                 except store.TrialBusyError as error:
-                    busy = str(error)
-            if busy := shared(busy):
-                raise store.TrialBusyError(busy)
+                    message = str(error)
+            if message := shared(message):
+                raise store.TrialBusyError(message)
             yield TrialFolder(path, self.spec.trial_id, claim)
 
     def leave_if_asked(self) -> None:
-        """Raise InterruptedTrialError on all ranks if one was asked to stop; while there is nothing to save yet."""
+        """Raise InterruptedTrialError on all ranks if one was asked to stop before there is anything to save."""
         if any(gathered(self.stop.asked)):
             raise InterruptedTrialError
 
 
 @contextlib.contextmanager
 def opened(spec: RunSpec, execution: ExecSpec, rank: Rank, *, announced: bool = False) -> Iterator[Trial]:
-    """Join the other ranks, listen to signals, and open the images; print a line on these, if they are `announced`.
+    """Join the other ranks, catch signals, and open the images; if `announced`, print a line about them.
 
     Raises:
         DataError: naming the folder or file that cannot be used.
@@ -108,7 +108,7 @@ def opened(spec: RunSpec, execution: ExecSpec, rank: Rank, *, announced: bool = 
 
 
 def open_data(spec: RunSpec, execution: ExecSpec, rank: Rank) -> ImageData:
-    """Open the images of a trial; what is to be downloaded, by one rank of a node, before the others look for it."""
+    """Open the images of a trial; one rank per node downloads them, before the others open them."""
 
     def opened_with(download: bool) -> ImageData:
         return create_data(

@@ -82,7 +82,7 @@ def profile(model: nn.Module, input_size: tuple[int, int, int] = (3, 224, 224)) 
 class Trace:
     """A backbone counted once, from which the cost of each of its variants follows.
 
-    `variant` equals `profile` of the patched net to the unit: units are counted on their own, by their closed forms or
+    `variant` equals `profile` of the patched net exactly: units are counted on their own, by their closed forms or
     once for each (unit, C, H, W) by fvcore.
     """
 
@@ -100,11 +100,11 @@ class Trace:
         Raises:
             SpecError: as `insert_se`.
         """
-        chosen = choose(self.places, se, self.existing_se, self.backbone)
-        costs = [self._unit_cost(se, place, spot) for place, spot in chosen]
-        beside = sum(  # SE(x) − x and adding it; the gain
+        placements = choose(self.places, se, self.existing_se, self.backbone)
+        costs = [self._unit_cost(se, place, spot) for place, spot in placements]
+        join_cost = sum(  # SE(x) − x and adding it; the gain
             (2 * (spot.how == "added") + spot.gained) * spot.channels * math.prod(self.sizes[_key(spot)])
-            for _, spot in chosen
+            for _, spot in placements
         )
         return dataclasses.replace(
             self.base,
@@ -112,7 +112,7 @@ class Trace:
             params_se=sum(cost.params for cost in costs),
             macs=self.base.macs + sum(cost.macs for cost in costs),
             macs_se=sum(cost.macs for cost in costs),
-            elementwise=self.base.elementwise + sum(cost.elementwise for cost in costs) + beside,
+            elementwise=self.base.elementwise + sum(cost.elementwise for cost in costs) + join_cost,
             elementwise_se=sum(cost.elementwise for cost in costs),
             activations=self.base.activations + sum(cost.activations for cost in costs),
         )
@@ -121,8 +121,8 @@ class Trace:
         height, width = self.sizes[_key(spot)]
         unit: Any = UNITS[se.unit]
         unit.check_map(se.unit, f"{place.name} of {self.backbone}", height, width)
-        anywhere = dataclasses.replace(se, insertion="standard", stages="all", units="all", start="random")
-        return _cost_of(unit, anywhere, spot.channels, height, width)
+        unit_spec = dataclasses.replace(se, insertion="standard", stages="all", units="all", start="random")
+        return _cost_of(unit, unit_spec, spot.channels, height, width)
 
 
 def trace(spec: ModelSpec, num_classes: int = 1000, input_size: tuple[int, int, int] = (3, 224, 224)) -> Trace:
@@ -138,14 +138,14 @@ def trace(spec: ModelSpec, num_classes: int = 1000, input_size: tuple[int, int, 
     insert_se(net, SESpec(insertion="none"), spec.existing_se if spec.existing_se == "replace" else "keep")
     net.to_empty(device="cpu")
     with torch.no_grad():
-        for tensor in (*net.parameters(), *net.buffers()):  # what memory held may slow a processor down
+        for tensor in (*net.parameters(), *net.buffers()):  # uninitialised numbers may be slow
             tensor.zero_()
     return Trace(name_of(net), spec.existing_se, profile(net, input_size), places, sizes)
 
 
 @functools.lru_cache(maxsize=4096)
 def _cost_of(unit: Callable[[int, SESpec], Unit], se: SESpec, channels: int, height: int, width: int) -> ModuleCost:
-    """Return what a unit costs that scales maps of (channels, height, width): a formula, or one count by fvcore."""
+    """Return the cost of a unit for maps of (channels, height, width), by formula or one count by fvcore."""
     with torch.random.fork_rng(devices=[]):
         return unit(channels, se).cost(height, width)
 
@@ -156,7 +156,7 @@ def _key(spot: Spot) -> str:
 
 def _sizes(net: nn.Module, places: Iterable[Place], input_size: tuple[int, int, int]) -> dict[str, tuple[int, int]]:
     """Return the size of the map at every spot, from one forward pass on the meta device."""
-    seen: dict[str, tuple[int, int]] = {}
+    sizes: dict[str, tuple[int, int]] = {}
     fallback: dict[str, str] = {}
     handles = []
 
@@ -165,7 +165,7 @@ def _sizes(net: nn.Module, places: Iterable[Place], input_size: tuple[int, int, 
             value = values[side]
             while not isinstance(value, Tensor):
                 value = value[0]
-            seen[key] = (value.shape[1], value.shape[2]) if channels_last else (value.shape[2], value.shape[3])
+            sizes[key] = (value.shape[1], value.shape[2]) if channels_last else (value.shape[2], value.shape[3])
 
         return hook
 
@@ -189,4 +189,4 @@ def _sizes(net: nn.Module, places: Iterable[Place], input_size: tuple[int, int, 
     finally:
         for handle in handles:
             handle.remove()
-    return seen | {key: seen[path] for key, path in fallback.items()}
+    return sizes | {key: sizes[path] for key, path in fallback.items()}

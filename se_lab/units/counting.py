@@ -78,8 +78,8 @@ def _handles() -> dict[str, Handle]:
 
 def _with_activations(name: str, macs: Handle) -> Handle:
     def handle(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
-        counted = macs(inputs, outputs)  # a number, or by the operator's name
-        total = sum(counted.values()) if isinstance(counted, Mapping) else counted
+        result = macs(inputs, outputs)  # a number, or by the operator's name
+        total = sum(result.values()) if isinstance(result, Mapping) else result
         return Counter({name: total, _ACTIVATIONS: _elements_written(inputs, outputs)})
 
     return handle

@@ -1,4 +1,4 @@
-"""How a unit hangs on a module of a net: forward hooks, and what keeps them from getting lost.
+"""Forward hooks that attach a unit to a module of a net, and checks that none is lost.
 
 The hooks are functions of this module, so that a patched net can be pickled, copied, scripted and exported. `self` is
 Any because TorchScript compiles them as methods of the host.
@@ -18,10 +18,10 @@ from se_lab.units.unit import Unit
 
 def hang(host: nn.Module, how: str, channels_last: bool, unit: Unit) -> str:
     """Make a unit a child of its host, let it run, and return the child's name; `how` as in `places.Spot`."""
-    last = how not in ("input", *BLOCK_HOOKS) and is_sequential(host)
-    child = "se_unit" if how in BLOCK_HOOKS or (last and hasattr(host, "se")) else "se"
+    runs_last = how not in ("input", *BLOCK_HOOKS) and is_sequential(host)
+    child = "se_unit" if how in BLOCK_HOOKS or (runs_last and hasattr(host, "se")) else "se"
     host.add_module(child, unit)
-    if last:  # in a Sequential the child simply runs last
+    if runs_last:  # in a Sequential the child simply runs last
         return child
     if how in ("input", "joined", "argument"):
         hook = BLOCK_HOOKS.get(how) or (scale_input_channels_last if channels_last else scale_input)
@@ -122,7 +122,7 @@ _VISIBLE: dict[type[nn.Module], type[nn.Module]] = {nn.BatchNorm2d: HostBatchNor
 
 
 def watch(net: nn.Module, hosts: dict[str, str]) -> None:
-    """Let each forward pass of a net check that the norms with units are still those that the units hang on.
+    """Check in each forward pass of a net that no norm with a unit has been replaced.
 
     Args:
         net: The patched net.

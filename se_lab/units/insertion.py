@@ -38,7 +38,7 @@ class Site:
     """Width of its bottleneck, for SE C // r, at least 1; None for a unit without one."""
     insertion: str
     path: str
-    """What `get_submodule` takes to reach the unit."""
+    """The unit's path, for `get_submodule`."""
 
 
 def insert_se(
@@ -48,9 +48,9 @@ def insert_se(
     at: Sequence[str] | Mapping[str, str] | None = None,
     example: Example = None,
 ) -> list[Site]:
-    """Insert units into a net, in place; return where they are, which `net.se_sites` holds too.
+    """Insert units into a net, in place, and return their sites, also stored in `net.se_sites`.
 
-    What is not a unit keeps its state-dict keys, for every insertion. Call it before the optimizer is made.
+    Other modules keep their state-dict keys, for every insertion. Call it before creating the optimizer.
 
     Args:
         net: A net of timm's, torchvision's or SE-Lab's, whose blocks the family tables know, or with `at` any other;
@@ -80,18 +80,18 @@ def insert_se(
     _check_plain(net)
     if at is None:
         places = survey(net)
-        own = [spot.host for place in places for spot in place.own]
-        chosen = choose(places, se, existing_se, name_of(net))
+        own_hosts = [spot.host for place in places for spot in place.own]
+        placements = choose(places, se, existing_se, name_of(net))
     else:
-        own = own_attention(net, existing_se)
-        chosen = at_paths(net, se, at, example, existing_se)
+        own_hosts = own_attention(net, existing_se)
+        placements = at_paths(net, se, at, example, existing_se)
     if existing_se == "replace":
-        swapped = {spot.host for _, spot in chosen if spot.how == "swap"}
-        for host in own:
-            if host not in swapped:
+        swapped_hosts = {spot.host for _, spot in placements if spot.how == "swap"}
+        for host in own_hosts:
+            if host not in swapped_hosts:
                 _clear(net, host)
-    sites = [_insert(net, place, spot, se) for place, spot in chosen]
-    watch(net, {site.name: spot.host for site, (_, spot) in zip(sites, chosen, strict=True) if _on_norm(net, spot)})
+    sites = [_insert(net, place, spot, se) for place, spot in placements]
+    watch(net, {site.name: spot.host for site, (_, spot) in zip(sites, placements, strict=True) if _on_norm(net, spot)})
     net.se_sites = sites  # type: ignore[assignment]
     return sites
 

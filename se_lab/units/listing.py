@@ -45,15 +45,15 @@ class Listing:
 
     def cells(self) -> tuple[str, ...]:
         """Return the texts of a row, as `COLUMNS` names them."""
-        params, own = f"{self.params:,}", str(self.own or "")
+        params, own_units = f"{self.params:,}", str(self.own or "")
         if not self.insertions:
-            return self.name, "-", "-", "-", "none: no block that SE-Lab knows", params, own
+            return self.name, "-", "-", "-", "none: no block that SE-Lab knows", params, own_units
         stages = list(self.units)
-        most = max(self.insertions.values())
-        have = [name if count == most else f"{name} ({count})" for name, count in self.insertions.items()]
+        maximum = max(self.insertions.values())
+        insertions = [name if count == maximum else f"{name} ({count})" for name, count in self.insertions.items()]
         units = "+".join(map(str, self.units.values()))
         low, high = self.channels
-        return self.name, f"{stages[0]}-{stages[-1]}", units, f"{low}-{high}", " ".join(have), params, own
+        return self.name, f"{stages[0]}-{stages[-1]}", units, f"{low}-{high}", " ".join(insertions), params, own_units
 
 
 def list_backbones(pattern: str = "*") -> list[Listing]:
@@ -65,31 +65,31 @@ def list_backbones(pattern: str = "*") -> list[Listing]:
         SpecError: if none matches.
     """
     path = _index_file()
-    names, known = _read(path)
+    names, listings = _read(path)
     names = names or _all_names()
     if pattern in names:
-        chosen = [pattern]
+        matches = [pattern]
     else:
-        chosen = fnmatch.filter(names, pattern if set("*?[") & set(pattern) else f"*{pattern}*")
-    if not chosen:
+        matches = fnmatch.filter(names, pattern if set("*?[") & set(pattern) else f"*{pattern}*")
+    if not matches:
         raise SpecError(f"no backbone is called {pattern!r}{nearest(pattern, names)}")
-    new: dict[str, Listing] = {}
-    missing = [name for name in chosen if name not in known]
+    new_listings: dict[str, Listing] = {}
+    missing = [name for name in matches if name not in listings]
     try:
         for name in _with_bar(missing):
-            new[name] = _inspect(name)
+            new_listings[name] = _inspect(name)
     finally:
-        if new:
-            _write(path, names, _read(path)[1] | new)
-    return [known.get(name) or new[name] for name in chosen]
+        if new_listings:
+            _write(path, names, _read(path)[1] | new_listings)
+    return [listings.get(name) or new_listings[name] for name in matches]
 
 
 def _with_bar(names: Sequence[str]) -> Any:
     from rich.console import Console
     from rich.progress import track
 
-    what = f"Indexing {len(names)} backbones, once"
-    return track(names, what, console=Console(stderr=True), disable=len(names) < 20)
+    description = f"Indexing {len(names)} backbones, once"
+    return track(names, description, console=Console(stderr=True), disable=len(names) < 20)
 
 
 def _all_names() -> list[str]:
@@ -124,20 +124,20 @@ def _listing(name: str, params: int, places: Sequence[Place]) -> Listing:
     units = {str(stage): stages[stage] for stage in sorted(stages)}
     counts = Counter(insertion for place in places for insertion in place.spots)
     insertions = {insertion: counts[insertion] for insertion in INSERTIONS if counts[insertion]}
-    first = next(iter(insertions), "")
-    channels = [place.spots[first].channels for place in places if first in place.spots] or [0]
-    own = sum(len(place.own) for place in places)
-    return Listing(name, params, units, insertions, (min(channels), max(channels)), own)
+    first_insertion = next(iter(insertions), "")
+    channels = [place.spots[first_insertion].channels for place in places if first_insertion in place.spots] or [0]
+    own_count = sum(len(place.own) for place in places)
+    return Listing(name, params, units, insertions, (min(channels), max(channels)), own_count)
 
 
 def _index_file() -> Path:
-    """Return the file of the index: other versions or other family tables have another file."""
+    """Return the index file, whose name depends on the versions and the family tables."""
     from se_lab.store import cache_folder
 
-    here = Path(__file__).parent
+    folder = Path(__file__).parent
     digest = hashlib.sha256(version("torchvision").encode())
-    sources = [here / "listing.py", here / "places.py", *(here / "families").glob("*.py")]
-    for source in sorted([*sources, *(here.parent / "backbones").glob("*.py")]):
+    sources = [folder / "listing.py", folder / "places.py", *(folder / "families").glob("*.py")]
+    for source in sorted([*sources, *(folder.parent / "backbones").glob("*.py")]):
         digest.update(source.read_bytes())
     return cache_folder() / f"backbones-{version('timm')}-{digest.hexdigest()[:12]}.json"
 

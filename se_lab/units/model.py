@@ -46,7 +46,7 @@ def create_model(
         (torch.Size([2, 10]), 8)
     """
     seed = seed if spec.init_seed is None else spec.init_seed
-    with torch.random.fork_rng(devices=[]):  # timm draws from the global stream: lend it SE-Lab's
+    with torch.random.fork_rng(devices=[]):  # timm draws from the global generator: seed it
         torch.manual_seed(seed_of(seed, "weights"))
         model = build_backbone(spec, num_classes, in_chans)
     if spec.pretrained is False and spec.init != "timm":
@@ -73,7 +73,7 @@ def create_model(
         raise SpecError(
             f"model.fused is 'on', and model.se.unit={spec.se.unit} has no fused form; allowed with it are auto and off"
         )
-    if spec.fused == "on":  # auto is for who knows the device and how long it will run
+    if spec.fused == "on":  # the caller resolves auto: it knows device and run time
         fuse(model)
     return model
 
@@ -121,7 +121,7 @@ def _stream(*key: int | str) -> torch.Generator:
 
 
 def _round_otherwise(model: nn.Module, number: int) -> None:
-    """Change each parameter by a normal share of 1e-7, about the last bit of a float32."""
+    """Multiply each parameter by 1 + 1e-7 · N(0, 1), about the last bit of a float32."""
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if not weight.is_meta:
@@ -147,7 +147,7 @@ def _he_init(model: nn.Module, seed: int) -> None:
 
 
 def _zero_init_last(model: nn.Module, backbone: str) -> None:
-    zeroed = 0
+    count = 0
     for block in model.modules():
         if block is not model and hasattr(block, "zero_init_last"):
             block.zero_init_last()  # type: ignore[operator]
@@ -155,6 +155,6 @@ def _zero_init_last(model: nn.Module, backbone: str) -> None:
             nn.init.zeros_(block.get_submodule(name).weight)  # type: ignore[arg-type]
         else:
             continue
-        zeroed += 1
-    if not zeroed:
+        count += 1
+    if not count:
         raise SpecError(f"model.init is 'zero_init_last', and {backbone} has no residual branch that ends in a norm")

@@ -22,7 +22,7 @@ from se_lab.units.unit import Unit
 
 
 class HookedGate(nn.Module):
-    """A gate's activation, and behind it the unit's identity that is there to be hooked."""
+    """A gate's activation, followed by the unit's identity for hooks."""
 
     def __init__(self, activation: nn.Module, identity: nn.Identity) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class TimmUnit(Unit):
 
     @classmethod
     def options(cls, hidden: int | None, spec: SESpec) -> dict[str, Any]:
-        """Return the arguments of the layer, for a bottleneck of so many channels."""
+        """Return the layer's arguments for a bottleneck of `hidden` channels."""
         return {}
 
     def _build(self, spec: SESpec) -> nn.Module:
@@ -80,8 +80,8 @@ class TimmUnit(Unit):
                 f"model.se.unit={spec.unit} needs timm's attention layer {self.name!r}, which timm {timm.__version__} "
                 "does not have; install a newer timm"
             )
-        built: nn.Module = layer(self.channels, **self.options(self.hidden, spec))
-        return built
+        module: nn.Module = layer(self.channels, **self.options(self.hidden, spec))
+        return module
 
     def forward(self, x: Tensor) -> Tensor:
         """Scale x, (N, C, H, W)."""
@@ -112,8 +112,8 @@ class ECA(TimmUnit):
     def cost(self, height: int, width: int) -> ModuleCost:
         """Return the closed form: a kernel of k, a mean, a gate and a scaling for each channel."""
         (kernel,) = self.layer.conv.kernel_size  # type: ignore[union-attr,misc]
-        both = 2 * self.channels * height * width
-        return ModuleCost(int(kernel), int(kernel) * self.channels, both + self.channels, self.channels)
+        operations = 2 * self.channels * height * width
+        return ModuleCost(int(kernel), int(kernel) * self.channels, operations + self.channels, self.channels)
 
 
 class CECA(ECA):
@@ -139,9 +139,9 @@ class GlobalContext(TimmUnit):
 
     def start_as_identity(self) -> None:
         """Let the gate be GATE_AT_START."""
-        last: Any = self.layer.get_submodule("mlp_scale.fc2")
-        nn.init.zeros_(last.weight)
-        nn.init.constant_(last.bias, math.log(GATE_AT_START / (1 - GATE_AT_START)))
+        layer: Any = self.layer.get_submodule("mlp_scale.fc2")
+        nn.init.zeros_(layer.weight)
+        nn.init.constant_(layer.bias, math.log(GATE_AT_START / (1 - GATE_AT_START)))
 
 
 class CBAM(TimmUnit):
@@ -159,7 +159,7 @@ class CBAM(TimmUnit):
 
 
 class HookableLightChannelAttn(LightChannelAttn):
-    """timm's layer with its `gate` in use; timm's calls the sigmoid itself, past any hook."""
+    """timm's layer, but calling its `gate`: timm calls the sigmoid, which bypasses hooks."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Scale x, (N, C, H, W)."""
@@ -243,8 +243,8 @@ class SRM(_Gated):
     def forward(self, x: Tensor) -> Tensor:
         """Scale x, (N, C, H, W)."""
         mean = x.mean((2, 3), keepdim=True)
-        off = x - mean
-        deviation = torch.sqrt((off * off).mean((2, 3), keepdim=True) + self.eps)
+        difference = x - mean
+        deviation = torch.sqrt((difference * difference).mean((2, 3), keepdim=True) + self.eps)
         weights = self.style[:, :, None, None]
         style = mean * weights[:, 0] + deviation * weights[:, 1]
         scaled: Tensor = x * self.gate(torch.sigmoid(self.norm(style)))
@@ -285,8 +285,8 @@ class GCT(_Gated):
     def forward(self, x: Tensor) -> Tensor:
         """Scale x, (N, C, H, W)."""
         norms = torch.sqrt((x * x).sum((2, 3), keepdim=True) + self.eps) * self.alpha
-        whole = torch.sqrt((norms * norms).mean(1, keepdim=True) + self.eps)
-        scaled: Tensor = x * self.gate(1 + torch.tanh(norms * (self.gamma / whole) + self.beta))
+        norm = torch.sqrt((norms * norms).mean(1, keepdim=True) + self.eps)
+        scaled: Tensor = x * self.gate(1 + torch.tanh(norms * (self.gamma / norm) + self.beta))
         return scaled
 
     def cost(self, height: int, width: int) -> ModuleCost:
@@ -315,8 +315,8 @@ class SimAM(_Gated):
 
     def forward(self, x: Tensor) -> Tensor:
         """Scale x, (N, C, H, W), with H·W of at least 2."""
-        off = x - x.mean((2, 3), keepdim=True)
-        squares = off * off
+        difference = x - x.mean((2, 3), keepdim=True)
+        squares = difference * difference
         variance = squares.sum((2, 3), keepdim=True) / (x.shape[2] * x.shape[3] - 1)
         energy = squares / (4 * (variance + self.weight_of_energy)) + 0.5
         scaled: Tensor = x * self.gate(torch.sigmoid(energy))

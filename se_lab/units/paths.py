@@ -1,4 +1,4 @@
-"""Places for units by module paths, in any net: what `insert_se(at=…)` means."""
+"""Places for units by module path, in any net, for `insert_se(at=…)`."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ def own_attention(net: nn.Module, existing_se: str) -> list[str]:
     """Return the paths of the channel attention that a net has of its own.
 
     Raises:
-        SpecError: where there is some, and it is to be refused.
+        SpecError: if it has some and `existing_se` is refuse.
     """
-    own = own_units(net)
-    if own and existing_se == "refuse":
+    paths = own_units(net)
+    if paths and existing_se == "refuse":
         raise SpecError(
-            f"{kind_of(net)} has channel attention of its own, at {own[0]} and {len(own) - 1} more places; "
+            f"{kind_of(net)} has channel attention of its own, at {paths[0]} and {len(paths) - 1} more places; "
             "set existing_se to keep or replace"
         )
-    return own
+    return paths
 
 
 def at_paths(
@@ -47,11 +47,11 @@ def at_paths(
     _check_names(net, se, paths, len(at))
     if se.insertion == "none":
         return []
-    own = own_units(net)
+    own_paths = own_units(net)
     if existing_se == "replace":
-        _check_removed(paths.values(), own)
+        _check_removed(paths.values(), own_paths)
     widths = _probe(net, paths.values(), example)
-    chosen = []
+    placements = []
     stages = list(dict.fromkeys(path.rpartition(".")[0] or path for path in paths.values()))
     count: dict[int, int] = {}
     for name, path in paths.items():
@@ -60,8 +60,8 @@ def at_paths(
         count[stage] = unit = count.get(stage, 0) + 1
         if match := re.fullmatch(r"SE_(\d+)_(\d+)(_\d+)?", name):
             stage, unit = int(match[1]), int(match[2])
-        channels = widths.get(path) or (own_channels(net, path, ()) if path in own else _stated_width(module))
-        if path in own and existing_se == "replace":
+        channels = widths.get(path) or (own_channels(net, path, ()) if path in own_paths else _stated_width(module))
+        if path in own_paths and existing_se == "replace":
             spot = Spot(path, "swap", channels)
         else:
             if not channels:
@@ -70,20 +70,20 @@ def at_paths(
                     "an input of the net, such as insert_se(…, example=torch.zeros(1, 3, 224, 224))"
                 )
             spot = Spot(path, "output" if is_sequential(module) else "block", channels)
-        chosen.append((Place(name, stage, unit, path, strides(module), {se.insertion: spot}), spot))
-    return chosen
+        placements.append((Place(name, stage, unit, path, strides(module), {se.insertion: spot}), spot))
+    return placements
 
 
-def _check_names(net: nn.Module, se: SESpec, paths: Mapping[str, str], given: int) -> None:
-    plain = SESpec()
-    odd = [name for name in ("stages", "units") if getattr(se, name) != getattr(plain, name)]
-    odd += ["insertion"] if se.insertion not in ("standard", "none") else []
-    if odd:
+def _check_names(net: nn.Module, se: SESpec, paths: Mapping[str, str], count: int) -> None:
+    default = SESpec()
+    fields = [name for name in ("stages", "units") if getattr(se, name) != getattr(default, name)]
+    fields += ["insertion"] if se.insertion not in ("standard", "none") else []
+    if fields:
         raise SpecError(
-            f"at names the places, and the spec says {odd[0]}={getattr(se, odd[0])!r}: leave it at its default"
+            f"at names the places, and the spec says {fields[0]}={getattr(se, fields[0])!r}: leave it at its default"
         )
     modules = dict(net.named_modules())
-    if not paths or len(paths) < given or len(set(paths.values())) < len(paths):
+    if not paths or len(paths) < count or len(set(paths.values())) < len(paths):
         raise SpecError(f"at is {list(paths.values())!r}; it must name at least one module, and each once")
     for path in paths.values():
         if not path or path not in modules:
@@ -92,10 +92,10 @@ def _check_names(net: nn.Module, se: SESpec, paths: Mapping[str, str], given: in
             raise SpecError(f"at has {path}, a {type(modules[path]).__name__}, which never runs itself; name its items")
 
 
-def _check_removed(paths: Iterable[str], own: Sequence[str]) -> None:
+def _check_removed(paths: Iterable[str], own_paths: Sequence[str]) -> None:
     """Raise SpecError for a path within attention of the net's own, which is going to be removed."""
     for path in paths:
-        if host := next((host for host in own if path.startswith(f"{host}.")), None):
+        if host := next((host for host in own_paths if path.startswith(f"{host}.")), None):
             raise SpecError(
                 f"at has {path}, a part of the net's own attention {host}, which existing_se=replace removes; name "
                 f"{host} itself"
@@ -122,21 +122,21 @@ def _probe(net: nn.Module, paths: Iterable[str], example: Example) -> dict[str, 
             handle.remove()
         for module, mode in modes.items():
             module.training = mode
-    for path, seen in shapes.items():
-        if len(seen) != 1:
-            raise SpecError(f"at has {path}, which runs {len(seen)} times in a forward pass; it must run once")
-        if not isinstance(seen[0], torch.Size) or len(seen[0]) != 4:
-            what = tuple(seen[0]) if isinstance(seen[0], torch.Size) else seen[0]
-            raise SpecError(f"at has {path}, whose output is {what}; a unit scales maps, (N, C, H, W)")
-    return {path: seen[0][1] for path, seen in shapes.items()}  # type: ignore[index]
+    for path, calls in shapes.items():
+        if len(calls) != 1:
+            raise SpecError(f"at has {path}, which runs {len(calls)} times in a forward pass; it must run once")
+        if not isinstance(calls[0], torch.Size) or len(calls[0]) != 4:
+            description = tuple(calls[0]) if isinstance(calls[0], torch.Size) else calls[0]
+            raise SpecError(f"at has {path}, whose output is {description}; a unit scales maps, (N, C, H, W)")
+    return {path: calls[0][1] for path, calls in shapes.items()}  # type: ignore[index]
 
 
 _KEEP_WIDTH = ("activation", "batchnorm", "dropout", "pooling", "linear")
-"""Modules of torch.nn whose output is as wide as their input, but for linear: of that only the identity."""
+"""Files of torch.nn whose modules keep the number of channels; of linear only the identity."""
 
 
 def _stated_width(module: nn.Module) -> int:
-    """Return the channels that a module says its output has, 0 where it does not."""
+    """Return the output channels that a module states, or 0."""
     for attribute in ("out_channels", "num_features", "num_channels"):
         if isinstance(width := getattr(module, attribute, None), int):
             return width

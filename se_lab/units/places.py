@@ -1,4 +1,4 @@
-"""The units of a backbone that can take SE, read off it by the family tables, and which of them a spec means."""
+"""The places of a backbone that can take units, by the family tables, and a spec's choice among them."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def find_places(backbone: nn.Module) -> list[Place]:
 
 
 def survey(backbone: nn.Module) -> list[Place]:
-    """Return what `find_places` does, then a place without spots for each attention that stands outside any unit.
+    """Return the places of `find_places`, then one without spots for each attention module outside any block.
 
     Raises:
         SpecError: where the backbone has no unit that the tables know.
@@ -81,33 +81,33 @@ def survey(backbone: nn.Module) -> list[Place]:
             "that can take units"
         )
     keys = list(dict.fromkeys(key for key, _ in units.values()))
-    own: dict[str, list[Spot]] = {path: [] for path in units}
-    outside: list[tuple[int, str, Spot]] = []
-    latest = 1
-    ours = tuple(f"{path}." for path, module in modules.items() if isinstance(module, Unit))  # and timm's within them
+    own_spots: dict[str, list[Spot]] = {path: [] for path in units}
+    outside_spots: list[tuple[int, str, Spot]] = []
+    current_stage = 1
+    prefixes = tuple(f"{path}." for path, module in modules.items() if isinstance(module, Unit))  # skips their layers
     for path, module in modules.items():
         if path in units:
-            latest = keys.index(units[path][0]) + 2
-        if row_of(module, ATTENTION) and not path.startswith(ours):
+            current_stage = keys.index(units[path][0]) + 2
+        if row_of(module, ATTENTION) and not path.startswith(prefixes):
             block = next((block for block in _above(path) if block in units), None)
             spots = units[block][1].values() if block else ()
-            gained = gains(modules[path.rpartition(".")[0]])
-            spot = Spot(path, "swap", own_channels(backbone, path, spots), gained=gained)
+            has_gain = gains(modules[path.rpartition(".")[0]])
+            spot = Spot(path, "swap", own_channels(backbone, path, spots), gained=has_gain)
             if block:
-                own[block].append(spot)
+                own_spots[block].append(spot)
             else:
-                outside.append((latest, path, spot))
+                outside_spots.append((current_stage, path, spot))
     places: list[Place] = []
     count: dict[int, int] = {}  # units a stage has so far
 
-    def add(stage: int, path: str, spots: dict[str, Spot], own: Sequence[Spot]) -> None:
+    def add(stage: int, path: str, spots: dict[str, Spot], own_spots: Sequence[Spot]) -> None:
         number = count[stage] = count.get(stage, 0) + 1
         name = f"SE_{stage}_{number}"
-        places.append(Place(name, stage, number, path, strides(modules[path]), spots, tuple(own)))
+        places.append(Place(name, stage, number, path, strides(modules[path]), spots, tuple(own_spots)))
 
-    for path, (key, spots_here) in units.items():
-        add(keys.index(key) + 2, path, spots_here, own[path])
-    for stage, path, spot in outside:
+    for path, (key, block_spots) in units.items():
+        add(keys.index(key) + 2, path, block_spots, own_spots[path])
+    for stage, path, spot in outside_spots:
         add(stage, path, {}, [spot])
     return places
 
@@ -118,10 +118,10 @@ def choose(places: Sequence[Place], se: SESpec, existing_se: str, backbone: str)
     Raises:
         SpecError: as `insert_se`.
     """
-    own = [spot for place in places for spot in place.own]
-    if own and existing_se == "refuse":
+    spots = [spot for place in places for spot in place.own]
+    if spots and existing_se == "refuse":
         raise SpecError(
-            f"{backbone} has channel attention of its own, at {own[0].host} and {len(own) - 1} more places; "
+            f"{backbone} has channel attention of its own, at {spots[0].host} and {len(spots) - 1} more places; "
             "set model.existing_se=keep or model.existing_se=replace"
         )
     if se.insertion == "none":
@@ -132,23 +132,23 @@ def choose(places: Sequence[Place], se: SESpec, existing_se: str, backbone: str)
             f"model.se.stages asks for stage {', '.join(map(str, missing))}; "
             f"{backbone} has {', '.join(map(str, stages))}"
         )
-    chosen: list[tuple[Place, Spot]] = []
+    placements: list[tuple[Place, Spot]] = []
     for place in places:
         if (se.stages != "all" and place.stage not in se.stages) or (se.units == "stride_1" and place.strided):
             continue
-        if own and existing_se == "replace" and se.insertion == "standard":
-            for number, spot in enumerate(place.own, 1):  # names key the weights: a second one needs its own
+        if spots and existing_se == "replace" and se.insertion == "standard":
+            for number, spot in enumerate(place.own, 1):  # names seed the weights: each unit needs its own
                 name = place.name if number == 1 else f"{place.name}_{number}"
-                chosen.append((replace(place, name=name), spot))
-        elif se.insertion in place.spots and (place.own or not own or existing_se == "keep"):
-            chosen.append((place, place.spots[se.insertion]))
-    if not chosen:
-        has = sorted({insertion for place in places for insertion in place.spots})
+                placements.append((replace(place, name=name), spot))
+        elif se.insertion in place.spots and (place.own or not spots or existing_se == "keep"):
+            placements.append((place, place.spots[se.insertion]))
+    if not placements:
+        insertions = sorted({insertion for place in places for insertion in place.spots})
         raise SpecError(
             f"model.se.insertion is {se.insertion!r}, for which {backbone} has no place in the units asked for; "
-            f"it has {', '.join(has)}"
+            f"it has {', '.join(insertions)}"
         )
-    return chosen
+    return placements
 
 
 def name_of(backbone: nn.Module) -> str:
@@ -182,20 +182,20 @@ def gains(block: nn.Module) -> bool:
 
 
 def _units(backbone: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, Hashable, dict[str, Spot]]]:
-    """Yield each unit's path, what its stage is told by, and its spots, in the order of the network."""
+    """Yield each block's path, stage key and spots, in the order of the network."""
     rule = row_of(backbone, STAGES)
-    flat = row_of(backbone, FLAT)
-    if flat is not None:
-        yield from _flat_units(flat, modules[flat])
+    container = row_of(backbone, FLAT)
+    if container is not None:
+        yield from _flat_units(container, modules[container])
         return
-    opened = -1
+    stage = -1
     for path, block in modules.items():
         layout = row_of(block, LAYOUTS)
         if layout is None or path.startswith(STEMS) or not _holds(block, row_of(block, UNIT_WHEN) or ""):
             continue
         key: Hashable = path.rpartition(".")[0]
         if rule == BY_STRIDE:
-            key = opened = opened + 1 if opened < 0 or strides(block) else opened
+            key = stage = stage + 1 if stage < 0 or strides(block) else stage
         elif rule is not None:
             key = next((number for number, start in enumerate(rule) if f"{path}.".startswith(start)), None)
             if key is None:
@@ -231,19 +231,19 @@ def _spots(path: str, block: nn.Module, layout: Layout) -> Iterator[tuple[str, S
 
 
 def own_channels(backbone: nn.Module, path: str, spots: Iterable[Spot]) -> int:
-    """Return the channels that a net's own attention scales: its slot's, what its layers take, or what comes before."""
+    """Return the channels that a net's own attention scales: its slot's, its layers' input's, or its predecessor's."""
     for spot in spots:
         if spot.host == path:
             return spot.channels
     if width := _width(backbone.get_submodule(path), _TAKES):
         return width
     parent, _, attribute = path.rpartition(".")
-    before = 0
+    channels = 0
     for name, module in backbone.get_submodule(parent).named_children():  # ECA's layers do not know their channels
         if name == attribute:
             break
-        before = _width(module, _GIVES) or before
-    return before
+        channels = _width(module, _GIVES) or channels
+    return channels
 
 
 _GIVES = ("out_channels", "out_features", "num_features", "num_channels", "normalized_shape")
@@ -259,7 +259,7 @@ def _channels(block: nn.Module, terms: str) -> int:
 
 
 def _width(module: nn.Module, attributes: tuple[str, ...]) -> int:
-    """Return the channels that a module gives, or takes: those of its last, or first, layer that has any."""
+    """Return a module's output (or input) channels: those of its last (or first) layer that has any."""
     layers = [m for m in module.modules() if isinstance(m, (nn.Conv2d, nn.Linear)) or hasattr(m, "weight")]
     for layer in layers if attributes is _TAKES else reversed(layers):
         if isinstance(layer, nn.Conv1d):
@@ -294,7 +294,7 @@ def strides(module: nn.Module) -> bool:
 
 
 def row_of(module: nn.Module, table: Mapping[str, T]) -> T | None:
-    """Return what a table has for a module's class, or for the nearest of its parents; None where it has nothing."""
+    """Return a table's row for a module's class or its nearest parent class; None if there is none."""
     for cls in type(module).__mro__:
         row = table.get(f"{cls.__module__}.{cls.__qualname__}")
         if row is not None:

@@ -65,7 +65,7 @@ class SqueezeExcite(Unit):
 
     Parameters come in the order reduce.weight (hidden, C), [reduce.bias], expand.weight (C, hidden), [expand.bias],
     two-dimensional for every squeeze. The gate, (N, C) or (N, C, H, W) where nothing is squeezed, passes through
-    `gate`, an identity that is there to be hooked.
+    `gate`, an identity for hooks.
 
     Examples:
         >>> unit = SqueezeExcite(64, SESpec(reduction=16, squeeze="max"))
@@ -97,9 +97,9 @@ class SqueezeExcite(Unit):
             return
         for layer in (self.reduce, self.expand):
             # drawn on the CPU, so that a stream gives the same weights for a net built on any device
-            fresh = torch.randn(layer.weight.shape, generator=generator) * math.sqrt(2 / layer.in_features)
+            values = torch.randn(layer.weight.shape, generator=generator) * math.sqrt(2 / layer.in_features)
             with torch.no_grad():
-                layer.weight.copy_(fresh)
+                layer.weight.copy_(values)
                 if layer.bias is not None:
                     layer.bias.zero_()
 
@@ -167,15 +167,15 @@ class SqueezeExcite(Unit):
 
 
 FAR, NO_BOUND = 1e4, 1e3
-"""An excitation of numbers as far from 0 as FAR has no bound if it goes beyond NO_BOUND."""
+"""An excitation has no bound if its value at ±FAR is beyond ±NO_BOUND."""
 
 
 def bounds_of(excitation: Callable[[Tensor], Tensor], channels: int) -> tuple[float | None, float | None]:
     """Return the lower and the upper bound of an excitation of (N, channels), None where there is none."""
-    own = [*excitation.parameters(), *excitation.buffers()] if isinstance(excitation, nn.Module) else []
-    if any(tensor.is_meta for tensor in own):
+    tensors = [*excitation.parameters(), *excitation.buffers()] if isinstance(excitation, nn.Module) else []
+    if any(tensor.is_meta for tensor in tensors):
         return None, None
-    device = own[0].device if own else "cpu"
+    device = tensors[0].device if tensors else "cpu"
     extremes = torch.tensor([[-FAR], [FAR]], device=device).expand(2, channels)
     with torch.no_grad():
         low, high = excitation(extremes)[:, 0].tolist()

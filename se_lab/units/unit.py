@@ -1,4 +1,4 @@
-"""The interface of an attention unit: everything that the rest of SE-Lab may ask of one."""
+"""The interface of an attention unit, which is all that the rest of SE-Lab uses."""
 
 from __future__ import annotations
 
@@ -50,16 +50,16 @@ class Unit(nn.Module):
 
         They are drawn on the CPU, so that a stream gives the same weights on any device.
         """
-        if all(parameter.is_meta for parameter in self.parameters()):  # or there is none
+        if all(parameter.is_meta for parameter in self.parameters()):  # or no parameter
             return
         seed = int(torch.randint(2**62, (), generator=generator))
-        fresh = copy.deepcopy(self).to("cpu")
+        clone = copy.deepcopy(self).to("cpu")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            for module in reversed(list(fresh.modules())):  # a module after its layers, whose start it may change
+            for module in reversed(list(clone.modules())):  # a module after its layers, whose start it may change
                 if hasattr(module, "reset_parameters"):
                     module.reset_parameters()  # type: ignore[operator]
-        self.load_state_dict(fresh.state_dict())
+        self.load_state_dict(clone.state_dict())
 
     def start_as_identity(self) -> None:
         """Set the weights so that the gate is (nearly) 1 for every input.
@@ -78,11 +78,11 @@ class Unit(nn.Module):
         return 0.0, 1.0
 
     def why_not_fused(self) -> str:
-        """Say why no fused block can run the unit; nothing where its gate is `gate_of_means` of the means over H, W."""
+        """Return why no fused block can run the unit; "" where its gate is `gate_of_means` of the means over H, W."""
         return f"{type(self).__name__} has no fused form"
 
     def gate_of_means(self, z: Tensor) -> Tensor:
-        """Return the gate, (N, C), of the means over H and W, (N, C), in their type: what a fused block calls."""
+        """Return the gate, (N, C), of means over H and W, (N, C), in their dtype; fused blocks call this."""
         raise NotImplementedError(f"{type(self).__name__} has no fused form")
 
     def cost(self, height: int, width: int) -> ModuleCost:
@@ -105,7 +105,7 @@ class Unit(nn.Module):
 
 
 def _check_arguments(name: str, channels: object, spec: object) -> None:
-    """Raise SpecError for what users who build units by hand mistake: channels of another kind, a bare ratio."""
+    """Raise SpecError for wrong arguments, such as channels that are no int, or a bare ratio."""
     if isinstance(channels, bool) or not isinstance(channels, int) or channels < 1:
         raise SpecError(f"{name} takes the number of channels, at least 1, not {channels!r}")
     if spec is not None and not isinstance(spec, SESpec):

@@ -26,36 +26,38 @@ def load_weights(net: nn.Module, path: str) -> None:
     """Load a backbone's weights from a file of safetensors or of PyTorch's (weights only), in place.
 
     The file holds a state dict, or a checkpoint with one: of timm's train.py, torchvision's references, Lightning,
-    SE-Lab, from a net in DataParallel or torch.compile. Of a moving average and the weights that it follows, the
-    average is taken. A classifier for another number of classes stays as it was drawn, which is said on stderr, and
+    SE-Lab, from a net in DataParallel or torch.compile. A moving average (EMA) is
+    preferred to the weights. A classifier for another number of classes stays random, with a note on stderr, and
     a first convolution for another number of channels is adapted, as timm does for its own weights.
 
     Raises:
         SpecError: where the file cannot be read, holds no weights, or those of another net.
     """
-    own = net.state_dict()
-    state = _without_prefix(_read(path), own, path)
-    _adapt_input(net, own, state)
+    net_state = net.state_dict()
+    state = _without_prefix(_read(path), net_state, path)
+    _adapt_input(net, net_state, state)
     names = _classifier(net)
-    head = {key for key in own if key.startswith(tuple(f"{name}." for name in names))}
-    fits = all(key in state and state[key].shape == own[key].shape for key in head)
-    skipped = set() if fits else head
-    state = {key: value for key, value in state.items() if key not in skipped}
+    head = {key for key in net_state if key.startswith(tuple(f"{name}." for name in names))}
+    fits = all(key in state and state[key].shape == net_state[key].shape for key in head)
+    skipped_keys = set() if fits else head
+    state = {key: value for key, value in state.items() if key not in skipped_keys}
     missing = [
-        key for key in own if key not in state and key not in skipped and not key.endswith(".num_batches_tracked")
+        key
+        for key in net_state
+        if key not in state and key not in skipped_keys and not key.endswith(".num_batches_tracked")
     ]
-    unexpected = [key for key in state if key not in own]
+    unexpected = [key for key in state if key not in net_state]
     misshapen = [
-        f"{key} {tuple(state[key].shape)} instead of {tuple(own[key].shape)}"
-        for key in own
-        if key in state and state[key].shape != own[key].shape
+        f"{key} {tuple(state[key].shape)} instead of {tuple(net_state[key].shape)}"
+        for key in net_state
+        if key in state and state[key].shape != net_state[key].shape
     ]
     if missing or unexpected or misshapen:
-        wrong = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
-        found = "; ".join(f"{len(keys)} {what}: {_few(keys)}" for what, keys in wrong.items() if keys)
-        raise SpecError(f"model.pretrained is {path!r}, which holds the weights of another net: {found}")
+        problems = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
+        summary = "; ".join(f"{len(keys)} {kind}: {_few(keys)}" for kind, keys in problems.items() if keys)
+        raise SpecError(f"model.pretrained is {path!r}, which holds the weights of another net: {summary}")
     net.load_state_dict(state, strict=False)
-    if skipped and not any(value.is_meta for value in own.values()):
+    if skipped_keys and not any(value.is_meta for value in net_state.values()):
         print(f"{path} has no classifier of this size: {', '.join(names)} starts from random weights", file=sys.stderr)
 
 
@@ -74,7 +76,7 @@ def _read(path: str) -> State:
                 content = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise SpecError(f"model.pretrained is {path!r}, and there is no such file") from None
-    except Exception as error:  # PyTorch's and safetensors' readers raise whatever they meet
+    except Exception as error:  # the readers may raise any exception
         raise SpecError(f"model.pretrained is {path!r}, which cannot be read as weights: {error}") from error
     for key in HOLDERS:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
@@ -88,7 +90,7 @@ def _read(path: str) -> State:
     return state
 
 
-def _without_prefix(state: State, own: Mapping[str, Tensor], path: str) -> State:
+def _without_prefix(state: State, net_state: Mapping[str, Tensor], path: str) -> State:
     """Return the entries that belong to a net, under the net's names.
 
     Whatever holds a net puts a prefix before its names: DataParallel `module.`, torch.compile `_orig_mod.`, Lightning
@@ -97,17 +99,17 @@ def _without_prefix(state: State, own: Mapping[str, Tensor], path: str) -> State
     hits: dict[str, int] = {}
     for key in state:
         for prefix in _prefixes(key):
-            hits[prefix] = hits.get(prefix, 0) + (key.removeprefix(prefix) in own)
-    most = max(hits.values())
-    best = [prefix for prefix, count in hits.items() if count == most and most]
-    averages = [prefix for prefix in best if "ema" in prefix.split(".")]
-    chosen = averages if averages else best
-    if len(chosen) > 1:
+            hits[prefix] = hits.get(prefix, 0) + (key.removeprefix(prefix) in net_state)
+    maximum = max(hits.values())
+    candidates = [prefix for prefix, count in hits.items() if count == maximum and maximum]
+    averages = [prefix for prefix in candidates if "ema" in prefix.split(".")]
+    prefixes = averages if averages else candidates
+    if len(prefixes) > 1:
         raise SpecError(
-            f"model.pretrained is {path!r}, which holds {len(chosen)} nets of this kind, under "
-            f"{', '.join(chosen)}: write one of them to a file of its own"
+            f"model.pretrained is {path!r}, which holds {len(prefixes)} nets of this kind, under "
+            f"{', '.join(prefixes)}: write one of them to a file of its own"
         )
-    prefix = chosen[0] if chosen else ""
+    prefix = prefixes[0] if prefixes else ""
     return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
 
@@ -122,12 +124,12 @@ def _classifier(net: nn.Module) -> tuple[str, ...]:
     return (names,) if isinstance(names, str) else tuple(names)
 
 
-def _adapt_input(net: nn.Module, own: Mapping[str, Tensor], state: State) -> None:
+def _adapt_input(net: nn.Module, net_state: Mapping[str, Tensor], state: State) -> None:
     """Adapt the first convolution of a state dict to a net for images of another number of channels, in place."""
     first = (getattr(net, "pretrained_cfg", None) or {}).get("first_conv") or ()
     for name in (first,) if isinstance(first, str) else first:
         key = f"{name}.weight"
-        if key in own and key in state and own[key].dim() == state[key].dim() == 4:
-            channels = own[key].shape[1]
+        if key in net_state and key in state and net_state[key].dim() == state[key].dim() == 4:
+            channels = net_state[key].shape[1]
             if state[key].shape[1] == 3 and channels != 3:
                 state[key] = adapt_input_conv(channels, state[key])

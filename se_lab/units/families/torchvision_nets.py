@@ -18,7 +18,7 @@ from se_lab.units.families.timm_nets import INCEPTION_V3
 
 
 def _resnet(last: int) -> Layout:
-    """Return the layout of a block that has one activation for all: nothing but its norm ends the branch."""
+    """Return the layout of a block with one shared activation: only a norm ends its branch."""
     return layout(
         standard=out(f"bn{last}"),
         pre=into("conv1"),

@@ -1,7 +1,7 @@
-"""SE units that cost no pass of their own: the same modules, parameters and numbers, another forward.
+"""SE units without passes of their own: the same modules, parameters and numbers, another forward.
 
-Fusing swaps the class of a block or a unit for a subclass whose forward runs `units`. What a call cannot fuse, for its
-modules, their hooks or its tensors, runs as in the plain net.
+Fusing swaps the class of a block or a unit for a subclass whose forward runs `units`. Calls that cannot be
+fused, because of modules, hooks or tensors, run as in the plain net.
 """
 
 from __future__ import annotations

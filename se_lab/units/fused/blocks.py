@@ -36,23 +36,23 @@ def unfuse(model: nn.Module) -> nn.Module:
 def form_of(model: nn.Module, path: str) -> str:
     """Return how the SE unit at a path runs in a fused net, as far as its modules say: tail, inner, unit or plain.
 
-    tail is BN → SE → [drop path] → add → act in one, inner BN → ReLU → SE, unit the unit alone; after tail's or
-    inner's absence, or plain, stands the reason, such as "unit: drop_block before the activation".
+    tail is BN → SE → [drop path] → add → act in one, inner BN → ReLU → SE, unit the unit alone; unit and plain
+    may be followed by a reason, such as "unit: drop_block before the activation".
     """
     unit = model.get_submodule(path)
     assert isinstance(unit, Unit)
     if why_not := unit.why_not_fused():
         return f"plain: {why_not}"
-    above, _, name = path.rpartition(".")
-    host = model.get_submodule(above)
+    parent, _, name = path.rpartition(".")
+    host = model.get_submodule(parent)
     if isinstance(host, (BasicBlock, Bottleneck)) and name == "se":
         last = 3 if isinstance(host, Bottleneck) else 2
         why_not = _no_tail(host, getattr(host, f"bn{last}"), getattr(host, f"act{last}"))
         return f"unit: {why_not}" if why_not else "tail"
-    block = model.get_submodule(above.rpartition(".")[0])
-    wide = 2 if isinstance(block, Bottleneck) else 1
-    if isinstance(block, (BasicBlock, Bottleneck)) and above.endswith(f"act{wide}"):
-        why_not = _no_inner(getattr(block, f"bn{wide}"), block.drop_block, host)
+    block = model.get_submodule(parent.rpartition(".")[0])
+    middle = 2 if isinstance(block, Bottleneck) else 1
+    if isinstance(block, (BasicBlock, Bottleneck)) and parent.endswith(f"act{middle}"):
+        why_not = _no_inner(getattr(block, f"bn{middle}"), block.drop_block, host)
         return f"unit: {why_not}" if why_not else "inner"
     return "unit"
 
@@ -119,8 +119,8 @@ def _tail(block: Any, conv: nn.Module, y: Tensor, norm: Any, act: nn.Module, sho
     x = conv(y)
     if block.downsample is not None:
         shortcut = block.downsample(shortcut)
-    alike = (shortcut.shape, shortcut.dtype, shortcut.device) == (x.shape, x.dtype, x.device)
-    if alike and not _no_tail(block, norm, act) and _suits(x, norm):
+    same_kind = (shortcut.shape, shortcut.dtype, shortcut.device) == (x.shape, x.dtype, x.device)
+    if same_kind and not _no_tail(block, norm, act) and _suits(x, norm):
         drop_path = None if isinstance(block.drop_path, nn.Identity) else block.drop_path
         fresh = type(conv) is nn.Conv2d and not _hooks(conv)  # nobody has seen its output
         return units.tail(x, shortcut, norm, block.se, drop_path, ACTIVATIONS[type(act)], fresh)
@@ -138,7 +138,7 @@ ACTIVATIONS: dict[type[nn.Module], str] = {nn.ReLU: "relu", nn.Identity: "identi
 
 
 def _no_inner(norm: nn.Module, drop_block: nn.Module, act: Any) -> str:
-    """Say what of the modules keeps BN → ReLU → SE from being fused, or nothing."""
+    """Return why these modules' BN → ReLU → SE cannot be fused, or ""."""
     unit = getattr(act, "se", None)
     if not isinstance(unit, Unit) or unit.why_not_fused():
         return "no unit with a fused form after the activation"
@@ -152,7 +152,7 @@ def _no_inner(norm: nn.Module, drop_block: nn.Module, act: Any) -> str:
 
 
 def _no_tail(block: Any, norm: nn.Module, act: nn.Module) -> str:
-    """Say what of the modules keeps BN → SE → add → act from being fused, or nothing."""
+    """Return why these modules' BN → SE → add → act cannot be fused, or ""."""
     if not isinstance(block.se, Unit) or block.se.why_not_fused():
         return "no unit with a fused form before the addition"
     if type(act) not in ACTIVATIONS:
@@ -163,8 +163,8 @@ def _no_tail(block: Any, norm: nn.Module, act: nn.Module) -> str:
 
 
 def _other_norm(norm: nn.Module) -> str:
-    known = type(norm) in (nn.BatchNorm2d, nn.SyncBatchNorm, SyncBatchNorm) and not hasattr(norm, "act")
-    return "" if known else f"the norm is {type(norm).__name__}"
+    supported = type(norm) in (nn.BatchNorm2d, nn.SyncBatchNorm, SyncBatchNorm) and not hasattr(norm, "act")
+    return "" if supported else f"the norm is {type(norm).__name__}"
 
 
 def _hooks(*modules: nn.Module) -> str:
@@ -176,13 +176,13 @@ def _hooks(*modules: nn.Module) -> str:
 
 
 def _suits(x: Tensor, norm: units.Norm | None = None) -> bool:
-    """Tell whether the passes can run on x here and now."""
+    """Return whether the passes can run on x now."""
     if x.dim() != 4 or x.device.type not in ("cpu", "cuda") or not x.is_floating_point() or x.numel() == 0:
         return False
     if exporting():
         return False  # an exported net has the plain operators
     if norm is not None and units.uses_batch(norm) and x.numel() == x.shape[1] and units.group_of(norm) is None:
-        return False  # one value a channel has no variance, and torch says so
+        return False  # one value a channel: torch raises its error
     if torch.compiler.is_compiling():
         return True
     if type(x) not in (Tensor, nn.Parameter) or watched():

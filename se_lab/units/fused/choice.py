@@ -21,11 +21,11 @@ class Work(NamedTuple):
 
 
 PAYS_FROM: dict[str, Work] = {"cpu": Work(step=5e9, training=1e11)}
-"""By device type where fused units are proven faster: from how much work on (benchmarks/RESULTS.md: ResNet-50).
+"""The least work for which fused units are proven faster, by device type (benchmarks/RESULTS.md: ResNet-50).
 
 In small steps the fixed cost of a fused unit, under a millisecond, outweighs what it saves: on a core, ResNet-20 gains
-at 32 pixels and 128 images, and loses at 16 pixels. And the passes are compiled in five seconds, once a machine, so
-that what a trial saves need not be more than a share of those.
+at 32 pixels and 128 images, and loses at 16 pixels. The passes are compiled once per machine, in five seconds, so
+that a trial need save only a fraction of those.
 """
 
 

@@ -10,7 +10,7 @@ otherwise a clock chooses how sums are split, once a shape and process.
 
 Each pass is a custom op, opaque to torch.compile, so that the launch (grid, device, tuning) stays plain Python; there
 is nothing for Inductor to fuse into them, it tunes the kernels of a `triton_op` in its own way, and `wrap_triton` of
-earlier PyTorch refuses interpreted kernels. What is tuned is tuned by a shape's first call: make it before a CUDA graph
+earlier PyTorch refuses interpreted kernels. Kernels are tuned in a shape's first call: make it before a CUDA graph
 is captured.
 """
 
@@ -26,7 +26,7 @@ ACTIVATIONS = ("relu", "identity")
 
 
 def available() -> bool:
-    """Whether the kernels can run: Triton is there, and a GPU that has bfloat16 (Ampere on) or the interpreter."""
+    """Return whether Triton is installed, with its interpreter on or a GPU that has bfloat16 (Ampere or newer)."""
     if importlib.util.find_spec("triton") is None:
         return False
     if os.environ.get("TRITON_INTERPRET") == "1":
@@ -93,7 +93,7 @@ def backward_input(g: Tensor, x: Tensor, p: Tensor, q: Tensor, r: Tensor, centre
 @torch.library.custom_op("se_lab::moments", mutates_args=(), schema="(Tensor x) -> Tensor")
 def _moments(x: Tensor) -> Tensor:
     _check(x)
-    if not x.numel():  # PyTorch's mean of nothing is no number either
+    if not x.numel():  # NaN, as PyTorch's mean of an empty tensor
         return x.new_full((2, *x.shape[:2]), float("nan"), dtype=_accumulator(x))
     from se_lab.units.fused import triton_kernels
 
@@ -120,7 +120,7 @@ def _apply(
         from se_lab.units.fused import triton_kernels
 
         layout = _layout(x)
-        scale, shift = (_coefficient(x, given) for given in (scale, shift))
+        scale, shift = (_coefficient(x, tensor) for tensor in (scale, shift))
         centre = None if centre is None else _coefficient(x, centre)
         shortcut = None if shortcut is None else _in_layout(shortcut, layout)
         x = _in_layout(x, layout)
@@ -172,7 +172,7 @@ def _backward_input(g: Tensor, x: Tensor, p: Tensor, q: Tensor, r: Tensor, centr
         from se_lab.units.fused import triton_kernels
 
         layout = _layout(x)
-        p, q, r = (_coefficient(x, given) for given in (p, q, r))
+        p, q, r = (_coefficient(x, tensor) for tensor in (p, q, r))
         centre = None if centre is None else _coefficient(x, centre)
         g, x = _in_layout(g, layout), _in_layout(x, layout)
         triton_kernels.backward_input(dx, g, x, p, q, r, centre, layout == torch.channels_last)
@@ -204,14 +204,14 @@ def _is_relu(activation: str) -> bool:
 
 
 def _check(x: Tensor, *others: Tensor | None, coefficients: tuple[Tensor | None, ...] = ()) -> None:
-    """Refuse shapes a kernel would read beyond."""
+    """Raise ValueError for tensors a kernel would misread."""
     if x.dim() != 4 or not x.dtype.is_floating_point:
         raise ValueError(f"x is {tuple(x.shape)} of {x.dtype}; it must be (N, C, H, W) of floating point")
     for tensors, shape in ((others, x.shape), (coefficients, x.shape[:2])):
         for tensor in tensors:
             if tensor is not None and (tensor.shape != shape or tensor.device != x.device):
-                given = f"{tuple(tensor.shape)} on {tensor.device}"
-                raise ValueError(f"beside x, {tuple(x.shape)} on {x.device}, comes {given}; it must be {tuple(shape)}")
+                actual = f"{tuple(tensor.shape)} on {tensor.device}"
+                raise ValueError(f"beside x, {tuple(x.shape)} on {x.device}, comes {actual}; it must be {tuple(shape)}")
 
 
 def _accumulator(x: Tensor) -> torch.dtype:
@@ -231,5 +231,5 @@ def _like(x: Tensor) -> Tensor:
     return torch.empty_like(x, memory_format=_layout(x))
 
 
-def _coefficient(x: Tensor, given: Tensor) -> Tensor:
-    return given.to(_accumulator(x)).contiguous()
+def _coefficient(x: Tensor, tensor: Tensor) -> Tensor:
+    return tensor.to(_accumulator(x)).contiguous()

@@ -40,19 +40,19 @@ def native_pass(name: str, dtype: torch.dtype) -> Callable[..., Any] | None:
 @functools.cache
 def library() -> ctypes.CDLL | None:
     """Return the compiled passes; None where there is no C++ compiler for them."""
-    found = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
-    compiler = [*shlex.split(found or ""), *FLAGS]
+    command = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+    compiler = [*shlex.split(command or ""), *FLAGS]
     try:
-        # what the compiler knows of itself and of this CPU: a home folder may be shared by machines of several kinds
-        known = subprocess.run([*compiler, "-dM", "-E", "-x", "c++", os.devnull], check=True, capture_output=True)
-        key = hashlib.sha256(b"\0".join([known.stdout, SOURCE.read_bytes(), " ".join(FLAGS).encode()]))
+        # the compiler's macros name its version and this CPU: several kinds of machine may share a home folder
+        macros = subprocess.run([*compiler, "-dM", "-E", "-x", "c++", os.devnull], check=True, capture_output=True)
+        key = hashlib.sha256(b"\0".join([macros.stdout, SOURCE.read_bytes(), " ".join(FLAGS).encode()]))
         with _folder() as folder:
             path = folder / f"passes-{key.hexdigest()[:16]}.so"
             if not _is_ours(path):
-                with tempfile.TemporaryDirectory(dir=folder) as aside:  # several processes may be at it
-                    made = Path(aside, path.name)
-                    subprocess.run([*compiler, "-o", made, SOURCE], check=True, capture_output=True)
-                    made.replace(path)
+                with tempfile.TemporaryDirectory(dir=folder) as build_folder:  # several processes may be at it
+                    output = Path(build_folder, path.name)
+                    subprocess.run([*compiler, "-o", output, SOURCE], check=True, capture_output=True)
+                    output.replace(path)
             return ctypes.CDLL(str(path))
     except (OSError, subprocess.CalledProcessError):
         return None
@@ -60,7 +60,7 @@ def library() -> ctypes.CDLL | None:
 
 @contextlib.contextmanager
 def _folder() -> Iterator[Path]:
-    """Yield the user's cache, or a folder for the moment where that cannot be written."""
+    """Yield the user's cache, or a temporary folder if it is not writable."""
     with contextlib.ExitStack() as stack:
         try:
             folder = cache_folder()
@@ -75,15 +75,15 @@ def _folder() -> Iterator[Path]:
 
 def _is_ours(path: Path) -> bool:
     """Return whether a path exists, belongs to this user, is no link, and nobody else can write to it or replace it."""
-    for one in (path, path.parent):
+    for entry in (path, path.parent):
         try:
-            found = one.lstat()
+            status = entry.lstat()
         except FileNotFoundError:
             return False
-        writable = stat.S_IMODE(found.st_mode) & (stat.S_IWGRP | stat.S_IWOTH)
-        if stat.S_ISLNK(found.st_mode) or found.st_uid not in (os.geteuid(), 0) or (writable and one == path):
+        writable = stat.S_IMODE(status.st_mode) & (stat.S_IWGRP | stat.S_IWOTH)
+        if stat.S_ISLNK(status.st_mode) or status.st_uid not in (os.geteuid(), 0) or (writable and entry == path):
             return False
-        if writable and not found.st_mode & stat.S_ISVTX:  # in a folder such as /tmp only owners rename
+        if writable and not status.st_mode & stat.S_ISVTX:  # in a folder such as /tmp only owners rename
             return False
     return True
 
@@ -92,15 +92,15 @@ def _call(
     name: str, x: Tensor, maps: Sequence[Tensor | None], by: Sequence[Tensor] = (), sums: int = 0
 ) -> list[Tensor]:
     """Run a pass over maps like x, the results among them last, and return its sums."""
-    found = [x.new_empty(x.shape[:2], dtype=torch.float64) for _ in range(sums)]
-    # held until the call is over: what is made contiguous here is nobody else's
+    outputs = [x.new_empty(x.shape[:2], dtype=torch.float64) for _ in range(sums)]
+    # kept until the call returns: nothing else owns the contiguous copies
     by = [coefficient.contiguous() for coefficient in by]
     function = getattr(library(), f"se_lab_{name}")
     last = not x.is_contiguous()
     shape = [ctypes.c_long(size) for size in x.shape]
-    pointers = (_pointers(maps), _pointers(by), _pointers(found))
+    pointers = (_pointers(maps), _pointers(by), _pointers(outputs))
     function(x.dtype == torch.float32, *shape, last, torch.get_num_threads(), *pointers)
-    return found
+    return outputs
 
 
 def _pointers(tensors: Sequence[Tensor | None]) -> Pointers:
@@ -148,8 +148,8 @@ def _backward_input(x: Tensor, g: Tensor, centre: Tensor, p: Tensor, q: Tensor, 
 
 
 def _activated_moments(x: Tensor, *by: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    u, on, centred = _call("activated_moments", x, [x], by, sums=3)
-    return u, on, centred
+    u, active, centred = _call("activated_moments", x, [x], by, sums=3)
+    return u, active, centred
 
 
 def _gate_activated(x: Tensor, *by: Tensor) -> Tensor:
@@ -159,8 +159,8 @@ def _gate_activated(x: Tensor, *by: Tensor) -> Tensor:
 
 
 def _backward_gate_moments(x: Tensor, grad: Tensor, *by: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    gate, on, centred = _call("backward_gate_moments", x, [grad, x], by, sums=3)
-    return gate, on, centred
+    gate, active, centred = _call("backward_gate_moments", x, [grad, x], by, sums=3)
+    return gate, active, centred
 
 
 def _backward_gate_input(x: Tensor, grad: Tensor, *by: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """The passes over big tensors that a fused SE unit consists of: what each computes, and the fastest form at hand.
 
 A pass reads or writes tensors of shape (N, C, H, W) once, in the layout of the first, the convolution's output: a
-gradient may come in another, from the pooling at the end, and would hand it down through all of the net. What comes out
-of a pass or goes into it besides is (N, C), in float32, or float64 for float64 tensors, and is left to plain PyTorch.
+gradient may come in another, from the pooling at the end, and would pass it on through the whole net. Other inputs and
+outputs of a pass are (N, C), in float32, or float64 for float64 tensors, and are left to plain PyTorch.
 Each pass is defined here by a function of plain PyTorch, which as such takes several. In one it runs by a kernel of our
 own, in C++ on a CPU (native.py) and in Triton on CUDA (kernels.py), and by Inductor where there is none and inside
 torch.compile.
@@ -26,19 +26,19 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Return mean and biased variance over H and W, (N, C) each."""
     # about a value near by: Σx² − (Σx)² alone cancels where the mean is far from 0
     pivot = _first_row(x)
-    off = _wide(x) - _map(pivot)
+    difference = _wide(x) - _map(pivot)
     pixels = x.shape[2] * x.shape[3]
-    mean = _sum(off) / pixels
-    variance = (_sum(off * off) / pixels - mean * mean).clamp_min(0)
-    exact = coefficient_type(x)
-    return pivot.to(exact) + mean.to(exact), variance.to(exact)
+    mean = _sum(difference) / pixels
+    variance = (_sum(difference * difference) / pixels - mean * mean).clamp_min(0)
+    dtype = coefficient_type(x)
+    return pivot.to(dtype) + mean.to(dtype), variance.to(dtype)
 
 
 def mean(x: Tensor) -> Tensor:
     """Return the mean over H and W, (N, C)."""
     pivot = _first_row(x)
-    exact = coefficient_type(x)
-    return pivot.to(exact) + (_sum(_wide(x) - _map(pivot)) / (x.shape[2] * x.shape[3])).to(exact)
+    dtype = coefficient_type(x)
+    return pivot.to(dtype) + (_sum(_wide(x) - _map(pivot)) / (x.shape[2] * x.shape[3])).to(dtype)
 
 
 def apply(
@@ -52,7 +52,7 @@ def apply(
 ) -> Tensor:
     """Return act(scale · (x − centre) + shift + shortcut), the activation relu or identity.
 
-    `over` tells that nobody needs x any more: a kernel may write the result over it, which saves new memory.
+    `over`: x is no longer needed, so a kernel may overwrite it with the result, which saves memory.
     """
     y = _affine(x, centre, scale, shift)
     if shortcut is not None:
@@ -65,8 +65,8 @@ def backward_moments(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return g = grad · [out > 0] (grad itself for identity), Σ g, and Σ g · (x − centre), over H and W."""
     g = torch.where(out > 0, grad, 0) if activation == "relu" and out is not None else grad
-    wide = _wide(g)
-    return g, _sum(wide), _sum(wide * (_wide(x) - _map(centre)))
+    values = _wide(g)
+    return g, _sum(values), _sum(values * (_wide(x) - _map(centre)))
 
 
 def backward_input(x: Tensor, g: Tensor, centre: Tensor, p: Tensor, q: Tensor, r: Tensor) -> Tensor:
@@ -77,8 +77,8 @@ def backward_input(x: Tensor, g: Tensor, centre: Tensor, p: Tensor, q: Tensor, r
 def activated_moments(x: Tensor, centre: Tensor, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return the sums over H and W of u = relu(scale · (x − centre) + shift), [u > 0], and [u > 0] · (x − centre)."""
     u = torch.relu(_affine(x, centre, scale, shift))
-    on = (u > 0).to(u.dtype)
-    return _sum(u), _sum(on), _sum(on * (_wide(x) - _map(centre)))
+    active = (u > 0).to(u.dtype)
+    return _sum(u), _sum(active), _sum(active * (_wide(x) - _map(centre)))
 
 
 def gate_activated(x: Tensor, centre: Tensor, scale: Tensor, shift: Tensor, gate: Tensor) -> Tensor:
@@ -91,8 +91,8 @@ def backward_gate_moments(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the sums over H and W of grad · u, grad · [u > 0], and grad · [u > 0] · (x − centre), with u as above."""
     u = torch.relu(_affine(x, centre, scale, shift))
-    on = torch.where(u > 0, _wide(grad), 0)
-    return _sum(on * u), _sum(on), _sum(on * (_wide(x) - _map(centre)))
+    active_grad = torch.where(u > 0, _wide(grad), 0)
+    return _sum(active_grad * u), _sum(active_grad), _sum(active_grad * (_wide(x) - _map(centre)))
 
 
 def backward_gate_input(
@@ -107,8 +107,8 @@ def backward_gate_input(
     r: Tensor,
 ) -> Tensor:
     """Return [u > 0] · (p · grad + constant) + q · (x − centre) + r, with u as above."""
-    through = torch.where(_affine(x, centre, scale, shift) > 0, _map(p) * _wide(grad) + _map(constant), 0)
-    return (through + _affine(x, centre, q, r)).to(x.dtype)
+    active_grad = torch.where(_affine(x, centre, scale, shift) > 0, _map(p) * _wide(grad) + _map(constant), 0)
+    return (active_grad + _affine(x, centre, q, r)).to(x.dtype)
 
 
 PASSES: dict[str, Callable[..., Any]] = {
@@ -143,7 +143,7 @@ def run(name: str, *arguments: Any) -> Any:
     arguments = tuple(aligned(a, x) if isinstance(a, Tensor) and a.dim() == 4 else a for a in arguments)
     if (kernel := _kernel(name) if x.is_cuda else native_pass(name, x.dtype)) is not None:
         return kernel(*arguments)
-    # what PyTorch compiles anew for, so that no function is compiled too often for it
+    # PyTorch recompiles for these: the key keeps each function below its limit
     mode = (torch.get_num_threads(), x.is_inference(), torch.is_autocast_enabled())
     key = (x.device.type, x.dtype, x.is_contiguous(), *mode)
     return _compiled(name, key)(*arguments)
@@ -161,14 +161,14 @@ def coefficient_type(x: Tensor) -> torch.dtype:
 
 @functools.cache
 def compiles(device: str) -> bool:
-    """Tell whether PyTorch can compile for cpu or cuda here, and say so in a line where it cannot."""
+    """Return whether PyTorch can compile for cpu or cuda; print a line to stderr if not."""
     try:
         run("mean", torch.zeros(2, 3, 4, 5, device=device))
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # Inductor's, or whatever Triton meets when it builds what talks to the driver
-        why = (str(error).strip() or type(error).__name__).splitlines()[0]
-        print(f"SE units run unfused: PyTorch finds no compiler for {device} ({why})", file=sys.stderr)
+    except Exception as error:  # from Inductor, or from Triton as it builds its driver module
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        print(f"SE units run unfused: PyTorch finds no compiler for {device} ({reason})", file=sys.stderr)
         return False
     return True
 
@@ -177,8 +177,8 @@ def compiles(device: str) -> bool:
 def _compiled(name: str, key: tuple[object, ...]) -> Callable[..., Any]:
     function = PASSES[name]
     # a code object of its own, since that is what PyTorch counts compilations by
-    own = types.FunctionType(function.__code__.replace(), function.__globals__, name)
-    compiled: Callable[..., Any] = torch.compile(own, dynamic=True)
+    clone = types.FunctionType(function.__code__.replace(), function.__globals__, name)
+    compiled: Callable[..., Any] = torch.compile(clone, dynamic=True)
     return compiled
 
 
@@ -189,7 +189,7 @@ def _kernel(name: str) -> Callable[..., Any] | None:
 
     if not kernels.available():
         return None
-    own: dict[str, Callable[..., Any]] = {
+    table: dict[str, Callable[..., Any]] = {
         "moments": kernels.moments,
         "mean": lambda x: kernels.moments(x)[0],
         "apply": lambda x, centre, scale, shift, shortcut, act, _: kernels.apply(
@@ -198,7 +198,7 @@ def _kernel(name: str) -> Callable[..., Any] | None:
         "backward_moments": lambda x, grad, out, centre, act: kernels.backward_moments(grad, out, x, centre, act),
         "backward_input": lambda x, g, centre, p, q, r: kernels.backward_input(g, x, p, q, r, centre),
     }
-    return own.get(name)
+    return table.get(name)
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -24,8 +24,8 @@ def has_hooks(module: nn.Module) -> bool:
 
 def only_forward_hook(module: nn.Module, hook: object) -> bool:
     """Tell whether a module has this forward hook and no other hook."""
-    others = module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    return list(module._forward_hooks.values()) == [hook] and not others
+    other_hooks = module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    return list(module._forward_hooks.values()) == [hook] and not other_hooks
 
 
 def watched() -> bool:

@@ -57,11 +57,11 @@ def backward_moments(
     n, c, hw = _shape(x)
     rows, parts = _split(n, c, hw, channels_last)
     partial = mean.new_empty((parts, 2, n, c))
-    masked = grad if out is None else out
+    relu_out = grad if out is None else out
     if not channels_last and _rows_are_narrow(x):
-        _launch_rows(reductions.row_backward_moments, x, grad, masked, g, x, mean, partial, n, out is not None)
+        _launch_rows(reductions.row_backward_moments, x, grad, relu_out, g, x, mean, partial, n, out is not None)
         return partial[0]
-    arguments = (grad, masked, g, x, mean, partial, n, rows, out is not None)
+    arguments = (grad, relu_out, g, x, mean, partial, n, rows, out is not None)
     _launch_reduction(reductions.backward_moments, x, channels_last, parts, *arguments)
     return partial[0] if parts == 1 else partial.sum(0)
 
@@ -77,19 +77,21 @@ def apply(
     channels_last: bool,
 ) -> None:
     """Write act(scale·(x − centre) + shift + shortcut) to out; scale, shift and centre are (N, C)."""
-    off = scale if centre is None else centre
-    added = x if shortcut is None else shortcut
+    centre_input = scale if centre is None else centre
+    shortcut_input = x if shortcut is None else shortcut
     flags = (centre is not None, shortcut is not None, relu)
-    _launch_pointwise(pointwise.apply, x, channels_last, out, x, scale, shift, off, added, x.shape[0], *flags)
+    _launch_pointwise(
+        pointwise.apply, x, channels_last, out, x, scale, shift, centre_input, shortcut_input, x.shape[0], *flags
+    )
 
 
 def backward_input(
     dx: Tensor, g: Tensor, x: Tensor, p: Tensor, q: Tensor, r: Tensor, centre: Tensor | None, channels_last: bool
 ) -> None:
     """Write p·g + q·(x − centre) + r to dx; p, q, r and centre are (N, C)."""
-    off = p if centre is None else centre
+    centre_input = p if centre is None else centre
     _launch_pointwise(
-        pointwise.backward_input, x, channels_last, dx, g, x, p, q, r, off, x.shape[0], centre is not None
+        pointwise.backward_input, x, channels_last, dx, g, x, p, q, r, centre_input, x.shape[0], centre is not None
     )
 
 
@@ -106,8 +108,8 @@ def _split(n: int, c: int, hw: int, channels_last: bool) -> tuple[int, int]:
     """Return (pixels a part, parts): a function of the shape alone, so that a sum is the same on every device."""
     if not channels_last:
         return hw, 1
-    wanted = PROGRAMS // (n * triton.cdiv(c, 64))
-    parts = max(1, min(wanted, triton.cdiv(hw, 64)))
+    target = PROGRAMS // (n * triton.cdiv(c, 64))
+    parts = max(1, min(target, triton.cdiv(hw, 64)))
     rows = triton.cdiv(triton.cdiv(hw, parts), 64) * 64 if parts > 1 else hw
     return rows, triton.cdiv(hw, rows)
 
@@ -147,10 +149,10 @@ def _launch_pointwise(kernel: Any, x: Tensor, channels_last: bool, *arguments: o
     n, c, hw = _shape(x)
 
     def grid(tile: dict[str, int]) -> tuple[int]:
-        down, across = tile["BLOCK_HW"], tile["BLOCK_C"]
+        pixels, channels = tile["BLOCK_HW"], tile["BLOCK_C"]
         if channels_last:
-            return (n * triton.cdiv(hw, down) * triton.cdiv(c, across),)
-        return (triton.cdiv(n * c * hw, down * across),)
+            return (n * triton.cdiv(hw, pixels) * triton.cdiv(c, channels),)
+        return (triton.cdiv(n * c * hw, pixels * channels),)
 
     _launch(kernel, _pointwise_tiles, x, channels_last, grid, False, *arguments, channels_last)
 
@@ -183,11 +185,11 @@ def _reduction_tiles(c: int, hw: int, channels_last: bool) -> list[triton.Config
     if channels_last:
         shapes = [(32, 64, 4, 1), (32, 64, 8, 3), (64, 64, 8, 1), (16, 128, 4, 3), (32, 128, 8, 1), (64, 32, 4, 1)]
         return _configs(shapes, c, hw)
-    whole = triton.next_power_of_2(hw)
+    block = triton.next_power_of_2(hw)
     sizes = ((1024, 4), (2048, 4), (4096, 8))
     shapes = [
         (pixels, size // pixels, warps, 1)
-        for pixels in (min(whole, 1024), min(whole, 4096), min(whole, 256))
+        for pixels in (min(block, 1024), min(block, 4096), min(block, 256))
         for size, warps in sizes
         if pixels <= size
     ]
@@ -195,8 +197,8 @@ def _reduction_tiles(c: int, hw: int, channels_last: bool) -> list[triton.Config
 
 
 def _row_tiles(c: int, hw: int, channels_last: bool) -> list[triton.Config]:
-    whole = triton.next_power_of_2(hw)
-    shapes = [(whole, max(8, size // whole), warps, 0) for size, warps in ((2048, 4), (4096, 8), (1024, 4), (8192, 8))]
+    block = triton.next_power_of_2(hw)
+    shapes = [(block, max(8, size // block), warps, 0) for size, warps in ((2048, 4), (4096, 8), (1024, 4), (8192, 8))]
     return _configs(list(dict.fromkeys(shapes)), 2**16, hw)
 
 
@@ -210,10 +212,10 @@ def _pointwise_tiles(c: int, hw: int, channels_last: bool) -> list[triton.Config
 def _configs(shapes: list[tuple[int, int, int, int]], c: int, hw: int) -> list[triton.Config]:
     """Return a configuration for each (pixels, channels, warps, stages), cut to the tensor, each once."""
     most_c, most_hw = triton.next_power_of_2(c), triton.next_power_of_2(hw)
-    cut = dict.fromkeys((min(hw_, most_hw), min(c_, most_c), warps, stages) for hw_, c_, warps, stages in shapes)
+    tiles = dict.fromkeys((min(hw_, most_hw), min(c_, most_c), warps, stages) for hw_, c_, warps, stages in shapes)
     return [
         triton.Config(
             {"BLOCK_HW": pixels, "BLOCK_C": channels} | ({"STAGES": stages} if stages else {}), num_warps=warps
         )
-        for pixels, channels, warps, stages in cut
+        for pixels, channels, warps, stages in tiles
     ]

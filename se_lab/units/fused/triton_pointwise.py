@@ -23,20 +23,20 @@ def _elements(
     """Return a tile's elements (the first one's base, offsets from it, a mask), and the same of their n·C + c."""
     block = tl.program_id(0)
     if CHANNELS_LAST:
-        across: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C
-        down: tl.constexpr = (HW + BLOCK_HW - 1) // BLOCK_HW
-        n = (block // (across * down)).to(tl.int64)
-        top = block // across % down * BLOCK_HW
+        column_blocks: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C
+        row_blocks: tl.constexpr = (HW + BLOCK_HW - 1) // BLOCK_HW
+        n = (block // (column_blocks * row_blocks)).to(tl.int64)
+        top = block // column_blocks % row_blocks * BLOCK_HW
         row = tl.arange(0, BLOCK_HW)[:, None]
-        index = block % across * BLOCK_C + tl.arange(0, BLOCK_C)[None, :]
-        first, known = n * C, index < C
-        base, offset, inside = (n * HW + top) * C, row * C + index, (top + row < HW) & known
+        index = block % column_blocks * BLOCK_C + tl.arange(0, BLOCK_C)[None, :]
+        first, index_mask = n * C, index < C
+        base, offset, mask = (n * HW + top) * C, row * C + index, (top + row < HW) & index_mask
     else:
         base = block.to(tl.int64) * (BLOCK_HW * BLOCK_C)
         offset = tl.arange(0, BLOCK_HW * BLOCK_C)
-        inside = offset < N.to(tl.int64) * (C * HW) - base
-        first, index, known = base // HW, ((base % HW).to(tl.int32) + offset) // HW, inside
-    return base, offset, inside, first, index, known
+        mask = offset < N.to(tl.int64) * (C * HW) - base
+        first, index, index_mask = base // HW, ((base % HW).to(tl.int32) + offset) // HW, mask
+    return base, offset, mask, first, index, index_mask
 
 
 @triton.jit(do_not_specialize=["N"])
@@ -59,18 +59,18 @@ def apply(
 ):
     """act(scale·(x − centre) + shift + shortcut)."""
     accumulator: tl.constexpr = scale.dtype.element_ty
-    base, offsets, inside, first, index, known = _elements(N, C, HW, CHANNELS_LAST, BLOCK_HW, BLOCK_C)
-    a = tl.load(scale + first + index, mask=known, other=0)
-    b = tl.load(shift + first + index, mask=known, other=0)
-    value = tl.load(x + base + offsets, mask=inside, other=0).to(accumulator)
+    base, offsets, mask, first, index, index_mask = _elements(N, C, HW, CHANNELS_LAST, BLOCK_HW, BLOCK_C)
+    a = tl.load(scale + first + index, mask=index_mask, other=0)
+    b = tl.load(shift + first + index, mask=index_mask, other=0)
+    value = tl.load(x + base + offsets, mask=mask, other=0).to(accumulator)
     if CENTRED:
-        value -= tl.load(centre + first + index, mask=known, other=0)
+        value -= tl.load(centre + first + index, mask=index_mask, other=0)
     value = tl.fma(a, value, b)
     if SHORTCUT:
-        value += tl.load(shortcut + base + offsets, mask=inside, other=0).to(accumulator)
+        value += tl.load(shortcut + base + offsets, mask=mask, other=0).to(accumulator)
     if RELU:
-        value = tl.where(value < 0, 0, value)  # tl.maximum would turn what is no number into 0
-    tl.store(out + base + offsets, value.to(out.dtype.element_ty), mask=inside)
+        value = tl.where(value < 0, 0, value)  # tl.maximum would turn NaN into 0
+    tl.store(out + base + offsets, value.to(out.dtype.element_ty), mask=mask)
 
 
 @triton.jit(do_not_specialize=["N"])
@@ -92,13 +92,13 @@ def backward_input(
 ):
     """p·g + q·(x − centre) + r."""
     accumulator: tl.constexpr = p.dtype.element_ty
-    base, offsets, inside, first, index, known = _elements(N, C, HW, CHANNELS_LAST, BLOCK_HW, BLOCK_C)
-    a = tl.load(p + first + index, mask=known, other=0)
-    b = tl.load(q + first + index, mask=known, other=0)
-    c = tl.load(r + first + index, mask=known, other=0)
-    value = tl.load(x + base + offsets, mask=inside, other=0).to(accumulator)
+    base, offsets, mask, first, index, index_mask = _elements(N, C, HW, CHANNELS_LAST, BLOCK_HW, BLOCK_C)
+    a = tl.load(p + first + index, mask=index_mask, other=0)
+    b = tl.load(q + first + index, mask=index_mask, other=0)
+    c = tl.load(r + first + index, mask=index_mask, other=0)
+    value = tl.load(x + base + offsets, mask=mask, other=0).to(accumulator)
     if CENTRED:
-        value -= tl.load(centre + first + index, mask=known, other=0)
+        value -= tl.load(centre + first + index, mask=index_mask, other=0)
     value = tl.fma(b, value, c)
-    value = tl.fma(a, tl.load(g + base + offsets, mask=inside, other=0).to(accumulator), value)
-    tl.store(dx + base + offsets, value.to(dx.dtype.element_ty), mask=inside)
+    value = tl.fma(a, tl.load(g + base + offsets, mask=mask, other=0).to(accumulator), value)
+    tl.store(dx + base + offsets, value.to(dx.dtype.element_ty), mask=mask)

@@ -24,11 +24,11 @@ def _columns(N, C: tl.constexpr, HW: tl.constexpr, CHANNELS_LAST: tl.constexpr, 
         blocks: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C
         n = (block // blocks).to(tl.int64)
         column += block % blocks * BLOCK_C
-        base, offset, index, inside = n * (HW * C), column, n * C + column, column < C
+        base, offset, index, mask = n * (HW * C), column, n * C + column, column < C
     else:
         first = block.to(tl.int64) * BLOCK_C
-        base, offset, index, inside = first * HW, column * HW, first + column, first + column < N.to(tl.int64) * C
-    return base, offset, index, inside
+        base, offset, index, mask = first * HW, column * HW, first + column, first + column < N.to(tl.int64) * C
+    return base, offset, index, mask
 
 
 @triton.jit(do_not_specialize=["N", "rows"])
@@ -53,37 +53,37 @@ def moments(
     """
     accumulator: tl.constexpr = partial.dtype.element_ty
     step: tl.constexpr = C if CHANNELS_LAST else 1
-    base, across, index, inside = _columns(N, C, HW, CHANNELS_LAST, BLOCK_C)
+    base, column, index, mask = _columns(N, C, HW, CHANNELS_LAST, BLOCK_C)
     part = tl.program_id(1)
     length = tl.minimum(HW - part * rows, rows) if CHANNELS_LAST else HW  # NCHW: one part, and its masks are known
-    pivot = tl.load(x + base + across, mask=inside, other=0).to(accumulator)
+    pivot = tl.load(x + base + column, mask=mask, other=0).to(accumulator)
     if CHANNELS_LAST:
         base += part.to(tl.int64) * rows * step
-    down = tl.arange(0, BLOCK_HW)
-    offsets = down[:, None] * step + across[None, :]
+    lane = tl.arange(0, BLOCK_HW)
+    offsets = lane[:, None] * step + column[None, :]
 
     mean = tl.zeros((BLOCK_HW, BLOCK_C), accumulator)
     squares = tl.zeros((BLOCK_HW, BLOCK_C), accumulator)
-    seen = tl.full((), 0, accumulator)
+    tiles = tl.full((), 0, accumulator)
     for start in tl.range(0, length, BLOCK_HW, num_stages=STAGES):
-        valid = (start + down < length)[:, None] & inside[None, :]
+        valid = (start + lane < length)[:, None] & mask[None, :]
         value = tl.load(x + base + offsets, mask=valid, other=0).to(accumulator) - pivot[None, :]
         base += BLOCK_HW * step
-        seen += 1
+        tiles += 1
         delta = tl.where(valid, value - mean, 0)
-        mean += delta * (1 / seen)
+        mean += delta * (1 / tiles)
         squares += delta * (value - mean)
 
     pixels = tl.full((), length, accumulator)
-    count = ((length - down + BLOCK_HW - 1) // BLOCK_HW).to(accumulator)
-    count = tl.where(down < length, count, 0)[:, None]
+    count = ((length - lane + BLOCK_HW - 1) // BLOCK_HW).to(accumulator)
+    count = tl.where(lane < length, count, 0)[:, None]
     shift = tl.sum(count * mean, axis=0) / pixels
-    apart = mean - shift[None, :]
-    variance = tl.sum(squares + count * apart * apart, axis=0) / pixels
+    difference = mean - shift[None, :]
+    variance = tl.sum(squares + count * difference * difference, axis=0) / pixels
     channels = N.to(tl.int64) * C
     result = partial + part.to(tl.int64) * 2 * channels + index
-    tl.store(result, pivot + shift if WHOLE else shift, mask=inside)
-    tl.store(result + channels, variance, mask=inside)
+    tl.store(result, pivot + shift if WHOLE else shift, mask=mask)
+    tl.store(result + channels, variance, mask=mask)
 
 
 @triton.jit(do_not_specialize=["N", "C", "HW", "parts", "rows"])
@@ -92,23 +92,23 @@ def merge_moments(x, partial, merged, N, C, HW, parts, rows, BLOCK: tl.constexpr
     accumulator: tl.constexpr = merged.dtype.element_ty
     columns = N.to(tl.int64) * C
     index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = index < columns
+    mask = index < columns
     source = partial + index
-    before = tl.minimum(rows, HW)
-    mean = tl.load(source, mask=inside, other=0)
-    squares = tl.load(source + columns, mask=inside, other=0) * before.to(accumulator)
+    pixels = tl.minimum(rows, HW)
+    mean = tl.load(source, mask=mask, other=0)
+    squares = tl.load(source + columns, mask=mask, other=0) * pixels.to(accumulator)
     for _ in range(1, parts):
         source += 2 * columns
-        length = tl.minimum(HW - before, rows)
-        share = length.to(accumulator) / (before + length).to(accumulator)
-        delta = tl.load(source, mask=inside, other=0) - mean
-        squares += tl.load(source + columns, mask=inside, other=0) * length.to(accumulator)
-        squares += delta * delta * (before.to(accumulator) * share)
+        length = tl.minimum(HW - pixels, rows)
+        share = length.to(accumulator) / (pixels + length).to(accumulator)
+        delta = tl.load(source, mask=mask, other=0) - mean
+        squares += tl.load(source + columns, mask=mask, other=0) * length.to(accumulator)
+        squares += delta * delta * (pixels.to(accumulator) * share)
         mean += delta * share
-        before += length
-    pivot = tl.load(x + index // C * HW * C + index % C, mask=inside, other=0).to(accumulator)
-    tl.store(merged + index, pivot + mean, mask=inside)
-    tl.store(merged + columns + index, squares / HW.to(accumulator), mask=inside)
+        pixels += length
+    pivot = tl.load(x + index // C * HW * C + index % C, mask=mask, other=0).to(accumulator)
+    tl.store(merged + index, pivot + mean, mask=mask)
+    tl.store(merged + columns + index, squares / HW.to(accumulator), mask=mask)
 
 
 @triton.jit(do_not_specialize=["N", "rows"])
@@ -132,34 +132,34 @@ def backward_moments(
     """Where the ReLU let through, g; Σ g and Σ g·(x − mean) of the pixels [part · rows, (part + 1) · rows)."""
     accumulator: tl.constexpr = partial.dtype.element_ty
     step: tl.constexpr = C if CHANNELS_LAST else 1
-    base, across, index, inside = _columns(N, C, HW, CHANNELS_LAST, BLOCK_C)
+    base, column, index, mask = _columns(N, C, HW, CHANNELS_LAST, BLOCK_C)
     part = tl.program_id(1)
     length = tl.minimum(HW - part * rows, rows) if CHANNELS_LAST else HW  # NCHW: one part, and its masks are known
     if CHANNELS_LAST:
         base += part.to(tl.int64) * rows * step
-    centre = tl.load(mean + index, mask=inside, other=0).to(accumulator)
-    down = tl.arange(0, BLOCK_HW)
-    offsets = down[:, None] * step + across[None, :]
+    centre = tl.load(mean + index, mask=mask, other=0).to(accumulator)
+    lane = tl.arange(0, BLOCK_HW)
+    offsets = lane[:, None] * step + column[None, :]
 
     total = tl.zeros((BLOCK_HW, BLOCK_C), accumulator)
     product = tl.zeros((BLOCK_HW, BLOCK_C), accumulator)
     for start in tl.range(0, length, BLOCK_HW, num_stages=STAGES):
-        valid = (start + down < length)[:, None] & inside[None, :]
+        valid = (start + lane < length)[:, None] & mask[None, :]
         value = tl.load(grad + base + offsets, mask=valid, other=0).to(accumulator)
         if RELU:
-            # as PyTorch does: what is no number counts as let through, so that it stays visible
-            shut = tl.load(out + base + offsets, mask=valid, other=0).to(accumulator) <= 0
-            value = tl.where(shut, 0, value)
+            # as in PyTorch, NaN passes, so that it stays visible
+            is_zero = tl.load(out + base + offsets, mask=valid, other=0).to(accumulator) <= 0
+            value = tl.where(is_zero, 0, value)
             tl.store(g + base + offsets, value.to(g.dtype.element_ty), mask=valid)
-        apart = tl.load(x + base + offsets, mask=valid, other=0).to(accumulator) - centre[None, :]
+        difference = tl.load(x + base + offsets, mask=valid, other=0).to(accumulator) - centre[None, :]
         base += BLOCK_HW * step
         total += value
-        product = tl.fma(value, apart, product)
+        product = tl.fma(value, difference, product)
 
     channels = N.to(tl.int64) * C
     result = partial + part.to(tl.int64) * 2 * channels + index
-    tl.store(result, tl.sum(total, axis=0), mask=inside)
-    tl.store(result + channels, tl.sum(product, axis=0), mask=inside)
+    tl.store(result, tl.sum(total, axis=0), mask=mask)
+    tl.store(result + channels, tl.sum(product, axis=0), mask=mask)
 
 
 @triton.jit
@@ -187,17 +187,17 @@ def row_moments(x, result, N, C: tl.constexpr, HW: tl.constexpr, BLOCK_HW: tl.co
     The mean is corrected by the mean of what is left: a mean far above the deviation costs no digits.
     """
     accumulator: tl.constexpr = result.dtype.element_ty
-    first, flat, inside = _rows(N, C, HW, BLOCK_C, BLOCK_HW)
-    value = _by_row(tl.load(x + first * HW + flat, mask=inside, other=0).to(accumulator), HW, BLOCK_C, BLOCK_HW)
-    known = tl.arange(0, BLOCK_HW)[None, :] < HW
-    rough = tl.sum(value, axis=1) / HW
-    apart = tl.where(known, value - rough[:, None], 0)
-    shift = tl.sum(apart, axis=1) / HW
-    apart = tl.where(known, apart - shift[:, None], 0)
-    variance = tl.sum(apart * apart, axis=1) / HW
+    first, flat, mask = _rows(N, C, HW, BLOCK_C, BLOCK_HW)
+    value = _by_row(tl.load(x + first * HW + flat, mask=mask, other=0).to(accumulator), HW, BLOCK_C, BLOCK_HW)
+    pixel_mask = tl.arange(0, BLOCK_HW)[None, :] < HW
+    estimate = tl.sum(value, axis=1) / HW
+    difference = tl.where(pixel_mask, value - estimate[:, None], 0)
+    shift = tl.sum(difference, axis=1) / HW
+    difference = tl.where(pixel_mask, difference - shift[:, None], 0)
+    variance = tl.sum(difference * difference, axis=1) / HW
     row = first + tl.arange(0, BLOCK_C)
     rows = N.to(tl.int64) * C
-    tl.store(result + row, rough + shift, mask=row < rows)
+    tl.store(result + row, estimate + shift, mask=row < rows)
     tl.store(result + rows + row, variance, mask=row < rows)
 
 
@@ -218,17 +218,17 @@ def row_backward_moments(
 ):
     """As `backward_moments`, of whole rows of NCHW."""
     accumulator: tl.constexpr = result.dtype.element_ty
-    first, flat, inside = _rows(N, C, HW, BLOCK_C, BLOCK_HW)
+    first, flat, mask = _rows(N, C, HW, BLOCK_C, BLOCK_HW)
     base = first * HW
-    value = tl.load(grad + base + flat, mask=inside, other=0).to(accumulator)
+    value = tl.load(grad + base + flat, mask=mask, other=0).to(accumulator)
     if RELU:
-        shut = tl.load(out + base + flat, mask=inside, other=0).to(accumulator) <= 0  # what is no number gets through
-        value = tl.where(shut, 0, value)
-        tl.store(g + base + flat, value.to(g.dtype.element_ty), mask=inside)
-    apart = tl.load(x + base + flat, mask=inside, other=0).to(accumulator)
-    apart -= tl.load(mean + first + flat // HW, mask=inside, other=0)
+        is_zero = tl.load(out + base + flat, mask=mask, other=0).to(accumulator) <= 0  # NaN passes
+        value = tl.where(is_zero, 0, value)
+        tl.store(g + base + flat, value.to(g.dtype.element_ty), mask=mask)
+    difference = tl.load(x + base + flat, mask=mask, other=0).to(accumulator)
+    difference -= tl.load(mean + first + flat // HW, mask=mask, other=0)
     row = first + tl.arange(0, BLOCK_C)
     rows = N.to(tl.int64) * C
     tl.store(result + row, tl.sum(_by_row(value, HW, BLOCK_C, BLOCK_HW), axis=1), mask=row < rows)
-    product = tl.sum(_by_row(value * apart, HW, BLOCK_C, BLOCK_HW), axis=1)
+    product = tl.sum(_by_row(value * difference, HW, BLOCK_C, BLOCK_HW), axis=1)
     tl.store(result + rows + row, product, mask=row < rows)

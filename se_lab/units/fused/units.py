@@ -5,9 +5,9 @@ from them (μ = mean of m; σ² = mean of v + variance of m), and so does the sq
 z = a (m − μ) + β with a = γ / √(σ² + ε). BN and gate together are then one affine map, s · (a (x − m) + z).
 
 What lies between the first pass over x and the last, from m and v to the gate, is plain PyTorch on (N, C). The
-gradient of x has a part through each of the two; to write it in one pass, the last one's backward hands what is needed
-to the first one's, as the gradients of outputs of the first that hold nothing: `token` gets the big gradient, carriers
-get the (N, C) coefficients that go with it.
+gradient of x has a part through each of the two; to write it in one pass, the backward of the last passes its terms
+to that of the first, as the gradients of empty outputs of the first: `token` gets the big gradient, carriers get the
+(N, C) coefficients that go with it.
 """
 
 from __future__ import annotations
@@ -50,14 +50,14 @@ def tail(
 ) -> Tensor:
     """Return act(drop_path(SE(BN(x))) + shortcut), (N, C, H, W), in four passes.
 
-    `own` tells that nobody else has x: without gradients, its memory may become the result's.
+    `own`: nothing else uses x, so without gradients the result may reuse its memory.
     """
     m, v, token, carrier = _Moments.apply(x, uses_batch(norm))
     a, z = _normalise(norm, m, v, x)
     s = unit.gate_of_means(z)
     s = _dropped(s, drop_path, x)
-    over = own and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
-    return cast(Tensor, _Affine.apply(x.detach(), m, s, a, z, shortcut, token, carrier, activation, over))
+    in_place = own and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    return cast(Tensor, _Affine.apply(x.detach(), m, s, a, z, shortcut, token, carrier, activation, in_place))
 
 
 def inner(x: Tensor, norm: Norm, unit: Unit) -> Tensor:
@@ -115,12 +115,12 @@ def _update_running(norm: Norm, mean: Tensor, variance: Tensor) -> None:
     assert norm.running_mean is not None and norm.running_var is not None and norm.num_batches_tracked is not None
     norm.num_batches_tracked.add_(1)
     share = 1.0 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
-    for running, new in ((norm.running_mean, mean), (norm.running_var, variance)):
-        running.lerp_(new.to(running.dtype), share)
+    for statistic, value in ((norm.running_mean, mean), (norm.running_var, variance)):
+        statistic.lerp_(value.to(statistic.dtype), share)
 
 
 class _Moments(Function):
-    """x to its m and v (None where they are not asked for), and the empty token and carrier."""
+    """m and v of x (v None if not requested), and the empty token and carrier."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, variance: bool) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
@@ -134,10 +134,10 @@ class _Moments(Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         dm, dv, g, factor = gradients
         r = dm / ctx.pixels
-        saved = ctx.saved_tensors
-        if not saved:
+        tensors = ctx.saved_tensors
+        if not tensors:
             return cast(Tensor, run("apply", g, torch.zeros_like(factor), factor, r, None, "identity", False)), None
-        x, m = saved
+        x, m = tensors
         q = dv * (2 / ctx.pixels)
         centre, rest = _split(m, x)
         return run("backward_input", x, g, centre, factor, q, r + q * rest), None
@@ -172,8 +172,8 @@ class _Affine(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        x, m, s, factor, *others = ctx.saved_tensors
-        norm, out = (others[:2], others[2:]) if ctx.norm else ((), others)
+        x, m, s, factor, *tensors = ctx.saved_tensors
+        norm, out = (tensors[:2], tensors[2:]) if ctx.norm else ((), tensors)
         centre, rest = _split(m, x)
         g, sums, centred = run("backward_moments", x, grad, out[0] if out else None, centre, ctx.activation)
         sums = sums.to(m.dtype)
@@ -216,16 +216,16 @@ class _InnerMean(Function):
         centre, rest = _split(m, x)
         sums = run("activated_moments", x, centre, factor, offset + factor * rest)
         pixels = x.shape[2] * x.shape[3]
-        mean, on, centred = (cast(Tensor, value).to(m.dtype) / pixels for value in sums)
-        ctx.save_for_backward(factor, on, centred + rest * on)
+        mean, active, centred = (cast(Tensor, value).to(m.dtype) / pixels for value in sums)
+        ctx.save_for_backward(factor, active, centred + rest * active)
         ctx.pixels = pixels
         return mean
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        factor, on, centred = ctx.saved_tensors
-        offset = grad * on
+        factor, active, centred = ctx.saved_tensors
+        offset = grad * active
         return None, -factor * offset, grad * centred, offset, factor * grad / ctx.pixels
 
 
@@ -263,7 +263,7 @@ class _InnerGate(Function):
 class _Normalise(Function):
     """BN's factor a and the mean z of its output, by the statistics of the batch, which come out as well.
 
-    `share` is the part of an image in the batch, which is that of all processes of the group.
+    `share` is an image's fraction of the batch, over all processes of the group.
     """
 
     @staticmethod
@@ -271,27 +271,27 @@ class _Normalise(Function):
         ctx: Any, m: Tensor, v: Tensor, weight: Tensor, bias: Tensor, eps: float, share: Any, group: Any
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         mean = _sum_over(m.sum(0), group) * share
-        off = m - mean
-        variance = _sum_over(torch.addcmul(v, off, off).sum(0), group) * share
+        difference = m - mean
+        variance = _sum_over(torch.addcmul(v, difference, difference).sum(0), group) * share
         inverse = torch.rsqrt(variance + eps)
         a = inverse * weight
-        ctx.save_for_backward(off, inverse, weight, a)
+        ctx.save_for_backward(difference, inverse, weight, a)
         ctx.share, ctx.group, ctx.types = share, group, (weight.dtype, bias.dtype)
         ctx.mark_non_differentiable(mean, variance)
-        return a, torch.addcmul(bias.to(m.dtype), a, off), mean, variance
+        return a, torch.addcmul(bias.to(m.dtype), a, difference), mean, variance
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, da: Tensor, dz: Tensor, *_: Tensor) -> tuple[Any, ...]:
-        off, inverse, weight, a = ctx.saved_tensors
+        difference, inverse, weight, a = ctx.saved_tensors
         d_bias = dz.sum(0)
-        d_weight = (da + (dz * off).sum(0)) * inverse
+        d_weight = (da + (dz * difference).sum(0)) * inverse
         # the mean and the variance have a part in every image's output, in the whole group's
         d_mean, d_variance = _sum_over(torch.stack([-a * d_bias, d_weight * weight * inverse.square() / -2]), ctx.group)
         d_variance = d_variance * ctx.share
-        dm = torch.addcmul(torch.addcmul(d_mean * ctx.share, a, dz), d_variance, off, value=2)
-        to_weight, to_bias = ctx.types
-        return dm, d_variance.expand_as(dm), d_weight.to(to_weight), d_bias.to(to_bias), None, None, None
+        dm = torch.addcmul(torch.addcmul(d_mean * ctx.share, a, dz), d_variance, difference, value=2)
+        weight_type, bias_type = ctx.types
+        return dm, d_variance.expand_as(dm), d_weight.to(weight_type), d_bias.to(bias_type), None, None, None
 
 
 def _sum_over(x: Tensor, group: Any) -> Tensor:
@@ -304,7 +304,7 @@ def _sum_over(x: Tensor, group: Any) -> Tensor:
 
 
 def _split(m: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return m as the passes over x can take it, and what it is too large by."""
+    """Return m in the type of the passes over x, and its rounding error."""
     centre = m if x.dtype == torch.float64 else m.float()
     return centre, centre - m
 
