@@ -55,6 +55,15 @@ def scan(folder: str | Path) -> Scan:
     return result
 
 
+def class_folders(folder: str | Path) -> list[str]:
+    """Return the names of the sub-folders that `scan` takes as classes, in its order, without a look into them.
+
+    Raises:
+        OSError: where the folder cannot be listed.
+    """
+    return [entry.name for entry in _entries(str(folder), Counter()) if entry.is_dir()]
+
+
 def _walk(folder: str, prefix: str, result: Scan) -> None:
     for entry in _entries(folder, result.left_out):
         if entry.is_dir(follow_symlinks=False):

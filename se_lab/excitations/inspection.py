@@ -124,6 +124,7 @@ def inspect_sweep(records: pd.DataFrame, request: Inspection) -> list[Path]:
     with _writing([folder], request):
         pass  # nothing is run for files that may not be written
     labelled, paths = [], []
+    variants: dict[str, tuple[ExcitationStatistics, LabelledImages]] = {}  # the first seed of each
     for name, row in zip(names, finished_trials.to_dict("records"), strict=True):
         net = open_net(row["folder"], trust_plugins=request.capture.trust_plugins)
         images = _images(net, request)
@@ -132,6 +133,7 @@ def inspect_sweep(records: pd.DataFrame, request: Inspection) -> list[Path]:
         trial_folder = Path(row["folder"]) / "excitations"
         statistics = collect(net, images, trial_folder / FILE, request.capture)
         labelled.append((name, statistics))
+        variants.setdefault(name, (statistics, images))
         figure_paths = _figures_of_one(net, images, statistics, classes, trial_folder, request)
         paths += [trial_folder / FILE, *figure_paths]
         picture = images.picture if request.capture.extremes else None
@@ -141,13 +143,23 @@ def inspect_sweep(records: pd.DataFrame, request: Inspection) -> list[Path]:
         paths.append(write_page(nets, page, unit=unit, classes=classes, picture=picture, figures=_static(figure_paths)))
         if request.wandb:
             _send(net, statistics, trial_folder, request.wandb)
-    variants = dict(reversed(labelled))  # the first seed of each
     with _writing([folder], request):
         paths += _save([compare.selectivity(labelled), compare.overlay(labelled)], folder, request)
         if len(variants) > 1:
-            pair = [(name, variants[name]) for name in (labelled[0][0], labelled[-1][0])]
-            paths.append(write_page(pair, folder / PAGE, unit=unit, classes=classes, picture=picture))
+            paths.append(_explorer_of_two(variants, folder / PAGE, request))
     return paths
+
+
+def _explorer_of_two(
+    variants: dict[str, tuple[ExcitationStatistics, LabelledImages]], path: Path, request: Inspection
+) -> Path:
+    """Write the explorer of the first and the last variant; of the first alone where their classes differ."""
+    (first, (statistics, images)), *_, (last, (last_statistics, last_images)) = variants.items()
+    nets = [(first, statistics)]
+    if images.classes == last_images.classes:
+        nets.append((last, last_statistics))
+    unit, picture = figures.papers_units(statistics.sites)[-1], images.picture if request.capture.extremes else None
+    return write_page(nets, path, unit=unit, classes=_chosen(request, images), picture=picture)
 
 
 def _writing(folders: Iterable[Path], request: Inspection) -> AbstractContextManager[None]:

@@ -60,8 +60,9 @@ def map_figure(model: nn.Module, images: LabelledImages, classes: Sequence[int],
                     panel.set_title(f"{name}\n{low:.3f} to {high:.3f}", fontsize=look.small)
         title = "Gates by position" if look.title is None else look.title
         note = "mean over channels: dark is low, yellow is high"
-        figure.suptitle(f"{title}\n{note}" if title else note, fontsize=look.small)
-        figure.set_label(f"{title}\n{note}")
+        text = f"{title}\n{note}" if title else note
+        figure.suptitle(text, fontsize=look.small)
+        figure.set_label(text)
     return figure
 
 

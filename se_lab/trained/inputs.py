@@ -11,6 +11,7 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
 
 from se_lab.data import KNOWN, create_data, data_shape
+from se_lab.data.folders import class_folders
 from se_lab.data.memory import MemoryData
 from se_lab.spec import DATA_SETS, DataSpec, RunSpec, SpecError, expand_path, nearest
 
@@ -82,7 +83,7 @@ def class_names(spec: RunSpec, classes: int, root: str | Path = ".") -> list[str
     if is_opened(spec.data.name):
         return list(create_data(spec.data, spec.seed, root=root).classes)
     folder = expand_path(spec.data.name.removeprefix("folder:"), root) / "train"
-    names = sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+    names = class_folders(folder) if folder.is_dir() else []
     return names if len(names) == classes else None
 
 

@@ -71,15 +71,15 @@ def launch(work: str, spec: RunSpec, execution: ExecSpec, progress: Progress | N
 @contextlib.contextmanager
 def _meeting_point(train: TrainSpec) -> Iterator[dict[str, str]]:
     """Hold the store where the ranks meet, at a free port; across nodes, at the port in MASTER_PORT."""
-    env, node = os.environ, int(os.environ.get("NODE_RANK", 0))
-    host, port = "127.0.0.1", 0
+    env = os.environ
+    host, port, node = "127.0.0.1", 0, 0
     if train.nodes > 1:
         if missing := [name for name in ("NODE_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in env]:
             raise SpecError(
                 f"train.nodes is {train.nodes}: start the same command on each node with srun or torchrun, or set "
                 f"{', '.join(missing)}"
             )
-        host, port = env["MASTER_ADDR"], int(env["MASTER_PORT"])
+        host, port, node = env["MASTER_ADDR"], int(env["MASTER_PORT"]), int(env["NODE_RANK"])
     meeting = TCPStore(host, port, None, is_master=True, wait_for_workers=False) if node == 0 else None
     yield {
         "MASTER_ADDR": host,

@@ -115,7 +115,8 @@ def _rehearse_here(trial: Trial, folder: Path) -> Rehearsal:
     saved_state = {key: value.cpu() for key, value in task.state_dict().items()}
     rank_0 = trial.rank.number == 0
     size = shared((folder / "last.ckpt").stat().st_size if rank_0 else 0)
-    best_size = shared((folder / "best.ckpt").stat().st_size if rank_0 and data.sizes["val"] else 0)
+    best = folder / "best.ckpt"  # not there without validation images, nor where their loss is nan
+    best_size = shared(best.stat().st_size if rank_0 and best.exists() else 0)
     resumed_task = fit(folder / "last.ckpt")
     if any(not torch.equal(value.cpu(), saved_state[key]) for key, value in resumed_task.state_dict().items()):
         raise RuntimeError("the checkpoint that was written gives other weights back")

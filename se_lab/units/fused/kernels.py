@@ -17,10 +17,11 @@ is captured.
 from __future__ import annotations
 
 import importlib.util
-import os
 
 import torch
 from torch import Tensor
+
+from se_lab.units.fused.torch_state import interpreted
 
 ACTIVATIONS = ("relu", "identity")
 
@@ -29,7 +30,7 @@ def available() -> bool:
     """Return whether Triton is installed, with its interpreter on or a GPU that has bfloat16 (Ampere or newer)."""
     if importlib.util.find_spec("triton") is None:
         return False
-    if os.environ.get("TRITON_INTERPRET") == "1":
+    if interpreted():
         return True
     return torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0)
 

@@ -5,6 +5,7 @@ PyTorch has no public name for hooks; its attributes are read in this module onl
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
@@ -55,3 +56,8 @@ def _transforming() -> bool:
     except RuntimeError:
         return True
     return False
+
+
+def interpreted() -> bool:
+    """Return whether Triton runs kernels on the CPU, in NumPy, by what Triton itself takes for yes."""
+    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")

@@ -14,7 +14,6 @@ atomically: where an image's pixels are split over programs, each stores its par
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -24,9 +23,10 @@ from torch import Tensor
 
 from se_lab.units.fused import triton_pointwise as pointwise
 from se_lab.units.fused import triton_reductions as reductions
+from se_lab.units.fused.torch_state import interpreted
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
-"""Whether Triton runs kernels on the CPU, one operation after another, in NumPy: Triton reads it once, as we do."""
+INTERPRETED = interpreted()
+"""Whether Triton runs kernels on the CPU, one operation after another: Triton reads it once, as we do."""
 
 
 def moments(x: Tensor, channels_last: bool, dtype: torch.dtype) -> Tensor:
