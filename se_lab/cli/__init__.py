@@ -1,6 +1,6 @@
-"""The command se-lab: each verb parses its flags, calls one function of the package, and prints.
+"""The se-lab command: each verb parses its flags, calls one function of the package and prints the result.
 
-A verb is a function in a module beside this one, imported when it is called: `se-lab --help` answers at once.
+A verb is a function in a module of this package, imported only when called, so `se-lab --help` is fast.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ VERBS: dict[str, tuple[str, str]] = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a verb and return the exit status.
 
-    0 done, 1 something failed, 2 wrong input, 75 stopped and resumable, 141 nobody reads the output.
+    0 success, 1 failure, 2 invalid input, 75 stopped and resumable, 141 nobody reads the output.
     """
     argv = list(sys.argv[1:] if arguments is None else arguments)
     write_plainly()
@@ -46,11 +46,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status = _run(argv)
         sys.stdout.flush()
         return status
-    except BrokenPipeError:  # as of `se-lab models | head -1`
+    except BrokenPipeError:  # for example `se-lab models | head -1`
         if not reader_is_gone():
             raise
         give_up(sys.stdout)
-        return 141  # as of a process that SIGPIPE ends
+        return 141  # like a process that SIGPIPE ends
     except OSError as error:
         if error.errno != errno.ENOSPC or error.filename is not None:
             raise
@@ -88,7 +88,7 @@ def _run(argv: list[str]) -> int:
 
 
 def _is_the_users(error: Exception) -> bool:
-    """Tell whether an error's message is all a user needs; whoever raised a DataError has loaded se_lab.data."""
+    """Return whether an error needs no traceback; if a DataError was raised, se_lab.data is already imported."""
     data = sys.modules.get("se_lab.data")
     wrong_paths = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
     if isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.ELOOP, errno.EROFS):
@@ -98,5 +98,5 @@ def _is_the_users(error: Exception) -> bool:
 
 def _overview() -> str:
     lines = ["usage: se-lab VERB ...", "", "Squeeze-and-Excitation ablations on timm backbones.", ""]
-    lines += [f"  {name:<12} {about}" for name, (_, about) in VERBS.items()]
+    lines += [f"  {name:<12} {summary}" for name, (_, summary) in VERBS.items()]
     return "\n".join([*lines, "", "se-lab VERB --help lists the flags of a verb."])

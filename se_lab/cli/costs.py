@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def profile(argv: list[str]) -> int:
-    """Print what nets cost."""
+    """Print the costs of nets."""
     parser = Parser(
         prog="se-lab profile",
         description="Parameters, MACs and element operations of a net (give the flags of train), or of a sweep's nets.",
@@ -59,15 +59,15 @@ def profile(argv: list[str]) -> int:
 
 
 def _trials_of(options: Namespace, store: str) -> list[RunSpec]:
-    """Return a sweep's trials, and say which those of a search are."""
+    """Return a sweep's trials; for a Bayesian search, print which these are."""
     from se_lab.sweep.grammar import read_sweep
 
     sweep = read_sweep(options.sweep, seed=options.sweep_seed, store_folder=store)
     if sweep.search is None:
         return sweep.trials
-    proposed = f"{len(sweep.trials)} of {sweep.search.cap} trials are proposed in {store}"
-    instead = "" if sweep.trials else "; these are the middle and the ends of its space"
-    print(f"bayes: {proposed} with --sweep_seed {options.sweep_seed}{instead}", file=sys.stderr)
+    progress = f"{len(sweep.trials)} of {sweep.search.cap} trials are proposed in {store}"
+    remark = "" if sweep.trials else "; these are the middle and the ends of its space"
+    print(f"bayes: {progress} with --sweep_seed {options.sweep_seed}{remark}", file=sys.stderr)
     return sweep.trials or sweep.search.corners()
 
 

@@ -78,9 +78,9 @@ def excitations(argv: list[str]) -> int:
         from se_lab.report import filter_records
 
         options.runs = options.sweep
-        written = inspect_sweep(filter_records(records_of(options), where_of(options.where)), request)
+        paths = inspect_sweep(filter_records(records_of(options), where_of(options.where)), request)
     else:
-        written = inspect_nets(options.nets, request)
-    for path in written:
+        paths = inspect_nets(options.nets, request)
+    for path in paths:
         print(path)
     return 0

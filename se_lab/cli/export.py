@@ -12,7 +12,7 @@ from se_lab.spec.parser import Parser
 
 
 def export(argv: list[str]) -> int:
-    """Write a trained net for elsewhere."""
+    """Write a trained net for other software."""
     parser = Parser(
         prog="se-lab export",
         description="A trained net for elsewhere: weights that timm loads, TorchScript, ONNX, a detector's backbone. "
@@ -40,7 +40,7 @@ def export(argv: list[str]) -> int:
     from se_lab.spec import ExecSpec
     from se_lab.trained.export import ExportOptions, export
 
-    how = ExportOptions(
+    settings = ExportOptions(
         image_size=options.image_size,
         data_root=options.data_root or ExecSpec().data_root,
         plain=options.plain,
@@ -48,7 +48,7 @@ def export(argv: list[str]) -> int:
         overwrite=options.overwrite,
     )
     say = functools.partial(print, file=sys.stderr)
-    for path in export(options.checkpoint, options.output, options.formats, options=how, say=say):
+    for path in export(options.checkpoint, options.output, options.formats, options=settings, say=say):
         print(path)
     return 0
 
@@ -78,7 +78,7 @@ def eval(argv: list[str]) -> int:
     from se_lab.spec import ExecSpec
     from se_lab.trained.evaluate import EvalOptions, evaluate
 
-    how = EvalOptions(
+    settings = EvalOptions(
         data_root=options.data_root or ExecSpec().data_root,
         batch_size=options.batch_size,
         device=options.device,
@@ -86,7 +86,7 @@ def eval(argv: list[str]) -> int:
         trust_plugins=options.trust_plugins,
     )
     result = evaluate(
-        options.net, options.data, predictions=options.predictions, overwrite=options.overwrite, options=how
+        options.net, options.data, predictions=options.predictions, overwrite=options.overwrite, options=settings
     )
     if options.format == "json":
         print(json.dumps(asdict(result), indent=2))

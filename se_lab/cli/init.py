@@ -12,7 +12,7 @@ from se_lab.spec.shipped import SHIPPED, shipped
 
 
 def init(arguments: Sequence[str]) -> int:
-    """Copy the shipped files, and print what was copied and what was there already."""
+    """Copy the shipped files, and print how many were copied and how many existed already."""
     parser = Parser(
         prog="se-lab init",
         description="Copy the shipped sweep specs, recipes and analysis scripts into a folder, to edit them there. "
@@ -24,10 +24,10 @@ def init(arguments: Sequence[str]) -> int:
         files = shipped(kind)
         target = root / kind
         target.mkdir(parents=True, exist_ok=True)
-        fresh = [file for file in files.values() if not os.path.lexists(target / file.name)]
-        for file in fresh:
+        new_files = [file for file in files.values() if not os.path.lexists(target / file.name)]
+        for file in new_files:
             shutil.copyfile(file, target / file.name)
-        kept = f", {len(files) - len(fresh)} kept" if len(fresh) < len(files) else ""
-        print(f"{target}: {len(fresh)} {'file' if len(fresh) == 1 else 'files'} copied{kept}")
+        suffix = f", {len(files) - len(new_files)} kept" if len(new_files) < len(files) else ""
+        print(f"{target}: {len(new_files)} {'file' if len(new_files) == 1 else 'files'} copied{suffix}")
     print(f"Try: se-lab sweep {root / 'sweeps' / 'demo.yaml'} --dry_run")
     return 0

@@ -33,22 +33,22 @@ def plot(argv: list[str]) -> int:
     options = parser.parse_args(argv)
     look, where = look_of(options), where_of(options.where)
     contrast = tuple(options.contrast) if options.contrast else None
-    written, left_out = 0, []
+    count, remarks = 0, []
     kinds, records = options.kind or KINDS, records_of(options)
     for name, figure in draw_figures(
         records, kinds, options.cost, options.metric, contrast=contrast, where=where, look=look
     ):
         if isinstance(figure, str):
-            left_out.append(f"{name} left out: {figure}")
+            remarks.append(f"{name} left out: {figure}")
             continue
         files = [Path(options.output, f"{name}.{suffix}") for suffix in options.format]
         with replacing(files, overwrite=options.overwrite):
             for path in save_figure(figure, Path(options.output, name), options.format):
                 print(path, flush=True)
-                written += 1
-    for line in left_out:
+                count += 1
+    for line in remarks:
         print(line, file=sys.stderr)
-    return 2 if left_out and (options.kind or not written) else 0
+    return 2 if remarks and (options.kind or not count) else 0
 
 
 def add_look(parser: ArgumentParser) -> None:
@@ -61,7 +61,7 @@ def add_look(parser: ArgumentParser) -> None:
 
 
 def look_of(options: Namespace) -> Look:
-    """Return how the figures are to be drawn, by the flags."""
+    """Return the look of the figures from the flags."""
     from se_lab.report import Look
 
     return Look(options.style, options.width, getattr(options, "title", None))

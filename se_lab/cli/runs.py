@@ -38,14 +38,14 @@ def add_where(parser: ArgumentParser) -> None:
 
 
 def where_of(pairs: Sequence[str]) -> dict[str, Any]:
-    """Read KEY=VALUE pairs; a key that comes several times has any of its values."""
+    """Parse KEY=VALUE pairs; a repeated key matches any of its values."""
     values: dict[str, list[str]] = {}
     for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals:
+        key, separator, value = pair.partition("=")
+        if not separator:
             raise SpecError(f"--where takes KEY=VALUE, such as model.se.squeeze=max, not {pair!r}")
         values.setdefault(key, []).append(value)
-    return {key: several[0] if len(several) == 1 else several for key, several in values.items()}
+    return {key: choices[0] if len(choices) == 1 else choices for key, choices in values.items()}
 
 
 def records_of(options: Namespace) -> pd.DataFrame:
@@ -56,6 +56,6 @@ def records_of(options: Namespace) -> pd.DataFrame:
     if getattr(options, "strict", False):
         from se_lab.report.notes import mixed_conditions
 
-        if mixed := mixed_conditions(records):
-            raise SpecError(f"--strict: the trials ran under different conditions: {'; '.join(mixed)}")
+        if mixtures := mixed_conditions(records):
+            raise SpecError(f"--strict: the trials ran under different conditions: {'; '.join(mixtures)}")
     return records

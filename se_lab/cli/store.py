@@ -59,30 +59,30 @@ def gc(argv: list[str]) -> int:
     from se_lab.store.tidy import delete, find_leftovers
     from se_lab.sweep.grammar import read_sweep
 
-    named, store = None, options.store or ExecSpec().store
+    trial_ids, store = None, options.store or ExecSpec().store
     if options.specs:
-        asked = [(spec, seed) for spec in options.specs for seed in options.sweep_seed]
-        sweeps = [read_sweep(spec, seed=seed, store_folder=store) for spec, seed in asked]
-        named = {trial.trial_id for sweep in sweeps for trial in sweep.trials}
-    how = {"keep": options.keep, "named": named, "days": options.older}
-    busy: list[str] = []
+        pairs = [(spec, seed) for spec in options.specs for seed in options.sweep_seed]
+        sweeps = [read_sweep(spec, seed=seed, store_folder=store) for spec, seed in pairs]
+        trial_ids = {trial.trial_id for sweep in sweeps for trial in sweep.trials}
+    criteria = {"keep": options.keep, "named": trial_ids, "days": options.older}
+    busy_trials: list[str] = []
     if options.delete:
-        found, busy = delete(store, **how)
+        leftovers, busy_trials = delete(store, **criteria)
     else:
-        found = find_leftovers(store, **how)
-    _print(found, "deleted" if options.delete else "can go")
+        leftovers = find_leftovers(store, **criteria)
+    _print(leftovers, "deleted" if options.delete else "can go")
     if options.paths:
-        for one in found:
-            print(one.path)
-    for trial in busy:
+        for leftover in leftovers:
+            print(leftover.path)
+    for trial in busy_trials:
         print(f"{trial} is running; it was not touched", file=sys.stderr)
-    if found and not options.delete:
+    if leftovers and not options.delete:
         print("nothing was deleted; --delete does, and --paths names every file", file=sys.stderr)
     return 0
 
 
 def verify(argv: list[str]) -> int:
-    """Check the files of a store, and print what is wrong with each."""
+    """Check the files of a store, and print the problems of each."""
     parser = Parser(
         prog="se-lab verify",
         description="Check every record, metrics file, predictions file, checkpoint and note of a store: readable, "
@@ -99,56 +99,61 @@ def verify(argv: list[str]) -> int:
     import_plugins(options.plugins)
 
     store = options.store or ExecSpec().store
-    found = verify(store)
-    for path, problem in found.problems:
+    result = verify(store)
+    for path, problem in result.problems:
         print(f"{path}: {problem}")
-    wrong = len({path for path, _ in found.problems})
-    print(f"{store}: {found.trials} trials, {found.files} files, {wrong or 'none'} of them wrong")
-    if found.running:
-        print(f"not compared, for a worker holds the trial: {', '.join(found.running)}", file=sys.stderr)
-    other_images = _check_images(found.records) if options.data else 0
-    return int(bool(found.problems) or other_images > 0)
+    bad_files = len({path for path, _ in result.problems})
+    print(f"{store}: {result.trials} trials, {result.files} files, {bad_files or 'none'} of them wrong")
+    if result.running:
+        print(f"not compared, for a worker holds the trial: {', '.join(result.running)}", file=sys.stderr)
+    changed_sets = _check_images(result.records) if options.data else 0
+    return int(bool(result.problems) or changed_sets > 0)
 
 
 def _check_images(records: Sequence[RunRecord]) -> int:
-    """Read the images of each data set that finished trials used; return how many sets are not what they were."""
+    """Read the images of each data set that finished trials used; return how many sets changed or are unreadable."""
     from se_lab.data import DataError, inspect_images
     from se_lab.spec import SpecError, run_spec
 
     sets: dict[tuple[str, str, str], list[RunRecord]] = {}
     for record in records:
         if record.status == "finished" and record.data.get("digest"):
-            of = {key: value for key, value in record.spec.items() if key.startswith("data.")}
-            key = (str(of), str(record.execution.get("data_root", ".")), record.data["digest"])
+            fields = {key: value for key, value in record.spec.items() if key.startswith("data.")}
+            key = (str(fields), str(record.execution.get("data_root", ".")), record.data["digest"])
             sets.setdefault(key, []).append(record)
-    wrong = 0
+    count = 0
     for (_, root, digest), trials in sets.items():
         name = trials[0].spec["data.name"]
         try:
             data = run_spec({key: value for key, value in trials[0].spec.items() if key.startswith("data.")}).data
-            seen = inspect_images(data, root=root)
-            problems = [f"unreadable: {line}" for line in seen.unreadable]
-            if seen.digest != digest:
-                problems.append(f"the digest of its images is {seen.digest}, and {digest} in the records")
+            inspection = inspect_images(data, root=root)
+            problems = [f"unreadable: {line}" for line in inspection.unreadable]
+            if inspection.digest != digest:
+                problems.append(f"the digest of its images is {inspection.digest}, and {digest} in the records")
         except (DataError, SpecError, OSError) as error:
             problems = [str(error)]
-        wrong += bool(problems)
+        count += bool(problems)
         for problem in problems or ["all images are those of the records"]:
             print(f"{name}: {problem} ({len(trials)} trials, such as {trials[0].trial_id})")
-    return wrong
+    return count
 
 
-def _print(found: Sequence[Leftover], done: str) -> None:
+def _print(leftovers: Sequence[Leftover], heading: str) -> None:
     from rich.filesize import decimal
 
     rows = []
-    for kind, what in WHAT.items():
-        if some := [one for one in found if one.kind == kind]:
-            trials = len({one.trial_id for one in some if one.trial_id})
+    for kind, description in WHAT.items():
+        if group := [leftover for leftover in leftovers if leftover.kind == kind]:
+            trials = len({leftover.trial_id for leftover in group if leftover.trial_id})
             rows.append(
-                [what, str(trials), str(sum(one.files for one in some)), decimal(sum(one.bytes for one in some))]
+                [
+                    description,
+                    str(trials),
+                    str(sum(leftover.files for leftover in group)),
+                    decimal(sum(leftover.bytes for leftover in group)),
+                ]
             )
     if rows:
         show(("files", "trials", "number", "size"), rows)
-    total = sum(one.bytes for one in found)
-    print(f"{done}: {decimal(total)} ({total} bytes)" if found else f"{done}: nothing")
+    total = sum(leftover.bytes for leftover in leftovers)
+    print(f"{heading}: {decimal(total)} ({total} bytes)" if leftovers else f"{heading}: nothing")

@@ -34,7 +34,7 @@ def sweep(argv: list[str]) -> int:
     if options.executor == "local" and not options.dry_run:
         from se_lab.sweep.server import start_server
 
-        start_server()  # it imports while this process checks
+        start_server()  # it imports modules while this process checks
     from se_lab.sweep.schedule import check_trials
 
     if options.confirm is not None:
@@ -55,7 +55,7 @@ def sweep(argv: list[str]) -> int:
 
 
 def _parse_sweep(argv: list[str]) -> tuple[Any, ExecSpec, Sweep]:
-    """Return the flags of `se-lab sweep`, where and how its trials run, and the sweep itself."""
+    """Return the flags of `se-lab sweep`, the execution spec of its trials, and the sweep itself."""
     from se_lab.spec.flags import add_execution_flags, execution_of, import_plugins
     from se_lab.spec.parser import Parser, add_fields, values_of
     from se_lab.store import check_store
@@ -87,10 +87,10 @@ def _parse_sweep(argv: list[str]) -> tuple[Any, ExecSpec, Sweep]:
     parser.add_argument("--wait", action="store_true", help="With --executor slurm: return when all trials are over.")
     parser.add_argument("--agents", type=int, default=1, help="With a bare --wandb: number of W&B agents in parallel.")
     # without a value, --wandb runs the sweep through W&B; with one it says whether trials log there
-    bare = any(
+    through_wandb = any(
         a == "--wandb" and b.lower() not in ("true", "false") for a, b in zip(argv, [*argv[1:], ""], strict=False)
     )
-    argv = [token for token in argv if token != "--wandb" or not bare]
+    argv = [token for token in argv if token != "--wandb" or not through_wandb]
     options = parser.parse_args(argv)
     options.slurm = SlurmSpec(**values_of(options.given, SlurmSpec, "slurm"))
     import_plugins(execution_of(options.given).plugins)
@@ -99,8 +99,8 @@ def _parse_sweep(argv: list[str]) -> tuple[Any, ExecSpec, Sweep]:
     check_store(execution.store)
     if spec.search is not None:  # its proposals are in the store
         spec = read_sweep(options.spec, seed=options.sweep_seed, store_folder=execution.store)
-    options.through_wandb = bare
-    if not bare:
+    options.through_wandb = through_wandb
+    if not through_wandb:
         execution = dataclasses.replace(execution, group=execution.group or spec.name)
     return options, execution, spec
 
@@ -151,19 +151,19 @@ def _dry_run(spec: Sweep, options: Any, execution: ExecSpec, remarks: list[str])
     if options.until_halfwidth is not None:
         from se_lab.sweep.seeds import with_seeds
 
-        most = options.max_seeds or MAX_SEEDS
-        whole = plan_sweep(dataclasses.replace(spec, trials=with_seeds(spec.trials, most)), execution, workers)
-        print(f"with {most} seeds, which --until_halfwidth may come to: {whole.summary()}")
+        max_seeds = options.max_seeds or MAX_SEEDS
+        full_plan = plan_sweep(dataclasses.replace(spec, trials=with_seeds(spec.trials, max_seeds)), execution, workers)
+        print(f"with {max_seeds} seeds, which --until_halfwidth may come to: {full_plan.summary()}")
     return 0
 
 
 def _confirm(spec: Sweep, options: Any, execution: ExecSpec) -> Sweep:
-    """Return the sweep of a sweep's best variants and baselines with fresh seeds, and note the choice in the store."""
+    """Return a sweep of the best variants and the baselines with fresh seeds, and record the choice in the store."""
     from se_lab.sweep.confirm import choose, confirmation_of, fresh_trials, note
 
-    found = confirmation_of(spec.trials, execution.store)
+    old_confirmation = confirmation_of(spec.trials, execution.store)
     confirmation = choose(spec, execution.store, options.confirm, options.seeds or SEEDS)
-    if found is not None and found.chosen != confirmation.chosen:
+    if old_confirmation is not None and old_confirmation.chosen != confirmation.chosen:
         raise SpecError(
             f"other variants of {spec.name} were confirmed in {execution.store} before: a second choice would be "
             "chosen by looking again; use another store"
@@ -176,17 +176,17 @@ def _confirm(spec: Sweep, options: Any, execution: ExecSpec) -> Sweep:
 
 
 def _sweep_until(spec: Sweep, options: Any, execution: ExecSpec) -> int:
-    """Add seeds until the intervals are narrow enough; the statistics are the table's."""
+    """Add seeds until the intervals, computed as in the ablation table, are narrow enough."""
     from se_lab.report.computed import largest_half_width
     from se_lab.store import read_records
     from se_lab.sweep.seeds import check_compared, until_narrow
 
     check_compared(spec.trials)
-    ended = [0]
+    exit_status = [0]
 
     def run(trials: Sequence[RunSpec]) -> bool:
-        ended[0] = _run_all(dataclasses.replace(spec, trials=list(trials)), options, execution)
-        return ended[0] == 0
+        exit_status[0] = _run_all(dataclasses.replace(spec, trials=list(trials)), options, execution)
+        return exit_status[0] == 0
 
     def width(trials: Sequence[RunSpec], level: float) -> float:
         records = read_records(execution.store, {trial.trial_id: trial.flat() for trial in trials})
@@ -194,15 +194,15 @@ def _sweep_until(spec: Sweep, options: Any, execution: ExecSpec) -> int:
 
     if spec.early_stop is not None:
         raise SpecError("early_terminate stops trials before their test, and --until_halfwidth needs all test errors")
-    target, most = options.until_halfwidth, options.max_seeds or MAX_SEEDS
+    target, max_seeds = options.until_halfwidth, options.max_seeds or MAX_SEEDS
     reached = False
-    for look, found in until_narrow(spec.trials, target, most, run, width, execution.store):
-        reached = found <= target
+    for look, half_width in until_narrow(spec.trials, target, max_seeds, run, width, execution.store):
+        reached = half_width <= target
         intervals = f"simultaneous {100 * (1 - look.level):.2f} % intervals"
-        print(f"{look.seeds} seeds: the {intervals} are ± {found:.3f} points at most", flush=True)
-    if ended[0] == 0:
-        print(f"narrow enough: at most ± {target:g} points" if reached else f"not narrower with {most} seeds")
-    return ended[0]
+        print(f"{look.seeds} seeds: the {intervals} are ± {half_width:.3f} points at most", flush=True)
+    if exit_status[0] == 0:
+        print(f"narrow enough: at most ± {target:g} points" if reached else f"not narrower with {max_seeds} seeds")
+    return exit_status[0]
 
 
 def _run_all(spec: Sweep, options: Any, execution: ExecSpec) -> int:
@@ -231,13 +231,13 @@ def _report(name: str, outcomes: Sequence[Outcome], execution: ExecSpec) -> int:
     from se_lab.training.stopping import RESUME_ME
 
     counts = Counter(outcome.status for outcome in outcomes)
-    before = counts.pop("skipped", 0)
-    told = [f"{count} {status}" for status, count in sorted(counts.items())]
-    print(f"{name}: " + ", ".join([*told, *([f"{before} were finished before"] if before else [])]))
+    skip_count = counts.pop("skipped", 0)
+    parts = [f"{count} {status}" for status, count in sorted(counts.items())]
+    print(f"{name}: " + ", ".join([*parts, *([f"{skip_count} were finished before"] if skip_count else [])]))
     verdict = common_reason(outcomes)
     if verdict is not None:
-        why, count = verdict
-        print(f"the sweep was stopped: {count} of its trials failed for one reason: {why}", file=sys.stderr)
+        reason, count = verdict
+        print(f"the sweep was stopped: {count} of its trials failed for one reason: {reason}", file=sys.stderr)
     for outcome in outcomes:
         if outcome.status == "failed" and (verdict is None or outcome.error != verdict[0]):
             log = Path(execution.store, outcome.trial.trial_id, "log.txt")
@@ -256,8 +256,8 @@ def _workers(spec: Sweep, options: Any, execution: ExecSpec) -> int:
     from se_lab.sweep.workers import choose_workers
 
     samples = spec.trials or (spec.search.corners() if spec.search is not None else [])
-    workers, why = choose_workers(samples, execution)
-    print(f"--workers auto: {workers} at a time, {why}", file=sys.stderr)
+    workers, reason = choose_workers(samples, execution)
+    print(f"--workers auto: {workers} at a time, {reason}", file=sys.stderr)
     return workers
 
 
@@ -266,12 +266,12 @@ def _sweep_through_wandb(spec: Sweep, options: Any, execution: ExecSpec) -> int:
     from se_lab.training.stopping import RESUME_ME
 
     path, environment = register_sweep(options.spec, execution)
-    to_the_end = run_agents(path, environment, options.agents)
+    completed = run_agents(path, environment, options.agents)
     counts = Counter(table_of(spec, path)["status"])
     print(f"{options.spec}: " + ", ".join(f"{count} {status}" for status, count in sorted(counts.items())))
     if counts and set(counts) <= {"finished", "stopped"}:
         return 0
-    if to_the_end:
+    if completed:
         return 1
     variables = " ".join(f"{name}={shlex.quote(environment[name])}" for name in ("SE_LAB_STORE", "SE_LAB_DATA"))
     print(
@@ -293,12 +293,12 @@ def _sweep_on_slurm(spec: Sweep, options: Any, execution: ExecSpec) -> int:
         jobs = submit_trials(spec, execution, options.slurm, **tasks)
     print(f"submitted to Slurm: {', '.join(jobs)}" if jobs else "nothing to submit")
     if options.wait:
-        stood = wait_for(spec, execution.store)
-        print(summary(spec, stood))
-        return int(any(s.status not in OVER for s in stood))
+        states = wait_for(spec, execution.store)
+        print(summary(spec, states))
+        return int(any(s.status not in OVER for s in states))
     print(summary(spec, standings(spec, execution.store)))
-    where = f"{shlex.quote(options.spec)} --store {shlex.quote(execution.store)}"
-    print(f"status of the trials: se-lab status {where}")
+    arguments = f"{shlex.quote(options.spec)} --store {shlex.quote(execution.store)}"
+    print(f"status of the trials: se-lab status {arguments}")
     print(f"logs of the jobs:     {Path(execution.store, SUBMISSIONS)}")
     return 0
 
@@ -323,22 +323,22 @@ def status(argv: list[str]) -> int:
     spec = read_sweep(options.spec, seed=options.sweep_seed, store_folder=options.store)
     folder = options.store or spec.execution.store
     check_store(folder)
-    stood = standings(spec, folder)
+    states = standings(spec, folder)
     if options.format == "json":
-        print(json.dumps(listing(stood), indent=2))
-        if spec.search is not None:  # trials that it has yet to propose are in no list
-            print(summary(spec, stood), file=sys.stderr)
+        print(json.dumps(listing(states), indent=2))
+        if spec.search is not None:  # no list has the trials that the search has yet to propose
+            print(summary(spec, states), file=sys.stderr)
     else:
-        if stood:
-            show(*rows(stood))
-        print(summary(spec, stood))
-    for change in changes_since([s.trial for s in stood if s.status == "finished"], folder):
+        if states:
+            show(*rows(states))
+        print(summary(spec, states))
+    for change in changes_since([s.trial for s in states if s.status == "finished"], folder):
         print(change, file=sys.stderr)
     return 0
 
 
 def check(argv: list[str]) -> int:
-    """Print what W&B would refuse in a sweep spec, or do other than it is written."""
+    """Print the parts of a sweep spec that W&B would refuse or run differently."""
     from se_lab.spec.flags import import_plugins
     from se_lab.spec.parser import Parser
 
@@ -350,19 +350,21 @@ def check(argv: list[str]) -> int:
     from se_lab.spec import find_sweep
     from se_lab.sweep.check import check_sweep, sweep_remarks
 
-    found = {file: check_sweep(file) for file in options.spec}
-    show(("spec", "trials", "here and under W&B"), [_checked(file, len(own)) for file, own in found.items()])
-    for file, own in found.items():
-        for finding in own:
+    results = {file: check_sweep(file) for file in options.spec}
+    show(
+        ("spec", "trials", "here and under W&B"), [_checked(file, len(findings)) for file, findings in results.items()]
+    )
+    for file, findings in results.items():
+        for finding in findings:
             print(f"{file}: finding: {finding}")
         for remark in sweep_remarks(file):
             print(f"{file}: remark: {remark}")
-    sound = [file for file, own in found.items() if not own]
-    if sound:
-        path = shlex.quote(str(find_sweep(sound[0])))
-        print(f"run here:        se-lab sweep {shlex.quote(sound[0])}")
+    valid_files = [file for file, findings in results.items() if not findings]
+    if valid_files:
+        path = shlex.quote(str(find_sweep(valid_files[0])))
+        print(f"run here:        se-lab sweep {shlex.quote(valid_files[0])}")
         print(f"run through W&B: wandb sweep {path}, then wandb agent -f SWEEP (-f: Ctrl-C stops the trial too)")
-    return int(len(sound) < len(found))
+    return int(len(valid_files) < len(results))
 
 
 def _checked(file: str, findings: int) -> tuple[str, str, str]:

@@ -69,9 +69,11 @@ def table(argv: list[str]) -> int:
         paper = options.paper or "all"
         table = paper_cost_table(count_paper_costs(paper, lambda text: print(text, file=sys.stderr, flush=True)))
     elif options.pivot or options.variance:
-        if given := [name for name in _ONE_ROW_A_VARIANT if getattr(options, name) is not None]:
-            why = "has one metric and two keys" if options.pivot else "has a row for each source of variance"
-            raise SpecError(f"--{given[0]} does not go with --{'pivot' if options.pivot else 'variance'}, which {why}")
+        if flags := [name for name in _ONE_ROW_A_VARIANT if getattr(options, name) is not None]:
+            reason = "has one metric and two keys" if options.pivot else "has a row for each source of variance"
+            raise SpecError(
+                f"--{flags[0]} does not go with --{'pivot' if options.pivot else 'variance'}, which {reason}"
+            )
         if options.pivot and options.variance:
             raise SpecError("--pivot does not go with --variance")
         if options.variance:
@@ -107,9 +109,9 @@ def table(argv: list[str]) -> int:
 
 
 def _check_layout(options: Namespace) -> None:
-    """Raise SpecError for flags of a layout that the format does not have."""
-    given = {"--caption": options.caption, "--label": options.label, "--wide": options.wide}
-    if options.format != "latex" and (names := [name for name, value in given.items() if value]):
+    """Raise SpecError for layout flags that the format does not support."""
+    flags = {"--caption": options.caption, "--label": options.label, "--wide": options.wide}
+    if options.format != "latex" and (names := [name for name, value in flags.items() if value]):
         raise SpecError(f"{names[0]} is for --format latex, not {options.format}")
     if options.width and options.format not in ("terminal", "latex"):
         raise SpecError(f"--width is for the formats terminal and latex, not {options.format}")

@@ -1,4 +1,4 @@
-"""What a terminal cannot take: characters that its encoding lacks, and a reader that has gone."""
+"""Output that a terminal cannot accept: characters its encoding lacks, any text once its reader has gone."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PLAIN = {
 
 
 def _plainly(error: UnicodeError) -> tuple[str, int]:
-    """Return what to write for characters that an encoding lacks; box drawing becomes + and the unknown ?."""
+    """Return a replacement for characters that an encoding lacks: + for box drawing, ? for unknown ones."""
     assert isinstance(error, UnicodeEncodeError)
     return "".join(map(_plain, error.object[error.start : error.end])), error.end
 
@@ -40,7 +40,7 @@ def write_plainly() -> None:
 
 
 def reader_is_gone() -> bool:
-    """Return whether what read this process's output, such as `head -1`, has ended."""
+    """Return whether the reader of this process's output, such as `head -1`, has ended."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError, AttributeError):
             poll = select.poll()
@@ -51,6 +51,6 @@ def reader_is_gone() -> bool:
 
 
 def give_up(stream: TextIO) -> None:
-    """Let what is still to be written to a stream go nowhere: its reader has gone, or its disk is full."""
-    with contextlib.suppress(OSError, ValueError), open(os.devnull, "wb") as nowhere:  # noqa: PTH123
-        os.dup2(nowhere.fileno(), stream.fileno())
+    """Discard all further output to a stream, whose reader has gone or whose disk is full."""
+    with contextlib.suppress(OSError, ValueError), open(os.devnull, "wb") as sink:  # noqa: PTH123
+        os.dup2(sink.fileno(), stream.fileno())

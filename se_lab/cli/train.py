@@ -34,32 +34,32 @@ def _train(argv: list[str]) -> int:
     from se_lab.training.run import run
 
     rank = find_rank(spec.train)
-    first = rank is None or rank.number == 0  # under torchrun or srun each rank is a command of its own
+    is_first_rank = rank is None or rank.number == 0  # under torchrun or srun each rank is a separate command
     try:
         if options.dry_run:
             from se_lab.training.rehearse import rehearse
 
             rehearsal = rehearse(spec, execution)
-            if first:
+            if is_first_rank:
                 print(rehearsal.text())
             return int(rehearsal.disk_bytes > rehearsal.free_bytes)
-        if first:
+        if is_first_rank:
             print(f"trial {spec.trial_id} in {Path(execution.store, spec.trial_id)}")
-        if execution.logger == "wandb" and os.environ.get("WANDB_SWEEP_ID"):  # an agent of W&B's calls
+        if execution.logger == "wandb" and os.environ.get("WANDB_SWEEP_ID"):  # called by a W&B agent
             from se_lab.sweep.wandb import run_for_agent
 
             record = run_for_agent(spec, execution)
         else:
             record = run(spec, execution)
     except InterruptedTrialError:
-        if first:
+        if is_first_rank:
             print(f"stopped; the same command resumes trial {spec.trial_id}", file=sys.stderr)
         return RESUME_ME
     except TrialBusyError as error:
-        if first:
+        if is_first_rank:
             print(f"se-lab train: {error}; the same command takes its result when that is done", file=sys.stderr)
         return RESUME_ME
-    if first:
+    if is_first_rank:
         for key, value in record.metrics.items():
             print(f"{key:<18} {math.nan if value is None else value:.4g}")
     return 0

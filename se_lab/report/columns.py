@@ -24,7 +24,7 @@ MINUS = "−"
 
 
 class ReportError(SpecError):
-    """Trials, or a request, of which no table or figure can be made: what was given and what there is."""
+    """Trials or a request that allow no table or figure; the message says what was given and what there is."""
 
 
 @dataclass(frozen=True)
@@ -113,25 +113,25 @@ def column(key: str, available: Iterable[object] = ()) -> Column:
         label = key.split(".", 1)[1]
         return Column(key, label, "spec", short=f"{label.rsplit('.', 1)[-1]}={{}}")
     if key in names and "/" in key:
-        better: Literal["lower", "higher"] | None = "lower" if re.search("loss|error", key) else None
-        return Column(key, key, "metric", "", "higher" if "acc" in key else better, 4)
+        direction: Literal["lower", "higher"] | None = "lower" if re.search("loss|error", key) else None
+        return Column(key, key, "metric", "", "higher" if "acc" in key else direction, 4)
     raise unknown("column", key, [*COLUMNS, *names])
 
 
 def full_key(name: str, available: Iterable[object]) -> str:
     """Return the column that a short name stands for: `reduction` for `model.se.reduction`, `lr` for `optim.lr`.
 
-    A name that is a column stays, and so does one that none ends in; of several metrics the short name is the test's.
+    A column's own name, or one that no column ends in, is returned as it is; of several metrics, the test one is taken.
     Raises ReportError where several columns end in it.
     """
     names = list(map(str, available))
     if name in names or name in COLUMNS:
         return name
-    ends = [key for key in names if re.split(r"[./]", key)[-1] == name or key.endswith(f".{name}")]
-    ends = [key for key in ends if key == f"test/{name}"] or ends
-    if len(ends) > 1:
-        raise ReportError(f"{name!r} is short for several columns: {', '.join(ends)}. Give one of them in full.")
-    return ends[0] if ends else name
+    matches = [key for key in names if re.split(r"[./]", key)[-1] == name or key.endswith(f".{name}")]
+    matches = [key for key in matches if key == f"test/{name}"] or matches
+    if len(matches) > 1:
+        raise ReportError(f"{name!r} is short for several columns: {', '.join(matches)}. Give one of them in full.")
+    return matches[0] if matches else name
 
 
 def unknown(what: str, given: object, allowed: Iterable[object]) -> ReportError:
@@ -142,12 +142,12 @@ def unknown(what: str, given: object, allowed: Iterable[object]) -> ReportError:
 
 def did_you_mean(given: object, allowed: Iterable[str]) -> str:
     """Return ` Did you mean …?` for a name that resembles an allowed one, else the empty string."""
-    nearest = difflib.get_close_matches(str(given), list(allowed), n=1, cutoff=0.5)
-    return f" Did you mean {nearest[0]!r}?" if nearest else ""
+    matches = difflib.get_close_matches(str(given), list(allowed), n=1, cutoff=0.5)
+    return f" Did you mean {matches[0]!r}?" if matches else ""
 
 
 def is_missing(value: object) -> bool:
-    """Tell whether a cell of the records holds nothing (None, NaN, NaT)."""
+    """Return whether a cell of the records is missing (None, NaN, NaT)."""
     return value is None or value is pd.NA or bool(value != value)
 
 
@@ -166,26 +166,26 @@ def value_text(value: object) -> str:
 
 def value_texts(values: pd.Series) -> pd.Series:
     """Write each value of a column as `value_text` does."""
-    codes, distinct = distinct_values(values)
-    texts = np.array([value_text(value) for value in distinct], dtype=object)[codes]
-    written: pd.Series = pd.Series(texts, index=values.index, dtype=object)
-    return written
+    codes, uniques = distinct_values(values)
+    texts = np.array([value_text(value) for value in uniques], dtype=object)[codes]
+    result: pd.Series = pd.Series(texts, index=values.index, dtype=object)
+    return result
 
 
 def distinct_values(values: pd.Series) -> tuple[NDArray[np.intp], Sequence[object]]:
-    """(N,) numbers of the distinct values in order of appearance, nothing among them, and those values."""
+    """Return (N,) numbers of the distinct values in order of appearance, missing as one of them, and those values."""
     try:
-        codes, distinct = pd.factorize(values, use_na_sentinel=False)
+        codes, uniques = pd.factorize(values, use_na_sentinel=False)
     except TypeError:  # lists and mappings have no hash
-        whole = values.tolist()
-        keys = list(map(repr, whole))
-        known = dict(zip(keys, whole, strict=True))
-        return pd.factorize(np.array(keys, dtype=object))[0], list(known.values())
-    return codes, list(distinct)
+        items = values.tolist()
+        keys = list(map(repr, items))
+        item_by_key = dict(zip(keys, items, strict=True))
+        return pd.factorize(np.array(keys, dtype=object))[0], list(item_by_key.values())
+    return codes, list(uniques)
 
 
 def number_order(values: pd.Series) -> NDArray[np.intp]:
-    """(N,) places that put numbers in their order, nothing first; where not all are numbers, as they come."""
+    """Return (N,) indices that sort numbers, missing ones first; unsorted where not all are numbers."""
     numbers = pd.to_numeric(value_texts(values).mask(values.isna()), errors="coerce")
     if (numbers.isna() & values.notna()).any():
         return np.arange(len(values))
@@ -217,8 +217,8 @@ def range_texts(
 ) -> list[str]:
     """Write means with intervals that may be longer on one side.
 
-    As `7.41 ± 0.32` where the sides of all are even, as far as their digits show, else, and without `even`, as
-    `0.75 (0.42–1.35)`.
+    As `7.41 ± 0.32` where both sides of every interval agree to the printed digits; otherwise, and without `even`,
+    as `0.75 (0.42–1.35)`.
     """
     sides = np.round([mean - low, high - mean], decimals or 0)
     if even and not (np.abs(sides[1] - sides[0]) > 1.5 * 10.0 ** -(decimals or 0)).any():

@@ -16,7 +16,7 @@ from se_lab.report.variants import DEFAULT_LEVEL, Study, group_variants
 
 
 class Request(NamedTuple):
-    """What a statistic is computed from."""
+    """The input of a statistic."""
 
     study: Study
     metric: str
@@ -40,8 +40,8 @@ def interval(study: Study, metric: str) -> statistics.Bounds:
     """Return the mean of a metric over the seeds of each variant, (V,), with its interval."""
     values = study.by_seed(metric).to_numpy()
     if column(metric, study.trials).unit == "%":
-        counted = metric.startswith("test/") and "test_images" in study.trials
-        return statistics.error_interval(values, study.per_variant("test_images", "first") if counted else np.nan)
+        has_images = metric.startswith("test/") and "test_images" in study.trials
+        return statistics.error_interval(values, study.per_variant("test_images", "first") if has_images else np.nan)
     estimate = statistics.t_interval(values)
     half = np.where(estimate.varies, estimate.half_width, np.nan)  # equal values have no spread to judge by
     return statistics.Bounds(estimate.mean, estimate.mean - half, estimate.mean + half, estimate.n)
@@ -65,40 +65,44 @@ def largest_half_width(records: pd.DataFrame, metric: str, level: float) -> floa
 
 
 def paired_matrix(study: Study, metric: str) -> Floats:
-    """(V, S) differences of a metric to the baseline of the same group and seed; NaN where one is missing."""
+    """Return (V, S) differences of a metric to the baseline of the same group and seed; NaN where one is missing."""
     values = study.by_seed(metric).to_numpy()
-    compared = (study.baseline >= 0) & ~study.is_baseline
-    return np.asarray(values - np.where(compared[:, None], values[study.baseline], np.nan))
+    is_compared = (study.baseline >= 0) & ~study.is_baseline
+    return np.asarray(values - np.where(is_compared[:, None], values[study.baseline], np.nan))
 
 
 def comparison_notes(request: Request) -> list[str]:
-    """Say how the differences were compared, what pairing by seed is worth in these data, and the effect over nets."""
+    """Return notes on how differences were compared, the gain of pairing by seed, and the effects over nets."""
     study, values = request.study, request.values
-    compared = differences(study, request.metric, request.model)
-    known = np.isfinite(compared.half_width)
-    if not known.any():
+    comparison = differences(study, request.metric, request.model)
+    has_interval = np.isfinite(comparison.half_width)
+    if not has_interval.any():
         return []
-    notes = [f"Δ: variant − baseline. {_model_text(compared, known, study, request.model)}"]
+    notes = [f"Δ: variant − baseline. {_model_text(comparison, has_interval, study, request.model)}"]
     if study.level != DEFAULT_LEVEL:
         notes.append(
             f"Seeds were added until the intervals were narrow enough, so ± of Δ is a {100 * study.level:.2f} % "
             "interval: those of all looks at the growing table hold together in 95 % of studies. Compare adjusted p "
             f"values with {1 - study.level:.2g}, not 0.05."
         )
-    narrow = joint.compare(values, study.group, study.baseline, "paired", study.level).half_width
-    ratio = np.nanmedian(narrow[known] / compared.half_width[known]) if np.isfinite(narrow[known]).any() else np.nan
-    if request.model == "joint" and np.isfinite(ratio) and np.isfinite(compared.correlation):
+    paired_widths = joint.compare(values, study.group, study.baseline, "paired", study.level).half_width
+    ratio = (
+        np.nanmedian(paired_widths[has_interval] / comparison.half_width[has_interval])
+        if np.isfinite(paired_widths[has_interval]).any()
+        else np.nan
+    )
+    if request.model == "joint" and np.isfinite(ratio) and np.isfinite(comparison.correlation):
         notes.append(
-            f"Pairs of one seed correlate {number_text(compared.correlation, 2)}: comparing seed by seed alone makes "
+            f"Pairs of one seed correlate {number_text(comparison.correlation, 2)}: comparing seed by seed alone makes "
             f"this table's intervals {ratio:.2g} times as wide."
         )
-    return notes + _effects_over_nets(request, compared)
+    return notes + _effects_over_nets(request, comparison)
 
 
 def contrast_note(request: Request, first: str, second: str) -> str:
     """Return a line on two variants: `r=8 against r=16: −0.02 ± 0.20 points, equivalent at 0.3`.
 
-    Raises ReportError for the name of no variant.
+    Raises ReportError for an unknown variant.
     """
     names = list(request.study.variants["variant"])
     for name in (first, second):
@@ -106,22 +110,22 @@ def contrast_note(request: Request, first: str, second: str) -> str:
             raise unknown("variant", name, names)
     if first == second:
         raise ReportError(f"A contrast takes two variants, not {first!r} twice.")
-    of = column(request.metric, request.study.trials)
+    col = column(request.metric, request.study.trials)
     pair, group = (names.index(first), names.index(second)), request.study.group
-    result, narrower = (
+    result, narrow_result = (
         joint.contrast(request.values, pair, group, request.model, level) for level in request.study.levels
     )
-    verdict = joint.verdicts(result, narrower, -1.0 if of.better == "higher" else 1.0, request.margin)
+    verdict = joint.verdicts(result, narrow_result, -1.0 if col.better == "higher" else 1.0, request.margin)
     word = {"equivalent": f"equivalent at {request.margin:g}"} if request.margin is not None else {}
-    text = interval_text(result.mean[0], result.half_width[0], of.decimals, signed=True)
+    text = interval_text(result.mean[0], result.half_width[0], col.decimals, signed=True)
     ending = word.get(verdict[0], verdict[0]) or "no interval"
-    return f"{first} against {second}: {text}{' points' if of.unit == '%' else ''}, {ending}."
+    return f"{first} against {second}: {text}{' points' if col.unit == '%' else ''}, {ending}."
 
 
-def _model_text(compared: joint.Comparison, known: Any, study: Study, model: str) -> str:
+def _model_text(comparison: joint.Comparison, has_interval: Any, study: Study, model: str) -> str:
     if model == "paired":
         return "± is simultaneous over the table (Šidák), each row paired by its seeds, with a variance of its own."
-    blocked, variance = compared.blocked[known], compared.variance[known]
+    blocked, variance = comparison.blocked[has_interval], comparison.variance[has_interval]
     seeds = "with seeds as blocks" if blocked.all() else "without seeds as blocks, as they do not differ"
     if blocked.any() and not blocked.all():
         seeds = "with seeds as blocks in the groups where they differ"
@@ -133,41 +137,41 @@ def _model_text(compared: joint.Comparison, known: Any, study: Study, model: str
         if (variance == "baseline").any():
             spread = "one variance for the variants and a larger one, which stands out, for the baseline (Dunnett)"
         if (variance == "row").any():
-            own = some(study.variants["variant"][known & (compared.variance == "row")])
-            spread += f", but a larger one of their own, which stands out, for {own}"
+            names = some(study.variants["variant"][has_interval & (comparison.variance == "row")])
+            spread += f", but a larger one of their own, which stands out, for {names}"
     return f"± holds {100 * study.level:.4g} % for all differences of the table together: {spread}; {seeds}."
 
 
-def _effects_over_nets(request: Request, compared: joint.Comparison) -> list[str]:
-    """Say the mean effect of each setting of the units that at least two nets or data sets have."""
+def _effects_over_nets(request: Request, comparison: joint.Comparison) -> list[str]:
+    """Return notes on the mean effect of each unit setting that at least two nets or data sets have."""
     study = request.study
     if not study.group_keys or study.group.max() < 1:
         return []
-    of, notes = column(request.metric, study.trials), []
+    col, notes = column(request.metric, study.trials), []
     names = study.variants[["group", "variant"]].itertuples(index=False)
     settings = pd.Series([name.removeprefix(f"{group}, ") for group, name in names])
     for setting in settings[~study.is_baseline].drop_duplicates():
-        rows = np.flatnonzero((settings == setting) & ~study.is_baseline & np.isfinite(compared.half_width))
-        mean, half, spread = joint.pooled_effect(compared.mean[rows], compared.error[rows])
+        rows = np.flatnonzero((settings == setting) & ~study.is_baseline & np.isfinite(comparison.half_width))
+        mean, half, spread = joint.pooled_effect(comparison.mean[rows], comparison.error[rows])
         if np.isfinite(half):
-            text = interval_text(mean, half, of.decimals, signed=True)
+            text = interval_text(mean, half, col.decimals, signed=True)
             notes.append(
                 f"{setting} over {len(rows)} groups: {text}, standard deviation between groups "
-                f"{number_text(spread, of.decimals)}."
+                f"{number_text(spread, col.decimals)}."
             )
     return notes
 
 
 def _verdict(request: Request) -> Answer:
-    study, of = request.study, column(request.metric, request.study.trials)
-    if of.better is None:
+    study, col = request.study, column(request.metric, request.study.trials)
+    if col.better is None:
         raise ReportError(f"{request.metric} has no better direction, so there is no verdict.")
     if request.margin is not None and not request.margin > 0:
         raise ReportError(f"The margin of equivalence must be above zero, not {request.margin:g}.")
-    compared, narrower = (
+    comparison, narrow_comparison = (
         joint.compare(request.values, study.group, study.baseline, request.model, level) for level in study.levels
     )
-    words = joint.verdicts(compared, narrower, 1.0 if of.better == "lower" else -1.0, request.margin)
+    words = joint.verdicts(comparison, narrow_comparison, 1.0 if col.better == "lower" else -1.0, request.margin)
     note = "Verdict: better or worse where the simultaneous interval excludes zero"
     if request.margin is not None:
         rate, margin = 1 - study.level, request.margin
@@ -205,15 +209,15 @@ def _seeds_needed(request: Request) -> Answer:
     if detect <= 0:
         raise ReportError(f"The difference to detect must be above zero, not {detect:g}.")
     study = request.study
-    compared = differences(study, request.metric, request.model)
+    comparison = differences(study, request.metric, request.model)
     seeds = study.by_seed(request.metric).notna().sum(axis=1).to_numpy(dtype=float)
     with np.errstate(divide="ignore", invalid="ignore"):
-        mean = compared.n if request.model == "paired" else 2 / (1 / seeds + 1 / seeds[study.baseline])
-        known = np.isfinite(compared.half_width) & (mean > 1)
-        sd = np.where(known, compared.error * np.sqrt(mean), np.nan)
-        rows = np.where(known, np.maximum(compared.df / (mean - 1), 1.0), 1.0)
-    low, high = statistics.sd_factors(compared.df)
-    needed = {
+        mean = comparison.n if request.model == "paired" else 2 / (1 / seeds + 1 / seeds[study.baseline])
+        has_interval = np.isfinite(comparison.half_width) & (mean > 1)
+        sd = np.where(has_interval, comparison.error * np.sqrt(mean), np.nan)
+        rows = np.where(has_interval, np.maximum(comparison.df / (mean - 1), 1.0), 1.0)
+    low, high = statistics.sd_factors(comparison.df)
+    columns = {
         f"seeds_needed{end}": statistics.seeds_needed(sd * factor, detect, rows=rows)
         for end, factor in (("", 1.0), (":low", low), (":high", high))
     }
@@ -221,10 +225,12 @@ def _seeds_needed(request: Request) -> Answer:
         f"Seeds needed: to detect a difference of {detect:g} in 80 % of studies (t test at 0.05, variances as in the "
         f"{request.model} model); in brackets the 90 % interval of that number, as the spread is an estimate."
     ]
-    constant = (compared.n > 1) & np.isfinite(compared.mean) & ~np.isfinite(compared.half_width) & ~study.is_baseline
-    if len(alike := study.variants["variant"][constant]):
-        notes.append(f"The same difference for every seed, so nothing to judge their spread by: {some(alike)}.")
-    return needed, notes
+    is_constant = (
+        (comparison.n > 1) & np.isfinite(comparison.mean) & ~np.isfinite(comparison.half_width) & ~study.is_baseline
+    )
+    if len(names := study.variants["variant"][is_constant]):
+        notes.append(f"The same difference for every seed, so nothing to judge their spread by: {some(names)}.")
+    return columns, notes
 
 
 def _p_mcnemar(request: Request) -> Answer:
@@ -233,24 +239,26 @@ def _p_mcnemar(request: Request) -> Answer:
 
 
 def _ranks(request: Request) -> Answer:
-    found = ranks.rank_study(request.study, request.metric, _sign(request), np.random.default_rng(0))
+    ranking = ranks.rank_study(request.study, request.metric, _sign(request), np.random.default_rng(0))
     texts = [
         BLANK if np.isnan(low) else f"{low:.0f}" if low == high else f"{low:.0f}–{high:.0f}"
-        for low, high in zip(found.low, found.high, strict=True)
+        for low, high in zip(ranking.low, ranking.high, strict=True)
     ]
-    what = "seeds and test images" if found.images else "seeds alone"
-    note = f"Ranks (95 % interval), P(best) and P(better than no SE): of the means in a group, by bootstrap over {what}"
-    data = {"rank": np.array(texts, dtype=object), "rank:mean": found.rank}
-    data |= {"rank:low": found.low, "rank:high": found.high, "p_best": found.best, "p_better": found.better}
+    source = "seeds and test images" if ranking.images else "seeds alone"
+    note = (
+        f"Ranks (95 % interval), P(best) and P(better than no SE): of the means in a group, by bootstrap over {source}"
+    )
+    data = {"rank": np.array(texts, dtype=object), "rank:mean": ranking.rank}
+    data |= {"rank:low": ranking.low, "rank:high": ranking.high, "p_best": ranking.best, "p_better": ranking.better}
     return data, [f"{note}; one seed gives none."]
 
 
 def _p_improvement(request: Request) -> Answer:
     study, values = request.study, _sign(request) * request.values
-    compared = (study.baseline >= 0) & ~study.is_baseline
+    is_compared = (study.baseline >= 0) & ~study.is_baseline
     p = [
-        ranks.probability_of_improvement(values[row], values[base]) if known else np.nan
-        for row, (base, known) in enumerate(zip(study.baseline, compared, strict=True))
+        ranks.probability_of_improvement(values[row], values[base]) if has_base else np.nan
+        for row, (base, has_base) in enumerate(zip(study.baseline, is_compared, strict=True))
     ]
     note = "P(improvement): that one trial is better than one of the baseline's (Mann-Whitney, as in rliable)."
     return {"p_improvement": np.array(p)}, [note]
@@ -263,10 +271,10 @@ def _iqm(request: Request) -> Answer:
 
 def _sign(request: Request) -> float:
     """Return 1 where a lower metric is better, −1 where a higher one is; raise ReportError where neither is."""
-    better = column(request.metric, request.study.trials).better
-    if better is None:
+    direction = column(request.metric, request.study.trials).better
+    if direction is None:
         raise ReportError(f"{request.metric} has no better direction, so its values cannot be ranked.")
-    return 1.0 if better == "lower" else -1.0
+    return 1.0 if direction == "lower" else -1.0
 
 
 def _difference_images(request: Request) -> Answer:
@@ -283,12 +291,12 @@ def _macs_over(request: Request) -> Answer:
 
 
 def _over_plain(study: Study, key: str) -> Answer:
-    """Return what the units add to a cost, in % of the net without them."""
-    for needed in (key, f"{key}_se"):
-        if needed not in study.trials:
-            raise ReportError(f"No trial has a value of the column {needed!r}, which {key}_over is computed from.")
-    whole, units = study.per_variant(key, "first"), study.per_variant(f"{key}_se", "first")
-    return {f"{key}_over": 100 * units / (whole - units)}, []
+    """Return the cost that the units add, in % of the net without them."""
+    for column_key in (key, f"{key}_se"):
+        if column_key not in study.trials:
+            raise ReportError(f"No trial has a value of the column {column_key!r}, which {key}_over is computed from.")
+    totals, units = study.per_variant(key, "first"), study.per_variant(f"{key}_se", "first")
+    return {f"{key}_over": 100 * units / (totals - units)}, []
 
 
 STATISTICS: dict[str, Callable[[Request], Answer]] = {

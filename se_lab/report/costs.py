@@ -1,4 +1,4 @@
-"""What nets cost, as rows: a net by stage and unit, the trials of a sweep, and the paper's figures beside ours."""
+"""Costs of nets as rows: a net by stage and unit, the trials of a sweep, and the paper's figures beside ours."""
 
 from __future__ import annotations
 
@@ -40,30 +40,30 @@ def net_costs(spec: ModelSpec, num_classes: int = 1000, input_size: Size = (3, 2
     """Return a row for the whole net, each stage, each unit, and the rest (stem, transitions, head).
 
     Columns: part, channels, hidden and fused form of the SE unit (`fused.form_of`), and the counts of `Complexity`,
-    each with what is SE's; for the net, what its units add in % of the net without them. The net is counted by fvcore;
-    `closed_form` says how the count by the units' closed forms differs ("equal", it should be), or that there is none.
+    each also for SE alone; for the net, the cost of its units in % of the net without them. fvcore counts the net;
+    `closed_form` gives the difference of the units' closed forms ("equal" is expected), or says that there is none.
 
     Raises:
-        SpecError: for a spec that no net fits.
+        SpecError: if no net can be built from the spec.
     """
     model = create_model(dataclasses.replace(spec, pretrained=False, init="timm"), num_classes, input_size[0])
-    counted = profile(model, input_size)
-    expected = trace(spec, num_classes, input_size).variant(spec.se)
-    off = {key: getattr(expected, key) - getattr(counted, key) for key in _TOTALS}
-    agreement = ", ".join(f"{key} {value:+,}" for key, value in off.items() if value) or "equal"
+    costs = profile(model, input_size)
+    closed_form = trace(spec, num_classes, input_size).variant(spec.se)
+    differences = {key: getattr(closed_form, key) - getattr(costs, key) for key in _TOTALS}
+    agreement = ", ".join(f"{key} {value:+,}" for key, value in differences.items() if value) or "equal"
     if not all(module.has_closed_form() for module in model.modules() if isinstance(module, Unit)):
         agreement = "no closed form" + ("" if agreement == "equal" else f"; counted alone: {agreement}")
-    rows = [{"part": "net", **{key: getattr(counted, key) for key in _TOTALS}, **_over(counted)}]
+    rows = [{"part": "net", **{key: getattr(costs, key) for key in _TOTALS}, **_over(costs)}]
     rows[0]["closed_form"] = agreement
     sites = {site.name: site for site in model.se_sites}  # type: ignore[union-attr]
     places = [place for place in survey(model) if place.spots or place.name in sites]
     units = []
     for place in places:
         site = sites.get(place.name)
-        se = counted.by_module.get(site.path, _NONE) if site else _NONE
-        whole = _summed(counted, _paths(model, place))
+        se = costs.by_module.get(site.path, _NONE) if site else _NONE
+        total = _summed(costs, _paths(model, place))
         units.append(
-            {"part": place.name, "stage": place.stage, **_columns(whole, se)}
+            {"part": place.name, "stage": place.stage, **_columns(total, se)}
             | ({"channels": site.channels, "hidden": site.hidden, "fused": _form(spec, model, site)} if site else {})
         )
     for stage in sorted({place.stage for place in places}):
@@ -102,22 +102,22 @@ def paper_costs(paper: str = "all") -> list[Row]:
     Published figures and what is known about them: published.yaml. MACs at 224 pixels, 299 for Inception-ResNet-v2.
     """
     rows: list[Row] = []
-    for printed in count_paper_costs(paper, say=lambda _: None).to_dict("records"):
-        spec, costs = ModelSpec(printed["model.backbone"], unit_of(printed)), printed["costs"]
+    for paper_row in count_paper_costs(paper, say=lambda _: None).to_dict("records"):
+        spec, costs = ModelSpec(paper_row["model.backbone"], unit_of(paper_row)), paper_row["costs"]
         for key in ("params", "macs"):
-            if math.isnan(printed[key]):
+            if math.isnan(paper_row[key]):
                 continue
-            ours = getattr(costs, key)
-            off = 100 * (ours / printed[key] - 1)
+            count = getattr(costs, key)
+            deviation = 100 * (count / paper_row[key] - 1)
             rows.append(
                 {
-                    "table": printed["table"],
-                    "row": printed["row"],
+                    "table": paper_row["table"],
+                    "row": paper_row["row"],
                     "figure": key,
-                    "ours": ours,
-                    "published": round(printed[key]),
-                    "deviation_%": round(off, 2),
-                    "reason": _reason(printed, spec, key, costs),
+                    "ours": count,
+                    "published": round(paper_row[key]),
+                    "deviation_%": round(deviation, 2),
+                    "reason": _reason(paper_row, spec, key, costs),
                 }
             )
     return rows
@@ -126,7 +126,7 @@ def paper_costs(paper: str = "all") -> list[Row]:
 def measured(spec: ModelSpec, num_classes: int, input_size: Size, device: str, repeats: int = 20) -> Row:
     """Return the median latency of one image in ms, eval mode, and the peak memory in MB.
 
-    `device` is one of ExecSpec's. The peak is what the net allocates on a GPU, and of the whole process elsewhere.
+    `device` is as in ExecSpec. The peak is that of PyTorch on a GPU, and that of the whole process elsewhere.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -136,17 +136,17 @@ def measured(spec: ModelSpec, num_classes: int, input_size: Size, device: str, r
     on_gpu = device == "cuda"
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
-    taken = []
+    times = []
     with torch.inference_mode():
         for _ in range(repeats + 3):  # the first few warm up
             start = time.perf_counter()
             model(image)
             if device in ("cuda", "mps"):
                 getattr(torch, device).synchronize()
-            taken.append(1000 * (time.perf_counter() - start))
+            times.append(1000 * (time.perf_counter() - start))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     memory = torch.cuda.max_memory_allocated() if on_gpu else peak
-    latency = round(statistics.median(taken[3:]), 3)
+    latency = round(statistics.median(times[3:]), 3)
     return {"device": device, "latency_ms": latency, "peak_memory_MB": round(memory / 1e6, 1)}
 
 
@@ -163,9 +163,9 @@ def render(rows: Sequence[Row], form: str) -> str:
         return text.getvalue().rstrip()
     cells = [columns, *([_cell(row.get(key)) for key in columns] for row in rows)]
     widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
-    number = [any(isinstance(row.get(key), (int, float)) for row in rows) for key in columns]
+    is_number = [any(isinstance(row.get(key), (int, float)) for row in rows) for key in columns]
     return "\n".join(
-        "  ".join(c.rjust(w) if n else c.ljust(w) for c, w, n in zip(line, widths, number, strict=True)).rstrip()
+        "  ".join(c.rjust(w) if n else c.ljust(w) for c, w, n in zip(line, widths, is_number, strict=True)).rstrip()
         for line in cells
     )
 
@@ -177,20 +177,20 @@ def _cell(value: Any) -> str:
 
 
 def _reason(printed: dict[Any, Any], spec: ModelSpec, key: str, costs: Complexity) -> str:
-    """Say why our count is not the printed one, as far as it is known (published.yaml, notes)."""
-    ours = getattr(costs, key)
+    """Return why our count differs from the printed one, as far as is known (published.yaml, notes)."""
+    our_count = getattr(costs, key)
     half = printed[f"{key}:digit"] / 2
 
     def fits(count: int) -> bool:
         return bool(abs(count - printed[key]) <= half * (1 + 1e-9))
 
-    if fits(ours):
+    if fits(our_count):
         return "as printed"
-    ablation = not printed["table"].startswith(("table_2_", "table_3_"))  # those have other nets, too
-    if key == "params" and ablation:
-        if fits(ours + BN_STATISTICS):
+    is_ablation = not printed["table"].startswith(("table_2_", "table_3_"))  # those have other nets, too
+    if key == "params" and is_ablation:
+        if fits(our_count + BN_STATISTICS):
             return f"as printed with the {BN_STATISTICS:,} running statistics of the norms"
-        if abs(ours - printed[key]) <= PARAMS_SLACK:
+        if abs(our_count - printed[key]) <= PARAMS_SLACK:
             return "fits neither with the norms' running statistics nor without; within 0.12M"
     if key == "params" and spec.backbone == "shufflenet_v1_g3":
         if spec.se.insertion != "none":
@@ -198,15 +198,15 @@ def _reason(printed: dict[Any, Any], spec: ModelSpec, key: str, costs: Complexit
         return "the architecture as published has 1.87M; the paper cuts it off"
     if spec.backbone == "inception_resnet_v2":
         return "unexplained: at 299 pixels the published net's convolutions and linears come to 13.156G"
-    if spec.se.insertion != "none" and fits(ours + costs.elementwise_se // 2):
+    if spec.se.insertion != "none" and fits(our_count + costs.elementwise_se // 2):
         return "fits with one operation more for each element that SE scales"
     return "unexplained: ours are convolutions and linears, the paper does not say what it counts"
 
 
 def _over(costs: Complexity) -> Row:
-    """Return what the units add to parameters and MACs, in % of the net without them."""
+    """Return the parameters and MACs that the units add, in % of the net without them."""
     pairs = {"params": (costs.params, costs.params_se), "macs": (costs.macs, costs.macs_se)}
-    return {f"{key}_over_%": round(100 * units / (whole - units), 3) for key, (whole, units) in pairs.items()}
+    return {f"{key}_over_%": round(100 * units / (total - units), 3) for key, (total, units) in pairs.items()}
 
 
 def _form(spec: ModelSpec, model: nn.Module, site: Site) -> str:
@@ -215,10 +215,10 @@ def _form(spec: ModelSpec, model: nn.Module, site: Site) -> str:
 
 def _paths(model: nn.Module, place: Place) -> list[str]:
     """Return the modules of a unit: its block; where that is a lone activation, the layers before it as well."""
-    parent, _, last = place.path.rpartition(".")
+    parent, _, leaf = place.path.rpartition(".")
     siblings = [name for name, _ in model.get_submodule(parent).named_children()]
     paths = [place.path]
-    for name in reversed(siblings[: siblings.index(last)]):
+    for name in reversed(siblings[: siblings.index(leaf)]):
         if not isinstance(model.get_submodule(f"{parent}.{name}"), (nn.Conv2d, nn.BatchNorm2d)):
             break
         paths.append(f"{parent}.{name}")

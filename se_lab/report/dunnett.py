@@ -25,8 +25,8 @@ def dunnett_cdf(limits: ArrayLike, df: float, loadings: tuple[float, ...], count
     bound = np.atleast_1d(np.asarray(limits, dtype=np.float64))[:, None, None] * scale
     inner = np.ones((len(bound), len(_Z), len(scale)))
     for loading, count in zip(loadings, counts, strict=True):
-        rest, shift = np.sqrt(1 - loading**2), loading * _Z[:, None]
-        inner *= (ndtr((shift + bound) / rest) - ndtr((shift - bound) / rest)) ** count
+        residual, shift = np.sqrt(1 - loading**2), loading * _Z[:, None]
+        inner *= (ndtr((shift + bound) / residual) - ndtr((shift - bound) / residual)) ** count
     return np.asarray(np.einsum("z,lzs,s->l", _Z_WEIGHTS / _Z_WEIGHTS.sum(), inner, weights))
 
 
@@ -49,11 +49,11 @@ def one_factor(correlations: Floats) -> Floats:
     k = len(correlations)
     loading = np.full(k, np.sqrt(0.5))
     for _ in range(50 if k > 2 else 0):
-        others = correlations @ loading - np.diag(correlations) * loading
-        loading = 0.5 * loading + 0.5 * others / np.maximum((loading**2).sum() - loading**2, 1e-12)
+        cross_sums = correlations @ loading - np.diag(correlations) * loading
+        loading = 0.5 * loading + 0.5 * cross_sums / np.maximum((loading**2).sum() - loading**2, 1e-12)
     if k == 2:
         loading = np.full(2, np.sqrt(max(float(correlations[0, 1]), 0.0)))
-    return np.asarray(np.clip(loading, 0.0, 0.99))  # the nodes are too few for more
+    return np.asarray(np.clip(loading, 0.0, 0.99))  # the quadrature has too few nodes for larger loadings
 
 
 def grouped(loading: Floats) -> tuple[tuple[float, ...], tuple[int, ...]]:

@@ -17,7 +17,7 @@ from se_lab.report.statistics import Floats, paired_difference
 # By simulation (benchmarks/evidence.py): tables of equal variances raise 3.6 to 5.3 % false alarms, tables in which one
 # variant or the baseline is three times as variable at most 8 %. All differences share the baseline, hence its level.
 _ROW_STANDS_OUT, _BASELINE_STANDS_OUT, _ONE_OF_TWO_STANDS_OUT = 0.05, 0.2, 0.15
-_SEEDS_DIFFER = 0.01  # seeds that differ by chance go with an error that is too small, so chance must seldom do it
+_SEEDS_DIFFER = 0.01  # blocks found by chance come with too small an error, so the test must be strict
 _FEWEST_DF = 4
 
 
@@ -31,15 +31,17 @@ class Fit(NamedTuple):
     """(K,) such that two differences correlate by the product of their loadings; None: each row has its own error."""
     blocked: bool
     variance: Literal["shared", "baseline", "row"]
-    """What the errors are from: one variance, the baseline's own beside that of all variants, each row's own."""
+    """The variance of the errors: one for all, the baseline's own beside that of all variants, or each row's own."""
     wider: tuple[Fit, ...] = ()
-    """Fits of the rows whose variance is in doubt, NaN in the others: the widest interval holds."""
+    """Fits of the rows whose variance is in doubt, NaN in the others; the widest interval is used."""
 
     def only(self, row: int) -> Fit:
         """Return one row of the fit, as if nothing else were compared."""
         loading = None if self.loading is None else np.zeros(1)
-        at, wider = np.array([row]), tuple(fit.only(row) for fit in self.wider)
-        return self._replace(mean=self.mean[at], error=self.error[at], df=self.df[at], loading=loading, wider=wider)
+        index, wider = np.array([row]), tuple(fit.only(row) for fit in self.wider)
+        return self._replace(
+            mean=self.mean[index], error=self.error[index], df=self.df[index], loading=loading, wider=wider
+        )
 
 
 class TwoWay(NamedTuple):
@@ -61,23 +63,23 @@ def groups(group: NDArray[np.intp], chosen: NDArray[np.bool_]) -> list[NDArray[n
 
 def two_way(rows: Floats) -> TwoWay | None:
     """Fit variant + seed to (K, S) rows of which cells may be missing; None where there is nothing to fit."""
-    seen = ~np.isnan(rows)
-    rows, seen = rows[:, seen.any(axis=0)], seen[:, seen.any(axis=0)]
-    if not seen.any():
+    mask = ~np.isnan(rows)
+    rows, mask = rows[:, mask.any(axis=0)], mask[:, mask.any(axis=0)]
+    if not mask.any():
         return None
-    y = np.where(seen, rows, 0.0)
-    y = np.where(seen, y - y.sum() / seen.sum(), 0.0)
-    n = seen.sum(axis=1)
-    of_seed = seen / seen.sum(axis=0)
-    information = np.diag(n.astype(float)) - of_seed @ seen.T
+    y = np.where(mask, rows, 0.0)
+    y = np.where(mask, y - y.sum() / mask.sum(), 0.0)
+    n = mask.sum(axis=1)
+    of_seed = mask / mask.sum(axis=0)
+    information = np.diag(n.astype(float)) - of_seed @ mask.T
     inverse = np.linalg.pinv(information, rcond=1e-9, hermitian=True)
     effects = inverse @ (y.sum(axis=1) - of_seed @ y.sum(axis=0))
-    adjusted = np.where(seen, y - effects[:, None], 0.0)
-    square = float((np.where(seen, adjusted - adjusted.sum(axis=0) / seen.sum(axis=0), 0.0) ** 2).sum())
-    within = float((np.where(seen, y - (y.sum(axis=1) / np.maximum(n, 1))[:, None], 0.0) ** 2).sum())
+    deviations = np.where(mask, y - effects[:, None], 0.0)
+    square = float((np.where(mask, deviations - deviations.sum(axis=0) / mask.sum(axis=0), 0.0) ** 2).sum())
+    within_square = float((np.where(mask, y - (y.sum(axis=1) / np.maximum(n, 1))[:, None], 0.0) ** 2).sum())
     parts = len(rows) - int(np.linalg.matrix_rank(information, tol=1e-9 * max(1.0, n.max()), hermitian=True))
-    df = int(seen.sum()) - len(rows) - rows.shape[1] + parts
-    return TwoWay(inverse, effects, information @ inverse, square, df, within - square, rows.shape[1] - parts)
+    df = int(mask.sum()) - len(rows) - rows.shape[1] + parts
+    return TwoWay(inverse, effects, information @ inverse, square, df, within_square - square, rows.shape[1] - parts)
 
 
 def fit_group(cells: Floats, model: str) -> Fit:
@@ -86,57 +88,59 @@ def fit_group(cells: Floats, model: str) -> Fit:
         return _paired(cells)
     if model != "joint":
         return _welch(cells) if model == "welch" else _one_way(cells)
-    fitted = two_way(cells)
-    if fitted is not None and _seeds_differ(fitted):
-        out = _stand_out(_residuals(cells, fitted), _ROW_STANDS_OUT, _ROW_STANDS_OUT)
-        return _blocked(fitted)._replace(wider=(_where(out[1:] | out[0], _paired(cells)),))
-    shared = _one_way(cells)
-    if np.isfinite(shared.df).sum() < 2:
-        out = _stand_out(cells, _ONE_OF_TWO_STANDS_OUT, _ONE_OF_TWO_STANDS_OUT)
-        return shared._replace(wider=(_where(out[1:] | out[0], _welch(cells)),))
-    out = _stand_out(cells, _BASELINE_STANDS_OUT, _ROW_STANDS_OUT)
-    return shared._replace(wider=(_where(out[1:], _welch(cells)), *([_two_variances(cells)] if out[0] else [])))
+    two_way_fit = two_way(cells)
+    if two_way_fit is not None and _seeds_differ(two_way_fit):
+        outliers = _stand_out(_residuals(cells, two_way_fit), _ROW_STANDS_OUT, _ROW_STANDS_OUT)
+        return _blocked(two_way_fit)._replace(wider=(_where(outliers[1:] | outliers[0], _paired(cells)),))
+    base_fit = _one_way(cells)
+    if np.isfinite(base_fit.df).sum() < 2:
+        outliers = _stand_out(cells, _ONE_OF_TWO_STANDS_OUT, _ONE_OF_TWO_STANDS_OUT)
+        return base_fit._replace(wider=(_where(outliers[1:] | outliers[0], _welch(cells)),))
+    outliers = _stand_out(cells, _BASELINE_STANDS_OUT, _ROW_STANDS_OUT)
+    return base_fit._replace(
+        wider=(_where(outliers[1:], _welch(cells)), *([_two_variances(cells)] if outliers[0] else []))
+    )
 
 
 def widths(fit: Fit, level: float) -> tuple[Floats, Floats, Floats, NDArray[np.str_]]:
-    """Return (K,) simultaneous half-widths, standard errors, degrees of freedom, and what variance they are from."""
+    """Return (K,) simultaneous half-widths, standard errors, degrees of freedom, and the kinds of variance."""
     count = int(np.isfinite(fit.df).sum())
     half, error, df = np.full((3, len(fit.mean)), np.nan)
     variance = np.full(len(half), fit.variance)
-    for one in (fit, *fit.wider):
-        own = one.error * _critical(one, level, count)
-        wider = np.isfinite(own) & ~(own <= half)
-        half, error, df = np.where(wider, (own, one.error, one.df), (half, error, df))
-        variance = np.where(wider, one.variance, variance)
+    for candidate in (fit, *fit.wider):
+        margins = candidate.error * _critical(candidate, level, count)
+        is_wider = np.isfinite(margins) & ~(margins <= half)
+        half, error, df = np.where(is_wider, (margins, candidate.error, candidate.df), (half, error, df))
+        variance = np.where(is_wider, candidate.variance, variance)
     return half, error, df, variance
 
 
 def adjusted_p(fit: Fit) -> Floats:
     """Return (K,) two-sided p values, adjusted for the comparisons of the group."""
     count, p = int(np.isfinite(fit.df).sum()), np.full(len(fit.mean), np.nan)
-    for one in (fit, *fit.wider):
-        known = np.isfinite(one.df) & (one.error > 0)
-        t = np.abs(one.mean[known] / one.error[known])
-        if one.loading is None:
-            own = 1 - (1 - 2 * stdtr(one.df[known], -t)) ** count
+    for candidate in (fit, *fit.wider):
+        mask = np.isfinite(candidate.df) & (candidate.error > 0)
+        t = np.abs(candidate.mean[mask] / candidate.error[mask])
+        if candidate.loading is None:
+            p_values = 1 - (1 - 2 * stdtr(candidate.df[mask], -t)) ** count
         else:
-            own, factors = np.empty(len(t)), grouped(one.loading[np.isfinite(one.df)])
-            for df in np.unique(one.df[known]):
-                same = one.df[known] == df
-                own[same] = 1 - dunnett_cdf(t[same], float(df), *factors)
-        p[known] = np.fmax(p[known], np.clip(own, 0.0, 1.0))
+            p_values, factors = np.empty(len(t)), grouped(candidate.loading[np.isfinite(candidate.df)])
+            for df in np.unique(candidate.df[mask]):
+                rows = candidate.df[mask] == df
+                p_values[rows] = 1 - dunnett_cdf(t[rows], float(df), *factors)
+        p[mask] = np.fmax(p[mask], np.clip(p_values, 0.0, 1.0))
     return p
 
 
 def _critical(fit: Fit, level: float, count: int) -> Floats:
-    """Return (K,) how many standard errors a simultaneous half-width takes."""
+    """Return (K,) simultaneous half-widths in standard errors."""
     if fit.loading is None:
         return np.asarray(-stdtrit(fit.df, (1 - level ** (1 / max(count, 1))) / 2))
-    critical, known = np.full(len(fit.df), np.nan), np.isfinite(fit.df)
-    factors = grouped(fit.loading[known])
-    for df in np.unique(fit.df[known]):
-        critical[fit.df == df] = dunnett_quantile(level, float(df), *factors)
-    return critical
+    quantiles, mask = np.full(len(fit.df), np.nan), np.isfinite(fit.df)
+    factors = grouped(fit.loading[mask])
+    for df in np.unique(fit.df[mask]):
+        quantiles[fit.df == df] = dunnett_quantile(level, float(df), *factors)
+    return quantiles
 
 
 def _where(rows: NDArray[np.bool_], fit: Fit) -> Fit:
@@ -153,17 +157,17 @@ def _paired(cells: Floats) -> Fit:
 def _seeds_differ(fitted: TwoWay) -> bool:
     if fitted.df < _FEWEST_DF or fitted.seed_df < 1:
         return False
-    between, rest = fitted.seed_square / fitted.seed_df, fitted.square / fitted.df
-    # Rows that are alike up to a shift leave no rest: there is nothing to judge by, and no block is the wider choice.
-    if rest <= 1e-18 * max(between, 1e-300):
+    seed_ms, rest_ms = fitted.seed_square / fitted.seed_df, fitted.square / fitted.df
+    # Rows that are equal up to a shift leave no residual to judge by; intervals without blocks are the wider ones.
+    if rest_ms <= 1e-18 * max(seed_ms, 1e-300):
         return False
-    return bool(fdtrc(fitted.seed_df, fitted.df, between / rest) < _SEEDS_DIFFER)
+    return bool(fdtrc(fitted.seed_df, fitted.df, seed_ms / rest_ms) < _SEEDS_DIFFER)
 
 
 def _residuals(cells: Floats, fitted: TwoWay) -> Floats:
-    rest = cells - fitted.effects[:, None]
-    seen = (~np.isnan(rest)).sum(axis=0)  # a seed of one variant alone fits it exactly
-    return np.asarray(np.where(seen > 1, rest - np.nansum(rest, axis=0) / np.maximum(seen, 1), np.nan))
+    residuals = cells - fitted.effects[:, None]
+    counts = (~np.isnan(residuals)).sum(axis=0)  # a seed with a single variant is fitted exactly
+    return np.asarray(np.where(counts > 1, residuals - np.nansum(residuals, axis=0) / np.maximum(counts, 1), np.nan))
 
 
 def _moments(cells: Floats) -> tuple[Floats, Floats, Floats]:
@@ -178,13 +182,13 @@ def _moments(cells: Floats) -> tuple[Floats, Floats, Floats]:
 
 
 def _stand_out(cells: Floats, baseline: float, row: float) -> NDArray[np.bool_]:
-    """(1 + K,) whose variance is above that of all other rows together, by F tests at these levels."""
+    """Return (1 + K,) whether a row's variance is above that of all others together, by F tests at these levels."""
     _, variance, n = _moments(cells)
     df = np.where(np.isfinite(variance), n - 1, 0.0)
     square = df * np.nan_to_num(variance)
-    rest_df, rest = df.sum() - df, square.sum() - square
+    rest_df, rest_square = df.sum() - df, square.sum() - square
     with np.errstate(invalid="ignore", divide="ignore"):
-        ratio = (square / df) / (rest / rest_df)
+        ratio = (square / df) / (rest_square / rest_df)
     levels = np.where(np.arange(len(cells)) == 0, baseline, row)
     return np.asarray((df > 0) & (rest_df > 0) & (fdtrc(df, rest_df, ratio) < levels))
 
@@ -206,8 +210,8 @@ def _one_way(cells: Floats) -> Fit:
     mean, _, n = _moments(cells)
     df = max(float(n.sum() - len(n)), 0.0)
     squares = np.nansum((cells - mean[:, None]) ** 2)
-    pooled = squares / df if df else np.nan
-    error = np.sqrt(pooled * (1 / n[1:] + 1 / n[0]))
+    pooled_variance = squares / df if df else np.nan
+    error = np.sqrt(pooled_variance * (1 / n[1:] + 1 / n[0]))
     rows = np.full(len(n) - 1, df if df else np.nan)
     return Fit(mean[1:] - mean[0], error, rows, np.sqrt(n[1:] / (n[1:] + n[0])), False, "shared")
 
@@ -222,12 +226,12 @@ def _welch(cells: Floats) -> Fit:
 
 
 def _two_variances(cells: Floats) -> Fit:
-    """Let the baseline have a variance of its own and the variants one together (after Hasler & Hothorn 2008)."""
+    """Fit one variance for the baseline and one for all variants (after Hasler & Hothorn 2008)."""
     mean, variance, n = _moments(cells)
     df = np.where(np.isfinite(variance), n - 1, 0.0)
-    pooled = (df[1:] * np.nan_to_num(variance[1:])).sum() / df[1:].sum()
-    rows, base = pooled / np.maximum(n[1:], 1), variance[0] / n[0]
-    freedom = (rows + base) ** 2 / (rows**2 / df[1:].sum() + base**2 / df[0])
-    freedom = np.where(n[1:] > 0, np.floor(10 * freedom) / 10, np.nan)  # few distinct ones: a quantile takes a while
+    pooled_variance = (df[1:] * np.nan_to_num(variance[1:])).sum() / df[1:].sum()
+    rows, base = pooled_variance / np.maximum(n[1:], 1), variance[0] / n[0]
+    row_df = (rows + base) ** 2 / (rows**2 / df[1:].sum() + base**2 / df[0])
+    row_df = np.where(n[1:] > 0, np.floor(10 * row_df) / 10, np.nan)  # few distinct values, as each quantile is slow
     loading = np.sqrt(base / (rows + base))
-    return Fit(mean[1:] - mean[0], np.sqrt(rows + base), freedom, loading, False, "baseline")
+    return Fit(mean[1:] - mean[0], np.sqrt(rows + base), row_df, loading, False, "baseline")

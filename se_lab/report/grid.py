@@ -10,7 +10,7 @@ Measure = Callable[[str], float]
 
 @dataclass(frozen=True)
 class Grid:
-    """What a table prints, in the units of nothing but text: C columns of R cells."""
+    """The printed content of a table, as text: C columns of R cells."""
 
     headings: Sequence[str]
     cells: Sequence[Sequence[str]]
@@ -39,15 +39,15 @@ class Fit:
 
     columns: tuple[int, ...]
     headings: tuple[tuple[str, ...], ...]
-    """The lines of each of their headings."""
+    """The heading of each column, in lines."""
     widths: tuple[float, ...]
-    """The width of each of them, in which names may have to wrap."""
+    """The width of each column; longer names have to wrap."""
     left_out: tuple[str, ...]
     """The headings of the columns that do not fit."""
 
 
 def fit(grid: Grid, available: float, measure: Measure, gap: float) -> Fit:
-    """Choose the columns that fit: names first, then what may be bold, so metrics, then the rest.
+    """Choose the columns that fit: names first, then metrics (which may be bold), then the rest.
 
     Headings may wrap into three lines, names too, numbers never.
 
@@ -63,35 +63,37 @@ def fit(grid: Grid, available: float, measure: Measure, gap: float) -> Fit:
         widths = [max(cell, *map(measure, heading)) for cell, heading in zip(cells, headings, strict=True)]
         if sum(widths) + gap * (len(widths) - 1) <= available:
             return Fit(tuple(range(len(widths))), tuple(headings), tuple(widths), ())
-    longest = [max(map(measure, heading)) for heading in headings]
-    narrow = available / 3 / max(1, sum(grid.is_text))
-    least = [min(w, max(narrow, h)) if t else w for w, h, t in zip(widths, longest, grid.is_text, strict=True)]
-    kept: list[int] = []
-    for column in sorted(range(len(least)), key=lambda c: (not grid.is_text[c], not any(grid.bold[c : c + 1]))):
-        if not kept or sum(least[c] + gap for c in kept) + least[column] <= available:
-            kept.append(column)
-    kept.sort()
-    room = available - gap * (len(kept) - 1) - sum(widths[c] for c in kept if not grid.is_text[c])
-    names = sorted((c for c in kept if grid.is_text[c]), key=lambda c: widths[c])
+    heading_widths = [max(map(measure, heading)) for heading in headings]
+    min_width = available / 3 / max(1, sum(grid.is_text))
+    min_widths = [
+        min(w, max(min_width, h)) if t else w for w, h, t in zip(widths, heading_widths, grid.is_text, strict=True)
+    ]
+    columns: list[int] = []
+    for column in sorted(range(len(min_widths)), key=lambda c: (not grid.is_text[c], not any(grid.bold[c : c + 1]))):
+        if not columns or sum(min_widths[c] + gap for c in columns) + min_widths[column] <= available:
+            columns.append(column)
+    columns.sort()
+    room = available - gap * (len(columns) - 1) - sum(widths[c] for c in columns if not grid.is_text[c])
+    names = sorted((c for c in columns if grid.is_text[c]), key=lambda c: widths[c])
     for place, column in enumerate(names):  # a short name leaves its share to the longer ones
         widths[column] = min(widths[column], room / (len(names) - place))
         room -= widths[column]
-    left_out = tuple(heading for c, heading in enumerate(grid.headings) if c not in kept)
-    return Fit(tuple(kept), tuple(headings[c] for c in kept), tuple(widths[c] for c in kept), left_out)
+    left_out = tuple(heading for c, heading in enumerate(grid.headings) if c not in columns)
+    return Fit(tuple(columns), tuple(headings[c] for c in columns), tuple(widths[c] for c in columns), left_out)
 
 
 def _wrapped(text: str, lines: int, measure: Measure) -> tuple[str, ...]:
-    """Wrap a heading into at most so many lines, as narrow as that allows."""
+    """Wrap a heading into at most `lines` lines, as narrow as possible."""
     words = text.split() or [""]
     for width in sorted(
         {measure(" ".join(words[i:j])) for i in range(len(words)) for j in range(i + 1, len(words) + 1)}
     ):
-        wrapped = [words[0]]
+        rows = [words[0]]
         for word in words[1:]:
-            if measure(f"{wrapped[-1]} {word}") <= width:
-                wrapped[-1] += f" {word}"
+            if measure(f"{rows[-1]} {word}") <= width:
+                rows[-1] += f" {word}"
             else:
-                wrapped.append(word)
-        if len(wrapped) <= lines and max(map(measure, wrapped)) <= width:
-            return tuple(wrapped)
+                rows.append(word)
+        if len(rows) <= lines and max(map(measure, rows)) <= width:
+            return tuple(rows)
     return (text,)

@@ -21,7 +21,7 @@ MODELS: tuple[str, ...] = get_args(Model)
 
 
 class Comparison(NamedTuple):
-    """Differences to the baseline (V,), with what is needed to judge them; NaN where nothing can be compared."""
+    """Differences to the baseline (V,) with their intervals and errors; NaN where there is no comparison."""
 
     mean: Floats
     half_width: Floats
@@ -35,7 +35,7 @@ class Comparison(NamedTuple):
     blocked: NDArray[np.bool_]
     """(V,) whether the variant's group was compared within seeds."""
     variance: NDArray[np.str_]
-    """(V,) what the interval is from: one `shared` variance, the `baseline`'s own beside it, or the `row`'s own."""
+    """(V,) the variance of the interval: `shared` by all, the `baseline`'s own beside that, or the `row`'s own."""
     correlation: float
     """Between two variants of one seed, estimated over all groups; NaN where it cannot be."""
 
@@ -58,13 +58,13 @@ def compare(
     (at 0.01), else it is dropped. All rows share one variance (Dunnett 1955), except where an F test finds that a
     variance stands out above the rest. A row whose own does (at 0.05) takes Welch's interval, or the paired one among
     blocks. Where the baseline's does (at 0.2, as all rows share it), it has a variance of its own beside that of the
-    variants (Hasler & Hothorn 2008). Either counts where it is the wider. `pooled` has no block and always one
+    variants (Hasler & Hothorn 2008). Either is used only where wider. `pooled` has no block and always one
     variance, `welch` never; `paired` takes the differences seed by seed, each row with a variance of its own. Rows with
     a variance of their own share 1 − level by Šidák, and so do groups.
 
     Assumes seeds that are independent and errors that are roughly normal (t with 3 degrees of freedom still does).
-    What matters is one variance for all: pooled, one variant three times as variable raises the false alarms of a
-    table to 14 %, a baseline to 33 %; with `joint` they are at most 6 and 8 % (benchmarks/evidence.py). Raises
+    The critical assumption is one variance: with `pooled`, a variant three times as variable raises the false alarms
+    of a table to 14 %, a baseline to 33 %; with `joint` they are at most 6 and 8 % (benchmarks/evidence.py). Raises
     ReportError for an unknown model.
     """
     array = np.asarray(values, dtype=np.float64)
@@ -72,12 +72,12 @@ def compare(
     mean, half, error, df = np.full((4, count), np.nan)
     blocked, variance = np.zeros(count, dtype=bool), np.full(count, "shared", dtype="<U8")
     fits = _fits(array, group, baseline, model)
-    tested = _tested(fits)
+    group_count = _tested(fits)
     for rows, fit in fits:
         mean[rows], blocked[rows] = fit.mean, fit.blocked
-        half[rows], error[rows], df[rows], variance[rows] = widths(fit, level ** (1 / tested))
+        half[rows], error[rows], df[rows], variance[rows] = widths(fit, level ** (1 / group_count))
     pairs = paired_difference(array, np.where(np.isfinite(mean)[:, None], array[baseline], np.nan)).n
-    half = np.where(half > 1e-9 * np.maximum(np.abs(mean), 1e-3), half, np.nan)  # equal values: nothing to judge by
+    half = np.where(half > 1e-9 * np.maximum(np.abs(mean), 1e-3), half, np.nan)  # equal values: unknown spread
     return Comparison(mean, half, error, df, pairs, blocked, variance, seed_correlation(array, group))
 
 
@@ -99,9 +99,9 @@ def _fits(
     """Return the rows of each group that can be compared with its baseline, and their fit."""
     if model not in MODELS:
         raise unknown("model", model, MODELS)
-    compared = (baseline >= 0) & (baseline != np.arange(len(array))) & ~np.isnan(array).all(axis=1)
-    compared &= ~np.isnan(array[baseline]).all(axis=1)
-    return [(rows, fit_group(array[[baseline[rows[0]], *rows]], model)) for rows in groups(group, compared)]
+    mask = (baseline >= 0) & (baseline != np.arange(len(array))) & ~np.isnan(array).all(axis=1)
+    mask &= ~np.isnan(array[baseline]).all(axis=1)
+    return [(rows, fit_group(array[[baseline[rows[0]], *rows]], model)) for rows in groups(group, mask)]
 
 
 def _tested(fits: list[tuple[NDArray[np.intp], Fit]]) -> int:
@@ -118,18 +118,18 @@ def contrast(
 ) -> Comparison:
     """Return the difference of a pair of variants, first − second, with an interval of its own, in one row.
 
-    It takes its variance from all variants of their group. Raises ReportError for an unknown model.
+    The variance is from all variants of their group. Raises ReportError for an unknown model.
     """
     array, (first, second) = np.asarray(values, dtype=np.float64), pair
-    finished = np.isfinite(array).any(axis=1) | np.isin(np.arange(len(array)), pair)  # an empty row has no variance
-    rows = np.flatnonzero((group == group[first]) & finished)
+    has_values = np.isfinite(array).any(axis=1) | np.isin(np.arange(len(array)), pair)  # an empty row has no variance
+    rows = np.flatnonzero((group == group[first]) & has_values)
     rows = rows if second in rows else np.array([second, first])
-    others = rows[rows != second]
-    single = fit_group(array[[second, *others]], model).only(int(np.flatnonzero(others == first)[0]))
-    half, error, df, variance = widths(single, level)
+    variants = rows[rows != second]
+    fit = fit_group(array[[second, *variants]], model).only(int(np.flatnonzero(variants == first)[0]))
+    half, error, df, variance = widths(fit, level)
     pairs = np.atleast_1d(paired_difference(array[first], array[second]).n)
-    blocked = np.array([single.blocked])
-    return Comparison(single.mean, half, error, df, pairs, blocked, variance, np.nan)
+    blocked = np.array([fit.blocked])
+    return Comparison(fit.mean, half, error, df, pairs, blocked, variance, np.nan)
 
 
 def verdicts(compared: Comparison, narrower: Comparison, sign: float, margin: float | None = None) -> list[str]:
@@ -139,9 +139,9 @@ def verdicts(compared: Comparison, narrower: Comparison, sign: float, margin: fl
     where higher is. Equivalence is two one-sided tests at 0.05 against ±margin, that is, the 90 % interval inside the
     margin (Schuirmann 1987); without a margin there is none.
     """
-    inside = np.abs(narrower.mean) + narrower.half_width < (0.0 if margin is None else margin)
-    decided = np.where(sign * compared.mean < 0, "better", "worse")
-    words = np.where(compared.excludes_zero, decided, np.where(inside, "equivalent", "undecided"))
+    is_equivalent = np.abs(narrower.mean) + narrower.half_width < (0.0 if margin is None else margin)
+    directions = np.where(sign * compared.mean < 0, "better", "worse")
+    words = np.where(compared.excludes_zero, directions, np.where(is_equivalent, "equivalent", "undecided"))
     return [str(word) for word in np.where(np.isfinite(compared.half_width), words, "")]
 
 
@@ -149,11 +149,11 @@ def seed_correlation(values: Floats, group: NDArray[np.intp]) -> float:
     """Return the correlation of two variants with one seed, from the mean squares of seed and rest in each group."""
     seed_ms, rest_ms, sizes = [], [], []
     for rows in groups(group, np.asarray(~np.isnan(values).all(axis=1))):
-        fitted = two_way(values[rows])
-        if fitted is not None and fitted.df > 0 and fitted.seed_df > 0:
-            seed_ms.append(fitted.seed_square / fitted.seed_df)
-            rest_ms.append(fitted.square / fitted.df)
-            sizes.append((~np.isnan(values[rows])).sum() / (fitted.seed_df + 1))
+        fit = two_way(values[rows])
+        if fit is not None and fit.df > 0 and fit.seed_df > 0:
+            seed_ms.append(fit.seed_square / fit.seed_df)
+            rest_ms.append(fit.square / fit.df)
+            sizes.append((~np.isnan(values[rows])).sum() / (fit.seed_df + 1))
     if not rest_ms or not (total := np.mean(rest_ms)) > 0:
         return float("nan")
     component = float(np.mean((np.array(seed_ms) - rest_ms) / sizes))
@@ -170,9 +170,9 @@ def pooled_effect(differences: ArrayLike, errors: ArrayLike) -> tuple[float, flo
     from statsmodels.stats.meta_analysis import combine_effects
 
     y, v = np.asarray(differences, dtype=np.float64), np.square(np.asarray(errors, dtype=np.float64))
-    known = np.isfinite(y) & (v > 0)
-    if known.sum() < 2:
+    mask = np.isfinite(y) & (v > 0)
+    if mask.sum() < 2:
         return float("nan"), float("nan"), float("nan")
-    combined = combine_effects(y[known], v[known], method_re="iterated", use_t=True, atol=1e-10, maxiter=200)
-    half = float(stats.t.ppf(0.975, known.sum() - 1)) * combined.sd_eff_w_re_hksj
-    return float(combined.mean_effect_re), float(half), float(np.sqrt(max(combined.tau2, 0.0)))
+    result = combine_effects(y[mask], v[mask], method_re="iterated", use_t=True, atol=1e-10, maxiter=200)
+    half = float(stats.t.ppf(0.975, mask.sum() - 1)) * result.sd_eff_w_re_hksj
+    return float(result.mean_effect_re), float(half), float(np.sqrt(max(result.tau2, 0.0)))

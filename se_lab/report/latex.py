@@ -1,4 +1,4 @@
-"""Tables in LaTeX, which need nothing but booktabs and threeparttable and fit a column or a page."""
+"""LaTeX tables that need only booktabs and threeparttable and fit a column or a page."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SIZE, _LINE, _GAP = 8.0, 9.6, 8.0
 
 @dataclass(frozen=True)
 class Setting:
-    """How a LaTeX table stands in its document."""
+    """The layout of a LaTeX table in its document."""
 
     width: str = ""
     """single, double, or inches; by default single, and double for a wide table."""
@@ -27,11 +27,11 @@ class Setting:
     """By default the table's title."""
     label: str = ""
     wide: bool = False
-    """Whether the table goes over both columns of a page (`table*`)."""
+    """Whether the table spans both columns of a page (`table*`)."""
 
     @property
     def points(self) -> float:
-        """The width in points. Raises ReportError for one that is no width."""
+        """The width in points. Raises ReportError for an invalid width."""
         width = self.width or ("double" if self.wide else "single")
         if width in WIDTHS:
             return WIDTHS[width] * POINTS_PER_INCH
@@ -46,29 +46,30 @@ class Setting:
 
 def latex_text(grid: Grid, setting: Setting) -> str:
     """Write a table as a threeparttable with booktabs rules, without the columns that do not fit its width."""
-    chosen = fit(grid, setting.points, _width, _GAP)
-    most = max(map(len, chosen.headings))
-    columns = [_column(grid, chosen, place, most) for place in range(len(chosen.columns))]
+    layout = fit(grid, setting.points, _width, _GAP)
+    heading_lines = max(map(len, layout.headings))
+    columns = [_column(grid, layout, place, heading_lines) for place in range(len(layout.columns))]
     lines = ["    " + " & ".join(row) + r" \\" for row in zip(*(cells for _, cells in columns), strict=True)]
-    head, body = lines[:most], []
-    for row, line in enumerate(lines[most:]):
+    head, body = lines[:heading_lines], []
+    for row, line in enumerate(lines[heading_lines:]):
         body += [r"    \midrule"] * grid.starts_group(row) + [line]
     environment = "table*" if setting.wide else "table"
     label = rf"\label{{{setting.label}}}" if setting.label else ""
-    left_out = [f"% left out, as it would be too wide: {', '.join(chosen.left_out)}"] if chosen.left_out else []
+    comments = [f"% left out, as it would be too wide: {', '.join(layout.left_out)}"] if layout.left_out else []
     notes = [rf"    \item[] {_escaped(note)}" for note in grid.notes]
     if notes:
         notes = [r"  \begin{tablenotes}[flushleft]\scriptsize\raggedright", *notes, r"  \end{tablenotes}"]
     return "\n".join(
         [
             r"% \usepackage{booktabs,threeparttable}",
-            *left_out,
+            *comments,
             rf"\begin{{{environment}}}[t]",
             r"  \centering",
             r"  \begin{threeparttable}",
             rf"  \caption{{\sloppy {_escaped(setting.caption or grid.title)}}}{label}",
             rf"  \fontsize{{{_SIZE:g}}}{{{_LINE:g}}}\selectfont \setlength{{\tabcolsep}}{{{_GAP / 2:g}pt}}"
-            + r" \renewcommand{\arraystretch}{1.3}" * any(_RANGE.fullmatch(cell) for own in grid.cells for cell in own),
+            + r" \renewcommand{\arraystretch}{1.3}"
+            * any(_RANGE.fullmatch(cell) for column in grid.cells for cell in column),
             rf"  \begin{{tabular}}{{@{{}}{''.join(kind for kind, _ in columns)}@{{}}}}",
             r"    \toprule",
             *head,
@@ -84,28 +85,28 @@ def latex_text(grid: Grid, setting: Setting) -> str:
     )
 
 
-def _column(grid: Grid, chosen: Fit, place: int, most: int) -> tuple[str, list[str]]:
+def _column(grid: Grid, layout: Fit, place: int, heading_lines: int) -> tuple[str, list[str]]:
     """Return a column's letter and its cells, the lines of its heading first."""
-    column, heading = chosen.columns[place], chosen.headings[place]
+    column, heading = layout.columns[place], layout.headings[place]
     cells = grid.cells[column]
-    head = [""] * (most - len(heading)) + [_escaped(line, unbroken=_NEVER) for line in heading]
+    head = [""] * (heading_lines - len(heading)) + [_escaped(line, unbroken=_NEVER) for line in heading]
     bold = [grid.is_bold(column, row) for row in range(len(cells))]
     if not grid.is_text[column]:
         return "r", head + [_number(cell, cells, best) for cell, best in zip(cells, bold, strict=True)]
-    wraps = max(map(_width, cells), default=0.0) > chosen.widths[place]
+    wraps = max(map(_width, cells), default=0.0) > layout.widths[place]
     texts = [
         rf"\raggedright\let\\\tabularnewline {_escaped(cell, unbroken=8)}" if wraps else _escaped(cell, unbroken=_NEVER)
         for cell in cells
     ]
     texts = [rf"\textbf{{{text}}}" if best else text for text, best in zip(texts, bold, strict=True)]
-    return f"p{{{chosen.widths[place]:.0f}pt}}" if wraps else "l", head + texts
+    return f"p{{{layout.widths[place]:.0f}pt}}" if wraps else "l", head + texts
 
 
 def _number(cell: str, cells: Sequence[str], bold: bool) -> str:
-    """Write a number; what it lacks of the column's longest interval is left free, so that decimals stay aligned."""
-    if any(_RANGE.fullmatch(other) for other in cells):
+    """Write a number, padded to the column's longest interval, so that decimals stay aligned."""
+    if any(_RANGE.fullmatch(text) for text in cells):
         return _range(cell, cells, bold)
-    tails = [other.partition("±")[2].strip() for other in cells]
+    tails = [text.partition("±")[2].strip() for text in cells]
     longest = max(tails, key=len)
     value, tail = cell.partition("±")[0].strip(), cell.partition("±")[2].strip()
     math = value.replace(MINUS, "-").replace(",", "{,}")
@@ -117,25 +118,25 @@ def _number(cell: str, cells: Sequence[str], bold: bool) -> str:
         math = rf"\mathbf{{{math}}}"
     if tail:
         tail = rf"\mathbf{{{tail}}}" if bold else tail.replace(",", "{,}")
-        free = rf"\phantom{{{'0' * (len(longest) - len(cell.partition('±')[2].strip()))}}}"
-        return rf"${math} \pm {'' if free.endswith('{}') else free}{tail}$"
+        padding = rf"\phantom{{{'0' * (len(longest) - len(cell.partition('±')[2].strip()))}}}"
+        return rf"${math} \pm {'' if padding.endswith('{}') else padding}{tail}$"
     return rf"${math}\phantom{{{{}}\pm {longest}}}$" if longest else f"${math}$"
 
 
 def _range(cell: str, cells: Sequence[str], bold: bool) -> str:
-    """Write `0.75 (0.42–1.35)` as 0.75 with how far the interval reaches above and below; free where there is none."""
-    value, up, down = _sides(cell)
-    if not up:
+    """Write `0.75 (0.42–1.35)` as 0.75 with the distances to both ends; padded where there is no interval."""
+    value, plus, minus = _sides(cell)
+    if not plus:
         width, longest = max((len(sides[0]), sides[1]) for sides in map(_sides, cells) if sides[1])
-        if len(value) > width:  # what is left free would make the column wider than it was measured
+        if len(value) > width:  # padding would make the column wider than measured
             return _escaped(value)
         return rf"{_escaped(value)}$\phantom{{{{}}^{{{longest}}}}}$" if value else ""
     digits = rf"\mathbf{{{value}}}" if bold else value
-    return rf"${digits}^{{{up}}}_{{{down}}}$"
+    return rf"${digits}^{{{plus}}}_{{{minus}}}$"
 
 
 def _sides(cell: str) -> tuple[str, str, str]:
-    """Return a cell's value, and how far its interval reaches above and below, with signs; empty where it has none."""
+    """Return a cell's value and the signed distances to its interval's upper and lower ends; empty without one."""
     match = _RANGE.fullmatch(cell)
     if match is None:
         return cell, "", ""
@@ -182,9 +183,9 @@ def _escaped(text: str, *, unbroken: int = 15) -> str:
 
 def _width(text: str) -> float:
     """Return the width of a text in points, in Computer Modern, the widest of the usual fonts."""
-    value, up, down = _sides(text)
-    if up:
-        return _width(value) + 0.75 * max(_width(up), _width(down))
+    value, plus, minus = _sides(text)
+    if plus:
+        return _width(value) + 0.75 * max(_width(plus), _width(minus))
     return sum(_EM.get(char, 0.80 if char.isupper() else 0.55) for char in text) * _SIZE
 
 

@@ -1,4 +1,4 @@
-"""What stands under a table: what is missing or mixed, and how to read the numbers."""
+"""The notes under a table: missing or mixed trials, and how to read the numbers."""
 
 from __future__ import annotations
 
@@ -29,90 +29,91 @@ _LISTED = 8  # names that a note gives; the rest are counted
 def missing_notes(
     trials: pd.DataFrame, variants: pd.DataFrame, group: NDArray[np.intp], baseline: NDArray[np.intp]
 ) -> list[str]:
-    """Say which trials did not finish, which seeds and baselines are absent, and which code versions are mixed."""
+    """Return notes on unfinished trials, absent seeds and baselines, and mixed versions and conditions."""
     notes = []
-    finished = trials["status"] == "finished"
-    for status, lost in trials[~finished].groupby("status", sort=False):
-        errors = lost["error"] if "error" in lost else [None] * len(lost)
+    is_finished = trials["status"] == "finished"
+    for status, rows in trials[~is_finished].groupby("status", sort=False):
+        errors = rows["error"] if "error" in rows else [None] * len(rows)
         texts = [
             name if is_missing(error) else f"{name} ({error})"
-            for name, error in zip(trial_names(lost, variants), errors, strict=True)
+            for name, error in zip(trial_names(rows, variants), errors, strict=True)
         ]
-        notes.append(f"{len(lost)} {'trial' if len(lost) == 1 else 'trials'} {status}: {some(texts)}.")
+        notes.append(f"{len(rows)} {'trial' if len(rows) == 1 else 'trials'} {status}: {some(texts)}.")
     notes += _unequal_seeds(trials, variants, group)
-    if "chosen" in trials and (chosen := trials["chosen"].eq(True)).any():
-        names = variants["variant"].loc[list(dict.fromkeys(trials.loc[chosen, "variant"]))]
-        what = "chosen by the validation errors of these trials, which flatters them"
-        notes.append(f"{some(names)}: {what}; RUNS confirm:FILE has fresh seeds.")
-    without = variants["variant"][baseline < 0]
-    if len(without) == len(variants):
+    if "chosen" in trials and (is_chosen := trials["chosen"].eq(True)).any():
+        names = variants["variant"].loc[list(dict.fromkeys(trials.loc[is_chosen, "variant"]))]
+        remark = "chosen by the validation errors of these trials, which flatters them"
+        notes.append(f"{some(names)}: {remark}; RUNS confirm:FILE has fresh seeds.")
+    orphans = variants["variant"][baseline < 0]
+    if len(orphans) == len(variants):
         notes.append("No baseline (insertion none) among the records: no differences.")
-    elif len(without):
-        notes.append(f"No baseline of their own, so no differences: {some(without)}.")
+    elif len(orphans):
+        notes.append(f"No baseline of their own, so no differences: {some(orphans)}.")
     if "code_version" in trials:
-        versions = trials.loc[finished, "code_version"].dropna().value_counts(sort=False)
+        versions = trials.loc[is_finished, "code_version"].dropna().value_counts(sort=False)
         if len(versions) > 1:
-            listed = ", ".join(f"{version} ({count})" for version, count in versions.items())
-            notes.append(f"Warning: trials of {len(versions)} code versions in one table: {listed}.")
+            version_text = ", ".join(f"{version} ({count})" for version, count in versions.items())
+            notes.append(f"Warning: trials of {len(versions)} code versions in one table: {version_text}.")
     notes += [
-        f"Warning: trials under different conditions in one table: {mixed}." for mixed in mixed_conditions(trials)
+        f"Warning: trials under different conditions in one table: {condition}."
+        for condition in mixed_conditions(trials)
     ]
     return notes
 
 
 def mixed_conditions(records: pd.DataFrame) -> list[str]:
-    """Return in which conditions (versions, device, threads, git, plugins) finished trials differ, each with counts."""
+    """Return the conditions (versions, device, threads, git, plugins) in which finished trials differ, with counts."""
     if "provenance" not in records:
         return []
-    known = records.loc[records["status"] == "finished", "provenance"].dropna()
-    mixed = mixtures(json.loads(text) for text in known)
-    return [one for one in mixed if not one.startswith(("images:", "se-lab:"))]  # told apart by other means
+    texts = records.loc[records["status"] == "finished", "provenance"].dropna()
+    conditions = mixtures(json.loads(text) for text in texts)
+    return [
+        condition for condition in conditions if not condition.startswith(("images:", "se-lab:"))
+    ]  # other checks report these
 
 
 def _unequal_seeds(trials: pd.DataFrame, variants: pd.DataFrame, group: NDArray[np.intp]) -> list[str]:
-    """Seeds that some variants of a group have and others were never asked for."""
+    """Return a note on seeds for which only some variants of a group have trials."""
     codes, seeds = pd.factorize(trials["seed"], sort=True)
-    asked = np.zeros((len(variants), len(seeds)), dtype=bool)
-    asked[trials["variant"], codes] = True
-    in_group = np.zeros((group.max() + 1, len(seeds)), dtype=bool)
-    np.logical_or.at(in_group, group, asked)
-    unasked = in_group[group] & ~asked
-    lacking = np.flatnonzero(unasked.any(axis=1))
-    if not len(lacking):
+    has_seed = np.zeros((len(variants), len(seeds)), dtype=bool)
+    has_seed[trials["variant"], codes] = True
+    group_has_seed = np.zeros((group.max() + 1, len(seeds)), dtype=bool)
+    np.logical_or.at(group_has_seed, group, has_seed)
+    is_absent = group_has_seed[group] & ~has_seed
+    rows = np.flatnonzero(is_absent.any(axis=1))
+    if not len(rows):
         return []
-    names = variants["variant"].iloc[lacking]
-    texts = [
-        f"{name} ({', '.join(map(value_text, seeds[unasked[i]]))})" for name, i in zip(names, lacking, strict=True)
-    ]
+    names = variants["variant"].iloc[rows]
+    texts = [f"{name} ({', '.join(map(value_text, seeds[is_absent[i]]))})" for name, i in zip(names, rows, strict=True)]
     return [f"Seeds that are not among the records: {some(texts)}."]
 
 
 def trial_names(trials: pd.DataFrame, variants: pd.DataFrame) -> list[str]:
-    """Say what each trial is called in a note: `r=16, seed 2`."""
+    """Return the name of each trial in a note: `r=16, seed 2`."""
     names = variants["variant"].reindex(trials["variant"])
     return [f"{name}, seed {value_text(seed)}" for name, seed in zip(names, trials["seed"], strict=True)]
 
 
 def not_measured(study: Study, key: str) -> list[str]:
     """Name the finished trials without a finite value of a metric."""
-    finished = (study.trials["status"] == "finished").to_numpy()
-    lost = study.trials[finished & ~np.isfinite(pd.to_numeric(study.trials[key], "coerce").to_numpy(dtype=float))]
-    if lost.empty:
+    is_finished = (study.trials["status"] == "finished").to_numpy()
+    trials = study.trials[is_finished & ~np.isfinite(pd.to_numeric(study.trials[key], "coerce").to_numpy(dtype=float))]
+    if trials.empty:
         return []
-    return [f"Finished without a finite {key}, so left out of it: {some(trial_names(lost, study.variants))}."]
+    return [f"Finished without a finite {key}, so left out of it: {some(trial_names(trials, study.variants))}."]
 
 
 def unequal_costs(study: Study, key: str) -> list[str]:
     """Warn of variants whose seeds do not agree in a cost."""
     if column(key, study.trials).kind != "cost":
         return []
-    unequal = study.trials.groupby("variant")[key].nunique() > 1
-    names = study.variants["variant"][unequal[unequal].index]
+    is_unequal = study.trials.groupby("variant")[key].nunique() > 1
+    names = study.variants["variant"][is_unequal[is_unequal].index]
     return [f"Warning: {key} differs between the seeds of {some(names)}; the first is shown."] if len(names) else []
 
 
 def sign_flip_note(test: SignFlip, pairs: int) -> str:
-    """Say what the p values are, and the smallest that the seeds allow."""
+    """Return a note on the p values and the smallest that the seeds allow."""
     if not pairs:
         return "p: nothing pairs with the baseline, so there is no test."
     smallest = float(np.nanmin(test.smallest))
@@ -125,37 +126,37 @@ def sign_flip_note(test: SignFlip, pairs: int) -> str:
 
 
 def unfinished_notes(data: pd.DataFrame, of: Column) -> list[str]:
-    """Set the mean of the finished seeds beside its bound by worst rank, where seeds failed or were stopped."""
-    lost = data[(data["over"] > data["n"]) & (data["n"] > 0)]
+    """Return a note on means and their worst-rank bounds, for variants whose seeds failed or were stopped."""
+    rows = data[(data["over"] > data["n"]) & (data["n"] > 0)]
     texts = [
-        f"{name} ({n}/{over} finished): {number_text(mean, of.decimals)}, bound {number_text(bound, of.decimals)}"
-        for name, n, over, mean, bound in lost[["variant", "n", "over", of.key, f"{of.key}:bound"]].itertuples(
+        f"{name} ({n}/{total} finished): {number_text(mean, of.decimals)}, bound {number_text(bound, of.decimals)}"
+        for name, n, total, mean, bound in rows[["variant", "n", "over", of.key, f"{of.key}:bound"]].itertuples(
             index=False
         )
     ]
-    what = "Means are of the seeds that finished; bounds count the others as the worst trial of the group"
-    return [f"{what}: {some(texts)}."] if texts else []
+    explanation = "Means are of the seeds that finished; bounds count the others as the worst trial of the group"
+    return [f"{explanation}: {some(texts)}."] if texts else []
 
 
 def reading_notes(data: pd.DataFrame, metric: str, metrics: Sequence[str], spread: str = "interval") -> list[str]:
-    """How to read the numbers: what ± and bold mean, and where there is no interval."""
+    """Return notes on reading the numbers: what ± and bold mean, and where there is no interval."""
     notes = []
-    single = data["variant"][data["n"] == 1]
+    singles = data["variant"][data["n"] == 1]
     if (data["n"] <= 1).all():
         notes.append("One seed a variant: no interval, so no difference here can be told from the luck of a seed.")
     else:
         notes.append(_SPREAD_NOTES[spread])
-        if len(two := data["variant"][data["n"] == 2]):
-            notes.append(f"Warning: two seeds hardly show their spread, so intervals are very wide: {some(two)}.")
-        if spread == "interval" and (counted := _equal_values(data, metrics)):
-            notes.append(counted)
-        if len(single):
-            notes.append(f"One seed only, so no interval: {some(single)}.")
-    unpaired = data["variant"][(data["n"] > 0) & (data[f"{metric}:pairs"] < data["n"]) & ~data["is_baseline"]]
-    paired = data["variant"][(data["n"] > 0) & (data[f"{metric}:pairs"] > 0)]
-    if len(unpaired) and len(paired):
-        counts = data.loc[unpaired.index, [f"{metric}:pairs", "n"]].to_numpy()
-        texts = [f"{name} ({pairs} of {n})" for name, (pairs, n) in zip(unpaired, counts, strict=True)]
+        if len(doubles := data["variant"][data["n"] == 2]):
+            notes.append(f"Warning: two seeds hardly show their spread, so intervals are very wide: {some(doubles)}.")
+        if spread == "interval" and (remark := _equal_values(data, metrics)):
+            notes.append(remark)
+        if len(singles):
+            notes.append(f"One seed only, so no interval: {some(singles)}.")
+    partial_names = data["variant"][(data["n"] > 0) & (data[f"{metric}:pairs"] < data["n"]) & ~data["is_baseline"]]
+    paired_names = data["variant"][(data["n"] > 0) & (data[f"{metric}:pairs"] > 0)]
+    if len(partial_names) and len(paired_names):
+        counts = data.loc[partial_names.index, [f"{metric}:pairs", "n"]].to_numpy()
+        texts = [f"{name} ({pairs} of {n})" for name, (pairs, n) in zip(partial_names, counts, strict=True)]
         notes.append(f"Fewer pairs than seeds, as the baseline or the variant lacks some: {some(texts)}.")
     if any(data[f"{key}:best"].any() for key in metrics):
         notes.append("Bold: best of its group, where the simultaneous interval of its difference excludes zero.")
@@ -163,7 +164,7 @@ def reading_notes(data: pd.DataFrame, metric: str, metrics: Sequence[str], sprea
 
 
 def _equal_values(data: pd.DataFrame, metrics: Sequence[str]) -> str:
-    """Say of which variants all seeds have one value, so that the interval is over images or there is none."""
+    """Return a note on variants whose seeds all have one value: their interval is over images or missing."""
     names = []
     for key in metrics:
         rows = (data["n"] > 1) & (data[f"{key}:std"] <= 1e-9 * data[key].abs())
@@ -177,7 +178,7 @@ def _equal_values(data: pd.DataFrame, metrics: Sequence[str]) -> str:
 
 
 def some(names: Iterable[str]) -> str:
-    """Join the first eight of the names, and how many more there are."""
-    every = list(names)
-    more = [f"and {len(every) - _LISTED} more"] if len(every) > _LISTED else []
-    return "; ".join(every[:_LISTED] + more)
+    """Join the first eight names and the number of the others."""
+    items = list(names)
+    suffix = [f"and {len(items) - _LISTED} more"] if len(items) > _LISTED else []
+    return "; ".join(items[:_LISTED] + suffix)

@@ -1,4 +1,4 @@
-"""What the SE paper's nets cost, counted here and now, beside what it prints: no training run is needed."""
+"""Costs of the SE paper's nets, counted by us, beside the printed ones: no training run is needed."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def count_paper_costs(paper: str = "all", say: Callable[[str], None] = print) ->
     """Count every net whose parameters or MACs the paper's table of that name prints, or all tables.
 
     Returns the rows of `paper_rows` that print a cost, with `counted_params`, `counted_macs`, and `costs`: the whole
-    Complexity. A backbone of 1000 classes is run once, which takes seconds, and tells the cost of all its variants;
-    `say` is told of each.
+    Complexity. A backbone of 1000 classes is run once, which takes seconds and gives the costs of all its variants;
+    `say` gets a line for each.
     Raises ReportError for an unknown table and for one that prints no costs.
     """
     from se_lab.units.costs import trace  # PyTorch, which no other table needs
@@ -34,23 +34,23 @@ def count_paper_costs(paper: str = "all", say: Callable[[str], None] = print) ->
     rows = rows[rows[["params", "macs"]].notna().any(axis=1)].reset_index(drop=True)
     if rows.empty:
         raise ReportError(f"The paper's {paper} prints no costs.")
-    counted: dict[Any, Complexity] = {}
+    cost_by_index: dict[Any, Complexity] = {}
     for backbone, variants in rows.groupby("model.backbone", sort=False):
         side = CROP.get(str(backbone), 224)
-        traced = trace(ModelSpec(str(backbone)), 1000, (3, side, side))
-        for at, row in zip(variants.index, variants.to_dict("records"), strict=True):
-            cost = counted[at] = traced.variant(unit_of(row))
+        net_trace = trace(ModelSpec(str(backbone)), 1000, (3, side, side))
+        for index, row in zip(variants.index, variants.to_dict("records"), strict=True):
+            cost = cost_by_index[index] = net_trace.variant(unit_of(row))
             say(f"{row['row']}: {cost.params:,} parameters, {cost.macs:,} MACs")
-    costs = [counted[at] for at in rows.index]
-    told: pd.DataFrame = rows.assign(
+    costs = [cost_by_index[index] for index in rows.index]
+    result: pd.DataFrame = rows.assign(
         counted_params=[cost.params for cost in costs], counted_macs=[cost.macs for cost in costs], costs=costs
     )
-    return told
+    return result
 
 
 def unit_of(row: Mapping[Any, Any]) -> SESpec:
     """Return the SE units of a row of `paper_rows`."""
     if row[INSERTION] == "none":
         return SESpec(insertion="none")
-    given = {field.name: row.get(f"model.se.{field.name}") for field in fields(SESpec)}
-    return SESpec(**{name: value for name, value in given.items() if value is not None})
+    values = {field.name: row.get(f"model.se.{field.name}") for field in fields(SESpec)}
+    return SESpec(**{name: value for name, value in values.items() if value is not None})

@@ -37,13 +37,13 @@ def has_predictions(folder: object) -> bool:
 
 
 def image_errors(folder: str, top: int = 1) -> tuple[NDArray[np.str_], NDArray[np.bool_]]:
-    """Keys (N,), sorted, and whether each image's label is missed by the first `top` (1 or 5) guesses.
+    """Return sorted keys (N,), and whether the first `top` (1 or 5) guesses miss each image's label.
 
     Raises FileNotFoundError where the trial has no predictions, ReportError where a key comes twice.
     """
-    with np.load(Path(folder) / "predictions.npz", allow_pickle=False) as stored:
-        keys = stored["key"].astype(str)
-        hit = stored["correct"] if top == 1 else (stored["top5"] == stored["label"][:, None]).any(axis=1)
+    with np.load(Path(folder) / "predictions.npz", allow_pickle=False) as archive:
+        keys = archive["key"].astype(str)
+        hit = archive["correct"] if top == 1 else (archive["top5"] == archive["label"][:, None]).any(axis=1)
     order = np.argsort(keys, kind="stable")
     if np.any(keys[order][1:] == keys[order][:-1]):
         raise ReportError(f"The predictions in {folder} name an image twice.")
@@ -59,11 +59,11 @@ def with_calibration(records: pd.DataFrame) -> pd.DataFrame:
     for row, (status, folder) in enumerate(zip(records["status"], records.get("folder", ""), strict=True)):
         if status != "finished" or not has_predictions(folder):
             continue
-        with np.load(Path(folder, "predictions.npz"), allow_pickle=False) as stored:
-            if "probability" in stored:
-                values[row] = calibration_error(stored["probability"][:, 0], stored["correct"])
-    added: pd.DataFrame = records.assign(**{CALIBRATION: values})
-    return added
+        with np.load(Path(folder, "predictions.npz"), allow_pickle=False) as archive:
+            if "probability" in archive:
+                values[row] = calibration_error(archive["probability"][:, 0], archive["correct"])
+    result: pd.DataFrame = records.assign(**{CALIBRATION: values})
+    return result
 
 
 def calibration_error(confidence: NDArray[np.floating], correct: NDArray[np.bool_], bins: int = 15) -> float:
@@ -78,24 +78,26 @@ def calibration_error(confidence: NDArray[np.floating], correct: NDArray[np.bool
 
 
 def mcnemar_column(study: Study, metric: str) -> tuple[Floats, str]:
-    """(V,) McNemar's exact p of each variant against its baseline where one seed pairs, and a note."""
+    """Return (V,) McNemar's exact p of each variant against its baseline where one seed pairs, and a note."""
     p = np.full(len(study.variants), np.nan)
-    several = False
+    has_several = False
     for variant, pairs in _pairs(study, metric):
-        several |= len(pairs) > 1
+        has_several |= len(pairs) > 1
         if len(pairs) == 1:
             p[variant] = statistics.mcnemar(~pairs[0][0], ~pairs[0][1]).p
     note = "p, McNemar: exact, over the test images of two trained nets; another seed is another net."
-    return p, note + (" Not given where several seeds pair: that is what the difference is for." if several else "")
+    return p, note + (" Not given where several seeds pair: that is what the difference is for." if has_several else "")
 
 
 def image_differences(study: Study, metric: str, rng: np.random.Generator) -> tuple[Floats, Floats, str]:
-    """(V,) differences to the baseline in points with half-widths that hold for other test images, and a note."""
+    """Return (V,) differences to the baseline in points, half-widths valid for other test images, and a note."""
     estimate, half = np.full((2, len(study.variants)), np.nan)
     for variant, pairs in _pairs(study, metric):
-        points = 100.0 * np.stack([mine.astype(float) - base for mine, base in pairs])
-        one = len(pairs) == 1
-        interval = statistics.bootstrap_images(points[0], rng) if one else statistics.seeds_images_interval(points)
+        points = 100.0 * np.stack([errors.astype(float) - base for errors, base in pairs])
+        is_single = len(pairs) == 1
+        interval = (
+            statistics.bootstrap_images(points[0], rng) if is_single else statistics.seeds_images_interval(points)
+        )
         estimate[variant], half[variant] = interval.estimate, (interval.high - interval.low) / 2
     note = (
         "Δ, seeds × images: 95 % interval for other seeds and other test images (variance components of both); one "
@@ -105,52 +107,52 @@ def image_differences(study: Study, metric: str, rng: np.random.Generator) -> tu
 
 
 def _pairs(study: Study, metric: str) -> Iterator[tuple[int, list[tuple[NDArray[np.bool_], NDArray[np.bool_]]]]]:
-    """Each variant with the errors of its trials and of the baseline's of the same seeds, image by image."""
+    """Yield each variant with the errors of its trials and of the baseline's of the same seeds, image by image."""
     if not metric.startswith("test/top"):
         raise ReportError(f"Predictions are kept of test images and top-1 or top-5 errors, not for {metric!r}.")
     top = 5 if "top5" in metric else 1
-    finished = study.trials[study.trials["status"] == "finished"]
-    if "folder" not in finished:
+    trials = study.trials[study.trials["status"] == "finished"]
+    if "folder" not in trials:
         raise ReportError("These records name no folders, where the predictions of a trial are kept: read the store.")
-    folders = finished.set_index(["variant", "seed"])["folder"].to_dict()
+    folders = trials.set_index(["variant", "seed"])["folder"].to_dict()
     seeds = sorted({seed for _, seed in folders})
-    errors = {at: image_errors(folder, top) for at, folder in folders.items()}
+    errors = {key: image_errors(folder, top) for key, folder in folders.items()}
     for variant, base in enumerate(study.baseline):
         pairs = []
         for seed in seeds:
             if base in (-1, variant) or (variant, seed) not in errors or (base, seed) not in errors:
                 continue
-            (keys, mine), (base_keys, theirs) = errors[variant, seed], errors[base, seed]
+            (keys, variant_errors), (base_keys, base_errors) = errors[variant, seed], errors[base, seed]
             if not np.array_equal(keys, base_keys):
                 name = study.variants["variant"].iloc[variant]
                 raise ReportError(
                     f"{name} and its baseline were tested on different images "
                     f"(seed {seed}: {folders[variant, seed]}, {folders[base, seed]})."
                 )
-            pairs.append((mine, theirs))
+            pairs.append((variant_errors, base_errors))
         if pairs:
             yield variant, pairs
 
 
 def class_differences(study: Study, metric: str, first: int, second: int) -> ClassDifferences:
-    """Compare the errors of two variants class by class: Welch's t test over seeds, of one seed McNemar's over images.
+    """Compare the errors of two variants class by class: Welch's t test over seeds, for one seed McNemar's over images.
 
     A class whose error no seed changes has no p. Raises ReportError for other metrics than top-1 and top-5 test
     errors, and where a trial has no predictions or the trials are of different images.
     """
     if metric not in ("test/top1_error", "test/top5_error"):
         raise ReportError(f"Predictions are kept of test images and top-1 or top-5 errors, not for {metric!r}.")
-    keys, label, missed = _missed_images(study, 5 if "top5" in metric else 1, (first, second))
+    keys, label, misses = _missed_images(study, 5 if "top5" in metric else 1, (first, second))
     count = np.bincount(label)
     mean, half, p = np.full((3, len(count)), np.nan)
-    seeds = min(map(len, missed))
+    seeds = min(map(len, misses))
     for number in np.flatnonzero(count):
-        ours, theirs = (100.0 * own[:, label == number].mean(axis=1) for own in missed)
-        mean[number] = ours.mean() - theirs.mean()
-        if max(map(len, missed)) == 1:
-            p[number] = statistics.mcnemar(*(~own[0, label == number] for own in missed)).p
-        elif seeds > 1 and ours.std() + theirs.std() > 0:
-            test = stats.ttest_ind(ours, theirs, equal_var=False)
+        first_errors, second_errors = (100.0 * errors[:, label == number].mean(axis=1) for errors in misses)
+        mean[number] = first_errors.mean() - second_errors.mean()
+        if max(map(len, misses)) == 1:
+            p[number] = statistics.mcnemar(*(~errors[0, label == number] for errors in misses)).p
+        elif seeds > 1 and first_errors.std() + second_errors.std() > 0:
+            test = stats.ttest_ind(first_errors, second_errors, equal_var=False)
             p[number], half[number] = test.pvalue, np.ptp(test.confidence_interval(0.95)) / 2
     names = class_names(keys, label, len(count))
     return ClassDifferences(names, count, mean, half, statistics.holm(p), seeds)
@@ -160,27 +162,27 @@ def _missed_images(
     study: Study, top: int, variants: tuple[int, int]
 ) -> tuple[NDArray[np.str_], NDArray[np.intp], list[NDArray[np.bool_]]]:
     """Return keys and labels (N,) of the test images, and which ones each variant's trials miss, (S, N) each."""
-    finished = study.trials[study.trials["status"] == "finished"]
+    trials = study.trials[study.trials["status"] == "finished"]
     keys = label = None
-    missed = []
+    misses = []
     for variant in variants:
-        own = []
-        folders = finished.loc[finished["variant"] == variant, "folder"] if "folder" in finished else []
+        rows = []
+        folders = trials.loc[trials["variant"] == variant, "folder"] if "folder" in trials else []
         for folder in folders:
             if not has_predictions(folder):
                 continue
-            names, wrong = image_errors(folder, top)
-            with np.load(Path(folder) / "predictions.npz", allow_pickle=False) as stored:
-                truth = stored["label"][np.argsort(stored["key"].astype(str), kind="stable")]
+            names, errors = image_errors(folder, top)
+            with np.load(Path(folder) / "predictions.npz", allow_pickle=False) as archive:
+                truth = archive["label"][np.argsort(archive["key"].astype(str), kind="stable")]
             keys, label = (names, truth) if keys is None else (keys, label)
             if not np.array_equal(keys, names):
                 raise ReportError("The two variants' trials were tested on different images.")
-            own.append(wrong)
-        if not own:
+            rows.append(errors)
+        if not rows:
             raise ReportError(f"No trial of {study.variants['variant'].iloc[variant]} has predictions.")
-        missed.append(np.stack(own))
+        misses.append(np.stack(rows))
     assert keys is not None and label is not None
-    return keys, label, missed
+    return keys, label, misses
 
 
 def class_names(keys: NDArray[np.str_], label: NDArray[np.intp], classes: int) -> list[str]:
@@ -188,6 +190,6 @@ def class_names(keys: NDArray[np.str_], label: NDArray[np.intp], classes: int) -
     folders = np.array([key.split("/")[0] if "/" in key else "" for key in keys])
     names = []
     for number in range(classes):
-        own = np.unique(folders[label == number])
-        names.append(str(own[0]) if len(own) == 1 and own[0] else str(number))
+        unique_folders = np.unique(folders[label == number])
+        names.append(str(unique_folders[0]) if len(unique_folders) == 1 and unique_folders[0] else str(number))
     return names if len(set(names)) == classes else [str(number) for number in range(classes)]

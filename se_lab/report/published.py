@@ -1,4 +1,4 @@
-"""The SE paper's printed figures (published.yaml), row by row under our own keys, to stand beside ours."""
+"""The SE paper's printed figures (published.yaml), row by row under our own keys, to compare with ours."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ BACKBONES: Mapping[str, tuple[str, ...]] = {
 BN_STATISTICS = 53_120
 """ResNet-50's running means and variances, which the ablation tables count as parameters (published.yaml, notes)."""
 PARAMS_SLACK = 0.12e6
-"""How far a printed count of the ablation tables may be off all the same (published.yaml, notes)."""
+"""The tolerated difference from a printed count of the ablation tables (published.yaml, notes)."""
 BASELINE_ERRORS = {"test/top1_error": 23.30, "test/top5_error": 6.55}
 """ResNet-50 under the ablation recipe: the baseline of Tables 10 to 16, also of those that do not print it."""
 
-# the FC bias is no axis of the papers' tables
+# none of the papers' tables varies the FC bias
 _SE_KEYS = ("insertion", "unit", "reduction", "squeeze", "excitation", "stages")
 # A printed column: our key, the unit of its numbers, and the worth of their last digit.
 _FIGURES = {
@@ -61,7 +61,7 @@ _PRINTED = ("test/top1_error", "test/top5_error", "params", "macs")
 
 
 UNITS_PAPERS = "units"
-"""What the papers of all units print of ResNet-50: no table of the SE paper's, so no part of all its tables."""
+"""The figures for ResNet-50 in the papers of all units: not a table of the SE paper, so not among all its tables."""
 
 EARLIER_TABLE_3 = "table_3_mobile_earlier"
 """Table 3 in the paper's CVPR edition, whose baselines are worse."""
@@ -70,7 +70,7 @@ EDITIONS = {"table_3_mobile": EARLIER_TABLE_3, EARLIER_TABLE_3: "table_3_mobile"
 
 @dataclass(frozen=True)
 class _Paper:
-    """One table: how its rows' labels become SE specs, and the data sets on which its errors are those of ours."""
+    """One table: the SE field that its row labels set, and the data sets on which its errors are comparable to ours."""
 
     name: str
     axis: str | None
@@ -100,10 +100,10 @@ _TABLES = {
 def paper_rows(paper: str = "all") -> pd.DataFrame:
     """Return the rows of one of the paper's tables (`table_10_reduction`, or just `10`), or of all that have variants.
 
-    `units` are those that the papers of other units print of ResNet-50, each with its source in the label.
+    `units` has the rows for ResNet-50 from the papers of other units, each with its source in the label.
 
-    Columns: table, row (its printed label), the spec (`model.backbone`, `model.se.*`), and what is printed of
-    test/top1_error and test/top5_error (%), params and macs (NaN where nothing is), each with `KEY:digit`, the worth
+    Columns: table, row (its printed label), the spec (`model.backbone`, `model.se.*`), and the printed
+    test/top1_error and test/top5_error (%), params and macs (NaN for none), each with `KEY:digit`, the place value
     of the last printed digit. Raises ReportError for an unknown table.
     """
     names = (
@@ -119,63 +119,63 @@ def paper_rows(paper: str = "all") -> pd.DataFrame:
 
 
 def beside_paper(study: Study, data: pd.DataFrame, paper: str) -> tuple[pd.DataFrame, list[Shown], list[str]]:
-    """Join the published figures to a table's data: the data with more columns, what to print of them, and notes.
+    """Join the published figures to a table's data; return the data, the columns to print of them, and notes.
 
     Variants meet the paper's rows by their SE spec (and by the backbone in Tables 2 to 5). Deviations and agreement are
-    given where backbone and data set are the paper's. Elsewhere the paper's own difference to its baseline is what can
+    given where backbone and data set are the paper's. Elsewhere only the paper's own difference to its baseline can
     be compared.
     """
     table, rows = _named(paper), paper_rows(paper)
-    ours = _specs(study)
+    specs = _specs(study)
     places = {_place(row, table): number for number, row in enumerate(rows.to_dict("records"))}
-    at = np.array([places.get(_place(spec, table), -1) for spec in ours.to_dict("records")])
-    printed = rows.reindex(at).reset_index(drop=True)
-    same = (at >= 0) & np.array([_is_papers(spec, table) for spec in ours.to_dict("records")])
+    row_numbers = np.array([places.get(_place(spec, table), -1) for spec in specs.to_dict("records")])
+    printed = rows.reindex(row_numbers).reset_index(drop=True)
+    is_paper = (row_numbers >= 0) & np.array([_is_papers(spec, table) for spec in specs.to_dict("records")])
 
     data, shown = data.copy(), []
     for key in ("test/top1_error", "test/top5_error"):
         if key not in data or printed[key].isna().all():
             continue
-        of, figure = COLUMNS[key], printed[key].to_numpy()
+        col, figure = COLUMNS[key], printed[key].to_numpy()
         data[f"{key}:paper"] = figure
         data[f"{key}:paper_difference"] = np.where(study.is_baseline, np.nan, figure - _baselines(rows, printed, key))
-        data[f"{key}:deviation"] = np.where(same, data[key] - figure, np.nan)
-        name = of.label.removesuffix(" error")
+        data[f"{key}:deviation"] = np.where(is_paper, data[key] - figure, np.nan)
+        name = col.label.removesuffix(" error")
         shown.append(Shown(Column(f"{key}:paper", f"paper {name}", "metric", "%", decimals=2), f"{key}:paper"))
-        suffix, label = ("deviation", f"{name} off by") if same.any() else ("paper_difference", f"paper Δ {name}")
+        suffix, label = ("deviation", f"{name} off by") if is_paper.any() else ("paper_difference", f"paper Δ {name}")
         column = Column(f"{key}:{suffix}", label, "statistic", "points", decimals=2)
         shown.append(Shown(column, column.key, signed=suffix == "paper_difference"))
-    for key in ("params", "macs") if same.any() else ():
+    for key in ("params", "macs") if is_paper.any() else ():
         if key in data and printed[key].notna().any():
             data[f"{key}:paper"] = printed[key].to_numpy()
-            data[f"{key}:agrees"] = np.where(same, agreement(data[key], printed, key), "")
+            data[f"{key}:agrees"] = np.where(is_paper, agreement(data[key], printed, key), "")
             shown += _cost_shown(printed, key)
-    return data, shown, _notes(table, rows, at, same)
+    return data, shown, _notes(table, rows, row_numbers, is_paper)
 
 
 def costs_beside_paper(study: Study) -> Table | None:
-    """Set the counted costs of variants that are the paper's nets, on its data set, beside what its tables print.
+    """Return a table of the variants that are the paper's nets, on its data set: counted and printed costs.
 
     None where no variant is one of them.
     """
-    ours, found = _specs(study), []
-    counted = {f"counted_{key}": study.per_variant(key, "first") for key in ("params", "macs") if key in study.trials}
+    specs, records = _specs(study), []
+    counts = {f"counted_{key}": study.per_variant(key, "first") for key in ("params", "macs") if key in study.trials}
     for table in (table for name, table in _TABLES.items() if name not in (UNITS_PAPERS, EARLIER_TABLE_3)):
         rows = paper_rows(table.name)
         rows = rows[rows[["params", "macs"]].notna().any(axis=1)]
         places = {_place(row, table): number for number, row in zip(rows.index, rows.to_dict("records"), strict=True)}
-        for variant, spec in enumerate(ours.to_dict("records")):
-            at = places.get(_place(spec, table)) if _is_papers(spec, table) else None
-            if at is not None:
-                values = {key: costs[variant] for key, costs in counted.items()}
-                found.append({**rows.loc[at], **values, "model.backbone": spec["model.backbone"]})
-    return paper_cost_table(pd.DataFrame(found)) if found and len(counted) == 2 else None
+        for variant, spec in enumerate(specs.to_dict("records")):
+            row_number = places.get(_place(spec, table)) if _is_papers(spec, table) else None
+            if row_number is not None:
+                values = {key: costs[variant] for key, costs in counts.items()}
+                records.append({**rows.loc[row_number], **values, "model.backbone": spec["model.backbone"]})
+    return paper_cost_table(pd.DataFrame(records)) if records and len(counts) == 2 else None
 
 
 def paper_cost_table(costs: pd.DataFrame) -> Table:
-    """Set counted costs beside the paper's, without any training run.
+    """Return a table of counted costs beside the paper's, without any training run.
 
-    costs: rows of `paper_rows` with `counted_params` and `counted_macs`, what our nets have, NaN where none was built.
+    costs: rows of `paper_rows` with `counted_params` and `counted_macs` of our nets, NaN where none was built.
     """
     rows = costs[costs[["params", "macs"]].notna().any(axis=1)].reset_index(drop=True)
     data = pd.DataFrame({"variant": rows["row"], "group": rows["table"], "is_baseline": rows[INSERTION] == "none"})
@@ -194,21 +194,21 @@ def paper_cost_table(costs: pd.DataFrame) -> Table:
 
 
 def agreement(ours: pd.Series, printed: pd.DataFrame, key: str) -> NDArray[np.object_]:
-    """(V,) whether our costs round to the printed ones (V rows of `paper_rows`): yes, how nearly, or by how much not.
+    """Return (V,) whether our costs round to the printed ones (V rows of `paper_rows`), or the deviation.
 
-    The ablation tables count parameters with the BN running statistics, so there either count will do, and 0.12 M
-    are let pass. Empty where one side has no figure.
+    The ablation tables count parameters with the BN running statistics, so either count is accepted there, and so is
+    a difference of 0.12 M. Empty where one side has no figure.
     """
     count, paper = ours.to_numpy(dtype=float), printed[key].to_numpy(dtype=float)
     digit = printed[f"{key}:digit"].to_numpy(dtype=float)
-    ablation = printed["model.backbone"].isin(ABLATED).to_numpy() & (key == "params")
+    is_ablation = printed["model.backbone"].isin(ABLATED).to_numpy() & (key == "params")
     target = np.round(paper / digit)
     text = np.select(
         [
             np.isnan(count) | np.isnan(paper),
             np.round(count / digit) == target,
-            ablation & (np.round((count + BN_STATISTICS) / digit) == target),
-            ablation & (np.abs(count - paper) <= PARAMS_SLACK),
+            is_ablation & (np.round((count + BN_STATISTICS) / digit) == target),
+            is_ablation & (np.abs(count - paper) <= PARAMS_SLACK),
         ],
         ["", "yes", "yes, with BN statistics", "within 0.12 M"],
         [f"no, {number_text(share, 1, signed=True)} %" for share in 100 * (count / paper - 1)],
@@ -218,11 +218,11 @@ def agreement(ours: pd.Series, printed: pd.DataFrame, key: str) -> NDArray[np.ob
 
 @cache
 def _figures() -> dict[str, Any]:
-    own, units = (
+    tables, units = (
         yaml.safe_load(Path(__file__).with_name(name).read_text(encoding="utf-8"))
         for name in ("published.yaml", "published_units.yaml")
     )
-    return {**own, UNITS_PAPERS: units}
+    return {**tables, UNITS_PAPERS: units}
 
 
 def _named(paper: str) -> _Paper:
@@ -237,22 +237,24 @@ def _rows(table: _Paper) -> list[dict[str, Any]]:
     source = _figures()[table.name]
     rows = []
     for label, values in source["rows"].items():
-        printed = dict(zip(source["columns"], values, strict=True))
+        figures = dict(zip(source["columns"], values, strict=True))
         if table.axis is not None:
             spec = _ablation_spec(table.axis, label)
             name = f"{label}, {source['sources'][label]}" if table.name == UNITS_PAPERS else str(label)
-            rows.append(_row(table.name, name, ABLATED[0], spec, printed))
+            rows.append(_row(table.name, name, ABLATED[0], spec, figures))
             continue
         backbone = BACKBONES[label][0]
-        plain = {key.split("_", 1)[1]: value for key, value in printed.items() if key.startswith(("reimpl_", "base_"))}
-        with_se = {key.removeprefix("se_"): value for key, value in printed.items() if key.startswith("se_")}
-        rows.append(_row(table.name, str(label), backbone, {"insertion": "none"}, plain))
-        rows.append(_row(table.name, f"SE-{label}", backbone, {}, with_se))
+        plain_figures = {
+            key.split("_", 1)[1]: value for key, value in figures.items() if key.startswith(("reimpl_", "base_"))
+        }
+        se_figures = {key.removeprefix("se_"): value for key, value in figures.items() if key.startswith("se_")}
+        rows.append(_row(table.name, str(label), backbone, {"insertion": "none"}, plain_figures))
+        rows.append(_row(table.name, f"SE-{label}", backbone, {}, se_figures))
     return rows
 
 
 def _ablation_spec(axis: str, label: object) -> dict[str, Any]:
-    """Say what a row's label means: `original` and `ResNet-50` are the plain net, `SE_Stage_3` is stages [3]."""
+    """Return the SE spec of a row's label: `original` and `ResNet-50` are the plain net, `SE_Stage_3` is stages [3]."""
     if label in ("original", "ResNet-50"):
         return {"insertion": "none"}
     if axis == "unit":  # SimAM's paper puts it behind the 3×3 convolution
@@ -277,7 +279,7 @@ def _row(table: str, label: str, backbone: str, se: dict[str, Any], printed: Map
 
 
 def _specs(study: Study) -> pd.DataFrame:
-    """(V, …) the first trial of each variant, with defaults for what of backbone, data and SE spec is not recorded."""
+    """Return (V, …) the first trial of each variant, with defaults for unrecorded backbone, data and SE fields."""
     firsts: pd.DataFrame = study.trials.drop_duplicates("variant").set_index("variant")
     firsts = firsts.reindex(study.variants.index)
     for key, default in {"backbone": None, **{f"se.{key}": value for key, value in asdict(SESpec()).items()}}.items():
@@ -287,7 +289,7 @@ def _specs(study: Study) -> pd.DataFrame:
 
 
 def _place(spec: Mapping[Any, Any], table: _Paper) -> tuple[str, ...]:
-    """Say where in the paper's table a spec belongs: by its net where rows are nets, and by what matters of its SE."""
+    """Return the key of a spec in the paper's table: its net where rows are nets, and its relevant SE fields."""
     nets = [label for label, names in BACKBONES.items() if spec["model.backbone"] in names]
     net = (nets[0] if nets else "another",) if table.axis is None else ()
     moot = moot_fields(spec[INSERTION], spec["model.se.unit"])
@@ -296,18 +298,20 @@ def _place(spec: Mapping[Any, Any], table: _Paper) -> tuple[str, ...]:
 
 
 def _is_papers(spec: Mapping[Any, Any], table: _Paper) -> bool:
-    """Tell whether a trial's data set, and in an ablation its net, are those of the paper's table."""
+    """Return whether a trial's data set, and in an ablation its net, are those of the paper's table."""
     on_data = re.search(table.data, value_text(spec["data.name"]).lower()) is not None
     return on_data and (table.axis is None or spec["model.backbone"] in ABLATED)
 
 
 def _baselines(rows: pd.DataFrame, printed: pd.DataFrame, key: str) -> NDArray[np.float64]:
-    """(V,) the paper's own baseline of each of its rows."""
-    plain = rows[rows[INSERTION] == "none"].set_index("model.backbone")[key]
-    if len(plain) > 1:
-        return printed["model.backbone"].map(plain).to_numpy(dtype=float)
-    own = printed[f"{key}:base"].to_numpy(dtype=float)  # of papers that each have one
-    return np.where(np.isnan(own), np.nan if rows[f"{key}:base"].notna().any() else BASELINE_ERRORS[key], own)
+    """Return (V,) the paper's own baseline of each of its rows."""
+    base_errors = rows[rows[INSERTION] == "none"].set_index("model.backbone")[key]
+    if len(base_errors) > 1:
+        return printed["model.backbone"].map(base_errors).to_numpy(dtype=float)
+    row_bases = printed[f"{key}:base"].to_numpy(dtype=float)  # for papers that each print their own
+    return np.where(
+        np.isnan(row_bases), np.nan if rows[f"{key}:base"].notna().any() else BASELINE_ERRORS[key], row_bases
+    )
 
 
 def _cost_shown(printed: pd.DataFrame, key: str) -> list[Shown]:
@@ -318,22 +322,22 @@ def _cost_shown(printed: pd.DataFrame, key: str) -> list[Shown]:
     return [Shown(column, column.key, divisor=divisor), Shown(verdict, verdict.key)]
 
 
-def _notes(table: _Paper, rows: pd.DataFrame, at: NDArray[np.intp], same: NDArray[np.bool_]) -> list[str]:
-    if (at < 0).all():
+def _notes(table: _Paper, rows: pd.DataFrame, row_numbers: NDArray[np.intp], is_paper: NDArray[np.bool_]) -> list[str]:
+    if (row_numbers < 0).all():
         return [f"None of these variants is in the paper's {table.name}."]
     edition = "the earlier edition, about CVPR 2018" if table.name == EARLIER_TABLE_3 else "arXiv 1709.01507 v4"
     source = f"{table.name} of Hu et al. ({edition})"
     if table.name == UNITS_PAPERS:
-        source = "; ".join(rows["row"][rows.index.isin(at)]) + ", each under its own recipe"
+        source = "; ".join(rows["row"][rows.index.isin(row_numbers)]) + ", each under its own recipe"
     notes = [f"Paper: {source}, one run each, single centre crop."]
     if table.name in EDITIONS:
         notes.append(f"Table 3 differs between the paper's editions; the other one: --paper {EDITIONS[table.name]}.")
-    if not same.any():
+    if not is_paper.any():
         notes.append("Another net or data set than the paper's: of its errors only the differences can be compared.")
-    missing = rows["row"][~rows.index.isin(at)]
+    missing = rows["row"][~rows.index.isin(row_numbers)]
     if len(missing):
         notes.append(f"In the paper's table but not here: {some(missing)}.")
-    return notes + (_cost_notes() if same.any() and rows[["params", "macs"]].notna().any(axis=None) else [])
+    return notes + (_cost_notes() if is_paper.any() and rows[["params", "macs"]].notna().any(axis=None) else [])
 
 
 def _cost_notes() -> list[str]:

@@ -1,4 +1,4 @@
-"""Ranks of variants: their intervals, and how probably each is best or better than its baseline, by bootstrap.
+"""Ranks of variants with intervals, and their probabilities to be best or better than the baseline, by bootstrap.
 
 The names are rliable's (Agarwal et al. 2021, "Deep Reinforcement Learning at the Edge of the Statistical Precipice").
 """
@@ -20,7 +20,7 @@ from se_lab.report.variants import Study
 
 DRAWS = 4_000
 _CELLS = 4_000_000  # of float64 at a time: 32 MB
-_FEWEST = 2  # seeds of a variant: of one seed no other can be drawn
+_FEWEST = 2  # seeds of a variant: a single seed cannot be resampled
 
 
 class Ranks(NamedTuple):
@@ -40,17 +40,17 @@ class Ranks(NamedTuple):
 
 
 def can_rank(study: Study, metric: str) -> bool:
-    """Tell whether a group has two variants of at least two seeds, and lower or higher values are better."""
-    several = (study.by_seed(metric).notna().sum(axis=1) >= _FEWEST).to_numpy()
-    better = column(metric, study.trials).better
-    return better is not None and bool((np.bincount(study.group[several], minlength=1) > 1).any())
+    """Return whether a group has two variants of at least two seeds, and lower or higher values are better."""
+    has_seeds = (study.by_seed(metric).notna().sum(axis=1) >= _FEWEST).to_numpy()
+    direction = column(metric, study.trials).better
+    return direction is not None and bool((np.bincount(study.group[has_seeds], minlength=1) > 1).any())
 
 
 def rank_study(study: Study, metric: str, sign: float, rng: np.random.Generator) -> Ranks:
     """Rank the variants of each group by a metric; `sign` is 1 where lower is better, −1 where higher is.
 
-    Seeds are drawn for each variant apart. Of top-1 and top-5 test errors, where the predictions of all trials are of
-    the same images, those images are drawn as well, the same for all variants.
+    Seeds are drawn for each variant separately. For top-1 and top-5 test errors, if the predictions of all trials are
+    of the same images, those images are drawn as well, the same for all variants.
     """
     values = study.by_seed(metric).to_numpy()
     parts = np.full((5, len(values)), np.nan)
@@ -59,16 +59,16 @@ def rank_study(study: Study, metric: str, sign: float, rng: np.random.Generator)
         rows = np.flatnonzero((study.group == group) & ((~np.isnan(values)).sum(axis=1) >= _FEWEST))
         if len(rows) < 2:
             continue
-        tested = _errors_by_image(study, metric, rows)
-        images.append(tested is not None)
-        trials = tested or [values[row][~np.isnan(values[row])][:, None] for row in rows]
+        errors = _errors_by_image(study, metric, rows)
+        images.append(errors is not None)
+        trials = errors or [values[row][~np.isnan(values[row])][:, None] for row in rows]
         base = int(study.baseline[rows[0]])
-        at = int(np.flatnonzero(rows == base)[0]) if base in rows else None
-        observed = sign * np.array([own.mean() for own in trials])
-        parts[0, rows] = stats.rankdata(observed.round(9), method="min")
-        parts[1:, rows] = summarize(sign * bootstrap_means(trials, rng), at)
-    rank, low, high, best, better = parts
-    return Ranks(rank, low, high, best, better, bool(images) and all(images))
+        base_index = int(np.flatnonzero(rows == base)[0]) if base in rows else None
+        means = sign * np.array([sample.mean() for sample in trials])
+        parts[0, rows] = stats.rankdata(means.round(9), method="min")
+        parts[1:, rows] = summarize(sign * bootstrap_means(trials, rng), base_index)
+    rank, low, high, p_best, p_better = parts
+    return Ranks(rank, low, high, p_best, p_better, bool(images) and all(images))
 
 
 def bootstrap_means(trials: Sequence[Floats], rng: np.random.Generator, draws: int = DRAWS) -> Floats:
@@ -78,20 +78,20 @@ def bootstrap_means(trials: Sequence[Floats], rng: np.random.Generator, draws: i
     draw of seeds of its own, whose deviations are scaled by √(S / (S − 1)): S draws from S seeds vary less than S seeds
     do, by a third of the variance for three.
     """
-    images, size = trials[0].shape[1], sum(len(own) for own in trials)
+    images, size = trials[0].shape[1], sum(len(sample) for sample in trials)
     edges = np.cumsum([0, *map(len, trials)])
     step = max(1, _CELLS // max(images, size))
-    stacked, parts = np.concatenate(trials), []
-    for first in range(0, draws, step):
-        count = min(step, draws - first)
+    matrix, parts = np.concatenate(trials), []
+    for start in range(0, draws, step):
+        count = min(step, draws - start)
         shares = rng.multinomial(images, np.full(images, 1 / images), size=count) / images
-        on_images = shares @ stacked.T  # (count, trials)
+        trial_means = shares @ matrix.T  # (count, trials)
         means = np.empty((count, len(trials)))
         for variant, (low, high) in enumerate(itertools.pairwise(edges)):
-            own, seeds = on_images[:, low:high], high - low
-            drawn = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=count) / seeds
-            mean = own.mean(axis=1)
-            means[:, variant] = mean + ((drawn * own).sum(axis=1) - mean) * np.sqrt(seeds / max(seeds - 1, 1))
+            sample, seeds = trial_means[:, low:high], high - low
+            weights = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=count) / seeds
+            mean = sample.mean(axis=1)
+            means[:, variant] = mean + ((weights * sample).sum(axis=1) - mean) * np.sqrt(seeds / max(seeds - 1, 1))
         parts.append(means)
     return np.concatenate(parts)
 
@@ -101,25 +101,27 @@ def summarize(means: Floats, baseline: int | None) -> Floats:
     means = means.round(9)  # equal means may differ in their last bits
     ranks = stats.rankdata(means, method="min", axis=1)
     low, high = np.quantile(ranks, [0.025, 0.975], axis=0, method="nearest")
-    leads = ranks == 1
-    best = (leads / leads.sum(axis=1, keepdims=True)).mean(axis=0)
-    better = np.full(means.shape[1], np.nan)
+    is_first = ranks == 1
+    p_best = (is_first / is_first.sum(axis=1, keepdims=True)).mean(axis=0)
+    p_better = np.full(means.shape[1], np.nan)
     if baseline is not None:
-        other = np.arange(means.shape[1]) != baseline
+        mask = np.arange(means.shape[1]) != baseline
         base = means[:, [baseline]]
-        better[other] = ((means < base) + 0.5 * (means == base)).mean(axis=0)[other]
-    return np.stack([low, high, best, better])
+        p_better[mask] = ((means < base) + 0.5 * (means == base)).mean(axis=0)[mask]
+    return np.stack([low, high, p_best, p_better])
 
 
 def probability_of_improvement(values: ArrayLike, baseline: ArrayLike) -> float:
-    """Return how probably one trial of `values` (S,) is lower than one of `baseline` (T,), a tie counting half.
+    """Return the probability that a trial of `values` (S,) is below one of `baseline` (T,); ties count half.
 
     rliable's probability of improvement of one task: the Mann-Whitney U over S · T. NaN where a side has no value.
     """
-    ours, theirs = (array[~np.isnan(array)] for array in (np.asarray(values, float), np.asarray(baseline, float)))
-    if not len(ours) or not len(theirs):
+    variant_values, base_values = (
+        array[~np.isnan(array)] for array in (np.asarray(values, float), np.asarray(baseline, float))
+    )
+    if not len(variant_values) or not len(base_values):
         return float("nan")
-    return float(stats.mannwhitneyu(theirs, ours).statistic / (len(ours) * len(theirs)))
+    return float(stats.mannwhitneyu(base_values, variant_values).statistic / (len(variant_values) * len(base_values)))
 
 
 def interquartile_mean(values: ArrayLike) -> float:
@@ -133,20 +135,20 @@ def _errors_by_image(study: Study, metric: str, rows: NDArray[np.intp]) -> list[
     """Return the errors in % of the rows' trials, (seeds, images) each; None where not all are of the same images."""
     if metric not in ("test/top1_error", "test/top5_error") or "folder" not in study.trials:
         return None
-    finished = study.trials[(study.trials["status"] == "finished") & study.trials[metric].notna()]
-    keys, found = None, []
+    trials = study.trials[(study.trials["status"] == "finished") & study.trials[metric].notna()]
+    keys, errors = None, []
     for row in rows:
-        own = []
-        for folder in finished.loc[finished["variant"] == row, "folder"]:
+        misses = []
+        for folder in trials.loc[trials["variant"] == row, "folder"]:
             if not has_predictions(folder):
                 return None
             try:
-                names, missed = image_errors(folder, 5 if "top5" in metric else 1)
+                names, is_missed = image_errors(folder, 5 if "top5" in metric else 1)
             except ReportError:
                 return None
             keys = names if keys is None else keys
             if not np.array_equal(keys, names):
                 return None
-            own.append(100.0 * missed)
-        found.append(np.stack(own))
-    return found
+            misses.append(100.0 * is_missed)
+        errors.append(np.stack(misses))
+    return errors

@@ -1,4 +1,4 @@
-"""A finished table, and how it is written: terminal, Markdown, CSV, LaTeX, JSON, HTML."""
+"""A finished table and its output formats: terminal, Markdown, CSV, LaTeX, JSON, HTML."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Shown:
     column: Column
     value: str
     half: str | None = None
-    """Data column with the half-width of the 95 % interval, or with what else stands after ±."""
+    """Data column with the half-width of the 95 % interval, or with another value to print after ±."""
     bold: str | None = None
     """Data column that is true where the value is printed bold."""
     divisor: float = 1.0
@@ -87,8 +87,8 @@ def _starred(grid: Grid) -> Grid:
 def _aligned(cells: Sequence[str], bold: Sequence[bool]) -> list[str]:
     tails = [match[0] if (match := re.search(r" [±(].*", cell)) else "" for cell in cells]
     width = max(map(len, tails), default=0)
-    padded = [cell[: len(cell) - len(tail)] + tail.rjust(width) for cell, tail in zip(cells, tails, strict=True)]
-    return [cell + ("*" if best else " ") for cell, best in zip(padded, bold, strict=True)] if any(bold) else padded
+    texts = [cell[: len(cell) - len(tail)] + tail.rjust(width) for cell, tail in zip(cells, tails, strict=True)]
+    return [cell + ("*" if best else " ") for cell, best in zip(texts, bold, strict=True)] if any(bold) else texts
 
 
 def _markdown(grid: Grid) -> str:
@@ -125,12 +125,12 @@ def _json(table: Table) -> str:
         for shown in table.shown
     ]
     rows = [{key: _plain(value) for key, value in row.items()} for row in table.data.to_dict("records")]
-    whole = {"title": table.title, "columns": columns, "rows": rows, "notes": list(table.notes)}
-    return json.dumps(whole, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    document = {"title": table.title, "columns": columns, "rows": rows, "notes": list(table.notes)}
+    return json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _plain(value: object) -> object:
-    """Return the value as JSON has it: NumPy scalars as Python's, NaN as null."""
+    """Convert a value for JSON: NumPy scalars to Python's, NaN to None (null)."""
     value = value.item() if isinstance(value, np.generic) else value
     return None if is_missing(value) else value
 
@@ -171,9 +171,10 @@ def cell_texts(shown: Shown, data: pd.DataFrame) -> list[str]:
     if shown.total:
         totals = data[shown.total].to_numpy(dtype=int)
         texts = [
-            text if n == of else f"{text}/{of} finished" for text, n, of in zip(texts, values, totals, strict=True)
+            text if n == total else f"{text}/{total} finished"
+            for text, n, total in zip(texts, values, totals, strict=True)
         ]
-    if shown.signed:  # a difference to itself is no number that is missing
+    if shown.signed:  # the baseline has no difference to itself: empty, not a dash
         texts = ["" if base else text for text, base in zip(texts, data["is_baseline"], strict=True)]
     return texts
 
@@ -183,8 +184,8 @@ def _labels(shown: Shown, data: pd.DataFrame) -> pd.Series:
     texts = value_texts(data[shown.value])
     if not shown.value.startswith("model.se."):
         return texts
-    first = next(key for key in data if str(key).startswith("model.se."))
-    return texts.mask(data["is_baseline"], "no SE" if shown.value == first else "")
+    first_key = next(key for key in data if str(key).startswith("model.se."))
+    return texts.mask(data["is_baseline"], "no SE" if shown.value == first_key else "")
 
 
 FORMATS: dict[str, Callable[[Table, int | None, Setting], str]] = {

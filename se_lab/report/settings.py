@@ -1,4 +1,4 @@
-"""What the rows of a table have in common, and which of their values are defaults."""
+"""Notes on the settings that a table's rows share, and on which of them are defaults."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ _SE = "model.se."
 
 def settings_notes(study: Study) -> list[str]:
     """Return notes on the settings that all rows share, those of SE units, and the defaults among the varied ones."""
-    default = {key: value_text(value) for key, value in RunSpec().flat().items()}
+    defaults = {key: value_text(value) for key, value in RunSpec().flat().items()}
     trials = study.trials
     with_units = trials[trials[INSERTION] != "none"] if INSERTION in trials else trials
-    fixed = [str(key) for key in trials if str(key).startswith(SPEC_SECTIONS) and key not in study.keys]
-    everywhere = _shared(trials, [key for key in fixed if not key.startswith(_SE)])
-    units = _shared(with_units, [key for key in fixed if key.startswith(_SE)])
+    fixed_keys = [str(key) for key in trials if str(key).startswith(SPEC_SECTIONS) and key not in study.keys]
+    shared_values = _shared(trials, [key for key in fixed_keys if not key.startswith(_SE)])
+    se_values = _shared(with_units, [key for key in fixed_keys if key.startswith(_SE)])
     notes = []
-    chosen = [key for key in everywhere if key not in _IN_TITLE and everywhere[key] != default.get(key)]
-    if chosen:
-        notes.append(f"All rows: {_listed(everywhere, chosen)}; other settings are at their defaults.")
-    if own := [key for key in units if units[key] != default.get(key)]:
-        notes.append(f"Rows with SE: {_listed(units, own)}.")
-    if same := [key for key in units if units[key] == default.get(key)]:
-        notes.append(f"Rows with SE, at the default: {_listed(units, same)}.")
-    varied = [key for key in study.keys if (value_texts(study.variants[key].dropna()) == default.get(key)).any()]
-    if varied:
-        notes.append(f"Defaults among the rows: {_listed(default, varied)}.")
+    changed_keys = [key for key in shared_values if key not in _IN_TITLE and shared_values[key] != defaults.get(key)]
+    if changed_keys:
+        notes.append(f"All rows: {_listed(shared_values, changed_keys)}; other settings are at their defaults.")
+    if changed_se := [key for key in se_values if se_values[key] != defaults.get(key)]:
+        notes.append(f"Rows with SE: {_listed(se_values, changed_se)}.")
+    if default_se := [key for key in se_values if se_values[key] == defaults.get(key)]:
+        notes.append(f"Rows with SE, at the default: {_listed(se_values, default_se)}.")
+    varied_keys = [key for key in study.keys if (value_texts(study.variants[key].dropna()) == defaults.get(key)).any()]
+    if varied_keys:
+        notes.append(f"Defaults among the rows: {_listed(defaults, varied_keys)}.")
     return notes
 
 
 def _shared(trials: pd.DataFrame, keys: list[str]) -> dict[str, str]:
     """Return the values, as text, of the keys that have one value."""
     values = {key: value_texts(trials[key]).unique() for key in keys}
-    return {key: str(several[0]) for key, several in values.items() if len(several) == 1}
+    return {key: str(texts[0]) for key, texts in values.items() if len(texts) == 1}
 
 
 def _listed(values: dict[str, str], keys: list[str]) -> str:

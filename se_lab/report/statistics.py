@@ -1,6 +1,6 @@
-"""Statistics of ablations: pure functions on arrays, random numbers only from a generator that is handed in.
+"""Statistics of ablations: pure functions on arrays, random numbers only from a generator passed by the caller.
 
-Arrays of seeds have the seeds on their last axis, NaN where a trial is missing; every function uses what is there.
+Arrays of seeds have the seeds on their last axis, NaN where a trial is missing; every function uses the values present.
 An interval over seeds holds the test set fixed: it says what another seed would give on the same images.
 """
 
@@ -35,14 +35,14 @@ class Estimate(NamedTuple):
 
     @property
     def varies(self) -> NDArray[np.bool_]:
-        """Where the values differ by more than rounding. Equal ones show how coarsely a test set counts, no more."""
+        """Where the values differ by more than rounding. Equal values show only how coarsely a test set counts."""
         return np.asarray(self.half_width > 1e-9 * np.abs(self.mean))
 
     @property
     def excludes_zero(self) -> NDArray[np.bool_]:
         """Where the interval does not hold zero; False where there is none, and where all values are equal.
 
-        Of differences of −1, 0 or 1 image, equally likely, two seeds agree on one of ±1 in 22 % of studies.
+        If differences of −1, 0 and 1 image are equally likely, two seeds agree on −1 or on 1 in 22 % of studies.
         """
         return np.asarray(self.varies & (np.abs(self.mean) > self.half_width))
 
@@ -86,7 +86,7 @@ class Interval(NamedTuple):
 
 
 def t_interval(values: ArrayLike) -> Estimate:
-    """Student's 95 % t interval of the mean over the last axis, `mean ± t(n−1) · sd / √n`.
+    """Return Student's 95 % t interval of the mean over the last axis, `mean ± t(n−1) · sd / √n`.
 
     values: (..., S), NaN where missing. Assumes independent seeds with roughly normal errors; covers at the stated
     rate for every n ≥ 2 then, but is wide for few: t is 12.7 for two seeds and 4.3 for three.
@@ -106,8 +106,8 @@ def error_interval(values: ArrayLike, images: ArrayLike = np.nan) -> Bounds:
     """Return the 95 % interval over seeds of a mean error in %, which stays within 0 and 100 %.
 
     Student's t on the logit scale: logit(mean) ± t(n−1) · sd / √n / (mean · (1 − mean)), the sd by the delta method. It
-    covers as the t interval does, also at 0.75 % error, where that one reaches below 0 in two of three tables. Equal
-    values have no spread to judge by: their interval is that of an error counted on `images` (Clopper & Pearson 1934).
+    covers as well as the t interval, also at 0.75 % error, where the latter reaches below 0 in two of three tables. The
+    spread of equal values is unknown: their interval is that of an error counted on `images` (Clopper & Pearson 1934).
 
     Args:
         values: (..., S) errors in %, NaN where missing.
@@ -119,28 +119,28 @@ def error_interval(values: ArrayLike, images: ArrayLike = np.nan) -> Bounds:
     with np.errstate(divide="ignore", invalid="ignore"):
         reach = half / (share * (1 - share))
         low, high = expit(logit(share) - reach), expit(logit(share) + reach)
-        wrong = np.clip(share * count, 0.0, count)
+        wrong_count = np.clip(share * count, 0.0, count)
         exact = [
-            np.where(wrong > 0, betaincinv(wrong, count - wrong + 1, 1 - _UPPER), 0.0),
-            np.where(wrong < count, betaincinv(wrong + 1, count - wrong, _UPPER), 1.0),
+            np.where(wrong_count > 0, betaincinv(wrong_count, count - wrong_count + 1, 1 - _UPPER), 0.0),
+            np.where(wrong_count < count, betaincinv(wrong_count + 1, count - wrong_count, _UPPER), 1.0),
         ]
-    known = np.isfinite(half) & estimate.varies
-    counted = np.isfinite(half) & ~estimate.varies & np.isfinite(count)
-    ends = [100 * np.select([known, counted], pair, np.nan) for pair in zip((low, high), exact, strict=True)]
+    use_t = np.isfinite(half) & estimate.varies
+    use_count = np.isfinite(half) & ~estimate.varies & np.isfinite(count)
+    ends = [100 * np.select([use_t, use_count], pair, np.nan) for pair in zip((low, high), exact, strict=True)]
     return Bounds(estimate.mean, ends[0], ends[1], estimate.n)
 
 
 def paired_difference(values: ArrayLike, baseline: ArrayLike) -> Estimate:
-    """Mean of `values − baseline` seed by seed, with its t interval; a seed that one side lacks is left out.
+    """Return the mean of `values − baseline` seed by seed, with its t interval; unpaired seeds are left out.
 
-    values, baseline: (..., S) with the same seeds in the same places. What a seed does to both cancels, so the
+    values, baseline: (..., S) with the same seeds in the same places. The effect of a seed on both cancels, so the
     interval is narrower than that of two independent means where the pairs correlate.
     """
     return t_interval(np.asarray(values, dtype=np.float64) - np.asarray(baseline, dtype=np.float64))
 
 
 def sign_flip(differences: ArrayLike, rng: np.random.Generator | None = None, draws: int = DRAWS) -> SignFlip:
-    """Permutation test of whether paired differences could as well have had the other sign each.
+    """Test by permutation whether each paired difference could as well have had the opposite sign.
 
     differences: (..., S), NaN where a pair is missing. Up to 16 seeds all 2^n patterns are counted and p is exact;
     beyond, `draws` patterns come from `rng`, and the observed one counts as one more (Phipson & Smyth 2010).
@@ -157,19 +157,19 @@ def sign_flip(differences: ArrayLike, rng: np.random.Generator | None = None, dr
     seeds = rows.shape[1]
     exact = seeds <= EXACT_SEEDS
     if exact:
-        free = max(seeds - 1, 0)  # |sum| is the same with all signs turned, so the first sign stays
-        bits = (np.arange(2**free)[:, None] >> np.arange(free)) & 1
-        signs = np.hstack([np.ones((2**free, min(seeds, 1))), 1.0 - 2.0 * bits])
+        free_signs = max(seeds - 1, 0)  # |sum| is the same with all signs turned, so the first sign stays
+        bits = (np.arange(2**free_signs)[:, None] >> np.arange(free_signs)) & 1
+        signs = np.hstack([np.ones((2**free_signs, min(seeds, 1))), 1.0 - 2.0 * bits])
     elif rng is None:
         raise ValueError(f"{seeds} seeds are too many to count every sign pattern: give a generator.")
     else:
         signs = rng.choice((-1.0, 1.0), size=(draws, seeds))
-    observed = np.abs(rows.sum(axis=1))
+    sums = np.abs(rows.sum(axis=1))
     slack = 1e-12 * np.abs(rows).sum(axis=1)  # equal sums may differ in their last bits
     step = max(1, _CELLS // len(signs))
     hits = np.concatenate(
         [
-            (np.abs(rows[i : i + step] @ signs.T) >= (observed - slack)[i : i + step, None]).sum(axis=1)
+            (np.abs(rows[i : i + step] @ signs.T) >= (sums - slack)[i : i + step, None]).sum(axis=1)
             for i in range(0, max(len(rows), 1), step)
         ]
     )
@@ -179,7 +179,7 @@ def sign_flip(differences: ArrayLike, rng: np.random.Generator | None = None, dr
 
 
 def mcnemar(first: ArrayLike, second: ArrayLike) -> McNemar:
-    """McNemar's exact test on paired per-image results: a binomial test of the images on which the two disagree.
+    """Run McNemar's exact test on paired per-image results: a binomial test of the images on which they disagree.
 
     first, second: (N,) bool, whether each net has the image right, same images in the same order. It asks whether
     these two trained nets differ on such images, not whether the methods do: another seed is another net.
@@ -195,7 +195,7 @@ def mcnemar(first: ArrayLike, second: ArrayLike) -> McNemar:
 
 
 def bootstrap_images(values: ArrayLike, rng: np.random.Generator, draws: int = 10_000) -> Interval:
-    """95 % percentile bootstrap over images of the mean of `values` (N,), e.g. one net's errors less the other's.
+    """Return the 95 % percentile bootstrap over images of the mean of `values` (N,), e.g. differences of errors.
 
     For one-seed studies: it says what other test images would give with these very weights. Raises ValueError
     where `values` is empty.
@@ -222,10 +222,10 @@ def seeds_images_interval(values: ArrayLike) -> Interval:
     if array.ndim != 2 or not array.size:
         raise ValueError(f"An interval over seeds and images needs a (S, N) array, not {array.shape}.")
     seeds, images = array.shape
-    by_seed, by_image, mean = array.mean(axis=1), array.mean(axis=0), float(array.mean())
-    rest = array - by_seed[:, None] - by_image + mean
+    seed_means, image_means, mean = array.mean(axis=1), array.mean(axis=0), float(array.mean())
+    residuals = array - seed_means[:, None] - image_means + mean
     squares = np.array(
-        [images * ((by_seed - mean) ** 2).sum(), seeds * ((by_image - mean) ** 2).sum(), (rest**2).sum()]
+        [images * ((seed_means - mean) ** 2).sum(), seeds * ((image_means - mean) ** 2).sum(), (residuals**2).sum()]
     )
     df = np.array([seeds - 1, images - 1, (seeds - 1) * (images - 1)])
     ms = np.divide(squares, df, out=np.zeros(3), where=df > 0)
@@ -236,21 +236,21 @@ def seeds_images_interval(values: ArrayLike) -> Interval:
 
 
 def holm(p: ArrayLike) -> Floats:
-    """Holm's step-down correction of p values (M,); NaN stays NaN and does not count as a test.
+    """Correct p values (M,) by Holm's step-down method; NaN stays NaN and does not count as a test.
 
     Keeps the chance of any false alarm among the rows below the level, whatever their dependence (Holm 1979).
     """
     array = np.asarray(p, dtype=np.float64)
-    adjusted = np.full(array.shape, np.nan)
-    tested = np.flatnonzero(~np.isnan(array))
-    order = tested[np.argsort(array[tested], kind="stable")]
+    result = np.full(array.shape, np.nan)
+    indices = np.flatnonzero(~np.isnan(array))
+    order = indices[np.argsort(array[indices], kind="stable")]
     factors = len(order) - np.arange(len(order))
-    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(factors * array[order])) if len(order) else []
-    return adjusted
+    result[order] = np.minimum(1.0, np.maximum.accumulate(factors * array[order])) if len(order) else []
+    return result
 
 
 def seeds_needed(sd: ArrayLike, difference: float, power: float = 0.8, rows: ArrayLike = 1.0) -> Floats:
-    """Fewest seeds with which a two-sided t test at 0.05 finds a true `difference` with the given power.
+    """Return the fewest seeds with which a two-sided t test at 0.05 finds a true `difference` with that power.
 
     Args:
         sd: (...) the standard deviation of the differences of single seeds, in the unit of `difference`; NaN gives NaN.
@@ -264,15 +264,15 @@ def seeds_needed(sd: ArrayLike, difference: float, power: float = 0.8, rows: Arr
     if not difference > 0:
         raise ValueError(f"The difference to tell must be above zero, not {difference!r}.")
     effect = difference / np.maximum(np.asarray(sd, dtype=np.float64), 1e-12 * difference)
-    # The normal approximation never asks for more than the t test: the search goes up from it by a few seeds.
+    # The normal approximation never needs more seeds than the t test: the search goes up from it by a few.
     n = np.maximum(2.0, np.floor(((stats.norm.ppf(_UPPER) + stats.norm.ppf(power)) / effect) ** 2))
-    while np.any(short := _t_test_power(n, effect, np.asarray(rows) * (n - 1)) < power):
-        n = np.where(short, n + 1, n)
+    while np.any(too_few := _t_test_power(n, effect, np.asarray(rows) * (n - 1)) < power):
+        n = np.where(too_few, n + 1, n)
     return np.asarray(n)
 
 
 def sd_factors(df: ArrayLike) -> tuple[Floats, Floats]:
-    """Return how many times a standard deviation of so many degrees of freedom the true one is, from 5 to 95 %."""
+    """Return the 5 % and 95 % bounds of a true standard deviation, as factors of an estimate with `df`."""
     freedom = np.asarray(df, dtype=np.float64)
     return np.sqrt(freedom / stats.chi2.ppf(0.95, freedom)), np.sqrt(freedom / stats.chi2.ppf(0.05, freedom))
 

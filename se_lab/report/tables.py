@@ -48,10 +48,10 @@ def ablation_table(
     contrasts: Sequence[tuple[str, str]] = (),
     spread: str = "interval",
 ) -> Table:
-    """One row a variant, in the records' order, each group's baseline first.
+    """Return a table with a row per variant, in the records' order, each group's baseline first.
 
-    records: one row a trial, as `load_records` gives them. `metric` is the one that differences and p values are
-    about. `columns` names what to print, out of `se_lab.report.columns` and the records' own metrics; by default
+    records: one row a trial, as `load_records` returns them. `metric` is the metric of differences and p values.
+    `columns` names the columns to print, out of `se_lab.report.columns` and the records' own metrics; by default
     seeds, the metric, its difference, top-5 error where there is one, parameters, MACs and time a step. `rows` and
     `where` are those of `group_variants`. With `detect`, a column says how many seeds it takes to detect a difference
     of that size (in the metric's unit); with `paper` (`table_10_reduction`, or `10`) the SE paper's figures
@@ -74,24 +74,24 @@ def ablation_table(
     metrics = list(dict.fromkeys([metric, *(key for key in keys if _kind(study, key) == "metric")]))
     data = study.variants.copy()
     data.insert(2, "is_baseline", study.is_baseline)
-    measured = {name: values for key in metrics for name, values in _metric_columns(study, key, model).items()}
-    data = pd.concat([data, pd.DataFrame(measured, index=data.index)], axis=1)
+    metric_data = {name: values for key in metrics for name, values in _metric_columns(study, key, model).items()}
+    data = pd.concat([data, pd.DataFrame(metric_data, index=data.index)], axis=1)
     data["n"] = study.by_seed(metric).notna().sum(axis=1)
     data["over"] = study.over()
     notes = [*study.notes, *(note for key in metrics for note in not_measured(study, key))]
     notes += unfinished_notes(data, column(metric, study.trials))
     shown = [Shown(column(key, study.trials), key) for key in study.keys]
     for key in keys:
-        data, one, remarks = _with_column(request, data, key, spread)
-        shown.append(one)
+        data, item, remarks = _with_column(request, data, key, spread)
+        shown.append(item)
         notes += remarks
     if "difference" in keys:
         notes += computed.comparison_notes(request)
     notes += [computed.contrast_note(request, *names) for names in contrasts]
     notes += reading_notes(data, metric, metrics, spread)
     if paper is not None:
-        data, printed, remarks = published.beside_paper(study, data, paper)
-        shown, notes = shown + printed, notes + remarks
+        data, paper_shown, remarks = published.beside_paper(study, data, paper)
+        shown, notes = shown + paper_shown, notes + remarks
     notes += settings_notes(study)
     return Table(_title(study, data["n"]), data, tuple(shown), tuple(dict.fromkeys(notes)))
 
@@ -104,9 +104,9 @@ def pivot_table(
     metric: str = "test/top1_error",
     where: Mapping[str, object] | None = None,
 ) -> Table:
-    """One row a value of the key `index`, one column a value of the key `across`, in each cell the metric.
+    """Return a table of the metric with a row per value of the key `index` and a column per value of `across`.
 
-    For example reduction ratios × backbones. Numbers stand in their order, other values in the records'. Bold is as in
+    For example reduction ratios × backbones. Numbers are sorted, other values are in the records' order. Bold is as in
     `ablation_table`. A baseline that has no value of `across` is named in a note. Raises ReportError where the two keys
     do not tell all variants apart, and as `ablation_table`.
     """
@@ -115,56 +115,56 @@ def pivot_table(
     refuse_absent_metric(study, metric)
     cells = study.variants.assign(is_baseline=study.is_baseline, n=study.by_seed(metric).notna().sum(axis=1))
     cells = cells.assign(**_metric_columns(study, metric))
-    of = column(metric, study.trials)
+    col = column(metric, study.trials)
     notes = [*study.notes, *not_measured(study, metric)]
-    nowhere = cells["is_baseline"] if across.startswith("model.se.") else cells["is_baseline"] & False
-    apart = cells.loc[nowhere, [metric, f"{metric}:low", f"{metric}:high"]].to_numpy(dtype=float).T
-    for name, text in zip(cells.loc[nowhere, "variant"], range_texts(*apart, decimals=of.decimals), strict=True):
-        notes.append(f"{name}: {text} {of.unit}.")
-    cells = cells[~nowhere]
+    is_apart = cells["is_baseline"] if across.startswith("model.se.") else cells["is_baseline"] & False
+    bounds = cells.loc[is_apart, [metric, f"{metric}:low", f"{metric}:high"]].to_numpy(dtype=float).T
+    for name, text in zip(cells.loc[is_apart, "variant"], range_texts(*bounds, decimals=col.decimals), strict=True):
+        notes.append(f"{name}: {text} {col.unit}.")
+    cells = cells[~is_apart]
 
     labels = value_texts(cells[index]).mask(cells["is_baseline"] & index.startswith("model.se."), BASELINE)
     rows = labels.iloc[number_order(cells[index])].drop_duplicates()
     data = pd.DataFrame({"variant": rows.to_numpy(), "group": "", "is_baseline": rows.to_numpy() == BASELINE})
     shown = [Shown(replace(column(index, study.trials), kind="text"), "variant")]
     for value in value_texts(cells[across].iloc[number_order(cells[across])]).drop_duplicates():
-        chosen = cells[value_texts(cells[across]) == value]
-        chosen = chosen.set_index(labels[chosen.index]).reindex(data["variant"])
+        subset = cells[value_texts(cells[across]) == value]
+        subset = subset.set_index(labels[subset.index]).reindex(data["variant"])
         keys = {part: f"{value}:{part}" if part else value for part in ("", "low", "high", "best")}
         for part, key in keys.items():
-            data[key] = chosen[f"{metric}:{part}" if part else metric].to_numpy()
+            data[key] = subset[f"{metric}:{part}" if part else metric].to_numpy()
         data[keys["best"]] = data[keys["best"]].eq(True)
         name = column(across, study.trials).short.format(value)
         shown.append(
-            Shown(replace(of, key=value, label=name), keys[""], bold=keys["best"], ends=(keys["low"], keys["high"]))
+            Shown(replace(col, key=value, label=name), keys[""], bold=keys["best"], ends=(keys["low"], keys["high"]))
         )
-    title = f"{of.heading} by {column(index, study.trials).label} and {column(across, study.trials).label}"
+    title = f"{col.heading} by {column(index, study.trials).label} and {column(across, study.trials).label}"
     notes += reading_notes(cells, metric, [metric])
     return Table(title, data, tuple(shown), tuple(dict.fromkeys(notes)))
 
 
 def refuse_absent_metric(study: Study, metric: str) -> None:
-    """Raise ReportError where no finished trial has a finite value of `metric`, with those there are."""
-    finished = study.trials["status"] == "finished"
-    if not finished.any():
+    """Raise ReportError, with the measured metrics, where no finished trial has a finite value of `metric`."""
+    is_finished = study.trials["status"] == "finished"
+    if not is_finished.any():
         counts = study.trials["status"].value_counts(sort=False)
-        listed = ", ".join(f"{count} {status}" for status, count in counts.items())
-        raise ReportError(f"None of the {len(study.trials)} trials has finished: {listed}.")
+        text = ", ".join(f"{count} {status}" for status, count in counts.items())
+        raise ReportError(f"None of the {len(study.trials)} trials has finished: {text}.")
 
     def is_measured(key: str) -> bool:
         values: pd.Series = study.trials[key]
-        return bool(np.isfinite(pd.to_numeric(values[finished], errors="coerce")).any())
+        return bool(np.isfinite(pd.to_numeric(values[is_finished], errors="coerce")).any())
 
     if "/" not in metric or metric not in study.trials or not is_measured(metric):
-        measured = [key for key in map(str, study.trials) if "/" in key and is_measured(key)]
-        hint = "" if metric in study.trials else did_you_mean(metric, measured)
+        metrics = [key for key in map(str, study.trials) if "/" in key and is_measured(key)]
+        hint = "" if metric in study.trials else did_you_mean(metric, metrics)
         raise ReportError(
-            f"No finished trial has a value of {metric!r}.{hint} Measured: {', '.join(measured) or 'nothing'}."
+            f"No finished trial has a value of {metric!r}.{hint} Measured: {', '.join(metrics) or 'nothing'}."
         )
 
 
 def default_columns(study: Study, metric: str) -> list[str]:
-    """Seeds, metric, difference, top-5 beside top-1, costs: those that the records have."""
+    """Return those that the records have of: seeds, metric, difference, top-5 beside top-1, costs."""
     top5 = metric.replace("top1", "top5")
     has_top5 = top5 != metric and top5 in study.trials and study.by_seed(top5).notna().any(axis=None)
     costs = [key for key in ("params", "macs", "step_ms") if key in study.trials and study.trials[key].notna().any()]
@@ -173,7 +173,7 @@ def default_columns(study: Study, metric: str) -> list[str]:
 
 
 def _chosen(request: computed.Request, columns: Sequence[str] | None) -> list[str]:
-    """Return the keys of the columns to print: those asked for, or the default, and what margin and detect add."""
+    """Return the keys of the columns to print: the given or default ones, and those that margin and detect add."""
     study = request.study
     keys = [full_key(name, study.trials) for name in columns or ()] or default_columns(study, request.metric)
     if request.margin is not None and "verdict" not in keys:
@@ -186,26 +186,26 @@ def _chosen(request: computed.Request, columns: Sequence[str] | None) -> list[st
 def _with_column(
     request: computed.Request, data: pd.DataFrame, key: str, spread: str
 ) -> tuple[pd.DataFrame, Shown, list[str]]:
-    """Return the table's data with what a column needs, how the column is shown, and notes on it.
+    """Return the table's data extended for a column, the column as printed, and notes on it.
 
     Raises:
         ReportError: for a column that no trial has a value of, or that tells variants apart.
     """
-    study, of = request.study, column(request.metric, request.study.trials)
+    study, col = request.study, column(request.metric, request.study.trials)
     if key == request.metric or _kind(study, key) == "metric":
         return data, _metric_shown(column(key, study.trials), key, spread), []
     if key == "difference":
-        return data, _difference_shown(of, f"{request.metric}:difference"), []
+        return data, _difference_shown(col, f"{request.metric}:difference"), []
     if key == "n":
         return data, Shown(COLUMNS["n"], "n", total="over"), []
     if _kind(study, key) == "statistic":
-        more, notes = ({}, []) if key in data else computed.STATISTICS[key](request)  # ranks and P come together
+        new_columns, notes = ({}, []) if key in data else computed.STATISTICS[key](request)  # ranks and P come together
         is_difference = key == "difference_images"
-        one = _difference_shown(column(request.metric), key, COLUMNS[key]) if is_difference else _statistic_shown(key)
-        return data.assign(**more), one, notes
+        item = _difference_shown(column(request.metric), key, COLUMNS[key]) if is_difference else _statistic_shown(key)
+        return data.assign(**new_columns), item, notes
     if key not in study.trials:
-        there = [name for name, of in COLUMNS.items() if name in study.trials or of.kind == "statistic"]
-        raise ReportError(f"No trial has a value of the column {key!r}. There are: {', '.join(there)}.")
+        names = [name for name, col in COLUMNS.items() if name in study.trials or col.kind == "statistic"]
+        raise ReportError(f"No trial has a value of the column {key!r}. There are: {', '.join(names)}.")
     if _kind(study, key) == "spec":
         raise ReportError(f"{key} tells variants apart: name it among the rows, not the columns.")
     values = study.per_variant(key, "median" if column(key, study.trials).kind == "timing" else "first")
@@ -219,17 +219,17 @@ def _kind(study: Study, key: str) -> str:
 
 
 def _metric_columns(study: Study, key: str, model: str = "joint") -> dict[str, NDArray[Any]]:
-    """Mean, interval, difference to the baseline and whether the value is best, beyond doubt, in its group."""
+    """Return mean, interval, difference to the baseline and whether the value is the best of its group beyond doubt."""
     if key not in study.trials:
         raise unknown("column", key, [str(name) for name in study.trials if "/" in str(name)])
     mean, difference = computed.interval(study, key), computed.differences(study, key, model)
-    better = column(key, study.trials).better
-    sign = {"lower": 1.0, "higher": -1.0, None: np.nan}[better]
+    direction = column(key, study.trials).better
+    sign = {"lower": 1.0, "higher": -1.0, None: np.nan}[direction]
     score = pd.Series(sign * mean.mean)
-    leads = np.isclose(score, score.groupby(study.group).transform("min"), rtol=1e-9, atol=1e-9)  # ties share it
-    bound = study.bound(key, better)
+    is_best = np.isclose(score, score.groupby(study.group).transform("min"), rtol=1e-9, atol=1e-9)  # ties share it
+    bound = study.bound(key, direction)
     base = np.where(study.baseline >= 0, mean.mean[study.baseline], np.nan)
-    lost = sign * bound > sign * base  # were the failed seeds as bad as the worst, the variant would not be better
+    is_doubtful = sign * bound > sign * base  # with the worst value for failed seeds, the variant would not be better
     return {
         key: mean.mean,
         f"{key}:low": mean.low,
@@ -239,31 +239,31 @@ def _metric_columns(study: Study, key: str, model: str = "joint") -> dict[str, N
         f"{key}:difference:ci95": difference.half_width,
         f"{key}:pairs": difference.n,
         f"{key}:bound": bound,
-        f"{key}:best": leads & difference.excludes_zero & (sign * difference.mean < 0) & ~lost,
+        f"{key}:best": is_best & difference.excludes_zero & (sign * difference.mean < 0) & ~is_doubtful,
     }
 
 
-def _metric_shown(of: Column, key: str, spread: str) -> Shown:
+def _metric_shown(col: Column, key: str, spread: str) -> Shown:
     if spread == "std":
-        return Shown(of, key, f"{key}:std", f"{key}:best")
-    return Shown(of, key, bold=f"{key}:best", ends=(f"{key}:low", f"{key}:high"))
+        return Shown(col, key, f"{key}:std", f"{key}:best")
+    return Shown(col, key, bold=f"{key}:best", ends=(f"{key}:low", f"{key}:high"))
 
 
-def _difference_shown(of: Column, key: str, base: Column = COLUMNS["difference"]) -> Shown:
-    unit = "points" if of.unit == "%" else of.unit
-    label = f"Δ {of.label}" if base.key == "difference" else base.label
-    best = key.replace(":difference", ":best") if base.key == "difference" else None
-    return Shown(replace(base, label=label, unit=unit, decimals=of.decimals), key, f"{key}:ci95", best, signed=True)
+def _difference_shown(col: Column, key: str, base: Column = COLUMNS["difference"]) -> Shown:
+    unit = "points" if col.unit == "%" else col.unit
+    label = f"Δ {col.label}" if base.key == "difference" else base.label
+    bold = key.replace(":difference", ":best") if base.key == "difference" else None
+    return Shown(replace(base, label=label, unit=unit, decimals=col.decimals), key, f"{key}:ci95", bold, signed=True)
 
 
 def _statistic_shown(key: str) -> Shown:
-    of = COLUMNS[key]
+    col = COLUMNS[key]
     ends = (f"{key}:low", f"{key}:high") if key == "seeds_needed" else None
-    return Shown(replace(of, kind="text") if key in ("verdict", "rank") else of, key, ends=ends)
+    return Shown(replace(col, kind="text") if key in ("verdict", "rank") else col, key, ends=ends)
 
 
 def _title(study: Study, n: pd.Series) -> str:
-    """Say what all trials share: `cifar_resnet20 on digits, 20 epochs, 3 seeds`."""
+    """Return what all trials share: `cifar_resnet20 on digits, 20 epochs, 3 seeds`."""
 
     def shared(key: str) -> str:
         values: pd.Series = study.trials.get(key, pd.Series(dtype=object)).dropna()

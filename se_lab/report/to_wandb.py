@@ -1,4 +1,4 @@
-"""What goes to W&B from here: the report of a study, and runs that pictures are given to. Offline unless told else."""
+"""Uploads to W&B: the report of a study, and runs to which figures are added. Offline unless set otherwise."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def send_report(
     metric: str = "test/top1_error",
     where: Mapping[str, object] | None = None,
 ) -> str:
-    """Put a study's table, as a wandb.Table, and its page, as wandb.Html, on W&B: a run of the job type report.
+    """Log a study's table (wandb.Table) and page (wandb.Html) to a W&B run of the job type report.
 
     The table is left out where no trial has finished. Returns where the run is: an address, or offline the folder that
     `wandb sync` takes. Raises ReportError where W&B refuses.
@@ -44,7 +44,7 @@ def send_report(
 
 @contextmanager
 def wandb_run(project: str, folder: Path, **about: Any) -> Iterator[Any]:
-    """Yield a run of W&B's, offline unless WANDB_MODE says otherwise; what it writes is under `folder`.
+    """Yield a W&B run, offline unless WANDB_MODE says otherwise, whose files are under `folder`.
 
     Raises ReportError where W&B refuses.
     """
@@ -53,7 +53,7 @@ def wandb_run(project: str, folder: Path, **about: Any) -> Iterator[Any]:
     settings = wandb.Settings(silent=True, console="off")
     mode: Any = wandb_mode()
     try:
-        # a run that the caller has open is another's
+        # leaves a run that the caller has open alone
         with wandb.init(project=project, dir=folder, mode=mode, settings=settings, reinit="create_new", **about) as run:
             yield run
     except (wandb.errors.Error, wandb.errors.UsageError) as error:
@@ -61,7 +61,7 @@ def wandb_run(project: str, folder: Path, **about: Any) -> Iterator[Any]:
 
 
 def as_frame(table: Table) -> pd.DataFrame:
-    """Return what a table prints, numbers as numbers in the printed unit, half-widths of intervals beside them."""
+    """Return a table's printed columns: numeric in the printed unit, with half-widths of intervals beside them."""
     columns: dict[str, Any] = {}
     for shown in table.shown:
         heading = shown.column.heading

@@ -29,7 +29,7 @@ SOURCES = {
     "split": "data.split_seed",
     ROUNDING: "model.rounding",
 }
-"""The spec's key that varies a source alone."""
+"""The spec key that varies only this source."""
 ALL = "seed (order and weights)"
 IMAGES = "test images"
 
@@ -52,10 +52,10 @@ class Component(NamedTuple):
 def variance_table(
     records: pd.DataFrame, metric: str = "test/top1_error", where: Mapping[str, object] | None = None
 ) -> Table:
-    """Return the variance of a metric by source: a row each, as far as the trials vary it.
+    """Return the variance of a metric by source: a row for each source that the trials vary.
 
-    Sources are the keys of SOURCES and, of top-1 and top-5 test errors whose predictions are kept, the test images. In
-    every set of trials that have all but one key in common, the variance is that key's; sets count by their degrees of
+    Sources are the keys of SOURCES and, for top-1 and top-5 test errors with stored predictions, the test images. The
+    variance in a set of trials that differ by one key alone is due to that key; sets are weighted by their degrees of
     freedom. Raises ReportError where no source varies alone, as in a sweep without such keys.
     """
     metric = full_key(metric, records)
@@ -64,14 +64,14 @@ def variance_table(
         raise ReportError(f"No trial has a value of {metric!r}.")
     values = pd.to_numeric(records[metric], errors="coerce").astype(float)
     trials = records[(records["status"] == "finished") & np.isfinite(values)]
-    found = {name: component(trials, metric, key) for name, key in {**SOURCES, ALL: "seed"}.items()}
-    found = {name: one for name, one in found.items() if one.df}
-    if not found.keys() - {ALL}:
+    components = {name: component(trials, metric, key) for name, key in {**SOURCES, ALL: "seed"}.items()}
+    components = {name: part for name, part in components.items() if part.df}
+    if not components.keys() - {ALL}:
         keys = ", ".join(SOURCES.values())
         raise ReportError(f"No two trials differ by one source of variance alone: none of {keys} varies.")
     if images := image_component(trials, metric):
-        found[IMAGES] = images
-    return _table(found, column(metric, trials))
+        components[IMAGES] = images
+    return _table(components, column(metric, trials))
 
 
 def component(trials: pd.DataFrame, metric: str, key: str) -> Component:
@@ -79,48 +79,52 @@ def component(trials: pd.DataFrame, metric: str, key: str) -> Component:
     if key not in trials or trials.empty:
         return Component(float("nan"), 0, 0)
     keys = [str(name) for name in trials if str(name).startswith(SPEC_SECTIONS) or name == "seed"]
-    rest = pd.DataFrame({name: value_texts(trials[name]) for name in keys if name != key})
-    sets = trials[metric].astype(float).groupby(list(rest.agg("\0".join, axis=1)))
+    settings = pd.DataFrame({name: value_texts(trials[name]) for name in keys if name != key})
+    sets = trials[metric].astype(float).groupby(list(settings.agg("\0".join, axis=1)))
     df = len(trials) - sets.ngroups
     squares = float(((trials[metric].astype(float) - sets.transform("mean")) ** 2).sum())
     return Component(squares / df if df else float("nan"), df, int((sets.transform("size") > 1).sum()))
 
 
 def image_component(trials: pd.DataFrame, metric: str) -> Component | None:
-    """Return the variance of an error over test images drawn anew, the mean over the trials; None without predictions.
+    """Return the variance of an error over new test images, averaged over trials; None without predictions.
 
-    A trial of N images has that of a mean, the variance of its images' errors over N.
+    In a trial of N images it is the variance of a mean: that of the images' errors, divided by N.
     """
     if metric not in ("test/top1_error", "test/top5_error") or "folder" not in trials:
         return None
-    own = []
+    variances = []
     for folder in trials["folder"]:
         if not has_predictions(folder):
             return None
-        missed = 100.0 * image_errors(folder, 5 if "top5" in metric else 1)[1]
-        own.append(missed.var(ddof=1) / len(missed))
-    return Component(float(np.mean(own)), 0, len(own))
+        errors = 100.0 * image_errors(folder, 5 if "top5" in metric else 1)[1]
+        variances.append(errors.var(ddof=1) / len(errors))
+    return Component(float(np.mean(variances)), 0, len(variances))
 
 
-def _table(found: Mapping[str, Component], of: Column) -> Table:
+def _table(components: Mapping[str, Component], col: Column) -> Table:
     """Return the table: standard deviations, and the shares of the sum."""
-    floor = found[ROUNDING].variance if ROUNDING in found else 0.0
-    within = ("data order", "initial weights", "split")
-    alone = {name: max(one.variance - floor * (name in within), 0.0) for name, one in found.items() if name != ALL}
-    total = sum(alone.values())
-    unit = "points" if of.unit == "%" else of.unit
+    floor = components[ROUNDING].variance if ROUNDING in components else 0.0
+    noisy_sources = ("data order", "initial weights", "split")
+    variances = {
+        name: max(part.variance - floor * (name in noisy_sources), 0.0)
+        for name, part in components.items()
+        if name != ALL
+    }
+    total = sum(variances.values())
+    unit = "points" if col.unit == "%" else col.unit
     rows = []
-    for name, one in found.items():
-        low, high = one.limits()
-        interval = f"{number_text(low, of.decimals)}–{number_text(high, of.decimals)}" if one.df else ""
-        share = 100 * alone[name] / total if name in alone and total else float("nan")
-        rows.append((name, "", False, one.trials, one.df, np.sqrt(one.variance), interval, low, high, share))
+    for name, part in components.items():
+        low, high = part.limits()
+        interval = f"{number_text(low, col.decimals)}–{number_text(high, col.decimals)}" if part.df else ""
+        share = 100 * variances[name] / total if name in variances and total else float("nan")
+        rows.append((name, "", False, part.trials, part.df, np.sqrt(part.variance), interval, low, high, share))
     names = ["variant", "group", "is_baseline", "trials", "df", "sd", "interval", "sd:low", "sd:high", "share"]
     shown = (
         Shown(Column("source", "source", "text"), "variant"),
         Shown(Column("trials", "trials", "statistic", decimals=0), "trials"),
         Shown(Column("df", "df", "statistic", decimals=0), "df"),
-        Shown(Column("sd", "SD", "statistic", unit, decimals=of.decimals), "sd"),
+        Shown(Column("sd", "SD", "statistic", unit, decimals=col.decimals), "sd"),
         Shown(Column("interval", "95 % interval", "text"), "interval"),
         Shown(Column("share", "share of variance", "statistic", "%", decimals=0), "share"),
     )
@@ -129,13 +133,13 @@ def _table(found: Mapping[str, Component], of: Column) -> Table:
         "intervals by chi squared, for normal errors.",
         "Shares are of the sum of the sources that were varied.",
     ]
-    if ROUNDING in found:
+    if ROUNDING in components:
         notes.append("Order, weights and split move a run by floating point as well, which their shares leave out.")
-    if IMAGES in found:
+    if IMAGES in components:
         notes.append("Test images: what other images would give with the same weights, the mean over the trials.")
-    if "split" in found:
+    if "split" in components:
         notes.append("Split: where it divides the test images too, as on digits, they are part of its row.")
-    missing = [name for name in SOURCES if name not in found]
+    missing = [name for name in SOURCES if name not in components]
     if missing:
         notes.append(f"Not varied alone: {', '.join(missing)}.")
-    return Table(f"Sources of variance: {of.heading}", pd.DataFrame(rows, columns=names), shown, tuple(notes))
+    return Table(f"Sources of variance: {col.heading}", pd.DataFrame(rows, columns=names), shown, tuple(notes))

@@ -63,7 +63,7 @@ class Study:
 
     @property
     def level(self) -> float:
-        """The confidence level of the table's simultaneous intervals: 0.95, or what looks at a growing sweep leave."""
+        """The confidence level of the table's simultaneous intervals: 0.95, higher after looks at a growing sweep."""
         return 1 - float(self.trials["look_level"].min()) if "look_level" in self.trials else DEFAULT_LEVEL
 
     @property
@@ -72,36 +72,36 @@ class Study:
         return self.level, 2 * self.level - 1
 
     def by_seed(self, metric: str) -> pd.DataFrame:
-        """(V, S) a metric of the finished trials, NaN where there is none; columns are the seeds."""
-        done = (self.trials["status"] == "finished").to_numpy()
-        values = pd.to_numeric(self.trials[metric], errors="coerce").to_numpy(dtype=float)[done]
-        codes, seeds = pd.factorize(self.trials["seed"].to_numpy()[done], sort=True)
-        wide = np.full((len(self.variants), len(seeds)), np.nan)
-        wide[self.trials["variant"].to_numpy()[done], codes] = np.where(np.isfinite(values), values, np.nan)
-        table: pd.DataFrame = pd.DataFrame(wide, index=self.variants.index, columns=pd.Index(seeds, name="seed"))
+        """Return (V, S) a metric of the finished trials, NaN where there is none; columns are the seeds."""
+        is_finished = (self.trials["status"] == "finished").to_numpy()
+        values = pd.to_numeric(self.trials[metric], errors="coerce").to_numpy(dtype=float)[is_finished]
+        codes, seeds = pd.factorize(self.trials["seed"].to_numpy()[is_finished], sort=True)
+        matrix = np.full((len(self.variants), len(seeds)), np.nan)
+        matrix[self.trials["variant"].to_numpy()[is_finished], codes] = np.where(np.isfinite(values), values, np.nan)
+        table: pd.DataFrame = pd.DataFrame(matrix, index=self.variants.index, columns=pd.Index(seeds, name="seed"))
         return table
 
     def over(self) -> NDArray[np.int64]:
-        """(V,) trials that have ended, whether they finished, failed or were stopped."""
-        ended = self.trials["status"].isin(("finished", "failed", "stopped"))
-        counts = ended.groupby(self.trials["variant"]).sum().reindex(self.variants.index)
+        """Return (V,) the number of trials that finished, failed or were stopped."""
+        is_over = self.trials["status"].isin(("finished", "failed", "stopped"))
+        counts = is_over.groupby(self.trials["variant"]).sum().reindex(self.variants.index)
         return np.asarray(counts.fillna(0), dtype=np.int64)
 
     def bound(self, metric: str, better: str | None) -> NDArray[np.float64]:
-        """(V,) means of a metric with the worst value of the group for seeds that failed or were stopped.
+        """Return (V,) means of a metric with the worst value of the group for seeds that failed or were stopped.
 
-        Their worst rank: the mean of those that finished flatters a variant, of which the others did not (Lachin 1999).
+        This is worst-rank imputation (Lachin 1999): the mean of the finished seeds alone flatters a variant.
         """
         values = self.by_seed(metric)
         n = values.notna().sum(axis=1).to_numpy()
         extremes = values.min(axis=1) if better == "higher" else values.max(axis=1)
-        worst = extremes.groupby(self.group).transform("min" if better == "higher" else "max").to_numpy()
-        over = np.maximum(self.over(), n)
-        sums = values.sum(axis=1).to_numpy() + np.where(over > n, worst, 0.0) * (over - n)
-        return np.asarray(np.where(over > 0, sums / np.maximum(over, 1), np.nan))
+        worst_values = extremes.groupby(self.group).transform("min" if better == "higher" else "max").to_numpy()
+        totals = np.maximum(self.over(), n)
+        sums = values.sum(axis=1).to_numpy() + np.where(totals > n, worst_values, 0.0) * (totals - n)
+        return np.asarray(np.where(totals > 0, sums / np.maximum(totals, 1), np.nan))
 
     def per_variant(self, key: str, how: str) -> pd.Series:
-        """(V,) a cost (how="first") or a timing (how="median") of each variant's trials."""
+        """Return (V,) a cost (how="first") or a timing (how="median") of each variant's trials."""
         numbers = pd.to_numeric(self.trials[key], errors="coerce")
         return numbers.groupby(self.trials["variant"]).agg(how).reindex(self.variants.index).astype(float)
 
@@ -109,23 +109,23 @@ class Study:
 def filter_records(records: pd.DataFrame, where: Mapping[str, object]) -> pd.DataFrame:
     """Keep the trials whose columns have the given values: {"squeeze": "max"}, or a list of allowed ones.
 
-    Values match as they are printed, so text from a command line will do. A filter on `model.se`, the insertion apart,
-    keeps the nets without SE units, the baselines: they have no such value. Raises ReportError for an unknown column
-    and for a filter that leaves nothing, with the values there are.
+    Values match by their printed text, so strings from a command line work. A filter on a `model.se` key other than the
+    insertion keeps the baselines, which have no SE units and so no such value. Raises ReportError for an unknown column
+    and for a filter without a match, with the values there are.
     """
-    for name, wanted in where.items():
+    for name, value in where.items():
         key = full_key(name, records)
         if key not in records:
             raise unknown("column", key, records.columns)
         texts = value_texts(records[key])
-        several = isinstance(wanted, (list, tuple)) and not texts.isin([value_text(wanted)]).any()
-        allowed = {text for item in (wanted if several else [wanted]) for text in _spellings(item)}  # type: ignore[attr-defined]
-        kept = texts.isin(allowed)
-        if not kept.any():
-            raise unknown(f"value of {key}", wanted, texts.unique())
+        is_list = isinstance(value, (list, tuple)) and not texts.isin([value_text(value)]).any()
+        allowed_texts = {text for item in (value if is_list else [value]) for text in _spellings(item)}  # type: ignore[attr-defined]
+        mask = texts.isin(allowed_texts)
+        if not mask.any():
+            raise unknown(f"value of {key}", value, texts.unique())
         if key.startswith(_SE) and key != INSERTION:
-            kept |= _is_plain(records)
-        records = records[kept]
+            mask |= _is_plain(records)
+        records = records[mask]
     return records
 
 
@@ -134,17 +134,17 @@ def group_variants(
 ) -> Study:
     """Sort records (one row a trial, as `load_records` gives them) into variants.
 
-    Varied keys are found from the records, never the seed; `rows` names them in another order, or fewer where those
-    tell the variants apart as well. The baseline is the variant without SE units (insertion none) of the same
+    Varied keys are found from the records, without the seed; `rows` gives them in another order, or fewer where those
+    still tell the variants apart. The baseline is the variant without SE units (insertion none) of the same
     group, that is with the same values of every key outside `model.se`.
     Raises ReportError for no records, an unknown column, two versions of one data set, `rows` that mix variants, and
     two trials of one variant and seed.
     """
     if records.empty:
         raise ReportError("No trials: the records are empty.")
-    absent = [key for key in ("trial_id", "status") if key not in records]
-    if absent:
-        raise ReportError(f"These are no records of trials: they have no {' and no '.join(absent)}.")
+    missing_keys = [key for key in ("trial_id", "status") if key not in records]
+    if missing_keys:
+        raise ReportError(f"These are no records of trials: they have no {' and no '.join(missing_keys)}.")
     records, notes = _without_unrecorded(records)
     spec = [str(key) for key in records if str(key).startswith(SPEC_SECTIONS)]
     rows = [full_key(name, records) for name in rows or ()]
@@ -156,21 +156,21 @@ def group_variants(
     trials = _without_copies(filter_records(records, where or {}).reset_index(drop=True))
     _refuse_two_versions(trials)
 
-    plain = _is_plain(trials)
-    found = _varied_keys(trials, spec, plain)
-    keys = tuple(rows) if rows else found
-    numbers = _codes(trials, keys, plain)
-    if len(np.unique(numbers)) < len(np.unique(_codes(trials, found, plain))):
-        hidden = [key for key in found if key not in keys]
+    is_plain = _is_plain(trials)
+    varied_keys = _varied_keys(trials, spec, is_plain)
+    keys = tuple(rows) if rows else varied_keys
+    numbers = _codes(trials, keys, is_plain)
+    if len(np.unique(numbers)) < len(np.unique(_codes(trials, varied_keys, is_plain))):
+        hidden_keys = [key for key in varied_keys if key not in keys]
         raise ReportError(
-            f"Rows by {', '.join(keys)} would mix trials that also differ in {', '.join(hidden)}: "
-            f"add {'it' if len(hidden) == 1 else 'them'} to the rows, or filter with where."
+            f"Rows by {', '.join(keys)} would mix trials that also differ in {', '.join(hidden_keys)}: "
+            f"add {'it' if len(hidden_keys) == 1 else 'them'} to the rows, or filter with where."
         )
     group_keys = tuple(key for key in keys if not key.startswith(_SE))
     se_keys = tuple(key for key in keys if key.startswith(_SE))
     if not keys:  # a single variant still needs a name
         group_keys = tuple(key for key in ("model.backbone", INSERTION) if key in trials)[:1]
-    return _study(trials, numbers, plain, group_keys, se_keys, notes)
+    return _study(trials, numbers, is_plain, group_keys, se_keys, notes)
 
 
 def _spellings(value: object) -> set[str]:
@@ -182,28 +182,28 @@ def _spellings(value: object) -> set[str]:
 
 
 def _without_unrecorded(records: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """Leave out trials of which a store has no spec yet, with a note: no variant can be told for them."""
-    known = records["seed"].notna() if "seed" in records else pd.Series(False, index=records.index)
-    counts = records.loc[~known, "status"].value_counts(sort=False)
-    if not known.any():
+    """Leave out trials whose spec the store does not have yet, with a note: their variant is unknown."""
+    is_recorded = records["seed"].notna() if "seed" in records else pd.Series(False, index=records.index)
+    counts = records.loc[~is_recorded, "status"].value_counts(sort=False)
+    if not is_recorded.any():
         raise ReportError(f"No trial has a record yet: {', '.join(f'{n} {status}' for status, n in counts.items())}.")
     notes = [
         f"{count} {'trial' if count == 1 else 'trials'} {status}, of a variant that is not known before its record: "
-        f"{some(records.loc[~known & (records['status'] == status), 'trial_id'])}."
+        f"{some(records.loc[~is_recorded & (records['status'] == status), 'trial_id'])}."
         for status, count in counts.items()
     ]
-    return records[known], notes
+    return records[is_recorded], notes
 
 
 def _without_copies(trials: pd.DataFrame) -> pd.DataFrame:
-    """Count a trial that several stores hold once, the finished copy first."""
+    """Keep one copy of each trial that several stores hold, a finished one where there is one."""
     if trials["trial_id"].is_unique:
         return trials
-    done_first = (trials["status"] != "finished").argsort(kind="stable")
-    best = trials.iloc[done_first].drop_duplicates("trial_id").index
-    first_seen = trials["trial_id"].drop_duplicates()
-    once: pd.DataFrame = trials.loc[best].set_index("trial_id").reindex(first_seen).reset_index()
-    return once
+    order = (trials["status"] != "finished").argsort(kind="stable")
+    rows = trials.iloc[order].drop_duplicates("trial_id").index
+    trial_ids = trials["trial_id"].drop_duplicates()
+    result: pd.DataFrame = trials.loc[rows].set_index("trial_id").reindex(trial_ids).reset_index()
+    return result
 
 
 def _refuse_two_versions(trials: pd.DataFrame) -> None:
@@ -214,10 +214,10 @@ def _refuse_two_versions(trials: pd.DataFrame) -> None:
     for name, digests in trials["data_digest"].dropna().groupby(value_texts(names), sort=False):
         counts = value_texts(digests).value_counts(sort=False)
         if len(counts) > 1:
-            listed = ", ".join(f"{value} ({count} trials)" for value, count in counts.items())
-            of = f" of {name}" if name else ""
+            versions = ", ".join(f"{value} ({count} trials)" for value, count in counts.items())
+            suffix = f" of {name}" if name else ""
             raise ReportError(
-                f"The records mix {len(counts)} versions of the data{of}, which no table can compare: {listed}. "
+                f"The records mix {len(counts)} versions of the data{suffix}, which no table can compare: {versions}. "
                 f"Choose one, e.g. --where data_digest={counts.index[0]}."
             )
 
@@ -229,18 +229,18 @@ def _is_plain(trials: pd.DataFrame) -> NDArray[np.bool_]:
 
 
 def _factorize(values: pd.Series) -> NDArray[np.intp]:
-    """(N,) numbers of the distinct values, −1 for nothing; lists and mappings by their text."""
+    """Return (N,) numbers of the distinct values, −1 for missing ones; lists and mappings by their text."""
     if pd.api.types.is_object_dtype(values):
-        codes, distinct = distinct_values(values)
-        texts = [None if is_missing(value) else value_text(value) for value in distinct]
+        codes, uniques = distinct_values(values)
+        texts = [None if is_missing(value) else value_text(value) for value in uniques]
         return np.asarray(pd.factorize(np.array(texts, dtype=object))[0][codes])
     return pd.factorize(values)[0]
 
 
 def _codes(frame: pd.DataFrame, keys: Sequence[str], plain: NDArray[np.bool_] | None = None) -> NDArray[np.intp]:
-    """(N,) numbers of the distinct combinations of the keys, in order of appearance.
+    """Return (N,) numbers of the distinct combinations of the keys, in order of appearance.
 
-    With `plain`, a net without SE units is one thing, whatever its SE keys say, and no other net is the same.
+    With `plain`, the SE keys of nets without SE units are ignored, and no other net counts as equal to these.
     """
     codes = {key: _factorize(frame[key]) for key in keys}
     if plain is not None:
@@ -252,24 +252,24 @@ def _codes(frame: pd.DataFrame, keys: Sequence[str], plain: NDArray[np.bool_] | 
 
 
 def _varied_keys(trials: pd.DataFrame, spec: Sequence[str], plain: NDArray[np.bool_]) -> tuple[str, ...]:
-    """Spec keys with more than one value, groups first; among `model.se`, those in which SE variants differ.
+    """Return spec keys with more than one value, groups first; among `model.se`, those in which SE variants differ.
 
     The insertion alone tells a baseline from its only SE variant.
     """
 
     def varies(values: pd.Series) -> bool:
-        if not pd.api.types.is_object_dtype(values) and len(values):  # most are constant, which this finds sooner
-            same = values.array == values.iloc[0]
-            return not np.all(same) and not values.isna().all()
+        if not pd.api.types.is_object_dtype(values) and len(values):  # fast, as most are constant
+            matches = values.array == values.iloc[0]
+            return not np.all(matches) and not values.isna().all()
         codes = _factorize(values)
         return bool(len(codes)) and bool(codes.min() != codes.max())
 
-    with_units = trials.loc[~plain, [key for key in spec if key.startswith(_SE)]]
-    outside = [key for key in spec if key not in with_units and varies(trials[key])]
-    inside = [key for key in with_units if varies(with_units[key])]
-    if not inside and plain.any() and not plain.all():
-        inside = [INSERTION]
-    return (*outside, *inside)
+    unit_values = trials.loc[~plain, [key for key in spec if key.startswith(_SE)]]
+    group_keys = [key for key in spec if key not in unit_values and varies(trials[key])]
+    se_keys = [key for key in unit_values if varies(unit_values[key])]
+    if not se_keys and plain.any() and not plain.all():
+        se_keys = [INSERTION]
+    return (*group_keys, *se_keys)
 
 
 def _study(
@@ -280,37 +280,37 @@ def _study(
     se_keys: tuple[str, ...],
     notes: list[str],
 ) -> Study:
-    """Variants in the table's order, their names and baselines."""
+    """Return the study: variants in the table's order, their names and baselines."""
     keys = group_keys + se_keys
-    first = pd.Series(numbers).drop_duplicates().index.to_numpy()  # each variant's first trial
-    group = _codes(trials, group_keys)[first]
-    order = np.lexsort((first, ~plain[first], group))
-    first, group = first[order], group[order]
-    bare = plain[first]
-    renumbered = np.empty(len(order), dtype=np.intp)
-    renumbered[numbers[first]] = np.arange(len(order))
+    first_rows = pd.Series(numbers).drop_duplicates().index.to_numpy()  # each variant's first trial
+    group = _codes(trials, group_keys)[first_rows]
+    order = np.lexsort((first_rows, ~plain[first_rows], group))
+    first_rows, group = first_rows[order], group[order]
+    is_plain = plain[first_rows]
+    new_numbers = np.empty(len(order), dtype=np.intp)
+    new_numbers[numbers[first_rows]] = np.arange(len(order))
 
-    # A column with a hole holds its integers as floats: give them back.
-    variants = trials.loc[first, list(keys)].reset_index(drop=True).astype(object)
+    # A column with missing values holds its integers as floats: convert them back.
+    variants = trials.loc[first_rows, list(keys)].reset_index(drop=True).astype(object)
     variants = variants.map(lambda value: int(value) if isinstance(value, float) and value.is_integer() else value)
     for key in se_keys:
-        variants[key] = variants[key].mask(bare, None)
-    bases = {int(g): i for i, g in enumerate(group) if bare[i]}
+        variants[key] = variants[key].mask(is_plain, None)
+    bases = {int(g): i for i, g in enumerate(group) if is_plain[i]}
     baseline = np.array([bases.get(int(g), -1) for g in group], dtype=np.intp)
     group_names, se_names = _names(variants, group_keys), _names(variants, se_keys)
-    se_names = [BASELINE if b else name for b, name in zip(bare, se_names, strict=True)]
+    se_names = [BASELINE if b else name for b, name in zip(is_plain, se_names, strict=True)]
     names = [", ".join(filter(None, pair)) for pair in zip(group_names, se_names, strict=True)]
     variants.insert(0, "variant", names)
     variants.insert(1, "group", group_names)
 
-    trials = trials.assign(variant=renumbered[numbers])
+    trials = trials.assign(variant=new_numbers[numbers])
     _refuse_doubles(trials)
     notes = notes + missing_notes(trials, variants, group, baseline)
     return Study(trials, variants, group_keys, se_keys, group, baseline, tuple(notes))
 
 
 def _names(variants: pd.DataFrame, keys: Sequence[str]) -> list[str]:
-    """(V,) the values of the keys as a name: `resnet50, r=16`; empty without keys, and without what a unit lacks."""
+    """Return (V,) names of the keys' values: `resnet50, r=16`; empty without keys; missing SE values are left out."""
     parts = []
     for key in keys:
         texts = value_texts(variants[key]).map(column(key, keys).short.format)
@@ -319,7 +319,9 @@ def _names(variants: pd.DataFrame, keys: Sequence[str]) -> list[str]:
 
 
 def _refuse_doubles(trials: pd.DataFrame) -> None:
-    twice = trials[trials.duplicated(["variant", "seed"], keep=False)]
-    if len(twice):
-        same = twice[(twice["variant"] == twice["variant"].iloc[0]) & (twice["seed"] == twice["seed"].iloc[0])]
-        raise ReportError(f"Trials {', '.join(same['trial_id'])} have one spec and one seed: keep one of them.")
+    doubles = trials[trials.duplicated(["variant", "seed"], keep=False)]
+    if len(doubles):
+        first_pair = doubles[
+            (doubles["variant"] == doubles["variant"].iloc[0]) & (doubles["seed"] == doubles["seed"].iloc[0])
+        ]
+        raise ReportError(f"Trials {', '.join(first_pair['trial_id'])} have one spec and one seed: keep one of them.")

@@ -1,4 +1,4 @@
-"""What an experiment is: frozen dataclasses, their checks, their flags, and the shipped recipes.
+"""The specs of an experiment: frozen dataclasses, their checks, their flags, and the shipped recipes.
 
 In: Python arguments, flags, YAML. Out: a checked `RunSpec`, whose content is the trial id.
 """

@@ -12,7 +12,7 @@ from se_lab.spec.fields import RunSpec, SESpec, moot_fields
 from se_lab.spec.ids import dotted
 
 NAME_LENGTH = 128
-"""Characters that W&B takes of the name of a run or a group."""
+"""Maximum length of the name of a W&B run or group."""
 T = TypeVar("T")
 
 
@@ -26,13 +26,13 @@ def variant_name(trial: RunSpec, room: int = NAME_LENGTH) -> str:
 
     A name of more than `room` characters ends in a hash.
     """
-    usual = RunSpec().flat()
-    more = [
+    defaults = RunSpec().flat()
+    parts = [
         f"{key if key.endswith('.name') else key.rpartition('.')[2]}={value}"
         for key, value in trial.flat().items()
-        if not key.startswith(("model.backbone", "model.se.", "seed")) and value is not None and value != usual[key]
+        if not key.startswith(("model.backbone", "model.se.", "seed")) and value is not None and value != defaults[key]
     ]
-    name = ", ".join([_net(trial), *more])
+    name = ", ".join([_net(trial), *parts])
     return name if len(name) <= room else f"{name[: room - 14]}… {dataclasses.replace(trial, seed=0).trial_id}"
 
 
@@ -43,18 +43,18 @@ def run_name(trial: RunSpec) -> str:
 
 
 def _net(trial: RunSpec) -> str:
-    """Return the backbone and all that is not usual about its units, in a few words."""
-    se, given = trial.model.se, trial.flat()
+    """Return the backbone and the non-default settings of its units, in a few words."""
+    se, flat = trial.model.se, trial.flat()
     if se.insertion == "none":
         return f"{trial.model.backbone} no SE"
     words = [trial.model.backbone, *([] if se.unit == "se" else [se.unit]), se.insertion]
-    if given["model.se.reduction"] is not None:
+    if flat["model.se.reduction"] is not None:
         words.append(f"r={se.reduction}")
-    words += [value for value, usual in ((se.squeeze, "avg"), (se.excitation, "sigmoid")) if value != usual]
+    words += [value for value, default in ((se.squeeze, "avg"), (se.excitation, "sigmoid")) if value != default]
     if se.stages != "all":
         words.append(f"stages {','.join(map(str, se.stages))}")
-    more = {name: given[f"model.se.{name}"] for name in ("bias", "units", "start")}
-    words += [f"{name}={value}" for name, value in more.items() if value not in (None, getattr(SESpec(), name))]
+    details = {name: flat[f"model.se.{name}"] for name in ("bias", "units", "start")}
+    words += [f"{name}={value}" for name, value in details.items() if value not in (None, getattr(SESpec(), name))]
     return " ".join(words)
 
 
@@ -83,9 +83,9 @@ def trial_of(common: RunSpec, point: Mapping[str, Any]) -> RunSpec:
     Raises:
         SpecError: for a value its field cannot hold, or values that do not go together.
     """
-    found = leaves(point)
-    values = dotted(common) | found
-    sections = [key for key in point if key not in found]
+    fields = leaves(point)
+    values = dotted(common) | fields
+    sections = [key for key in point if key not in fields]
     source = {key: next((section for section in sections if key.startswith(f"{section}.")), key) for key in values}
     for name in moot_fields(values["model.se.insertion"], values["model.se.unit"]):
         key = f"model.se.{name}"
@@ -95,13 +95,13 @@ def trial_of(common: RunSpec, point: Mapping[str, Any]) -> RunSpec:
 
 
 def leaves(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Spread dotted keys and whole sections into one dotted key a field.
+    """Flatten dotted keys and whole sections into one dotted key per field.
 
     Raises:
         SpecError: for a key that no field has, or a section given both ways.
     """
-    known, sections = _keys()
-    found: dict[str, Any] = {}
+    keys, sections = _keys()
+    fields: dict[str, Any] = {}
 
     def add(key: str, value: Any) -> None:
         if key in sections:
@@ -109,25 +109,25 @@ def leaves(values: Mapping[str, Any]) -> dict[str, Any]:
                 raise SpecError(f"{key} is {value!r}; it takes a mapping of its fields, or dotted keys such as {key}.…")
             for name, inner in value.items():
                 add(f"{key}.{name}", inner)
-        elif key not in known:
-            raise SpecError(f"no field is called {key!r}{nearest(key, known)}")
+        elif key not in keys:
+            raise SpecError(f"no field is called {key!r}{nearest(key, keys)}")
         else:
-            found[key] = value
+            fields[key] = value
 
     for key, value in values.items():
-        if whole := [section for section in values if key.startswith(f"{section}.")]:
+        if parents := [section for section in values if key.startswith(f"{section}.")]:
             raise SpecError(
-                f"{key} is given twice: its section {whole[0]} is given whole as well; write one of the two"
+                f"{key} is given twice: its section {parents[0]} is given whole as well; write one of the two"
             )
         add(key, value)
-    return found
+    return fields
 
 
 @functools.cache
 def _keys() -> tuple[set[str], set[str]]:
     """Return the dotted keys of all fields, and of all sections."""
-    known = set(dotted(RunSpec()))
-    return known, {key[:end] for key in known for end in range(len(key)) if key[end] == "."}
+    keys = set(dotted(RunSpec()))
+    return keys, {key[:end] for key in keys for end in range(len(key)) if key[end] == "."}
 
 
 def _build(cls: type[T], values: Mapping[str, Any]) -> T:

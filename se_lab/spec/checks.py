@@ -1,4 +1,4 @@
-"""Checks of values: what a field may hold, by its annotation, and errors that name the value, the choice, the nearest.
+"""Check the values of fields by their annotations; errors name the value, the allowed values and the nearest.
 
 A field's type stands in its annotation. `Annotated[int, Meta(ge=1)]` adds a range, `Annotated[str, ("on", "off")]` the
 allowed values.
@@ -26,7 +26,7 @@ _SWITCH = {"true": "on", "false": "off"}
 
 
 class SpecError(ValueError):
-    """A value that no experiment can have; the message says what was given, what is allowed, and the nearest.
+    """An invalid value; the message names the value, the allowed values, and the nearest.
 
     Examples:
         >>> try:
@@ -43,9 +43,9 @@ def nearest(given: str, allowed: Collection[str]) -> str:
     A dotted key of another section, or of none, resembles the one that ends as it does.
     """
     end = given.lstrip("-").rpartition(".")[2]
-    alike = [name for name in allowed if name.lstrip("-").rpartition(".")[2] == end]
-    close = difflib.get_close_matches(given, alike, n=1, cutoff=0) or difflib.get_close_matches(given, allowed, n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    names = [name for name in allowed if name.lstrip("-").rpartition(".")[2] == end]
+    matches = difflib.get_close_matches(given, names, n=1, cutoff=0) or difflib.get_close_matches(given, allowed, n=1)
+    return f"; did you mean {matches[0]!r}?" if matches else ""
 
 
 def check_choice(name: str, given: object, allowed: Collection[str]) -> None:
@@ -61,9 +61,9 @@ def check_fields(spec: object, section: str = "") -> None:
     Raises:
         SpecError: for a value that the field's annotation does not allow.
     """
-    for one in fields(cast(Any, spec)):
-        key, hint = f"{section}.{one.name}" if section else one.name, hints_of(cast(Hashable, type(spec)))[one.name]
-        object.__setattr__(spec, one.name, _checked(key, getattr(spec, one.name), hint))
+    for f in fields(cast(Any, spec)):
+        key, hint = f"{section}.{f.name}" if section else f.name, hints_of(cast(Hashable, type(spec)))[f.name]
+        object.__setattr__(spec, f.name, _checked(key, getattr(spec, f.name), hint))
 
 
 @functools.cache
@@ -82,7 +82,7 @@ def _checked(key: str, value: Any, hint: Any) -> Any:
         if "on" in rule:  # YAML reads on and off as true and false, and W&B's agent writes True and False
             value = _SWITCH.get(str(value).lower(), value)
         check_choice(key, value, rule)
-    if type(value) is int and any(typing.get_origin(one) is tuple for one in (kind, *typing.get_args(kind))):
+    if type(value) is int and any(typing.get_origin(option) is tuple for option in (kind, *typing.get_args(kind))):
         value = (value,)  # one stage, or one milestone, needs no brackets
     if isinstance(value, Mapping) and kind == Pieces:
         value = (value,)
@@ -90,16 +90,16 @@ def _checked(key: str, value: Any, hint: Any) -> Any:
         value = tuple(part.strip() for part in value.split(",") if part.strip())  # nor do words with commas
     try:
         # msgspec 0.19 breaks down over an integer that no float holds
-        typed = msgspec.convert(float(value) if kind is float and type(value) is int else value, kind, strict=False)
+        result = msgspec.convert(float(value) if kind is float and type(value) is int else value, kind, strict=False)
     except (msgspec.ValidationError, OverflowError, TypeError):
-        typed = math.nan
-    if isinstance(typed, float) and not math.isfinite(typed):
+        result = math.nan
+    if isinstance(result, float) and not math.isfinite(result):
         raise SpecError(f"{key} is {value!r}; it must be {describe(kind)}")
-    if isinstance(typed, (int, float)) and not isinstance(typed, bool):
-        _check_range(key, typed, rule or msgspec.Meta())
-    if isinstance(typed, dict) or kind == Pieces:
-        _check_json(key, typed)
-    return typed
+    if isinstance(result, (int, float)) and not isinstance(result, bool):
+        _check_range(key, result, rule or msgspec.Meta())
+    if isinstance(result, dict) or kind == Pieces:
+        _check_json(key, result)
+    return result
 
 
 def _check_range(key: str, value: float, rule: msgspec.Meta) -> None:
@@ -141,6 +141,6 @@ def describe(hint: Any) -> str:
         return ", ".join(args[1]) if isinstance(args[1], tuple) else describe(args[0])
     if origin is tuple:
         kinds = typing.get_args(args[0]) or args[:1]
-        return "a list of " + " or ".join(f"{describe(one).removeprefix('an ').removeprefix('a ')}s" for one in kinds)
+        return "a list of " + " or ".join(f"{describe(kind).removeprefix('an ').removeprefix('a ')}s" for kind in kinds)
     names = {float: "a finite number", int: "an integer", str: "text", bool: "true or false", type(None): "null"}
     return names.get(hint, "a mapping")

@@ -1,4 +1,4 @@
-"""Where and how a trial runs: what its record says beside its spec, and its name does not depend on."""
+"""Where and how a trial runs: settings that are recorded beside its spec, and do not affect its id."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class ExecSpec:
     """The recipe of SE-Lab's that was read first; the record says what differs from it."""
 
     def __post_init__(self) -> None:
-        """Refuse what no machine can do."""
+        """Refuse invalid values."""
         check_fields(self)
         for name, value in self.trainer.items():
             check_trainer_flag(name, value)

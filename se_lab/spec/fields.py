@@ -1,4 +1,4 @@
-"""What an experiment is: frozen dataclasses whose fields check themselves by their annotations."""
+"""The specs of an experiment: frozen dataclasses whose fields are checked by their annotations."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class SESpec:
     pretrained net starts as it was. identity needs biases."""
 
     def __post_init__(self) -> None:
-        """Refuse what no unit can be."""
+        """Refuse invalid or conflicting values."""
         check_fields(self, "model.se")
         check_choice("model.se.unit", self.unit, UNIT_FIELDS)
         check_choice("model.se.squeeze", self.squeeze, OPERATORS["squeeze"])
@@ -106,13 +106,13 @@ class SESpec:
 
     def _refuse_moot_details(self) -> None:
         """Raise SpecError for a detail that this unit does not have: it would make two trials of one net."""
-        has = [name for name in SE_DETAILS if name in UNIT_FIELDS[self.unit]]
-        usual = {f.name: f.default for f in dataclasses.fields(self)}
+        details = [name for name in SE_DETAILS if name in UNIT_FIELDS[self.unit]]
+        defaults = {f.name: f.default for f in dataclasses.fields(self)}
         for name in moot_fields(self.insertion, self.unit):
-            if (given := getattr(self, name)) != usual[name]:
+            if (value := getattr(self, name)) != defaults[name]:
                 raise SpecError(
-                    f"model.se.{name} is {given!r}, which changes nothing about model.se.unit={self.unit}; leave it at "
-                    f"{usual[name]!r} ({self.unit} takes {', '.join(has) or 'no details'})"
+                    f"model.se.{name} is {value!r}, which changes nothing about model.se.unit={self.unit}; leave it at "
+                    f"{defaults[name]!r} ({self.unit} takes {', '.join(details) or 'no details'})"
                 )
 
 
@@ -120,8 +120,8 @@ def moot_fields(insertion: str, unit: str) -> list[str]:
     """Return the SESpec fields that cannot change a net: with insertion none all others, else what the unit lacks."""
     if insertion == "none":
         return [f.name for f in dataclasses.fields(SESpec) if f.name != "insertion"]
-    has = UNIT_FIELDS.get(unit, SE_DETAILS) if isinstance(unit, str) else SE_DETAILS  # a wrong unit is named later
-    return [name for name in SE_DETAILS if name not in has]
+    details = UNIT_FIELDS.get(unit, SE_DETAILS) if isinstance(unit, str) else SE_DETAILS  # a wrong unit is named later
+    return [name for name in SE_DETAILS if name not in details]
 
 
 @dataclass(frozen=True)
@@ -146,13 +146,13 @@ class ModelSpec:
     init_seed: Annotated[int | None, Meta(ge=0)] = None
     """Seeds the initial weights alone; by default the trial's seed does."""
     rounding: Annotated[int, Meta(ge=0)] = 0
-    """0, or the number of a change of the initial weights by 1e-7 of their size: what floating point may differ by."""
+    """0, or the number of a change of the initial weights by 1e-7 of their size, as large as rounding errors."""
     kwargs: dict[str, Any] = field(default_factory=dict)
     """Further arguments of timm's constructor, such as {drop_path_rate: 0.1}."""
     fused: Annotated[str, ("auto", "on", "off")] = "auto"
-    """SE units as few passes over memory: on, off, or auto: where that is proven faster on the device, in steps that
-    have work enough, and the trial is long enough to pay for compiling. The same parameters and, but for rounding, the
-    same numbers."""
+    """Compute SE units in few passes over memory: on, off, or auto: where that is proven faster on the device, steps
+    are large enough, and the trial is long enough to repay compiling. Parameters stay the same, and so do results but
+    for rounding."""
 
     def __post_init__(self) -> None:
         """Refuse unknown choices; whether the backbone exists is asked of timm when it is built."""
@@ -177,7 +177,7 @@ class DataSpec:
     image_size: Annotated[int | None, Meta(ge=8, le=65535)] = None
     """Side of the square images in pixels; by default the data set's own: 8 for digits, 224 for folders."""
     batch_size: Count = 128
-    """Images a training step."""
+    """Images per training step."""
     augment: Annotated[str, ("standard", "none")] = "standard"
     """standard: the data set's usual training augmentation; none: the evaluation transform."""
     rand_augment: str = ""
@@ -191,8 +191,8 @@ class DataSpec:
     cutmix: Amount = 0.0
     """Alpha of cutmix (Yun et al. 2019); with mixup, each batch has one or the other."""
     repeats: Count = 1
-    """Repeated augmentation (Hoffer et al. 2020): times that an image comes in a row, augmented anew; an epoch has as
-    many images as without, of fewer originals."""
+    """Repeated augmentation (Hoffer et al. 2020): copies of an image in a row, each augmented anew; an epoch has as
+    many images as without, from fewer originals."""
     crop_pct: Annotated[float, Meta(gt=0, le=1)] = 0.875
     """Evaluation of files: the centre crop's share of the short side, 224/256 in the paper (299/352 for
     Inception-ResNet-v2)."""
@@ -206,15 +206,15 @@ class DataSpec:
     """An image that cannot be read, or has a label out of range: stop, or skip it, count it and record it."""
 
     def __post_init__(self) -> None:
-        """Refuse what no loader can serve."""
+        """Refuse invalid or conflicting values."""
         check_fields(self, "data")
         if not self.name.startswith(("folder:", "wds:", "hf:")):
             _check_data_name(self.name)
         if self.rand_augment and not self.rand_augment.startswith("rand-"):
             raise SpecError(f"data.rand_augment is {self.rand_augment!r}; timm's form is rand-m9-mstd0.5-inc1")
-        on = [n for n in ("rand_augment", "random_erasing", "cutout", "mixup", "cutmix") if getattr(self, n)]
-        if self.augment == "none" and on:
-            raise SpecError(f"data.augment is 'none', and data.{on[0]} is on; choose one")
+        augmentations = [n for n in ("rand_augment", "random_erasing", "cutout", "mixup", "cutmix") if getattr(self, n)]
+        if self.augment == "none" and augmentations:
+            raise SpecError(f"data.augment is 'none', and data.{augmentations[0]} is on; choose one")
 
     @property
     def is_in_folders(self) -> bool:
@@ -265,7 +265,7 @@ class OptimSpec:
     """Epochs of linear warm-up."""
 
     def __post_init__(self) -> None:
-        """Refuse what no optimizer can follow."""
+        """Refuse invalid or conflicting values."""
         check_fields(self, "optim")
         if (self.schedule == "multistep") != bool(self.milestones):
             raise SpecError(
@@ -294,12 +294,12 @@ class TrainSpec:
     channels_last: bool = False
     """Keep images and activations in channels-last memory order, which GPUs prefer in 16 bits."""
     clip_norm: Amount = 0.0
-    """Clip the gradient's norm to this; 0 does not."""
+    """Clip the gradient's norm to this value; 0 disables clipping."""
     select: Annotated[str, ("last", "best")] = "last"
     """The weights that are tested: last, or best (lowest validation loss; needs a validation split)."""
     ema: Annotated[float, Meta(ge=0, le=0.9999999)] = 0.0
-    """Decay of an exponential moving average of the weights, a step at a time, which is what is validated and tested
-    (0.9999 is usual); 0 keeps none."""
+    """Decay per step of an exponential moving average of the weights, which is validated and tested (0.9999 is
+    usual); 0 disables it."""
     devices: Count = 1
     """Devices of a node that share every batch (DDP): GPUs, or processes on a CPU."""
     nodes: Count = 1
@@ -312,7 +312,7 @@ class TrainSpec:
     """Compile the net with torch.compile."""
 
     def __post_init__(self) -> None:
-        """Refuse what no run can be."""
+        """Refuse invalid values."""
         check_fields(self, "train")
 
     @property
@@ -323,7 +323,7 @@ class TrainSpec:
 
 @dataclass(frozen=True)
 class RunSpec:
-    """Everything that can change a number of a trial. Its content is its name: `trial_id`.
+    """All fields that can affect a trial's results; their hash is its name, `trial_id`.
 
     Examples:
         >>> spec = RunSpec(model=ModelSpec("resnet50", SESpec(reduction=8)), seed=1)
@@ -353,11 +353,11 @@ class RunSpec:
                 "warm-up must end before the training does"
             )
         if self.data.batch_size % (parts := self.train.ranks * self.train.accumulate):
-            below = self.data.batch_size - self.data.batch_size % parts
+            lower_size = self.data.batch_size - self.data.batch_size % parts
             raise SpecError(
                 f"data.batch_size is {self.data.batch_size}, the images of a step in all, and train.devices, nodes and "
                 f"accumulate deal it out in {parts} equal parts; the nearest that can be are "
-                f"{' and '.join(str(size) for size in (below, below + parts) if size)}"
+                f"{' and '.join(str(size) for size in (lower_size, lower_size + parts) if size)}"
             )
         if self.data.val_fraction == 0 and self.data.name in (*BUILT_IN_SETS, "cifar10", "cifar100"):
             for key, needs in (
@@ -383,8 +383,8 @@ class RunSpec:
         """12 hexadecimal digits: the hash of the fields that differ from their defaults, and of SPEC_VERSION."""
         default = dotted(_DEFAULT)
         moot = self._moot
-        changed = {key: value for key, value in dotted(self).items() if key not in moot and value != default[key]}
-        return id_of(changed)
+        changes = {key: value for key, value in dotted(self).items() if key not in moot and value != default[key]}
+        return id_of(changes)
 
 
 _DEFAULT = RunSpec()

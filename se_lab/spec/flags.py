@@ -1,4 +1,4 @@
-"""From flags, configuration files and recipes to specs, for the command line and for sweep specs alike."""
+"""Convert flags, configuration files and recipes to specs, for the command line and for sweep specs."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ Given = Sequence[tuple[str, Any]]
 
 def add_trial_flags(parser: Parser, *, listed: bool = True) -> None:
     """Add a flag for each field of RunSpec and ExecSpec under its dotted key, --config and --recipe."""
-    for name, about in (
+    for name, help_text in (
         ("config", "YAML file of fields, read before the flags."),
         ("recipe", f"A recipe of SE-Lab's, read first: {', '.join(recipes())}."),
     ):
-        add_key(parser, name, partial(_named, name), about)
+        add_key(parser, name, partial(_named, name), help_text)
     add_fields(parser, RunSpec, listed=listed)
     add_execution_flags(parser, listed=listed)
 
@@ -47,8 +47,8 @@ def add_execution_flags(parser: Parser, *, listed: bool = True) -> None:
     add_fields(parser, ExecSpec, only=_OWN, listed=listed)
     for name in (*TRAINER_FLAGS, *SET_ELSEWHERE):
         add_key(parser, f"trainer.{name}", partial(pair, f"trainer.{name}", Any), argparse.SUPPRESS)
-    about = "Short for --logger=wandb (true) and --logger=none (false)." if listed else argparse.SUPPRESS
-    add_key(parser, "wandb", _logger_of, about, metavar="{true or false}")
+    help_text = "Short for --logger=wandb (true) and --logger=none (false)." if listed else argparse.SUPPRESS
+    add_key(parser, "wandb", _logger_of, help_text, metavar="{true or false}")
 
 
 def parse_trial(arguments: Sequence[str]) -> tuple[RunSpec, ExecSpec]:
@@ -61,11 +61,11 @@ def parse_trial(arguments: Sequence[str]) -> tuple[RunSpec, ExecSpec]:
 def trial_from(given: Given) -> tuple[RunSpec, ExecSpec]:
     """Return the trial that flags describe.
 
-    A recipe counts first, then configuration files, then all flags, wherever they stand: W&B's agent sorts them.
+    The recipe is applied first, then configuration files, then all flags, in any order: W&B's agent sorts them.
     Plugins are imported before names are checked.
 
     Raises:
-        SpecError: saying which flag or value is wrong, what is allowed, and the nearest.
+        SpecError: naming the wrong flag or value, the allowed ones, and the nearest.
     """
     recipe = "".join([name for key, name in given if key == "recipe"][-1:])
     values = _file_values(_recipe_file(recipe)) if recipe else {}
@@ -90,26 +90,26 @@ def execution_of(given: Given, defaults: ExecSpec | None = None) -> ExecSpec:
 
 def _with_values(execution: ExecSpec, values: Mapping[str, Any]) -> ExecSpec:
     """Return an ExecSpec with those of the values that are its fields, or single flags of its trainer."""
-    own = {name: value for name, value in values.items() if name in _OWN}
-    single = {key.removeprefix("trainer."): value for key, value in values.items() if key.startswith("trainer.")}
-    if single:
-        own["trainer"] = own.get("trainer", execution.trainer) | single
-    return dataclasses.replace(execution, **own)
+    changes = {name: value for name, value in values.items() if name in _OWN}
+    flags = {key.removeprefix("trainer."): value for key, value in values.items() if key.startswith("trainer.")}
+    if flags:
+        changes["trainer"] = changes.get("trainer", execution.trainer) | flags
+    return dataclasses.replace(execution, **changes)
 
 
 def recipe_changes(name: str, spec: RunSpec) -> dict[str, Any] | None:
-    """Return a recipe's name and what of it a trial has otherwise, as {key: [the recipe's, the trial's]}.
+    """Return a recipe's name and the fields in which a trial differs, as {key: [the recipe's, the trial's]}.
 
-    A recipe is all of its data, optim and train sections, whether its file names a field or leaves it at its default;
-    of the other sections, what its file names. None stands for no recipe.
+    A recipe consists of its whole data, optim and train sections, defaults included, and of those fields of other
+    sections that its file names. None stands for no recipe.
     """
     if not name:
         return None
     values = _file_values(_recipe_file(name))
-    before, now = run_spec(values).flat(), spec.flat()
-    its_own = {key for key in before if key in values or key.startswith(("data.", "optim.", "train."))}
-    changed = {key: [before[key], now[key]] for key in before if key in its_own and before[key] != now[key]}
-    return {"name": name, "changed": changed}
+    base, flat = run_spec(values).flat(), spec.flat()
+    recipe_keys = {key for key in base if key in values or key.startswith(("data.", "optim.", "train."))}
+    changes = {key: [base[key], flat[key]] for key in base if key in recipe_keys and base[key] != flat[key]}
+    return {"name": name, "changed": changes}
 
 
 def recipes() -> list[str]:
@@ -144,13 +144,13 @@ def import_recorded_plugins(names: str, origin: str | Path, trusted: bool) -> No
     Raises:
         SpecError: naming the modules that would be imported.
     """
-    unknown = [name for name in map(str.strip, names.split(",")) if name and name not in sys.modules]
-    if unknown and not trusted:
+    modules = [name for name in map(str.strip, names.split(",")) if name and name not in sys.modules]
+    if modules and not trusted:
         raise SpecError(
-            f"{origin} names plugins, which are code that would run here: {', '.join(unknown)}; if you trust it, "
+            f"{origin} names plugins, which are code that would run here: {', '.join(modules)}; if you trust it, "
             "--trust_plugins (in Python: trust_plugins=True) imports them"
         )
-    import_plugins(",".join(unknown))
+    import_plugins(",".join(modules))
 
 
 def _logger_of(text: str) -> tuple[str, str]:
@@ -194,5 +194,5 @@ def _leaves(values: dict[str, Any]) -> dict[str, Any]:
     for key in values:
         if key.partition(".")[0] not in _OWN | sections:
             raise SpecError(f"no field is called {key!r}{nearest(key, (*dotted(RunSpec()), *sorted(_OWN)))}")
-    own = {key: value for key, value in values.items() if key in _OWN or key.startswith("trainer.")}
-    return leaves({key: value for key, value in values.items() if key not in own}) | own
+    execution = {key: value for key, value in values.items() if key in _OWN or key.startswith("trainer.")}
+    return leaves({key: value for key, value in values.items() if key not in execution}) | execution

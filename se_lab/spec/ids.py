@@ -1,4 +1,4 @@
-"""What a trial's id and its random streams are derived from."""
+"""Derive a trial's id and the seeds of its random streams."""
 
 from __future__ import annotations
 

@@ -77,17 +77,17 @@ def add_fields(
         only: The fields that get a flag; all by default.
         listed: Whether --help lists them.
     """
-    about = _docstrings(cls.__module__)[cls.__name__]
-    group = parser.add_argument_group(section or cls.__name__, about[""])
-    for one in dataclasses.fields(cast(Any, cls)):
-        hint, key = hints_of(cast(Hashable, cls))[one.name], f"{section}.{one.name}" if section else one.name
+    docs = _docstrings(cls.__module__)[cls.__name__]
+    group = parser.add_argument_group(section or cls.__name__, docs[""])
+    for field in dataclasses.fields(cast(Any, cls)):
+        hint, key = hints_of(cast(Hashable, cls))[field.name], f"{section}.{field.name}" if section else field.name
         nested = isinstance(hint, type) and dataclasses.is_dataclass(hint)
         if nested:
             add_fields(parser, cast(type, hint), key, listed=listed)
-        if only and one.name not in only:
+        if only and field.name not in only:
             continue
-        default = "" if nested or one.default in (dataclasses.MISSING, "") else f" (default: {one.default})"
-        text = f"{about[one.name]}{default}".replace("%", "%%") if listed else argparse.SUPPRESS
+        default = "" if nested or field.default in (dataclasses.MISSING, "") else f" (default: {field.default})"
+        text = f"{docs[field.name]}{default}".replace("%", "%%") if listed else argparse.SUPPRESS
         add_key(group, key, functools.partial(pair, key, hint), text, metavar=f"{{{describe(hint)}}}")
 
 
@@ -100,7 +100,7 @@ def add_key(
 
 def values_of(pairs: Sequence[tuple[str, Any]], cls: type, section: str = "") -> dict[str, Any]:
     """Return the values that were given for the fields of a dataclass, without those of its sections."""
-    names = {f"{section}.{one.name}" if section else one.name: one.name for one in dataclasses.fields(cast(Any, cls))}
+    names = {f"{section}.{f.name}" if section else f.name: f.name for f in dataclasses.fields(cast(Any, cls))}
     return {names[key]: value for key, value in pairs if key in names}
 
 
@@ -128,16 +128,16 @@ def _options_of(hint: Any) -> set[Any]:
 @functools.cache
 def _docstrings(module: str) -> Mapping[str, Mapping[str, str]]:
     """Return the docstrings of the classes of a module under '', and those of their fields under the fields' names."""
-    found = importlib.util.find_spec(module)
-    assert found is not None and found.origin is not None
+    spec = importlib.util.find_spec(module)
+    assert spec is not None and spec.origin is not None
     texts: dict[str, dict[str, str]] = {}
-    for node in ast.parse(Path(found.origin).read_text(encoding="utf-8")).body:
+    for node in ast.parse(Path(spec.origin).read_text(encoding="utf-8")).body:
         if isinstance(node, ast.ClassDef):
-            own = texts[node.name] = {"": (ast.get_docstring(node) or "").partition("\n")[0]}
+            docs = texts[node.name] = {"": (ast.get_docstring(node) or "").partition("\n")[0]}
             for field, text in zip(node.body, node.body[1:], strict=False):
                 if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
                     assert isinstance(field.target, ast.Name) and isinstance(text.value, ast.Constant)
-                    own[field.target.id] = " ".join(str(text.value.value).split())
+                    docs[field.target.id] = " ".join(str(text.value.value).split())
     return texts
 
 
@@ -146,8 +146,8 @@ def _as_known(words: Sequence[str], flags: Collection[str]) -> list[str]:
 
     def renamed(word: str) -> str:
         flag, equals, value = word.partition("=")
-        known = "--" + flag[2:].replace("-", "_")
-        return f"{known}{equals}{value}" if word.startswith("--") and known in flags else word
+        name = "--" + flag[2:].replace("-", "_")
+        return f"{name}{equals}{value}" if word.startswith("--") and name in flags else word
 
     return [renamed(word) for word in words]
 

@@ -62,13 +62,13 @@ def read_yaml(text: str, *, as_flags: bool = False) -> Any:
         loader.dispose()
 
 
-def _count(node: yaml.Node, known: dict[int, int]) -> int:
+def _count(node: yaml.Node, counts: dict[int, int]) -> int:
     """Return the number of values under a node, each alias counted as what it stands for."""
-    if id(node) in known:
-        if not (count := known[id(node)]):
+    if id(node) in counts:
+        if not (count := counts[id(node)]):
             raise SpecError("an alias in it stands within its own anchor, so that it contains itself")
         return count
-    known[id(node)] = 0  # being counted
-    inner = [one for pair in node.value for one in pair] if isinstance(node, yaml.MappingNode) else node.value
-    known[id(node)] = 1 + (sum(_count(one, known) for one in inner) if isinstance(inner, list) else 0)
-    return known[id(node)]
+    counts[id(node)] = 0  # being counted
+    children = [child for pair in node.value for child in pair] if isinstance(node, yaml.MappingNode) else node.value
+    counts[id(node)] = 1 + (sum(_count(child, counts) for child in children) if isinstance(children, list) else 0)
+    return counts[id(node)]

@@ -14,7 +14,7 @@ SHIPPED = {"sweeps": ".yaml", "recipes": ".yaml", "analysis": ".py"}
 def find_sweep(name: str | Path) -> Path:
     """Return the path of a sweep spec: a file, or one of the shipped specs by its name, such as demo.
 
-    The name counts before a folder of that name, such as that of the demo's figures: a store in it is ./demo.
+    The name precedes a folder of that name, such as that of the demo's figures; write ./demo for a store in it.
     """
     path = expand_path(name)
     return path if path.is_file() else shipped("sweeps").get(str(name), path)
@@ -25,5 +25,5 @@ def shipped(kind: str) -> dict[str, Path]:
     package = Path(str(resources.files("se_lab")))
     # a wheel has sweeps and analysis as package data, a checkout has them beside the package
     folders = (package / "spec" / kind, package.parent / kind)
-    folder = next((one for one in folders if one.is_dir()), folders[0])
+    folder = next((path for path in folders if path.is_dir()), folders[0])
     return {file.stem: file for file in sorted(folder.glob(f"*{SHIPPED[kind]}")) if file.stem != "__init__"}

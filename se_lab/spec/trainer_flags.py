@@ -52,7 +52,7 @@ SET_ELSEWHERE = {
 
 
 def check_trainer_flag(name: str, value: object) -> None:
-    """Raise SpecError for a flag of L.Trainer that no trial takes, saying why, or for a value that it does not have."""
+    """Raise SpecError for a flag of L.Trainer that no trial accepts, with the reason, or for an invalid value."""
     key = f"trainer.{name}"
     if name in SET_ELSEWHERE:
         raise SpecError(f"{key} is not for a trial: {SET_ELSEWHERE[name]}")

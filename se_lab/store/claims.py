@@ -1,9 +1,9 @@
 """Claims: which worker holds a trial.
 
 Claim n of a trial is the file claims/<n>, and taking the trial means creating claim n + 1, which a file system lets
-exactly one worker do. No claim is ever deleted while its number may be asked for, or renamed, so a number is given out
-once: whoever holds a lower one has lost the trial and finds out before it writes. No lock is held, so none can be left
-behind.
+exactly one worker do. No claim is ever renamed, or deleted while its number may be requested, so a number is assigned
+only once: a worker with a lower number has lost the trial, and detects that before it writes. There is no lock that a
+crash could leave behind.
 """
 
 from __future__ import annotations
@@ -83,15 +83,15 @@ def claim(folder: Path) -> Iterator[Claim]:
     path = claims / f"{int(latest.name) + 1 if latest else 1:06d}"
     if not create_once(path, json.dumps(_identity()).encode()):
         raise TrialBusyError(f"{folder.name} was claimed by another worker a moment ago")
-    held = Claim(path)
+    new_claim = Claim(path)
     try:
-        yield held
+        yield new_claim
     finally:
-        held.release()
+        new_claim.release()
 
 
 def holder_of(folder: Path) -> dict[str, Any] | None:
-    """Return who is at work on a trial (host, pid, start; nothing where that was lost in a crash), or None."""
+    """Return the worker that holds a trial (host, pid, start; empty if a crash lost them), or None."""
     latest = _latest(folder / "claims")
     if latest is None or not _is_held(latest):
         return None
@@ -99,16 +99,16 @@ def holder_of(folder: Path) -> dict[str, Any] | None:
 
 
 def describe_holder(folder: Path) -> str:
-    """Return 'process 123 on host', 'an unknown process' or 'nobody'; and since when the worker has been silent.
+    """Return 'process 123 on host', 'an unknown process' or 'nobody'; and how long the worker has been silent.
 
-    A worker on this host that is frozen holds its trial for as long as it lives: silence is how that is seen.
+    A frozen worker on this host holds its trial for as long as it lives; only its silence reveals it.
     """
     holder, latest = holder_of(folder), _latest(folder / "claims")
     if holder is None or latest is None:
         return "nobody"
     name = f"process {holder['pid']} on {holder['host']}" if holder else "an unknown process"
-    silent = _now_on(latest.parent) - latest.stat().st_mtime
-    return name if silent < LEASE_SECONDS else f"{name}, silent for {silent / 60:.0f} min"
+    silence = _now_on(latest.parent) - latest.stat().st_mtime
+    return name if silence < LEASE_SECONDS else f"{name}, silent for {silence / 60:.0f} min"
 
 
 def _latest(claims: Path) -> Path | None:
@@ -121,7 +121,7 @@ def _latest(claims: Path) -> Path | None:
 
 
 def clear_leftovers(folder: Path) -> None:
-    """Remove what a killed worker had written aside; only the holder of the trial may."""
+    """Remove a killed worker's temporary files; only the holder of the trial may call this."""
     for path in folder.glob(".*"):
         if is_written_aside(path) and path.is_file():
             path.unlink(missing_ok=True)
@@ -140,7 +140,7 @@ def _is_held(path: Path) -> bool:
 
 
 def _now_on(folder: Path) -> float:
-    """Return the time by the file system's clock, the one that stamps the heartbeats; by ours where it is read only."""
+    """Return the time of the file system's clock, which stamps the heartbeats; of this host's if it is read-only."""
     probe = folder / f".{uuid.uuid4().hex}"
     try:
         probe.touch()
@@ -153,7 +153,7 @@ def _now_on(folder: Path) -> float:
 
 
 def _identity() -> dict[str, Any]:
-    """Name this process so that another on the same machine can tell whether it lives."""
+    """Return an identity by which others on this machine can tell whether this process lives."""
     parts = [socket.gethostname()]
     for source in ("/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid"):  # a reboot or a container counts as another
         with contextlib.suppress(OSError):
@@ -164,7 +164,7 @@ def _identity() -> dict[str, Any]:
 
 
 def _start_of(pid: int) -> str | None:
-    """Return when a process started, None where it has ended, or HIDDEN: a number used again is another process."""
+    """Return the start time of a process, which tells reused pids apart; None if it has ended; or HIDDEN."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
         return None if stat[0] in "ZX" else stat[19]

@@ -1,4 +1,4 @@
-"""What tells SE-Lab's own folders from other people's: a marker in a store, and the ids and records of trials."""
+"""Tell SE-Lab's own folders from others: by a marker in a store, and by the ids and records of trials."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ _IDENTITY = {"host", "machine", "pid", "start"}
 
 
 def check_store(folder: str | Path) -> None:
-    """Raise SpecError for a file, what lies under one, and a folder without a marker that holds others' files.
+    """Raise SpecError for a file, a path below a file, or a folder with other files and no marker.
 
-    Hidden files and folders of trials may be there.
+    Hidden files and folders of trials are allowed.
     """
     folder = Path(folder)
-    if file := next((one for one in (folder, *folder.parents) if one.is_file()), None):
+    if file := next((path for path in (folder, *folder.parents) if path.is_file()), None):
         raise SpecError(f"store is {str(folder)!r}, and {file} is a file; it must be a folder")
     if not folder.is_dir() or (folder / MARKER).is_file():
         return
     with os.scandir(folder) as entries:
-        foreign = sorted(
+        names = sorted(
             entry.name
             for entry in entries
             if not (entry.name.startswith(".") or (_ID(entry.name) and entry.is_dir(follow_symlinks=False)))
         )
-    if foreign:
-        some = ", ".join(foreign[:3]) + (f" and {len(foreign) - 3} more" if len(foreign) > 3 else "")
+    if names:
+        examples = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
         raise SpecError(
-            f"store is {str(folder)!r}, which holds other files ({some}) and no marker of SE-Lab's; "
+            f"store is {str(folder)!r}, which holds other files ({examples}) and no marker of SE-Lab's; "
             "it must be a new or empty folder, or a store"
         )
 
@@ -82,7 +82,7 @@ def aside_of(path: Path) -> Path:
 
 
 def is_written_aside(path: Path) -> bool:
-    """Tell whether a path is what SE-Lab writes before it renames it into place, or renames before it deletes it."""
+    """Tell whether a path is a temporary file of SE-Lab's, or a folder that it renamed in order to delete it."""
     if path.is_symlink():
         return False
     if path.is_dir():
@@ -91,9 +91,9 @@ def is_written_aside(path: Path) -> bool:
 
 
 def identity_in(path: Path) -> dict[str, Any]:
-    """Return whose claim a file is; nothing where its host crashed before that was on the disk."""
+    """Return the identity in a claim file; empty if its host crashed before it was on disk."""
     with contextlib.suppress(ValueError):
-        known = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(known, dict) and known.keys() >= _IDENTITY:
-            return known
+        identity = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(identity, dict) and identity.keys() >= _IDENTITY:
+            return identity
     return {}

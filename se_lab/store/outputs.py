@@ -1,4 +1,4 @@
-"""Files that verbs write where the user says: one that SE-Lab did not write is not replaced."""
+"""Write files to paths given by the user, without replacing files that SE-Lab did not write."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def cache_folder() -> Path:
 
 @contextlib.contextmanager
 def replacing(paths: Iterable[str | Path], *, overwrite: bool = False) -> Iterator[None]:
-    """Write files within it; they may replace only what SE-Lab has written, and nobody has changed since.
+    """Guard files written in the context: they replace only files that SE-Lab wrote and nobody changed since.
 
     Args:
         paths: The files that will be written.
@@ -29,17 +29,17 @@ def replacing(paths: Iterable[str | Path], *, overwrite: bool = False) -> Iterat
         SpecError: before anything is written, naming the files that would be lost.
     """
     files = [Path(path).absolute() for path in paths]
-    if not overwrite and (foreign := [file for file in files if os.path.lexists(file) and not _is_ours(file)]):
-        more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
+    if not overwrite and (losses := [file for file in files if os.path.lexists(file) and not _is_ours(file)]):
+        more = f" and {len(losses) - 1} more" if len(losses) > 1 else ""
         raise SpecError(
-            f"{foreign[0]}{more} would be replaced, and SE-Lab did not write it as it is now; choose another name, or "
+            f"{losses[0]}{more} would be replaced, and SE-Lab did not write it as it is now; choose another name, or "
             "--overwrite"
         )
-    before = {file: _stamp(file) for file in files}
+    stamps = {file: _stamp(file) for file in files}
     try:
         yield
-    finally:  # what was written before an error is SE-Lab's too; what was not written stays whose it was
-        _remember(file for file in files if _stamp(file) != before[file])
+    finally:  # files written before an error are SE-Lab's too; the others keep their owner
+        _remember(file for file in files if _stamp(file) != stamps[file])
 
 
 def _stamp(file: Path) -> tuple[int, ...] | None:

@@ -26,13 +26,13 @@ OPTIONAL = ("plugin ", "callbacks", "weights")
 """Keys that a trial without plugins, callbacks of the user's own or a file of weights does not have; all others are
 always known."""
 THEN = " then "
-"""Stands between the values that a resumed trial had in turn."""
+"""Separates the successive values of a resumed trial."""
 
 
 def current_provenance(
     spec: RunSpec, execution: ExecSpec, *, images: str | None = None, device: str | None = None
 ) -> dict[str, str]:
-    """Return what a trial would run with now, as {what: its digest, version or name}.
+    """Return the provenance of a trial if it ran now, as {key: digest, version or name}.
 
     Keys: plugin NAME (SHA-256 of its source files), callbacks (of the user's own), weights (of the file of
     model.pretrained), images (the data digest), git, device, threads, Python, and the versions of `PACKAGES`. A value
@@ -42,14 +42,14 @@ def current_provenance(
         spec: The trial.
         execution: Where and how it runs.
         images: The digest of its images; None where nobody has opened them.
-        device: The model of its device; None where nobody has asked PyTorch. Of a CPU it is known without.
+        device: The model of its device; None if PyTorch has not been queried. A CPU's is known without it.
     """
     plugins = [name for name in map(str.strip, execution.plugins.split(",")) if name]
-    own = [one for one in execution.callbacks if _is_own(_class_path(one), plugins)]
-    plugins += [path.rpartition(".")[0] for path in map(_class_path, own) if "." in path]
+    callbacks = [callback for callback in execution.callbacks if _is_own(_class_path(callback), plugins)]
+    plugins += [path.rpartition(".")[0] for path in map(_class_path, callbacks) if "." in path]
     state = {f"plugin {name}": source_digest(name) for name in dict.fromkeys(plugins)}
-    if own:
-        state["callbacks"] = json.dumps(own)
+    if callbacks:
+        state["callbacks"] = json.dumps(callbacks)
     pretrained = spec.model.pretrained
     if isinstance(pretrained, str) and (file := expand_path(pretrained)).is_file():
         status = file.stat()
@@ -68,7 +68,7 @@ def current_provenance(
 def differences(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
     """Return what differs between two provenances, in words, such as 'torch was 2.13.0 and is 2.14.1'.
 
-    What only one of them knows is passed over, unless it is one that a trial may lack (a plugin, a file of weights).
+    Keys that only one of them has are skipped, except those that a trial may lack (a plugin, a file of weights).
     """
     if not before or not now:
         return []
@@ -82,25 +82,25 @@ def differences(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
 
 def mixtures(trials: Iterable[Mapping[str, str]]) -> list[str]:
     """Return what differs among or within several trials' provenances, such as 'torch: 2.13.0 (3 trials), …'."""
-    known = [trial for trial in trials if trial]
-    found = []
-    for key in dict.fromkeys(key for trial in known for key in trial):
+    provenances = [trial for trial in trials if trial]
+    lines = []
+    for key in dict.fromkeys(key for trial in provenances for key in trial):
         values = Counter(
-            _short(trial.get(key, "absent")) for trial in known if key in trial or key.startswith(OPTIONAL)
+            _short(trial.get(key, "absent")) for trial in provenances if key in trial or key.startswith(OPTIONAL)
         )
         if len(values) > 1 or any(THEN in value for value in values):
             counts = (f"{value} ({count} trial{'' if count == 1 else 's'})" for value, count in values.most_common())
-            found.append(f"{key}: {', '.join(counts)}")
-    return found
+            lines.append(f"{key}: {', '.join(counts)}")
+    return lines
 
 
 def in_turn(parts: Iterable[Mapping[str, str]]) -> dict[str, str]:
-    """Return one provenance of the parts of a resumed trial; what changed has its values in turn: 'A then B'."""
+    """Merge the provenances of the parts of a resumed trial; a value that changed becomes 'A then B'."""
     values: dict[str, list[str]] = {}
     for part in parts:
         for key, value in part.items():
             values.setdefault(key, []).append(value)
-    return {key: THEN.join(dict.fromkeys(several)) for key, several in values.items()}
+    return {key: THEN.join(dict.fromkeys(sequence)) for key, sequence in values.items()}
 
 
 def source_digest(module: str) -> str:
@@ -139,17 +139,17 @@ def git_state(folder: str) -> str | None:
 
     def git(*arguments: str) -> str:
         command = ["git", "-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null", "--no-optional-locks"]
-        done = subprocess.run(
+        result = subprocess.run(
             [*command, *arguments], cwd=folder, capture_output=True, text=True, check=True, timeout=10
         )
-        return done.stdout.strip()
+        return result.stdout.strip()
 
     try:
         commit = git("rev-parse", "HEAD")
-        changed = git("status", "--porcelain", "--untracked-files=no", "--ignore-submodules=all")
+        changes = git("status", "--porcelain", "--untracked-files=no", "--ignore-submodules=all")
     except (OSError, subprocess.SubprocessError):
         return None
-    return f"{commit} with changes" if changed else commit
+    return f"{commit} with changes" if changes else commit
 
 
 def _class_path(piece: str | Mapping[str, object]) -> str:
@@ -168,7 +168,7 @@ def _short(value: str) -> str:
 
 @functools.lru_cache(maxsize=64)
 def _file_digest(path: str, *_stamp: int) -> str:
-    """Return the SHA-256 of a file, read once while its size, time and number stay."""
+    """Return the SHA-256 of a file, cached while its size, time and inode stay the same."""
     with open(path, "rb") as file:  # noqa: PTH123  (file_digest wants one that is open)
         digest = hashlib.sha256()
         while part := file.read(1 << 20):
@@ -179,34 +179,34 @@ def _file_digest(path: str, *_stamp: int) -> str:
 def _source_files(module: str) -> set[Path]:
     """Return a module's files, and those that they import from the folder that it lies in."""
     files: set[Path] = set()
-    seen = {"se_lab"}  # its version and git tell
-    waiting, home = [module], None
-    while waiting:
-        root = waiting.pop().partition(".")[0]
-        entry = None if root in seen else _entry_of(root)
-        seen.add(root)
+    roots = {"se_lab"}  # its version and git tell
+    queue, home = [module], None
+    while queue:
+        root = queue.pop().partition(".")[0]
+        entry = None if root in roots else _entry_of(root)
+        roots.add(root)
         if entry is None:
             continue
         folder = entry.parents[entry.name == "__init__.py"]
         home = home or folder
         if folder != home:
-            continue  # an installed package, whose version tells, and whose thousands of files are not worth reading
-        own = sorted(entry.parent.rglob("*.py")) if entry.name == "__init__.py" else [entry]
-        files.update(own)
+            continue  # an installed package: its version identifies it; its thousands of files are not worth reading
+        sources = sorted(entry.parent.rglob("*.py")) if entry.name == "__init__.py" else [entry]
+        files.update(sources)
         if not {"site-packages", "dist-packages"} & set(home.parts):  # else all that is installed lies beside it
-            waiting += [name for file in own for name in _imports_of(file)]
+            queue += [name for file in sources for name in _imports_of(file)]
     return files
 
 
 def _entry_of(root: str) -> Path | None:
     """Return the file that a top-level module starts with, a package's __init__; None for one without source."""
     try:  # a plugin may lie in the current folder, which is put on the path only when it is imported
-        found = importlib.util.find_spec(root) or importlib.machinery.PathFinder.find_spec(root, [str(Path.cwd())])
+        spec = importlib.util.find_spec(root) or importlib.machinery.PathFinder.find_spec(root, [str(Path.cwd())])
     except (ImportError, ValueError):
         return None
-    if found is None or found.origin is None or not found.origin.endswith(".py"):
+    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
         return None
-    origin = Path(found.origin).absolute()
+    origin = Path(spec.origin).absolute()
     return origin if origin.is_file() else None
 
 

@@ -19,7 +19,7 @@ RESULTS = ("metrics.csv", "predictions.npz")
 
 @dataclass
 class RunRecord:
-    """What is known of a trial when it is over. `metrics` repeats to the bit on one machine, `timings` does not.
+    """The record of a trial that is over. On one machine `metrics` repeat to the bit, `timings` do not.
 
     Examples:
         >>> from pathlib import Path
@@ -36,7 +36,7 @@ class RunRecord:
     """Flat, under dotted keys; None where an SE field cannot matter."""
     execution: dict[str, Any]
     recipe: dict[str, Any] | None = None
-    """The recipe's name and, under changed, what the trial has otherwise: {key: [the recipe's, the trial's]}."""
+    """The recipe's name and, under changed, the fields that differ: {key: [the recipe's, the trial's]}."""
     sites: list[dict[str, Any]] = field(default_factory=list)
     complexity: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
@@ -97,11 +97,11 @@ def read_record(folder: Path) -> RunRecord | None:
 
 
 def parse_record(folder: Path) -> RunRecord:
-    """Return the record of a trial; raise ValueError or TypeError where it is none, and FileNotFoundError."""
+    """Return the record of a trial; raise ValueError or TypeError if it is invalid, FileNotFoundError if missing."""
     values = read_sealed(folder / "record.json")
     check_owner(folder.name, values.get("trial_id"))
-    known = {key: values.pop(key) for key in list(values) if key in _FIELDS}
-    return RunRecord(**known, unknown=values)
+    fields = {key: values.pop(key) for key in list(values) if key in _FIELDS}
+    return RunRecord(**fields, unknown=values)
 
 
 def check_owner(folder: str, trial_id: object) -> None:

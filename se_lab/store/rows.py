@@ -70,7 +70,7 @@ def read_records(store: str | Path, wanted: Mapping[str, dict[str, Any]] | None 
         wanted: The trials to read, in this order, each with its flat spec for when it has no record; else all.
 
     Raises:
-        FileNotFoundError: where the store is no folder, or holds no trial and none is asked for by id.
+        FileNotFoundError: if `wanted` is None and the store is not a folder or holds no trial.
     """
     import pandas as pd  # here: verbs that need no table start sooner
 
@@ -92,17 +92,17 @@ def read_records(store: str | Path, wanted: Mapping[str, dict[str, Any]] | None 
 def _columns_of(rows: list[dict[str, Any]]) -> dict[str, tuple[Any, ...]]:
     """Return the values of each key, None where a row lacks it, with keys in order of appearance."""
     shapes = dict.fromkeys(map(tuple, rows))
-    blank: dict[str, Any] = dict.fromkeys(key for shape in shapes for key in shape)
-    whole = rows if len(shapes) == 1 else [blank | row for row in rows]
-    cells = list(zip(*(row.values() for row in whole), strict=True))
-    return dict(zip(blank, cells, strict=True)) or dict.fromkeys(("trial_id", "status", "error", "folder"), ())
+    empty_row: dict[str, Any] = dict.fromkeys(key for shape in shapes for key in shape)
+    full_rows = rows if len(shapes) == 1 else [empty_row | row for row in rows]
+    cells = list(zip(*(row.values() for row in full_rows), strict=True))
+    return dict(zip(empty_row, cells, strict=True)) or dict.fromkeys(("trial_id", "status", "error", "folder"), ())
 
 
 def _row(store: Path, trial_id: str, spec: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Return the row of a trial; None for a name that is not asked for and no trial's."""
-    where = f"{store}{os.sep}{trial_id}"
+    """Return the row of a trial; None for a name without a spec that is not a trial's."""
+    path = f"{store}{os.sep}{trial_id}"
     try:
-        return row_of(trial_id, where, read_bytes(f"{where}/record.json"))
+        return row_of(trial_id, path, read_bytes(f"{path}/record.json"))
     except ValueError as error:
         raise broken_record(trial_folder(store, trial_id), error) from error
     except (FileNotFoundError, NotADirectoryError):
@@ -112,7 +112,7 @@ def _row(store: Path, trial_id: str, spec: dict[str, Any] | None) -> dict[str, A
         status = "not started"
         if folder.is_dir():
             status = "interrupted" if holder_of(folder) is None else "running"
-        return {"trial_id": trial_id, "status": status, "error": None, "folder": where, **(spec or {})}
+        return {"trial_id": trial_id, "status": status, "error": None, "folder": path, **(spec or {})}
 
 
 def _order_of(columns: dict[str, tuple[Any, ...]]) -> NDArray[np.intp]:
@@ -143,35 +143,35 @@ def _rank(value: Any) -> tuple[str, Any]:
 
 
 def row_of(trial_id: str, folder: str, record: bytes) -> dict[str, Any]:
-    """Return the row of a trial whose record.json holds these bytes; of an error, the traceback's last line.
+    """Return the row of a trial from the bytes of its record.json; `error` is the traceback's last line.
 
-    Raises ValueError where they are no record.
+    Raises ValueError if they are not a record.
     """
     check_seal(record)
     try:
-        known = _DECODER.decode(record)
+        trial = _DECODER.decode(record)
     except msgspec.MsgspecError as error:
         raise ValueError(str(error)) from error
-    check_owner(trial_id, known.trial_id)
-    costs = known.complexity
-    provenance = bytes(known.provenance).decode()
-    if known.segments:
-        provenance = json.dumps(in_turn(part.provenance for part in known.segments))
+    check_owner(trial_id, trial.trial_id)
+    costs = trial.complexity
+    provenance = bytes(trial.provenance).decode()
+    if trial.segments:
+        provenance = json.dumps(in_turn(part.provenance for part in trial.segments))
     return {
         "trial_id": trial_id,
-        "status": known.status,
-        "error": known.error.strip().rpartition("\n")[2] if known.error else None,
+        "status": trial.status,
+        "error": trial.error.strip().rpartition("\n")[2] if trial.error else None,
         "folder": folder,
-        **known.spec,
-        **known.metrics,
+        **trial.spec,
+        **trial.metrics,
         "params": costs.params,
         "params_se": costs.params_se,
         "macs": costs.macs,
         "macs_se": costs.macs_se,
         "elementwise": costs.elementwise,
-        **known.timings,
-        "code_version": msgspec.json.decode(known.provenance, type=_Provenance).se_lab,
+        **trial.timings,
+        "code_version": msgspec.json.decode(trial.provenance, type=_Provenance).se_lab,
         "provenance": provenance,
-        "data_digest": known.data.digest,
-        "test_images": known.data.images.get("test"),
+        "data_digest": trial.data.digest,
+        "test_images": trial.data.images.get("test"),
     }

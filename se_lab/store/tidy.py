@@ -19,14 +19,14 @@ CHECKPOINTS = ("last.ckpt", "previous.ckpt", "best.ckpt")
 EXCITATIONS = ("excitations.safetensors", "excitations.part", "explorer.html")
 """The large files that `se-lab excitations` writes into a trial's folder."""
 CLAIM_DAYS = 1.0
-"""A claim that others came after is of no more use; after so long no worker can still be about to take its number."""
+"""Age at which a superseded claim is no longer needed: no worker can still be about to take its number."""
 ASIDE_SECONDS = 3600.0
-"""What was written aside is a dead worker's after so long: not all who write in a trial's folder hold its claim."""
+"""Age at which a temporary file is a dead worker's: not all writers in a trial's folder hold its claim."""
 
 
 @dataclass(frozen=True)
 class Leftover:
-    """A file or folder that can go."""
+    """A file or folder that is no longer needed."""
 
     path: Path
     bytes: int
@@ -58,7 +58,7 @@ def find_leftovers(
 
     Raises:
         SpecError: for an unknown checkpoint to keep, or a number of days below 0.
-        FileNotFoundError: for a store that is not there.
+        FileNotFoundError: for a store that does not exist.
     """
     for name in keep:
         check_choice("--keep", name, KEEP)
@@ -70,12 +70,12 @@ def find_leftovers(
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is no folder of trials")
     store.check_store(folder)
-    aside = [*_aside(folder, f".*.{_HEX}"), *_aside(folder, f".searches/*/.{_HEX}")]
-    found = [_leftover(path, "written aside", "") for path in aside]
+    paths = [*_aside(folder, f".*.{_HEX}"), *_aside(folder, f".searches/*/.{_HEX}")]
+    leftovers = [_leftover(path, "written aside", "") for path in paths]
     for trial in sorted(path for path in folder.iterdir() if store.is_trial(path)):
         if store.holder_of(trial) is None and _rested(trial) >= 86400 * days:
-            found += _of_trial(trial, keep, named)
-    return found
+            leftovers += _of_trial(trial, keep, named)
+    return leftovers
 
 
 def delete(
@@ -85,32 +85,32 @@ def delete(
     named: Collection[str] | None = None,
     days: float = 0,
 ) -> tuple[list[Leftover], list[str]]:
-    """Delete what `find_leftovers` finds, and return what went and the trials that were left alone, being worked on.
+    """Delete what `find_leftovers` finds; return the deleted files and the trials skipped since a worker holds them.
 
-    Each trial is claimed while it is tidied, and looked at anew under the claim.
+    Each trial is claimed while its files are deleted, and inspected again under the claim.
     """
-    listed = find_leftovers(folder, keep=keep, named=named, days=days)
-    gone, busy = [], []
-    for trial_id in dict.fromkeys(one.trial_id for one in listed):
+    leftovers = find_leftovers(folder, keep=keep, named=named, days=days)
+    deletions, busy_ids = [], []
+    for trial_id in dict.fromkeys(leftover.trial_id for leftover in leftovers):
         trial = Path(folder) / trial_id
         if not trial_id:
-            gone += [one for one in listed if not one.trial_id and _remove(one)]
+            deletions += [leftover for leftover in leftovers if not leftover.trial_id and _remove(leftover)]
             continue
         try:
             with store.claim(trial) as claim:
-                for one in _of_trial(trial, keep, named, (claim.path.name,)):
+                for leftover in _of_trial(trial, keep, named, (claim.path.name,)):
                     claim.check()
-                    gone += [one] if _remove(one) else []
+                    deletions += [leftover] if _remove(leftover) else []
                 _remove_if_empty(trial, claim)
         except (store.TrialBusyError, store.ClaimLostError):
-            busy.append(trial_id)
-    return gone, busy
+            busy_ids.append(trial_id)
+    return deletions, busy_ids
 
 
 def _rested(trial: Path) -> float:
     """Return the seconds since anything of the trial itself changed."""
-    own = [path for path in trial.iterdir() if path.name != "claims"]
-    return time.time() - max((path.stat().st_mtime for path in own), default=trial.stat().st_mtime)
+    paths = [path for path in trial.iterdir() if path.name != "claims"]
+    return time.time() - max((path.stat().st_mtime for path in paths), default=trial.stat().st_mtime)
 
 
 def _of_trial(
@@ -135,16 +135,16 @@ def _of_trial(
 
 
 def _spare_checkpoints(trial: Path, record: RunRecord, keep: Collection[str]) -> list[Path]:
-    tested = "best" if record.spec.get("train.select") == "best" else "last"
-    names = {f"{tested if name == 'tested' else name}.ckpt" for name in keep if name != "none"}
-    there = {name for name in CHECKPOINTS if (trial / name).is_file() and not (trial / name).is_symlink()}
-    if "last.ckpt" in names and "last.ckpt" not in there:
+    tested_name = "best" if record.spec.get("train.select") == "best" else "last"
+    names = {f"{tested_name if name == 'tested' else name}.ckpt" for name in keep if name != "none"}
+    file_names = {name for name in CHECKPOINTS if (trial / name).is_file() and not (trial / name).is_symlink()}
+    if "last.ckpt" in names and "last.ckpt" not in file_names:
         names.add("previous.ckpt")
-    return [trial / name for name in sorted(there - names)]
+    return [trial / name for name in sorted(file_names - names)]
 
 
 def _synced(trial: Path, record: RunRecord | None) -> list[Path]:
-    """Return W&B's folders of runs that W&B has: marked by `wandb sync`, or sent by `se-lab sync` as the record is."""
+    """Return the folders of runs that W&B has: marked by `wandb sync`, or sent by `se-lab sync` with this record."""
     sent = False
     with contextlib.suppress(FileNotFoundError, ValueError):
         mark = json.loads((trial / "synced.json").read_text(encoding="utf-8"))
@@ -156,18 +156,18 @@ def _synced(trial: Path, record: RunRecord | None) -> list[Path]:
 
 
 def _old_claims(claims: Path, held: Sequence[str]) -> list[Path]:
-    """Return the claims that others came after long ago, and what says that they were released."""
+    """Return the claims that were superseded long ago, and their release marks."""
     if claims.is_symlink():
         return []
     numbers = sorted(path.name for path in claims.glob("*") if path.name.isdigit())
     now = time.time()
-    old: list[Path] = []
+    paths: list[Path] = []
     for number in numbers[: -1 - len(held)]:  # who finds the highest number may be about to take the next
         path = claims / number
         with contextlib.suppress(FileNotFoundError):
             if now - path.stat().st_mtime > 86400 * CLAIM_DAYS:
-                old += [one for one in (path, path.with_suffix(".released")) if one.exists()]
-    return old
+                paths += [file for file in (path, path.with_suffix(".released")) if file.exists()]
+    return paths
 
 
 def _aside(folder: Path, pattern: str) -> list[Path]:
@@ -175,13 +175,13 @@ def _aside(folder: Path, pattern: str) -> list[Path]:
     now = time.time()
     if folder.is_symlink():
         return []
-    old = (path for path in folder.glob(pattern) if store.is_written_aside(path))
-    return sorted(path for path in old if now - path.lstat().st_mtime > ASIDE_SECONDS)
+    paths = (path for path in folder.glob(pattern) if store.is_written_aside(path))
+    return sorted(path for path in paths if now - path.lstat().st_mtime > ASIDE_SECONDS)
 
 
 def _leftover(path: Path, kind: str, trial_id: str) -> Leftover:
-    files = [one for one in path.rglob("*") if one.is_file() and not one.is_symlink()] if path.is_dir() else [path]
-    size = sum(one.lstat().st_size for one in files)
+    files = [file for file in path.rglob("*") if file.is_file() and not file.is_symlink()] if path.is_dir() else [path]
+    size = sum(file.lstat().st_size for file in files)
     return Leftover(path, size, len(files), kind, trial_id)
 
 
@@ -197,10 +197,10 @@ def _remove(leftover: Leftover) -> bool:
 
 
 def _remove_if_empty(trial: Path, claim: store.Claim) -> None:
-    """Remove the folder of a trial of which nothing but claims is left: renamed first, so that nobody works in it."""
+    """Remove a trial's folder if only claims are left in it; rename it first, so that no worker uses it."""
     if {path.name for path in trial.iterdir()} - {"claims"}:
         return
     claim.check()
-    aside = store.aside_of(trial)
-    trial.rename(aside)
-    shutil.rmtree(aside)
+    temp_path = store.aside_of(trial)
+    trial.rename(temp_path)
+    shutil.rmtree(temp_path)

@@ -50,52 +50,52 @@ def verify(store: str | Path) -> Findings:
     if not store.is_dir():
         raise FileNotFoundError(f"{store} is no folder of trials")
     check_store(store)
-    found = Findings()
+    findings = Findings()
     for trial in sorted(path for path in store.iterdir() if is_trial_id(path.name)):
         if not trial.is_symlink() and trial.is_dir():
-            found.trials += 1
-            _check_trial(trial, found)
+            findings.trials += 1
+            _check_trial(trial, findings)
     if not (store / MARKER).is_file():
-        found.problems.append((store / MARKER, "is missing"))
+        findings.problems.append((store / MARKER, "is missing"))
     for path in sorted(path for pattern in _NOTES for path in store.glob(pattern)):
-        found.files += 1
-        _note(found, path, _problems_of_sealed(path))
-    return found
+        findings.files += 1
+        _note(findings, path, _problems_of_sealed(path))
+    return findings
 
 
-def _check_trial(trial: Path, found: Findings) -> None:
+def _check_trial(trial: Path, findings: Findings) -> None:
     record: RunRecord | None = None
     if (path := trial / "record.json").exists():
-        found.files += 1
+        findings.files += 1
         try:
             record = parse_record(trial)
-            found.records.append(record)
-            _note(found, path, _problems_of_record(path, record))
+            findings.records.append(record)
+            _note(findings, path, _problems_of_record(path, record))
         except (ValueError, TypeError, OSError) as error:
-            _note(found, path, iter([str(error)]))
+            _note(findings, path, iter([str(error)]))
     for path in sorted((trial / "claims").glob("[0-9]*")):
-        found.files += 1
+        findings.files += 1
         if path.suffix == "" and path.stat().st_size and not identity_in(path):
-            _note(found, path, iter(["it names no worker"]))
+            _note(findings, path, iter(["it names no worker"]))
     if holder_of(trial) is not None:
-        found.running.append(trial.name)
+        findings.running.append(trial.name)
         return
     finished = record is not None and record.status == "finished"
     digests = record.files if record is not None else {}
     for name in (*RESULTS, *CHECKPOINTS):
         path = trial / name
         if path.is_file():
-            found.files += 1
-            _note(found, path, _problems_of_file(path, digests.get(name), finished=finished))
+            findings.files += 1
+            _note(findings, path, _problems_of_file(path, digests.get(name), finished=finished))
         elif finished and name in RESULTS:
-            _note(found, path, iter(["it is missing"]))
+            _note(findings, path, iter(["it is missing"]))
 
 
-def _note(found: Findings, path: Path, problems: Iterator[str]) -> None:
+def _note(findings: Findings, path: Path, problems: Iterator[str]) -> None:
     try:
-        found.problems += [(path, problem) for problem in problems]
+        findings.problems += [(path, problem) for problem in problems]
     except OSError as error:
-        found.problems.append((path, f"it cannot be read: {error.strerror}"))
+        findings.problems.append((path, f"it cannot be read: {error.strerror}"))
 
 
 def _problems_of_sealed(path: Path) -> Iterator[str]:
@@ -154,13 +154,13 @@ def _problems_of_predictions(path: Path) -> Iterator[str]:
 
 def _problems_of_checkpoint(path: Path) -> Iterator[str]:
     with zipfile.ZipFile(path) as parts:
-        if (bad := parts.testzip()) is not None:
-            yield f"it is damaged: the checksum of {bad} is wrong"
+        if (member := parts.testzip()) is not None:
+            yield f"it is damaged: the checksum of {member} is wrong"
             return
         content = next(name for name in parts.namelist() if name.endswith("data.pkl"))
         with parts.open(content) as file:
-            known = _Plain(file).load()
-    trial_id = known.get("trial_id") if isinstance(known, dict) else None
+            values = _Plain(file).load()
+    trial_id = values.get("trial_id") if isinstance(values, dict) else None
     if trial_id not in (None, path.parent.name):
         yield f"it is a checkpoint of trial {trial_id}"
 

@@ -52,7 +52,7 @@ def _inv_log_uniform(axis: Axis, u: float) -> float:
 
 
 def _normal(axis: Axis, u: float) -> float:
-    from scipy.special import ndtri  # a second that reading most specs can do without
+    from scipy.special import ndtri  # imported here: it takes a second, and most specs do not need it
 
     return float(axis.get("mu", 0.0) + axis.get("sigma", 1.0) * ndtri(u))
 
@@ -104,7 +104,7 @@ def _whole(u: float, count: int) -> int:
 
 
 def axis_findings(name: str, axis: Any, method: str) -> Iterator[Finding]:
-    """Yield what W&B refuses in one parameter, or does differently from the text."""
+    """Yield the parts of a parameter that W&B refuses, or treats differently from the text."""
     where = f"parameters.{name}"
     if not _NAME.fullmatch(name):
         yield Finding(where, "W&B takes letters, digits, _ . and -, and no digit first", "write a field's dotted key")
@@ -116,22 +116,22 @@ def axis_findings(name: str, axis: Any, method: str) -> Iterator[Finding]:
         todo = f"write dotted keys such as {name}.…, or {name} with mappings as its values"
         yield Finding(where, "a nested parameters block reaches a trial as one mapping, and W&B's checks skip it", todo)
         return
-    unknown = [str(key) for key in axis if key not in _KEYS]
-    for key in unknown:
+    unknown_keys = [str(key) for key in axis if key not in _KEYS]
+    for key in unknown_keys:
         yield Finding(f"{where}.{key}", "W&B has no such key", f"allowed are {', '.join(_KEYS)}{nearest(key, _KEYS)}")
-    if unknown:
+    if unknown_keys:
         return
-    given = axis.get("distribution", _inferred(axis))
-    if given is None:
+    distribution = axis.get("distribution", _inferred(axis))
+    if distribution is None:
         yield Finding(where, f"{dict(axis)!r} says no distribution", "it needs value, values, or min and max")
-    elif given not in DISTRIBUTIONS:
-        todo = f"allowed are {', '.join(DISTRIBUTIONS)}{nearest(str(given), DISTRIBUTIONS)}"
-        yield Finding(f"{where}.distribution", f"it is {given!r}", todo)
-    elif wrong := list(_wrong_keys(where, axis, given)) or list(_wrong_values(where, axis, given)):
-        yield from wrong
-    elif method == "grid" and given not in _IN_A_GRID:
+    elif distribution not in DISTRIBUTIONS:
+        todo = f"allowed are {', '.join(DISTRIBUTIONS)}{nearest(str(distribution), DISTRIBUTIONS)}"
+        yield Finding(f"{where}.distribution", f"it is {distribution!r}", todo)
+    elif findings := list(_wrong_keys(where, axis, distribution)) or list(_wrong_values(where, axis, distribution)):
+        yield from findings
+    elif method == "grid" and distribution not in _IN_A_GRID:
         todo = "a grid takes value or values (also int_uniform and q_uniform); or set method: random"
-        yield Finding(where, f"it is {given}, which has no values to enumerate", todo)
+        yield Finding(where, f"it is {distribution}, which has no values to enumerate", todo)
 
 
 def _inferred(axis: Axis) -> str | None:
@@ -160,8 +160,8 @@ def _wrong_values(where: str, axis: Axis, distribution: str) -> Iterator[Finding
         return
     if "probabilities" in axis:
         shares = axis["probabilities"]
-        right = isinstance(shares, list) and all(_is_number(share) and share >= 0 for share in shares)
-        if not right or len(shares) != len(axis["values"]) or not np.isclose(sum(shares), 1):
+        valid = isinstance(shares, list) and all(_is_number(share) and share >= 0 for share in shares)
+        if not valid or len(shares) != len(axis["values"]) or not np.isclose(sum(shares), 1):
             todo = f"it must be {len(axis['values'])} numbers from 0 on that sum to 1"
             yield Finding(f"{where}.probabilities", f"it is {shares!r}", todo)
     numbers = [key for key in axis if key in (*_BOUNDED, *_OPTIONAL)]

@@ -2,10 +2,10 @@
 
 Each proposal is a file on disk before its trial runs, created by exactly one of the processes that share the store:
 
-<store>/.searches/<search>/000001.json    where it lies in the space, and the trial's flat spec
+<store>/.searches/<search>/000001.json    its point in the search space, and the trial's flat spec
 
-and its result is in the trial's record. So a search can be resumed, and any number of processes share it. A proposal
-follows from the seed, its number, and the results known by then.
+The result is in the trial's record. So a search can be resumed, and any number of processes can share it. A proposal
+is determined by the seed, its number, and the results known by then.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from se_lab.sweep.early_stop import Metric
 Place = dict[str, float]
 """A point of the search space: for each varied parameter its quantile, from 0 to 1, or the index of its value."""
 GIVE_UP = 20
-"""After this many proposals in a row that the search already has, one is drawn at random."""
+"""After this many duplicate proposals in a row, the next is drawn at random."""
 
 
 @dataclass(frozen=True)
@@ -58,15 +58,15 @@ class BayesSearch:
             SpecError: without Optuna, or for a point that no trial can have.
         """
         while True:
-            earlier = self._proposals(folder)
-            values = [self._value(folder, trial) for _, trial in earlier]
-            if len(earlier) >= self.cap or self._reached(values):
+            proposals = self._proposals(folder)
+            values = [self._value(folder, trial) for _, trial in proposals]
+            if len(proposals) >= self.cap or self._reached(values):
                 return None
-            found = self._next(earlier, values)
-            if found is None:
+            candidate = self._next(proposals, values)
+            if candidate is None:
                 return None
-            place, flat = found
-            path = self._list(folder) / f"{len(earlier) + 1:06d}.json"
+            place, flat = candidate
+            path = self._list(folder) / f"{len(proposals) + 1:06d}.json"
             path.parent.mkdir(parents=True, exist_ok=True)
             if store.create_once(path, store.sealed({"place": place, "spec": flat})):
                 return run_spec(flat)
@@ -86,16 +86,16 @@ class BayesSearch:
         return Path(folder, ".searches", self.search_id)
 
     def _proposals(self, folder: str | Path) -> list[tuple[Place, RunSpec]]:
-        read = [_proposal(path) for path in sorted(self._list(folder).glob("[0-9]*.json"))]
-        return [(one["place"], run_spec(one["spec"])) for one in read]
+        proposals = [_proposal(path) for path in sorted(self._list(folder).glob("[0-9]*.json"))]
+        return [(proposal["place"], run_spec(proposal["spec"])) for proposal in proposals]
 
     def _value(self, folder: str | Path, trial: RunSpec) -> float | str:
         """Return a trial's best value, smaller being better; or 'failed', or 'running' if it is not over."""
-        there = store.trial_folder(folder, trial.trial_id)
-        record = store.read_record(there)
+        path = store.trial_folder(folder, trial.trial_id)
+        record = store.read_record(path)
         if record is None:
             return "running"
-        history = self.metric.history(there)
+        history = self.metric.history(path)
         if record.status == "failed":
             if not history or self.metric.impute == "worst":
                 return "failed"
@@ -124,18 +124,18 @@ class BayesSearch:
         self, earlier: list[tuple[Place, RunSpec]], values: list[float | str]
     ) -> tuple[Place, dict[str, Any]] | None:
         """Return a place whose trial is new, and its flat spec; None if the space seems exhausted."""
-        known = {trial.trial_id for _, trial in earlier}
+        trial_ids = {trial.trial_id for _, trial in earlier}
         places = [place for place, _ in earlier]
         axes, number = self._varied(), len(earlier) + 1
-        settled = [value for value in values if isinstance(value, float)]
+        results = [value for value in values if isinstance(value, float)]
         start = max(2 * len(axes), 4)
         for attempt in range(10 * GIVE_UP):
             seed = seed_of(self.seed, "bayes", number, attempt)
-            if len(settled) < start or attempt >= GIVE_UP or not axes:
+            if len(results) < start or attempt >= GIVE_UP or not axes:
                 place = _anywhere(axes, seed)
             else:
-                place = suggest(axes, places, _imputed(values, max(settled)), seed)
-            if (trial := self._trial(place)).trial_id not in known:
+                place = suggest(axes, places, _imputed(values, max(results)), seed)
+            if (trial := self._trial(place)).trial_id not in trial_ids:
                 return place, trial.flat()
         return None
 
@@ -163,8 +163,8 @@ def suggest(axes: Mapping[str, Axis], places: list[Place], values: list[float | 
     study = optuna.create_study(sampler=sampler)
     state = optuna.trial.TrialState
     for place, value in zip(places, values, strict=True):
-        over = {"value": value, "state": state.COMPLETE} if value is not None else {"state": state.RUNNING}
-        study.add_trial(optuna.trial.create_trial(params=place, distributions=space, **over))
+        result = {"value": value, "state": state.COMPLETE} if value is not None else {"state": state.RUNNING}
+        study.add_trial(optuna.trial.create_trial(params=place, distributions=space, **result))
     return dict(study.ask(space).params)
 
 

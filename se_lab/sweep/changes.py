@@ -10,7 +10,7 @@ from se_lab.spec import DataSpec, ExecSpec, RunSpec
 from se_lab.store import RunRecord
 
 QUICKLY = 50_000
-"""Images of a set up to which `se-lab status` looks at its files; `sweep`, `train` and `verify --data` always do."""
+"""Largest data set, in images, whose files `se-lab status` checks; `sweep`, `train` and `verify --data` always do."""
 FLAGS = ("plugins", "callbacks", "data_root", "threads")
 """Fields of ExecSpec that are part of a provenance, or say where to look for it."""
 
@@ -23,27 +23,27 @@ def changes(trials: Sequence[RunSpec], execution: ExecSpec) -> list[str]:
     from se_lab.training.preflight import device_model
 
     device, digests = device_model(execution), dict[DataSpec, str | None]()
-    found: dict[str, list[str]] = {}
+    differences: dict[str, list[str]] = {}
     for trial, record in _finished(trials, execution.store):
-        _compare(trial, record, execution, device, _digest(trial.data, execution.data_root, digests), found)
-    return _lines(found)
+        _compare(trial, record, execution, device, _digest(trial.data, execution.data_root, digests), differences)
+    return _lines(differences)
 
 
 def changes_since(trials: Sequence[RunSpec], store_folder: str) -> list[str]:
-    """Return a line for each difference between the provenance of finished trials and running them so again.
+    """Return a line for each difference between the provenance of finished trials and that of rerunning them.
 
     Threads, data root, plugins and callbacks are those of the record. The device is not compared, and neither are the
     images of large sets. PyTorch is imported only to compare images.
     """
     digests: dict[DataSpec, str | None] = {}
-    found: dict[str, list[str]] = {}
+    differences: dict[str, list[str]] = {}
     for trial, record in _finished(trials, store_folder):
         flags = {key: record.execution[key] for key in FLAGS if key in record.execution}
         execution = dataclasses.replace(ExecSpec(), **flags)
-        few = trial.data.name != "digits" and sum(record.data.get("images", {}).values()) <= QUICKLY
-        images = _digest(trial.data, execution.data_root, digests) if few and record.data.get("digest") else None
-        _compare(trial, record, execution, None, images, found)
-    return _lines(found)
+        is_small = trial.data.name != "digits" and sum(record.data.get("images", {}).values()) <= QUICKLY
+        images = _digest(trial.data, execution.data_root, digests) if is_small and record.data.get("digest") else None
+        _compare(trial, record, execution, None, images, differences)
+    return _lines(differences)
 
 
 def _finished(trials: Sequence[RunSpec], folder: str) -> list[tuple[RunSpec, RunRecord]]:
@@ -65,16 +65,16 @@ def _compare(
     execution: ExecSpec,
     device: str | None,
     images: str | None,
-    found: dict[str, list[str]],
+    differences: dict[str, list[str]],
 ) -> None:
-    before = {"images": record.data["digest"]} if record.data.get("digest") else {}
-    now = store.current_provenance(trial, execution, images=images, device=device)
-    for difference in store.differences(before | record.provenance, now):
-        found.setdefault(difference, []).append(trial.trial_id)
+    digests = {"images": record.data["digest"]} if record.data.get("digest") else {}
+    provenance = store.current_provenance(trial, execution, images=images, device=device)
+    for difference in store.differences(digests | record.provenance, provenance):
+        differences.setdefault(difference, []).append(trial.trial_id)
 
 
-def _lines(found: dict[str, list[str]]) -> list[str]:
-    return [f"of finished trials, {difference}: {_some(ids)}" for difference, ids in found.items()]
+def _lines(differences: dict[str, list[str]]) -> list[str]:
+    return [f"of finished trials, {difference}: {_some(ids)}" for difference, ids in differences.items()]
 
 
 def _some(ids: Sequence[str]) -> str:

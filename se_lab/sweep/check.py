@@ -19,34 +19,34 @@ METRICS = tuple(f"{split}/{what}" for split in ("val", "test") for what in ("los
 
 
 def sweep_remarks(path: str | Path) -> list[Finding]:
-    """Return remarks on what W&B accepts and a reader may misunderstand.
+    """Return remarks on parts of a spec that W&B accepts but a reader may misunderstand.
 
     Raises:
-        SpecError: for a file that is not there or no YAML.
+        SpecError: for a file that does not exist or is not YAML.
     """
     spec = load_spec(path)
-    found = list(_agents_in_the_text(find_sweep(path).read_text(encoding="utf-8")))
+    remarks = list(_agents_in_the_text(find_sweep(path).read_text(encoding="utf-8")))
     stop = spec.get("early_terminate") if isinstance(spec, Mapping) else None
     if isinstance(stop, Mapping) and "strict" not in stop:
         what = "where it is not given W&B's engine takes true, and so does SE-Lab"
-        found.append(Finding("early_terminate.strict", what, "write strict: true or strict: false"))
-    return found
+        remarks.append(Finding("early_terminate.strict", what, "write strict: true or strict: false"))
+    return remarks
 
 
 def check_sweep(path: str | Path) -> list[Finding]:
     """Return everything that is wrong with a sweep spec; if nothing is, it runs the same here and under W&B.
 
     Raises:
-        SpecError: for a file that is not there or no YAML.
+        SpecError: for a file that does not exist or is not YAML.
     """
     spec = load_spec(path)
     text = find_sweep(path).read_text(encoding="utf-8")
-    refused = list(problems(spec))
-    found = [*_twice_in_the_file(yaml.compose(text)), *refused]
+    refusals = list(problems(spec))
+    findings = [*_twice_in_the_file(yaml.compose(text)), *refusals]
     if isinstance(spec, Mapping):
-        found += _done_otherwise(spec)
-        found += _trial_findings(spec, refused)
-    return list(dict.fromkeys(found))
+        findings += _done_otherwise(spec)
+        findings += _trial_findings(spec, refusals)
+    return list(dict.fromkeys(findings))
 
 
 def _twice_in_the_file(node: yaml.Node | None, where: str = "") -> Iterator[Finding]:
@@ -55,13 +55,13 @@ def _twice_in_the_file(node: yaml.Node | None, where: str = "") -> Iterator[Find
         for item in node.value:
             yield from _twice_in_the_file(item, where)
     elif isinstance(node, yaml.MappingNode):
-        seen: set[str] = set()
+        names: set[str] = set()
         for key, value in node.value:
             name = f"{where}.{key.value}" if where else str(key.value)
-            if name in seen:
+            if name in names:
                 what = f"line {key.start_mark.line + 1} gives it a second time, and only the last counts"
                 yield Finding(name, what, "leave one of the two")
-            seen.add(name)
+            names.add(name)
             yield from _twice_in_the_file(value, name)
 
 
@@ -103,18 +103,18 @@ def _has_null(value: Any) -> bool:
     return value is None or (isinstance(value, list) and any(map(_has_null, value)))
 
 
-def _trial_findings(spec: Mapping[str, Any], refused: list[Finding]) -> Iterator[Finding]:
+def _trial_findings(spec: Mapping[str, Any], refusals: list[Finding]) -> Iterator[Finding]:
     """Yield values that no trial can have, nets that cannot be built, and points that are the same trial."""
     try:
         common, _ = common_of(spec)
     except (SpecError, TypeError, ValueError):
         common = RunSpec()  # the command has findings of its own
-    wrong = {finding.where for finding in refused} | {finding.where.rpartition(".")[0] for finding in refused}
-    axes = {name: axis for name, axis in _parameters(spec).items() if f"parameters.{name}" not in wrong}
-    usual = {name: draw(axis, 0.5) for name, axis in axes.items()}
-    points = [] if refused or spec["method"] == "bayes" else points_of(spec, 0)
+    wrong_keys = {finding.where for finding in refusals} | {finding.where.rpartition(".")[0] for finding in refusals}
+    axes = {name: axis for name, axis in _parameters(spec).items() if f"parameters.{name}" not in wrong_keys}
+    middle = {name: draw(axis, 0.5) for name, axis in axes.items()}
+    points = [] if refusals or spec["method"] == "bayes" else points_of(spec, 0)
     trials: list[RunSpec | None] = []
-    for point in [*points, *(usual | {name: value} for name, axis in axes.items() for value in _extremes(axis))]:
+    for point in [*points, *(middle | {name: value} for name, axis in axes.items() for value in _extremes(axis))]:
         trial, findings = _try(common, point)
         trials.append(trial)
         yield from findings
@@ -133,29 +133,29 @@ def _extremes(axis: Axis) -> list[Any]:
 def _try(common: RunSpec, point: Mapping[str, Any]) -> tuple[RunSpec | None, list[Finding]]:
     """Build the trial of a point; leave out wrong values, to find what else is wrong."""
     findings: list[Finding] = []
-    left = point
+    values = point
     try:
         fields = leaves(point)
     except SpecError as error:
         return None, [_as_finding(point, error)]
     while True:
         try:
-            trial = trial_of(common, left)
+            trial = trial_of(common, values)
             return (None if findings else trial), findings
         except SpecError as error:
             findings.append(_as_finding(point, error))
-            blamed = next((key for key in fields if str(error).startswith(f"{key} ")), None)
-            if blamed is None:
+            wrong_key = next((key for key in fields if str(error).startswith(f"{key} ")), None)
+            if wrong_key is None:
                 return None, findings
-            del fields[blamed]
-            left = fields
+            del fields[wrong_key]
+            values = fields
 
 
 def _as_finding(point: Mapping[str, Any], error: SpecError) -> Finding:
     """Return an error of a trial as a finding of its spec."""
     what, _, todo = str(error).partition("; ")
-    named = [name for name in point if re.search(rf"(^|[ '(]){re.escape(name)}\b", what)]
-    return Finding(f"parameters.{named[0]}" if named else "the trials", what, todo or "choose another value")
+    names = [name for name in point if re.search(rf"(^|[ '(]){re.escape(name)}\b", what)]
+    return Finding(f"parameters.{names[0]}" if names else "the trials", what, todo or "choose another value")
 
 
 def _net_findings(trials: list[RunSpec]) -> Iterator[Finding]:
@@ -170,13 +170,13 @@ def _net_findings(trials: list[RunSpec]) -> Iterator[Finding]:
 
 def _one_trial(points: list[dict[str, Any]], trials: list[RunSpec | None]) -> Iterator[Finding]:
     first: dict[str, dict[str, Any]] = {}
-    twice: list[tuple[dict[str, Any], dict[str, Any]]] = []
+    repeats: list[tuple[dict[str, Any], dict[str, Any]]] = []
     for point, trial in zip(points, trials, strict=True):
         if trial is not None and first.setdefault(trial.trial_id, point) is not point:
-            twice.append((first[trial.trial_id], point))
-    if twice:
-        one, other = ({key: p[key] for key in p if twice[0][0][key] != twice[0][1][key]} for p in twice[0])
-        what = f"{len(twice)} of {len(points)} points are a trial that another point is, as {one} and {other} are"
+            repeats.append((first[trial.trial_id], point))
+    if repeats:
+        one, other = ({key: p[key] for key in p if repeats[0][0][key] != repeats[0][1][key]} for p in repeats[0])
+        what = f"{len(repeats)} of {len(points)} points are a trial that another point is, as {one} and {other} are"
         todo = "W&B would start each: leave them out, or write the section as one axis of mappings, each variant once"
         yield Finding("parameters", what, todo)
 

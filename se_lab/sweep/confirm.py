@@ -1,4 +1,4 @@
-"""The best variants of a sweep again, with fresh seeds: what was chosen by looking is not measured by the same trials.
+"""Confirm the best variants of a sweep with fresh seeds: the trials that chose a variant do not measure it fairly.
 
 The best of many variants owes part of its rank to luck. `--confirm` chooses by validation error, trains the chosen
 variants and the baselines with seeds that the sweep did not have, and notes in the store which rows were chosen:
@@ -39,7 +39,7 @@ class Confirmation:
 def choose(sweep: Sweep, store_folder: str, count: int, seeds: int) -> Confirmation:
     """Return the best `count` variants of a finished sweep by validation error, and their trials with fresh seeds.
 
-    The baselines (insertion none) are compared with, not chosen: their fresh trials come in addition.
+    The baselines (insertion none) are not chosen; their fresh trials are added for comparison.
 
     Raises:
         SpecError: if a trial is not over, or none has a validation error.
@@ -47,17 +47,25 @@ def choose(sweep: Sweep, store_folder: str, count: int, seeds: int) -> Confirmat
     if count < 1 or seeds < 1:
         raise SpecError(f"--confirm is {count} and --seeds {seeds}; both must be at least 1")
     variants = by_variant(sweep.trials)
-    plain = [own for own in variants if own[0].model.se.insertion == "none"]
-    errors = [(_validation_error(own, store_folder), own) for own in variants if own not in plain or plain == variants]
-    ranked = sorted((pair for pair in errors if pair[0] is not None), key=lambda pair: pair[0] or 0.0)
-    if not ranked:
+    baselines = [variant for variant in variants if variant[0].model.se.insertion == "none"]
+    errors = [
+        (_validation_error(variant, store_folder), variant)
+        for variant in variants
+        if variant not in baselines or baselines == variants
+    ]
+    ranking = sorted((pair for pair in errors if pair[0] is not None), key=lambda pair: pair[0] or 0.0)
+    if not ranking:
         raise SpecError(f"no variant of {sweep.name} has {METRIC} for all of its seeds: hold out data.val_fraction")
-    best = [own for _, own in ranked[:count]]
-    first = max(FIRST_SEED, 1 + max(trial.seed for trial in sweep.trials))
-    compared = [own for own in plain if own not in best] + best
-    fresh = [dataclasses.replace(own[0], seed=seed) for own in compared for seed in range(first, first + seeds)]
-    chosen = [trial.trial_id for own in best for trial in own]
-    return Confirmation(sweep.name, chosen, [trial.flat() for trial in fresh])
+    best = [variant for _, variant in ranking[:count]]
+    first_seed = max(FIRST_SEED, 1 + max(trial.seed for trial in sweep.trials))
+    selection = [variant for variant in baselines if variant not in best] + best
+    trials = [
+        dataclasses.replace(variant[0], seed=seed)
+        for variant in selection
+        for seed in range(first_seed, first_seed + seeds)
+    ]
+    ids = [trial.trial_id for variant in best for trial in variant]
+    return Confirmation(sweep.name, ids, [trial.flat() for trial in trials])
 
 
 def _validation_error(trials: Sequence[RunSpec], store_folder: str) -> float | None:
@@ -68,8 +76,8 @@ def _validation_error(trials: Sequence[RunSpec], store_folder: str) -> float | N
         if record is None:
             raise SpecError(f"{trial.trial_id} is not over: run the sweep before its best variants are confirmed")
         errors.append(record.metrics.get(METRIC) if record.status == "finished" else None)
-    known = [error for error in errors if error is not None]
-    return mean(known) if len(known) == len(errors) else None
+    values = [error for error in errors if error is not None]
+    return mean(values) if len(values) == len(errors) else None
 
 
 def fresh_trials(confirmation: Confirmation) -> list[RunSpec]:

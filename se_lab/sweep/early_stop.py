@@ -16,7 +16,7 @@ from typing import Any
 from se_lab.sweep.axes import Finding
 
 VALIDATION_METRICS = ("val/loss", "val/top1_error", "val/top5_error")
-"""Metrics that a search or an early stop may use: no test image decides anything."""
+"""Metrics that a search or an early stop may use; metrics of test images are not allowed."""
 
 
 @dataclass(frozen=True)
@@ -53,10 +53,10 @@ class Hyperband:
 
     def stops(self, own: Sequence[float], everyone: Iterable[Sequence[float]]) -> bool:
         """Return whether to stop a trial, from its history and those of all trials, itself included."""
-        reached = [band for band in self.bands if band <= len(own)]
-        if not reached:
+        bands = [band for band in self.bands if band <= len(own)]
+        if not bands:
             return False
-        band = reached[-1]
+        band = bands[-1]
         values = sorted(history[band - 1] for history in everyone if len(history) >= band)
         threshold = values[int(len(values) * (1 / self.eta))]
         return (own[band - 1] if self.strict else min(own)) > threshold
@@ -64,9 +64,9 @@ class Hyperband:
 
 def hyperband_of(spec: Mapping[str, Any], metric: Metric) -> Hyperband:
     """Return the early stop of a spec without problems; eta defaults to 3 and strict to true, as in W&B's engine."""
-    given = spec["early_terminate"]
-    eta = given.get("eta", 3)
-    return Hyperband(metric, tuple(_bands(given, eta)), eta, given.get("strict", True))
+    options = spec["early_terminate"]
+    eta = options.get("eta", 3)
+    return Hyperband(metric, tuple(_bands(options, eta)), eta, options.get("strict", True))
 
 
 def _bands(given: Mapping[str, Any], eta: float) -> list[int]:
@@ -78,21 +78,21 @@ def _bands(given: Mapping[str, Any], eta: float) -> list[int]:
 
 
 def early_stop_problems(given: Any) -> Iterator[Finding]:
-    """Yield what is wrong with a spec's early_terminate."""
+    """Yield the errors in a spec's early_terminate."""
     where = "early_terminate"
     if not isinstance(given, Mapping) or given.get("type") != "hyperband":
         yield Finding(where, f"it is {given!r}", "it must be {type: hyperband, min_iter: 3}, W&B's only kind")
         return
-    known = ("type", "min_iter", "max_iter", "eta", "s", "strict")
+    keys = ("type", "min_iter", "max_iter", "eta", "s", "strict")
     for key in given:
-        if key not in known:
-            yield Finding(f"{where}.{key}", "W&B knows no such key", f"allowed are {', '.join(known)}")
+        if key not in keys:
+            yield Finding(f"{where}.{key}", "W&B knows no such key", f"allowed are {', '.join(keys)}")
     if not ({"min_iter", "max_iter"} & {*given}) or ("max_iter" in given and "s" not in given):
         yield Finding(where, f"it is {dict(given)!r}", "it needs min_iter, or max_iter and s")
         return
     counts = {key: given[key] for key in ("min_iter", "max_iter", "s") if key in given}
-    wrong = [key for key, value in counts.items() if type(value) is not int or value < 1]
-    for key in wrong:
+    wrong_keys = [key for key, value in counts.items() if type(value) is not int or value < 1]
+    for key in wrong_keys:
         yield Finding(f"{where}.{key}", f"it is {given[key]!r}", "it must be an integer from 1 on")
     eta = given.get("eta", 3)
     if isinstance(eta, bool) or not isinstance(eta, (int, float)) or not 1 < eta < math.inf:
@@ -100,6 +100,6 @@ def early_stop_problems(given: Any) -> Iterator[Finding]:
         return
     if not isinstance(given.get("strict", True), bool):
         yield Finding(f"{where}.strict", f"it is {given['strict']!r}", "it must be true or false")
-    if not wrong and not _bands(given, eta):
+    if not wrong_keys and not _bands(given, eta):
         todo = "choose a larger max_iter or a smaller eta"
         yield Finding(where, f"no epoch is left to compare at: max_iter {given['max_iter']} / eta is below 1", todo)

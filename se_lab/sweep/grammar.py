@@ -26,7 +26,7 @@ TOP_LEVEL = (
 )  # fmt: skip
 METHODS = ("grid", "random", "bayes")
 MOST_POINTS = 100_000
-"""The largest grid or search; one of millions of points is a mistake, and would fill the memory before it is seen."""
+"""Maximum number of points of a grid or search; millions of points are a mistake, and would exhaust the memory."""
 LAUNCHERS = ("${env}", "${interpreter}", "${program}")
 MACROS = (*LAUNCHERS, "${args}", "${args_no_equals}", "${args_json_file}")
 """The macros of W&B's agent that `se-lab train` understands."""
@@ -35,7 +35,7 @@ ENTRIES = (["se-lab", "train"], ["-m", "se_lab.cli", "train"], ["train"])
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep spec, read: its trials in W&B's order, each once."""
+    """The content of a sweep spec: its trials in W&B's order, without duplicates."""
 
     name: str
     description: str
@@ -65,17 +65,19 @@ def read_sweep(path: str | Path, *, seed: int = 0, store_folder: str | Path | No
 
     Args:
         path: The spec.
-        seed: Of a random or a bayes search.
+        seed: Seed of a random or a bayes search.
         store_folder: The store that keeps what a bayes search has proposed; by default that of the spec's own
             command, or the variable SE_LAB_STORE, else runs/.
 
     Raises:
-        SpecError: naming the file and everything that is wrong: the key, what is allowed, and the nearest.
+        SpecError: naming the file and every error: the key, the allowed values, and the nearest.
     """
     spec = load_spec(path)
-    if found := list(problems(spec)):
-        lines = "".join(f"\n  {finding}" for finding in found)
-        raise SpecError(f"{path}: {found[0]}" if len(found) == 1 else f"{path}: {len(found)} things are wrong:{lines}")
+    if findings := list(problems(spec)):
+        lines = "".join(f"\n  {finding}" for finding in findings)
+        raise SpecError(
+            f"{path}: {findings[0]}" if len(findings) == 1 else f"{path}: {len(findings)} things are wrong:{lines}"
+        )
     try:
         common, execution = common_of(spec)
         metric = metric_of(spec)
@@ -108,7 +110,7 @@ def load_spec(path: str | Path) -> Any:
     """Return the content of a YAML file.
 
     Raises:
-        SpecError: for a file that is not there or no YAML.
+        SpecError: for a file that does not exist or is not YAML.
     """
     try:
         return read_yaml(find_sweep(path).read_text(encoding="utf-8"))
@@ -130,11 +132,11 @@ def common_of(spec: Mapping[str, Any]) -> tuple[RunSpec, ExecSpec]:
 
 def metric_of(spec: Mapping[str, Any]) -> Metric | None:
     """Return the metric of a spec without problems."""
-    given = spec.get("metric")
-    if given is None:
+    metric = spec.get("metric")
+    if metric is None:
         return None
-    goal = given.get("goal", "minimize")
-    return Metric(given["name"], goal == "maximize", given.get("target"), given.get("impute", "worst"))
+    goal = metric.get("goal", "minimize")
+    return Metric(metric["name"], goal == "maximize", metric.get("target"), metric.get("impute", "worst"))
 
 
 def points_of(spec: Mapping[str, Any], seed: int) -> list[dict[str, Any]]:
@@ -155,7 +157,7 @@ def points_of(spec: Mapping[str, Any], seed: int) -> list[dict[str, Any]]:
 
 
 def problems(spec: Any) -> Iterator[Finding]:
-    """Yield every reason why a spec cannot be run: what W&B refuses, and what would run differently from the text.
+    """Yield every reason why a spec cannot be run: parts that W&B refuses, or would run differently from the text.
 
     This checks values without building trials; `trial_of` checks the rest.
     """
@@ -170,9 +172,9 @@ def problems(spec: Any) -> Iterator[Finding]:
         if key in spec and not isinstance(spec[key], str):
             yield Finding(key, f"it is {spec[key]!r}", "it must be text")
     yield from _method_problems(spec)
-    command = list(_command_problems(spec))
-    yield from command
-    if not command:
+    command_findings = list(_command_problems(spec))
+    yield from command_findings
+    if not command_findings:
         try:
             common_of(spec)
         except SpecError as error:
@@ -182,9 +184,9 @@ def problems(spec: Any) -> Iterator[Finding]:
         todo = "it maps dotted keys to {value: …}, {values: […]} or a distribution"
         yield Finding("parameters", "parameters is missing" if not parameters else f"it is {parameters!r}", todo)
         return
-    wrong = list(_parameter_problems(parameters, str(spec.get("method"))))
-    yield from wrong or _size_problems(spec)
-    if not command:
+    findings = list(_parameter_problems(parameters, str(spec.get("method"))))
+    yield from findings or _size_problems(spec)
+    if not command_findings:
         yield from _fixed_and_varied(spec, fixed_flags(spec))
 
 
@@ -192,19 +194,19 @@ def _parameter_problems(parameters: Mapping[Any, Any], method: str) -> Iterator[
     for name, axis in parameters.items():
         yield from _name_problems(str(name), parameters)
         yield from axis_findings(str(name), axis, method)
-    varied = isinstance(parameters.get("seed"), Mapping) and "value" not in parameters["seed"]
-    if varied and method in ("random", "bayes"):
+    seed_varies = isinstance(parameters.get("seed"), Mapping) and "value" not in parameters["seed"]
+    if seed_varies and method in ("random", "bayes"):
         what = f"a {method} search would look for the luckiest seed"
         todo = "leave seed out; se-lab sweep FILE --confirm 3 --seeds 5 runs what it finds with fresh seeds"
         yield Finding("parameters.seed", what, todo)
 
 
 def _size_problems(spec: Mapping[str, Any]) -> Iterator[Finding]:
-    """Yield a finding if a spec has more points than anybody runs."""
+    """Yield a finding if a spec has more than MOST_POINTS points."""
     cap, method = spec.get("run_cap"), spec.get("method")
     sizes = [grid_size(axis) for axis in spec["parameters"].values()] if method == "grid" else [0]
-    whole = math.prod(sizes) if method == "grid" else cap
-    points = max(min(whole, cap) if cap else whole, *sizes) if isinstance(whole, int) else 0
+    size = math.prod(sizes) if method == "grid" else cap
+    points = max(min(size, cap) if cap else size, *sizes) if isinstance(size, int) else 0
     if points > MOST_POINTS:
         todo = f"at most {MOST_POINTS:,} are allowed: leave values out, or set run_cap"
         yield Finding("parameters", f"the {method} has {points:,} points", todo)
@@ -215,7 +217,7 @@ def _method_problems(spec: Mapping[str, Any]) -> Iterator[Finding]:
     if method not in METHODS:
         todo = f"allowed are {', '.join(METHODS)}{nearest(str(method), METHODS)}"
         yield Finding("method", f"it is {method!r}", todo)
-    looking = [what for what in ("bayes", "early_terminate") if what in (method, *spec)]
+    consumers = [what for what in ("bayes", "early_terminate") if what in (method, *spec)]
     if "early_terminate" in spec:
         yield from early_stop_problems(spec["early_terminate"])
     if cap is None and method in ("random", "bayes"):
@@ -223,15 +225,15 @@ def _method_problems(spec: Mapping[str, Any]) -> Iterator[Finding]:
     elif cap is not None and (type(cap) is not int or cap < 1):
         yield Finding("run_cap", f"it is {cap!r}", "it must be an integer from 1 on")
     metric = spec.get("metric")
-    if metric is None and not looking:
+    if metric is None and not consumers:
         return
     if not isinstance(metric, Mapping) or not isinstance(metric.get("name"), str):
-        what = f"it is {metric!r}" if metric is not None else f"{looking[0]} needs one"
+        what = f"it is {metric!r}" if metric is not None else f"{consumers[0]} needs one"
         yield Finding("metric", what, "it must be {name: val/top1_error, goal: minimize}")
         return
-    if looking and metric["name"] not in VALIDATION_METRICS:
+    if consumers and metric["name"] not in VALIDATION_METRICS:
         todo = f"allowed are {', '.join(VALIDATION_METRICS)}{nearest(metric['name'], VALIDATION_METRICS)}"
-        what = f"{looking[0]} would look at {metric['name']!r}, and no test image decides anything"
+        what = f"{consumers[0]} would look at {metric['name']!r}, and no test image decides anything"
         yield Finding("metric.name", what, todo)
     if metric.get("impute", "worst") not in ("worst", "best", "latest"):
         yield Finding("metric.impute", f"it is {metric['impute']!r}", "it must be worst, best or latest")
@@ -269,13 +271,13 @@ def _command_problems(spec: Mapping[str, Any]) -> Iterator[Finding]:
         what = "no token hands the parameters over: W&B would run one trial again and again"
         yield Finding("command", what, 'add "${args}"')
     if (flags := _after_entry(tokens)) is None or (flags and not flags[0].startswith(("--", "${"))):
-        run = " ".join(token for token in tokens if token not in MACROS)
-        what = f"it runs {run!r}, and SE-Lab's trials are run by se-lab train and its flags"
+        text = " ".join(token for token in tokens if token not in MACROS)
+        what = f"it runs {text!r}, and SE-Lab's trials are run by se-lab train and its flags"
         yield Finding("command", what, 'write ["${env}", se-lab, train, …, "${args}"]')
 
 
 def _after_entry(tokens: list[str]) -> list[str] | None:
-    """Return what follows `se-lab train` in a command, however that is written, or None."""
+    """Return the tokens after `se-lab train`, in any of its forms; None for another command."""
     rest = [token for token in tokens if token not in LAUNCHERS]
     for entry in ENTRIES:
         if rest[: len(entry)] == entry:
@@ -287,14 +289,14 @@ def fixed_flags(spec: Mapping[str, Any]) -> list[str]:
     """Return the flags in a spec's command, which every trial of it gets."""
     tokens = _after_entry([str(token) for token in spec.get("command") or []]) or []
     if "${args_json_file}" in tokens:
-        at = tokens.index("${args_json_file}")
-        tokens = tokens[: at - 1] + tokens[at + 1 :]
+        index = tokens.index("${args_json_file}")
+        tokens = tokens[: index - 1] + tokens[index + 1 :]
     return [token for token in tokens if token not in MACROS]
 
 
 def _name_problems(name: str, parameters: Mapping[Any, Any]) -> Iterator[Finding]:
-    if whole := [str(section) for section in parameters if name.startswith(f"{section}.")]:
-        what = f"{name} is given twice: its section {whole[0]} is given whole as well"
+    if sections := [str(section) for section in parameters if name.startswith(f"{section}.")]:
+        what = f"{name} is given twice: its section {sections[0]} is given whole as well"
         yield Finding(f"parameters.{name}", what, "write one of the two")
     try:
         leaves({name: {}})
@@ -305,11 +307,11 @@ def _name_problems(name: str, parameters: Mapping[Any, Any]) -> Iterator[Finding
 def _fixed_and_varied(spec: Mapping[str, Any], flags: list[str]) -> Iterator[Finding]:
     """Yield flags that are both fixed and a parameter: on a command line the later one counts."""
     tokens = [str(token) for token in spec.get("command") or []]
-    handed = next((at for at, token in enumerate(tokens) if token.startswith("${args")), len(tokens))
+    args_index = next((index for index, token in enumerate(tokens) if token.startswith("${args")), len(tokens))
     for flag in flags:
-        key = flag.removeprefix("--").partition("=")[0].replace("-", "_")  # flags may be written with either
+        key = flag.removeprefix("--").partition("=")[0].replace("-", "_")  # flags may be spelt with - or _
         for name in map(str, spec["parameters"]):
-            late = tokens.index(flag) > handed
+            late = tokens.index(flag) > args_index
             if flag.startswith("--") and (key == name or (late and f"{key}.".startswith(f"{name}."))):
                 what = f"{flag} is fixed here and {name} a parameter: " + (
                     "it comes after ${args} and would count for every trial" if late else "it would never count"

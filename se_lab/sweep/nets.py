@@ -1,4 +1,4 @@
-"""Whether the trials of a sweep can be built on this machine, before any is trained."""
+"""Check that the trials of a sweep can be built on this machine, before any is trained."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from se_lab.units.model import create_model
 
 
 def check_nets(trials: Sequence[RunSpec], execution: ExecSpec, looks_at: str | None = None) -> list[str]:
-    """Build the net of every distinct trial without memory or time, and return remarks for the user.
+    """Build the net of every distinct trial on the meta device, and return remarks for the user.
 
     Args:
         trials: The trials.
         execution: Where and how they are to run.
-        looks_at: What in the sweep itself looks at validation images.
+        looks_at: The part of the sweep itself that uses validation images.
 
     Raises:
         SpecError: for the first trial that this machine cannot run, that cannot be built, or that lacks the validation
@@ -30,15 +30,15 @@ def check_nets(trials: Sequence[RunSpec], execution: ExecSpec, looks_at: str | N
     """
     widths: dict[tuple[str, ...], dict[int, tuple[int, ...]]] = {}
     shapes = data_shapes((trial.data for trial in trials), root=execution.data_root)
-    checked: set[str] = set()
+    checked_keys: set[str] = set()
     for trial in trials:
         check_before(trial, execution)
         data = shapes[trial.data]
         _check_images(trial, data, looks_at)
-        alike = f"{trial.model} {data.classes} {data.shape[0]}"
-        if alike in checked:
+        key = f"{trial.model} {data.classes} {data.shape[0]}"
+        if key in checked_keys:
             continue
-        checked.add(alike)
+        checked_keys.add(key)
         with torch.device("meta"):
             model = create_model(trial.model, data.classes, data.shape[0])
         sites: list[Any] = model.se_sites  # type: ignore[assignment]
@@ -50,7 +50,7 @@ def check_nets(trials: Sequence[RunSpec], execution: ExecSpec, looks_at: str | N
         )
         if se.insertion != "none":
             widths.setdefault(rest, {})[se.reduction] = tuple(site.hidden for site in sites if site.hidden is not None)
-    return [remark for (backbone, *_), found in widths.items() for remark in _equal_widths(backbone, found)]
+    return [remark for (backbone, *_), ratios in widths.items() for remark in _equal_widths(backbone, ratios)]
 
 
 def _check_images(trial: RunSpec, data: DataShape, looks_at: str | None) -> None:
@@ -67,8 +67,8 @@ def _check_images(trial: RunSpec, data: DataShape, looks_at: str | None) -> None
 
 def _equal_widths(backbone: str, hidden: Mapping[int, tuple[int, ...]]) -> Iterator[str]:
     """Yield a remark for two reduction ratios that give a unit the same hidden width."""
-    for one, other in itertools.combinations(sorted(hidden), 2):
-        same = [a == b for a, b in zip(hidden[one], hidden[other], strict=True)]
-        if any(same):
-            share = sum(same) / len(same)
-            yield f"{backbone}: r={one} and r={other} give the same hidden width in {share:.0%} of the units"
+    for low, high in itertools.combinations(sorted(hidden), 2):
+        matches = [a == b for a, b in zip(hidden[low], hidden[high], strict=True)]
+        if any(matches):
+            share = sum(matches) / len(matches)
+            yield f"{backbone}: r={low} and r={high} give the same hidden width in {share:.0%} of the units"

@@ -54,9 +54,9 @@ class Plan:
     def left(self) -> list[PlannedTrial]:
         """The trials still to run, including those that a search has yet to propose."""
         search = self.sweep.search
-        more = search.cap - len(self.trials) if search is not None else 0
+        count = search.cap - len(self.trials) if search is not None else 0
         planned = [planned for planned in self.trials if not planned.done]
-        return planned + [self.to_come] * more if self.to_come is not None else planned
+        return planned + [self.to_come] * count if self.to_come is not None else planned
 
     @property
     def seconds(self) -> float:
@@ -84,20 +84,20 @@ class Plan:
     def summary(self) -> str:
         """Return how many trials are to run, and what they take, in a line."""
         total = self.sweep.search.cap if self.sweep.search is not None else len(self.trials)
-        needed, free = sum(p.bytes for p in self.left), free_bytes(self.store)
+        size, room = sum(p.bytes for p in self.left), free_bytes(self.store)
         workers = "1 worker" if self.workers == 1 else f"{self.workers} workers"
         return (
             f"{total} trials, {len(self.left)} to run: about {duration(self.seconds)} with {workers}, "
-            f"and {needed / 2**30:,.2f} GiB of the {free / 2**30:,.1f} that are free in {self.store}"
-            + (": NOT ENOUGH" if needed > free else "")
+            f"and {size / 2**30:,.2f} GiB of the {room / 2**30:,.1f} that are free in {self.store}"
+            + (": NOT ENOUGH" if size > room else "")
             + (f"; {self.sweep.repeated} points of the spec repeat another's trial" if self.sweep.repeated else "")
         )
 
     def _varied(self) -> list[str]:
         """Return the keys that vary and are not part of a trial's label."""
         flats = [p.trial.flat() for p in self.trials]
-        varied = [key for key in (flats[0] if flats else ()) if len({str(flat[key]) for flat in flats}) > 1]
-        return [key for key in varied if key not in ("model.backbone", "seed") and not key.startswith("model.se.")]
+        keys = [key for key in (flats[0] if flats else ()) if len({str(flat[key]) for flat in flats}) > 1]
+        return [key for key in keys if key not in ("model.backbone", "seed") and not key.startswith("model.se.")]
 
 
 def plan_sweep(sweep: Sweep, execution: ExecSpec, workers: int) -> Plan:
@@ -106,38 +106,38 @@ def plan_sweep(sweep: Sweep, execution: ExecSpec, workers: int) -> Plan:
     One step is timed per backbone and image size, on a few images, and scaled by MACs, images and epochs.
     """
     prepare(execution.threads)
-    counted: dict[str, Complexity] = {}
+    complexities: dict[str, Complexity] = {}
     traces: dict[str, Trace] = {}
     per_mac: dict[str, float] = {}
-    planned: list[PlannedTrial] = []
-    like = sweep.search.corners()[:1] if sweep.search is not None else []
-    shapes = data_shapes((trial.data for trial in [*sweep.trials, *like]), root=execution.data_root)
-    for trial in [*sweep.trials, *like]:
+    trials: list[PlannedTrial] = []
+    samples = sweep.search.corners()[:1] if sweep.search is not None else []
+    shapes = data_shapes((trial.data for trial in [*sweep.trials, *samples]), root=execution.data_root)
+    for trial in [*sweep.trials, *samples]:
         data = shapes[trial.data]
         classes, shape, images = data.classes, data.shape, data.sizes["train"]
         net = f"{dotted(trial.model)} {classes} {shape}"
-        alike = f"{trial.model.backbone} {shape}"
-        if net not in counted:
-            plain = f"{dotted(dataclasses.replace(trial.model, se=SESpec()))} {classes} {shape}"
-            if plain not in traces:
-                traces[plain] = trace(trial.model, classes, shape)
-            counted[net] = traces[plain].variant(trial.model.se)
-        if alike not in per_mac:
+        backbone_key = f"{trial.model.backbone} {shape}"
+        if net not in complexities:
+            plain_net = f"{dotted(dataclasses.replace(trial.model, se=SESpec()))} {classes} {shape}"
+            if plain_net not in traces:
+                traces[plain_net] = trace(trial.model, classes, shape)
+            complexities[net] = traces[plain_net].variant(trial.model.se)
+        if backbone_key not in per_mac:
             model = create_model(dataclasses.replace(trial.model, pretrained=False, init="timm"), classes, shape[0])
-            per_mac[alike] = _time_step(model, shape, classes) / (TIMED_IMAGES * counted[net].macs)
-        costs = counted[net]
+            per_mac[backbone_key] = _time_step(model, shape, classes) / (TIMED_IMAGES * complexities[net].macs)
+        costs = complexities[net]
         seconds = per_mac[f"{trial.model.backbone} {shape}"] * costs.macs * images * trial.train.epochs
         record = read_record(trial_folder(execution.store, trial.trial_id))
         done = record is not None and record.status == "finished"
         size = folder_bytes(trial, costs.params, data)
-        planned.append(PlannedTrial(trial, costs.params, costs.macs, seconds, size, done))
-    return Plan(sweep, execution.store, planned[: len(sweep.trials)], workers, planned[-1] if like else None)
+        trials.append(PlannedTrial(trial, costs.params, costs.macs, seconds, size, done))
+    return Plan(sweep, execution.store, trials[: len(sweep.trials)], workers, trials[-1] if samples else None)
 
 
 def folder_bytes(trial: RunSpec, params: int, data: DataShape) -> int:
     """Return the approximate size of a trial's folder: two checkpoints, the best weights, predictions."""
-    plain = trial.optim.name in ("sgd", "nesterov", "momentum")
-    states = int(trial.optim.momentum > 0) if plain else 2
+    is_sgd = trial.optim.name in ("sgd", "nesterov", "momentum")
+    states = int(trial.optim.momentum > 0) if is_sgd else 2
     weights = 4 * params * (2 if trial.train.ema else 1)
     best = weights if data.sizes["val"] else 0
     return 2 * (weights + 4 * params * states) + best + PREDICTION_BYTES * data.sizes["test"]
@@ -155,9 +155,9 @@ def _time_step(model: torch.nn.Module, shape: tuple[int, int, int], classes: int
     """Return the seconds of a forward and a backward pass of TIMED_IMAGES images, the faster of two."""
     images = torch.randn(TIMED_IMAGES, *shape)
     labels = torch.randint(classes, (TIMED_IMAGES,))
-    taken = []
+    seconds = []
     for _ in range(2):
         start = time.perf_counter()
         torch.autograd.backward(F.cross_entropy(model.train()(images), labels))
-        taken.append(time.perf_counter() - start)
-    return min(taken)
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)

@@ -1,6 +1,6 @@
 """What the fork server imports once for all trials. Only the fork server imports this module.
 
-It starts no thread and asks no GPU: the trials that are forked from it can train.
+It starts no thread and initialises no GPU, so the trials that are forked from it can train.
 """
 
 import importlib

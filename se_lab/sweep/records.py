@@ -1,4 +1,4 @@
-"""Records by whatever names them: a sweep spec, a store, a project or sweep of W&B, or several of these."""
+"""Read records from a sweep spec, a store, a project or sweep of W&B, or several of these."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def load_records(
             status not started), confirm:FILE (the fresh trials that confirm a spec's best variants), a store,
             wandb:ENTITY/PROJECT or wandb:ENTITY/PROJECT/SWEEP, or several of these. Where the best variants of a spec
             were confirmed, the column `chosen` tells which trials they were chosen by; where seeds were added to a
-            spec, its trials have them, and the column `look_level` is the error rate that is left to their table.
+            spec, its trials have them, and the column `look_level` is the error rate of their table's intervals.
         store_folder: The store that specs are looked up in; by default the variable SE_LAB_STORE, else runs/.
         sweep_seed: Of specs whose search is random or bayes.
 
     Raises:
         SpecError: for a spec that cannot be read.
-        FileNotFoundError: for a store or a W&B project that is not there or holds no trial.
+        FileNotFoundError: for a store or a W&B project that does not exist or holds no trial.
 
     Examples:
         >>> records = load_records("sweeps/demo.yaml")
@@ -41,7 +41,7 @@ def load_records(
         ['finished']
     """
     sources = [source] if isinstance(source, (str, Path)) else source
-    frames = [_load(one, store_folder or ExecSpec().store, sweep_seed) for one in sources]
+    frames = [_load(item, store_folder or ExecSpec().store, sweep_seed) for item in sources]
     records: pd.DataFrame = pd.concat(frames, ignore_index=True).drop_duplicates("trial_id", ignore_index=True)
     return records
 

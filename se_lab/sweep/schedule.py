@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from se_lab.data import Listing
 
 POLL_SECONDS = 2.0
-"""How long to wait before looking again at a trial that another worker holds."""
+"""Seconds to wait before checking again a trial that another worker holds."""
 NETWORK_SECONDS = 10.0
 FEW_FAILURES = 5
 """The sweep stops at this many failures for one reason, if they are most of the trials that ended."""
@@ -35,7 +35,7 @@ FEW_FAILURES = 5
 
 @dataclass(frozen=True)
 class Event:
-    """What a view is told: a trial's status, or what a running one reports."""
+    """A message to a view: a trial's new status, or the progress of a running trial."""
 
     trial: RunSpec
     status: str
@@ -56,7 +56,7 @@ class Rules:
     search: BayesSearch | None = None
     """Proposes more trials."""
     early_stop: Hyperband | None = None
-    """When to give a trial up."""
+    """When to stop a trial early."""
 
 
 def execute(
@@ -107,7 +107,7 @@ class Entry:
 
 
 class Schedule:
-    """The trials of a sweep while it runs: those that wait, those that run, and how the others ended."""
+    """The trials of a running sweep: those that wait, those that run, and the outcomes of the others."""
 
     def __init__(self, trials: Sequence[RunSpec], execution: ExecSpec, workers: int, view: View, rules: Rules) -> None:
         self.execution, self.workers, self.view, self.rules = execution, workers, view, rules
@@ -127,9 +127,9 @@ class Schedule:
     def settle_what_is_over(self) -> None:
         """Settle the trials that need no work."""
         for entry in list(self.waiting):
-            if (over := self._over(entry.trial)) is not None:
+            if (outcome := self._over(entry.trial)) is not None:
                 self.waiting.remove(entry)
-                self._settle(over)
+                self._settle(outcome)
 
     def run(self) -> None:
         """Run the trials until all are over, a signal stops them, or they fail for one reason."""
@@ -144,7 +144,7 @@ class Schedule:
                 self.stop()
 
     def _go_round(self, stopping: bool) -> None:
-        """Start what can start, wait a moment for news, and take them in."""
+        """Start the trials that can start, wait briefly for messages, and process them."""
         if stopping:
             self.stop()
         while not stopping and len(self.running) < self.workers and (entry := self._next()) is not None:
@@ -161,8 +161,8 @@ class Schedule:
 
     def result(self) -> list[Outcome]:
         """Return one outcome per trial."""
-        blank = {entry.trial.trial_id: Outcome(entry.trial, "not started") for entry in self.waiting}
-        return [(blank | self.outcomes)[trial.trial_id] for trial in self.trials]
+        defaults = {entry.trial.trial_id: Outcome(entry.trial, "not started") for entry in self.waiting}
+        return [(defaults | self.outcomes)[trial.trial_id] for trial in self.trials]
 
     def _fails_throughout(self) -> bool:
         return common_reason(list(self.outcomes.values())) is not None
@@ -172,34 +172,34 @@ class Schedule:
         self.view(Event(outcome.trial, outcome.status))
 
     def _next(self) -> Entry | None:
-        """Return a trial to start now; settle those that are over by now, and put off those that another holds."""
+        """Return a trial to start now; settle those that are over by now, and postpone those that another holds."""
         if any(entry.alone for entry in self.running.values()):
             return None
         while True:
             now = time.monotonic()
-            ready = [one for one in self.waiting if one.not_before <= now and not (one.alone and self.running)]
-            if not ready and not (ready := self._proposed()):
+            entries = [item for item in self.waiting if item.not_before <= now and not (item.alone and self.running)]
+            if not entries and not (entries := self._proposed()):
                 return None
-            entry = ready[0]
+            entry = entries[0]
             folder = store.trial_folder(self.execution.store, entry.trial.trial_id)
             if store.holder_of(folder) is not None:
                 entry.not_before = now + POLL_SECONDS
                 self.view(Event(entry.trial, f"waiting: {store.describe_holder(folder)}"))
                 continue
             self.waiting.remove(entry)
-            over = self._over(entry.trial)
-            if over is None or (entry.tries and over.status == "failed"):
+            outcome = self._over(entry.trial)
+            if outcome is None or (entry.tries and outcome.status == "failed"):
                 return entry
-            self._settle(over)
+            self._settle(outcome)
 
     def _proposed(self) -> list[Entry]:
         """Return an entry for a trial that another process has proposed, else for a new proposal of the search."""
         search = self.rules.search
         if search is None or not self.searching:
             return []
-        known = {trial.trial_id for trial in self.trials}
-        others = [trial for trial in search.proposed(self.execution.store) if trial.trial_id not in known]
-        trial = others[0] if others else search.propose(self.execution.store)
+        ids = {trial.trial_id for trial in self.trials}
+        proposals = [trial for trial in search.proposed(self.execution.store) if trial.trial_id not in ids]
+        trial = proposals[0] if proposals else search.propose(self.execution.store)
         self.searching = trial is not None
         if trial is None:
             return []
@@ -271,10 +271,10 @@ class Schedule:
     def _record_time(self, trial: RunSpec) -> tuple[int, int] | None:
         """Return what changes when a trial's record does."""
         try:
-            found = (store.trial_folder(self.execution.store, trial.trial_id) / "record.json").stat()
+            status = (store.trial_folder(self.execution.store, trial.trial_id) / "record.json").stat()
         except OSError:
             return None
-        return found.st_mtime_ns, found.st_ino
+        return status.st_mtime_ns, status.st_ino
 
 
 def check_trials(
@@ -323,13 +323,13 @@ def _check_writable(folder: str) -> None:
 
 def common_reason(outcomes: Sequence[Outcome]) -> tuple[str, int] | None:
     """Return the reason for which most trials that ended have failed, and how many, if there are at least a few."""
-    ended = sum(outcome.status in ("finished", "stopped", "failed") for outcome in outcomes)
+    total = sum(outcome.status in ("finished", "stopped", "failed") for outcome in outcomes)
     failures = [outcome for outcome in outcomes if outcome.status == "failed"]
     counts = Counter(_reason_of(outcome) for outcome in failures)
-    for why, count in counts.most_common(1):
-        if count >= FEW_FAILURES and count > ended / 2:
-            first = next(outcome for outcome in failures if _reason_of(outcome) == why)
-            return first.error or why, count
+    for kind, count in counts.most_common(1):
+        if count >= FEW_FAILURES and count > total / 2:
+            first = next(outcome for outcome in failures if _reason_of(outcome) == kind)
+            return first.error or kind, count
     return None
 
 

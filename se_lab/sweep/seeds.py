@@ -1,4 +1,4 @@
-"""As many seeds as a comparison needs: look after every seed, at levels that together keep 5 %.
+"""Add seeds until a comparison is precise enough: look after every seed, at levels that together keep 5 %.
 
 A table that is looked at after every seed, and read the first time it shows something, raises false alarms in far more
 than 5 % of studies. Here each look has a level of its own (Lan and DeMets 1983, with the spending function that is
@@ -77,9 +77,9 @@ def plan_looks(start: int, most: int, comparisons: int, alpha: float = ALPHA) ->
 
     Args:
         start: Seeds of each variant at the first look.
-        most: At the last.
-        comparisons: Variants that are compared with the baseline. The more there are, the less the looks at their
-            largest difference resemble each other; each comparison's share of `alpha` is spent on its own.
+        most: Seeds of each variant at the last look.
+        comparisons: Number of variants compared with the baseline. The more there are, the less the looks at their
+            largest difference resemble each other; so each comparison spends its own share of `alpha`.
         alpha: The error rate of all looks together.
 
     Raises:
@@ -113,49 +113,49 @@ def look_levels(times: Sequence[float], alpha: float = ALPHA) -> list[float]:
     """
     grid = np.linspace(-6.0, 6.0, 2401)  # of the motion's value at a look
     levels: list[float] = []
-    density, before, spent = np.empty(0), 0.0, 0.0
+    density, last_time, last_target = np.empty(0), 0.0, 0.0
     for time in times:
-        if before == 0.0:
+        if last_time == 0.0:
             density = norm.pdf(grid, scale=math.sqrt(time))
         else:
-            step = norm.pdf(grid[:, None] - grid[None, :], scale=math.sqrt(time - before))
+            step = norm.pdf(grid[:, None] - grid[None, :], scale=math.sqrt(time - last_time))
             density = step @ density * (grid[1] - grid[0])
         target = alpha * math.log(1 + (math.e - 1) * time)
-        beyond = np.cumsum(density[::-1]) - density[::-1] / 2
-        tail = 2 * beyond[: len(grid) // 2] * (grid[1] - grid[0])
-        bound = float(np.interp(target - spent, tail, grid[::-1][: len(grid) // 2]))
+        mass = np.cumsum(density[::-1]) - density[::-1] / 2
+        tail = 2 * mass[: len(grid) // 2] * (grid[1] - grid[0])
+        bound = float(np.interp(target - last_target, tail, grid[::-1][: len(grid) // 2]))
         levels.append(2 * float(norm.sf(bound / math.sqrt(time))))
         density = np.where(np.abs(grid) < bound, density, 0.0)
-        before, spent = time, target
+        last_time, last_target = time, target
     return levels
 
 
 def by_variant(trials: Sequence[RunSpec]) -> list[list[RunSpec]]:
-    """Return the trials of each variant: those that differ by nothing but the seed."""
-    found: dict[str, list[RunSpec]] = {}
+    """Return the trials grouped by variant: those of a group differ only in the seed."""
+    variants: dict[str, list[RunSpec]] = {}
     for trial in trials:
-        found.setdefault(dataclasses.replace(trial, seed=0).trial_id, []).append(trial)
-    return list(found.values())
+        variants.setdefault(dataclasses.replace(trial, seed=0).trial_id, []).append(trial)
+    return list(variants.values())
 
 
 def seeds_of(trials: Sequence[RunSpec]) -> list[int]:
     """Return the seeds of a sweep, in its order, which must be the same for every variant.
 
     Raises:
-        SpecError: if they are not, or there is one only.
+        SpecError: if variants have different seeds, or there is only one seed.
     """
-    found = [[trial.seed for trial in own] for own in by_variant(trials)]
-    if not found or any(sorted(seeds) != sorted(found[0]) for seeds in found):
+    seed_lists = [[trial.seed for trial in variant] for variant in by_variant(trials)]
+    if not seed_lists or any(sorted(seeds) != sorted(seed_lists[0]) for seeds in seed_lists):
         raise SpecError("adding seeds needs a grid in which every variant has the same seeds")
-    if len(found[0]) < 2:
+    if len(seed_lists[0]) < 2:
         raise SpecError("adding seeds needs a sweep of at least 2 seeds: one says nothing of the spread")
-    return found[0]
+    return seed_lists[0]
 
 
 def with_seeds(trials: Sequence[RunSpec], count: int) -> list[RunSpec]:
     """Return the trials of every variant with `count` seeds: the sweep's own first, then the next free numbers."""
-    own = seeds_of(trials)
-    seeds = [*own, *range(max(own) + 1, max(own) + 1 + count - len(own))]
+    sweep_seeds = seeds_of(trials)
+    seeds = [*sweep_seeds, *range(max(sweep_seeds) + 1, max(sweep_seeds) + 1 + count - len(sweep_seeds))]
     return [dataclasses.replace(variant[0], seed=seed) for variant in by_variant(trials) for seed in seeds]
 
 
@@ -169,7 +169,7 @@ def until_narrow(
 ) -> Iterator[tuple[Look, float]]:
     """Add seeds, the same for all variants, until the intervals are narrow enough; yield each look and its half-width.
 
-    Run again, it takes the same looks over the same trials: what is finished is not run again.
+    A second call takes the same looks over the same trials, and does not rerun finished trials.
 
     Args:
         trials: The sweep's own trials.
@@ -180,25 +180,25 @@ def until_narrow(
         store_folder: The store, which remembers the looks.
 
     Raises:
-        SpecError: if the sweep had another number of seeds at most before, by which its looks have spent their levels.
+        SpecError: if earlier looks at this sweep had another `most`, on which their levels depend.
     """
     comparisons = len(trials) // len(seeds_of(trials)) - 1
-    before = growth_of(trials, store_folder)
-    if before is not None and before.most != most:
+    note = growth_of(trials, store_folder)
+    if note is not None and note.most != most:
         raise SpecError(
-            f"--max_seeds is {most}; this sweep has been looked at with --max_seeds {before.most}, on which the levels "
+            f"--max_seeds is {most}; this sweep has been looked at with --max_seeds {note.most}, on which the levels "
             "of its looks depend: give that again, or use another store"
         )
     looks = plan_looks(len(seeds_of(trials)), most, comparisons)
-    begun = len(before.looks) if before is not None else 0
+    look_count = len(note.looks) if note is not None else 0
     for number, look in enumerate(looks, 1):
-        if number > begun:  # before its trials run: what they show is looked at, by whichever command
+        if number > look_count:  # noted before its trials run, since any command may show their results
             growth = asdict(Growth(most, looks[:number]))
             store.write_sealed(note_path(".grown", trials, store_folder), growth)
-        now = with_seeds(trials, look.seeds)
-        if not run(now):
+        current_trials = with_seeds(trials, look.seeds)
+        if not run(current_trials):
             return
-        found = width(now, look.level)
-        yield look, found
-        if found <= target:
+        half_width = width(current_trials, look.level)
+        yield look, half_width
+        if half_width <= target:
             return

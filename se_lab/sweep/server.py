@@ -1,7 +1,7 @@
 """The fork server: one process that has everything imported, from which trials are forked in milliseconds.
 
-It is the standard library's `forkserver`. Whatever the process that runs the sweep has done (trained, asked CUDA for a
-GPU, started threads, as notebooks do), the server has not, so its forks can train.
+It is the standard library's `forkserver`. The process that runs the sweep may have trained, initialised
+CUDA or started threads, as notebooks do; the server has not, so its forks can train.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ T = TypeVar("T")
 def start_server() -> None:
     """Start the fork server, if it is not running; return before it has imported everything."""
     path = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
-    before = os.environ.get("PYTHONPATH")
+    old_path = os.environ.get("PYTHONPATH")
     forkserver.set_forkserver_preload([PRELOADED])
-    os.environ["PYTHONPATH"] = path  # where this process finds se_lab, the server must find it too
-    resource_tracker.ensure_running()  # which unblocks SIGINT, so it is started before
+    os.environ["PYTHONPATH"] = path  # the server must find se_lab where this process does
+    resource_tracker.ensure_running()  # started first, since it unblocks SIGINT
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, BLOCKED)  # a new process inherits it
     try:
         forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         os.environ.pop("PYTHONPATH")
-        if before is not None:
-            os.environ["PYTHONPATH"] = before
+        if old_path is not None:
+            os.environ["PYTHONPATH"] = old_path
 
 
 @contextlib.contextmanager
 def forking() -> Iterator[None]:
-    """Start the fork server, and let the processes that are started in the meantime leave this one's script alone.
+    """Start the fork server, and keep the processes that are started within from rerunning this one's script.
 
     Without this, each would run an unguarded script (`if __name__ == "__main__"`) again.
     """
@@ -59,7 +59,7 @@ def forking() -> Iterator[None]:
 
 
 def in_a_child(function: Callable[..., T], *arguments: Any) -> T:
-    """Return what a function returns in a process of its own: it may use CUDA, threads and memory.
+    """Call a function in a process of its own, where it may use CUDA, threads and memory, and return its result.
 
     Raises:
         Exception: what the function raises.
@@ -69,7 +69,7 @@ def in_a_child(function: Callable[..., T], *arguments: Any) -> T:
 
 
 def in_children(count: int, function: Callable[..., T], *arguments: Any) -> list[T]:
-    """Return what a function returns in each of several processes at once; see `in_a_child`."""
+    """Call a function in several processes at once, and return their results; see `in_a_child`."""
     with forking():
         children = [_start(function, arguments) for _ in range(count)]
     answers = []
@@ -112,6 +112,6 @@ def _answer(
 
 
 def adopt_environment(environment: dict[str, str]) -> None:
-    """Replace this process's environment, which is that of the server's start, with the sweep's of now."""
+    """Replace this process's environment, which dates from the server's start, with the sweep's current one."""
     os.environ.clear()
     os.environ.update(environment)

@@ -42,7 +42,7 @@ from se_lab.training.stopping import RESUME_ME, InterruptedTrialError, Stop, cat
 ARRAY_SIZE = 1000
 """Slurm's default limit of an array (MaxArraySize)."""
 FRUITLESS_RESTARTS = 3
-"""A job is not requeued again if it was this often and then stops without having saved anything."""
+"""A job that was requeued this often and then stops without having saved anything is not requeued again."""
 POLL_SECONDS = 5.0
 
 
@@ -59,11 +59,11 @@ class SlurmSpec:
     """Time limit in a form of sbatch: minutes, hours:minutes:seconds, days-hours. A trial may take longer: it is saved
     near the limit and resumed when its job is requeued."""
     gpus: Annotated[int, Meta(ge=0)] = 0
-    """GPUs a node."""
+    """GPUs per node."""
     cpus: Annotated[int, Meta(ge=0)] = 0
-    """CPU cores a process."""
+    """CPU cores per process."""
     mem: str = ""
-    """Memory a node, such as 16G."""
+    """Memory per node, such as 16G."""
     account: str = ""
     """The account to charge."""
     qos: str = ""
@@ -85,11 +85,11 @@ class SlurmSpec:
 
     def options(self) -> dict[str, Any]:
         """Return options of sbatch, by their own names."""
-        named = {
+        options = {
             "partition": self.partition, "time": self.time, "gpus-per-node": self.gpus, "cpus-per-task": self.cpus,
             "mem": self.mem, "account": self.account, "qos": self.qos, "nodelist": self.nodelist,
         }  # fmt: skip
-        return {name: value for name, value in named.items() if value} | self.extra
+        return {name: value for name, value in options.items() if value} | self.extra
 
 
 @dataclass(frozen=True)
@@ -123,20 +123,20 @@ def submit_trials(
     Raises:
         SpecError: where submitit or Slurm is missing, or sbatch refuses.
     """
-    remaining = [standing.trial for standing in standings(sweep, execution.store) if standing.open]
+    open_trials = [standing.trial for standing in standings(sweep, execution.store) if standing.open]
     if sweep.search is not None or sweep.early_stop is not None:
-        return _submit_alike(Share(sweep, execution, workers, retries), len(remaining), slurm)
+        return _submit_alike(Share(sweep, execution, workers, retries), len(open_trials), slurm)
     ids = []
-    for nodes in sorted({trial.train.nodes for trial in remaining}):
-        alike = [trial for trial in remaining if trial.train.nodes == nodes]
-        each = slurm.trials_per_task if nodes == 1 else 1
-        shares = [alike[start : start + each] for start in range(0, len(alike), each)]
+    for nodes in sorted({trial.train.nodes for trial in open_trials}):
+        node_trials = [trial for trial in open_trials if trial.train.nodes == nodes]
+        size = slurm.trials_per_task if nodes == 1 else 1
+        shares = [node_trials[start : start + size] for start in range(0, len(node_trials), size)]
         for start in range(0, len(shares), ARRAY_SIZE):
-            some = shares[start : start + ARRAY_SIZE]
-            work = [Share(replace(sweep, trials=share), execution, workers, retries) for share in some]
-            jobs = _submit(sweep, execution, slurm, run_share, work, ranks_of=some[0][0])
-            groups = [([job], [trial.trial_id for trial in share]) for job, share in zip(jobs, some, strict=True)]
-            Submission(job_name(sweep), each, groups).note(_folder(execution))
+            chunk = shares[start : start + ARRAY_SIZE]
+            work = [Share(replace(sweep, trials=share), execution, workers, retries) for share in chunk]
+            jobs = _submit(sweep, execution, slurm, run_share, work, ranks_of=chunk[0][0])
+            groups = [([job], [trial.trial_id for trial in share]) for job, share in zip(jobs, chunk, strict=True)]
+            Submission(job_name(sweep), size, groups).note(_folder(execution))
             ids.append(jobs[0].partition("_")[0])
     return ids
 
@@ -162,7 +162,7 @@ def submit_agents(file: str | Path, sweep: Sweep, execution: ExecSpec, slurm: Sl
 
     Args:
         file: The spec.
-        sweep: What it says.
+        sweep: The content of the spec.
         execution: Where and how trials run; agents take only the store from it, the rest from the spec's command.
         slurm: The resources of a task, which runs one trial.
 
@@ -176,17 +176,17 @@ def submit_agents(file: str | Path, sweep: Sweep, execution: ExecSpec, slurm: Sl
         raise SpecError("a bayes search does not know its trials in advance; run it on Slurm without --wandb")
     if any(trial.train.nodes > 1 for trial in sweep.trials):
         raise SpecError("a W&B agent runs a trial on one node; run trials over several nodes without --wandb")
-    remaining = [standing.trial.trial_id for standing in standings(sweep, execution.store) if standing.open]
-    if not remaining:
+    trial_ids = [standing.trial.trial_id for standing in standings(sweep, execution.store) if standing.open]
+    if not trial_ids:
         return []
     from se_lab.sweep.wandb import register_sweep
 
     path, environment = register_sweep(file, execution)
     ids = []
-    for start in range(0, len(remaining), ARRAY_SIZE):
-        some = remaining[start : start + ARRAY_SIZE]
-        jobs = _submit(sweep, execution, slurm, run_agent, [(path, environment)] * len(some))
-        Submission(job_name(sweep), 1, [(jobs, some)]).note(_folder(execution))
+    for start in range(0, len(trial_ids), ARRAY_SIZE):
+        chunk = trial_ids[start : start + ARRAY_SIZE]
+        jobs = _submit(sweep, execution, slurm, run_agent, [(path, environment)] * len(chunk))
+        Submission(job_name(sweep), 1, [(jobs, chunk)]).note(_folder(execution))
         ids.append(jobs[0].partition("_")[0])
     return ids
 
@@ -194,8 +194,8 @@ def submit_agents(file: str | Path, sweep: Sweep, execution: ExecSpec, slurm: Sl
 def wait_for(sweep: Sweep, store_folder: str | Path) -> list[Standing]:
     """Wait until no trial is queued or running, and return the state of each."""
     while True:
-        busy, states = live_jobs(sweep, store_folder), standings(sweep, store_folder)
-        if not busy and not any(standing.status in ("queued", "running") for standing in states):
+        job_count, states = live_jobs(sweep, store_folder), standings(sweep, store_folder)
+        if not job_count and not any(standing.status in ("queued", "running") for standing in states):
             return states
         time.sleep(POLL_SECONDS)
 
@@ -206,7 +206,7 @@ def run_share(share: Share) -> None:
         from se_lab.sweep.schedule import Rules, common_reason, execute
         from se_lab.sweep.view import SweepView
 
-        sweep, before = share.sweep, _saved(share)
+        sweep, save_times = share.sweep, _saved(share)
         if stop.asked:
             _leave(made_progress=False)
         if any(trial.train.nodes > 1 for trial in sweep.trials):
@@ -221,20 +221,20 @@ def run_share(share: Share) -> None:
                 Rules(share.retries, sweep.search, sweep.early_stop),
             )
     if common_reason(outcomes) is None and any(o.status in ("interrupted", "not started") for o in outcomes):
-        _leave(made_progress=_saved(share) != before)
-    if bad := [f"{o.trial.trial_id} {o.status}" for o in outcomes if o.status in ("failed", "not started")]:
-        raise RuntimeError(", ".join(bad))
+        _leave(made_progress=_saved(share) != save_times)
+    if failures := [f"{o.trial.trial_id} {o.status}" for o in outcomes if o.status in ("failed", "not started")]:
+        raise RuntimeError(", ".join(failures))
 
 
 def _run_rank(share: Share) -> None:
     """Run one rank of the trial that a task over several nodes has."""
     from se_lab.training.run import run
 
-    before = _saved(share)
+    save_times = _saved(share)
     try:
         run(share.sweep.trials[0], share.execution)
     except InterruptedTrialError:
-        _leave(made_progress=_saved(share) != before)
+        _leave(made_progress=_saved(share) != save_times)
 
 
 def run_agent(work: tuple[str, Mapping[str, str]]) -> None:
@@ -295,9 +295,9 @@ def _outside_of_jobs() -> Iterator[None]:
     """Hide the variables of the job that this process runs in: sbatch would copy its settings."""
     from submitit.helpers import clean_env
 
-    where = {name: value for name, value in os.environ.items() if name == "SLURM_CONF"}
+    variables = {name: value for name, value in os.environ.items() if name == "SLURM_CONF"}
     with clean_env() if "SLURM_JOB_ID" in os.environ else contextlib.nullcontext():
-        os.environ.update(where)
+        os.environ.update(variables)
         yield
 
 

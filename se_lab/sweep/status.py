@@ -20,7 +20,7 @@ from se_lab.sweep.seeds import grown
 from se_lab.training.failures import reason
 
 SUBMISSIONS = ".slurm"
-"""The folder of a store with what was submitted from it: <job>.json a submission, and the logs of its jobs."""
+"""The folder of a store with its submissions, <job>.json each, and the logs of their jobs."""
 OVER = ("finished", "stopped")
 ASK_AGAIN_SECONDS = (1.0, 2.0, 4.0, 8.0)
 
@@ -34,14 +34,14 @@ class Standing:
     """finished, stopped (given up early), failed, running, queued (a job of Slurm's will take it), interrupted (it was
     begun, or its job left the queue without a result), or not started."""
     worker: str = ""
-    """Who runs it, will run it or has lost it: a process, or a job with Slurm's word for its state, such as 12_3
-    PENDING; 12_* is any of an array."""
+    """The process or job that runs it, will run it or has lost it; a job with Slurm's name of its state, such as
+    12_3 PENDING; 12_* is any job of an array."""
     error: str | None = None
     """The last line of a failed trial's traceback."""
 
     @property
     def open(self) -> bool:
-        """Whether somebody must still take it."""
+        """Whether the trial has still to be started or submitted."""
         return self.status not in (*OVER, "running", "queued")
 
 
@@ -78,12 +78,12 @@ def standings(sweep: Sweep, store_folder: str | Path) -> list[Standing]:
     Raises:
         SpecError: if trials were submitted to Slurm and its queue cannot be asked.
     """
-    stood = [_in_the_store(trial, sweep, store_folder) for trial in trials_of(sweep, store_folder)]
-    return _in_the_queue(stood, store_folder)
+    states = [_in_the_store(trial, sweep, store_folder) for trial in trials_of(sweep, store_folder)]
+    return _in_the_queue(states, store_folder)
 
 
 def _in_the_store(trial: RunSpec, sweep: Sweep, store_folder: str | Path) -> Standing:
-    """Return the state of a trial as far as its folder tells."""
+    """Return the state of a trial according to its folder."""
     folder = store.trial_folder(store_folder, trial.trial_id)
     record = store.read_record(folder)
     if record is None:
@@ -99,26 +99,30 @@ def _in_the_store(trial: RunSpec, sweep: Sweep, store_folder: str | Path) -> Sta
 def _in_the_queue(stood: list[Standing], store_folder: str | Path) -> list[Standing]:
     """Return the states of trials with what Slurm's queue tells of those that are not over."""
     states = {s.trial.trial_id: s.status for s in stood}
-    waiting = {trial for trial, state in states.items() if state in ("failed", "interrupted", "not started")}
-    asked_of = waiting | {t for t, state in states.items() if state == "running" and shutil.which("squeue")}
-    submitted = [one for one in _submissions(store_folder) if _takes(one[1], asked_of)]
-    jobs = _queue({one.name for _, one in submitted}) if submitted else {}
-    taken: dict[str, str] = {}
-    handed: dict[str, str] = {}
-    for when, one in submitted:
-        for ours, theirs in one.groups:
-            live = [job for job in ours if job in jobs]
-            running = [trial for trial in theirs if states.get(trial) == "running"]
+    waiting_ids = {trial for trial, state in states.items() if state in ("failed", "interrupted", "not started")}
+    candidates = waiting_ids | {t for t, state in states.items() if state == "running" and shutil.which("squeue")}
+    submissions = [entry for entry in _submissions(store_folder) if _takes(entry[1], candidates)]
+    jobs = _queue({entry.name for _, entry in submissions}) if submissions else {}
+    takers: dict[str, str] = {}
+    losers: dict[str, str] = {}
+    for submit_time, entry in submissions:
+        for job_ids, trial_ids in entry.groups:
+            live_ids = [job for job in job_ids if job in jobs]
+            running_ids = [trial for trial in trial_ids if states.get(trial) == "running"]
             # a trial that has failed since the submission is over: its job ran it
-            left = [
-                t for t in theirs if t in waiting and not (states[t] == "failed" and _over_at(store_folder, t) > when)
+            open_ids = [
+                t
+                for t in trial_ids
+                if t in waiting_ids and not (states[t] == "failed" and _over_at(store_folder, t) > submit_time)
             ]
-            handed |= dict.fromkeys(left, ours[0] if len(ours) == 1 else f"{ours[0].partition('_')[0]}_*")
-            if live:
-                said = f"{live[0]} {jobs[live[0]]}" if len(ours) == 1 else f"{live[0].partition('_')[0]}_*"
-                room = max(len(live) * one.trials_per_job - len(running), 0)
-                taken |= dict.fromkeys([*left[:room], *running], said)
-    return [_with_job(s, taken.get(s.trial.trial_id), handed.get(s.trial.trial_id)) for s in stood]
+            losers |= dict.fromkeys(open_ids, job_ids[0] if len(job_ids) == 1 else f"{job_ids[0].partition('_')[0]}_*")
+            if live_ids:
+                label = (
+                    f"{live_ids[0]} {jobs[live_ids[0]]}" if len(job_ids) == 1 else f"{live_ids[0].partition('_')[0]}_*"
+                )
+                room = max(len(live_ids) * entry.trials_per_job - len(running_ids), 0)
+                takers |= dict.fromkeys([*open_ids[:room], *running_ids], label)
+    return [_with_job(s, takers.get(s.trial.trial_id), losers.get(s.trial.trial_id)) for s in stood]
 
 
 def _with_job(standing: Standing, taker: str | None, loser: str | None) -> Standing:
@@ -137,26 +141,26 @@ def live_jobs(sweep: Sweep, store_folder: str | Path) -> int:
     Raises:
         SpecError: if some were submitted and Slurm's queue cannot be asked.
     """
-    submitted = [one for _, one in _submissions(store_folder) if one.name == job_name(sweep)]
-    if not submitted:
+    submissions = [submission for _, submission in _submissions(store_folder) if submission.name == job_name(sweep)]
+    if not submissions:
         return 0
     jobs = _queue({job_name(sweep)})
-    return sum(job in jobs for one in submitted for ours, _ in one.groups for job in ours)
+    return sum(job in jobs for submission in submissions for job_ids, _ in submission.groups for job in job_ids)
 
 
 def _submissions(store_folder: str | Path) -> list[tuple[float, Submission]]:
     """Return the submissions of a store, each with its time."""
-    found = []
+    submissions = []
     for path in Path(store_folder, SUBMISSIONS).glob("*.json"):
         try:
-            found.append((path.stat().st_mtime, Submission(**store.read_sealed(path))))
+            submissions.append((path.stat().st_mtime, Submission(**store.read_sealed(path))))
         except (ValueError, TypeError) as error:
             raise SpecError(f"{path} is not a submission of SE-Lab ({error}); delete it") from error
-    return sorted(found, key=lambda one: one[0])
+    return sorted(submissions, key=lambda pair: pair[0])
 
 
-def _takes(one: Submission, trials: set[str]) -> bool:
-    return any(not trials.isdisjoint(theirs) for _, theirs in one.groups)
+def _takes(submission: Submission, trials: set[str]) -> bool:
+    return any(not trials.isdisjoint(trial_ids) for _, trial_ids in submission.groups)
 
 
 def _over_at(store_folder: str | Path, trial_id: str) -> float:
@@ -169,22 +173,22 @@ def _queue(names: set[str]) -> dict[str, str]:
         raise SpecError("trials were submitted to Slurm, and there is no squeue here to ask about them")
     command = ["squeue", "--all", "--noheader", "--array", "--format=%i %T", f"--name={','.join(sorted(names))}"]
     try:
-        said = ask_slurm(*command)
+        output = ask_slurm(*command)
     except subprocess.CalledProcessError as error:
         raise SpecError(f"Slurm's queue cannot be asked: {error.stderr.strip()}") from error
-    return {job: state for job, _, state in (line.partition(" ") for line in said.splitlines())}
+    return {job: state for job, _, state in (line.partition(" ") for line in output.splitlines())}
 
 
 def ask_slurm(*command: str) -> str:
     """Return the output of a Slurm command; retry it a few times if the controller is busy."""
     for pause in (*ASK_AGAIN_SECONDS, None):
-        said = subprocess.run(command, capture_output=True, text=True)
-        if said.returncode == 0 or pause is None:
+        result = subprocess.run(command, capture_output=True, text=True)
+        if result.returncode == 0 or pause is None:
             break
-        print(f"{command[0]}: {said.stderr.strip()}; retrying", file=sys.stderr)
+        print(f"{command[0]}: {result.stderr.strip()}; retrying", file=sys.stderr)
         time.sleep(pause)
-    said.check_returncode()
-    return said.stdout
+    result.check_returncode()
+    return result.stdout
 
 
 def listing(stood: Sequence[Standing]) -> list[dict[str, Any]]:
@@ -199,20 +203,20 @@ def rows(stood: Sequence[Standing]) -> tuple[list[str], list[list[str]]]:
     """Return the headings and the cells of a table: one row per trial, with the fields that vary in the sweep."""
     flats = [s.trial.flat() for s in stood]
     # None is a field that cannot matter, such as the reduction of a trial without SE units
-    varied = [key for key in flats[0] if len({str(flat[key]) for flat in flats} - {"None"}) > 1]
-    headings = ["trial", *(key.rpartition(".")[2] for key in varied), "status", "worker", "error"]
+    keys = [key for key in flats[0] if len({str(flat[key]) for flat in flats} - {"None"}) > 1]
+    headings = ["trial", *(key.rpartition(".")[2] for key in keys), "status", "worker", "error"]
     cells = []
     for s, flat in zip(stood, flats, strict=True):
-        values = ("" if flat[key] is None else str(flat[key]) for key in varied)
+        values = ("" if flat[key] is None else str(flat[key]) for key in keys)
         cells.append([s.trial.trial_id, *values, s.status, s.worker, s.error or ""])
-    used = [n for n, name in enumerate(headings) if name not in ("worker", "error") or any(row[n] for row in cells)]
-    return [headings[n] for n in used], [[row[n] for n in used] for row in cells]
+    columns = [n for n, name in enumerate(headings) if name not in ("worker", "error") or any(row[n] for row in cells)]
+    return [headings[n] for n in columns], [[row[n] for n in columns] for row in cells]
 
 
 def summary(sweep: Sweep, stood: Sequence[Standing]) -> str:
     """Return 'NAME: 3 finished, 2 queued', and of a search how many of its trials it has yet to propose."""
     counts = Counter(s.status for s in stood)
-    told = [f"{n} {status}" for status, n in sorted(counts.items())]
+    parts = [f"{n} {status}" for status, n in sorted(counts.items())]
     if sweep.search is not None and len(stood) < sweep.search.cap:
-        told.append(f"{sweep.search.cap - len(stood)} of {sweep.search.cap} not yet proposed")
-    return f"{sweep.name}: {', '.join(told)}"
+        parts.append(f"{sweep.search.cap - len(stood)} of {sweep.search.cap} not yet proposed")
+    return f"{sweep.name}: {', '.join(parts)}"

@@ -1,4 +1,4 @@
-"""One trial of a sweep in a process of its own: what it reports while it runs, and how it ended."""
+"""Run one trial of a sweep in a process of its own, and receive its progress and outcome."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a trial of the sweep stands."""
+    """The outcome of a trial of the sweep."""
 
     trial: RunSpec
     status: str
@@ -73,7 +73,7 @@ class TrialProcess:
 
     @property
     def handles(self) -> list[Any]:
-        """What becomes ready when there is something to read."""
+        """The handles that become ready when there is something to read."""
         return [self._process.sentinel, self._reader] if self._open else [self._process.sentinel]
 
     def rows(self) -> Iterator[Mapping[str, float]]:
@@ -99,7 +99,7 @@ class TrialProcess:
             self._process.terminate()
 
     def outcome(self) -> Outcome:
-        """Return how the trial ended; for a process that died, write a record that says so."""
+        """Return the outcome of the trial; if its process died, write a record of the failure."""
         self._process.join()
         self._reader.close()
         if self._outcome is not None:
@@ -117,7 +117,7 @@ class TrialProcess:
 def _work(work: Work, writer: Connection, environment: dict[str, str]) -> None:
     """Run a trial in this process, report its outcome, and end the process."""
     adopt_environment(environment)
-    for number in (signal.SIGINT, signal.SIGHUP):  # the terminal's go to the sweep, which asks by SIGTERM
+    for number in (signal.SIGINT, signal.SIGHUP):  # the sweep handles the terminal's, and stops trials by SIGTERM
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, BLOCKED)
@@ -167,7 +167,7 @@ def _run(work: Work, writer: Connection, log: TextIO) -> Outcome:
 
 
 def _failed(work: Work, error: Exception, log: TextIO) -> Outcome:
-    """Return the outcome of a trial that raised an error, and see that its record says so."""
+    """Return the outcome of a trial that raised an error, and record the failure."""
     with contextlib.suppress(OSError, ValueError):  # of a full disk
         traceback.print_exception(error, file=log)
     kind, text = failure_kind(error), "".join(traceback.format_exception(error))
@@ -177,21 +177,21 @@ def _failed(work: Work, error: Exception, log: TextIO) -> Outcome:
 
 
 def _compare(work: Work, row: Mapping[str, float]) -> None:
-    """Give the trial up if the sweep's early stop says so after an epoch that is not the last."""
+    """Stop the trial if the sweep's early-stop rule demands it after an epoch that is not the last."""
     from se_lab.training.run import StoppedEarlyError
 
     rule, root = work.early_stop, work.execution.store
     if rule is None or row["epoch"] + 1 >= work.trial.train.epochs:
         return
-    proposed = [trial.trial_id for trial in work.search.proposed(root)] if work.search is not None else []
-    folders = [store.trial_folder(root, trial_id) for trial_id in dict.fromkeys((*work.peers, *proposed))]
-    own = rule.metric.history(store.trial_folder(root, work.trial.trial_id))
-    if rule.stops(own, map(rule.metric.history, folders)):
+    proposed_ids = [trial.trial_id for trial in work.search.proposed(root)] if work.search is not None else []
+    folders = [store.trial_folder(root, trial_id) for trial_id in dict.fromkeys((*work.peers, *proposed_ids))]
+    history = rule.metric.history(store.trial_folder(root, work.trial.trial_id))
+    if rule.stops(history, map(rule.metric.history, folders)):
         raise StoppedEarlyError
 
 
 def _end_with_the_sweep() -> None:
-    """End this process when the sweep's has ended, however that was."""
+    """End this process when the sweep's process has ended, for whatever reason."""
     sweep = multiprocessing.parent_process()
     assert sweep is not None
     sweep.join()
@@ -199,6 +199,6 @@ def _end_with_the_sweep() -> None:
 
 
 def _record(trial: RunSpec, execution: ExecSpec, error: str, kind: str) -> None:
-    """Record a failure where that can be: a disk that is full, or a store that is gone, ends no sweep."""
+    """Record a failure if possible: a full disk or a deleted store must not end the sweep."""
     with contextlib.suppress(Exception):
         record_failure(trial, execution, error, kind)

@@ -1,4 +1,4 @@
-"""What a sweep shows while it runs: a progress view of all trials, or a line per trial where there is no terminal."""
+"""Show a running sweep: a progress view of all trials, or a line per trial where there is no terminal."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class Pace:
     began: float
     """When this run started it, in seconds of time.monotonic."""
     weight: float = 1.0
-    """MACs times epochs: what its time is proportional to."""
+    """MACs times epochs, to which its time is proportional."""
     first: float | None = None
-    """The part of it that was done when it first reported."""
+    """The fraction that was done at its first report."""
     done: float = 0.0
     """The part of it that is done, from 0 to 1."""
     seconds: float = 0.0
@@ -37,7 +37,7 @@ class Pace:
 
 
 def seconds_left(paces: Iterable[Pace], waiting: Sequence[float], workers: int) -> float | None:
-    """Return about how long the rest of a sweep takes, from what this run's own trials took.
+    """Estimate the time left of a sweep from the times of this run's own trials.
 
     Args:
         paces: The trials that this run has started.
@@ -49,11 +49,11 @@ def seconds_left(paces: Iterable[Pace], waiting: Sequence[float], workers: int) 
     """
     paces = list(paces)
     work = sum(p.weight * (p.done - (p.first or 0.0)) for p in paces)
-    left = [p.weight * (1 - p.done) for p in paces if p.done < 1] + list(waiting)
+    weights = [p.weight * (1 - p.done) for p in paces if p.done < 1] + list(waiting)
     if work <= 0:
-        return None if left else 0.0
+        return None if weights else 0.0
     rate = sum(p.seconds for p in paces if p.done > (p.first or 0.0)) / work
-    return max(sum(left) * rate / min(workers, max(len(left), 1)), max(left, default=0.0) * rate)
+    return max(sum(weights) * rate / min(workers, max(len(weights), 1)), max(weights, default=0.0) * rate)
 
 
 class SweepView:
@@ -131,7 +131,7 @@ class SweepView:
         self.progress.update(task, completed=pace.done)
 
     def _wait(self, event: Event) -> None:
-        """Say, once a minute, for whom the sweep waits."""
+        """Report, once a minute, the worker that the sweep waits for."""
         now = time.monotonic()
         if now - self._waits.get(event.trial.trial_id, -60.0) >= 60.0:
             self._waits[event.trial.trial_id] = now
@@ -175,13 +175,13 @@ class SweepView:
         """Return '1/15 finished, 2 running, about 3 min left'."""
         for trial_id, pace in self.paces.items():
             pace.weight = self._weight(self.trials[trial_id])
-        waiting = [self._weight(t) for name, t in self.trials.items() if name not in self.over | self.paces.keys()]
-        unknown = self.total - len(self.trials)  # a search has yet to propose them
-        waiting += [sum(map(self._weight, self.trials.values())) / max(len(self.trials), 1)] * unknown
-        left = seconds_left(self.paces.values(), waiting, self.workers)
+        weights = [self._weight(t) for name, t in self.trials.items() if name not in self.over | self.paces.keys()]
+        count = self.total - len(self.trials)  # a search has yet to propose them
+        weights += [sum(map(self._weight, self.trials.values())) / max(len(self.trials), 1)] * count
+        seconds = seconds_left(self.paces.values(), weights, self.workers)
         parts = [f"{len(self.over - self.failed)}/{self.total} finished", f"{len(self.tasks)} running"]
         parts += [f"{len(self.failed)} failed"] if self.failed else []
-        return ", ".join([*parts, *([f"about {duration(left)} left"] if left else [])])
+        return ", ".join([*parts, *([f"about {duration(seconds)} left"] if seconds else [])])
 
     def _weight(self, trial: RunSpec) -> float:
         """Return a trial's MACs times its epochs, the MACs as far as finished trials have told them."""

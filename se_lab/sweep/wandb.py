@@ -1,4 +1,4 @@
-"""Run trials under W&B's agents, send finished trials to W&B, and read them back. The store stays the truth."""
+"""Run trials under W&B's agents, send finished trials to W&B, and read them back. The store stays authoritative."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ REACH_AGENTS = ("store", "data_root")
 COUNTS = ("params", "params_se", "macs", "macs_se", "elementwise", "test_images")
 """Columns of integers; W&B also writes other numbers as integers if they are whole."""
 STATES = {"finished": "finished", "running": "running", "failed": "failed", "crashed": "failed", "killed": "failed"}
-"""W&B's states of runs without a status of ours; all others, such as preempted, mean interrupted."""
+"""The status for each W&B state of a run that reports none; other states, such as preempted, mean interrupted."""
 
 
 def run_for_agent(spec: RunSpec, execution: ExecSpec) -> RunRecord:
@@ -51,11 +51,11 @@ def run_for_agent(spec: RunSpec, execution: ExecSpec) -> RunRecord:
     """
     import wandb
 
-    with catch_signals(Stop()) as told:
+    with catch_signals(Stop()) as stop:
         try:
-            record = _run_when_free(spec, execution, told)
+            record = _run_when_free(spec, execution, stop)
         except InterruptedTrialError:
-            told.at_once = False  # the agent, W&B's client and a scheduler each say it, and it has been heard
+            stop.at_once = False  # ignore repeats: the agent, W&B's client and a scheduler each signal
             for number in (*SIGNALS, signal.SIGINT):
                 signal.signal(number, signal.SIG_IGN)
             with _agents_run(spec, execution) as active:
@@ -70,26 +70,26 @@ def run_for_agent(spec: RunSpec, execution: ExecSpec) -> RunRecord:
                 wandb.run.summary.update(_summary(spec, execution.store))
                 wandb.run.finish(exit_code=1)
             raise
-        told.at_once = False
+        stop.at_once = False
         with _agents_run(spec, execution) as active:
             active.summary.update(_summary(spec, execution.store))
             active.finish()
     return record
 
 
-def _run_when_free(spec: RunSpec, execution: ExecSpec, told: Stop) -> RunRecord:
-    """Run a trial, or wait until another worker has; say for whom, and again while that one is silent."""
-    folder, told_of = store.trial_folder(execution.store, spec.trial_id), ""
+def _run_when_free(spec: RunSpec, execution: ExecSpec, stop: Stop) -> RunRecord:
+    """Run a trial, or wait until another worker has run it; report that worker, and again while it is silent."""
+    folder, last_holder = store.trial_folder(execution.store, spec.trial_id), ""
     while True:
         try:
             return run(spec, execution)
         except TrialBusyError as error:
-            if told.asked:
+            if stop.asked:
                 raise InterruptedTrialError from error
             while (holder := store.describe_holder(folder)) != "nobody":
-                if holder != told_of:
+                if holder != last_holder:
                     print(f"waiting for {spec.trial_id}, held by {holder}", file=sys.stderr, flush=True)
-                    told_of = holder
+                    last_holder = holder
                 time.sleep(POLL_SECONDS)
 
 
@@ -120,18 +120,18 @@ def _begin(trial_id: str, flat: dict[str, Any], folder: str, **options: Any) -> 
 
     settings = wandb.Settings(silent=True, console="off")
     active: Any = wandb.init(dir=folder, settings=settings, **options)
-    known = {key: value for key, value in flat.items() if value is not None} | {"trial_id": trial_id}
+    values = {key: value for key, value in flat.items() if value is not None} | {"trial_id": trial_id}
     # keys that an agent set are locked to the sweep
-    active.config.update({key: value for key, value in known.items() if key not in active.config})
+    active.config.update({key: value for key, value in values.items() if key not in active.config})
     return active
 
 
 def _summary(spec: RunSpec, store_folder: str) -> dict[str, Any]:
     """Return a record's values other than its spec, by their columns in a table."""
     row = store.read_records(store_folder, {spec.trial_id: spec.flat()}).to_dict("records")[0]
-    left = {key: value for key, value in row.items() if key not in spec.flat() and key not in ("trial_id", "folder")}
-    known = {str(key): value for key, value in left.items() if value is not None}
-    return known | {"columns": sorted(known)}  # a run's summary also has what was logged along the way
+    values = {key: value for key, value in row.items() if key not in spec.flat() and key not in ("trial_id", "folder")}
+    summary = {str(key): value for key, value in values.items() if value is not None}
+    return summary | {"columns": sorted(summary)}  # a run's summary also has what was logged along the way
 
 
 def check_network(seconds: float = 8.0) -> None:
@@ -164,11 +164,11 @@ def sync(source: str | Path, execution: ExecSpec, *, sweep_seed: int = 0) -> lis
     is sent again to the same run.
 
     Returns:
-        (trial id, sent or already there or its status where there is no record to send) for each trial.
+        For each trial, its id and "sent", "already there", or its status if it has no record to send.
 
     Raises:
         SpecError: for a spec that cannot be read, or where W&B refuses or does not answer.
-        FileNotFoundError: for a store that is not there.
+        FileNotFoundError: for a store that does not exist.
     """
     import wandb
     from wandb.errors import Error
@@ -181,11 +181,11 @@ def sync(source: str | Path, execution: ExecSpec, *, sweep_seed: int = 0) -> lis
         name, folders = sweep.name, [store.trial_folder(execution.store, trial.trial_id) for trial in trials]
     else:
         name, folders = "", [Path(folder) for folder in store.read_records(source)["folder"]]
-    done, asked = [], False
+    results, network_checked = [], False
     for folder in folders:
         record = store.read_record(folder)
         if record is None:
-            done.append((folder.name, "not started" if not folder.is_dir() else "interrupted"))
+            results.append((folder.name, "not started" if not folder.is_dir() else "interrupted"))
             continue
         mark = {
             "project": f"{execution.entity}/{execution.project}",
@@ -194,26 +194,26 @@ def sync(source: str | Path, execution: ExecSpec, *, sweep_seed: int = 0) -> lis
         }
         with contextlib.suppress(FileNotFoundError, ValueError):
             if json.loads((folder / "synced.json").read_text(encoding="utf-8")) == mark:
-                done.append((folder.name, "already there"))
+                results.append((folder.name, "already there"))
                 continue
-        if not asked:
+        if not network_checked:
             check_network()
-            asked = True
+            network_checked = True
         try:
             _send(record, folder, name, execution)
         except (Error, wandb.errors.UsageError) as error:
             raise SpecError(f"W&B did not take {folder.name}: {error}") from error
         store.write_text_whole(folder / "synced.json", json.dumps(mark))
-        done.append((folder.name, "sent"))
-    return done
+        results.append((folder.name, "sent"))
+    return results
 
 
 def _send(record: RunRecord, folder: Path, sweep: str, execution: ExecSpec) -> None:
     flat = {key: value for key, value in record.spec.items() if value is not None}
     trial = run_spec(flat)
     tags = [tag for tag in (trial.model.backbone, trial.model.se.insertion, sweep, *execution.tags) if tag]
-    where = {"project": execution.project, "entity": execution.entity or None}
-    about = {key: value for key in ("notes", "job_type") if (value := getattr(execution, key))}
+    destination = {"project": execution.project, "entity": execution.entity or None}
+    details = {key: value for key in ("notes", "job_type") if (value := getattr(execution, key))}
     identity = {
         "id": record.trial_id,
         "name": run_name(trial),
@@ -221,9 +221,9 @@ def _send(record: RunRecord, folder: Path, sweep: str, execution: ExecSpec) -> N
         "tags": tags,
         "mode": "online",
     }
-    with tempfile.TemporaryDirectory() as aside:
+    with tempfile.TemporaryDirectory() as scratch:
         active = _begin(
-            record.trial_id, flat | ({"sweep": sweep} if sweep else {}), aside, **identity, **where, **about
+            record.trial_id, flat | ({"sweep": sweep} if sweep else {}), scratch, **identity, **destination, **details
         )
         for row in _history(folder):
             active.log(row, step=int(row["epoch"]))
@@ -254,12 +254,16 @@ def read_wandb(path: str) -> pd.DataFrame:
     entity, project, sweep = (*path.split("/"), None, None)[:3]
     if not (entity and project) or path.count("/") > 2:
         raise SpecError(f"wandb:{path} must be wandb:ENTITY/PROJECT or wandb:ENTITY/PROJECT/SWEEP")
-    only = {"$and": [{"sweep": sweep}]} if sweep else {}
+    filters = {"$and": [{"sweep": sweep}]} if sweep else {}
     try:
-        runs = list(wandb.Api().runs(f"{entity}/{project}", filters=only, order="+created_at", lazy=False))
+        runs = list(wandb.Api().runs(f"{entity}/{project}", filters=filters, order="+created_at", lazy=False))
     except (wandb.errors.CommError, ValueError) as error:
         raise FileNotFoundError(f"wandb:{path} cannot be read: {error}") from error
-    rows = [_row(one, f"wandb:{entity}/{project}/{one.id}") for one in runs if "trial_id" in one.config]
+    rows = [
+        _row(wandb_run, f"wandb:{entity}/{project}/{wandb_run.id}")
+        for wandb_run in runs
+        if "trial_id" in wandb_run.config
+    ]
     if not rows:
         raise FileNotFoundError(f"wandb:{path} holds no trial of SE-Lab")
     # a trial may have several runs, for example in two sweeps: prefer a finished one
@@ -271,22 +275,22 @@ def read_wandb(path: str) -> pd.DataFrame:
     return table
 
 
-def _row(one: Any, where: str) -> dict[str, Any]:
-    config, summary = one.config, dict(one.summary)
+def _row(wandb_run: Any, where: str) -> dict[str, Any]:
+    config, summary = wandb_run.config, dict(wandb_run.summary)
     flat = {key: config.get(key) for key in RunSpec().flat()}
     # W&B writes 1.0 as 1; a plugin's operator is unknown here unless its module is imported
     with contextlib.suppress(SpecError):
         flat = run_spec({key: value for key, value in flat.items() if value is not None}).flat()
-    status = summary.get("status") if one.state == "finished" or summary.get("status") == "stopped" else None
-    state = status or STATES.get(one.state, "interrupted")
+    status = summary.get("status") if wandb_run.state == "finished" or summary.get("status") == "stopped" else None
+    state = status or STATES.get(wandb_run.state, "interrupted")
     metrics = [key for key in summary if key.startswith(("train/", "val/", "test/")) or key in ("params", "macs")]
-    shown = {key: summary[key] for key in summary.get("columns", metrics) if key not in ("status", "error")}
-    shown |= {key: float(value) for key, value in shown.items() if type(value) is int and key not in COUNTS}
-    if isinstance(before := config.get("provenance"), Mapping):  # of a run that a trial has logged to itself
-        known = {"provenance": json.dumps(dict(before)), "code_version": before.get("se-lab")}
-        shown = known | {"data_digest": before.get("images")} | shown
+    values = {key: summary[key] for key in summary.get("columns", metrics) if key not in ("status", "error")}
+    values |= {key: float(value) for key, value in values.items() if type(value) is int and key not in COUNTS}
+    if isinstance(provenance := config.get("provenance"), Mapping):  # of a run that a trial has logged to itself
+        columns = {"provenance": json.dumps(dict(provenance)), "code_version": provenance.get("se-lab")}
+        values = columns | {"data_digest": provenance.get("images")} | values
     error = summary.get("error")
-    return {"trial_id": config["trial_id"], "status": state, "error": error, "folder": where} | flat | shown
+    return {"trial_id": config["trial_id"], "status": state, "error": error, "folder": where} | flat | values
 
 
 def run_agents(path: str, environment: Mapping[str, str], agents: int) -> bool:
@@ -296,18 +300,18 @@ def run_agents(path: str, environment: Mapping[str, str], agents: int) -> bool:
     is passed on to W&B's agents again, and a third makes them kill their trials.
     """
     command = [sys.executable, "-m", "wandb", "agent", "-f", path]
-    stopped, running = False, []
+    stopped, processes = False, []
     with catch_signals(Stop(at_once=False)) as stop:
         for _ in range(agents):
-            running.append(subprocess.Popen(command, env={**os.environ, **environment}, start_new_session=True))
-        while any(process.poll() is None for process in running):
+            processes.append(subprocess.Popen(command, env={**os.environ, **environment}, start_new_session=True))
+        while any(process.poll() is None for process in processes):
             try:
                 time.sleep(0.2)
             except KeyboardInterrupt:  # a second Ctrl-C
                 stop.asked = True
             if stop.asked:
                 stop.asked, stopped = False, True
-                for process in running:
+                for process in processes:
                     process.terminate()
     return not stopped
 
@@ -318,9 +322,9 @@ def table_of(sweep: Sweep, path: str) -> pd.DataFrame:
         table = read_wandb(path)
     except FileNotFoundError:  # no trial got as far as a run
         table = pd.DataFrame({"trial_id": []})
-    own = [] if sweep.search is not None else sweep.trials  # W&B's own search proposes other trials than ours
-    untaken = [trial for trial in own if trial.trial_id not in set(table["trial_id"])]
-    blanks = [{"trial_id": trial.trial_id, "status": "not started", **trial.flat()} for trial in untaken]
+    trials = [] if sweep.search is not None else sweep.trials  # W&B's own search proposes other trials than ours
+    open_trials = [trial for trial in trials if trial.trial_id not in set(table["trial_id"])]
+    blanks = [{"trial_id": trial.trial_id, "status": "not started", **trial.flat()} for trial in open_trials]
     return pd.concat([table, pd.DataFrame(blanks)], ignore_index=True) if blanks else table
 
 
@@ -332,12 +336,14 @@ def register_sweep(file: str | Path, execution: ExecSpec) -> tuple[str, dict[str
     """
     import wandb
 
-    if found := check_sweep(file):
-        raise SpecError(f"{file}: {found[0]}" + (f" (and {len(found) - 1} more: se-lab check)" if found[1:] else ""))
+    if findings := check_sweep(file):
+        raise SpecError(
+            f"{file}: {findings[0]}" + (f" (and {len(findings) - 1} more: se-lab check)" if findings[1:] else "")
+        )
     sweep = read_sweep(file)
-    usual = dict(fields_of(sweep.execution))
+    defaults = dict(fields_of(sweep.execution))
     for key, value in fields_of(execution):
-        if value != usual[key] and key not in (*REACH_AGENTS, "project", "entity"):
+        if value != defaults[key] and key not in (*REACH_AGENTS, "project", "entity"):
             raise SpecError(f"--{key} does not reach W&B's agents; write it into the spec's command")
     spec = load_spec(file)
     project = spec.get("project") or os.environ.get("WANDB_PROJECT") or execution.project

@@ -1,4 +1,4 @@
-"""One service process of W&B's for all trials of a sweep: each would start its own, and wait seconds for it."""
+"""One W&B service process for all trials of a sweep; otherwise each would start its own, and wait seconds for it."""
 
 from __future__ import annotations
 

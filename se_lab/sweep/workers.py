@@ -32,23 +32,23 @@ def choose_workers(trials: Sequence[RunSpec], execution: ExecSpec) -> tuple[int,
     """Return how many of the trials to run in parallel, and the reason, from rehearsing a few steps of the largest."""
     trial = max(trials, key=_weight)
     cores = max(available_cores() // (execution.threads * trial.train.ranks), 1)
-    tried = in_a_child(rehearse, trial, execution)
-    on_gpu = tried.device_bytes > 0
-    free = in_a_child(_free_gpu_memory) if on_gpu else _free_memory()
-    needed = tried.device_bytes + CONTEXT_BYTES if on_gpu else tried.host_bytes
-    most = min(cores, max(int(SHARE * free / needed), 1), len(trials))
-    limits = f"{cores} by cores, {needed / 2**30:.1f} GiB each of {free / 2**30:.0f} free"
+    rehearsal = in_a_child(rehearse, trial, execution)
+    on_gpu = rehearsal.device_bytes > 0
+    free_bytes = in_a_child(_free_gpu_memory) if on_gpu else _free_memory()
+    needed_bytes = rehearsal.device_bytes + CONTEXT_BYTES if on_gpu else rehearsal.host_bytes
+    most = min(cores, max(int(SHARE * free_bytes / needed_bytes), 1), len(trials))
+    limits = f"{cores} by cores, {needed_bytes / 2**30:.1f} GiB each of {free_bytes / 2**30:.0f} free"
     if not on_gpu or trial.train.ranks > 1:
         return (1 if on_gpu else most), limits
     data = data_shape(trial.data, root=execution.data_root)
     workers, speed = 1, _together(trial, data, 1)
     tries = [f"1 trains {speed:,.0f} images/s"]
     while 2 * workers <= most:
-        together = _together(trial, data, 2 * workers)
-        tries.append(f"{2 * workers} together {together:,.0f}")
-        if together < GAIN * speed:
+        joint_speed = _together(trial, data, 2 * workers)
+        tries.append(f"{2 * workers} together {joint_speed:,.0f}")
+        if joint_speed < GAIN * speed:
             break
-        workers, speed = 2 * workers, together
+        workers, speed = 2 * workers, joint_speed
     return workers, f"{', '.join(tries)}; {limits}"
 
 
@@ -71,8 +71,8 @@ def speed_on_gpu(trial: RunSpec, data: DataShape) -> float:
     images = torch.randn(trial.data.batch_size, *data.shape, device="cuda").to(memory_format=layout)
     labels = torch.randint(data.classes, (trial.data.batch_size,), device="cuda")
     kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(trial.train.precision)
-    began, steps = time.perf_counter(), -WARM_UP
-    while time.perf_counter() - began < REHEARSAL_SECONDS or steps < 1:
+    start, steps = time.perf_counter(), -WARM_UP
+    while time.perf_counter() - start < REHEARSAL_SECONDS or steps < 1:
         with torch.autocast("cuda", kind, enabled=kind is not None):
             loss = F.cross_entropy(net(images), labels)
         torch.autograd.backward(loss)
@@ -81,8 +81,8 @@ def speed_on_gpu(trial: RunSpec, data: DataShape) -> float:
         torch.cuda.synchronize()
         steps += 1
         if steps == 0:
-            began = time.perf_counter()
-    return steps * len(images) / (time.perf_counter() - began)
+            start = time.perf_counter()
+    return steps * len(images) / (time.perf_counter() - start)
 
 
 def _together(trial: RunSpec, data: DataShape, count: int) -> float:
@@ -103,13 +103,15 @@ def _free_gpu_memory() -> int:
 
 def _free_memory() -> int:
     """Return the free memory of the system, or of the container, in bytes."""
-    free = 8 << 30  # if neither file can be read
+    free_bytes = 8 << 30  # if neither file can be read
     with contextlib.suppress(OSError, ValueError, IndexError):
         line = next(
             x for x in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines() if x.startswith("MemAvailable")
         )
-        free = int(line.split()[1]) * 1024
+        free_bytes = int(line.split()[1]) * 1024
     with contextlib.suppress(OSError, ValueError):
         group = Path("/sys/fs/cgroup")
-        free = min(free, int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
-    return free
+        free_bytes = min(
+            free_bytes, int((group / "memory.max").read_text()) - int((group / "memory.current").read_text())
+        )
+    return free_bytes

@@ -44,7 +44,7 @@ class Series:
     x: Floats
     y: Floats
     name: str = ""
-    """What the legend calls it; without a name it is not there."""
+    """Its name in the legend; without one it is not listed."""
     color: str = "#000000"
     marker: str = ""
     """Of MARKERS, or tick; without one there are no points, only the line."""
@@ -65,15 +65,15 @@ class Series:
     """Horizontal bars from 0 to x at the heights y."""
     alpha: float = 1.0
     hover: Sequence[str] = ()
-    """(N,) what a page says of a point, its first line a heading; of one text, that of every point."""
+    """(N,) the hover text of each point, its first line a heading; a single text is for every point."""
     keys: Sequence[tuple[int, int]] = ()
-    """(N,) the variant and the trial behind each point, −1 for none; of one pair, those of the whole line."""
+    """(N,) the variant and the trial behind each point, −1 for none; a single pair is for the whole line."""
     hidden: bool = False
     """A page shows it only when it is asked for."""
     front: int = 0
-    """What is drawn over what: higher numbers lie on top."""
+    """The drawing order: higher numbers lie on top."""
     pareto: int = 0
-    """1 or −1 for the front of the points, where low or high values are better: a page draws that of those it shows."""
+    """1 or −1 for a Pareto front where low or high values are better; a page draws that of its visible points."""
 
 
 @dataclass(frozen=True)
@@ -94,14 +94,14 @@ class Cells:
     mark: tuple[float, str] | None = None
     """A value that the colour key marks, and why."""
     part: float = 1.0
-    """Share of the map that is used; lines leave out its lightest part, which white paper swallows."""
+    """Share of the map that is used; lines leave out its lightest part, which is hard to see on white."""
 
     @property
     def range(self) -> tuple[float, float]:
-        """Ends of the colour key; around 0 where values have both signs, so that the map's middle is nothing."""
-        known = self.values[np.isfinite(self.values)]
-        low = self.low if self.low is not None else float(known.min(initial=np.inf))
-        high = self.high if self.high is not None else float(known.max(initial=-np.inf))
+        """Ends of the colour key; around 0 where values have both signs, so that the map's middle is 0."""
+        values = self.values[np.isfinite(self.values)]
+        low = self.low if self.low is not None else float(values.min(initial=np.inf))
+        high = self.high if self.high is not None else float(values.max(initial=-np.inf))
         if not low <= high:  # no value at all
             return 0.0, 1.0
         if low < 0 < high:
@@ -156,14 +156,14 @@ class Panel:
     """Names of points, each put where there is room near its point."""
     texts: Sequence[Text] = ()
     lines: Floats = field(default_factory=lambda: np.empty((0, 2)))
-    """(L, 2) corners of a line that names should rather not cross."""
+    """(L, 2) corners of a line that names should not cross where possible."""
     zero: Literal["", "x", "y"] = ""
     """The axis whose 0 is marked by a line."""
 
 
 @dataclass(frozen=True)
 class Chart:
-    """A figure: panels with a title and a note on what its points and intervals are and what is left out."""
+    """A figure: panels with a title and a note on the meaning of points and intervals and on omissions."""
 
     key: str
     """Its name, that of its files too."""
@@ -179,7 +179,7 @@ class Chart:
     legend: str = ""
     """Title of the legend."""
     choice: str = ""
-    """What a page calls it among the charts of one kind."""
+    """Its label on a page among the charts of one kind."""
 
     @property
     def heading(self) -> str:
@@ -188,13 +188,15 @@ class Chart:
 
     @property
     def description(self) -> str:
-        """The figure in words, for those who do not see it."""
+        """The figure in words, for readers who cannot see it."""
         panel = self.panels[0]
         axes = [f"{name}: {axis.label}." for name, axis in (("Across", panel.x), ("Up", panel.y)) if axis.label]
         cells = [f"Colour: {panel.cells.label}."] if panel.cells else []
-        several = [f"{len(self.panels)} panels: {', '.join(p.title for p in self.panels)}."] * (len(self.panels) > 1)
-        named = list(dict.fromkeys(s.name for p in self.panels for s in p.series if s.name))
-        return " ".join([self.note, *axes, *cells, *several, *([f"Shown: {', '.join(named)}."] if named else [])])
+        count_text = [f"{len(self.panels)} panels: {', '.join(p.title for p in self.panels)}."] * (len(self.panels) > 1)
+        series_names = list(dict.fromkeys(s.name for p in self.panels for s in p.series if s.name))
+        return " ".join(
+            [self.note, *axes, *cells, *count_text, *([f"Shown: {', '.join(series_names)}."] if series_names else [])]
+        )
 
     def strings(self) -> Iterator[str]:
         """Yield every text of the figure."""
@@ -221,11 +223,11 @@ def point_look(number: int) -> tuple[str, str]:
 
 def span(*values: ArrayLike, scale: Scale = "linear", margin: float = 0.06) -> tuple[float, float]:
     """Return the range of all finite values with a margin of that share on both sides; 0 to 1 for none."""
-    known = np.concatenate([np.ravel(np.asarray(part, dtype=np.float64)) for part in values] or [np.empty(0)])
-    known = known[np.isfinite(known)]
-    if not len(known):
+    numbers = np.concatenate([np.ravel(np.asarray(part, dtype=np.float64)) for part in values] or [np.empty(0)])
+    numbers = numbers[np.isfinite(numbers)]
+    if not len(numbers):
         return 0.0, 1.0
-    low, high = float(known.min()), float(known.max())
+    low, high = float(numbers.min()), float(numbers.max())
     if scale == "log":
         ratio = (high / low) ** margin if high > low else 1.3
         return low / ratio, high * ratio
@@ -236,15 +238,15 @@ def span(*values: ArrayLike, scale: Scale = "linear", margin: float = 0.06) -> t
 def interval_limits(mean: Floats, half: Floats, points: Floats, unit: str = "") -> tuple[float, float]:
     """Return the range of an axis for means (N,) with intervals of ± half, (N,) or (2, N), and for single points.
 
-    Intervals of two seeds can be a hundred times as long as all differences: what goes beyond thrice the range of
-    the points with the median interval is cut off, as is what lies below 0 % or above 100 %.
+    Intervals of two seeds can be a hundred times as long as all differences: the axis is cut off at three times
+    the range of the points with the median interval, and below 0 % and above 100 %.
     """
-    below, above = reach_of(half)
-    either = np.append(below, above)
-    typical = float(np.median(either[either > 0])) if (either > 0).any() else 0.0
-    core = span(mean - np.minimum(below, typical), mean + np.minimum(above, typical), points, margin=0.0)
+    lower, upper = reach_of(half)
+    reaches = np.append(lower, upper)
+    median = float(np.median(reaches[reaches > 0])) if (reaches > 0).any() else 0.0
+    core = span(mean - np.minimum(lower, median), mean + np.minimum(upper, median), points, margin=0.0)
     reach = core[1] - core[0]
-    low, high = span(mean - below, mean + above, points, margin=0.08)
+    low, high = span(mean - lower, mean + upper, points, margin=0.08)
     low, high = max(low, core[0] - reach), min(high, core[1] + reach)
     if unit == "%":
         room = 0.04 * (min(high, 100.0) - max(low, 0.0))  # for the marker of a point that stands on the edge
@@ -258,24 +260,24 @@ def reach_of(half: Floats) -> Floats:
 
 
 def cut_intervals(series: Series, panel: Panel) -> Iterator[tuple[int, float, float, str]]:
-    """Yield which interval leaves the panel, where, and on which side: left, right, below or above."""
-    for half, axis, at, sides in (
+    """Yield index, edge point (x, y) and side (left, right, below, above) of each interval that leaves the panel."""
+    for half, axis, positions, sides in (
         (series.x_half, panel.x, series.x, ("left", "right")),
         (series.y_half, panel.y, series.y, ("below", "above")),
     ):
         if half is None or axis.limits is None:
             continue
         for sign, limit, side, reach in zip((-1, 1), axis.limits, sides, reach_of(half), strict=True):
-            beyond = np.flatnonzero(sign * (at + sign * reach - limit) > 0)
-            for i in map(int, beyond):
+            indices = np.flatnonzero(sign * (positions + sign * reach - limit) > 0)
+            for i in map(int, indices):
                 x, y = (limit, float(series.y[i])) if axis is panel.x else (float(series.x[i]), limit)
                 yield i, x, y, side
 
 
 def interval_ends(series: Series) -> tuple[Floats, Floats]:
     """Return the lower and upper ends of the intervals along y, (N, 2) each; the points where there are none."""
-    below, above = reach_of(np.zeros(len(series.y)) if series.y_half is None else series.y_half)
-    return np.column_stack([series.x, series.y - below]), np.column_stack([series.x, series.y + above])
+    lower, upper = reach_of(np.zeros(len(series.y)) if series.y_half is None else series.y_half)
+    return np.column_stack([series.x, series.y - lower]), np.column_stack([series.x, series.y + upper])
 
 
 def round_ticks(low: float, high: float, most: int = 5) -> list[Tick]:

@@ -17,38 +17,42 @@ def classes(study: Study, metric: str, contrast: tuple[str, str] | None = None) 
 
     Without a contrast, the variant with the lowest mean against its baseline. A filled square has a p below 0.05,
     corrected for all classes. Of more than forty classes, those with the largest differences. Raises ReportError for
-    the name of no variant, and where trials have no predictions of the same images.
+    an unknown variant, and where trials have no predictions of the same images.
     """
     first, second = _pair(study, metric, contrast)
     names = study.variants["variant"]
-    found = class_differences(study, metric, first, second)
-    known = np.flatnonzero(np.isfinite(found.mean))
-    chosen = known[np.sort(np.argsort(-np.abs(found.mean[known]), kind="stable")[:MOST_CLASSES])]
-    mean, half, p = found.mean[chosen], found.half_width[chosen], found.p[chosen]
-    at = np.arange(len(chosen), dtype=np.float64)
-    labels = [found.names[c] for c in chosen]
+    differences = class_differences(study, metric, first, second)
+    candidates = np.flatnonzero(np.isfinite(differences.mean))
+    selection = candidates[np.sort(np.argsort(-np.abs(differences.mean[candidates]), kind="stable")[:MOST_CLASSES])]
+    mean, half, p = differences.mean[selection], differences.half_width[selection], differences.p[selection]
+    heights = np.arange(len(selection), dtype=np.float64)
+    labels = [differences.names[c] for c in selection]
     texts = [interval_text(*pair, 1, signed=True) for pair in zip(mean, half, strict=True)]
     hover = [
-        f"{label}\n{text} points\np, Holm: {number_text(one, 3)}\n{found.images[c]} images"
-        for label, text, one, c in zip(labels, texts, p, chosen, strict=True)
+        f"{label}\n{text} points\np, Holm: {number_text(p_value, 3)}\n{differences.images[c]} images"
+        for label, text, p_value, c in zip(labels, texts, p, selection, strict=True)
     ]
     squares = Series(
-        mean, at, marker="square", color="#0072B2", hollow=~(p < 0.05), x_half=half, hover=hover, front=1,
-        keys=[(first, -1)] * len(at),
+        mean, heights, marker="square", color="#0072B2", hollow=~(p < 0.05), x_half=half, hover=hover, front=1,
+        keys=[(first, -1)] * len(heights),
     )  # fmt: skip
     panel = Panel(
         Axis("Δ error of the class (points)", interval_limits(mean, half, np.append(mean, 0.0))),
-        Axis("class", (at[-1] + 0.7, -0.7), ticks=list(zip(at, labels, strict=True)), names=True),
+        Axis("class", (heights[-1] + 0.7, -0.7), ticks=list(zip(heights, labels, strict=True)), names=True),
         [squares],
-        texts=[Text(0, y, text, aside=True) for y, text in zip(at, texts, strict=True)],
+        texts=[Text(0, y, text, aside=True) for y, text in zip(heights, texts, strict=True)],
         zero="x",
     )
-    how = "Welch's t over seeds, the images held fixed" if found.seeds > 1 else "one seed: McNemar, no interval"
-    note = f"{names.iloc[first]} − {names.iloc[second]}: {how}; a filled square has p < 0.05 by Holm over the classes"
-    if len(known) > len(chosen):
-        note += f"; {len(known) - len(chosen)} smaller differences left out"
+    method = (
+        "Welch's t over seeds, the images held fixed" if differences.seeds > 1 else "one seed: McNemar, no interval"
+    )
+    note = (
+        f"{names.iloc[first]} − {names.iloc[second]}: {method}; a filled square has p < 0.05 by Holm over the classes"
+    )
+    if len(candidates) > len(selection):
+        note += f"; {len(candidates) - len(selection)} smaller differences left out"
     title = f"Errors by class: {names.iloc[first]} against {names.iloc[second]}"
-    return Chart("classes", title, f"{note}.", [panel], rows=len(at) + 1.4, choice=str(names.iloc[first]))
+    return Chart("classes", title, f"{note}.", [panel], rows=len(heights) + 1.4, choice=str(names.iloc[first]))
 
 
 def _pair(study: Study, metric: str, contrast: tuple[str, str] | None) -> tuple[int, int]:
@@ -62,8 +66,8 @@ def _pair(study: Study, metric: str, contrast: tuple[str, str] | None) -> tuple[
             raise ReportError(f"A contrast takes two variants, not {contrast[0]!r} twice.")
         return names.index(contrast[0]), names.index(contrast[1])
     means = study.by_seed(metric).mean(axis=1).to_numpy()
-    compared = np.flatnonzero((study.baseline >= 0) & ~study.is_baseline & np.isfinite(means))
-    if not len(compared):
+    candidates = np.flatnonzero((study.baseline >= 0) & ~study.is_baseline & np.isfinite(means))
+    if not len(candidates):
         raise ReportError("Nothing pairs with a baseline (insertion none): name two variants to compare.")
-    best = int(compared[np.argmin(means[compared])])
-    return best, int(study.baseline[best])
+    variant = int(candidates[np.argmin(means[candidates])])
+    return variant, int(study.baseline[variant])

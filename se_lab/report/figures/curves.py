@@ -16,7 +16,7 @@ from se_lab.report.variants import BASELINE, Study
 from se_lab.store import read_bytes
 
 MOST_PANELS = 12
-_LONG = 4  # epochs from which the first tenth, which falls from chance level, may lie above the axis
+_LONG = 4  # with this many epochs, the first tenth, which starts at chance level, may lie above the axis
 _SPLITS = {"val": ("solid", "validation"), "train": ("dash", "training")}
 
 
@@ -43,37 +43,41 @@ class Curves(NamedTuple):
         keys = [(variant, -1)]
         marker = "circle" if len(epochs) < 3 else ""
         dash = _SPLITS[key.split("/")[0]][0]
-        several = self.seeds > 1
+        has_band = self.seeds > 1
         return Series(
             epochs, mean, dash=dash, marker=marker, size=4, keys=keys,
-            low=low if several else None, high=high if several else None,
+            low=low if has_band else None, high=high if has_band else None,
         )  # fmt: skip
 
 
 def curves(study: Study, metric: str) -> Chart:
-    """Chart a panel a variant, its curves over those of its baseline, as the SE paper's Figure 4.
+    """Chart a panel per variant, its curves over those of its baseline, as in the SE paper's Figure 4.
 
     Solid is `val/METRIC`, dashed `train/METRIC` (`test/loss` stands for `loss`); a line is the mean over seeds, its
     band reaches from the lowest to the highest seed. Of more than twelve variants, those that end best. Raises as
     `read_curves`.
     """
-    read = _read(study, metric)
-    every = [variant for variant in read.ranked if not study.is_baseline[variant]] or read.ranked
-    variants = sorted(every[:MOST_PANELS])
-    base_look = {"color": "#a8a8a8", "width": 2.4}  # apart in grey as well: light and wide below, dark and narrow above
-    x, y = _epochs(read), Axis(read.of.heading, read.limits)
+    data = _read(study, metric)
+    candidates = [variant for variant in data.ranked if not study.is_baseline[variant]] or data.ranked
+    variants = sorted(candidates[:MOST_PANELS])
+    base_look = {"color": "#a8a8a8", "width": 2.4}  # distinct in grey too: wide and light below
+    x, y = _epochs(data), Axis(data.of.heading, data.limits)
     panels = []
     for variant in variants:
         base = int(study.baseline[variant])
-        pairs = [(base, BASELINE, base_look)] if base != variant and read.has(base) else []
+        pairs = [(base, BASELINE, base_look)] if base != variant and data.has(base) else []
         series = [
-            replace(read.series(v, key), name=f"{name}, {_SPLITS[key.split('/')[0]][1]}", **look)  # type: ignore[arg-type]
+            replace(data.series(v, key), name=f"{name}, {_SPLITS[key.split('/')[0]][1]}", **look)  # type: ignore[arg-type]
             for v, name, look in [*pairs, (variant, "variant", {"color": COLORS[0], "width": 1.1})]
-            for key in read.keys
+            for key in data.keys
         ]
         panels.append(Panel(x, y, series, title=study.variants["variant"].iloc[variant]))
-    left_out = f"; {len(every) - len(variants)} variants that end worse left out" if len(every) > len(variants) else ""
-    return Chart("curves", f"{read.of.label} during training", f"{_note(read)}{left_out}.", panels, columns=3)
+    omission = (
+        f"; {len(candidates) - len(variants)} variants that end worse left out"
+        if len(candidates) > len(variants)
+        else ""
+    )
+    return Chart("curves", f"{data.of.label} during training", f"{_note(data)}{omission}.", panels, columns=3)
 
 
 def read_curves(study: Study, keys: list[str]) -> pd.DataFrame:
@@ -82,30 +86,30 @@ def read_curves(study: Study, keys: list[str]) -> pd.DataFrame:
     Files with the same heading are parsed as one, which for thousands of short ones takes a tenth of the time.
     Raises ReportError where no trial has a folder, a metrics.csv or any of the keys.
     """
-    finished = study.trials[study.trials["status"] == "finished"]
-    if "folder" not in finished:
+    trials = study.trials[study.trials["status"] == "finished"]
+    if "folder" not in trials:
         raise ReportError("These records name no folders, where the epochs of a trial are kept: read the store itself.")
-    alike: dict[bytes, tuple[io.BytesIO, list[tuple[int, int, int]]]] = {}
-    for variant, seed, folder in zip(*(finished[key].tolist() for key in ("variant", "seed", "folder")), strict=True):
+    groups: dict[bytes, tuple[io.BytesIO, list[tuple[int, int, int]]]] = {}
+    for variant, seed, folder in zip(*(trials[key].tolist() for key in ("variant", "seed", "folder")), strict=True):
         with contextlib.suppress(FileNotFoundError):
             content = read_bytes(f"{folder}/metrics.csv")
             content += b"" if content.endswith(b"\n") else b"\n"
             start = content.find(b"\n") + 1
             if start == len(content):  # no epoch
                 continue
-            whole, files = alike.setdefault(content[:start], (io.BytesIO(), []))
-            whole.write(memoryview(content)[start:] if files else content)
+            buffer, files = groups.setdefault(content[:start], (io.BytesIO(), []))
+            buffer.write(memoryview(content)[start:] if files else content)
             files.append((variant, seed, content.count(b"\n", start)))
     frames = []
-    for whole, files in alike.values():
-        whole.seek(0)
-        frame = pd.read_csv(whole, usecols=lambda name: name == "epoch" or name in keys, skip_blank_lines=False)
+    for buffer, files in groups.values():
+        buffer.seek(0)
+        frame = pd.read_csv(buffer, usecols=lambda name: name == "epoch" or name in keys, skip_blank_lines=False)
         variants, seeds, lines = zip(*files, strict=True)
         frame = frame.assign(variant=np.repeat(variants, lines), seed=np.repeat(seeds, lines))
-        there = frame["epoch"].notna()
-        frames.append(frame if there.all() else frame[there].reset_index(drop=True))
+        mask = frame["epoch"].notna()
+        frames.append(frame if mask.all() else frame[mask].reset_index(drop=True))
     if not frames:
-        raise ReportError(f"None of the {len(finished)} finished trials has a metrics.csv with an epoch in its folder.")
+        raise ReportError(f"None of the {len(trials)} finished trials has a metrics.csv with an epoch in its folder.")
     curves: pd.DataFrame = frames[0] if len(frames) == 1 else pd.concat(frames, ignore_index=True)
     if not set(keys) & set(curves):
         raise ReportError(f"The trials' metrics.csv has none of {', '.join(keys)}.")
@@ -116,7 +120,7 @@ def _read(study: Study, metric: str) -> Curves:
     name = metric.split("/", 1)[-1]
     keys = [f"{split}/{name}" for split in _SPLITS]
     table = read_curves(study, keys)
-    table["epoch"] += 1  # epochs that were trained, as on the page
+    table["epoch"] += 1  # the number of epochs trained, as on the page
     return gather(table, keys)
 
 
@@ -124,26 +128,31 @@ def gather(table: pd.DataFrame, keys: list[str]) -> Curves:
     """Return the curves of metrics that `read_curves` has read, for the image and for the page."""
     keys = [key for key in keys if key in table and table[key].notna().any()]
     bands = table.groupby(["variant", "epoch"])[keys].agg(["mean", "min", "max"])
-    last = bands[keys[0]]["mean"].groupby("variant").last()
-    of = Column("lr", "learning rate", "metric") if keys[0] == "lr" else column(keys[0], table)
-    of = replace(of, label=of.label.removeprefix(f"{keys[0].split('/')[0]} "))  # which the dashes tell
-    ranked = last.sort_values(ascending=of.better != "higher", kind="stable").index.tolist()
+    final_means = bands[keys[0]]["mean"].groupby("variant").last()
+    col = Column("lr", "learning rate", "metric") if keys[0] == "lr" else column(keys[0], table)
+    col = replace(col, label=col.label.removeprefix(f"{keys[0].split('/')[0]} "))  # the dashes show the split
+    variants = final_means.sort_values(ascending=col.better != "higher", kind="stable").index.tolist()
     epochs = bands.index.get_level_values("epoch")
     start = epochs.max() / 10 if epochs.max() >= _LONG else 0
-    settled, early = (bands[chosen].to_numpy(dtype=float) for chosen in (epochs > start, epochs <= start))
-    low, high = float(np.nanmin(settled)), float(np.nanmax(settled))
+    late_values, early_values = (bands[mask].to_numpy(dtype=float) for mask in (epochs > start, epochs <= start))
+    low, high = float(np.nanmin(late_values)), float(np.nanmax(late_values))
     limits = (1.08 * min(low, 0.0), 1.08 * high or 1.0)
-    cut = bool(early.size and np.nanmax(early) > limits[1])
-    return Curves(keys, bands, ranked, of, int(table.groupby("variant")["seed"].nunique().max()), limits, cut)
+    is_cut = bool(early_values.size and np.nanmax(early_values) > limits[1])
+    return Curves(keys, bands, variants, col, int(table.groupby("variant")["seed"].nunique().max()), limits, is_cut)
 
 
-def _epochs(read: Curves) -> Axis:
-    epochs = read.bands.index.get_level_values("epoch").to_numpy(dtype=float)
+def _epochs(data: Curves) -> Axis:
+    epochs = data.bands.index.get_level_values("epoch").to_numpy(dtype=float)
     low, high = span(epochs, margin=0.03) if np.ptp(epochs) else (epochs[0] - 0.5, epochs[0] + 0.5)
-    few = sorted(set(epochs)) if np.ptp(epochs) < 6 else None
-    return Axis("epoch", (low, high), ticks=[(epoch, f"{epoch:g}") for epoch in few] if few else None, whole=True)
+    epoch_ticks = sorted(set(epochs)) if np.ptp(epochs) < 6 else None
+    return Axis(
+        "epoch",
+        (low, high),
+        ticks=[(epoch, f"{epoch:g}") for epoch in epoch_ticks] if epoch_ticks else None,
+        whole=True,
+    )
 
 
-def _note(read: Curves) -> str:
-    note = f"Mean and range of {read.seeds} seeds" if read.seeds > 1 else "One seed"
-    return note + ("; the first epochs lie above the axis" if read.cut else "")
+def _note(data: Curves) -> str:
+    note = f"Mean and range of {data.seeds} seeds" if data.seeds > 1 else "One seed"
+    return note + ("; the first epochs lie above the axis" if data.cut else "")

@@ -1,4 +1,4 @@
-"""What each variant changes: differences to the baseline with their simultaneous intervals."""
+"""The variants' differences to the baseline with their simultaneous intervals."""
 
 from __future__ import annotations
 
@@ -26,59 +26,63 @@ def differences(study: Study, metric: str) -> Chart:
     Ticks are the differences of single seeds. A filled square has an interval that excludes zero. Of more than sixty
     variants, those with the largest differences. Raises ReportError where nothing has a baseline.
     """
-    pairs, compared = paired_matrix(study, metric), compare(study, metric)
-    every = np.flatnonzero(np.isfinite(compared.mean) & (study.baseline != np.arange(len(study.baseline))))
-    if not len(every):
+    pairs, comparison = paired_matrix(study, metric), compare(study, metric)
+    candidates = np.flatnonzero(np.isfinite(comparison.mean) & (study.baseline != np.arange(len(study.baseline))))
+    if not len(candidates):
         raise ReportError("Nothing pairs with a baseline (insertion none): there are no differences.")
-    rows = np.sort(every[np.argsort(-np.abs(compared.mean[every]), kind="stable")[:MOST_ROWS]])
-    at = np.full(len(compared.n), np.nan)  # a blank line stands between groups
-    at[rows] = np.arange(len(rows)) + np.cumsum(np.diff(study.group[rows], prepend=study.group[rows[0]]) != 0) * 0.8
-    of = column(metric, study.trials)
-    unit = "points" if of.unit == "%" else of.unit
+    rows = np.sort(candidates[np.argsort(-np.abs(comparison.mean[candidates]), kind="stable")[:MOST_ROWS]])
+    heights = np.full(len(comparison.n), np.nan)  # a blank line stands between groups
+    heights[rows] = (
+        np.arange(len(rows)) + np.cumsum(np.diff(study.group[rows], prepend=study.group[rows[0]]) != 0) * 0.8
+    )
+    col = column(metric, study.trials)
+    unit = "points" if col.unit == "%" else col.unit
     texts = [
-        interval_text(mean, half, of.decimals, signed=True)
-        for mean, half in zip(compared.mean, compared.half_width, strict=True)
+        interval_text(mean, half, col.decimals, signed=True)
+        for mean, half in zip(comparison.mean, comparison.half_width, strict=True)
     ]
-    seeds = _seeds(study, of, pairs, at)
+    seeds = _seeds(study, col, pairs, heights)
     names = study.variants["variant"]
-    limits = interval_limits(compared.mean[rows], compared.half_width[rows], np.append(seeds.x, 0.0))
+    limits = interval_limits(comparison.mean[rows], comparison.half_width[rows], np.append(seeds.x, 0.0))
     panel = Panel(
-        Axis(f"Δ {of.label} to {BASELINE}" + (f" ({unit})" if unit else ""), limits),
-        Axis(limits=(at[rows[-1]] + 0.7, -0.7), ticks=[(at[i], names.iloc[i]) for i in rows], names=True),
-        [seeds, *_squares(study, compared, rows, at, [f"{text} {unit}" for text in texts])],
-        texts=[Text(0, at[i], texts[i], aside=True, variant=int(i)) for i in rows],
+        Axis(f"Δ {col.label} to {BASELINE}" + (f" ({unit})" if unit else ""), limits),
+        Axis(limits=(heights[rows[-1]] + 0.7, -0.7), ticks=[(heights[i], names.iloc[i]) for i in rows], names=True),
+        [seeds, *_squares(study, comparison, rows, heights, [f"{text} {unit}" for text in texts])],
+        texts=[Text(0, heights[i], texts[i], aside=True, variant=int(i)) for i in rows],
         zero="x",
     )
     counts = study.by_seed(metric).notna().sum(axis=1).to_numpy()[rows]
     note = means_note(counts).replace("Mean", "Mean difference")
     if counts.max() > 1:
         note += "; ticks are seeds" * bool(len(seeds.x)) + "; a filled square has an interval that excludes zero"
-    if len(every) > len(rows):
-        note += f"; {len(every) - len(rows)} smaller differences left out"
-    return Chart("differences", f"Difference of {of.label} to {BASELINE}", f"{note}.", [panel], rows=at[rows[-1]] + 1.4)
+    if len(candidates) > len(rows):
+        note += f"; {len(candidates) - len(rows)} smaller differences left out"
+    return Chart(
+        "differences", f"Difference of {col.label} to {BASELINE}", f"{note}.", [panel], rows=heights[rows[-1]] + 1.4
+    )
 
 
-def _seeds(study: Study, of: Column, pairs: Floats, at: Floats) -> Series:
+def _seeds(study: Study, col: Column, pairs: Floats, heights: Floats) -> Series:
     """Return a tick for each difference of a seed."""
-    trials = finished_trials(study, of.key)
-    places = study.by_seed(of.key).columns.get_indexer(pd.Index(trials["seed"]))
+    trials = finished_trials(study, col.key)
+    places = study.by_seed(col.key).columns.get_indexer(pd.Index(trials["seed"]))
     delta = pairs[trials["variant"].to_numpy(dtype=int), places]
-    known = np.isfinite(delta) & np.isfinite(at[trials["variant"]])
-    trials, delta = trials[known], delta[known]
-    points = trial_points(study, trials, delta, at[trials["variant"]], of, "#808080")
+    mask = np.isfinite(delta) & np.isfinite(heights[trials["variant"]])
+    trials, delta = trials[mask], delta[mask]
+    points = trial_points(study, trials, delta, heights[trials["variant"]], col, "#808080")
     return replace(points, marker="tick", size=7, alpha=1.0)
 
 
 def _squares(
-    study: Study, compared: Comparison, rows: NDArray[np.intp], at: Floats, texts: list[str]
+    study: Study, comparison: Comparison, rows: NDArray[np.intp], heights: Floats, texts: list[str]
 ) -> Iterator[Series]:
     """Yield the mean differences with their intervals, a colour a group."""
     names = study.variants["variant"]
     for group in np.unique(study.group[rows]):
-        own = rows[study.group[rows] == group]
+        members = rows[study.group[rows] == group]
         color, _ = point_look(int(group))
         yield Series(
-            compared.mean[own], at[own], color=color, marker="square", front=1, keys=keys_of(own),
-            hollow=~compared.excludes_zero[own], x_half=compared.half_width[own],
-            hover=[f"{names.iloc[i]}\n{texts[i]}" for i in own],
+            comparison.mean[members], heights[members], color=color, marker="square", front=1, keys=keys_of(members),
+            hollow=~comparison.excludes_zero[members], x_half=comparison.half_width[members],
+            hover=[f"{names.iloc[i]}\n{texts[i]}" for i in members],
         )  # fmt: skip

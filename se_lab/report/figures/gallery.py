@@ -54,7 +54,7 @@ def draw_figure(
 ) -> Figure:
     """Draw one figure: tradeoff (of a metric against a cost), classes (of a contrast), or another of KINDS.
 
-    Raises ReportError for an unknown kind, and for trials that the figure cannot be made of.
+    Raises ReportError for an unknown kind, and for trials that do not allow the figure.
     """
     if kind not in KINDS:
         raise unknown("kind of figure", kind, KINDS)
@@ -74,7 +74,7 @@ def draw_figures(
     where: Mapping[str, object] | None = None,
     look: Look | None = None,
 ) -> Iterator[tuple[str, Figure | str]]:
-    """Draw figures one by one: the name of each, and the figure or why these trials cannot give it.
+    """Draw figures one by one; yield the name of each, and the figure or why the trials do not allow it.
 
     A trade-off is drawn for each cost; the training curves are those of the metric's kind (`test/loss`: `loss`).
     `contrast` names the two variants of the errors by class.
@@ -94,7 +94,7 @@ def page_sections(study: Study, metric: str, others: Sequence[Study] = ()) -> li
 
     others: The same trials compared with other baselines, a choice each of the differences.
     """
-    wanted: dict[str, tuple[str, list[Callable[[], Chart]]]] = {
+    kinds: dict[str, tuple[str, list[Callable[[], Chart]]]] = {
         "tradeoff": ("Error against cost", [partial(tradeoff, study, metric, cost) for cost in COSTS]),
         "differences": ("Difference from the baseline", [partial(differences, s, metric) for s in (study, *others)]),
         "reduction": ("Reduction ratio", [partial(reduction, study, metric)]),
@@ -103,23 +103,22 @@ def page_sections(study: Study, metric: str, others: Sequence[Study] = ()) -> li
         "parallel": ("All variants at a glance", [partial(parallel, study, metric)]),
     }
     sections = []
-    for key, (title, makers) in wanted.items():
+    for key, (title, makers) in kinds.items():
         charts = []
         for make in makers:
             with contextlib.suppress(ReportError):
                 charts.append(make())
-        if made := section(key, title, charts):
-            sections.append(made)
+        if entry := section(key, title, charts):
+            sections.append(entry)
     return sections
 
 
 def _class_charts(study: Study, metric: str) -> list[Callable[[], Chart]]:
     """Return a maker of the errors by class for each variant with a baseline, the first ones of many."""
     names = study.variants["variant"]
-    compared = [row for row, base in enumerate(study.baseline) if base not in (-1, row)][:MOST_CONTRASTS]
+    rows = [row for row, base in enumerate(study.baseline) if base not in (-1, row)][:MOST_CONTRASTS]
     return [
-        partial(classes, study, metric, (str(names.iloc[row]), str(names.iloc[study.baseline[row]])))
-        for row in compared
+        partial(classes, study, metric, (str(names.iloc[row]), str(names.iloc[study.baseline[row]]))) for row in rows
     ]
 
 

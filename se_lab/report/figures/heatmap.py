@@ -21,40 +21,44 @@ def heatmap(study: Study, metric: str) -> Chart:
     """
     if len(study.keys) != 2:
         raise ReportError(f"A heat map takes two varied keys, and these trials vary {', '.join(study.keys) or 'none'}.")
-    across, down = study.keys
-    of, estimate = column(metric, study.trials), computed.interval(study, metric)
-    apart = study.is_baseline & across.startswith("model.se.")  # has no value of either key
-    placed = np.flatnonzero(~apart)
-    values_down = value_texts(study.variants[down]).mask(study.is_baseline & down.startswith("model.se."), BASELINE)
-    row, rows = _numbered(values_down.iloc[placed], study.variants[down].iloc[placed])
-    place, columns = _numbered(value_texts(study.variants[across]).iloc[placed], study.variants[across].iloc[placed])
+    column_key, row_key = study.keys
+    col, estimate = column(metric, study.trials), computed.interval(study, metric)
+    is_extra = study.is_baseline & column_key.startswith("model.se.")  # has no value of either key
+    cell_variants = np.flatnonzero(~is_extra)
+    values_down = value_texts(study.variants[row_key]).mask(
+        study.is_baseline & row_key.startswith("model.se."), BASELINE
+    )
+    row, rows = _numbered(values_down.iloc[cell_variants], study.variants[row_key].iloc[cell_variants])
+    place, columns = _numbered(
+        value_texts(study.variants[column_key]).iloc[cell_variants], study.variants[column_key].iloc[cell_variants]
+    )
     variant = np.full((len(rows), len(columns)), -1)
-    variant[row, place] = placed
+    variant[row, place] = cell_variants
     values = np.where(variant >= 0, estimate.mean[variant], np.nan)
-    hover = variant_hover(study, np.arange(len(study.variants)), estimate, of)
+    hover = variant_hover(study, np.arange(len(study.variants)), estimate, col)
     cells = Cells(
         values,
-        of.heading,
-        [[number_text(value, of.decimals) for value in line] for line in values],
-        dark_high=of.better == "higher",
+        col.heading,
+        [[number_text(value, col.decimals) for value in line] for line in values],
+        dark_high=col.better == "higher",
         hover=[[hover[v] if v >= 0 else "" for v in line] for line in variant],
         keys=[[(int(v), -1) for v in line] for line in variant],
     )
-    labels = [column(key, study.trials).label for key in (across, down)]
+    labels = [column(key, study.trials).label for key in (column_key, row_key)]
     panel = Panel(
         Axis(labels[0], (-0.5, len(columns) - 0.5), ticks=list(enumerate(columns)), names=True),
         Axis(labels[1], (len(rows) - 0.5, -0.5), ticks=list(enumerate(rows)), names=True),
         cells=cells,
     )
     names = study.variants["variant"]
-    aside = np.flatnonzero(apart)
-    texts = range_texts(estimate.mean[aside], estimate.low[aside], estimate.high[aside], decimals=of.decimals)
-    apart_texts = [f" {names.iloc[v]}: {text} {of.unit}." for v, text in zip(aside, texts, strict=True)]
-    note = f"{means_note(estimate.n)}.{''.join(apart_texts)}"
-    return Chart("heatmap", f"{of.label} by {labels[1]} and {labels[0]}", note, [panel], rows=1.3 * len(rows) + 1)
+    extras = np.flatnonzero(is_extra)
+    texts = range_texts(estimate.mean[extras], estimate.low[extras], estimate.high[extras], decimals=col.decimals)
+    extra_texts = [f" {names.iloc[v]}: {text} {col.unit}." for v, text in zip(extras, texts, strict=True)]
+    note = f"{means_note(estimate.n)}.{''.join(extra_texts)}"
+    return Chart("heatmap", f"{col.label} by {labels[1]} and {labels[0]}", note, [panel], rows=1.3 * len(rows) + 1)
 
 
 def _numbered(names: pd.Series, values: pd.Series) -> tuple[NDArray[np.intp], list[str]]:
     """Return (V,) places of the names among the distinct ones, and those, in the order of their values."""
-    distinct = pd.Index(names.iloc[number_order(values)].unique())
-    return distinct.get_indexer(names), list(distinct)
+    unique_names = pd.Index(names.iloc[number_order(values)].unique())
+    return unique_names.get_indexer(names), list(unique_names)

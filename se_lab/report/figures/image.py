@@ -1,4 +1,4 @@
-"""Draw a chart with Matplotlib, without its global state: every value where the chart has it."""
+"""Draw a chart with Matplotlib, without its global state, at the chart's own values."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
 
 
 def draw(chart: Chart, look: Look | None = None) -> Figure:
-    """Draw a chart as a Matplotlib figure in the size and style asked for.
+    """Draw a chart as a Matplotlib figure in the given size and style.
 
-    Names that are too long are wrapped or numbered with a key below; what could not be written is said in the note.
+    Names that are too long are wrapped or numbered with a key below; the note says which text is left out.
     The figure's label is its title and, in further lines, what it shows.
     """
     look = look or Look()
     with open_sheet(chart, look) as sheet:
         grid = list(sheet.figure.subplots(sheet.down, sheet.across, squeeze=False).flat)
-        for spare in grid[len(chart.panels) :]:
-            spare.remove()
+        for spare_axes in grid[len(chart.panels) :]:
+            spare_axes.remove()
         panels = list(zip(grid, chart.panels, strict=False))
         remarks: list[str] = []
         for place, (axes, panel) in enumerate(panels):
@@ -37,7 +37,7 @@ def draw(chart: Chart, look: Look | None = None) -> Figure:
             remarks += write_axes(sheet, axes, place)
         _color_keys(sheet, panels)
         points = [
-            sheet.names.fit([one.text for one in p.names], 0.45 * sheet.panel_width, sheet.measure)
+            sheet.names.fit([text.text for text in p.names], 0.45 * sheet.panel_width, sheet.measure)
             for p in chart.panels
         ]
         legends = _legends(sheet)
@@ -49,7 +49,7 @@ def draw(chart: Chart, look: Look | None = None) -> Figure:
         _lay_out(sheet, legends, remarks)
         if sheet.figure.get_figheight() != height:  # the note has grown
             sheet.figure.draw_without_rendering()
-        sheet.figure.set_layout_engine("none")  # each file would lay it out again
+        sheet.figure.set_layout_engine("none")  # else each saved file repeats the layout
     return sheet.figure
 
 
@@ -58,26 +58,26 @@ def _color_keys(sheet: Sheet, panels: Sequence[tuple[Axes, Panel]]) -> None:
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import ListedColormap, Normalize
 
-    shared: dict[tuple[Any, ...], list[Axes]] = {}
+    axes_by_key: dict[tuple[Any, ...], list[Axes]] = {}
     keys: dict[tuple[Any, ...], tuple[Any, Cells]] = {}
-    wanted = [(axes, panel.cells) for axes, panel in panels if panel.cells]
+    pairs = [(axes, panel.cells) for axes, panel in panels if panel.cells]
     if sheet.chart.color_key:
-        wanted = [(axes, sheet.chart.color_key) for axes, _ in panels]
-    for axes, cells in wanted:
+        pairs = [(axes, sheet.chart.color_key) for axes, _ in panels]
+    for axes, cells in pairs:
         low, high = cells.range
         colors = ScalarMappable(Normalize(low, high), ListedColormap(cells.colors))
         if cells is not sheet.chart.color_key:
             axes.imshow(cells.values, cmap=colors.cmap, vmin=low, vmax=high, aspect="auto", interpolation="nearest")
-        about = (cells.label, low, high)
-        shared.setdefault(about, []).append(axes)
-        keys.setdefault(about, (colors, cells))
-    for about, (colors, cells) in keys.items():
+        key = (cells.label, low, high)
+        axes_by_key.setdefault(key, []).append(axes)
+        keys.setdefault(key, (colors, cells))
+    for key, (colors, cells) in keys.items():
         label = wrapped(printable(cells.label), 0.7 * sheet.body, sheet.measure_label)
-        bar = sheet.figure.colorbar(colors, ax=shared[about], label=label, shrink=0.9)
+        bar = sheet.figure.colorbar(colors, ax=axes_by_key[key], label=label, shrink=0.9)
         if cells.mark:
-            value, why = cells.mark
+            value, reason = cells.mark
             bar.ax.axhline(value, color="black", linewidth=1)
-            bar.ax.annotate(why, (0, value), (-3, 0), textcoords="offset points", ha="right", va="center",
+            bar.ax.annotate(reason, (0, value), (-3, 0), textcoords="offset points", ha="right", va="center",
                             fontsize=SMALLEST, rotation=90)  # fmt: skip
 
 
@@ -88,14 +88,14 @@ def _legends(sheet: Sheet) -> list[Any]:
 
     look, legends = sheet.look, []
     room = sheet.width - sheet.lines(4)
-    named = {
+    series_by_name = {
         series.name: series
         for panel in reversed(sheet.chart.panels)
         for series in reversed(panel.series)
         if series.name
     }
     handles: list[Any] = []
-    for series in reversed(named.values()):
+    for series in reversed(series_by_name.values()):
         line: dict[str, Any] = {"color": series.color, "linestyle": DASHES.get(series.dash, "None")}
         marker = MARKERS.get(series.marker, "")
         size = min(series.size, 6.0) * look.scale
@@ -104,11 +104,11 @@ def _legends(sheet: Sheet) -> list[Any]:
             else Line2D([], [], linewidth=min(series.width, 4.0) * look.scale, marker=marker, markersize=size, **line)
         )  # fmt: skip
     if handles:
-        texts = [wrapped(printable(name), room, sheet.measure) for name in reversed(named)]
+        texts = [wrapped(printable(name), room, sheet.measure) for name in reversed(series_by_name)]
         legends.append(_legend(sheet, handles, texts, sheet.chart.legend))
     if key := sheet.names.key(room, sheet.measure):
-        blank = [Line2D([], [], linestyle="None")] * len(key)
-        legends.append(_legend(sheet, blank, key, "", handlelength=0, handletextpad=0))
+        blanks = [Line2D([], [], linestyle="None")] * len(key)
+        legends.append(_legend(sheet, blanks, key, "", handlelength=0, handletextpad=0))
     return legends
 
 
@@ -141,24 +141,22 @@ def _lay_out(sheet: Sheet, legends: Sequence[Any], remarks: Sequence[str]) -> No
             lines = wrapped(printable(text), sheet.width - 2 * pad, partial(sheet.measure, size=size))
             heading.append((lines, size, color))
     top = sum(sheet.lines(text.count("\n") + 1, size) for text, size, _ in heading) + pad
-    below = [legend.get_window_extent().height + pad for legend in legends]
+    heights = [legend.get_window_extent().height + pad for legend in legends]
     body = sheet.body
-    total = top + body + sum(below) + pad
+    total = top + body + sum(heights) + pad
     figure.set_size_inches(look.inches, total / dpi)
     engine: Any = figure.get_layout_engine()
-    engine.set(rect=(0, (sum(below) + pad / 2) / total, 1, body / total))
+    engine.set(rect=(0, (sum(heights) + pad / 2) / total, 1, body / total))
     for text in sheet.heading:
         text.remove()
     sheet.heading, y = [], total - pad / 2
     for text, size, color in heading:
-        across = pad / (look.inches * dpi)
+        x = pad / (look.inches * dpi)
         sheet.heading.append(
-            figure.text(
-                across, y / total, text, va="top", fontsize=size, color=color, linespacing=1.15, in_layout=False
-            )
+            figure.text(x, y / total, text, va="top", fontsize=size, color=color, linespacing=1.15, in_layout=False)
         )
         y -= sheet.lines(text.count("\n") + 1, size)
-    y = sum(below)
-    for legend, height in zip(legends, below, strict=True):
+    y = sum(heights)
+    for legend, height in zip(legends, heights, strict=True):
         legend.set_bbox_to_anchor((0, y / total), transform=figure.transFigure)
         y -= height

@@ -18,38 +18,38 @@ _MARKER = 4.5  # points from the middle of a marker to its edge
 def place_names(points: Floats, sizes: Floats, solid: Floats, faint: Floats, room: Floats, scale: float) -> Floats:
     """Return the lower left corner (N, 2) of each point's name, NaN for those without room.
 
-    The most crowded point is served first. Nothing is placed by chance: equal points give equal places.
+    The most crowded point is placed first. The result is deterministic.
 
     Args:
         points: (N, 2), in pixels as all that follows, upwards.
-        sizes: (N, 2) width and height of each name; a point of width 0 has none and is only kept clear of.
+        sizes: (N, 2) width and height of each name; a point with width 0 has no name and is only avoided.
         solid: (M, 4) boxes that no name may touch, such as a legend: left, bottom, right, top.
-        faint: (L, 4) boxes that names should rather not touch, such as error bars and lines.
+        faint: (L, 4) boxes that names should not touch where possible, such as error bars and lines.
         room: (4,) the box that names must stay in.
         scale: Pixels of a point (1/72 inch).
     """
     corners = np.full(points.shape, np.nan)
-    taken = [*np.hstack([points - _MARKER * scale, points + _MARKER * scale]), *solid]
-    apart = np.sort(np.hypot(*(points[:, None] - points[None]).transpose(2, 0, 1)), axis=1)
-    for i in np.argsort(apart[:, :4].sum(axis=1), kind="stable"):
+    obstacles = [*np.hstack([points - _MARKER * scale, points + _MARKER * scale]), *solid]
+    distances = np.sort(np.hypot(*(points[:, None] - points[None]).transpose(2, 0, 1)), axis=1)
+    for i in np.argsort(distances[:, :4].sum(axis=1), kind="stable"):
         if not sizes[i, 0]:
             continue
         places, distance = _candidates(points[i], sizes[i], scale)
         boxes = np.hstack([places, places + sizes[i]])
-        free = (_overlap(boxes, np.array(taken)) == 0) & _inside(boxes, room)
-        if not free.any():
+        is_free = (_overlap(boxes, np.array(obstacles)) == 0) & _inside(boxes, room)
+        if not is_free.any():
             continue
-        cost = np.where(free, 4 * _overlap(boxes, faint) + distance * sizes[i, 1] / 4, np.inf)
-        best = int(np.argmin(cost))
-        corners[i] = places[best]
-        taken.append(boxes[best])
+        cost = np.where(is_free, 4 * _overlap(boxes, faint) + distance * sizes[i, 1] / 4, np.inf)
+        index = int(np.argmin(cost))
+        corners[i] = places[index]
+        obstacles.append(boxes[index])
     return corners
 
 
 def leader_end(point: Floats, corner: Floats, size: Floats, scale: float) -> Floats | None:
     """Return where a thin line from the point to its name ends, (2,), or None where the name is near enough."""
-    nearest = np.clip(point, corner, corner + size)
-    return np.asarray(nearest) if np.hypot(*(nearest - point)) > 12 * scale else None
+    end = np.clip(point, corner, corner + size)
+    return np.asarray(end) if np.hypot(*(end - point)) > 12 * scale else None
 
 
 def along(corners: Floats) -> Floats:
@@ -73,9 +73,9 @@ def _overlap(boxes: Floats, others: Floats) -> Floats:
     """Return the square pixels that each box (K, 4), with a gap around it, shares with the others (M, 4)."""
     if not len(others):
         return np.zeros(len(boxes))
-    grown = boxes + np.array([-_GAP, -_GAP, _GAP, _GAP])
-    low = np.maximum(grown[:, None, :2], others[None, :, :2])
-    high = np.minimum(grown[:, None, 2:], others[None, :, 2:])
+    padded_boxes = boxes + np.array([-_GAP, -_GAP, _GAP, _GAP])
+    low = np.maximum(padded_boxes[:, None, :2], others[None, :, :2])
+    high = np.minimum(padded_boxes[:, None, 2:], others[None, :, 2:])
     return np.asarray(np.prod(np.clip(high - low, 0, None), axis=2).sum(axis=1))
 
 

@@ -1,4 +1,4 @@
-"""How figures look: style, width and title, fonts that have the glyphs, and files that repeat to the byte."""
+"""How figures look: style, width and title, fonts that have the glyphs, and files reproducible to the byte."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Look:
 
     @property
     def scale(self) -> float:
-        """How large markers, lines and gaps are beside those of a page."""
+        """The size of markers, lines and gaps relative to the page style."""
         return self.font / STYLES["page"].font
 
     def settings(self, families: Sequence[str]) -> dict[str, Any]:
@@ -90,7 +90,7 @@ class Look:
 
 @contextmanager
 def settings_of_style(extra: dict[str, Any] | None = None) -> Iterator[None]:
-    """Set Matplotlib up for the package's style and leave it as it was; which glyphs lack, the figure's note says."""
+    """Apply the package's Matplotlib style, then restore the settings; the figure's note names missing glyphs."""
     import matplotlib
 
     settings: Any = extra or {}
@@ -101,8 +101,8 @@ def settings_of_style(extra: dict[str, Any] | None = None) -> Iterator[None]:
 
 def fallback_fonts(texts: Iterable[str]) -> tuple[list[str], str]:
     """Return installed fonts that have the characters which the usual font lacks, and the characters that none has."""
-    wanted = {character for character in set().union(*texts) if ord(character) > 126 and not _is_mark(character)}
-    if not (missing := wanted - _usual_characters()):
+    symbols = {character for character in set().union(*texts) if ord(character) > 126 and not _is_mark(character)}
+    if not (missing := symbols - _usual_characters()):
         return [], ""
     families: list[str] = []
     for family, characters in _installed_fonts():
@@ -115,7 +115,7 @@ def fallback_fonts(texts: Iterable[str]) -> tuple[list[str], str]:
 
 
 def printable(text: str) -> str:
-    """Return a text in one line: names may contain what would break it or is not to be seen."""
+    """Return a text in one line: line breaks and control characters in names become spaces."""
     return "".join(" " if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") else c for c in text)
 
 
@@ -126,7 +126,7 @@ def save_figure(figure: Figure, stem: str | Path, formats: Sequence[str] = ("png
     and in further lines what it shows, goes into the files. Missing folders are made.
     """
     title, _, description = str(figure.get_label()).partition("\n")
-    about: dict[str, dict[str, Any]] = {
+    metadata: dict[str, dict[str, Any]] = {
         "png": {"Title": title, "Description": description},
         "svg": {"Title": title, "Description": description, "Date": None},
         "pdf": {"Title": title, "Subject": description, "CreationDate": None},
@@ -135,9 +135,11 @@ def save_figure(figure: Figure, stem: str | Path, formats: Sequence[str] = ("png
     paths = [stem.parent / f"{stem.name}.{format}" for format in formats]
     with settings_of_style():
         for path, format in zip(paths, formats, strict=True):
-            drawn = io.BytesIO()
-            figure.savefig(drawn, format=format, metadata={key: value or None for key, value in about[format].items()})
-            content = drawn.getvalue()
+            buffer = io.BytesIO()
+            figure.savefig(
+                buffer, format=format, metadata={key: value or None for key, value in metadata[format].items()}
+            )
+            content = buffer.getvalue()
             if format == "svg":
                 content = _described(content.decode(), title, description).encode()
             write_bytes_whole(path, content)
@@ -145,7 +147,7 @@ def save_figure(figure: Figure, stem: str | Path, formats: Sequence[str] = ("png
 
 
 def _described(svg: str, title: str, description: str) -> str:
-    """Give an SVG a description beside its title, and the role of a picture, for those who have it read out."""
+    """Add a description and the role of an image to an SVG, for screen readers."""
     head, mark, rest = svg.partition("</title>")
     head = head.replace("<svg ", f'<svg role="img" aria-label="{html.escape(title)}" ', 1)
     return f"{head}{mark}\n <desc>{html.escape(description)}</desc>{rest}"
@@ -167,16 +169,16 @@ def _installed_fonts() -> list[tuple[str, set[str]]]:
     """Return the other families that are installed with their characters, those with the most first."""
     from matplotlib.font_manager import fontManager
 
-    regular = [font for font in fontManager.ttflist if font.style == "normal" and font.weight == 400]
+    fonts = [font for font in fontManager.ttflist if font.style == "normal" and font.weight == 400]
     # a last-resort font has every character, as a box
-    files = {font.name: font.fname for font in regular if not font.name.startswith(("Last Resort", "DejaVu"))}
-    known = []
+    files = {font.name: font.fname for font in fonts if not font.name.startswith(("Last Resort", "DejaVu"))}
+    families = []
     for family, file in files.items():
         try:
-            known.append((family, _characters(file)))
+            families.append((family, _characters(file)))
         except (OSError, RuntimeError):  # a font that was removed, or that FreeType cannot read
             continue
-    return sorted(known, key=lambda one: (-len(one[1]), one[0]))
+    return sorted(families, key=lambda item: (-len(item[1]), item[0]))
 
 
 def _characters(file: str) -> set[str]:

@@ -16,10 +16,10 @@ class Names:
         self.numbers: dict[str, str] = {}
 
     def fit(self, names: Sequence[str], room: float, measure: Measure, lines: int = 1) -> list[str]:
-        """Return the names in at most that many lines of that width, or all of them as numbers."""
-        fitting = [wrapped(name, room, measure) for name in names]
-        if all(name.count("\n") < lines and widest(name, measure) <= room for name in fitting):
-            return fitting
+        """Return the names in at most `lines` lines of width `room`, or all of them as numbers."""
+        wrapped_names = [wrapped(name, room, measure) for name in names]
+        if all(name.count("\n") < lines and widest(name, measure) <= room for name in wrapped_names):
+            return wrapped_names
         return [self.numbers.setdefault(name, str(len(self.numbers) + 1)) if name else "" for name in names]
 
     def key(self, room: float, measure: Measure) -> list[str]:
@@ -46,7 +46,7 @@ def wrapped(text: str, room: float, measure: Measure) -> str:
             line = ""
         line += piece
         while len(line) > 1 and measure(line.rstrip()) > room:
-            fits = next(n for n in range(len(line) - 1, 0, -1) if n == 1 or measure(line[:n]) <= room)
-            lines.append(line[:fits])
-            line = line[fits:]
+            end = next(n for n in range(len(line) - 1, 0, -1) if n == 1 or measure(line[:n]) <= room)
+            lines.append(line[:end])
+            line = line[end:]
     return "\n".join([*lines, line.rstrip()] if line.strip() else lines)

@@ -40,7 +40,7 @@ def section(key: str, title: str, charts: Sequence[Chart]) -> Dict | None:
     """Return a section of a page: a title, a plot or several to choose from, a note; None without a plot.
 
     A choice has `label`, `traces`, `layout` (with the height in pixels where rows need it), `note` and `description`,
-    for those who do not see it. A point's `customdata` is its variant and trial, −1 for none; a whole trace has them as
+    for screen readers. A point's `customdata` is its variant and trial, −1 for none; a whole trace has them as
     `meta`, and an annotation of variant n is called `vn`.
     """
     if not charts:
@@ -49,40 +49,40 @@ def section(key: str, title: str, charts: Sequence[Chart]) -> Dict | None:
 
 
 def plot(chart: Chart) -> Dict:
-    """Return a chart as Plotly has it; everything a user chose is escaped, so that none of it is markup."""
-    across = min(chart.columns, len(chart.panels))
-    down = -(-len(chart.panels) // across)
+    """Return a chart as Plotly traces and layout; user text is escaped, so that none of it acts as markup."""
+    columns = min(chart.columns, len(chart.panels))
+    rows = -(-len(chart.panels) // columns)
     traces: list[Dict] = []
     layout: Dict = {"annotations": [], "shapes": [], "legend": {"title": {"text": escaped(chart.legend)}}}
     if any(text.aside for panel in chart.panels for text in panel.texts):
         layout["margin"] = {"l": 60, "r": 120, "t": 34, "b": 48}
     if chart.rows:
-        layout["height"] = round(120 + down * 24 * chart.rows)
-    elif down > 1:
-        layout["height"] = 120 + 260 * down
+        layout["height"] = round(120 + rows * 24 * chart.rows)
+    elif rows > 1:
+        layout["height"] = 120 + 260 * rows
     for place, panel in enumerate(chart.panels):
         number = "" if place == 0 else str(place + 1)
-        column, row = place % across, place // across
-        for letter, axis, part, parts in (("x", panel.x, column, across), ("y", panel.y, down - 1 - row, down)):
+        column, row = place % columns, place // columns
+        for letter, axis, part, parts in (("x", panel.x, column, columns), ("y", panel.y, rows - 1 - row, rows)):
             other = "y" if letter == "x" else "x"
             domain = [part / parts + (0.04 if part else 0), (part + 1) / parts - (0.04 if part < parts - 1 else 0)]
             layout[f"{letter}axis{number}"] = _axis(axis) | {"domain": domain, "anchor": other + number}
-            below = place + across
-            if letter == "x" and below < len(chart.panels) and chart.panels[below].x.label == axis.label:
-                layout[f"xaxis{number}"]["title"] = {"text": ""}  # it stands once, under the lowest panel
-        own = [trace for series in panel.series for trace in _traces(series, panel)]
-        own += [_matrix(panel.cells)] if panel.cells else []
-        traces += [trace | ({"xaxis": f"x{number}", "yaxis": f"y{number}"} if number else {}) for trace in own]
+            lower_place = place + columns
+            if letter == "x" and lower_place < len(chart.panels) and chart.panels[lower_place].x.label == axis.label:
+                layout[f"xaxis{number}"]["title"] = {"text": ""}  # the label is under the lowest panel only
+        panel_traces = [trace for series in panel.series for trace in _traces(series, panel)]
+        panel_traces += [_matrix(panel.cells)] if panel.cells else []
+        traces += [trace | ({"xaxis": f"x{number}", "yaxis": f"y{number}"} if number else {}) for trace in panel_traces]
         layout["annotations"] += _texts(panel, number)
         if panel.zero:
-            fixed, free = (panel.zero, "y" if panel.zero == "x" else "x")
-            ends = {f"{fixed}0": 0, f"{fixed}1": 0, f"{free}0": 0, f"{free}1": 1}
-            refs = {f"{fixed}ref": fixed + number, f"{free}ref": f"{free}{number} domain"}
+            fixed_axis, free_axis = (panel.zero, "y" if panel.zero == "x" else "x")
+            ends = {f"{fixed_axis}0": 0, f"{fixed_axis}1": 0, f"{free_axis}0": 0, f"{free_axis}1": 1}
+            refs = {f"{fixed_axis}ref": fixed_axis + number, f"{free_axis}ref": f"{free_axis}{number} domain"}
             layout["shapes"].append({"type": "line", "layer": "below", "line": {"width": 1.2}} | ends | refs)
     if chart.color_key:
         traces.append(_color_key(chart.color_key))
     names = set()
-    for trace in traces:  # each name once, however many panels have it
+    for trace in traces:  # the legend has each name once
         trace["showlegend"] = bool(trace.get("name")) and trace["name"] not in names and trace["showlegend"]
         names |= {trace["name"]} if trace["showlegend"] else set()
     return {
@@ -97,7 +97,7 @@ def escaped(text: object) -> str:
 
 
 def as_list(values: ArrayLike, digits: int = 6) -> list[float | None]:
-    """Return numbers with six digits, which no screen can tell from more; None where there is none."""
+    """Return numbers rounded to `digits` digits, enough for a screen; None where not finite."""
     return [
         float(f"{value:.{digits}g}") if math.isfinite(value) else None
         for value in np.asarray(values, dtype=float).tolist()
@@ -106,18 +106,18 @@ def as_list(values: ArrayLike, digits: int = 6) -> list[float | None]:
 
 def _traces(series: Series, panel: Panel) -> Iterator[Dict]:
     """Yield the traces of a series: its band, its line or points, arrows where an interval leaves the plot."""
-    shared: Dict = {"visible": "legendonly" if series.hidden else True, "showlegend": bool(series.name)}
+    common: Dict = {"visible": "legendonly" if series.hidden else True, "showlegend": bool(series.name)}
     if series.dash and series.keys:
-        shared |= {"legendgroup": series.keys[0][0]}
-    whole = bool(series.dash) and len(series.keys) == 1
-    about: Dict = {"meta": list(series.keys[0])} if whole else {}
+        common |= {"legendgroup": series.keys[0][0]}
+    is_line = bool(series.dash) and len(series.keys) == 1
+    meta: Dict = {"meta": list(series.keys[0])} if is_line else {}
     if series.low is not None and series.high is not None:
-        around = np.concatenate([series.high, series.low[::-1]])
-        ends = np.concatenate([series.x, series.x[::-1]])
+        band_y = np.concatenate([series.high, series.low[::-1]])
+        band_x = np.concatenate([series.x, series.x[::-1]])
         yield {
-            "type": "scatter", "mode": "lines", "x": as_list(ends), "y": as_list(around, 5), "fill": "toself",
+            "type": "scatter", "mode": "lines", "x": as_list(band_x), "y": as_list(band_y, 5), "fill": "toself",
             "fillcolor": f"{series.color}33", "line": {"width": 0}, "hoverinfo": "skip",
-        } | shared | about | {"showlegend": False}  # fmt: skip
+        } | common | meta | {"showlegend": False}  # fmt: skip
     mode = "+".join([*(["lines"] if series.dash else []), *(["markers"] if series.marker else [])])
     trace: Dict = {
         "type": "scatter",
@@ -126,15 +126,15 @@ def _traces(series: Series, panel: Panel) -> Iterator[Dict]:
         "y": as_list(series.y),
         "name": escaped(series.name),
     }
-    trace |= shared | about
-    if series.keys and not whole:
+    trace |= common | meta
+    if series.keys and not is_line:
         trace["customdata"] = [list(key) for key in series.keys]
     if series.hover:
-        one = len(series.hover) == 1
+        is_single = len(series.hover) == 1
         texts = [_hover(text) for text in series.hover]
         trace |= {
-            "hovertext": texts[0] if one else texts,
-            "hoverinfo": "x+y+text" if one and len(series.x) > 1 else "text",
+            "hovertext": texts[0] if is_single else texts,
+            "hoverinfo": "x+y+text" if is_single and len(series.x) > 1 else "text",
         }
     else:
         trace["hoverinfo"] = "name" if series.name else "skip"
@@ -174,8 +174,8 @@ def _marker(series: Series) -> Dict:
 
 def _hover(text: str) -> str:
     """Return a text in lines, the first of which is a heading."""
-    first, *rest = escaped(text).split("\n")
-    return "<br>".join([f"<b>{first}</b>", *rest])
+    heading, *lines = escaped(text).split("\n")
+    return "<br>".join([f"<b>{heading}</b>", *lines])
 
 
 def _matrix(cells: Cells) -> Dict:
@@ -198,7 +198,7 @@ def _matrix(cells: Cells) -> Dict:
 
 
 def _color_key(cells: Cells) -> Dict:
-    """Return a trace without points that brings the colour key of lines."""
+    """Return a trace without points that adds the colour key of lines."""
     low, high = cells.range
     marker = {"color": [low], "cmin": low, "cmax": high, "colorscale": _colorscale(cells), "showscale": True, "size": 0}
     marker |= {"colorbar": {"title": {"text": escaped(cells.label), "side": "right"}}}
@@ -238,8 +238,8 @@ def _axis(axis: Axis) -> Dict:
 
 def _texts(panel: Panel, number: str) -> list[Dict]:
     """Return the texts of a panel as annotations: its title, texts at points and at its edge, names of points."""
-    plain: Dict = {"showarrow": False, "font": {"size": _FONT}}
-    at: Dict = {"xref": f"x{number}", "yref": f"y{number}"}
+    style: Dict = {"showarrow": False, "font": {"size": _FONT}}
+    axis_refs: Dict = {"xref": f"x{number}", "yref": f"y{number}"}
     notes = []
     if panel.title:
         refs = {
@@ -250,23 +250,23 @@ def _texts(panel: Panel, number: str) -> list[Dict]:
             "xanchor": "left",
             "yanchor": "bottom",
         }
-        notes.append(plain | refs | {"text": escaped(panel.title)})
+        notes.append(style | refs | {"text": escaped(panel.title)})
     for text in panel.texts:
-        place: Dict = {"x": text.x, "y": text.y, "xshift": 5} | at
+        place: Dict = {"x": text.x, "y": text.y, "xshift": 5} | axis_refs
         if not text.aside:
             place |= {"bgcolor": "white", "borderpad": 0}  # lines pass behind it
         else:
             place |= {"x": 1, "xref": f"x{number} domain"}
-        notes.append(plain | place | {"text": escaped(text.text), "xanchor": "left", "name": f"v{text.variant}"})
-    return notes + _names(panel, at)
+        notes.append(style | place | {"text": escaped(text.text), "xanchor": "left", "name": f"v{text.variant}"})
+    return notes + _names(panel, axis_refs)
 
 
-def _names(panel: Panel, at: Dict) -> list[Dict]:
+def _names(panel: Panel, axis_refs: Dict) -> list[Dict]:
     """Return the names of points, each where there is room near its point in a plot of usual size."""
     if not panel.names or not panel.x.limits or not panel.y.limits:
         return []
-    points = _pixels(panel, np.array([(one.x, one.y) for one in panel.names]))
-    sizes = np.array([(_CHARACTER * len(one.text), 15.0) for one in panel.names])
+    points = _pixels(panel, np.array([(label.x, label.y) for label in panel.names]))
+    sizes = np.array([(_CHARACTER * len(label.text), 15.0) for label in panel.names])
     boxes = [
         np.hstack([_pixels(panel, low) - 2, _pixels(panel, high) + 2])
         for low, high in (interval_ends(series) for series in panel.series if series.y_half is not None)
@@ -277,18 +277,22 @@ def _names(panel: Panel, at: Dict) -> list[Dict]:
     for name, point, corner, size in zip(panel.names, points, corners, sizes, strict=True):
         if np.isnan(corner[0]):
             continue
-        across, up = corner + size / 2 - point
+        dx, dy = corner + size / 2 - point
         x = math.log10(name.x) if panel.x.scale == "log" else float(name.x)
-        offset = {"ax": round(across), "ay": -round(up), "showarrow": True, "arrowhead": 0, "arrowwidth": 0.6}
+        offset = {"ax": round(dx), "ay": -round(dy), "showarrow": True, "arrowhead": 0, "arrowwidth": 0.6}
         text = {"text": escaped(name.text), "standoff": 5, "font": {"size": _FONT}, "name": f"v{name.variant}"}
-        notes.append(at | {"x": x, "y": float(name.y)} | offset | text)
+        notes.append(axis_refs | {"x": x, "y": float(name.y)} | offset | text)
     return notes
 
 
 def _pixels(panel: Panel, values: Floats) -> Floats:
     """Return where values (N, 2) are in a plot of usual size, in pixels upwards."""
     low, high = np.array([panel.x.limits, panel.y.limits], dtype=float).T
-    at = values.astype(float).reshape(-1, 2)
+    points = values.astype(float).reshape(-1, 2)
     if panel.x.scale == "log":
-        low[0], high[0], at = math.log10(low[0]), math.log10(high[0]), np.column_stack([np.log10(at[:, 0]), at[:, 1]])
-    return np.asarray((at - low) / (high - low) * _PLOT)
+        low[0], high[0], points = (
+            math.log10(low[0]),
+            math.log10(high[0]),
+            np.column_stack([np.log10(points[:, 0]), points[:, 1]]),
+        )
+    return np.asarray((points - low) / (high - low) * _PLOT)

@@ -41,9 +41,9 @@ def draw_series(axes: Axes, series: Series, panel: Panel, scale: float) -> None:
     """Draw a series at its values; an interval that leaves the panel ends in an arrow at the edge."""
     x, y, color = series.x, series.y, series.color
     order = 2 + series.front
-    shared: dict[str, Any] = {"color": color, "alpha": series.alpha, "zorder": order}
+    style: dict[str, Any] = {"color": color, "alpha": series.alpha, "zorder": order}
     if series.bars:
-        axes.barh(y, x, height=0.7, **shared)
+        axes.barh(y, x, height=0.7, **style)
     if series.low is not None and series.high is not None:
         axes.fill_between(
             x,
@@ -54,25 +54,28 @@ def draw_series(axes: Axes, series: Series, panel: Panel, scale: float) -> None:
             linewidth=0,
             zorder=order - 0.5,
         )
-    for half, name, limits, at in (
+    for half, name, limits, positions in (
         (series.x_half, "xerr", panel.x.limits, x), (series.y_half, "yerr", panel.y.limits, y)
     ):  # fmt: skip
         if half is not None:
-            below, above = reach_of(half)
+            lower, upper = reach_of(half)
             low, high = limits or (-np.inf, np.inf)
-            inside = [np.clip(np.minimum(below, at - low), 0, None), np.clip(np.minimum(above, high - at), 0, None)]
-            axes.errorbar(x, y, fmt="none", elinewidth=1.1 * scale, **{name: inside}, **shared)  # type: ignore[arg-type]
+            lengths = [
+                np.clip(np.minimum(lower, positions - low), 0, None),
+                np.clip(np.minimum(upper, high - positions), 0, None),
+            ]
+            axes.errorbar(x, y, fmt="none", elinewidth=1.1 * scale, **{name: lengths}, **style)  # type: ignore[arg-type]
     for _, at_x, at_y, side in cut_intervals(series, panel):
-        axes.plot(at_x, at_y, _ARROWS[side], markersize=4.5 * scale, clip_on=False, gid="cut", **shared)
+        axes.plot(at_x, at_y, _ARROWS[side], markersize=4.5 * scale, clip_on=False, gid="cut", **style)
     if series.dash:
-        axes.plot(x, y, linestyle=DASHES[series.dash], linewidth=series.width * scale, **shared)
+        axes.plot(x, y, linestyle=DASHES[series.dash], linewidth=series.width * scale, **style)
     if series.marker:
         hollow = series.hollow if series.hollow is not None else np.zeros(len(x), dtype=bool)
-        for chosen, face in ((hollow, "white"), (~hollow, color)):
-            if chosen.any():
+        for mask, face in ((hollow, "white"), (~hollow, color)):
+            if mask.any():
                 axes.plot(
-                    x[chosen], y[chosen], MARKERS[series.marker], markersize=series.size * scale,
-                    markerfacecolor=face, **shared,
+                    x[mask], y[mask], MARKERS[series.marker], markersize=series.size * scale,
+                    markerfacecolor=face, **style,
                 )  # fmt: skip
 
 
@@ -81,7 +84,7 @@ def set_axes(axes: Axes, panel: Panel) -> None:
     for axis, set_scale, set_limits in (
         (panel.x, axes.set_xscale, axes.set_xlim), (panel.y, axes.set_yscale, axes.set_ylim)
     ):  # fmt: skip
-        if axis.scale == "symlog":  # what lies between −1 and 1 keeps its room where values have no end
+        if axis.scale == "symlog":  # −1 to 1 keeps its room beside unbounded values
             set_scale("symlog", linthresh=1, linscale=2)
         elif axis.scale == "log":
             set_scale("log")
@@ -93,17 +96,17 @@ def set_axes(axes: Axes, panel: Panel) -> None:
 
 
 def write_axes(sheet: Sheet, axes: Axes, place: int) -> list[str]:
-    """Write title, labels and ticks of a panel, what neighbours share only once; return what was thinned."""
+    """Write title, labels and ticks of a panel, shared ones only once; return remarks on thinned ticks."""
     panels = sheet.chart.panels
     panel = panels[place]
-    left = place % sheet.across == 0 or panel.y != panels[place - 1].y
-    below = place + sheet.across
-    bottom = below >= len(panels) or panel.x != panels[below].x
+    show_y = place % sheet.across == 0 or panel.y != panels[place - 1].y
+    lower_place = place + sheet.across
+    show_x = lower_place >= len(panels) or panel.x != panels[lower_place].x
     if panel.title:
         axes.set_title(wrapped(printable(panel.title), 0.88 * sheet.panel_width, sheet.measure_label))
-    remarks = _write_x(sheet, axes, panel.x, shown=bottom) + _write_y(sheet, axes, panel, shown=left)
-    for named, axis in ((panel.x, axes.xaxis), (panel.y, axes.yaxis)):
-        if named.names or panel.cells:
+    remarks = _write_x(sheet, axes, panel.x, shown=show_x) + _write_y(sheet, axes, panel, shown=show_y)
+    for panel_axis, axis in ((panel.x, axes.xaxis), (panel.y, axes.yaxis)):
+        if panel_axis.names or panel.cells:
             axis.grid(visible=False)
     if panel.cells:
         axes.spines[:].set_visible(False)
@@ -113,9 +116,9 @@ def write_axes(sheet: Sheet, axes: Axes, place: int) -> list[str]:
         axes.tick_params(length=0)
         axes.grid(visible=False)
     places = sorted({text.x for text in panel.texts if not text.aside})
-    for across in places:  # an axis of parallel coordinates has all its names or only numbers
-        texts = [text for text in panel.texts if text.x == across]
-        room = max(2, int(0.5 * sheet.body / sheet.down / sheet.lines(1)))  # what stands below the axes takes the rest
+    for x in places:  # an axis of parallel coordinates has all its names or only numbers
+        texts = [text for text in panel.texts if text.x == x]
+        room = max(2, int(0.5 * sheet.body / sheet.down / sheet.lines(1)))  # the rest is for labels below
         texts = texts[:: -(-len(texts) // room)]
         names = sheet.names.fit([text.text for text in texts], 0.7 * sheet.panel_width / len(places), sheet.measure)
         for text, name in zip(texts, names, strict=True):
@@ -137,16 +140,16 @@ def _write_x(sheet: Sheet, axes: Axes, axis: Axis, *, shown: bool) -> list[str]:
     ticks, remarks = _thinned(axis, ticks, sheet.plot_width / sheet.lines(0.9), "columns")
     texts = [printable(text) for _, text in ticks]
     room = 0.92 * sheet.plot_width / max(len(texts), 1)
-    turned: dict[str, Any] = {}
+    rotation: dict[str, Any] = {}
     if axis.names:
-        flat = [wrapped(text, room, sheet.measure) for text in texts]
+        wrapped_texts = [wrapped(text, room, sheet.measure) for text in texts]
         words = max((sheet.measure(word) for text in texts for word in text.split()), default=0.0)
-        if not remarks and words <= room and max(text.count("\n") for text in flat) < 3:
-            texts = flat
+        if not remarks and words <= room and max(text.count("\n") for text in wrapped_texts) < 3:
+            texts = wrapped_texts
         else:
             texts = sheet.names.fit(texts, sheet.lines(9), sheet.measure)
-            turned = {"rotation": 90} if max(map(sheet.measure, texts)) > room else {}
-    axes.set_xticks([value for value, _ in ticks], texts, **turned)
+            rotation = {"rotation": 90} if max(map(sheet.measure, texts)) > room else {}
+    axes.set_xticks([value for value, _ in ticks], texts, **rotation)
     return remarks
 
 
@@ -171,7 +174,7 @@ def _write_y(sheet: Sheet, axes: Axes, panel: Panel, *, shown: bool) -> list[str
 
 
 def _thinned(axis: Axis, ticks: Sequence[Tick], most: float, what: str) -> tuple[Sequence[Tick], list[str]]:
-    """Return every n-th name, so that at most that many are left, and what the note has to say of it."""
+    """Return every n-th name, so that at most `most` are left, and remarks on it for the note."""
     step = -(-len(ticks) // max(int(most), 1)) if axis.names else 1
     return ticks[:: max(step, 1)], [f"Not all {what} are named."] if step > 1 else []
 
@@ -180,8 +183,8 @@ def _ticks(axis: Axis, room: float, size: Callable[[str], float]) -> Sequence[Ti
     """Return the ticks of an axis, as many round numbers as there is room for; None for an axis without a range."""
     if axis.ticks is not None or axis.limits is None:
         return axis.ticks
-    for most in range(8, 1, -1):
-        ticks = log_ticks(*axis.limits) if axis.scale == "log" else round_ticks(*axis.limits, most)
+    for count in range(8, 1, -1):
+        ticks = log_ticks(*axis.limits) if axis.scale == "log" else round_ticks(*axis.limits, count)
         if axis.whole:
             ticks = [(value, f"{value:,.0f}".replace("-", "−")) for value, _ in ticks if value == round(value)]
         if sum(size(text) for _, text in ticks) <= room:
@@ -194,43 +197,43 @@ def _write_text(sheet: Sheet, axes: Axes, text: Text, name: str) -> None:
     if text.aside:
         axes.annotate(name, (1.01, text.y), xycoords=("axes fraction", "data"), **options)
         return
-    white = {"boxstyle": "square,pad=0.1", "color": "white", "linewidth": 0, "alpha": 0.85}
+    box = {"boxstyle": "square,pad=0.1", "color": "white", "linewidth": 0, "alpha": 0.85}
     axes.annotate(
-        printable(name), (text.x, text.y), (3 * sheet.look.scale, 0), textcoords="offset points", bbox=white,
+        printable(name), (text.x, text.y), (3 * sheet.look.scale, 0), textcoords="offset points", bbox=box,
         **options,
     )  # fmt: skip
 
 
 def write_names(sheet: Sheet, axes: Axes, panel: Panel, names: Sequence[str]) -> list[str]:
-    """Write the names of points, each where there is room near its point, and return how many had none."""
+    """Write the names of points, each where there is room near its point; return a remark on those left out."""
     from matplotlib.patheffects import withStroke
 
     if not names:
         return []
     scale = sheet.figure.dpi / 72
     to_pixels = axes.transData.transform
-    at = np.array([(one.x, one.y) for one in panel.names])
-    points = to_pixels(at)
+    anchors = np.array([(label.x, label.y) for label in panel.names])
+    points = to_pixels(anchors)
     sizes = np.array([(sheet.measure(name), sheet.lines(0.8)) for name in names])
     ends = [interval_ends(series) for series in panel.series if series.y_half is not None]
     bars = [np.column_stack([to_pixels(low) - 2, to_pixels(high) + 2]) for low, high in ends]
-    others = [to_pixels(np.column_stack([s.x, s.y])) for s in panel.series if s.marker and s.front >= 0]
-    solid = np.vstack([*others, np.empty((0, 2))])
+    marker_points = [to_pixels(np.column_stack([s.x, s.y])) for s in panel.series if s.marker and s.front >= 0]
+    solid = np.vstack([*marker_points, np.empty((0, 2))])
     solid = np.hstack([solid - 4 * scale * sheet.look.scale, solid + 4 * scale * sheet.look.scale])
     faint = np.vstack([*bars, along(to_pixels(panel.lines)), np.empty((0, 4))])
     corners = place_names(points, sizes, solid, faint, np.array(axes.bbox.extents), scale)
-    for point, value, corner, size, name in zip(points, at, corners, sizes, names, strict=True):
+    for point, value, corner, size, name in zip(points, anchors, corners, sizes, names, strict=True):
         if np.isnan(corner[0]):
             continue
         line = {"arrowstyle": "-", "color": "0.6", "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3}
-        far = leader_end(point, corner, size, scale) is not None
+        has_leader = leader_end(point, corner, size, scale) is not None
         text = axes.annotate(
             name, tuple(value), tuple((corner - point) / scale), textcoords="offset points", va="bottom",
-            fontsize=sheet.look.small, zorder=6, arrowprops=line if far else None,
+            fontsize=sheet.look.small, zorder=6, arrowprops=line if has_leader else None,
         )  # fmt: skip
         text.set_path_effects([withStroke(linewidth=2, foreground="white")])
-    left_out = int(np.isnan(corners[:, 0]).sum())
-    return [f"{left_out} more without a name for lack of room."] if left_out else []
+    count = int(np.isnan(corners[:, 0]).sum())
+    return [f"{count} more without a name for lack of room."] if count else []
 
 
 def write_cells(sheet: Sheet, axes: Axes, panel: Panel) -> list[str]:
@@ -239,12 +242,12 @@ def write_cells(sheet: Sheet, axes: Axes, panel: Panel) -> list[str]:
     if cells is None or not len(cells.texts):
         return []
     rows, columns = cells.values.shape
-    widest = max(sheet.measure(text) for row in cells.texts for text in row)
-    if axes.bbox.width / columns < widest + sheet.lines(0.4) or axes.bbox.height / rows < sheet.lines(0.9):
+    text_width = max(sheet.measure(text) for row in cells.texts for text in row)
+    if axes.bbox.width / columns < text_width + sheet.lines(0.4) or axes.bbox.height / rows < sheet.lines(0.9):
         return ["Numbers are left out for lack of room."]
     (image,) = axes.images
     for (row, cell), value in np.ndenumerate(cells.values):
-        dark = np.isfinite(value) and sum(image.cmap(image.norm(value))[:3]) < 1.5
-        color = "white" if dark else "black"
+        is_dark = np.isfinite(value) and sum(image.cmap(image.norm(value))[:3]) < 1.5
+        color = "white" if is_dark else "black"
         axes.text(cell, row, cells.texts[row][cell], ha="center", va="center", fontsize=sheet.look.small, color=color)
     return []

@@ -21,15 +21,15 @@ def parallel(study: Study, metric: str) -> Chart:
     Values of a key stand in their order, evenly spaced; parameters, MACs and the metric to scale. Raises ReportError
     where a single variant has finished.
     """
-    of, estimate = column(metric, study.trials), computed.interval(study, metric)
-    known = np.flatnonzero(np.isfinite(estimate.mean))
-    if len(known) < 2 or not study.keys:
+    col, estimate = column(metric, study.trials), computed.interval(study, metric)
+    variants = np.flatnonzero(np.isfinite(estimate.mean))
+    if len(variants) < 2 or not study.keys:
         raise ReportError("Parallel coordinates compare variants, and only one has finished.")
-    worst_first = np.argsort(estimate.mean[known] * (1 if of.better == "higher" else -1), kind="stable")
-    order = known[worst_first][-MOST_LINES:]
+    worst_first = np.argsort(estimate.mean[variants] * (1 if col.better == "higher" else -1), kind="stable")
+    order = variants[worst_first][-MOST_LINES:]
     scales = _scales(study, metric, estimate.mean)
     heights = np.column_stack([height for _, height, _ in scales])
-    means = Cells(estimate.mean[order][:, None], of.heading, dark_high=of.better == "higher", part=0.8)
+    means = Cells(estimate.mean[order][:, None], col.heading, dark_high=col.better == "higher", part=0.8)
     places = np.arange(len(scales), dtype=float)
     series = [
         Series(np.full(2, place), np.array([0.0, 1.0]), color="#404040", dash="solid", width=0.8) for place in places
@@ -37,7 +37,7 @@ def parallel(study: Study, metric: str) -> Chart:
     width = float(np.clip(40 / len(order), 0.4, 1.6))
     for variant, color in zip(order, means.color_of(estimate.mean[order]), strict=True):
         line = np.isfinite(heights[variant])
-        hover = variant_hover(study, np.array([variant]), estimate, of)
+        hover = variant_hover(study, np.array([variant]), estimate, col)
         series.append(
             Series(
                 places[line],
@@ -56,11 +56,11 @@ def parallel(study: Study, metric: str) -> Chart:
         ),
         Axis(limits=(-0.03, 1.03), visible=False),
         series,
-        texts=[Text(place, at, text) for place, (_, _, ticks) in enumerate(scales) for at, text in ticks],
+        texts=[Text(place, y, text) for place, (_, _, ticks) in enumerate(scales) for y, text in ticks],
     )
-    note = f"A line a variant, darker where {of.label} is better."
-    if len(known) > len(order):
-        note += f" {len(known) - len(order)} variants that end worse are left out."
+    note = f"A line a variant, darker where {col.label} is better."
+    if len(variants) > len(order):
+        note += f" {len(variants) - len(order)} variants that end worse are left out."
     return Chart("parallel", f"{len(order)} variants at a glance", note, [panel], color_key=means)
 
 
@@ -80,19 +80,19 @@ def _key_scale(study: Study, key: str) -> tuple[str, Floats, list[Tick]]:
     texts = value_texts(values).mask(study.is_baseline & key.startswith("model.se."), BASELINE)
     firsts = pd.DataFrame({"text": texts, "value": pd.to_numeric(values, errors="coerce")}).drop_duplicates("text")
     firsts["above"] = firsts["text"] != BASELINE
-    by = ["above", "value"] if firsts.loc[firsts["above"], "value"].notna().all() else ["above"]
-    ranked = firsts.sort_values(by, kind="stable")["text"].tolist()
-    heights = {text: (i / (len(ranked) - 1) if len(ranked) > 1 else 0.5) for i, text in enumerate(ranked)}
-    step = -(-len(ranked) // _TICKS)
+    sort_keys = ["above", "value"] if firsts.loc[firsts["above"], "value"].notna().all() else ["above"]
+    order = firsts.sort_values(sort_keys, kind="stable")["text"].tolist()
+    heights = {text: (i / (len(order) - 1) if len(order) > 1 else 0.5) for i, text in enumerate(order)}
+    step = -(-len(order) // _TICKS)
     ticks = [(height, text) for i, (text, height) in enumerate(heights.items()) if i % step == 0]
     return column(key, study.trials).label, texts.map(heights).to_numpy(dtype=float), ticks
 
 
 def _number_scale(study: Study, key: str, values: Floats) -> tuple[str, Floats, list[Tick]]:
     """Return heading, heights (V,) and ticks at round numbers of a number, to scale."""
-    about, divisor = with_prefix(column(key, study.trials), float(np.nanmax(values)))
+    col, divisor = with_prefix(column(key, study.trials), float(np.nanmax(values)))
     values = values / divisor
     low, high = float(np.nanmin(values)), float(np.nanmax(values))
     extent = (high - low) or 1.0
     ticks = [((value - low) / extent, text) for value, text in round_ticks(low, high)]
-    return about.heading, (values - low) / extent, ticks
+    return col.heading, (values - low) / extent, ticks

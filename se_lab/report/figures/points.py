@@ -1,4 +1,4 @@
-"""What the points of several figures have in common: means, trials, colours of groups, and what a page says of them."""
+"""Points that several figures share: means, trials, colours of groups, and their hover texts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from se_lab.report.variants import Study
 
 
 def means_note(n: NDArray[np.int64]) -> str:
-    """Say what a point stands for: `Mean of 3 seeds with 95 % interval`."""
+    """Return what a point stands for: `Mean of 3 seeds with 95 % interval`."""
     low, high = (int(n[n > 0].min()), int(n.max())) if n.any() else (1, 1)
     if high == 1:
         return "One seed, no interval"
@@ -25,12 +25,12 @@ def finished_trials(study: Study, metric: str) -> pd.DataFrame:
     """Return the finished trials that have the metric, with their `number` in the study."""
     values = pd.to_numeric(study.trials[metric], errors="coerce")
     trials = study.trials.assign(number=np.arange(len(study.trials)))
-    finished: pd.DataFrame = trials[(trials["status"] == "finished") & np.isfinite(values)]
-    return finished
+    result: pd.DataFrame = trials[(trials["status"] == "finished") & np.isfinite(values)]
+    return result
 
 
 def trial_points(study: Study, trials: pd.DataFrame, x: Floats, y: Floats, of: Column, color: str) -> Series:
-    """Return small points of single trials (rows of `finished_trials`); a page says which and its value."""
+    """Return small points of single trials (rows of `finished_trials`); their hover text has name and value."""
     names = np.array(trial_names(study.trials, study.variants), dtype=object)[trials["number"]]
     values = [number_text(value, of.decimals) for value in trials[of.key]]
     lines = zip(names, trials["trial_id"], values, strict=True)
@@ -40,14 +40,14 @@ def trial_points(study: Study, trials: pd.DataFrame, x: Floats, y: Floats, of: C
 
 
 def variant_points(study: Study, variants: NDArray[np.intp], x: Floats, estimate: Bounds, of: Column) -> Series:
-    """Return the means of variants (numbers of them) at x, to be given a look; a page says mean, interval and seeds."""
+    """Return unstyled points at x of the variants' means; their hover text has mean, interval and seeds."""
     return Series(
         x, estimate.mean[variants], hover=variant_hover(study, variants, estimate, of), keys=keys_of(variants)
     )
 
 
 def variant_hover(study: Study, variants: NDArray[np.intp], estimate: Bounds, of: Column) -> list[str]:
-    """Return what a page says of variants: name, mean and interval, seeds."""
+    """Return hover texts of variants: name, mean and interval, seeds."""
     texts = range_texts(estimate.mean[variants], estimate.low[variants], estimate.high[variants], decimals=of.decimals)
     return [
         f"{study.variants['variant'].iloc[i]}\n{text} {of.unit}, {estimate.n[i]} seeds"
@@ -61,9 +61,9 @@ def keys_of(variants: NDArray[np.intp]) -> list[tuple[int, int]]:
 
 
 def families(study: Study) -> tuple[NDArray[np.intp], dict[int, str]]:
-    """Return (V,) numbers of what gives a variant its colour and marker, and the names.
+    """Return (V,) numbers of the families, which set colour and marker, and their names.
 
-    That is its group, or else its first of several SE keys.
+    A family is a group, or else a value of the first of several SE keys.
     More groups than there are markers have no names: the variants' own must tell them apart.
     """
     if study.group_keys or len(study.se_keys) < 2:

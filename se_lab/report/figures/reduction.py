@@ -28,51 +28,55 @@ REDUCTION = "model.se.reduction"
 def reduction(study: Study, metric: str) -> Chart:
     """Chart a metric and the parameters over the reduction ratio, a curve for each setting of the other varied keys.
 
-    Dashed lines with bands are the baselines and their intervals. Raises ReportError where the trials have no two
-    reduction ratios.
+    Dashed lines with bands are the baselines and their intervals. Raises ReportError where the trials have fewer
+    than two reduction ratios.
     """
     if REDUCTION not in study.se_keys:
         raise ReportError("The records have no two reduction ratios: there is no curve to draw.")
-    estimate, of = computed.interval(study, metric), column(metric, study.trials)
+    estimate, col = computed.interval(study, metric), column(metric, study.trials)
     params = study.per_variant("params", "first").to_numpy()
     cost, divisor = with_prefix(column("params"), float(np.nanmax(params)))
     params = params / divisor
     ratio = pd.to_numeric(study.variants[REDUCTION]).to_numpy(dtype=float)
     ends = span(ratio, scale="log", margin=0.08)
     curve = curve_names(study)
-    above: list[Series] = []
-    below: list[Series] = []
+    metric_series: list[Series] = []
+    param_series: list[Series] = []
     for number, name in enumerate(dict.fromkeys(curve[~study.is_baseline])):
-        mine = np.flatnonzero((curve == name) & ~study.is_baseline & np.isfinite(estimate.mean))
-        mine = mine[np.argsort(ratio[mine])]
+        members = np.flatnonzero((curve == name) & ~study.is_baseline & np.isfinite(estimate.mean))
+        members = members[np.argsort(ratio[members])]
         color, marker = point_look(number)
         points = replace(
-            variant_points(study, mine, ratio[mine], estimate, of), name=name, color=color, marker=marker, dash="solid"
+            variant_points(study, members, ratio[members], estimate, col),
+            name=name,
+            color=color,
+            marker=marker,
+            dash="solid",
         )
-        above.append(replace(points, y_half=estimate.sides[:, mine], front=1))
-        below.append(replace(points, y=params[mine]))
-    few = study.is_baseline.sum() <= 3  # the bands of many would cover each other
+        metric_series.append(replace(points, y_half=estimate.sides[:, members], front=1))
+        param_series.append(replace(points, y=params[members]))
+    show_bands = study.is_baseline.sum() <= 3  # the bands of many would cover each other
     for number, i in enumerate(np.flatnonzero(study.is_baseline & np.isfinite(estimate.mean))):
         name = study.variants["variant"].iloc[i]
-        whole = np.full(2, estimate.mean[i])
+        line_y = np.full(2, estimate.mean[i])
         keys = keys_of(np.array([i]))
         line = Series(
-            np.array(ends), whole, name, "#666666", dash=DASHES[1 + number % 5], width=1.2, keys=keys, front=-1
+            np.array(ends), line_y, name, "#666666", dash=DASHES[1 + number % 5], width=1.2, keys=keys, front=-1
         )
-        if few and np.isfinite(estimate.low[i]):
+        if show_bands and np.isfinite(estimate.low[i]):
             line = replace(line, low=np.full(2, estimate.low[i]), high=np.full(2, estimate.high[i]))
-        above.append(line)
-        below.append(replace(line, y=np.full(2, params[i]), low=None, high=None))
+        metric_series.append(line)
+        param_series.append(replace(line, y=np.full(2, params[i]), low=None, high=None))
     ticks = [(float(r), f"{r:g}") for r in np.unique(ratio[np.isfinite(ratio)])]
     x = Axis("reduction ratio r", ends, "log", ticks)
     values = finished_trials(study, metric)[metric].to_numpy(dtype=float)
-    known = np.isfinite(estimate.mean)
-    top = Axis(of.heading, interval_limits(estimate.mean[known], estimate.sides[:, known], values, of.unit))
-    panels = [Panel(x, top, above), Panel(x, Axis(cost.heading, span(params, margin=0.1)), below)]
+    mask = np.isfinite(estimate.mean)
+    y_axis = Axis(col.heading, interval_limits(estimate.mean[mask], estimate.sides[:, mask], values, col.unit))
+    panels = [Panel(x, y_axis, metric_series), Panel(x, Axis(cost.heading, span(params, margin=0.1)), param_series)]
     note = f"{means_note(estimate.n)}." + (
-        (" Dashed: no SE" + (", with its interval." if few else ".")) if study.is_baseline.any() else ""
+        (" Dashed: no SE" + (", with its interval." if show_bands else ".")) if study.is_baseline.any() else ""
     )
-    return Chart("reduction", f"{of.label} over the reduction ratio", note, panels)
+    return Chart("reduction", f"{col.label} over the reduction ratio", note, panels)
 
 
 def curve_names(study: Study) -> np.ndarray:

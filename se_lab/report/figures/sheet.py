@@ -1,4 +1,4 @@
-"""A figure in the making: its size, how large text is in it, and which names have become numbers."""
+"""A figure under construction: its size, the size of its text, and the names replaced by numbers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _LINE = 1.35  # height of a line of text in its font size
 
 @dataclass
 class Sheet:
-    """A figure of a chart in the making."""
+    """A chart's figure under construction."""
 
     figure: Figure
     chart: Chart
@@ -49,14 +49,14 @@ class Sheet:
 
     @property
     def panel_width(self) -> float:
-        """Width of a panel in pixels, about: what labels take is known only when they are drawn."""
+        """Approximate width of a panel in pixels: the width of labels is known only when they are drawn."""
         return (self.width - self.lines(3)) / self.across
 
     @property
     def plot_width(self) -> float:
         """Width of a panel in pixels without the labels to its left and the colour key to its right, about."""
-        beside = self.chart.color_key or any(panel.cells for panel in self.chart.panels)
-        return (self.panel_width - self.lines(4.5)) * (0.8 if beside else 1.0)
+        has_key = self.chart.color_key or any(panel.cells for panel in self.chart.panels)
+        return (self.panel_width - self.lines(4.5)) * (0.8 if has_key else 1.0)
 
     @property
     def body(self) -> float:
@@ -65,8 +65,8 @@ class Sheet:
         if rows:
             points = rows * (1.75 if self.two_lines else 1.0) * 1.65 * look.small + 4.5 * look.font
             return self.down * points * self.figure.dpi / 72
-        flat = self.down > 1 and self.across == 1
-        inches = (0.4 if flat else 0.64) * self.panel_width / self.figure.dpi + 0.3 * look.scale
+        is_flat = self.down > 1 and self.across == 1
+        inches = (0.4 if is_flat else 0.64) * self.panel_width / self.figure.dpi + 0.3 * look.scale
         return self.down * float(np.clip(inches, 1.7 * look.scale, 4.0 * look.scale)) * self.figure.dpi
 
     def lines(self, count: float, size: float = 0.0) -> float:
@@ -88,15 +88,15 @@ class Sheet:
 
 @contextmanager
 def open_sheet(chart: Chart, look: Look) -> Iterator[Sheet]:
-    """Open an empty figure in the style asked for, with fonts that have all characters of the chart."""
+    """Open an empty figure in the given style, with fonts that have all characters of the chart."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     families, missing = fallback_fonts(chart.strings())
     with settings_of_style(look.settings(families)):
-        across = max(1, min(chart.columns, len(chart.panels), int(look.inches / (_PANEL * look.scale))))
-        if across > 2 and len(chart.panels) == across + 1:  # four in a row of three would leave one alone
-            across -= 1
+        columns = max(1, min(chart.columns, len(chart.panels), int(look.inches / (_PANEL * look.scale))))
+        if columns > 2 and len(chart.panels) == columns + 1:  # three and one would look uneven
+            columns -= 1
         figure = Figure(figsize=(look.inches, 3.0))
         FigureCanvasAgg(figure)
-        yield Sheet(figure, chart, look, across, missing)
+        yield Sheet(figure, chart, look, columns, missing)

@@ -36,7 +36,7 @@ from se_lab.report.variants import Study
 
 NAMED = 20
 """With more variants, only the front and the baselines have names, and with more of those only the front."""
-_BARS = 60  # with more, only the named have an error bar, and the others are small
+_BARS = 60  # with more variants, only named ones have an error bar, and the others are small
 _TRIALS = 400  # with more, points of single trials would cover those of the variants
 
 
@@ -55,31 +55,33 @@ def tradeoff(study: Study, metric: str, cost: str) -> Chart:
     their own marker and colour. Variants of equal cost stand above each other. Raises ReportError where no trial has
     the cost.
     """
-    of, costs = column(metric, study.trials), _cost(study, metric, cost)
+    col, costs = column(metric, study.trials), _cost(study, metric, cost)
     estimate = computed.interval(study, metric)
     x, y = costs.variants, estimate.mean
-    there = np.isfinite(x) & np.isfinite(y)
-    front = np.flatnonzero(there)[pareto_front(x[there], y[there], higher_is_better=of.better == "higher")]
+    is_plotted = np.isfinite(x) & np.isfinite(y)
+    front = np.flatnonzero(is_plotted)[
+        pareto_front(x[is_plotted], y[is_plotted], higher_is_better=col.better == "higher")
+    ]
     stairs = np.column_stack([np.repeat(x[front], 2)[1:], np.repeat(y[front], 2)[:-1]])
-    named = _named(there, front, study.is_baseline)
-    _, grouped = families(study)
-    labels = short_names(study.variants) if grouped else list(study.variants["variant"])
-    scale: Scale = "log" if x[there].min() > 0 and x[there].max() > 8 * x[there].min() else "linear"
+    is_named = _named(is_plotted, front, study.is_baseline)
+    _, family_names = families(study)
+    labels = short_names(study.variants) if family_names else list(study.variants["variant"])
+    scale: Scale = "log" if x[is_plotted].min() > 0 and x[is_plotted].max() > 8 * x[is_plotted].min() else "linear"
     values = finished_trials(study, metric)[metric].to_numpy(dtype=float)
-    series = list(_series(study, of, costs, estimate, named))
+    series = list(_series(study, col, costs, estimate, is_named))
     if len(front) > 1:
-        sign = -1 if of.better == "higher" else 1
+        sign = -1 if col.better == "higher" else 1
         line = Series(stairs[:, 0], stairs[:, 1], "Pareto front", "#8c8c8c", dash="solid", width=1.2)
         series.insert(0, replace(line, front=-1, pareto=sign))
     panel = Panel(
-        Axis(costs.about.heading, span(x[there], costs.trials, scale=scale, margin=0.1), scale),
-        Axis(of.heading, interval_limits(y[there], estimate.sides[:, there], values, of.unit)),
+        Axis(costs.about.heading, span(x[is_plotted], costs.trials, scale=scale, margin=0.1), scale),
+        Axis(col.heading, interval_limits(y[is_plotted], estimate.sides[:, is_plotted], values, col.unit)),
         series,
-        names=[Text(x[i], y[i], labels[i], variant=int(i)) for i in np.flatnonzero(named)],
+        names=[Text(x[i], y[i], labels[i], variant=int(i)) for i in np.flatnonzero(is_named)],
         lines=stairs,
     )
-    title = f"{of.label} against {costs.about.label}"
-    note = _note(study, x[there], estimate.n, int((there & ~named).sum()))
+    title = f"{col.label} against {costs.about.label}"
+    note = _note(study, x[is_plotted], estimate.n, int((is_plotted & ~is_named).sum()))
     return Chart(f"tradeoff_{cost.replace('/', '_')}", title, note, [panel], choice=costs.about.label)
 
 
@@ -87,52 +89,52 @@ def pareto_front(x: Floats, y: Floats, *, higher_is_better: bool = False) -> NDA
     """Return the indices, by ascending cost x (N,), of the points that no other beats in cost and in y (N,)."""
     score = -y if higher_is_better else y
     order = np.lexsort((score, x))
-    best = np.minimum.accumulate(score[order])
-    first = np.r_[True, best[1:] < best[:-1]]
-    return np.asarray(order[first])
+    minima = np.minimum.accumulate(score[order])
+    is_front = np.r_[True, minima[1:] < minima[:-1]]
+    return np.asarray(order[is_front])
 
 
 def _cost(study: Study, metric: str, cost: str) -> _Cost:
-    about = column(cost, study.trials)
+    col = column(cost, study.trials)
     if cost not in study.trials or not study.trials[cost].notna().any():
         raise ReportError(f"No trial has a value of {cost!r}.")
-    x = study.per_variant(cost, "median" if about.kind == "timing" else "first").to_numpy()
-    about, divisor = with_prefix(about, float(np.nanmax(x)))
+    x = study.per_variant(cost, "median" if col.kind == "timing" else "first").to_numpy()
+    col, divisor = with_prefix(col, float(np.nanmax(x)))
     trials = finished_trials(study, metric)
-    own = trials[cost].to_numpy(dtype=float) if about.kind == "timing" else x[trials["variant"]]
-    return _Cost(about, x / divisor, own / divisor)
+    trial_costs = trials[cost].to_numpy(dtype=float) if col.kind == "timing" else x[trials["variant"]]
+    return _Cost(col, x / divisor, trial_costs / divisor)
 
 
-def _named(there: NDArray[np.bool_], front: NDArray[np.intp], baseline: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def _named(is_plotted: NDArray[np.bool_], front: NDArray[np.intp], baseline: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Return (V,) which variants have a name in the figure."""
-    if there.sum() <= NAMED:
-        return there
-    of_front = np.isin(np.arange(len(there)), front)
-    named = there & (baseline | of_front)
-    return named if named.sum() <= NAMED else of_front
+    if is_plotted.sum() <= NAMED:
+        return is_plotted
+    is_front = np.isin(np.arange(len(is_plotted)), front)
+    is_named = is_plotted & (baseline | is_front)
+    return is_named if is_named.sum() <= NAMED else is_front
 
 
-def _series(study: Study, of: Column, costs: _Cost, estimate: Bounds, named: NDArray[np.bool_]) -> Iterator[Series]:
+def _series(study: Study, col: Column, costs: _Cost, estimate: Bounds, is_named: NDArray[np.bool_]) -> Iterator[Series]:
     """Yield the points of each family: its trials, its variants without an interval, those with one."""
-    there = np.isfinite(costs.variants) & np.isfinite(estimate.mean)
-    whole = there if there.sum() <= _BARS else named
-    trials = finished_trials(study, of.key)
+    is_plotted = np.isfinite(costs.variants) & np.isfinite(estimate.mean)
+    has_interval = is_plotted if is_plotted.sum() <= _BARS else is_named
+    trials = finished_trials(study, col.key)
     family, names = families(study)
-    for number in np.unique(family[there]):
+    for number in np.unique(family[is_plotted]):
         color, marker = point_look(int(number))
-        own = (family[trials["variant"]] == number) & np.isfinite(costs.trials)
-        if own.any() and len(trials) <= _TRIALS:
-            values = trials.loc[own, of.key].to_numpy(dtype=float)
-            yield trial_points(study, trials[own], costs.trials[own], values, of, color)
-        for full, chosen in ((False, there & ~whole), (True, there & whole)):
-            mine = np.flatnonzero(chosen & (family == number))
+        is_member = (family[trials["variant"]] == number) & np.isfinite(costs.trials)
+        if is_member.any() and len(trials) <= _TRIALS:
+            values = trials.loc[is_member, col.key].to_numpy(dtype=float)
+            yield trial_points(study, trials[is_member], costs.trials[is_member], values, col, color)
+        for with_interval, mask in ((False, is_plotted & ~has_interval), (True, is_plotted & has_interval)):
+            members = np.flatnonzero(mask & (family == number))
             points = replace(
-                variant_points(study, mine, costs.variants[mine], estimate, of), color=color, marker=marker
+                variant_points(study, members, costs.variants[members], estimate, col), color=color, marker=marker
             )
-            if len(mine) and full:
-                half, hollow = estimate.sides[:, mine], study.is_baseline[mine]
+            if len(members) and with_interval:
+                half, hollow = estimate.sides[:, members], study.is_baseline[members]
                 yield replace(points, name=names.get(int(number), ""), hollow=hollow, y_half=half, front=1)
-            elif len(mine):
+            elif len(members):
                 yield replace(points, size=2.5, alpha=0.5)
 
 
@@ -142,9 +144,9 @@ def _note(study: Study, x: Floats, n: NDArray[np.int64], unnamed: int) -> str:
         notes.append("small points are trials")
     if study.is_baseline.any():
         notes.append("hollow: no SE")
-    _, equal = np.unique(x, return_counts=True)
-    if (equal > 1).any():
-        count = equal[equal > 1].sum()
+    _, counts = np.unique(x, return_counts=True)
+    if (counts > 1).any():
+        count = counts[counts > 1].sum()
         notes.append(f"{count} variants share their cost with others: they and their intervals lie over each other")
     if unnamed:
         notes.append(f"{unnamed} variants without a name")

@@ -26,10 +26,10 @@ def assemble(
 
     Args:
         template: The page with a mark for each part, in this order: HEAD, CSS, STATIC, DATA, ARRAYS, PLOTLY, SCRIPTS.
-        data: What the scripts show. They make text of it, so that nothing in it can act as markup.
+        data: The data that the scripts show, as text, so that nothing in it can act as markup.
         scripts: Files beside `common.js`, which comes first.
         style: Files beside `page.css`, which comes first.
-        static: Markup for readers without JavaScript; whoever makes it escapes what comes from data.
+        static: Markup for readers without JavaScript, in which the caller has escaped all data.
         arrays: Elements with numbers that the scripts decode when they need them.
     """
     parts = {
@@ -41,11 +41,11 @@ def assemble(
         "/*PLOTLY*/": _plotly(),
         "/*SCRIPTS*/": "\n".join(_read(path) for path in (ASSETS / "common.js", *scripts)),
     }
-    page, done = _read(template), []
-    for mark, text in parts.items():  # a mark is looked for behind what was put in, which data may have written
+    page, pieces = _read(template), []
+    for mark, text in parts.items():  # search behind the inserted text, as data may contain a mark
         head, _, page = page.partition(mark)
-        done += [head, text]
-    return "".join([*done, page])
+        pieces += [head, text]
+    return "".join([*pieces, page])
 
 
 def script_safe(data: Any) -> str:

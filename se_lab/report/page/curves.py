@@ -14,30 +14,30 @@ from se_lab.report.variants import Study
 from se_lab.store import RunRecord
 
 MOST_NUMBERS = 400_000
-"""Of more, the variants that end worst are left out."""
+"""Numbers of a page; with more, the variants that end worst are left out."""
 
 
 def curve_data(study: Study, metric: str, kept: Sequence[RunRecord | None]) -> dict[str, Any] | None:
-    """Return errors, losses and learning rates by epoch and, from images a second, by time. None where none is kept.
+    """Return errors, losses and learning rates by epoch and, from images per second, by time; None without any.
 
     `order` has the variants from the one that ends best, the baselines first.
     """
     name = metric.split("/", 1)[-1]
-    wanted = [[f"{split}/{name}" for split in ("val", "train")], ["val/loss", "train/loss"], ["lr"]]
+    key_groups = [[f"{split}/{name}" for split in ("val", "train")], ["val/loss", "train/loss"], ["lr"]]
     try:
-        table = read_curves(study, [*dict.fromkeys(key for keys in wanted for key in keys), "images_per_s"])
+        table = read_curves(study, [*dict.fromkeys(key for keys in key_groups for key in keys), "images_per_s"])
     except (ValueError, FileNotFoundError):
         return None
-    table["epoch"] += 1  # epochs that were trained, as in the image
-    groups = [[key for key in keys if key in table and table[key].notna().any()] for keys in wanted]
+    table["epoch"] += 1  # the number of epochs trained, as in the image
+    groups = [[key for key in keys if key in table and table[key].notna().any()] for keys in key_groups]
     quantities = [gather(table, keys) for n, keys in enumerate(groups) if keys and keys not in groups[:n]]
     if not quantities:
         return None
-    ranked = np.array(quantities[0].ranked)
-    ranked = np.concatenate([ranked[study.is_baseline[ranked]], ranked[~study.is_baseline[ranked]]])
-    keys = [key for one in quantities for key in one.keys]
-    lengths = table.groupby("variant").size()[ranked].to_numpy() * len(keys)
-    order = ranked[np.cumsum(lengths) <= MOST_NUMBERS]
+    ranking = np.array(quantities[0].ranked)
+    ranking = np.concatenate([ranking[study.is_baseline[ranking]], ranking[~study.is_baseline[ranking]]])
+    keys = [key for quantity in quantities for key in quantity.keys]
+    lengths = table.groupby("variant").size()[ranking].to_numpy() * len(keys)
+    order = ranking[np.cumsum(lengths) <= MOST_NUMBERS]
     places = {pair: n for n, pair in enumerate(zip(study.trials["variant"], study.trials["seed"], strict=True))}
     trials = []
     for (variant, seed), rows in table[table["variant"].isin(order)].groupby(["variant", "seed"]):
@@ -48,12 +48,12 @@ def curve_data(study: Study, metric: str, kept: Sequence[RunRecord | None]) -> d
     return {
         "quantities": [
             {
-                "keys": one.keys,
-                "heading": one.of.heading,
-                "limits": one.limits,
-                "bands": _bands(one, order),
+                "keys": quantity.keys,
+                "heading": quantity.of.heading,
+                "limits": quantity.limits,
+                "bands": _bands(quantity, order),
             }
-            for one in quantities
+            for quantity in quantities
         ],
         "order": order.tolist(),
         "trials": trials,
@@ -62,7 +62,7 @@ def curve_data(study: Study, metric: str, kept: Sequence[RunRecord | None]) -> d
 
 
 def _bands(curves: Curves, order: NDArray[np.intp]) -> dict[int, dict[str, list[list[float | None]]]]:
-    """Return epochs, means, lowest and highest seeds by variant and metric: those of the image."""
+    """Return epochs, means, lowest and highest seeds by variant and metric, as in the image."""
     answer: dict[int, dict[str, list[list[float | None]]]] = {}
     for variant in order.tolist():
         if not curves.has(variant):

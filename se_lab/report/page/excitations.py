@@ -22,27 +22,31 @@ def excitation_data(study: Study, room: int, beside: Path | None) -> tuple[list[
 
     With `beside`, a folder, each variant has a page there with all its figures, so nothing is left out.
     """
-    first = _first_trials(study)
-    shown: dict[int, dict[str, Any]] = {}
-    left_out = []
-    for variant, (name, trial, _) in first.items():
-        shown[variant] = {"variant": variant, "name": name, "trial": trial, "pictures": [], "links": []}
+    first_trials = _first_trials(study)
+    sections: dict[int, dict[str, Any]] = {}
+    omitted_paths = []
+    for variant, (name, trial, _) in first_trials.items():
+        sections[variant] = {"variant": variant, "name": name, "trial": trial, "pictures": [], "links": []}
     if beside is not None:
-        for (variant, (name, trial, folder)), page in zip(first.items(), excitation_pages(study, beside), strict=True):
-            shown[variant]["links"] = _links(f"Excitations of {name}, trial {trial}", folder, page)
+        for (variant, (name, trial, folder)), page in zip(
+            first_trials.items(), excitation_pages(study, beside), strict=True
+        ):
+            sections[variant]["links"] = _links(f"Excitations of {name}, trial {trial}", folder, page)
     for picture in PICTURES:
-        for variant, (_, _, folder) in first.items():
+        for variant, (_, _, folder) in first_trials.items():
             path = _figure(folder, picture)
             if path is None:
                 continue
             source = _source(path)
             if len(source) > room:
-                left_out.append(str(path))
+                omitted_paths.append(str(path))
                 continue
             room -= len(source)
-            shown[variant]["pictures"].append({"name": picture.replace("_", " "), "source": source})
-    entries = [shown[variant] for variant in sorted(shown) if shown[variant]["pictures"] or shown[variant]["links"]]
-    return entries, left_out if beside is None else []
+            sections[variant]["pictures"].append({"name": picture.replace("_", " "), "source": source})
+    entries = [
+        sections[variant] for variant in sorted(sections) if sections[variant]["pictures"] or sections[variant]["links"]
+    ]
+    return entries, omitted_paths if beside is None else []
 
 
 def excitation_pages(study: Study, folder: Path) -> list[Path]:
@@ -53,12 +57,12 @@ def excitation_pages(study: Study, folder: Path) -> list[Path]:
 def _first_trials(study: Study) -> dict[int, tuple[str, str, Path]]:
     """Return, by variant, its name, and the first trial that has excitations with their folder."""
     trials = study.trials
-    first: dict[int, tuple[str, str, Path]] = {}
+    result: dict[int, tuple[str, str, Path]] = {}
     for variant, trial, folder in zip(trials["variant"], trials["trial_id"], folders(study), strict=True):
         if folder is not None and (folder / "excitations").is_dir():
             name = str(study.variants["variant"].iloc[variant])
-            first.setdefault(int(variant), (name, str(trial), folder / "excitations"))
-    return first
+            result.setdefault(int(variant), (name, str(trial), folder / "excitations"))
+    return result
 
 
 def _links(title: str, folder: Path, page: Path) -> list[dict[str, str]]:
@@ -73,7 +77,7 @@ def _links(title: str, folder: Path, page: Path) -> list[dict[str, str]]:
 
 
 def plain_page(title: str, body: str) -> str:
-    """Return a page without scripts. `body` is markup, whose maker escapes what comes from data."""
+    """Return a page without scripts. `body` is markup, in which the caller has escaped all data."""
     style = Path(__file__).with_name("assets") / "page.css"
     return (
         f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -84,7 +88,7 @@ def plain_page(title: str, body: str) -> str:
 
 
 def _figure(folder: Path, picture: str) -> Path | None:
-    """Return the smaller of a figure's files, of which SVG is sharp at any size."""
+    """Return the smaller of a figure's files; an SVG, sharp at any size, may be three times as large."""
     paths = [path for suffix in ("svg", "png") if (path := folder / f"{picture}.{suffix}").exists()]
     return min(paths, key=lambda path: path.stat().st_size / (3 if path.suffix == ".svg" else 1), default=None)
 

@@ -15,57 +15,57 @@ from se_lab.report.variants import Study
 from se_lab.store import RunRecord
 
 MOST_CONFUSION = 50
-"""Of more classes, the pairs that are confused most stand for the confusion matrix."""
+"""With more classes, the most confused pairs replace the confusion matrix."""
 MOST_PAIRS = 20
 MOST_IMAGES = 1_000
-"""Images that are looked at for a disagreement: those on which trials differ most."""
+"""Images inspected for disagreement: those on which trials differ most."""
 MOST_THUMBNAILS = 300
 
 
 def class_data(study: Study, folders: Sequence[Path | None], kept: Sequence[RunRecord | None]) -> dict[str, Any] | None:
-    """Return what the finished trials' predictions say about classes and images; None where there are none.
+    """Return results by class and image from the finished trials' predictions; None without any.
 
     Trials that were tested on other images than the first are left out.
     """
     trials: dict[int, list[tuple[NDArray[np.intp], NDArray[np.bool_]]]] = {}
     keys = label = record = None
-    for variant, status, folder, one in zip(
+    for variant, status, folder, trial_record in zip(
         study.trials["variant"], study.trials["status"], folders, kept, strict=True
     ):
         if status != "finished" or folder is None or not has_predictions(folder):
             continue
-        with np.load(folder / "predictions.npz", allow_pickle=False) as stored:
-            order = np.argsort(stored["key"].astype(str), kind="stable")
-            names, truth = stored["key"].astype(str)[order], stored["label"][order]
-            guess, right = stored["top5"][order, 0], stored["correct"][order]
+        with np.load(folder / "predictions.npz", allow_pickle=False) as archive:
+            order = np.argsort(archive["key"].astype(str), kind="stable")
+            names, truth = archive["key"].astype(str)[order], archive["label"][order]
+            guess, hits = archive["top5"][order, 0], archive["correct"][order]
         if keys is None:
-            keys, label, record = names, truth, one
+            keys, label, record = names, truth, trial_record
         if label is not None and np.array_equal(keys, names) and np.array_equal(label, truth):
-            trials.setdefault(int(variant), []).append((guess, right))
+            trials.setdefault(int(variant), []).append((guess, hits))
     if keys is None or label is None or len(trials) == 0:
         return None
-    classes = int(max(label.max(), *(guess.max() for own in trials.values() for guess, _ in own))) + 1
+    classes = int(max(label.max(), *(guess.max() for results in trials.values() for guess, _ in results))) + 1
     count = np.bincount(label, minlength=classes)
-    right = {variant: np.sum([right for _, right in own], axis=0) for variant, own in trials.items()}
-    share = np.stack([right[variant] / len(own) for variant, own in trials.items()])
-    chosen = np.sort(np.argsort(-np.ptp(share, axis=0), kind="stable")[:MOST_IMAGES])
-    chosen = chosen[np.ptp(share[:, chosen], axis=0) > 0]
+    hits = {variant: np.sum([hits for _, hits in results], axis=0) for variant, results in trials.items()}
+    share = np.stack([hits[variant] / len(results) for variant, results in trials.items()])
+    selection = np.sort(np.argsort(-np.ptp(share, axis=0), kind="stable")[:MOST_IMAGES])
+    selection = selection[np.ptp(share[:, selection], axis=0) > 0]
     variants = []
-    for variant, own in sorted(trials.items()):
-        wrong = np.bincount(label, weights=len(own) - right[variant], minlength=classes)
+    for variant, results in sorted(trials.items()):
+        misses = np.bincount(label, weights=len(results) - hits[variant], minlength=classes)
         with np.errstate(invalid="ignore"):
-            errors = 100 * wrong / (count * len(own))
+            errors = 100 * misses / (count * len(results))
         confusion = np.zeros((classes, classes), dtype=int)
-        for guess, _ in own:
+        for guess, _ in results:
             np.add.at(confusion, (label, guess), 1)
         variants.append(
-            {"variant": variant, "trials": len(own), "right": right[variant][chosen].tolist(),
+            {"variant": variant, "trials": len(results), "right": hits[variant][selection].tolist(),
              "errors": [round(float(error), 3) if np.isfinite(error) else None for error in errors],
-             "guess": own[0][0][chosen].tolist(), **_confused(confusion)}
+             "guess": results[0][0][selection].tolist(), **_confused(confusion)}
         )  # fmt: skip
     pictures = {}
-    for place in np.argsort(-np.ptp(share[:, chosen], axis=0), kind="stable")[:MOST_THUMBNAILS]:
-        if record is None or (source := thumbnail(record, str(keys[chosen[place]]))) is None:
+    for place in np.argsort(-np.ptp(share[:, selection], axis=0), kind="stable")[:MOST_THUMBNAILS]:
+        if record is None or (source := thumbnail(record, str(keys[selection[place]]))) is None:
             break
         pictures[int(place)] = source
     return {
@@ -73,8 +73,8 @@ def class_data(study: Study, folders: Sequence[Path | None], kept: Sequence[RunR
         "variants": variants,
         "start": min(1, len(variants) - 1),
         "images": {
-            "keys": keys[chosen].tolist(),
-            "truth": label[chosen].tolist(),
+            "keys": keys[selection].tolist(),
+            "truth": label[selection].tolist(),
             "pictures": pictures,
             "total": len(keys),
         },
@@ -85,8 +85,12 @@ def _confused(confusion: NDArray[np.int_]) -> dict[str, Any]:
     """Return the confusion matrix, or of many classes the pairs that are confused most."""
     if len(confusion) <= MOST_CONFUSION:
         return {"confusion": confusion.tolist()}
-    apart = confusion.copy()
-    np.fill_diagonal(apart, 0)
-    most = np.argsort(-apart, axis=None, kind="stable")[:MOST_PAIRS]
-    truth, guess = np.unravel_index(most, apart.shape)
-    return {"pairs": [[int(a), int(b), int(apart[a, b])] for a, b in zip(truth, guess, strict=True) if apart[a, b]]}
+    off_diagonal = confusion.copy()
+    np.fill_diagonal(off_diagonal, 0)
+    indices = np.argsort(-off_diagonal, axis=None, kind="stable")[:MOST_PAIRS]
+    truth, guess = np.unravel_index(indices, off_diagonal.shape)
+    return {
+        "pairs": [
+            [int(a), int(b), int(off_diagonal[a, b])] for a, b in zip(truth, guess, strict=True) if off_diagonal[a, b]
+        ]
+    }

@@ -26,7 +26,7 @@ from se_lab.store import write_text_whole
 
 SCRIPTS = ("filter", "table", "figures", "curves", "classes", "trials", "report")
 PAGE_BYTES = 5_900_000
-"""What a page may take with its excitation figures; those that would pass it are named instead."""
+"""The largest size of a page with its excitation figures; figures beyond it are only named."""
 
 
 def write_report(
@@ -51,16 +51,16 @@ def write_report(
         question: What the study asks: a paragraph each, such as the sweep's description.
         metric: The metric to compare.
         where: Keep only these trials, as in `ablation_table`.
-        beside: A folder beside the file for excitation figures, all of which it then has.
+        beside: A folder beside the file for all excitation figures.
 
     Raises:
-        ReportError: as `ablation_table`, except where trials have failed and none finished: that the page says.
+        ReportError: as `ablation_table`, except where trials have failed and none finished, which the page reports.
     """
     study = group_variants(records, where=where)
     places = folders(study)
-    kept = records_in(places)
+    trial_records = records_in(places)
     data: dict[str, Any] = {"title": title, "question": list(question), "figures": []}
-    data |= trial_data(study, kept, metric)
+    data |= trial_data(study, trial_records, metric)
     static = f"<h1>{html.escape(title)}</h1>\n"
     if study.trials["status"].eq("finished").any() or not study.trials["status"].eq("failed").any():
         refuse_absent_metric(study, metric)
@@ -68,22 +68,22 @@ def write_report(
         columns = [*default_columns(study, metric), *ranks]
         table = ablation_table(records, metric=metric, columns=columns, where=where)
         static += table.render("html") + _static_figures(records, metric, where)
-        compared = bases(study, metric)
+        baselines = bases(study, metric)
         data["table"] = table_data(table)
-        data["figures"] = page_sections(study, metric, [base.pop("study") for base in compared][1:])
+        data["figures"] = page_sections(study, metric, [base.pop("study") for base in baselines][1:])
         for figure in data["figures"]:
             if figure["id"] == "differences":
-                for choice, base in zip(figure["choices"], compared, strict=False):
+                for choice, base in zip(figure["choices"], baselines, strict=False):
                     heading = choice["layout"]["xaxis"]["title"]
                     heading["text"] = heading["text"].replace(BASELINE, base["name"])
-        data["bases"] = compared if len(compared) > 1 else None
-        data["curves"] = curve_data(study, metric, kept)
-        data["classes"] = class_data(study, places, kept)
+        data["bases"] = baselines if len(baselines) > 1 else None
+        data["curves"] = curve_data(study, metric, trial_records)
+        data["classes"] = class_data(study, places, trial_records)
     costs = costs_beside_paper(study)
     data["paper"] = table_data(costs) if costs else None
     template, scripts = ASSETS / "report.html", [ASSETS / f"{name}.js" for name in SCRIPTS]
-    used = len(assemble(template, {}, scripts, static=static).encode()) + len(script_safe(data).encode())
-    data["excitations"], data["left_out"] = excitation_data(study, PAGE_BYTES - used, beside)
+    size = len(assemble(template, {}, scripts, static=static).encode()) + len(script_safe(data).encode())
+    data["excitations"], data["left_out"] = excitation_data(study, PAGE_BYTES - size, beside)
     path = Path(path)
     write_text_whole(path, assemble(template, data, scripts, static=static))
     return path

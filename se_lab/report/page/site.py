@@ -1,4 +1,4 @@
-"""A folder of reports: an index, a page a study, and pages of what does not fit on those."""
+"""A folder of reports: an index, a page a study, and further pages for figures that do not fit there."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Chapter:
 
     @property
     def name(self) -> str:
-        """What its files are called."""
+        """The name of its files."""
         return re.sub(r"[^\w.-]+", "-", self.title).strip("-.") or "study"
 
 
@@ -42,7 +42,7 @@ def by_data_set(chapter: Chapter) -> list[Chapter]:
     groups = list(chapter.records.groupby("data.name", sort=False))
     if len(groups) < 2:
         return [chapter]
-    return [Chapter(f"{chapter.title}, {name}", chapter.question, own) for name, own in groups]
+    return [Chapter(f"{chapter.title}, {name}", chapter.question, records) for name, records in groups]
 
 
 def write_site(
@@ -66,39 +66,41 @@ def write_site(
         The index and the studies' pages.
 
     Raises:
-        ReportError: where of no study a page can be made; one that cannot is named in the index.
+        ReportError: where no study allows a page; a single study that does not is named in the index.
     """
     folder = Path(folder)
     names = _distinct([chapter.name for chapter in chapters])
-    beside = [folder / name for name in names]
+    folders = [folder / name for name in names]
     pages = [folder / f"{name}.html" for name in names]
-    more = [page for one, place in zip(chapters, beside, strict=True) for page in _pages_beside(one, place, where)]
-    rows, written = [], []
-    with replacing([folder / INDEX, *pages, *more], overwrite=overwrite):
-        for chapter, page, place in zip(chapters, pages, beside, strict=True):
+    extra_pages = [
+        page for study, place in zip(chapters, folders, strict=True) for page in _pages_beside(study, place, where)
+    ]
+    rows, reports = [], []
+    with replacing([folder / INDEX, *pages, *extra_pages], overwrite=overwrite):
+        for chapter, page, place in zip(chapters, pages, folders, strict=True):
             try:
                 question = [chapter.question] if chapter.question else []
-                about = {"title": chapter.title, "question": question, "metric": metric, "where": where}
-                written.append(write_report(chapter.records, page, beside=place, **about))  # type: ignore[arg-type]
+                settings = {"title": chapter.title, "question": question, "metric": metric, "where": where}
+                reports.append(write_report(chapter.records, page, beside=place, **settings))  # type: ignore[arg-type]
                 cells = [f'<a href="{html.escape(page.name)}">{html.escape(chapter.title)}</a>']
                 cells += map(html.escape, _summary(chapter, metric, where))
             except ReportError as error:
                 cells = [html.escape(chapter.title), html.escape(str(error)), "", ""]
             rows.append("<tr>" + "".join(f'<td class="text">{cell}</td>' for cell in cells) + "</tr>")
-        if not written:
+        if not reports:
             raise ReportError(f"None of the {len(chapters)} studies has a report: {_why(rows[0])}")
         head = "".join(
             f'<th scope="col" class="text">{name}</th>' for name in ("study", "trials", "best variant", "question")
         )
         table = f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{chr(10).join(rows)}\n</tbody>\n</table>"
         write_text_whole(folder / INDEX, plain_page("Studies", f'<div class="scroll">{table}</div>'))
-    return [folder / INDEX, *written]
+    return [folder / INDEX, *reports]
 
 
 def _pages_beside(chapter: Chapter, folder: Path, where: Mapping[str, object] | None) -> list[Path]:
     try:
         return list(excitation_pages(group_variants(chapter.records, where=where), folder))
-    except ReportError:  # the index will say so
+    except ReportError:  # the index reports it
         return []
 
 
@@ -106,23 +108,23 @@ def _summary(chapter: Chapter, metric: str, where: Mapping[str, object] | None) 
     """Return the counts of trials, the best variant, and the question."""
     study = group_variants(chapter.records, where=where)
     counts = study.trials["status"].value_counts(sort=False)
-    best = ""
+    winner = ""
     if metric in study.trials and (study.trials["status"] == "finished").any():
-        of, estimate = column(metric, study.trials), computed.interval(study, metric)
+        col, estimate = column(metric, study.trials), computed.interval(study, metric)
         if np.isfinite(estimate.mean).any():
-            first = int((np.nanargmax if of.better == "higher" else np.nanargmin)(estimate.mean))
-            (text,) = range_texts(*(ends[[first]] for ends in estimate[:3]), decimals=of.decimals)
-            best = f"{study.variants['variant'].iloc[first]}: {of.label} {text} {of.unit}".rstrip()
-    return [", ".join(f"{count} {status}" for status, count in counts.items()), best, chapter.question]
+            index = int((np.nanargmax if col.better == "higher" else np.nanargmin)(estimate.mean))
+            (text,) = range_texts(*(ends[[index]] for ends in estimate[:3]), decimals=col.decimals)
+            winner = f"{study.variants['variant'].iloc[index]}: {col.label} {text} {col.unit}".rstrip()
+    return [", ".join(f"{count} {status}" for status, count in counts.items()), winner, chapter.question]
 
 
 def _distinct(names: Sequence[str]) -> list[str]:
-    """Return the names with a number at those that come twice or are the index's."""
-    seen: dict[str, int] = {Path(INDEX).stem: 1}
+    """Return the names, with a number appended to repeated ones and to the index's."""
+    counts: dict[str, int] = {Path(INDEX).stem: 1}
     answer = []
     for name in names:
-        seen[name] = seen.get(name, 0) + 1
-        answer.append(name if seen[name] == 1 else f"{name}-{seen[name]}")
+        counts[name] = counts.get(name, 0) + 1
+        answer.append(name if counts[name] == 1 else f"{name}-{counts[name]}")
     return answer
 
 

@@ -1,4 +1,4 @@
-"""The tables of a page: cells, what they sort by, and the text to copy; differences to any variant."""
+"""The tables of a page: cells, sort keys, and the text to copy; differences to any variant."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from se_lab.report.render import Table
 from se_lab.report.variants import BASELINE, Study
 
 MOST_BASES = 24
-"""Of more variants in a group, only the usual baseline can be compared with."""
+"""With more settings to compare with, only the usual baseline is offered."""
 
 
 def table_data(table: Table) -> dict[str, Any]:
-    """Return the columns with their cells as they are printed, what they sort by, and the table in formats to copy."""
+    """Return the columns with printed cells and sort keys, and the table in formats to copy."""
     grid = table.grid()
     columns = []
     for c, shown in enumerate(table.shown):
         numbers = pd.to_numeric(table.data[shown.value], errors="coerce").to_numpy(dtype=float)
         raw = [number(value) for value in numbers]
         texts = grid.cells[c]
-        names = shown.is_text and not np.isfinite(numbers).any()
+        is_name = shown.is_text and not np.isfinite(numbers).any()
         columns.append(
             {"key": shown.value, "label": grid.headings[c], "text": shown.is_text, "cells": texts, "bold": grid.bold[c],
-             "by": texts if names else raw, "raw": texts if names else raw}
+             "by": texts if is_name else raw, "raw": texts if is_name else raw}
         )  # fmt: skip
     copies = {name: _parts(table.render(format), format, len(table.data)) for name, format in COPIES.items()}
     return {"title": table.title, "columns": columns, "notes": list(table.notes), "copies": copies}
@@ -38,7 +38,7 @@ COPIES = {"LaTeX": "latex", "Markdown": "markdown", "CSV": "csv"}
 
 
 def _parts(text: str, format: str, rows: int) -> dict[str, Any]:
-    """Return a table's text as what stands before its rows, the rows, and what stands behind them."""
+    """Split a table's text into its head, rows and foot."""
     lines = text.rstrip("\n").split("\n")
     start = {"latex": r"    \midrule", "markdown": "", "csv": None}[format]
     first = lines.index(start) + 1 if start is not None else 1
@@ -48,7 +48,7 @@ def _parts(text: str, format: str, rows: int) -> dict[str, Any]:
 
 
 def settings(study: Study) -> list[str]:
-    """Return the name of each variant without its group's: what variants of several groups have in common."""
+    """Return each variant's name without its group's, which variants of several groups can share."""
     pairs = study.variants[["group", "variant"]].itertuples(index=False)
     return [name.removeprefix(f"{group}, ") if name != group else name for group, name in pairs]
 
@@ -59,28 +59,28 @@ def bases(study: Study, metric: str) -> list[dict[str, Any]]:
     The usual baseline comes first. A group that lacks a setting keeps its own baseline. Empty without a baseline.
     """
     names = np.array(settings(study), dtype=object)
-    usual = study.baseline
-    if not (usual >= 0).any():
+    baseline = study.baseline
+    if not (baseline >= 0).any():
         return []
-    distinct = [BASELINE, *(name for name in dict.fromkeys(names) if not name.endswith(BASELINE))]
-    of = column(metric, study.trials)
+    choices = [BASELINE, *(name for name in dict.fromkeys(names) if not name.endswith(BASELINE))]
+    col = column(metric, study.trials)
     answer = []
-    for name in distinct if len(distinct) <= MOST_BASES else distinct[:1]:
-        mine = study.is_baseline if name == BASELINE else names == name
-        base = usual.copy()
-        for variant in np.flatnonzero(mine):
+    for name in choices if len(choices) <= MOST_BASES else choices[:1]:
+        mask = study.is_baseline if name == BASELINE else names == name
+        base = baseline.copy()
+        for variant in np.flatnonzero(mask):
             base[study.group == study.group[variant]] = variant
-        other = dataclasses.replace(study, baseline=base)
-        estimate = computed.differences(other, metric)
+        new_study = dataclasses.replace(study, baseline=base)
+        estimate = computed.differences(new_study, metric)
         texts = [
-            "" if itself else interval_text(value, half, of.decimals, signed=True)
-            for itself, value, half in zip(other.is_baseline, estimate.mean, estimate.half_width, strict=True)
+            "" if is_base else interval_text(value, half, col.decimals, signed=True)
+            for is_base, value, half in zip(new_study.is_baseline, estimate.mean, estimate.half_width, strict=True)
         ]
-        unit = "points" if of.unit == "%" else of.unit
+        unit = "points" if col.unit == "%" else col.unit
         answer.append(
-            {"study": other, "name": name, "variants": [int(v) for v in np.flatnonzero(mine)], "cells": texts,
+            {"study": new_study, "name": name, "variants": [int(v) for v in np.flatnonzero(mask)], "cells": texts,
              "by": [number(value) for value in estimate.mean], "column": f"{metric}:difference",
-             "heading": f"Δ {of.label} to {name}" + (f" ({unit})" if unit else "")}
+             "heading": f"Δ {col.label} to {name}" + (f" ({unit})" if unit else "")}
         )  # fmt: skip
     return answer
 

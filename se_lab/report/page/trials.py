@@ -21,42 +21,42 @@ TRACEBACK_CHARACTERS = 6_000
 
 
 def folders(study: Study) -> list[Path | None]:
-    """(T,) the folder of each trial, None where its records came from elsewhere."""
-    named = study.trials.get("folder", pd.Series(index=study.trials.index, dtype=object))
-    return [Path(folder) if isinstance(folder, str) and folder else None for folder in named]
+    """Return (T,) the folder of each trial, None where its records came from elsewhere."""
+    paths = study.trials.get("folder", pd.Series(index=study.trials.index, dtype=object))
+    return [Path(folder) if isinstance(folder, str) and folder else None for folder in paths]
 
 
 def records_in(places: Sequence[Path | None]) -> list[RunRecord | None]:
-    """(T,) the record of each trial whose folder is known and that is over."""
+    """Return (T,) the record of each trial that has ended and whose folder is known, else None."""
     return [read_record(folder) if folder is not None else None for folder in places]
 
 
 def trial_data(study: Study, kept: Sequence[RunRecord | None], metric: str) -> dict[str, Any]:
-    """Return every trial; what all share, and environments and tracebacks that several have, come once."""
+    """Return every trial; shared settings, environments and tracebacks are listed once."""
     spec = [str(key) for key in study.trials if "." in str(key) or key == "seed"]
     texts = pd.DataFrame({key: value_texts(study.trials[key]) for key in spec})
-    shared = [key for key in spec if texts[key].nunique() == 1]
+    shared_keys = [key for key in spec if texts[key].nunique() == 1]
     environments: dict[str, int] = {}
     tracebacks: dict[str, int] = {}
     names = study.variants["variant"].to_numpy()
-    of = column(metric, study.trials) if metric in study.trials else None
+    col = column(metric, study.trials) if metric in study.trials else None
     rows = []
     for place, (row, record) in enumerate(zip(study.trials.to_dict("records"), kept, strict=True)):
-        measured = of is not None and not is_missing(row[metric])
+        is_measured = col is not None and not is_missing(row[metric])
         trial: dict[str, Any] = {
             "id": str(row["trial_id"]),
             "variant": int(row["variant"]),
             "name": str(names[row["variant"]]),
             "seed": value_text(row["seed"]),
             "status": str(row["status"]),
-            "value": number_text(float(row[metric]), of.decimals) if of and measured else "",
-            "raw": number(float(row[metric])) if measured else None,
-            "spec": {key: texts[key].iat[place] for key in spec if key not in shared and key != "seed"},
+            "value": number_text(float(row[metric]), col.decimals) if col and is_measured else "",
+            "raw": number(float(row[metric])) if is_measured else None,
+            "spec": {key: texts[key].iat[place] for key in spec if key not in shared_keys and key != "seed"},
             "error": "" if is_missing(row.get("error")) else str(row["error"]),
         }
         if record is not None:
-            about = json.dumps(_environment(record), sort_keys=True)
-            trial["environment"] = environments.setdefault(about, len(environments))
+            environment = json.dumps(_environment(record), sort_keys=True)
+            trial["environment"] = environments.setdefault(environment, len(environments))
             trial["started"] = record.started
             trial["timings"] = {key: f"{value:.4g}" for key, value in record.timings.items() if value is not None}
             trial["command"] = repeat_command(record)
@@ -64,13 +64,13 @@ def trial_data(study: Study, kept: Sequence[RunRecord | None], metric: str) -> d
                 text = record.error.strip()[-TRACEBACK_CHARACTERS:]
                 trial["traceback"] = tracebacks.setdefault(text, len(tracebacks))
         rows.append(trial)
-    short = {key: column(key, study.keys).short.partition("={}") for key in study.keys}
+    formats = {key: column(key, study.keys).short.partition("={}") for key in study.keys}
     return {
         "trials": rows,
-        "metric": {"key": metric, "heading": of.heading if of else metric},
-        "shared": {key: texts[key].iat[0] for key in shared},
-        "aliases": {before: key for key, (before, equals, _) in short.items() if equals},
-        "environments": [json.loads(about) for about in environments],
+        "metric": {"key": metric, "heading": col.heading if col else metric},
+        "shared": {key: texts[key].iat[0] for key in shared_keys},
+        "aliases": {prefix: key for key, (prefix, separator, _) in formats.items() if separator},
+        "environments": [json.loads(environment) for environment in environments],
         "tracebacks": list(tracebacks),
         "variants": [
             {"name": str(name), "baseline": bool(base)} for name, base in zip(names, study.is_baseline, strict=True)
@@ -80,7 +80,7 @@ def trial_data(study: Study, kept: Sequence[RunRecord | None], metric: str) -> d
 
 def repeat_command(record: RunRecord) -> str:
     """Return the command that repeats a trial: `se-lab train` with every field that is not at its default."""
-    default = RunSpec().flat()  # None: what the unit, or a net without units, has no use for
+    default = RunSpec().flat()  # None: unused by the unit, or by a net without units
     flags = [
         f"--{key}={value if isinstance(value, str) else json.dumps(value)}"
         for key, value in record.spec.items()
