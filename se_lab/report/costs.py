@@ -215,13 +215,13 @@ def _form(spec: ModelSpec, model: nn.Module, site: Site) -> str:
 
 def _paths(model: nn.Module, place: Place) -> list[str]:
     """Return the modules of a unit: its block; where that is a lone activation, the layers before it as well."""
-    parent, _, leaf = place.path.rpartition(".")
-    siblings = [name for name, _ in model.get_submodule(parent).named_children()]
+    name, dot, leaf = place.path.rpartition(".")
+    siblings = dict(model.get_submodule(name).named_children())
     paths = [place.path]
-    for name in reversed(siblings[: siblings.index(leaf)]):
-        if not isinstance(model.get_submodule(f"{parent}.{name}"), (nn.Conv2d, nn.BatchNorm2d)):
+    for sibling in reversed(list(siblings)[: list(siblings).index(leaf)]):
+        if not isinstance(siblings[sibling], (nn.Conv2d, nn.BatchNorm2d)):
             break
-        paths.append(f"{parent}.{name}")
+        paths.append(f"{name}{dot}{sibling}")
     return paths
 
 

@@ -146,7 +146,7 @@ def _spare_checkpoints(trial: Path, record: RunRecord, keep: Collection[str]) ->
 def _synced(trial: Path, record: RunRecord | None) -> list[Path]:
     """Return the folders of runs that W&B has: marked by `wandb sync`, or sent by `se-lab sync` with this record."""
     sent = False
-    with contextlib.suppress(FileNotFoundError, ValueError):
+    with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):
         mark = json.loads((trial / "synced.json").read_text(encoding="utf-8"))
         sent = record is not None and (mark["started"], mark["status"]) == (record.started, record.status)
     if (trial / "wandb").is_symlink():

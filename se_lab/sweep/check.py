@@ -87,7 +87,7 @@ def _done_otherwise(spec: Mapping[str, Any]) -> Iterator[Finding]:
             todo = f"write {distribution}_values, whose bounds are values"
             yield Finding(f"parameters.{key}", f"W&B gave {distribution} up: its bounds are exponents of e", todo)
         values = axis.get("values") if isinstance(axis.get("values"), list) else [axis.get("value", 0)]
-        if _has_null(values) and "${args_json_file}" not in (spec.get("command") or []):
+        if _has_null(values) and "${args_json_file}" not in str(spec.get("command")):
             todo = 'leave the field out, or hand over "--config", "${args_json_file}" in place of "${args}"'
             yield Finding(f"parameters.{key}", "null reaches a trial as the text None", todo)
 

@@ -206,7 +206,9 @@ def _size_problems(spec: Mapping[str, Any]) -> Iterator[Finding]:
     cap, method = spec.get("run_cap"), spec.get("method")
     sizes = [grid_size(axis) for axis in spec["parameters"].values()] if method == "grid" else [0]
     size = math.prod(sizes) if method == "grid" else cap
-    points = max(min(size, cap) if cap else size, *sizes) if isinstance(size, int) else 0
+    if type(cap) is int and cap > 0 and isinstance(size, int):
+        size = min(size, cap)
+    points = max(size, *sizes) if isinstance(size, int) else 0
     if points > MOST_POINTS:
         todo = f"at most {MOST_POINTS:,} are allowed: leave values out, or set run_cap"
         yield Finding("parameters", f"the {method} has {points:,} points", todo)

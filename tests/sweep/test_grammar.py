@@ -96,6 +96,8 @@ def test_random_draws_lie_within_their_distributions_and_repeat(tmp_path_factory
         ({"parameters": {"seed": {"value": 1}}, "methd": "grid"}, "did you mean 'method'"),
         ({"parameters": {"seed": {"value": 1}}, "method": "gird"}, "did you mean 'grid'"),
         ({"parameters": {"seed": {"value": 1}}, "method": "random"}, "run_cap is None"),
+        ({"parameters": SEED, "run_cap": "10"}, "it must be an integer from 1 on"),
+        ({"parameters": {"model.init_seed": {"values": [None, 1]}}, "command": 5}, "command"),
         ({"parameters": {"seed": {"value": 1}}, "command": ["python", "other.py"]}, "are run by se-lab train"),
         ({"parameters": SEED, "command": ["se-lab", "train", "--cfg=${args_json_file}"]}, "whole token"),
         ({"parameters": SEED, "command": ["se-lab", "train", "--optm.lr=1", "${args}"]}, "mean '--optim.lr'"),

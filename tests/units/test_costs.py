@@ -175,6 +175,12 @@ def test_rows_of_a_net_add_up():
         assert rest["macs"] >= 0 and rest["params_se"] == 0
 
 
+def test_the_rows_of_a_net_whose_blocks_lie_at_its_top_add_up():
+    """`block8` of Inception-ResNet-v2 has no parent but the net."""
+    net, *rows = costs.net_costs(ModelSpec("inception_resnet_v2", SESpec()), 10, (3, 96, 96))
+    assert net["macs"] == sum(row["macs"] for row in rows if row["part"].startswith("stage") or row["part"] == "rest")
+
+
 @pytest.mark.parametrize(("unit", "said"), [("eca", "equal"), ("srm", "equal"), ("cbam", "no closed form")])
 def test_a_nets_row_says_what_units_add_and_whether_they_have_a_closed_form(unit, said):
     net, *_ = costs.net_costs(ModelSpec("cifar_resnet20", SESpec(unit=unit)), 10, (3, 32, 32))

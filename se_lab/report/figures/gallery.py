@@ -89,14 +89,14 @@ def draw_figures(
             yield name, str(error)
 
 
-def page_sections(study: Study, metric: str, others: Sequence[Study] = ()) -> list[dict[str, Any]]:
+def page_sections(study: Study, metric: str, by_base: Sequence[Study]) -> list[dict[str, Any]]:
     """Return the figures of a study for its page, as `page.section` describes them: those that its trials can give.
 
-    others: The same trials compared with other baselines, a choice each of the differences.
+    by_base: The same trials compared with each baseline, a choice each of the differences.
     """
     kinds: dict[str, tuple[str, list[Callable[[], Chart]]]] = {
         "tradeoff": ("Error against cost", [partial(tradeoff, study, metric, cost) for cost in COSTS]),
-        "differences": ("Difference from the baseline", [partial(differences, s, metric) for s in (study, *others)]),
+        "differences": ("Difference from the baseline", [partial(differences, s, metric) for s in by_base]),
         "reduction": ("Reduction ratio", [partial(reduction, study, metric)]),
         "heatmap": ("By both settings", [partial(heatmap, study, metric)]),
         "class_differences": ("Errors by class, against the baseline", _class_charts(study, metric)),

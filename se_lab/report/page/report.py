@@ -70,10 +70,10 @@ def write_report(
         static += table.render("html") + _static_figures(records, metric, where)
         baselines = bases(study, metric)
         data["table"] = table_data(table)
-        data["figures"] = page_sections(study, metric, [base.pop("study") for base in baselines][1:])
+        data["figures"] = page_sections(study, metric, [base.pop("study") for base in baselines])
         for figure in data["figures"]:
             if figure["id"] == "differences":
-                for choice, base in zip(figure["choices"], baselines, strict=False):
+                for choice, base in zip(figure["choices"], baselines, strict=True):
                     heading = choice["layout"]["xaxis"]["title"]
                     heading["text"] = heading["text"].replace(BASELINE, base["name"])
         data["bases"] = baselines if len(baselines) > 1 else None

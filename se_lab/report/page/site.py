@@ -36,12 +36,12 @@ class Chapter:
 
 
 def by_data_set(chapter: Chapter) -> list[Chapter]:
-    """Split a store's trials by data set, as no table compares two."""
-    if "data.name" not in chapter.records:
+    """Split a store's trials by data set; trials that have no record yet stay with the first."""
+    names = chapter.records.get("data.name", pd.Series(dtype=object)).dropna()
+    if names.nunique() < 2:
         return [chapter]
-    groups = list(chapter.records.groupby("data.name", sort=False))
-    if len(groups) < 2:
-        return [chapter]
+    by_name = chapter.records["data.name"].fillna(names.iloc[0])
+    groups = chapter.records.groupby(by_name, sort=False)
     return [Chapter(f"{chapter.title}, {name}", chapter.question, records) for name, records in groups]
 
 
@@ -111,7 +111,7 @@ def _summary(chapter: Chapter, metric: str, where: Mapping[str, object] | None) 
     winner = ""
     if metric in study.trials and (study.trials["status"] == "finished").any():
         col, estimate = column(metric, study.trials), computed.interval(study, metric)
-        if np.isfinite(estimate.mean).any():
+        if col.better is not None and np.isfinite(estimate.mean).any():
             index = int((np.nanargmax if col.better == "higher" else np.nanargmin)(estimate.mean))
             (text,) = range_texts(*(ends[[index]] for ends in estimate[:3]), decimals=col.decimals)
             winner = f"{study.variants['variant'].iloc[index]}: {col.label} {text} {col.unit}".rstrip()

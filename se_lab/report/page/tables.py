@@ -56,7 +56,8 @@ def settings(study: Study) -> list[str]:
 def bases(study: Study, metric: str) -> list[dict[str, Any]]:
     """Return, for each setting that variants can be compared with, the study so compared and the table's column.
 
-    The usual baseline comes first. A group that lacks a setting keeps its own baseline. Empty without a baseline.
+    The usual baseline comes first. A group that lacks a setting keeps its own baseline. Settings without a finished
+    trial are left out. Empty without a baseline.
     """
     names = np.array(settings(study), dtype=object)
     baseline = study.baseline
@@ -72,6 +73,8 @@ def bases(study: Study, metric: str) -> list[dict[str, Any]]:
             base[study.group == study.group[variant]] = variant
         new_study = dataclasses.replace(study, baseline=base)
         estimate = computed.differences(new_study, metric)
+        if not np.isfinite(estimate.mean[~new_study.is_baseline]).any():  # none of its trials has finished
+            continue
         texts = [
             "" if is_base else interval_text(value, half, col.decimals, signed=True)
             for is_base, value, half in zip(new_study.is_baseline, estimate.mean, estimate.half_width, strict=True)

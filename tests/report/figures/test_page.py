@@ -98,7 +98,7 @@ def test_names_of_points_do_not_cover_each_other_on_a_page() -> None:
 
 def test_a_study_gives_the_sections_that_its_trials_allow(reduction_study: pd.DataFrame) -> None:
     study = group_variants(reduction_study)
-    sections = page_sections(study, TOP1, [study])
+    sections = page_sections(study, TOP1, [study, study])
     assert [section["id"] for section in sections] == ["tradeoff", "differences", "reduction", "parallel"]
     assert [choice["label"] for choice in sections[0]["choices"]] == ["params", "MACs", "step"]
     assert len(sections[1]["choices"]) == 2  # one a baseline

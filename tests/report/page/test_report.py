@@ -359,3 +359,16 @@ def test_records_that_name_no_folder_give_a_page_without_curves_and_environments
     data = page_data(write_report(reduction_study.drop(columns="folder"), tmp_path / "report.html"))
     assert [figure["id"] for figure in data["figures"]] == ["tradeoff", "differences", "reduction", "parallel"]
     assert len(data["trials"]) == 15 and data["environments"] == [] and data["curves"] is None
+
+
+def test_a_setting_of_which_nothing_finished_is_no_baseline_to_choose(
+    reduction_study: pd.DataFrame, tmp_path: Path
+) -> None:
+    lost = reduction_study["model.se.reduction"] == 4
+    reduction_study.loc[lost, ["status", TOP1]] = ["failed", np.nan]
+    data = page_data(write_report(reduction_study, tmp_path / "report.html"))
+    (figure,) = [figure for figure in data["figures"] if figure["id"] == "differences"]
+    names = [base["name"] for base in data["bases"]]
+    assert names == ["no SE", "r=2", "r=8", "r=16"] and len(figure["choices"]) == len(names)
+    for name, choice in zip(names, figure["choices"], strict=True):
+        assert name in choice["layout"]["xaxis"]["title"]["text"]

@@ -58,6 +58,9 @@ def test_a_store_of_two_data_sets_has_a_page_for_each_and_a_study_without_result
     both = pd.concat([study(variants, **{"data.name": name}) for name in ("digits", "cifar10")], ignore_index=True)
     chapters = by_data_set(Chapter("runs", "", both))
     assert [chapter.title for chapter in chapters] == ["runs, digits", "runs, cifar10"]
+    begun = pd.DataFrame({"trial_id": ["0123456789ab"], "status": ["interrupted"]})
+    first, second = by_data_set(Chapter("runs", "", pd.concat([both, begun], ignore_index=True)))
+    assert list(first.records["status"]).count("interrupted") == 1 and len(second.records) == 2
     waiting = Chapter("later", "", study(variants).assign(status="running"))
     index, *pages = write_site([*chapters, waiting, chapters[0]], tmp_path)
     assert [page.name for page in pages] == ["runs-digits.html", "runs-cifar10.html", "runs-digits-2.html"]
