@@ -77,15 +77,15 @@ def test_the_kernels_compute_what_float64_says():
 def test_the_benchmark_goes_through_without_a_gpu_and_records_each_part(parts, words, tmp_path):
     results = tmp_path / "RESULTS.md"
     results.write_text("# Results\n")
-    script = str(GPU)
-    for _ in range(2):  # the second time in place of the first
-        done = interpreted(
-            script, "--smoke", "--backend", "eager", "--parts", *parts, "--results", str(results), "--commit", "0123abc"
-        )
+    said = ""
+    for again in (parts, parts[-1:]):  # the second time in place of the first
+        flags = ["--parts", *again, "--results", str(results), "--commit", "0123abc"]
+        done = interpreted(str(GPU), "--smoke", "--backend", "eager", *flags)
         assert done.returncode == 0, done.stdout + done.stderr
+        said += done.stdout
     text = results.read_text()
     assert text.startswith("# Results\n\n<!-- gpu: smoke run on a CPU: ")
-    assert all(word in done.stdout and word in text for word in words)
+    assert all(word in said and word in text for word in words)
     sections = re.findall(r"<!-- (gpu: .*) -->\n## .*\n\n.* · commit 0123abc · (?s:.*?)\n<!-- /(.*) -->", text)
     assert len(sections) == {"kernels": 7, "training": 2}[parts[0]] and all(start == end for start, end in sections)
 
