@@ -35,7 +35,9 @@ def _parser() -> Parser:
     )
     parser.add_argument("--spread", choices=SPREADS, help="Beside a mean: its 95 %% interval, or the std over seeds.")
     parser.add_argument(
-        "--paper", metavar="TABLE", help="The SE paper's figures beside ours: table_10_reduction, or 10."
+        "--paper",
+        metavar="TABLE",
+        help="Printed numbers beside ours: the SE paper's (table_10_reduction, or 10), or units.",
     )
     parser.add_argument("--variance", action="store_true", help="The variance by source: order, weights, split, …")
     parser.add_argument(

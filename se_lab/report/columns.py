@@ -66,6 +66,7 @@ _LISTED = (
     Column("model.se.stages", "stages", "spec", short="stages {}"),
     Column("model.se.bias", "FC bias", "spec", short="bias {}"),
     Column("data.name", "data", "spec"),
+    Column("optim.name", "optimizer", "spec"),
     Column("optim.lr", "learning rate", "spec", short="lr={}"),
     Column("train.epochs", "epochs", "spec", short="{} epochs"),
     Column("seed", "seed", "spec", short="seed {}"),

@@ -93,8 +93,8 @@ def comparison_notes(request: Request) -> list[str]:
     )
     if request.model == "joint" and np.isfinite(ratio) and np.isfinite(comparison.correlation):
         notes.append(
-            f"Pairs of one seed correlate {number_text(comparison.correlation, 2)}: comparing seed by seed alone makes "
-            f"this table's intervals {ratio:.2g} times as wide."
+            f"Pairs of one seed correlate {number_text(comparison.correlation, 2)}: a seed-by-seed comparison would "
+            f"make this table's intervals {ratio:.2g} times as wide."
         )
     return notes + _effects_over_nets(request, comparison)
 
@@ -126,7 +126,7 @@ def _model_text(comparison: joint.Comparison, has_interval: Any, study: Study, m
     if model == "paired":
         return "± is simultaneous over the table (Šidák), each row paired by its seeds, with a variance of its own."
     blocked, variance = comparison.blocked[has_interval], comparison.variance[has_interval]
-    seeds = "with seeds as blocks" if blocked.all() else "without seeds as blocks, as they do not differ"
+    seeds = "with seeds as blocks" if blocked.all() else "without seeds as blocks, as no difference between them shows"
     if blocked.any() and not blocked.all():
         seeds = "with seeds as blocks in the groups where they differ"
     if model != "joint":

@@ -239,7 +239,7 @@ def interval_limits(mean: Floats, half: Floats, points: Floats, unit: str = "") 
     """Return the range of an axis for means (N,) with intervals of ± half, (N,) or (2, N), and for single points.
 
     Intervals of two seeds can be a hundred times as long as all differences: the axis is cut off at three times
-    the range of the points with the median interval, and below 0 % and above 100 %.
+    the range of the points with the median interval, and where errors in %, or their differences in points, cannot be.
     """
     lower, upper = reach_of(half)
     reaches = np.append(lower, upper)
@@ -248,6 +248,8 @@ def interval_limits(mean: Floats, half: Floats, points: Floats, unit: str = "") 
     reach = core[1] - core[0]
     low, high = span(mean - lower, mean + upper, points, margin=0.08)
     low, high = max(low, core[0] - reach), min(high, core[1] + reach)
+    if unit == "points":
+        low, high = max(low, -100.0), min(high, 100.0)
     if unit == "%":
         room = 0.04 * (min(high, 100.0) - max(low, 0.0))  # for the marker of a point that stands on the edge
         low, high = max(low, -room), min(high, 100.0 + room)

@@ -43,7 +43,7 @@ def differences(study: Study, metric: str) -> Chart:
     ]
     seeds = _seeds(study, col, pairs, heights)
     names = study.variants["variant"]
-    limits = interval_limits(comparison.mean[rows], comparison.half_width[rows], np.append(seeds.x, 0.0))
+    limits = interval_limits(comparison.mean[rows], comparison.half_width[rows], np.append(seeds.x, 0.0), unit)
     panel = Panel(
         Axis(f"Δ {col.label} to {BASELINE}" + (f" ({unit})" if unit else ""), limits),
         Axis(limits=(heights[rows[-1]] + 0.7, -0.7), ticks=[(heights[i], names.iloc[i]) for i in rows], names=True),

@@ -59,3 +59,11 @@ def test_an_interval_that_dwarfs_all_differences_is_cut_and_marked(study: Make) 
     assert all((x, side) in ((low, "left"), (high, "right")) for _, x, _, side in cut)
     seeds = panel.series[0]
     assert low < seeds.x.min() and seeds.x.max() < high  # points are never cut
+
+
+def test_no_axis_of_points_goes_where_no_difference_of_errors_can_be(study: Make) -> None:
+    """Two seeds give intervals of ± 400 points, where ± 100 are possible."""
+    records = study([({"insertion": "none"}, [40.0, 95.0]), ({"reduction": 4}, [90.0, 10.0])])
+    (panel,) = chart_of(records).panels
+    assert panel.series[-1].x_half[0] > 100
+    assert panel.x.limits == (-100.0, 100.0)
