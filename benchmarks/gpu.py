@@ -210,7 +210,7 @@ def sweep_table(options: argparse.Namespace) -> tuple[str, bool]:
 
 def batched_table(options: argparse.Namespace) -> tuple[str, bool]:
     """Run benchmarks/batched.py, which fails where the losses are not those of the trials alone."""
-    size = {"steps": 16, "rounds": 5}
+    size = {"steps": 16, "seeds": 2, "rounds": 5}
     if options.smoke:
         size = {"batch": 2, "size": 8, "steps": 1, "seeds": 1, "rounds": 1}
     flags = [f"--{name}={value}" for name, value in {"device": options.device, **size}.items()]

@@ -31,7 +31,6 @@ BENCHMARKS = {
     "scaling": "",
     "data": "",
     "sweep": "--plain_trials 3 --channels_last",
-    "batched": "--seeds 1 --rounds 2",
     "trial_start": "--rounds 3",
     "profiling": "--every 20",
     "excitations": "--batch 16 --rounds 5",
