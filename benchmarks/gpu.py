@@ -41,7 +41,7 @@ from gpu_nets import LIMITS, NETS, net_table
 from gpu_passes import LAYOUTS, SHAPES, kernel_table, long_table
 from measure import with_section
 
-from se_lab.store import write_whole
+from se_lab.store import write_text_whole
 from se_lab.units.fused import kernels
 
 HERE = Path(__file__).parent
@@ -195,8 +195,7 @@ def circumstances(commit: str | None, cuda: bool) -> str:
 def record(path: Path, name: str, section: str) -> None:
     """Put a section into a Markdown file, in place of the one of its name there, or at the end."""
     text = path.read_text(encoding="utf-8") if path.exists() else "# Measured\n"
-    whole = with_section(text, name, section, len(text))
-    write_whole(path, lambda file: file.write(whole.encode()))
+    write_text_whole(path, with_section(text, name, section, len(text)))
 
 
 def sweep_table(options: argparse.Namespace) -> tuple[str, bool]:

@@ -56,7 +56,7 @@ def scan(folder: str | Path) -> Scan:
 
 
 def class_folders(folder: str | Path) -> list[str]:
-    """Return the names of the sub-folders that `scan` takes as classes, in its order, without a look into them.
+    """Return the names of the sub-folders that `scan` takes as classes, in its order, without opening them.
 
     Raises:
         OSError: where the folder cannot be listed.

@@ -287,6 +287,19 @@ def test_across_a_sweep_variants_are_overlaid_and_baselines_left_out(tmp_path: P
     assert sorted(np.sign(low).tolist()) == [-1, 1]  # tanh's gates go below 0
 
 
+@pytest.mark.usefixtures("quick")
+def test_the_explorer_of_a_sweep_shows_two_variants_in_any_order_of_trials(tmp_path: Path, monkeypatch) -> None:
+    pages = []
+    monkeypatch.setattr(
+        inspection, "write_page", lambda nets, path, **_: pages.append([name for name, _ in nets]) or path
+    )
+    for se in ({"excitation": "sigmoid"}, {"excitation": "tanh"}, {"excitation": "sigmoid", "seed": 1}):
+        write_trial(tmp_path / "store", **se)
+    records = read_records(tmp_path / "store").sort_values(["seed", "model.se.excitation"])
+    inspect_sweep(records, Inspection(output=tmp_path / "out"))
+    assert pages[-1] == ["sigmoid", "tanh"]
+
+
 def test_fifty_units_and_long_labels_are_legible_in_one_column() -> None:
     sites = [GateSite(f"SE_{2 + i // 13}_{i % 13 + 1}", 2 + i // 13, i % 13 + 1, 4, str(i)) for i in range(50)]
     filled = ExcitationStatistics(sites, list("uvwxyz"))

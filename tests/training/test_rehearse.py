@@ -6,10 +6,12 @@ import tempfile
 from pathlib import Path
 
 import pytest
+import torch
 
 from se_lab.cli import main
 from se_lab.spec import DataSpec, ModelSpec, SESpec, SpecError, TrainSpec
 from se_lab.store import trial_folder
+from se_lab.training.metrics import MeanLoss
 from se_lab.training.rehearse import rehearse
 from se_lab.training.run import run
 from se_lab.training.task import ClassificationTask
@@ -62,3 +64,8 @@ def test_a_unit_that_sees_too_small_a_map_is_refused_before_anything_is_written(
         with pytest.raises(SpecError, match=r"simam needs maps of at least 2 pixels, and layer2\.0\.se has 1 × 1"):
             start(spec, here)
     assert not Path(here.store).exists()
+
+
+def test_a_rehearsal_whose_validation_loss_is_nan_ends(quick, here, monkeypatch):
+    monkeypatch.setattr(MeanLoss, "compute", lambda _: torch.tensor(float("nan")))
+    assert rehearse(quick(), here).steps > 0
