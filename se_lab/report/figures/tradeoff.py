@@ -51,17 +51,16 @@ class _Cost(NamedTuple):
 def tradeoff(study: Study, metric: str, cost: str) -> Chart:
     """Chart a metric against a cost (params, macs, step_ms, …): a point a variant with its 95 % interval over seeds.
 
-    The line is the Pareto front: the variants that no other beats in both means. Baselines are hollow; groups have
-    their own marker and colour. Variants of equal cost stand above each other. Raises ReportError where no trial has
-    the cost.
+    The line is the Pareto front: the variants that no other beats in both means. Several data sets have none, as their
+    errors cannot be compared. Baselines are hollow; groups have their own marker and colour. Variants of equal cost
+    stand above each other. Raises ReportError where no trial has the cost.
     """
     col, costs = column(metric, study.trials), _cost(study, metric, cost)
     estimate = computed.interval(study, metric)
     x, y = costs.variants, estimate.mean
     is_plotted = np.isfinite(x) & np.isfinite(y)
-    front = np.flatnonzero(is_plotted)[
-        pareto_front(x[is_plotted], y[is_plotted], higher_is_better=col.better == "higher")
-    ]
+    candidates = np.flatnonzero(is_plotted & ("data.name" not in study.group_keys))
+    front = candidates[pareto_front(x[candidates], y[candidates], higher_is_better=col.better == "higher")]
     stairs = np.column_stack([np.repeat(x[front], 2)[1:], np.repeat(y[front], 2)[:-1]])
     is_named = _named(is_plotted, front, study.is_baseline)
     _, family_names = families(study)
@@ -90,7 +89,7 @@ def pareto_front(x: Floats, y: Floats, *, higher_is_better: bool = False) -> NDA
     score = -y if higher_is_better else y
     order = np.lexsort((score, x))
     minima = np.minimum.accumulate(score[order])
-    is_front = np.r_[True, minima[1:] < minima[:-1]]
+    is_front = np.diff(minima, prepend=np.inf) < 0
     return np.asarray(order[is_front])
 
 

@@ -106,6 +106,18 @@ def test_front_of_random_points_equals_the_definition() -> None:
     assert set(zip(x[front], y[front], strict=True)) == expected
 
 
+def test_two_data_sets_have_no_front_as_their_errors_cannot_be_compared(study: Make) -> None:
+    variants = [
+        ({"data.name": name, **se}, [error + add])
+        for name, add in (("digits", 5.0), ("mnist", 0.0))
+        for se, error in (({"insertion": "none"}, 3.0), ({"reduction": 4}, 2.0))
+    ]
+    (panel,) = tradeoff(group_variants(study(variants)), TOP1, "params").panels
+    assert "Pareto front" not in [series.name for series in panel.series] and len(panel.lines) == 0
+    (panel,) = tradeoff(group_variants(study(variants[:2])), TOP1, "params").panels
+    assert "Pareto front" in [series.name for series in panel.series]
+
+
 def test_more_variants_than_can_be_named_leave_the_front_and_the_baseline_named(study: Make) -> None:
     errors = np.linspace(9, 8, 40)
     chart = chart_of(
