@@ -26,20 +26,22 @@ from measure import with_section
 HERE = Path(__file__).parent
 RESULTS = HERE / "RESULTS.md"
 BENCHMARKS = {
-    "se_unit": "",
-    "network": "",
-    "scaling": "",
-    "data": "",
-    "sweep": "--plain_trials 3 --channels_last",
-    "trial_start": "--rounds 3",
-    "profiling": "--every 20",
-    "excitations": "--batch 16 --rounds 5",
-    "explorer": "",
-    "analysis": "",
-    "stores": "",
-    "evidence": "--tables 60",
+    "se_unit": "se_unit.py",
+    "network": "network.py",
+    "light_nets": "network.py --backbone mobilenetv3_large_100 efficientnet_b0 regnety_008 convnext_tiny --batch 4 "
+    "--size 160 --rounds 5 --layout NCHW",
+    "scaling": "scaling.py",
+    "data": "data.py",
+    "sweep": "sweep.py --plain_trials 3 --channels_last",
+    "trial_start": "trial_start.py --rounds 3",
+    "profiling": "profiling.py --every 20",
+    "excitations": "excitations.py --batch 16 --rounds 5",
+    "explorer": "explorer.py",
+    "analysis": "analysis.py",
+    "stores": "stores.py",
+    "evidence": "evidence.py --tables 60",
 }
-"""The scripts and what they are called with, in the order of RESULTS.md."""
+"""A section of RESULTS.md and the script that prints it with its arguments, in the order of that file."""
 LEAST_SECONDS = 20
 """With less time than this left no benchmark is begun."""
 PACKAGES = ("torch", "timm", "lightning", "numpy", "pandas")
@@ -47,7 +49,7 @@ PACKAGES = ("torch", "timm", "lightning", "numpy", "pandas")
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    there = [name for name in BENCHMARKS if (HERE / f"{name}.py").exists()]
+    there = [name for name, command in BENCHMARKS.items() if (HERE / command.split()[0]).exists()]
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"Only these, of {', '.join(there)}.")
     parser.add_argument("--minutes", type=float, default=15, help="Stop by then, whatever is left.")
     options = parser.parse_args()
@@ -72,7 +74,8 @@ def main() -> int:
 
 def measure(name: str, seconds: float) -> str | None:
     """Run a benchmark and return its section; None where it failed or took too long, and keeps the section it has."""
-    command = ["python", f"benchmarks/{name}.py", *shlex.split(BENCHMARKS[name])]
+    script, *arguments = shlex.split(BENCHMARKS[name])
+    command = ["python", f"benchmarks/{script}", *arguments]
     load = os.getloadavg()[0]
     try:
         done = subprocess.run(
@@ -86,8 +89,10 @@ def measure(name: str, seconds: float) -> str | None:
     except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
         print(f"{name}: {error}", file=sys.stderr)
         return None
-    about = ast.get_docstring(ast.parse((HERE / f"{name}.py").read_text(encoding="utf-8"))) or name
+    about = ast.get_docstring(ast.parse((HERE / script).read_text(encoding="utf-8"))) or name
     title = re.split(r"[:.]\s", about, maxsplit=1)[0]
+    if name != script.removesuffix(".py"):
+        title += f" ({name.replace('_', ' ')})"
     return f"## {title}\n\n`{shlex.join(command)}` · {circumstances(load)}\n\n{done.stdout.strip()}"
 
 
