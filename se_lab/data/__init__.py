@@ -20,5 +20,6 @@ from se_lab.data.opening import data_shapes as data_shapes
 from se_lab.data.opening import inspect_images as inspect_images
 from se_lab.data.opening import listing_of as listing_of
 from se_lab.data.opening import present_digest as present_digest
+from se_lab.data.opening import with_present_digest as with_present_digest
 from se_lab.data.table import DATASETS as DATASETS
 from se_lab.data.table import Splits as Splits

@@ -98,9 +98,11 @@ class FolderData(EncodedData):
     the paper, and `val_fraction` of the training images are held out for validation.
     """
 
-    def __init__(self, spec: DataSpec, seed: int, root: str | Path, workers: int) -> None:
+    def __init__(
+        self, spec: DataSpec, seed: int, root: str | Path, workers: int, listing: Listing | None = None
+    ) -> None:
         super().__init__(spec, seed, workers)
-        self.listing = listing = _inherited.get((spec.name, str(root))) or list_files(spec, root)
+        self.listing = listing = listing or _inherited.get((spec.name, str(root))) or list_files(spec, root)
         self.root, self.classes = listing.root, [printable(name) for name in listing.classes]
         self.left_out, self._digest = listing.left_out, listing.digest
         self.set_splits(listing.train, listing.val, listing.test, {})

@@ -130,6 +130,15 @@ def listing_of(spec: DataSpec, *, root: str | Path = ".") -> Listing | None:
         return None
 
 
+def with_present_digest(listing: Listing, spec: DataSpec, *, root: str | Path = ".") -> Listing:
+    """Return a listing with the digest of its files as they are now; those that have not changed are not read."""
+    try:
+        data = FolderData(spec, 0, root, 0, dataclasses.replace(listing, digest=None))
+        return dataclasses.replace(listing, digest=data.digest)
+    except (DataError, OSError):  # as for a file that is gone: the trials record it
+        return listing
+
+
 @dataclass(frozen=True)
 class DataShape:
     """The number of classes, the shape of an image and the sizes of the splits."""

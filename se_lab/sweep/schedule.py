@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import tempfile
 import time
 from collections import Counter
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from se_lab import store
-from se_lab.spec import DataSpec, ExecSpec, RunSpec, SpecError, run_spec
+from se_lab.spec import ExecSpec, RunSpec, SpecError, run_spec
 from se_lab.spec.flags import import_plugins
 from se_lab.sweep.bayes import BayesSearch, import_optuna
 from se_lab.sweep.early_stop import Hyperband
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 POLL_SECONDS = 2.0
 """Seconds to wait before checking again a trial that another worker holds."""
 NETWORK_SECONDS = 10.0
+LOOK_SHARE = 0.05
+"""The share of the time that a sweep may spend on looking whether the files of its images have changed."""
 FEW_FAILURES = 5
 """The sweep stops at this many failures for one reason, if they are most of the trials that ended."""
 
@@ -39,7 +42,7 @@ class Event:
 
     trial: RunSpec
     status: str
-    """As in Outcome; or running, retry: KIND, or waiting: WHOM."""
+    """As in Outcome; or running, retry: KIND, waiting: WHOM, or changed: DATA, before a trial on changed images."""
     row: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
@@ -117,6 +120,7 @@ class Schedule:
         self.outcomes: dict[str, Outcome] = {}
         self.searching = rules.search is not None
         self._listings: dict[str, Listing | None] = {}
+        self._look_after: dict[str, float] = {}
         self._failed_before = {trial.trial_id: self._record_time(trial) for trial in trials}
 
     @property
@@ -210,19 +214,28 @@ class Schedule:
     def _start(self, entry: Entry) -> None:
         search = self.rules.search
         peers = () if search is not None else tuple(trial.trial_id for trial in self.trials)
-        work = Work(entry.trial, self.execution, self.rules.early_stop, search, peers, self._listing(entry.trial.data))
+        work = Work(entry.trial, self.execution, self.rules.early_stop, search, peers, self._listing(entry.trial))
         self.running[TrialProcess(work)] = entry
         self.view(Event(entry.trial, "running"))
 
-    def _listing(self, data: DataSpec) -> Listing | None:
-        """Return the files of a data set, listed once for all trials: all train on the same images."""
-        if not data.is_in_folders:
-            return None
-        if data.name not in self._listings:
-            from se_lab.data import listing_of  # it imports PyTorch
+    def _listing(self, trial: RunSpec) -> Listing | None:
+        """Return the files of a trial's images, listed once for all trials: all train on the same files.
 
-            self._listings[data.name] = listing_of(data, root=self.execution.data_root)
-        return self._listings[data.name]
+        Where looking at them takes a small share of the time, their digest is that of what they hold now.
+        """
+        data, root, began = trial.data, self.execution.data_root, time.monotonic()
+        if not data.is_in_folders or began < self._look_after.get(data.name, -math.inf):
+            return self._listings.get(data.name)
+        from se_lab.data import listing_of, with_present_digest  # it imports PyTorch
+
+        last = self._listings.get(data.name)
+        listing = listing_of(data, root=root) if last is None else with_present_digest(last, data, root=root)
+        if last is not None and listing is not None and listing.digest != last.digest:
+            self.view(Event(trial, f"changed: {data.name}"))
+        self._listings[data.name] = listing
+        now = time.monotonic()
+        self._look_after[data.name] = now + (now - began) / LOOK_SHARE
+        return listing
 
     def _look_at(self, process: TrialProcess) -> None:
         """Report a trial's epochs; settle or retry it if it is over."""

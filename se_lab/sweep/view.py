@@ -102,6 +102,11 @@ class SweepView:
             self._follow(event)
         elif event.status.startswith("waiting: "):
             self._wait(event)
+        elif event.status.startswith("changed: "):
+            name = event.status.removeprefix("changed: ")
+            self._print(
+                f"files of {name} have changed since the last trial began: {event.trial.trial_id} trains on them"
+            )
         else:
             self._end(event)
         summary, note = self._summary(), ""

@@ -31,16 +31,29 @@ def trial(quick, tmp_path):
 
 def test_a_trial_trains_on_the_images_that_were_there_when_the_sweep_began(trial, here, tmp_path, monkeypatch):
     monkeypatch.setattr("se_lab.data.folders._inherited", {})
-    data = trial.data
-    schedule = Schedule([trial], here, 1, lambda event: None, Rules())
-    first, before = schedule._listing(data), present_digest(data)
+    data, said = trial.data, []
+    schedule = Schedule([trial], here, 1, lambda event: said.append(event.status), Rules())
+    first, before = schedule._listing(trial), present_digest(data)
     shutil.copy(tmp_path / "set/train/a/0.png", tmp_path / "set/train/a/late.png")
     assert present_digest(data) != before
-    assert schedule._listing(data) is first
+    assert schedule._listing(trial) == first
+    schedule._look_after.clear()
+    assert schedule._listing(trial) == first and not said
     _, writer = multiprocessing.Pipe()
     assert _run(Work(trial, here, listing=first), writer, io.StringIO()).status == "finished"
     record = store.read_record(store.trial_folder(here.store, trial.trial_id))
     assert record.data["digest"] == before
+
+
+def test_an_image_that_changes_while_a_sweep_runs_changes_the_digest_of_later_trials_and_is_said(trial, here, tmp_path):
+    said = []
+    schedule = Schedule([trial], here, 1, lambda event: said.append(event.status), Rules())
+    first = schedule._listing(trial)
+    Image.effect_noise((20, 20), 90).convert("RGB").save(tmp_path / "set/train/a/0.png")
+    schedule._look_after.clear()  # the time is there for a look
+    later = schedule._listing(trial)
+    assert said == [f"changed: {trial.data.name}"]
+    assert later.digest == present_digest(trial.data) != first.digest
 
 
 def writers(folder):
