@@ -16,6 +16,8 @@ from se_lab.store import read_record, trial_folder
 from se_lab.trained.load import load_trained
 from se_lab.training.rehearse import rehearse
 from se_lab.training.run import run
+from se_lab.training.stopping import InterruptedTrialError
+from tests.training.test_run import stop_after
 
 MINE = """
 import lightning as L
@@ -80,6 +82,20 @@ def test_callbacks_run_resume_and_are_recorded_and_the_numbers_stay(few, here, m
     with (folder / "csv" / "version_0" / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert any(key.startswith("lr-") for key in rows[0]) and any(row["val/loss"] for row in rows)
+
+
+@pytest.mark.parametrize("batches", [2, 3, 5])  # in the first epoch, at its end, in the second
+def test_a_callback_goes_on_with_its_state_where_the_trial_was_stopped(few, here, mine, tmp_path, monkeypatch, batches):
+    pieces = [{"class_path": f"{mine}.Count", "init_args": {"step": 2}}]
+    whole, stopped = (
+        dataclasses.replace(here, store=str(tmp_path / name), callbacks=pieces) for name in ("whole", "stopped")
+    )
+    undisturbed = run(few(), whole)
+    with monkeypatch.context() as patch:
+        stop_after(patch, batches)
+        with pytest.raises(InterruptedTrialError):
+            run(few(), stopped)
+    assert run(few(), stopped).metrics == undisturbed.metrics  # "val/counted" is one of them
 
 
 def test_a_plugins_class_needs_no_path(few, here, mine):

@@ -86,8 +86,9 @@ def repeat_command(record: RunRecord) -> str:
         for key, value in record.spec.items()
         if (key not in default or value != default[key]) and not (key.startswith("model.se.") and value is None)
     ]
-    if plugins := record.execution.get("plugins"):
-        flags.insert(0, f"--plugins={plugins}")
+    for name in ("callbacks", "plugins"):
+        if value := record.execution.get(name):
+            flags.insert(0, f"--{name}={value if isinstance(value, str) else json.dumps(value)}")
     return shlex.join(["se-lab", "train", *flags])
 
 

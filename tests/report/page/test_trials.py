@@ -34,3 +34,13 @@ def test_the_command_to_repeat_a_trial_is_that_trial(spec: RunSpec, tmp_path: Pa
     record = read_record(tmp_path / "trial")
     verb, *flags = shlex.split(repeat_command(record))[1:]
     assert verb == "train" and parse_trial(flags)[0].trial_id == spec.trial_id
+
+
+def test_the_command_has_the_plugins_and_the_callbacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "watching.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    pieces = ["LearningRateMonitor", {"class_path": "watching.Watch", "init_args": {"every": 5}}]
+    keep(tmp_path / "trial", spec=RunSpec().flat(), execution={"plugins": "watching", "callbacks": pieces})
+    record = read_record(tmp_path / "trial")
+    execution = parse_trial(shlex.split(repeat_command(record))[2:])[1]
+    assert (execution.plugins, list(execution.callbacks)) == ("watching", pieces)
