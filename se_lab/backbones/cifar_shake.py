@@ -20,6 +20,9 @@ from se_lab.backbones.cifar import CifarNet, build_cifar, cifar_cfg
 from se_lab.backbones.residual import Add, ResidualUnit
 from se_lab.backbones.shake import ShakeShake, ShiftShortcut
 
+GROUPS, BASE_WIDTH = 4, 64
+"""The 4×64d of the net's name."""
+
 
 class ShakeBasic(ResidualUnit):
     """Shortcut + shake(act1(x)), each of the two branches conv1, bn1, act1, conv2, bn2 with 3×3 convolutions.
@@ -33,8 +36,7 @@ class ShakeBasic(ResidualUnit):
         in_channels: int,
         channels: int,
         stride: int = 1,
-        forward_alpha: str = "shake",
-        backward_alpha: str = "shake",
+        alphas: tuple[str, str] = ("shake", "shake"),
         drop_path: nn.Module | None = None,
         act_layer: Any = nn.ReLU,
         norm_layer: Any = nn.BatchNorm2d,
@@ -58,7 +60,7 @@ class ShakeBasic(ResidualUnit):
                 )
             )
 
-        self.shake = ShakeShake(branch(), branch(), forward_alpha, backward_alpha)
+        self.shake = ShakeShake(branch(), branch(), *alphas)
 
     def zero_init_last(self) -> None:
         """Start as the shortcut alone."""
@@ -74,8 +76,8 @@ class ShakeBasic(ResidualUnit):
 class ShakeBottleneck(ResidualUnit):
     """act(shortcut + shake(x)), each of the two branches a ResNeXt bottleneck: conv1, bn1, act1, … conv3, bn3.
 
-    (N, in_channels, H, W) to (N, channels, H / stride, W / stride), the 3×3 in `groups` groups of
-    channels · base_width / 256 channels. The branch ends in `shake`; `act` follows the join.
+    (N, in_channels, H, W) to (N, channels, H / stride, W / stride), the 3×3 in 4 groups of channels / 4 channels. The
+    branch ends in `shake`; `act` follows the join.
     """
 
     def __init__(
@@ -83,10 +85,7 @@ class ShakeBottleneck(ResidualUnit):
         in_channels: int,
         channels: int,
         stride: int = 1,
-        groups: int = 4,
-        base_width: int = 64,
-        forward_alpha: str = "shake",
-        backward_alpha: str = "even",
+        alphas: tuple[str, str] = ("shake", "even"),
         drop_path: nn.Module | None = None,
         act_layer: Any = nn.ReLU,
         norm_layer: Any = nn.BatchNorm2d,
@@ -99,7 +98,7 @@ class ShakeBottleneck(ResidualUnit):
                 norm_layer(channels, **factory),
             )
         super().__init__(shortcut, drop_path, Add())
-        width = groups * (channels * base_width // 256)
+        width = GROUPS * (channels * BASE_WIDTH // 256)
 
         def branch() -> nn.Sequential:
             return nn.Sequential(
@@ -107,7 +106,7 @@ class ShakeBottleneck(ResidualUnit):
                     conv1=nn.Conv2d(in_channels, width, 1, bias=False, **factory),
                     bn1=norm_layer(width, **factory),
                     act1=act_layer(inplace=True),
-                    conv2=nn.Conv2d(width, width, 3, stride=stride, padding=1, groups=groups, bias=False, **factory),
+                    conv2=nn.Conv2d(width, width, 3, stride=stride, padding=1, groups=GROUPS, bias=False, **factory),
                     bn2=norm_layer(width, **factory),
                     act2=act_layer(inplace=True),
                     conv3=nn.Conv2d(width, channels, 1, bias=False, **factory),
@@ -115,7 +114,7 @@ class ShakeBottleneck(ResidualUnit):
                 )
             )
 
-        self.shake = ShakeShake(branch(), branch(), forward_alpha, backward_alpha)
+        self.shake = ShakeShake(branch(), branch(), *alphas)
         self.act = act_layer(inplace=True)
 
     def zero_init_last(self) -> None:
@@ -147,7 +146,7 @@ def cifar_shake_shake26_2x96d(
     pretrained: bool = False, forward_alpha: str = "shake", backward_alpha: str = "shake", **kwargs: Any
 ) -> CifarNet:
     """Shake-Shake 26 2×96d, 26.2M parameters; a net of the SE paper's Table 4. See `ShakeShake` for α's modes."""
-    unit = partial(ShakeBasic, forward_alpha=forward_alpha, backward_alpha=backward_alpha)
+    unit = partial(ShakeBasic, alphas=(forward_alpha, backward_alpha))
     args = {"units": 4, "channels": (96, 192, 384), "stem": ("norm",), "tail": ("act",)}
     return build_cifar("cifar_shake_shake26_2x96d", pretrained, unit, **{**args, **kwargs})
 
@@ -157,6 +156,6 @@ def cifar_shake_shake29_2x4x64d(
     pretrained: bool = False, forward_alpha: str = "shake", backward_alpha: str = "even", **kwargs: Any
 ) -> CifarNet:
     """Shake-Even 29 2×4×64d, 34.4M parameters; a net of the SE paper's Table 5. See `ShakeShake` for α's modes."""
-    unit = partial(ShakeBottleneck, forward_alpha=forward_alpha, backward_alpha=backward_alpha)
+    unit = partial(ShakeBottleneck, alphas=(forward_alpha, backward_alpha))
     args = {"units": 3, "channels": (256, 512, 1024), "stem_channels": 64}
     return build_cifar("cifar_shake_shake29_2x4x64d", pretrained, unit, **{**args, **kwargs})

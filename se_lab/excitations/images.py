@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 AMBIGUOUS = {"plane": ("n02690373", "n04552348")}
 """Names that mean something else in the paper than in ImageNet, where plane is a carpenter's tool (n03954731): its
 Figures 6 and 7 show an aircraft, without saying whether the airliner or the warplane."""
+
+
+Contents = tuple[list[str], Source, str]
+"""Classes, images and a digest of both."""
 
 
 @dataclass(frozen=True)
@@ -76,12 +80,12 @@ def open_images(
     has_list = spec.name == "places365" and (folder / "places365_val.txt").exists()  # as torchvision has it
     if spec.name.startswith("folder:") or (spec.name in ("imagenet", "places365") and not has_list):
         folder = next((folder / name for name in ("test", "val") if (folder / name).is_dir()), folder)
-        return _from_source(f"folder:{folder}", *_folder(folder), spec, workers, config)
+        return _from_source(replace(spec, name=f"folder:{folder}"), _folder(folder), workers, config)
     data = create_data(spec, 0, root=root)
     if isinstance(data, StreamedData):  # of which every process would read all
-        return _from_source(spec.name, data.classes, Passing(data), data.digest, spec, 0, config)
+        return _from_source(spec, (data.classes, Passing(data), data.digest), 0, config)
     if isinstance(data, EncodedData):
-        return _from_source(spec.name, data.classes, data.splits["test"], data.digest, spec, workers, config)
+        return _from_source(spec, (data.classes, data.splits["test"], data.digest), workers, config)
     return _from_memory(spec, data)
 
 
@@ -102,7 +106,7 @@ def _from_memory(spec: DataSpec, data: ImageData) -> LabelledImages:
     return LabelledImages(spec.name, data.classes, labels, data.digest, batches, picture)
 
 
-def _folder(folder: Path) -> tuple[list[str], Source, str]:
+def _folder(folder: Path) -> Contents:
     """Return the classes, the images and a digest of a folder of images with one folder per class."""
     try:
         contents = scan(folder)
@@ -115,17 +119,10 @@ def _folder(folder: Path) -> tuple[list[str], Source, str]:
     return [printable(name) for name in contents.classes], files, hashlib.sha256(listing.encode()).hexdigest()
 
 
-def _from_source(
-    name: str,
-    classes: list[str],
-    source: Source,
-    digest: str,
-    spec: DataSpec,
-    workers: int,
-    config: dict[str, Any] | None,
-) -> LabelledImages:
+def _from_source(spec: DataSpec, contents: Contents, workers: int, config: dict[str, Any] | None) -> LabelledImages:
     from timm.data import create_transform
 
+    classes, source, digest = contents
     prepare = create_transform(**config) if config else _AsTested(spec)
     dataset = _Shown(source, prepare)
 
@@ -138,7 +135,7 @@ def _from_source(
             start += len(labels)
 
     return LabelledImages(
-        name,
+        spec.name,
         classes,
         torch.tensor(source.labels),
         hashlib.sha256(f"{digest} {prepare!r}".encode()).hexdigest()[:16],

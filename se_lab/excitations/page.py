@@ -7,7 +7,7 @@ import html
 import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,15 @@ THUMBNAILS = 4000
 THUMBNAIL_SIDE = 64
 
 Picture = Callable[[int], "Image.Image"]
+
+
+class Detail(NamedTuple):
+    """How much of the numbers a page keeps."""
+
+    share: float
+    """Of each unit's channels."""
+    wide: bool
+    """Whether a number takes two bytes, not one."""
 
 
 def write_page(
@@ -59,14 +68,13 @@ def write_page(
     """
     first = labelled[0][1]
     total_bytes = sum(2 * (s.count > 0).sum().item() * sum(site.channels for site in s.sites) for _, s in labelled)
-    share = min(1.0, ARRAY_BYTES / max(total_bytes, 1))
-    wide = 2 * total_bytes <= WIDE_BYTES
+    detail = Detail(min(1.0, ARRAY_BYTES / max(total_bytes, 1)), 2 * total_bytes <= WIDE_BYTES)
     arrays: list[str] = []
-    nets = [_net(number, label, s, share, wide, picture, arrays) for number, (label, s) in enumerate(labelled)]
+    nets = [_net(number, label, s, detail, picture, arrays) for number, (label, s) in enumerate(labelled)]
     data = {
         "title": " and ".join(dict.fromkeys(label for label, _ in labelled)),
         "about": _about(labelled),
-        "thinned": ". ".join(filter(None, (_thinned(share, wide), measures.few_images(first.count.cpu().numpy())))),
+        "thinned": ". ".join(filter(None, (_thinned(detail), measures.few_images(first.count.cpu().numpy())))),
         "classes": [class_label(name) for name in first.classes],
         "folders": first.classes,
         "nets": nets,
@@ -90,8 +98,7 @@ def _net(
     number: int,
     label: str,
     statistics: ExcitationStatistics,
-    share: float,
-    wide: bool,
+    detail: Detail,
     picture: Picture | None,
     arrays: list[str],
 ) -> dict[str, Any]:
@@ -99,13 +106,13 @@ def _net(
     units, extremes = [], {}
     for place, site in enumerate(statistics.sites):
         unit = statistics.unit(site.name)
-        channels = _kept(site.name, site.channels, share)
+        channels = _kept(site.name, site.channels, detail.share)
         scales = {}
         for kind in ("mean", "std"):
             values = getattr(unit, kind)[mask][:, channels]
-            scales[kind], text = _quantised(values, wide)
+            scales[kind], text = _quantised(values, detail.wide)
             arrays.append(f'<script type="text/plain" id="{kind}-{number}-{place}">{text}</script>')
-        units.append(_unit(unit, channels) | scales | {"wide": wide})
+        units.append(_unit(unit, channels) | scales | {"wide": detail.wide})
         if picture is not None and statistics.top_image.shape[1]:
             extremes[place] = _extremes(statistics, site.name, channels)
     thumbnails = _thumbnails(units, extremes, picture) if picture is not None else {}
@@ -218,14 +225,14 @@ def _row(tag: str, cells: Sequence[object]) -> str:
     return "<tr>" + "".join(f"<{tag}>{html.escape(str(cell))}</{tag}>" for cell in cells) + "</tr>"
 
 
-def _thinned(share: float, wide: bool) -> str:
+def _thinned(detail: Detail) -> str:
     sentences = []
-    if share < 1:
+    if detail.share < 1:
         sentences.append(
-            f"Thinned to keep the page small: about {100 * share:.0f} % of each unit's channels, at random, at least "
-            "50. The statistics file beside this page has them all."
+            f"Thinned to keep the page small: about {100 * detail.share:.0f} % of each unit's channels, at random, "
+            "at least 50. The statistics file beside this page has them all."
         )
-    if not wide:
+    if not detail.wide:
         sentences.append("Means and standard deviations are rounded to 1/255 of a unit's range.")
     return " ".join(sentences)
 

@@ -34,7 +34,7 @@ class Grid:
 
 
 @dataclass(frozen=True)
-class Fit:
+class FittedColumns:
     """The columns of a grid that fit a width."""
 
     columns: tuple[int, ...]
@@ -46,7 +46,7 @@ class Fit:
     """The headings of the columns that do not fit."""
 
 
-def fit(grid: Grid, available: float, measure: Measure, gap: float) -> Fit:
+def fit(grid: Grid, available: float, measure: Measure, gap: float) -> FittedColumns:
     """Choose the columns that fit: names first, then metrics (which may be bold), then the rest.
 
     Headings may wrap into three lines, names too, numbers never.
@@ -62,7 +62,7 @@ def fit(grid: Grid, available: float, measure: Measure, gap: float) -> Fit:
         headings = [_wrapped(heading, lines, measure) for heading in grid.headings]
         widths = [max(cell, *map(measure, heading)) for cell, heading in zip(cells, headings, strict=True)]
         if sum(widths) + gap * (len(widths) - 1) <= available:
-            return Fit(tuple(range(len(widths))), tuple(headings), tuple(widths), ())
+            return FittedColumns(tuple(range(len(widths))), tuple(headings), tuple(widths), ())
     heading_widths = [max(map(measure, heading)) for heading in headings]
     min_width = available / 3 / max(1, sum(grid.is_text))
     min_widths = [
@@ -79,7 +79,9 @@ def fit(grid: Grid, available: float, measure: Measure, gap: float) -> Fit:
         widths[column] = min(widths[column], room / (len(names) - place))
         room -= widths[column]
     left_out = tuple(heading for c, heading in enumerate(grid.headings) if c not in columns)
-    return Fit(tuple(columns), tuple(headings[c] for c in columns), tuple(widths[c] for c in columns), left_out)
+    return FittedColumns(
+        tuple(columns), tuple(headings[c] for c in columns), tuple(widths[c] for c in columns), left_out
+    )
 
 
 def _wrapped(text: str, lines: int, measure: Measure) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from se_lab.report.columns import BLANK, MINUS, ReportError, unknown
-from se_lab.report.grid import Fit, Grid, fit
+from se_lab.report.grid import FittedColumns, Grid, fit
 
 WIDTHS = {"single": 3.15, "double": 6.5}
 """The width in inches of a column and of a page of two columns, the narrower ones among the usual classes."""
@@ -85,7 +85,7 @@ def latex_text(grid: Grid, setting: Setting) -> str:
     )
 
 
-def _column(grid: Grid, layout: Fit, place: int, heading_lines: int) -> tuple[str, list[str]]:
+def _column(grid: Grid, layout: FittedColumns, place: int, heading_lines: int) -> tuple[str, list[str]]:
     """Return a column's letter and its cells, the lines of its heading first."""
     column, heading = layout.columns[place], layout.headings[place]
     cells = grid.cells[column]

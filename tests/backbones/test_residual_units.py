@@ -36,7 +36,7 @@ CASES: dict[str, tuple[Callable[[], ResidualUnit], Callable[..., torch.Tensor], 
         lambda u, x: u.downsample(F.relu(x)),
         lambda y: y,
     ),
-    "shake bottleneck": (lambda: ShakeBottleneck(24, 24, base_width=64), lambda u, x: x, F.relu),
+    "shake bottleneck": (lambda: ShakeBottleneck(24, 24), lambda u, x: x, F.relu),
     "shake bottleneck, widening": (
         lambda: ShakeBottleneck(24, 48, stride=2),
         lambda u, x: u.downsample(x),
