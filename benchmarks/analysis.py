@@ -1,8 +1,9 @@
 """How fast and in how much memory a large study is read and tabled: python benchmarks/analysis.py [--trials 10000].
 
 Makes a store of finished trials with 100 epochs each, and the same rows as two CSV files, one of trials and one of
-epochs. Reads both in turn and prints ratios beside their limits: load within 3 times pandas' reading of the CSV files,
-a table within a fifth of the load, all in under 1 GB. What merely opening the files takes stands beside the first load.
+epochs. Reads both in turn and prints times and ratios beside their limits: the records and their table in 2 s on a core
+of 2023, the epochs within 3 times pandas' reading of their CSV file, all in under 1 GB. What merely opening the files
+takes stands beside them.
 """
 
 from __future__ import annotations
@@ -116,16 +117,18 @@ def timed(store: Path, rounds: int) -> dict[str, list[float]]:
         "csv": both("rows", "epochs"),
         "opened": both("records opened", "epochs opened"),
         "load": both("records", "by epoch"),
+        "read": both("records", "table"),
     }
 
 
 def compared(times: dict[str, list[float]]) -> list[list[str]]:
     lines = [
-        ("the load: every record and every metrics.csv opened", "load", "csv", "3.0"),
-        ("of it the rows", "records", "rows", "–"),
-        ("of it the epochs", "by epoch", "epochs", "3.0"),
-        ("its floor: every file opened and read, nothing parsed", "opened", "csv", "–"),
-        ("the table, against the load", "table", "load", "0.2"),
+        ("the records and their table", "read", "rows", "2 s"),
+        ("of it the records", "records", "rows", "–"),
+        ("of it the table", "table", "rows", "–"),
+        ("the epochs", "by epoch", "epochs", "3.0"),
+        ("records and epochs", "load", "csv", "–"),
+        ("their floor: every file opened and read, nothing parsed", "opened", "csv", "–"),
     ]
     names = {"csv": "CSV of trials + CSV of epochs", "rows": "CSV of trials", "epochs": "CSV of epochs"}
     return [

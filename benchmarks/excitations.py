@@ -1,4 +1,4 @@
-"""What options at excitations costs: `python benchmarks/excitations.py`, five minutes on one core.
+"""What looking at excitations costs: `python benchmarks/excitations.py`, five minutes on one core.
 
 The same batch of random images goes through one net in three ways, in turn, again and again: plain inference;
 inference with statistics that stream (se_lab.excitations.statistics); inference with every gate kept, as one would do

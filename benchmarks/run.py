@@ -27,19 +27,19 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "RESULTS.md"
 BENCHMARKS = {
     "se_unit": "se_unit.py",
-    "network": "network.py",
+    "network": "network.py --rounds 5",
     "light_nets": "network.py --backbone mobilenetv3_large_100 efficientnet_b0 regnety_008 convnext_tiny --batch 4 "
     "--size 160 --rounds 5 --layout NCHW",
     "scaling": "scaling.py",
     "data": "data.py",
-    "sweep": "sweep.py --plain_trials 3 --channels_last",
-    "trial_start": "trial_start.py --rounds 3",
+    "sweep": "sweep.py --plain_trials 3 --channels_last --no_agreement",
+    "trial_start": "trial_start.py --rounds 2",
     "profiling": "profiling.py --every 20",
     "excitations": "excitations.py --batch 16 --rounds 5",
     "explorer": "explorer.py",
-    "analysis": "analysis.py",
-    "stores": "stores.py",
-    "evidence": "evidence.py --tables 60",
+    "analysis": "analysis.py --rounds 5",
+    "stores": "stores.py --pages 200 500",
+    "evidence": "evidence.py --tables 40",
 }
 """A section of RESULTS.md and the script that prints it with its arguments, in the order of that file."""
 LEAST_SECONDS = 20
