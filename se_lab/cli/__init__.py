@@ -17,8 +17,8 @@ from se_lab.spec import SpecError, nearest
 VERBS: dict[str, tuple[str, str]] = {
     "train": ("train", "run one trial, or resume it"),
     "sweep": ("sweep", "run every trial of a W&B sweep spec, here, on Slurm or through W&B"),
-    "check": ("sweep", "list what W&B would refuse in a sweep spec, or run differently"),
-    "status": ("sweep", "print the state of each trial of a sweep"),
+    "check": ("specs", "list what W&B would refuse in a sweep spec, or run differently"),
+    "status": ("specs", "print the state of each trial of a sweep"),
     "table": ("table", "print the ablation table of trials"),
     "plot": ("plot", "draw the figures of a study"),
     "report": ("report", "write one page of a study: table, figures, every trial"),
@@ -30,7 +30,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "gc": ("store", "list or delete files of a store that are no longer needed"),
     "verify": ("store", "check that the files of a store are complete and undamaged"),
     "init": ("init", "copy the shipped sweep specs, recipes and scripts into a folder"),
-    "sync": ("sweep", "send trials that ran offline to W&B"),
+    "sync": ("specs", "send trials that ran offline to W&B"),
 }
 """Each verb's module and what it does."""
 

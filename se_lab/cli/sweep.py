@@ -1,4 +1,4 @@
-"""se-lab sweep, check, status and sync."""
+"""se-lab sweep."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from se_lab.cli.show import show
+from se_lab.cli.specs import add_seed, check
 from se_lab.spec import ExecSpec, RunSpec, SpecError
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 MAX_SEEDS, SEEDS = 20, 5
 METRIC = "test/top1_error"
-_SYNC = ("store", "project", "entity", "group", "tags", "notes", "job_type", "plugins")  # of ExecSpec
 
 
 def sweep(argv: list[str]) -> int:
@@ -29,9 +29,10 @@ def sweep(argv: list[str]) -> int:
         return check([token for token in argv if token != "--check"])
     options, execution, spec = _parse_sweep(argv)
     _check_options(options)
-    if options.through_wandb and options.executor == "local" and not options.dry_run:
+    runs_here = options.executor == "local" and not options.dry_run
+    if runs_here and options.through_wandb and options.until_halfwidth is None:
         return _sweep_through_wandb(spec, options, execution)
-    if options.executor == "local" and not options.dry_run:
+    if runs_here and not options.through_wandb:
         from se_lab.sweep.server import start_server
 
         start_server()  # it imports modules while this process checks
@@ -69,7 +70,7 @@ def _parse_sweep(argv: list[str]) -> tuple[Any, ExecSpec, Sweep]:
         "--workers", default="1", metavar="N|auto", help="Trials to run in parallel; auto maximises throughput."
     )
     parser.add_argument("--retries", type=int, default=1, help="Retries of a failed trial, where that can help.")
-    _add_seed(parser)
+    add_seed(parser)
     parser.add_argument(
         "--until_halfwidth", type=float, metavar="POINTS",
         help="Add seeds until the simultaneous intervals against the baseline are that narrow, at 5 %% over all looks.",
@@ -105,10 +106,6 @@ def _parse_sweep(argv: list[str]) -> tuple[Any, ExecSpec, Sweep]:
     return options, execution, spec
 
 
-def _add_seed(parser: Any) -> None:
-    parser.add_argument("--sweep_seed", type=int, default=0, help="Seed of a random or Bayesian search.")
-
-
 def _check_options(options: Any) -> None:
     from se_lab.sweep.slurm import SlurmSpec
 
@@ -128,10 +125,8 @@ def _check_options(options: Any) -> None:
         raise SpecError("--seeds needs --confirm")
     if options.until_halfwidth is not None and options.confirm is not None:
         raise SpecError("--until_halfwidth and --confirm do not go together: the one adds seeds to the other's choice")
-    if options.through_wandb and (options.until_halfwidth is not None or options.confirm is not None):
-        raise SpecError(
-            "--until_halfwidth and --confirm choose trials as they go, and a sweep at W&B cannot be changed"
-        )
+    if options.through_wandb and options.confirm is not None:
+        raise SpecError("--confirm runs a choice of variants, which is no grid that a sweep at W&B can have")
     if options.executor == "local" and (options.wait or options.slurm != SlurmSpec()):
         raise SpecError("--slurm.… and --wait need --executor slurm")
 
@@ -206,11 +201,27 @@ def _sweep_until(spec: Sweep, options: Any, execution: ExecSpec) -> int:
 
 
 def _run_all(spec: Sweep, options: Any, execution: ExecSpec) -> int:
-    """Run trials to their end, here or on Slurm, and return the exit status."""
-    if options.executor == "local":
-        return _sweep_here(spec, options, execution)
-    options.wait = True
-    return _sweep_on_slurm(spec, options, execution)
+    """Run trials to their end, here, under W&B's agents or on Slurm, and return the exit status."""
+    if options.executor == "slurm":
+        options.wait = True
+        return _sweep_on_slurm(spec, options, execution)
+    return _under_agents(spec, options, execution) if options.through_wandb else _sweep_here(spec, options, execution)
+
+
+def _under_agents(spec: Sweep, options: Any, execution: ExecSpec) -> int:
+    """Run the trials that are open under W&B's agents, as a sweep at W&B of their seeds."""
+    from se_lab.sweep.status import OVER, standings, summary
+    from se_lab.sweep.wandb import register_sweep, run_agents
+    from se_lab.training.stopping import RESUME_ME
+
+    states, completed = standings(spec, execution.store), True
+    if seeds := sorted({state.trial.seed for state in states if state.status not in OVER}):
+        completed = run_agents(*register_sweep(options.spec, execution, seeds), options.agents)
+        states = standings(spec, execution.store)
+    print(summary(spec, states))
+    if all(state.status == "finished" for state in states):
+        return 0
+    return 1 if completed else RESUME_ME
 
 
 def _sweep_here(spec: Sweep, options: Any, execution: ExecSpec) -> int:
@@ -287,7 +298,8 @@ def _sweep_on_slurm(spec: Sweep, options: Any, execution: ExecSpec) -> int:
     from se_lab.sweep.status import OVER, SUBMISSIONS, standings, summary
 
     if options.through_wandb:
-        jobs = submit_agents(options.spec, spec, execution, options.slurm)
+        grows = options.until_halfwidth is not None
+        jobs = submit_agents(options.spec, spec, execution, options.slurm, grows=grows)
     else:
         tasks = {"workers": int(options.workers), "retries": options.retries}
         jobs = submit_trials(spec, execution, options.slurm, **tasks)
@@ -300,100 +312,4 @@ def _sweep_on_slurm(spec: Sweep, options: Any, execution: ExecSpec) -> int:
     arguments = f"{shlex.quote(options.spec)} --store {shlex.quote(execution.store)}"
     print(f"status of the trials: se-lab status {arguments}")
     print(f"logs of the jobs:     {Path(execution.store, SUBMISSIONS)}")
-    return 0
-
-
-def status(argv: list[str]) -> int:
-    """Print the state of each trial of a sweep spec, from the files of its store and Slurm's queue."""
-    from se_lab.spec.flags import import_plugins
-    from se_lab.spec.parser import Parser
-    from se_lab.store import check_store
-    from se_lab.sweep.changes import changes_since
-    from se_lab.sweep.grammar import read_sweep
-    from se_lab.sweep.status import listing, rows, standings, summary
-
-    parser = Parser("se-lab status", "Print the state of each trial of a sweep.")
-    parser.add_argument("spec", metavar="FILE", help="A W&B sweep spec.")
-    parser.add_argument("--store", help="The folder of trials; by default SE_LAB_STORE, else runs.")
-    parser.add_argument("--plugins", default="", help="Modules to import first, separated by commas.")
-    _add_seed(parser)
-    parser.add_argument("--format", default="table", choices=("table", "json"))
-    options = parser.parse_args(argv)
-    import_plugins(options.plugins)
-    spec = read_sweep(options.spec, seed=options.sweep_seed, store_folder=options.store)
-    folder = options.store or spec.execution.store
-    check_store(folder)
-    states = standings(spec, folder)
-    if options.format == "json":
-        print(json.dumps(listing(states), indent=2))
-        if spec.search is not None:  # no list has the trials that the search has yet to propose
-            print(summary(spec, states), file=sys.stderr)
-    else:
-        if states:
-            show(*rows(states))
-        print(summary(spec, states))
-    for change in changes_since([s.trial for s in states if s.status == "finished"], folder):
-        print(change, file=sys.stderr)
-    return 0
-
-
-def check(argv: list[str]) -> int:
-    """Print the parts of a sweep spec that W&B would refuse or run differently."""
-    from se_lab.spec.flags import import_plugins
-    from se_lab.spec.parser import Parser
-
-    parser = Parser("se-lab check", "Print what W&B would refuse in a sweep spec, or do other than it is written.")
-    parser.add_argument("spec", nargs="+", metavar="FILE", help="W&B sweep specs.")
-    parser.add_argument("--plugins", default="", help="Modules to import first, separated by commas.")
-    options = parser.parse_args(argv)
-    import_plugins(options.plugins)
-    from se_lab.spec import find_sweep
-    from se_lab.sweep.check import check_sweep, sweep_remarks
-
-    results = {file: check_sweep(file) for file in options.spec}
-    show(
-        ("spec", "trials", "here and under W&B"), [_checked(file, len(findings)) for file, findings in results.items()]
-    )
-    for file, findings in results.items():
-        for finding in findings:
-            print(f"{file}: finding: {finding}")
-        for remark in sweep_remarks(file):
-            print(f"{file}: remark: {remark}")
-    valid_files = [file for file, findings in results.items() if not findings]
-    if valid_files:
-        path = shlex.quote(str(find_sweep(valid_files[0])))
-        print(f"run here:        se-lab sweep {shlex.quote(valid_files[0])}")
-        print(f"run through W&B: wandb sweep {path}, then wandb agent -f SWEEP (-f: Ctrl-C stops the trial too)")
-    return int(len(valid_files) < len(results))
-
-
-def _checked(file: str, findings: int) -> tuple[str, str, str]:
-    """Return the row of a sweep spec: its name, its trials, and whether W&B runs the same ones."""
-    from se_lab.sweep.grammar import read_sweep
-
-    if findings:
-        return file, "", "1 finding" if findings == 1 else f"{findings} findings"
-    spec = read_sweep(file)
-    if spec.search is None:
-        return file, str(len(spec.trials)), "the same"
-    return file, str(spec.search.cap), "proposed by Optuna here, by W&B's own engine there"
-
-
-def sync(argv: list[str]) -> int:
-    """Send trials that ran offline to W&B."""
-    from se_lab.spec.flags import execution_of, import_plugins
-    from se_lab.spec.parser import Parser, add_fields
-
-    parser = Parser("se-lab sync", "Send trials that ran offline to W&B, each once and complete.")
-    add_fields(parser, ExecSpec, only=_SYNC)
-    parser.add_argument("runs", nargs="+", metavar="RUNS", help="Sweep specs (their trials, in the store) or stores.")
-    _add_seed(parser)
-    options = parser.parse_args(argv)
-    execution = execution_of(options.given)
-    import_plugins(execution.plugins)
-    from se_lab.sweep.wandb import sync
-
-    for source in options.runs:
-        for trial_id, state in sync(source, execution, sweep_seed=options.sweep_seed):
-            print(f"{trial_id} {state}")
     return 0

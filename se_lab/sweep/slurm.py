@@ -157,7 +157,9 @@ def _submit_alike(share: Share, remaining: int, slurm: SlurmSpec) -> list[str]:
     return [jobs[0].partition("_")[0]]
 
 
-def submit_agents(file: str | Path, sweep: Sweep, execution: ExecSpec, slurm: SlurmSpec) -> list[str]:
+def submit_agents(
+    file: str | Path, sweep: Sweep, execution: ExecSpec, slurm: SlurmSpec, *, grows: bool = False
+) -> list[str]:
     """Register a sweep spec with W&B, and submit a W&B agent to Slurm for each trial that is open.
 
     Args:
@@ -165,6 +167,7 @@ def submit_agents(file: str | Path, sweep: Sweep, execution: ExecSpec, slurm: Sl
         sweep: The content of the spec.
         execution: Where and how trials run; agents take only the store from it, the rest from the spec's command.
         slurm: The resources of a task, which runs one trial.
+        grows: Whether seeds are added to the spec's own: the sweep at W&B then has those of the open trials.
 
     Returns:
         The jobs, one per array; none, and no new sweep at W&B, if there is nothing to do.
@@ -176,12 +179,13 @@ def submit_agents(file: str | Path, sweep: Sweep, execution: ExecSpec, slurm: Sl
         raise SpecError("a bayes search does not know its trials in advance; run it on Slurm without --wandb")
     if any(trial.train.nodes > 1 for trial in sweep.trials):
         raise SpecError("a W&B agent runs a trial on one node; run trials over several nodes without --wandb")
-    trial_ids = [standing.trial.trial_id for standing in standings(sweep, execution.store) if standing.open]
-    if not trial_ids:
+    trials = [standing.trial for standing in standings(sweep, execution.store) if standing.open]
+    if not trials:
         return []
     from se_lab.sweep.wandb import register_sweep
 
-    path, environment = register_sweep(file, execution)
+    trial_ids, seeds = [trial.trial_id for trial in trials], sorted({trial.seed for trial in trials})
+    path, environment = register_sweep(file, execution, seeds if grows else ())
     ids = []
     for start in range(0, len(trial_ids), ARRAY_SIZE):
         chunk = trial_ids[start : start + ARRAY_SIZE]

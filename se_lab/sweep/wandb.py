@@ -328,11 +328,17 @@ def table_of(sweep: Sweep, path: str) -> pd.DataFrame:
     return pd.concat([table, pd.DataFrame(blanks)], ignore_index=True) if blanks else table
 
 
-def register_sweep(file: str | Path, execution: ExecSpec) -> tuple[str, dict[str, str]]:
+def register_sweep(file: str | Path, execution: ExecSpec, seeds: Sequence[int] = ()) -> tuple[str, dict[str, str]]:
     """Register a sweep spec with W&B; return ENTITY/PROJECT/SWEEP, and the variables that its agents need.
 
+    Args:
+        file: The spec.
+        execution: Where and how trials run; see REACH_AGENTS.
+        seeds: Register the grid with these seeds in place of its own, as one that seeds are added to.
+
     Raises:
-        SpecError: for a spec with findings, or options that cannot reach an agent's trials.
+        SpecError: for a spec with findings, options that cannot reach an agent's trials, or `seeds` for a spec without
+            a grid over seeds.
     """
     import wandb
 
@@ -346,6 +352,12 @@ def register_sweep(file: str | Path, execution: ExecSpec) -> tuple[str, dict[str
         if value != defaults[key] and key not in (*REACH_AGENTS, "project", "entity"):
             raise SpecError(f"--{key} does not reach W&B's agents; write it into the spec's command")
     spec = load_spec(file)
+    if seeds:
+        if spec["method"] != "grid" or "seed" not in spec["parameters"]:
+            raise SpecError(f"{file}: W&B's agents can add seeds to a grid that has seed among its parameters")
+        numbers = ", ".join(map(str, seeds))
+        spec["name"] = f"{sweep.name}, {'seed' if len(seeds) == 1 else 'seeds'} {numbers}"
+        spec["parameters"]["seed"] = {"values": list(seeds)}
     project = spec.get("project") or os.environ.get("WANDB_PROJECT") or execution.project
     entity = spec.get("entity") or execution.entity or os.environ.get("WANDB_ENTITY") or None
     sweep_id = wandb.sweep(spec, project=project, entity=entity)

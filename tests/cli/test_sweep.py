@@ -123,7 +123,7 @@ def test_what_does_not_go_together_is_refused_before_anything_runs(study, capsys
         (["--until_halfwidth=0"], "it must be above 0"),
         (["--seeds=4"], "--seeds needs --confirm"),
         (["--until_halfwidth=1", "--confirm=1"], "do not go together"),
-        (["--until_halfwidth=1", "--wandb"], "choose trials as they go"),
+        (["--confirm=1", "--wandb"], "no grid that a sweep at W&B can have"),
         (["--until_halfwidth=1", "--max_seeds=2"], "--max_seeds is 2; the sweep already has 3 seeds"),
     ):
         assert main(["sweep", str(path), f"--store={folder}", *flags]) == 2
