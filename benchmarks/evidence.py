@@ -23,7 +23,7 @@ import pandas as pd
 from measure import table
 from numpy.typing import NDArray
 
-from se_lab.report import ablation_table
+from se_lab.report import Evidence, ablation_table
 from se_lab.report.joint import compare
 from se_lab.report.statistics import holm, sign_flip
 from se_lab.sweep.seeds import plan_looks
@@ -100,7 +100,9 @@ def records_of(errors: Floats) -> pd.DataFrame:
 def read(errors: Floats, model: str = "joint") -> tuple[Floats, Floats, NDArray[np.bool_]]:
     """Return (T, V − 1) differences and half-widths, and which variants are bold, as tables of the errors have them."""
     metrics = [f"table/{i}_error" for i in range(len(errors))]
-    data = ablation_table(records_of(errors), metric=metrics[0], columns=metrics, model=model).data[1:]
+    data = ablation_table(records_of(errors), metric=metrics[0], columns=metrics, evidence=Evidence(model=model)).data[
+        1:
+    ]
     parts = [
         data[[f"{metric}:{part}" for metric in metrics]].to_numpy().T for part in ("difference", "difference:ci95")
     ]
@@ -140,7 +142,10 @@ def equivalence(tables: int, rng: np.random.Generator) -> Iterator[tuple[list[ob
         for difference in (MARGIN, 0.0):
             errors = normal(rng, tables, variants + 1, seeds)
             errors[:, 1] += difference
-            verdicts = [ablation_table(records_of(one[None]), metric="table/0_error", margin=MARGIN) for one in errors]
+            verdicts = [
+                ablation_table(records_of(one[None]), metric="table/0_error", evidence=Evidence(margin=MARGIN))
+                for one in errors
+            ]
             found.append(np.mean([read.data["verdict"].iloc[1] == "equivalent" for read in verdicts]))
         beyond = found[0] > 0.05 + 3 * np.sqrt(0.05 * 0.95 / tables)
         row = [variants, seeds, *(f"{100 * share:.1f}" for share in found)]

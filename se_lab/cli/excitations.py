@@ -6,7 +6,7 @@ import sys
 
 from se_lab.cli.parser import add_data_root, add_overwrite, add_trust
 from se_lab.cli.plot import add_look, look_of
-from se_lab.cli.runs import add_store, add_where, records_of, where_of
+from se_lab.cli.runs import add_store, add_where, records_of
 from se_lab.spec import SpecError
 from se_lab.spec.parser import Parser
 
@@ -75,10 +75,8 @@ def excitations(argv: list[str]) -> int:
         capture=capture,
     )
     if options.sweep:
-        from se_lab.report import filter_records
-
         options.runs = options.sweep
-        paths = inspect_sweep(filter_records(records_of(options), where_of(options.where)), request)
+        paths = inspect_sweep(records_of(options), request)
     else:
         paths = inspect_nets(options.nets, request)
     for path in paths:

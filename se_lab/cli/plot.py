@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from se_lab.cli.parser import add_overwrite
-from se_lab.cli.runs import records_of, runs_parser, where_of
+from se_lab.cli.runs import records_of, runs_parser
 from se_lab.store import replacing
 
 if TYPE_CHECKING:
@@ -31,13 +31,11 @@ def plot(argv: list[str]) -> int:
     parser.add_argument("--title", type=str, help="Title of the figures instead of their own; an empty one for none.")
     add_overwrite(parser)
     options = parser.parse_args(argv)
-    look, where = look_of(options), where_of(options.where)
+    look = look_of(options)
     contrast = tuple(options.contrast) if options.contrast else None
     count, remarks = 0, []
     kinds, records = options.kind or KINDS, records_of(options)
-    for name, figure in draw_figures(
-        records, kinds, options.cost, options.metric, contrast=contrast, where=where, look=look
-    ):
+    for name, figure in draw_figures(records, kinds, options.cost, options.metric, contrast=contrast, look=look):
         if isinstance(figure, str):
             remarks.append(f"{name} left out: {figure}")
             continue

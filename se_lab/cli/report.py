@@ -29,7 +29,6 @@ def report(argv: list[str]) -> int:
     options = parser.parse_args(argv)
     from se_lab.report import send_report, write_report
 
-    where = where_of(options.where)
     if options.output.endswith("/") or Path(options.output).is_dir():
         if options.wandb:
             raise SpecError(
@@ -39,10 +38,10 @@ def report(argv: list[str]) -> int:
     records = records_of(options)
     title, question = _about(options.runs)
     with replacing([options.output], overwrite=options.overwrite):
-        page = write_report(records, options.output, title=title, question=question, metric=options.metric, where=where)
+        page = write_report(records, options.output, title=title, question=question, metric=options.metric)
     print(f"wrote {page}")
     if options.wandb:
-        print(send_report(records, page, options.wandb, title=title, metric=options.metric, where=where))
+        print(send_report(records, page, options.wandb, title=title, metric=options.metric))
     return 0
 
 
@@ -62,7 +61,7 @@ def _chapter(run: str, options: Namespace) -> Chapter:
     from se_lab.report.page import Chapter
 
     title, question = _about([run])
-    return Chapter(title, "\n".join(question), records_of(Namespace(**{**vars(options), "runs": [run]})))
+    return Chapter(title, "\n".join(question), records_of(Namespace(**{**vars(options), "runs": [run], "where": []})))
 
 
 def _about(runs: list[str]) -> tuple[str, list[str]]:

@@ -49,10 +49,12 @@ def where_of(pairs: Sequence[str]) -> dict[str, Any]:
 
 
 def records_of(options: Namespace) -> pd.DataFrame:
-    """Read the trials that the flags name."""
+    """Read the trials that the flags name, of which --where keeps some."""
+    from se_lab.report.variants import filter_records
     from se_lab.sweep.records import load_records
 
-    records = load_records(options.runs, options.store, sweep_seed=options.sweep_seed)
+    where = where_of(options.where)
+    records = filter_records(load_records(options.runs, options.store, sweep_seed=options.sweep_seed), where)
     if getattr(options, "strict", False):
         from se_lab.report.notes import mixed_conditions
 

@@ -7,7 +7,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from se_lab.cli.parser import add_overwrite
-from se_lab.cli.runs import records_of, runs_parser, where_of
+from se_lab.cli.runs import records_of, runs_parser
 from se_lab.spec import SpecError
 from se_lab.spec.parser import Parser
 from se_lab.store import replacing, write_text_whole
@@ -62,11 +62,17 @@ def table(argv: list[str]) -> int:
 
     options = _parser().parse_args(argv)
     _check_layout(options)
-    from se_lab.report import ablation_table, count_paper_costs, paper_cost_table, pivot_table, variance_table
+    from se_lab.report import (
+        Evidence,
+        ablation_table,
+        count_paper_costs,
+        paper_cost_table,
+        pivot_table,
+        variance_table,
+    )
 
     if options.costs_only == bool(options.runs):
         raise SpecError("give RUNS, or else --paper TABLE --costs_only, which needs none")
-    where = where_of(options.where)
     if options.costs_only:
         paper = options.paper or "all"
         table = paper_cost_table(count_paper_costs(paper, lambda text: print(text, file=sys.stderr, flush=True)))
@@ -79,22 +85,23 @@ def table(argv: list[str]) -> int:
         if options.pivot and options.variance:
             raise SpecError("--pivot does not go with --variance")
         if options.variance:
-            table = variance_table(records_of(options), options.metric, where)
+            table = variance_table(records_of(options), options.metric)
         else:
-            table = pivot_table(records_of(options), *options.pivot, metric=options.metric, where=where)
+            table = pivot_table(records_of(options), *options.pivot, metric=options.metric)
     else:
         table = ablation_table(
             records_of(options),
             metric=options.metric,
             columns=options.columns,
             rows=options.rows,
-            where=where,
-            detect=options.detect,
             paper=options.paper,
-            model=options.model or "joint",
-            margin=options.margin,
-            contrasts=options.contrast or (),
-            spread=options.spread or "interval",
+            evidence=Evidence(
+                options.model or "joint",
+                options.margin,
+                options.detect,
+                options.contrast or (),
+                options.spread or "interval",
+            ),
         )
     setting = Setting(options.width or "", options.caption, options.label, options.wide)
     width = int(options.width) if options.width and options.format == "terminal" else None

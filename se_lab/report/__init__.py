@@ -14,6 +14,7 @@ _HOMES = {
     "KINDS": "figures.gallery",
     "STYLES": "figures.look",
     "Column": "columns",
+    "Evidence": "computed",
     "Look": "figures.look",
     "ReportError": "columns",
     "Table": "render",

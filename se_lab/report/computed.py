@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,16 +16,32 @@ from se_lab.report.statistics import Floats
 from se_lab.report.variants import DEFAULT_LEVEL, Study, group_variants
 
 
+@dataclass(frozen=True)
+class Evidence:
+    """How the variants of a table are compared with their baselines, and with one another.
+
+    Attributes:
+        model: The model of the comparison: joint, pooled, paired or welch (`joint.compare`).
+        margin: The difference below which variants count as equivalent, in the metric's unit; with it a column says
+            better, worse, equivalent or undecided.
+        detect: A difference in the metric's unit; with it a column says how many seeds it takes to detect it.
+        contrasts: Pairs of variants to compare beneath the table.
+        spread: What stands beside a mean: its 95 % interval, or std, the standard deviation over seeds.
+    """
+
+    model: str = "joint"
+    margin: float | None = None
+    detect: float | None = None
+    contrasts: Sequence[tuple[str, str]] = ()
+    spread: str = "interval"
+
+
 class Request(NamedTuple):
     """The input of a statistic."""
 
     study: Study
     metric: str
-    model: str = "joint"
-    detect: float | None = None
-    """The difference that a study should detect, in the metric's unit."""
-    margin: float | None = None
-    """The difference below which variants count as equivalent, in the metric's unit."""
+    evidence: Evidence = Evidence()
 
     @property
     def values(self) -> Floats:
@@ -74,11 +91,11 @@ def paired_matrix(study: Study, metric: str) -> Floats:
 def comparison_notes(request: Request) -> list[str]:
     """Return notes on how differences were compared, the gain of pairing by seed, and the effects over nets."""
     study, values = request.study, request.values
-    comparison = differences(study, request.metric, request.model)
+    comparison = differences(study, request.metric, request.evidence.model)
     has_interval = np.isfinite(comparison.half_width)
     if not has_interval.any():
         return []
-    notes = [f"Δ: variant − baseline. {_model_text(comparison, has_interval, study, request.model)}"]
+    notes = [f"Δ: variant − baseline. {_model_text(comparison, has_interval, study, request.evidence.model)}"]
     if study.level != DEFAULT_LEVEL:
         notes.append(
             f"Seeds were added until the intervals were narrow enough, so ± of Δ is a {100 * study.level:.2f} % "
@@ -91,7 +108,7 @@ def comparison_notes(request: Request) -> list[str]:
         if np.isfinite(paired_widths[has_interval]).any()
         else np.nan
     )
-    if request.model == "joint" and np.isfinite(ratio) and np.isfinite(comparison.correlation):
+    if request.evidence.model == "joint" and np.isfinite(ratio) and np.isfinite(comparison.correlation):
         notes.append(
             f"Pairs of one seed correlate {number_text(comparison.correlation, 2)}: a seed-by-seed comparison would "
             f"make this table's intervals {ratio:.2g} times as wide."
@@ -113,10 +130,11 @@ def contrast_note(request: Request, first: str, second: str) -> str:
     col = column(request.metric, request.study.trials)
     pair, group = (names.index(first), names.index(second)), request.study.group
     result, narrow_result = (
-        joint.contrast(request.values, pair, group, request.model, level) for level in request.study.levels
+        joint.contrast(request.values, pair, group, request.evidence.model, level) for level in request.study.levels
     )
-    verdict = joint.verdicts(result, narrow_result, -1.0 if col.better == "higher" else 1.0, request.margin)
-    word = {"equivalent": f"equivalent at {request.margin:g}"} if request.margin is not None else {}
+    margin = request.evidence.margin
+    verdict = joint.verdicts(result, narrow_result, -1.0 if col.better == "higher" else 1.0, margin)
+    word = {"equivalent": f"equivalent at {margin:g}"} if margin is not None else {}
     text = interval_text(result.mean[0], result.half_width[0], col.decimals, signed=True)
     ending = word.get(verdict[0], verdict[0]) or "no interval"
     return f"{first} against {second}: {text}{' points' if col.unit == '%' else ''}, {ending}."
@@ -166,22 +184,26 @@ def _verdict(request: Request) -> Answer:
     study, col = request.study, column(request.metric, request.study.trials)
     if col.better is None:
         raise ReportError(f"{request.metric} has no better direction, so there is no verdict.")
-    if request.margin is not None and not request.margin > 0:
-        raise ReportError(f"The margin of equivalence must be above zero, not {request.margin:g}.")
+    margin = request.evidence.margin
+    if margin is not None and not margin > 0:
+        raise ReportError(f"The margin of equivalence must be above zero, not {margin:g}.")
     comparison, narrow_comparison = (
-        joint.compare(request.values, study.group, study.baseline, request.model, level) for level in study.levels
+        joint.compare(request.values, study.group, study.baseline, request.evidence.model, level)
+        for level in study.levels
     )
-    words = joint.verdicts(comparison, narrow_comparison, 1.0 if col.better == "lower" else -1.0, request.margin)
+    words = joint.verdicts(comparison, narrow_comparison, 1.0 if col.better == "lower" else -1.0, margin)
     note = "Verdict: better or worse where the simultaneous interval excludes zero"
-    if request.margin is not None:
-        rate, margin = 1 - study.level, request.margin
+    if margin is not None:
+        rate = 1 - study.level
         note += f", equivalent where two one-sided tests at {rate:.2g} put the difference within ±{margin:g}"
     return {"verdict": np.array(words, dtype=object)}, [f"{note}, else undecided."]
 
 
 def _p_joint(request: Request) -> Answer:
-    p = joint.adjusted(request.values, request.study.group, request.study.baseline, request.model)
-    return {"p_joint": p}, [f"p, adjusted: of the {request.model} model, two-sided, for all comparisons of the table."]
+    p = joint.adjusted(request.values, request.study.group, request.study.baseline, request.evidence.model)
+    return {"p_joint": p}, [
+        f"p, adjusted: of the {request.evidence.model} model, two-sided, for all comparisons of the table."
+    ]
 
 
 def _p(request: Request) -> Answer:
@@ -203,16 +225,16 @@ def _most_pairs(pairs: Floats) -> int:
 
 
 def _seeds_needed(request: Request) -> Answer:
-    detect = request.detect
+    detect = request.evidence.detect
     if detect is None:
         raise ReportError("The column seeds_needed needs detect=, the difference that should be detected.")
     if detect <= 0:
         raise ReportError(f"The difference to detect must be above zero, not {detect:g}.")
     study = request.study
-    comparison = differences(study, request.metric, request.model)
+    comparison = differences(study, request.metric, request.evidence.model)
     seeds = study.by_seed(request.metric).notna().sum(axis=1).to_numpy(dtype=float)
     with np.errstate(divide="ignore", invalid="ignore"):
-        mean = comparison.n if request.model == "paired" else 2 / (1 / seeds + 1 / seeds[study.baseline])
+        mean = comparison.n if request.evidence.model == "paired" else 2 / (1 / seeds + 1 / seeds[study.baseline])
         has_interval = np.isfinite(comparison.half_width) & (mean > 1)
         sd = np.where(has_interval, comparison.error * np.sqrt(mean), np.nan)
         rows = np.where(has_interval, np.maximum(comparison.df / (mean - 1), 1.0), 1.0)
@@ -223,7 +245,7 @@ def _seeds_needed(request: Request) -> Answer:
     }
     notes = [
         f"Seeds needed: to detect a difference of {detect:g} in 80 % of studies (t test at 0.05, variances as in the "
-        f"{request.model} model); in brackets the 90 % interval of that number, as the spread is an estimate."
+        f"{request.evidence.model} model); in brackets the 90 % interval of that number, as the spread is an estimate."
     ]
     is_constant = (
         (comparison.n > 1) & np.isfinite(comparison.mean) & ~np.isfinite(comparison.half_width) & ~study.is_baseline

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -25,6 +25,7 @@ from se_lab.report.columns import (
     value_texts,
     with_prefix,
 )
+from se_lab.report.computed import Evidence
 from se_lab.report.notes import not_measured, reading_notes, unequal_costs, unfinished_notes
 from se_lab.report.predictions import with_calibration
 from se_lab.report.render import Shown, Table
@@ -40,55 +41,47 @@ def ablation_table(
     metric: str = "test/top1_error",
     columns: Sequence[str] | None = None,
     rows: Sequence[str] | None = None,
-    where: Mapping[str, object] | None = None,
-    detect: float | None = None,
     paper: str | None = None,
-    model: str = "joint",
-    margin: float | None = None,
-    contrasts: Sequence[tuple[str, str]] = (),
-    spread: str = "interval",
+    evidence: Evidence | None = None,
 ) -> Table:
     """Return a table with a row per variant, in the records' order, each group's baseline first.
 
     records: one row a trial, as `load_records` returns them. `metric` is the metric of differences and p values.
     `columns` names the columns to print, out of `se_lab.report.columns` and the records' own metrics; by default
-    seeds, the metric, its difference, top-5 error where there is one, parameters, MACs and time a step. `rows` and
-    `where` are those of `group_variants`. With `detect`, a column says how many seeds it takes to detect a difference
-    of that size (in the metric's unit); with `paper` (`table_10_reduction`, or `10`) the SE paper's figures
-    stand beside ours. `model` is how the variants are compared with their baselines (`joint.compare`); with
-    `margin`, in the metric's unit, a column says better, worse, equivalent or undecided; `contrasts` names pairs of
-    variants to compare beneath the table. `spread` is what stands beside a mean: its 95 % interval, or std, the
-    standard deviation over seeds. Failed, missing and unpaired trials are left out and named in the notes.
+    seeds, the metric, its difference, top-5 error where there is one, parameters, MACs and time a step. `rows` are
+    those of `group_variants`. With `paper` (`table_10_reduction`, or `10`) the SE paper's figures stand beside ours.
+    `evidence` says how variants are compared. Failed, missing and unpaired trials are left out and named in the notes;
+    `filter_records` makes a table of fewer trials.
     Raises ReportError for no records, none finished, an unknown column, a metric that no trial has, two versions of a
     data set.
     """
     if any("calibration_error" in name for name in (metric, *(columns or ()))):
         records = with_calibration(records)
-    metric = full_key(metric, records)
-    if spread not in SPREADS:
-        raise unknown("spread", spread, SPREADS)
-    study = group_variants(records, rows=rows, where=where)
+    metric, evidence = full_key(metric, records), evidence or Evidence()
+    if evidence.spread not in SPREADS:
+        raise unknown("spread", evidence.spread, SPREADS)
+    study = group_variants(records, rows=rows)
     refuse_absent_metric(study, metric)
-    request = computed.Request(study, metric, model, detect, margin)
+    request = computed.Request(study, metric, evidence)
     keys = _chosen(request, columns)
     metrics = list(dict.fromkeys([metric, *(key for key in keys if _kind(study, key) == "metric")]))
     data = study.variants.copy()
     data.insert(2, "is_baseline", study.is_baseline)
-    metric_data = {name: values for key in metrics for name, values in _metric_columns(study, key, model).items()}
-    data = pd.concat([data, pd.DataFrame(metric_data, index=data.index)], axis=1)
+    parts = [pd.DataFrame(_metric_columns(study, key, evidence.model), index=data.index) for key in metrics]
+    data = pd.concat([data, *parts], axis=1)
     data["n"] = study.by_seed(metric).notna().sum(axis=1)
     data["over"] = study.over()
     notes = [*study.notes, *(note for key in metrics for note in not_measured(study, key))]
     notes += unfinished_notes(data, column(metric, study.trials))
     shown = [Shown(column(key, study.trials), key) for key in study.keys]
     for key in keys:
-        data, item, remarks = _with_column(request, data, key, spread)
+        data, item, remarks = _with_column(request, data, key)
         shown.append(item)
         notes += remarks
     if "difference" in keys:
         notes += computed.comparison_notes(request)
-    notes += [computed.contrast_note(request, *names) for names in contrasts]
-    notes += reading_notes(data, metric, metrics, spread)
+    notes += [computed.contrast_note(request, *names) for names in evidence.contrasts]
+    notes += reading_notes(data, metric, metrics, evidence.spread)
     if paper is not None:
         data, paper_shown, remarks = published.beside_paper(study, data, paper)
         shown, notes = shown + paper_shown, notes + remarks
@@ -102,7 +95,6 @@ def pivot_table(
     across: str,
     *,
     metric: str = "test/top1_error",
-    where: Mapping[str, object] | None = None,
 ) -> Table:
     """Return a table of the metric with a row per value of the key `index` and a column per value of `across`.
 
@@ -111,7 +103,7 @@ def pivot_table(
     do not tell all variants apart, and as `ablation_table`.
     """
     index, across, metric = (full_key(name, records) for name in (index, across, metric))
-    study = group_variants(records, rows=[index, across], where=where)
+    study = group_variants(records, rows=[index, across])
     refuse_absent_metric(study, metric)
     cells = study.variants.assign(is_baseline=study.is_baseline, n=study.by_seed(metric).notna().sum(axis=1))
     cells = cells.assign(**_metric_columns(study, metric))
@@ -176,16 +168,14 @@ def _chosen(request: computed.Request, columns: Sequence[str] | None) -> list[st
     """Return the keys of the columns to print: the given or default ones, and those that margin and detect add."""
     study = request.study
     keys = [full_key(name, study.trials) for name in columns or ()] or default_columns(study, request.metric)
-    if request.margin is not None and "verdict" not in keys:
+    if request.evidence.margin is not None and "verdict" not in keys:
         keys.insert(keys.index("difference") + 1 if "difference" in keys else len(keys), "verdict")
-    if request.detect is not None and "seeds_needed" not in keys:
+    if request.evidence.detect is not None and "seeds_needed" not in keys:
         keys.append("seeds_needed")
     return keys
 
 
-def _with_column(
-    request: computed.Request, data: pd.DataFrame, key: str, spread: str
-) -> tuple[pd.DataFrame, Shown, list[str]]:
+def _with_column(request: computed.Request, data: pd.DataFrame, key: str) -> tuple[pd.DataFrame, Shown, list[str]]:
     """Return the table's data extended for a column, the column as printed, and notes on it.
 
     Raises:
@@ -193,7 +183,7 @@ def _with_column(
     """
     study, col = request.study, column(request.metric, request.study.trials)
     if key == request.metric or _kind(study, key) == "metric":
-        return data, _metric_shown(column(key, study.trials), key, spread), []
+        return data, _metric_shown(column(key, study.trials), key, request.evidence.spread), []
     if key == "difference":
         return data, _difference_shown(col, f"{request.metric}:difference"), []
     if key == "n":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,6 @@ def send_report(
     *,
     title: str,
     metric: str = "test/top1_error",
-    where: Mapping[str, object] | None = None,
 ) -> str:
     """Log a study's table (wandb.Table) and page (wandb.Html) to a W&B run of the job type report.
 
@@ -35,7 +34,7 @@ def send_report(
         run.config.update({"metric": metric, "trials": len(records)})
         values: dict[str, Any] = {"report/page": wandb.Html(str(page), inject=False)}
         if records["status"].eq("finished").any():
-            table = ablation_table(records, metric=metric, where=where)
+            table = ablation_table(records, metric=metric)
             values["report/table"] = wandb.Table(dataframe=as_frame(table))
             run.summary["notes"] = "\n".join(table.notes)
         run.log(values)

@@ -20,7 +20,6 @@ from se_lab.report.columns import (
 )
 from se_lab.report.predictions import has_predictions, image_errors
 from se_lab.report.render import Shown, Table
-from se_lab.report.variants import filter_records
 
 ROUNDING = "floating point"
 SOURCES = {
@@ -49,9 +48,7 @@ class Component(NamedTuple):
         return float(np.sqrt(self.df * self.variance / low)), float(np.sqrt(self.df * self.variance / high))
 
 
-def variance_table(
-    records: pd.DataFrame, metric: str = "test/top1_error", where: Mapping[str, object] | None = None
-) -> Table:
+def variance_table(records: pd.DataFrame, metric: str = "test/top1_error") -> Table:
     """Return the variance of a metric by source: a row for each source that the trials vary.
 
     Sources are the keys of SOURCES and, for top-1 and top-5 test errors with stored predictions, the test images. The
@@ -59,7 +56,6 @@ def variance_table(
     freedom. Raises ReportError where no source varies alone, as in a sweep without such keys.
     """
     metric = full_key(metric, records)
-    records = filter_records(records, where or {})
     if metric not in records:
         raise ReportError(f"No trial has a value of {metric!r}.")
     values = pd.to_numeric(records[metric], errors="coerce").astype(float)

@@ -110,9 +110,12 @@ def filter_records(records: pd.DataFrame, where: Mapping[str, object]) -> pd.Dat
     """Keep the trials whose columns have the given values: {"squeeze": "max"}, or a list of allowed ones.
 
     Values match by their printed text, so strings from a command line work. A filter on a `model.se` key other than the
-    insertion keeps the baselines, which have no SE units and so no such value. Raises ReportError for an unknown column
-    and for a filter without a match, with the values there are.
+    insertion keeps the baselines, which have no SE units and so no such value; one on a key of the spec keeps trials
+    without a record, whose spec is unknown. Raises ReportError for an unknown column and for a filter without a match,
+    with the values there are, and where no trial has a record.
     """
+    if where:
+        _refuse_none_recorded(records)
     for name, value in where.items():
         key = full_key(name, records)
         if key not in records:
@@ -125,13 +128,13 @@ def filter_records(records: pd.DataFrame, where: Mapping[str, object]) -> pd.Dat
             raise unknown(f"value of {key}", value, texts.unique())
         if key.startswith(_SE) and key != INSERTION:
             mask |= _is_plain(records)
+        if key.startswith(SPEC_SECTIONS):
+            mask |= ~_is_recorded(records)
         records = records[mask]
     return records
 
 
-def group_variants(
-    records: pd.DataFrame, *, rows: Sequence[str] | None = None, where: Mapping[str, object] | None = None
-) -> Study:
+def group_variants(records: pd.DataFrame, *, rows: Sequence[str] | None = None) -> Study:
     """Sort records (one row a trial, as `load_records` gives them) into variants.
 
     Varied keys are found from the records, without the seed; `rows` gives them in another order, or fewer where those
@@ -153,7 +156,7 @@ def group_variants(
             raise ReportError("The seed cannot tell variants apart: intervals are over seeds.")
         if key not in spec:
             raise unknown("row key", key, spec)
-    trials = _without_copies(filter_records(records, where or {}).reset_index(drop=True))
+    trials = _without_copies(records.reset_index(drop=True))
     _refuse_two_versions(trials)
 
     is_plain = _is_plain(trials)
@@ -164,7 +167,7 @@ def group_variants(
         hidden_keys = [key for key in varied_keys if key not in keys]
         raise ReportError(
             f"Rows by {', '.join(keys)} would mix trials that also differ in {', '.join(hidden_keys)}: "
-            f"add {'it' if len(hidden_keys) == 1 else 'them'} to the rows, or filter with where."
+            f"add {'it' if len(hidden_keys) == 1 else 'them'} to the rows, or filter the records."
         )
     group_keys = tuple(key for key in keys if not key.startswith(_SE))
     se_keys = tuple(key for key in keys if key.startswith(_SE))
@@ -183,16 +186,25 @@ def _spellings(value: object) -> set[str]:
 
 def _without_unrecorded(records: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     """Leave out trials whose spec the store does not have yet, with a note: their variant is unknown."""
-    is_recorded = records["seed"].notna() if "seed" in records else pd.Series(False, index=records.index)
+    _refuse_none_recorded(records)
+    is_recorded = _is_recorded(records)
     counts = records.loc[~is_recorded, "status"].value_counts(sort=False)
-    if not is_recorded.any():
-        raise ReportError(f"No trial has a record yet: {', '.join(f'{n} {status}' for status, n in counts.items())}.")
     notes = [
         f"{count} {'trial' if count == 1 else 'trials'} {status}, of a variant that is not known before its record: "
         f"{some(records.loc[~is_recorded & (records['status'] == status), 'trial_id'])}."
         for status, count in counts.items()
     ]
     return records[is_recorded], notes
+
+
+def _is_recorded(records: pd.DataFrame) -> pd.Series:
+    return records["seed"].notna() if "seed" in records else pd.Series(False, index=records.index)
+
+
+def _refuse_none_recorded(records: pd.DataFrame) -> None:
+    if not _is_recorded(records).any():
+        counts = records["status"].value_counts(sort=False)
+        raise ReportError(f"No trial has a record yet: {', '.join(f'{n} {status}' for status, n in counts.items())}.")
 
 
 def _without_copies(trials: pd.DataFrame) -> pd.DataFrame:

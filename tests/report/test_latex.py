@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from se_lab.report import ReportError, Table, ablation_table
+from se_lab.report import Evidence, ReportError, Table, ablation_table
 from se_lab.report.latex import Setting
 
 Make = Callable[..., pd.DataFrame]
@@ -44,7 +44,7 @@ def test_a_column_keeps_as_many_columns_as_fit_and_a_page_all(table: Table) -> N
 def test_decimal_points_stand_under_each_other(study: Make, spread: str) -> None:
     # standard deviations over two seeds: 0.14, 14.14, and none for the one seed of r=16
     records = study([({"insertion": "none"}, [8.0, 8.2]), ({"reduction": 4}, [7.0, 27.0]), ({"reduction": 16}, [7.5])])
-    text = ablation_table(records, spread=spread).render("latex", setting=Setting("double"))
+    text = ablation_table(records, evidence=Evidence(spread=spread)).render("latex", setting=Setting("double"))
     cells = [row[2].strip() for row in rows_of(text)]
     # logit(0.081) ± 12.71 · 0.001/0.0744 and logit(0.17) ± 12.71 · 0.1/0.1411, by hand
     assert (
@@ -80,7 +80,11 @@ def test_pdflatex_sets_every_table_within_its_width(table: Table, study: Make, t
         for r in (4, 16)
     ]
     long = study([*several, ({"model.backbone": name, "insertion": "none"}, [7.0, 8.0])])
-    tables = [table, ablation_table(long, margin=0.1), ablation_table(study([({"model.backbone": name}, [7.0])]))]
+    tables = [
+        table,
+        ablation_table(long, evidence=Evidence(margin=0.1)),
+        ablation_table(study([({"model.backbone": name}, [7.0])])),
+    ]
     settings = [Setting(), Setting("2"), Setting("double", wide=True), Setting(caption=f"About {name} " * 9)]
     texts = [one.render("latex", setting=setting) for one in tables for setting in settings]
     (tmp_path / "t.tex").write_text(PREAMBLE + "\\clearpage\n".join(texts) + r"\end{document}", encoding="utf-8")

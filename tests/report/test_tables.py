@@ -10,7 +10,7 @@ import pytest
 import statsmodels.formula.api as smf
 from scipy import special, stats
 
-from se_lab.report import ablation_table, pivot_table
+from se_lab.report import Evidence, ablation_table, filter_records, pivot_table
 from se_lab.report.dunnett import dunnett_quantile
 
 Make = Callable[..., pd.DataFrame]
@@ -40,11 +40,11 @@ def test_mean_and_interval_are_those_of_scipy(reduction_study: pd.DataFrame) -> 
 def test_the_standard_deviation_may_stand_beside_a_mean_and_another_word_is_refused(
     reduction_study: pd.DataFrame,
 ) -> None:
-    table = ablation_table(reduction_study, spread="std")
+    table = ablation_table(reduction_study, evidence=Evidence(spread="std"))
     assert f"7.23 ± {np.std(R4, ddof=1):.2f}" in table.render("markdown")
     assert "Beside a mean stands the standard deviation over seeds." in table.notes
     with pytest.raises(ValueError, match="Did you mean 'std'"):
-        ablation_table(reduction_study, spread="sd")
+        ablation_table(reduction_study, evidence=Evidence(spread="sd"))
 
 
 @pytest.mark.parametrize("images", [359, None])
@@ -76,16 +76,16 @@ def test_the_difference_and_its_interval_are_those_of_statsmodels_with_seeds_as_
 
 
 def test_the_other_models_are_a_flag_and_a_wrong_one_is_refused(reduction_study: pd.DataFrame) -> None:
-    r4 = row(ablation_table(reduction_study, model="paired"), "r=4")
+    r4 = row(ablation_table(reduction_study, evidence=Evidence(model="paired")), "r=4")
     pairs = np.subtract(R4, BASE)
     sidak = stats.t.isf((1 - 0.95 ** (1 / 4)) / 2, 2)
     assert r4[f"{TOP1}:difference:ci95"] == pytest.approx(sidak * stats.sem(pairs))
     with pytest.raises(ValueError, match="Did you mean 'paired'"):
-        ablation_table(reduction_study, model="pared")
+        ablation_table(reduction_study, evidence=Evidence(model="pared"))
 
 
 def test_a_margin_gives_verdicts_and_a_contrast_compares_two_variants(reduction_study: pd.DataFrame) -> None:
-    table = ablation_table(reduction_study, margin=1.0, contrasts=[("r=8", "r=2")])
+    table = ablation_table(reduction_study, evidence=Evidence(margin=1.0, contrasts=[("r=8", "r=2")]))
     verdict = table.data.set_index("variant")["verdict"]
     assert verdict["r=4"] == "better"
     assert verdict["r=2"] == "equivalent"
@@ -97,7 +97,7 @@ def test_a_margin_gives_verdicts_and_a_contrast_compares_two_variants(reduction_
     assert "−0.20 ± " in note
     assert note.endswith("points, equivalent at 1.")
     with pytest.raises(ValueError, match="Unknown variant 'r=9'"):
-        ablation_table(reduction_study, contrasts=[("r=8", "r=9")])
+        ablation_table(reduction_study, evidence=Evidence(contrasts=[("r=8", "r=9")]))
 
 
 def test_the_table_of_a_sweep_that_grew_keeps_the_level_of_its_last_look(reduction_study: pd.DataFrame) -> None:
@@ -229,7 +229,7 @@ def test_two_versions_of_a_data_set_are_refused(reduction_study: pd.DataFrame) -
     reduction_study.loc[3:5, "data_digest"] = "another"
     with pytest.raises(ValueError, match=r"mix 2 versions of the data of digits.*another \(3 trials\)"):
         ablation_table(reduction_study)
-    assert len(ablation_table(reduction_study, where={"data_digest": "another"}).data) == 1
+    assert len(ablation_table(filter_records(reduction_study, {"data_digest": "another"})).data) == 1
 
 
 def test_two_data_sets_are_two_groups_and_each_has_its_baseline(study: Make) -> None:
@@ -287,14 +287,14 @@ def test_p_values_say_the_smallest_that_the_seeds_allow(reduction_study: pd.Data
 def test_detect_says_how_many_seeds_a_difference_needs(reduction_study: pd.DataFrame) -> None:
     from statsmodels.stats.power import TTestPower
 
-    table = ablation_table(reduction_study, detect=0.3, model="paired")
+    table = ablation_table(reduction_study, evidence=Evidence(detect=0.3, model="paired"))
     pairs = np.subtract([7.6, 8.3, 7.7], BASE)  # r=8 against the baseline
     sds = np.std(pairs, ddof=1) * np.sqrt([1, 2 / stats.chi2.ppf(0.95, 2), 2 / stats.chi2.ppf(0.05, 2)])
     expected = [np.ceil(TTestPower().solve_power(effect_size=0.3 / sd, power=0.8, alpha=0.05)) for sd in sds]
     assert row(table, "r=8")[["seeds_needed", "seeds_needed:low", "seeds_needed:high"]].tolist() == expected
     assert f"{expected[0]:.0f} ({expected[1]:.0f}–{expected[2]:.0f})" in table.render("markdown")
     # the joint model has the variance of all rows: 4 · (n − 1) degrees of freedom for its five variants and seeds
-    joint = row(ablation_table(reduction_study, detect=0.3), "r=8")
+    joint = row(ablation_table(reduction_study, evidence=Evidence(detect=0.3)), "r=8")
     long = reduction_study.assign(y=reduction_study[TOP1], r=reduction_study["model.se.reduction"].fillna(0))
     sd = np.sqrt(2 * smf.ols("y ~ C(r) + C(seed)", long).fit().mse_resid)
     power = {n: stats.nct.sf(stats.t.ppf(0.975, 4 * (n - 1)), 4 * (n - 1), 0.3 / sd * np.sqrt(n)) for n in range(2, 60)}
@@ -305,7 +305,7 @@ def test_detect_says_how_many_seeds_a_difference_needs(reduction_study: pd.DataF
 
 def test_a_difference_that_is_the_same_for_every_seed_is_not_beyond_doubt(study: Make) -> None:
     records = study([({"insertion": "none"}, [8.0, 8.2, 8.1]), ({"reduction": 4}, [7.9, 8.1, 8.0])])
-    table = ablation_table(records, detect=0.1, model="paired")
+    table = ablation_table(records, evidence=Evidence(detect=0.1, model="paired"))
     assert not table.data[f"{TOP1}:best"].any()
     assert table.data["seeds_needed"].isna().all()  # no spread was seen to tell them from
     assert any(

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from se_lab.report import ablation_table
+from se_lab.report import ablation_table, filter_records
 
 Make = Callable[..., pd.DataFrame]
 
@@ -116,15 +116,15 @@ def test_where_takes_values_as_they_are_typed(study: Make) -> None:
         [({"insertion": "none"}, [8.0]), ({"stages": [2, 3], "reduction": 4}, [7.0]), ({"reduction": 8}, [7.5])]
     )
     for wanted in ({"model.se.stages": "[2, 3]"}, {"model.se.stages": [2, 3]}, {"model.se.reduction": "4"}):
-        assert list(ablation_table(records, where=wanted).data[TOP1]) == [8.0, 7.0]
-    both = ablation_table(records, where={"model.se.reduction": [4, 8], "model.se.insertion": "standard"})
+        assert list(ablation_table(filter_records(records, wanted)).data[TOP1]) == [8.0, 7.0]
+    both = ablation_table(filter_records(records, {"model.se.reduction": [4, 8], "model.se.insertion": "standard"}))
     assert list(both.data[TOP1]) == [7.0, 7.5]
     with pytest.raises(ValueError, match=r"value of model\.se\.reduction '5'.*4, 8"):
-        ablation_table(records, where={"model.se.reduction": "5"})
+        ablation_table(filter_records(records, {"model.se.reduction": "5"}))
 
 
 def test_where_on_an_se_key_keeps_the_baseline(study: Make) -> None:
     records = study([({"insertion": "none"}, [8.0]), ({"squeeze": "max"}, [7.0]), ({"squeeze": "avg"}, [7.5])])
-    table = ablation_table(records, where={"model.se.squeeze": "max"})
+    table = ablation_table(filter_records(records, {"model.se.squeeze": "max"}))
     assert list(table.data["is_baseline"]) == [True, False]
     assert row(table, "standard")[f"{TOP1}:difference"] == -1.0

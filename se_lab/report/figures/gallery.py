@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -49,7 +49,6 @@ def draw_figure(
     *,
     cost: str = "params",
     contrast: tuple[str, str] | None = None,
-    where: Mapping[str, object] | None = None,
     look: Look | None = None,
 ) -> Figure:
     """Draw one figure: tradeoff (of a metric against a cost), classes (of a contrast), or another of KINDS.
@@ -58,7 +57,7 @@ def draw_figure(
     """
     if kind not in KINDS:
         raise unknown("kind of figure", kind, KINDS)
-    study = group_variants(records, where=where)
+    study = group_variants(records)
     refuse_absent_metric(study, metric)
     _, make = next(_charts([kind], [cost], contrast))
     return draw(make(study, metric), look)
@@ -71,7 +70,6 @@ def draw_figures(
     metric: str = "test/top1_error",
     *,
     contrast: tuple[str, str] | None = None,
-    where: Mapping[str, object] | None = None,
     look: Look | None = None,
 ) -> Iterator[tuple[str, Figure | str]]:
     """Draw figures one by one; yield the name of each, and the figure or why the trials do not allow it.
@@ -80,7 +78,7 @@ def draw_figures(
     `contrast` names the two variants of the errors by class.
     Raises ReportError for trials that no figure can be made of, as `ablation_table` does for its table.
     """
-    study = group_variants(records, where=where)
+    study = group_variants(records)
     refuse_absent_metric(study, metric)
     for name, make in _charts(kinds, costs, contrast):
         try:

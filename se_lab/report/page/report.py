@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,6 @@ def write_report(
     title: str = "SE ablation",
     question: Sequence[str] = (),
     metric: str = "test/top1_error",
-    where: Mapping[str, object] | None = None,
     beside: Path | None = None,
 ) -> Path:
     """Write the page: question, table, figures, costs beside the paper's, classes, excitations, every trial.
@@ -50,13 +49,12 @@ def write_report(
         title: The page's title, such as the sweep's name.
         question: What the study asks: a paragraph each, such as the sweep's description.
         metric: The metric to compare.
-        where: Keep only these trials, as in `ablation_table`.
         beside: A folder beside the file for all excitation figures.
 
     Raises:
         ReportError: as `ablation_table`, except where trials have failed and none finished, which the page reports.
     """
-    study = group_variants(records, where=where)
+    study = group_variants(records)
     places = folders(study)
     trial_records = records_in(places)
     data: dict[str, Any] = {"title": title, "question": list(question), "figures": []}
@@ -66,8 +64,8 @@ def write_report(
         refuse_absent_metric(study, metric)
         ranks = ["rank", "p_best", "p_better"] if can_rank(study, metric) else []
         columns = [*default_columns(study, metric), *ranks]
-        table = ablation_table(records, metric=metric, columns=columns, where=where)
-        static += table.render("html") + _static_figures(records, metric, where)
+        table = ablation_table(records, metric=metric, columns=columns)
+        static += table.render("html") + _static_figures(records, metric)
         baselines = bases(study, metric)
         data["table"] = table_data(table)
         data["figures"] = page_sections(study, metric, [base.pop("study") for base in baselines])
@@ -89,10 +87,10 @@ def write_report(
     return path
 
 
-def _static_figures(records: pd.DataFrame, metric: str, where: Mapping[str, object] | None) -> str:
+def _static_figures(records: pd.DataFrame, metric: str) -> str:
     """Return the figures as images, for readers without JavaScript."""
     images = []
-    for _, figure in draw_figures(records, costs=COSTS[:1], metric=metric, where=where):
+    for _, figure in draw_figures(records, costs=COSTS[:1], metric=metric):
         if isinstance(figure, str):
             continue
         buffer = io.BytesIO()

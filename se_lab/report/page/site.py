@@ -15,7 +15,7 @@ from se_lab.report import computed
 from se_lab.report.columns import ReportError, column, range_texts
 from se_lab.report.page.excitations import excitation_pages, plain_page
 from se_lab.report.page.report import write_report
-from se_lab.report.variants import group_variants
+from se_lab.report.variants import Study, filter_records, group_variants
 from se_lab.store import replacing, write_text_whole
 
 INDEX = "index.html"
@@ -59,7 +59,7 @@ def write_site(
         chapters: The studies, in the index's order.
         folder: The folder to write into.
         metric: The metric to compare.
-        where: Keep only these trials, as in `ablation_table`.
+        where: Keep only these trials, as in `filter_records`.
         overwrite: Replace files that SE-Lab did not write.
 
     Returns:
@@ -73,17 +73,22 @@ def write_site(
     folders = [folder / name for name in names]
     pages = [folder / f"{name}.html" for name in names]
     extra_pages = [
-        page for study, place in zip(chapters, folders, strict=True) for page in _pages_beside(study, place, where)
+        page
+        for study, place in zip(chapters, folders, strict=True)
+        for page in _pages_beside(study, place, where or {})
     ]
     rows, reports = [], []
     with replacing([folder / INDEX, *pages, *extra_pages], overwrite=overwrite):
         for chapter, page, place in zip(chapters, pages, folders, strict=True):
             try:
                 question = [chapter.question] if chapter.question else []
-                settings = {"title": chapter.title, "question": question, "metric": metric, "where": where}
-                reports.append(write_report(chapter.records, page, beside=place, **settings))  # type: ignore[arg-type]
+                records = filter_records(chapter.records, where or {})
+                reports.append(
+                    write_report(records, page, title=chapter.title, question=question, metric=metric, beside=place)
+                )
                 cells = [f'<a href="{html.escape(page.name)}">{html.escape(chapter.title)}</a>']
-                cells += map(html.escape, _summary(chapter, metric, where))
+                cells += map(html.escape, _summary(group_variants(records), metric))
+                cells.append(html.escape(chapter.question))
             except ReportError as error:
                 cells = [html.escape(chapter.title), html.escape(str(error)), "", ""]
             rows.append("<tr>" + "".join(f'<td class="text">{cell}</td>' for cell in cells) + "</tr>")
@@ -97,16 +102,15 @@ def write_site(
     return [folder / INDEX, *reports]
 
 
-def _pages_beside(chapter: Chapter, folder: Path, where: Mapping[str, object] | None) -> list[Path]:
+def _pages_beside(chapter: Chapter, folder: Path, where: Mapping[str, object]) -> list[Path]:
     try:
-        return list(excitation_pages(group_variants(chapter.records, where=where), folder))
+        return list(excitation_pages(group_variants(filter_records(chapter.records, where)), folder))
     except ReportError:  # the index reports it
         return []
 
 
-def _summary(chapter: Chapter, metric: str, where: Mapping[str, object] | None) -> list[str]:
-    """Return the counts of trials, the best variant, and the question."""
-    study = group_variants(chapter.records, where=where)
+def _summary(study: Study, metric: str) -> list[str]:
+    """Return the counts of trials and the best variant."""
     counts = study.trials["status"].value_counts(sort=False)
     winner = ""
     if metric in study.trials and (study.trials["status"] == "finished").any():
@@ -115,7 +119,7 @@ def _summary(chapter: Chapter, metric: str, where: Mapping[str, object] | None) 
             index = int((np.nanargmax if col.better == "higher" else np.nanargmin)(estimate.mean))
             (text,) = range_texts(*(ends[[index]] for ends in estimate[:3]), decimals=col.decimals)
             winner = f"{study.variants['variant'].iloc[index]}: {col.label} {text} {col.unit}".rstrip()
-    return [", ".join(f"{count} {status}" for status, count in counts.items()), winner, chapter.question]
+    return [", ".join(f"{count} {status}" for status, count in counts.items()), winner]
 
 
 def _distinct(names: Sequence[str]) -> list[str]:
