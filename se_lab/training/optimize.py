@@ -42,7 +42,7 @@ def create_schedule(
         return OneCycle(optimizer)
     schedule, _ = create_scheduler_v2(
         optimizer,
-        # timm 1.0.22 has no constant schedule; multistep without milestones is one
+        # timm has no constant schedule; multistep without milestones is one
         sched="multistep" if optim.schedule == "constant" else optim.schedule,
         num_epochs=epochs,
         decay_epochs=optim.decay_epochs,

@@ -9,13 +9,12 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import timm
 import torch
 from timm.layers.cbam import LightChannelAttn
 from timm.layers.create_attn import get_attn
 from torch import Tensor, nn
 
-from se_lab.spec import SESpec, SpecError
+from se_lab.spec import SESpec
 from se_lab.units.counting import ModuleCost
 from se_lab.units.squeeze_excite import GATE_AT_START, hidden_width
 from se_lab.units.unit import Unit
@@ -71,17 +70,8 @@ class TimmUnit(Unit):
         return {}
 
     def _build(self, spec: SESpec) -> nn.Module:
-        try:
-            layer = get_attn(self.name)  # type: ignore[no-untyped-call]
-        except AssertionError:
-            layer = None
-        if layer is None:
-            raise SpecError(
-                f"model.se.unit={spec.unit} needs timm's attention layer {self.name!r}, which timm {timm.__version__} "
-                "does not have; install a newer timm"
-            )
-        module: nn.Module = layer(self.channels, **self.options(self.hidden, spec))
-        return module
+        layer: nn.Module = get_attn(self.name)(self.channels, **self.options(self.hidden, spec))  # type: ignore[no-untyped-call]
+        return layer
 
     def forward(self, x: Tensor) -> Tensor:
         """Scale x, (N, C, H, W)."""
