@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import inspect
 import json
 import os
 import signal
@@ -255,8 +256,10 @@ def read_wandb(path: str) -> pd.DataFrame:
     if not (entity and project) or path.count("/") > 2:
         raise SpecError(f"wandb:{path} must be wandb:ENTITY/PROJECT or wandb:ENTITY/PROJECT/SWEEP")
     filters = {"$and": [{"sweep": sweep}]} if sweep else {}
+    # clients that have `lazy` would otherwise query each run's config and summary by itself
+    whole = {"lazy": False} if "lazy" in inspect.signature(wandb.Api.runs).parameters else {}
     try:
-        runs = list(wandb.Api().runs(f"{entity}/{project}", filters=filters, order="+created_at", lazy=False))
+        runs = list(wandb.Api().runs(f"{entity}/{project}", filters=filters, order="+created_at", **whole))
     except (wandb.errors.CommError, ValueError) as error:
         raise FileNotFoundError(f"wandb:{path} cannot be read: {error}") from error
     rows = [

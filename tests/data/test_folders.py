@@ -105,6 +105,11 @@ def test_places365_is_read_in_torchvisions_layout(tmp_path, noise, monkeypatch, 
         create_data(spec, 0, root=tmp_path)
 
 
+def test_a_set_that_is_not_there_is_refused_with_the_fields_that_say_where(tmp_path):
+    with pytest.raises(DataError, match=rf"data\.name is 'imagenet', sought in data_root '{tmp_path}'"):
+        create_data(DataSpec("imagenet"), 0, root=tmp_path)
+
+
 def test_wrong_folders_are_refused_by_name(folders, tmp_path, noise):
     with pytest.raises(DataError, match=r"missing/train is missing"):
         create_data(DataSpec(f"folder:{tmp_path}/missing"), 0)

@@ -47,11 +47,13 @@ class Server:
     def graphql(self, operation, query, given):
         """Return the data of an answer."""
         answers = {
-            "Viewer": self.viewer, "GetViewer": self.viewer, "GetDefaultEntity": self.viewer,
+            "Viewer": self.viewer, "GetViewer": self.viewer, "GetDefaultEntity": self.viewer, "viewer": self.viewer,
             "ServerFeaturesQuery": lambda _: {"serverInfo": {"features": []}},
+            "ProbeProjectInput": lambda _: {"ProjectType": {"fields": [{"name": "internalId"}]}},
+            "ProbeRunInput": lambda _: {"RunType": {"fields": [{"name": "projectId"}]}},
             "UpsertSweep": self.upsert_sweep, "SweepWithRuns": self.get_sweep, "GetSweep": self.get_sweep,
-            "GetSweepLegacy": self.get_sweep, "CreateAgent": self.create_agent, "Heartbeat": self.heartbeat,
-            "UpsertBucket": self.upsert_bucket, "RunResumeStatus": self.resume_status,
+            "GetSweepLegacy": self.get_sweep, "Sweep": self.get_sweep, "CreateAgent": self.create_agent,
+            "Heartbeat": self.heartbeat, "UpsertBucket": self.upsert_bucket, "RunResumeStatus": self.resume_status,
             "CreateRunFiles": self.create_files, "Runs": self.list_runs, "Run": self.get_run,
             "RunFullHistory": self.get_run, "SampledHistoryPage": self.get_run, "HistoryPage": self.get_run,
             "RunHistoryKeys": self.get_run, "RunStoppedStatus": self.get_run, "RunState": self.get_run,
@@ -295,7 +297,8 @@ class Handler(BaseHTTPRequestHandler):
         if stream := re.fullmatch(r"/files/[^/]+/([^/]+)/([^/]+)/file_stream", self.path):
             server.stream(*stream.groups(), body)
             return self.answer({"exitcode": None, "limits": {}})
-        named = re.search(r"(?:query|mutation)\s+(\w+)", body.get("query", ""))
+        # a query without a name is told by its first field
+        named = re.search(r"(?:(?:query|mutation)[\s{]+|^\s*{\s*)(\w+)", body.get("query", ""))
         operation = body.get("operationName") or (named.group(1) if named else self.path)
         try:
             return self.answer({"data": server.graphql(operation, body.get("query"), body.get("variables") or {})})
