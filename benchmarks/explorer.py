@@ -1,8 +1,9 @@
-"""How soon the explorer of excitations answers: python benchmarks/explorer.py [--tries 5], a minute and a half.
+"""How soon pages answer: python benchmarks/explorer.py [--tries 5], two minutes.
 
-Writes the page of a net with 16 units of 2,048 channels and 1,000 classes, opens it in headless Chromium, and works
-each control a few times. Prints the milliseconds, on the wall, from the change to the painted page: the median, the
-slowest, and the limit beside them. Needs chromium, chromedriver and selenium (extra dev).
+Writes the explorer of a net with 16 units of 2,048 channels and 1,000 classes, opens it in headless Chromium, and works
+each control a few times; then the report of 200 trials, whose filter is typed into with table and trade-off on the
+screen. Prints the milliseconds, on the wall, from the change to the painted page: the median, the slowest, and the
+limit beside them. Needs chromium, chromedriver and selenium (extra dev).
 """
 
 from __future__ import annotations
@@ -18,12 +19,17 @@ from typing import Any
 import torch
 from measure import table
 
+from analysis import make_store
 from se_lab.excitations.capture import GateSite
 from se_lab.excitations.page import write_page
 from se_lab.excitations.statistics import ExcitationStatistics
+from se_lab.report import write_report
+from se_lab.store import read_records
 
 UNITS, CHANNELS, CLASSES = 16, 2048, 1000
 LIMIT_MS = 1000
+TRIALS, FILTER_LIMIT_MS = 200, 200
+FILTERS = ("r<=8", "r<=8 lr=0.001", "r=16", "finished", "")
 CONTROLS = {
     "unit": ("SE_3_8", "SE_2_1"),
     "stage": ("3", "2"),
@@ -77,6 +83,23 @@ def milliseconds(page: Any, control: str, value: str | None) -> float:
     return float(page.execute_async_script(script))
 
 
+def filter_milliseconds(page: Any, path: Path, tries: int) -> list[float]:
+    """Return the times from the last key in a report's filter until table and figures on the screen are painted."""
+    page.get(path.as_uri())
+    while not page.execute_script("return document.body.dataset.ready"):
+        time.sleep(0.1)
+    page.execute_script("at('tradeoff').scrollIntoView({block: 'center'})")
+    while not page.execute_script("return plots.some(plot => plot.near && !plot.dirty)"):
+        time.sleep(0.1)
+    script = (
+        "const [text, done] = arguments, began = performance.now();"
+        "at('filter').value = text; at('filter').dispatchEvent(new Event('input'));"
+        "const wait = () => (address.values.get('filter') ?? '') !== text ? setTimeout(wait)"  # saved as figures follow
+        " : requestAnimationFrame(() => setTimeout(() => done(performance.now() - began))); wait();"
+    )
+    return [float(page.execute_async_script(script, FILTERS[n % len(FILTERS)])) for n in range(tries)]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--tries", type=int, default=5, help="Times that each control is worked.")
@@ -95,6 +118,11 @@ def main() -> None:
                 tries = range(max(options.tries, len(values)))
                 times = [milliseconds(page, control, values[n % len(values)] if values else None) for n in tries]
                 rows.append([what, f"{statistics.median(times):.0f}", f"{max(times):.0f}", LIMIT_MS])
+            make_store(Path(name, "store"), TRIALS, 20)
+            report = write_report(read_records(Path(name, "store")), Path(name, "report.html"))
+            times = filter_milliseconds(page, report, max(options.tries, len(FILTERS)))
+            what = f"a report's filter, {TRIALS} trials"
+            rows.append([what, f"{statistics.median(times):.0f}", f"{max(times):.0f}", FILTER_LIMIT_MS])
         finally:
             page.quit()
     print(f"{UNITS} units of {CHANNELS:,} channels, {CLASSES:,} classes: a page of {megabytes:.1f} MB (limit 60).\n")

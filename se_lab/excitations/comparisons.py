@@ -115,10 +115,16 @@ def unit_similarity(a: ExcitationStatistics, b: ExcitationStatistics | None = No
     """Chart how alike units tell classes apart (debiased CKA): the units of one net, or of two nets.
 
     A line on the colour key is the 95 % quantile when classes are permuted: what lies below may be chance.
+
+    Raises:
+        ExcitationError: with fewer than four classes, for which the measure is not defined.
     """
     other = b or a
     rows = [a.unit(site.name) for site in a.sites]
     columns = [other.unit(site.name) for site in other.sites]
+    classes = int(min((rows[0].count > 0).sum(), (columns[0].count > 0).sum()))
+    if classes < 4:
+        raise ExcitationError(f"the images are of {classes} classes, and the similarity of units needs four")
     matrix = measures.unit_similarity(rows, columns)
     chance = measures.similarity_by_chance(rows, columns)
     mark = (chance, "95 % by chance") if np.isfinite(chance) else None
@@ -130,9 +136,9 @@ def unit_similarity(a: ExcitationStatistics, b: ExcitationStatistics | None = No
         Axis(names[0], (len(rows) - 0.5, -0.5), ticks=ticks, names=True),
         cells=cells,
     )
-    classes = int(min((rows[0].count > 0).sum(), (columns[0].count > 0).sum()))
-    reason = f"{classes} classes, and it needs four" if classes < 4 else "no class moves the gates"
-    note = f"Blank: {reason}." if np.isnan(matrix).any() else "High where units tell the same classes apart."
+    note = "High where units tell the same classes apart."
+    if np.isnan(matrix).any():
+        note = "Blank: no class moves the gates."
     return Chart("unit_similarity", "Similarity of units", note, [panel], rows=1.15 * len(rows) + 3)
 
 

@@ -24,6 +24,7 @@ from se_lab.report.figures.image import draw
 from se_lab.report.figures.look import Look, save_figure
 from se_lab.report.to_wandb import wandb_run
 from se_lab.report.variants import INSERTION, group_variants
+from se_lab.spec import variant_name
 from se_lab.store import is_trial, replacing
 
 FILE = "excitations.safetensors"
@@ -120,6 +121,7 @@ def inspect_sweep(records: pd.DataFrame, request: Inspection) -> list[Path]:
             f"none of the {len(trials)} trials has finished with SE units in its net: run the sweep, or name others"
         )
     names = study.variants["variant"].reindex(finished_trials["variant"])
+    is_single = names.nunique() == 1  # its name in the study has only what tells it from the baseline
     folder = Path(request.output or "excitations")
     with _writing([folder], request):
         pass  # nothing is run for files that may not be written
@@ -127,6 +129,8 @@ def inspect_sweep(records: pd.DataFrame, request: Inspection) -> list[Path]:
     variants: dict[str, tuple[ExcitationStatistics, LabelledImages]] = {}  # the first seed of each
     for name, row in zip(names, finished_trials.to_dict("records"), strict=True):
         net = open_net(row["folder"], trust_plugins=request.capture.trust_plugins)
+        if is_single and net.spec is not None:
+            name = variant_name(net.spec)
         images = _images(net, request)
         classes = _chosen(request, images)
         request.capture.say(f"{name}, seed {row['seed']:.0f} ({net.label})")
@@ -218,13 +222,22 @@ def _figures_of_one(
         compare.saturation(statistics),
         compare.selectivity([("", statistics)]),
         figures.class_similarity(statistics),
-        compare.unit_similarity(statistics),
+        *_unit_similarity(request, statistics),
     ]
     if "redundancy" in statistics.about:
         charts.append(compare.redundancy(statistics))
     paths = _save(charts, folder, request)
     maps = map_figure(net.model, images, classes, request.look)
     return paths + (save_figure(maps, folder / "maps") if maps is not None else [])
+
+
+def _unit_similarity(request: Inspection, *statistics: ExcitationStatistics) -> list[Chart]:
+    """Return the chart of one net's units or two nets', or none and say why."""
+    try:
+        return [compare.unit_similarity(*statistics)]
+    except ExcitationError as error:
+        request.capture.say(f"unit_similarity left out: {error}")
+        return []
 
 
 def _static(paths: Sequence[Path]) -> list[Path]:
@@ -242,7 +255,7 @@ def _comparisons(
 ) -> list[Path]:
     charts = [compare.selectivity(labelled), compare.overlay(labelled)]
     if same_classes:
-        charts.append(compare.unit_similarity(labelled[0][1], labelled[1][1]))
+        charts += _unit_similarity(request, labelled[0][1], labelled[1][1])
     epochs = [net.about.get("epoch") for net in nets]
     if len({net.about.get("trial_id", net.label) for net in nets}) == 1 and len({*epochs} - {None}) > 1:
         by_epoch = [(epoch + 1, pair[1]) for epoch, pair in zip(epochs, labelled, strict=True) if epoch is not None]

@@ -104,12 +104,28 @@ def not_measured(study: Study, key: str) -> list[str]:
 
 
 def unequal_costs(study: Study, key: str) -> list[str]:
-    """Warn of variants whose seeds do not agree in a cost."""
+    """Warn of variants whose seeds do not agree in a cost, and of times that differ within a variant."""
+    if column(key, study.trials).kind == "timing":
+        return uneven_times(study, key)
     if column(key, study.trials).kind != "cost":
         return []
     is_unequal = study.trials.groupby("variant")[key].nunique() > 1
     names = study.variants["variant"][is_unequal[is_unequal].index]
     return [f"Warning: {key} differs between the seeds of {some(names)}; the first is shown."] if len(names) else []
+
+
+def uneven_times(study: Study, key: str) -> list[str]:
+    """Warn where finished trials of one variant, which do the same work, differ in a time by more than a tenth."""
+    trials = study.trials[(study.trials["status"] == "finished") & (study.trials[key] > 0)]
+    times = trials.groupby("variant")[key].agg(["min", "max"])
+    excess = float((times["max"] / times["min"] - 1).max()) if len(times) else 0.0
+    if not excess > 0.1:
+        return []
+    label = "the time of a step" if key == "step_ms" else column(key, study.trials).label
+    return [
+        f"Warning: trials of one variant differ by up to {100 * excess:.0f} % in {label}, as when other work shares "
+        "the machine; smaller differences between variants mean nothing."
+    ]
 
 
 def sign_flip_note(test: SignFlip, pairs: int) -> str:

@@ -255,15 +255,18 @@ def _statistic_shown(key: str) -> Shown:
 def _title(study: Study, n: pd.Series) -> str:
     """Return what all trials share: `cifar_resnet20 on digits, 20 epochs, 3 seeds`."""
 
+    def counted(count: object, noun: str) -> str:
+        return f"{count} {noun}" if str(count) == "1" else f"{count} {noun}s"
+
     def shared(key: str) -> str:
         values: pd.Series = study.trials.get(key, pd.Series(dtype=object)).dropna()
         return value_text(values.iloc[0]) if len(values) and (values == values.iloc[0]).all() else ""
 
     data, epochs = _without_folders(shared("data.name")), shared("train.epochs")
     net = shared("model.backbone") or "SE ablation"
-    parts = [f"{net} on {data}" if data else net, f"{epochs} epochs" if epochs else ""]
+    parts = [f"{net} on {data}" if data else net, counted(epochs, "epoch") if epochs else ""]
     if n.nunique() == 1:
-        parts.append(f"{n.iloc[0]} {'seed' if n.iloc[0] == 1 else 'seeds'}")
+        parts.append(counted(n.iloc[0], "seed"))
     return ", ".join(filter(None, parts))
 
 

@@ -11,7 +11,7 @@ import torch
 from se_lab.excitations import comparisons as excitation_comparisons
 from se_lab.excitations import figures as excitation_figures
 from se_lab.excitations import measures
-from se_lab.excitations.capture import GateSite, gate_sites
+from se_lab.excitations.capture import ExcitationError, GateSite, gate_sites
 from se_lab.excitations.statistics import ExcitationStatistics
 from se_lab.report.figures.image import draw
 from se_lab.spec import ModelSpec, SESpec
@@ -104,15 +104,22 @@ def test_a_class_that_excites_all_channels_alike_correlates_with_none() -> None:
 
 
 def test_gates_that_are_the_same_for_all_classes_show_one_even_colour_and_no_similarity_of_units() -> None:
-    filled = ExcitationStatistics([GateSite("SE_2_1", 2, 1, 64, "a"), GateSite("SE_2_2", 2, 2, 64, "b")], list("uvw"))
+    filled = ExcitationStatistics([GateSite("SE_2_1", 2, 1, 64, "a"), GateSite("SE_2_2", 2, 2, 64, "b")], list("uvwx"))
     filled.count += 5
-    filled.mean.copy_(torch.rand(filled.mean.shape[-1]) + torch.tensor([[0], [1e-8], [2e-8]]))
+    filled.mean.copy_(torch.rand(filled.mean.shape[-1]) + torch.tensor([[0], [1e-8], [2e-8], [3e-8]]))
     for panel in excitation_figures.class_similarity(filled).panels:
         assert panel.cells.range[0] <= 0.9  # rounding errors of a correlation of 1 are not seen
     filled.mean.copy_(filled.mean[0].expand_as(filled.mean).clone())
     chart = excitation_comparisons.unit_similarity(filled)
     assert np.isnan(chart.panels[0].cells.values).all()
     assert "Blank" in chart.note
+
+
+def test_the_similarity_of_units_is_refused_for_fewer_than_four_classes() -> None:
+    filled = ExcitationStatistics([GateSite("SE_2_1", 2, 1, 8, "a")], list("uvwx"))
+    filled.count[:3] = 5
+    with pytest.raises(ExcitationError, match="of 3 classes, and the similarity of units needs four"):
+        excitation_comparisons.unit_similarity(filled)
 
 
 def test_the_mean_of_all_classes_does_not_hide_a_class_that_is_like_it() -> None:

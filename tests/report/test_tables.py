@@ -361,3 +361,8 @@ def test_costs_over_the_plain_net_are_those_of_the_units(reduction_study: pd.Dat
     assert "9.84" in table.render("markdown")
     with pytest.raises(ValueError, match="'macs_se', which macs_over is computed from"):
         ablation_table(reduction_study.assign(**costs).drop(columns="macs_se"), columns=[TOP1, "macs_over"])
+
+
+def test_a_title_counts_one_epoch_in_the_singular(study: Callable[..., pd.DataFrame]) -> None:
+    records = study([({"reduction": 4}, [8.0])], **{"train.epochs": 1})
+    assert ablation_table(records).title == "cifar_resnet20 on digits, 1 epoch, 1 seed"

@@ -37,17 +37,19 @@ class Curves(NamedTuple):
         return variant in self.ranked
 
     def series(self, variant: int, key: str) -> Series:
-        """Return a variant's curve with the band of its seeds; few epochs are points."""
+        """Return a variant's curve with the range of its seeds; few epochs are points, hollow in training."""
         band = self.bands.loc[variant][key].dropna()
         epochs, (mean, low, high) = band.index.to_numpy(dtype=float), band.to_numpy(dtype=float).T
         keys = [(variant, -1)]
         marker = "circle" if len(epochs) < 3 else ""
         dash = _SPLITS[key.split("/")[0]][0]
-        has_band = self.seeds > 1
-        return Series(
-            epochs, mean, dash=dash, marker=marker, size=4, keys=keys,
-            low=low if has_band else None, high=high if has_band else None,
-        )  # fmt: skip
+        hollow = np.full(len(epochs), key.startswith("train/")) if marker else None
+        series = Series(epochs, mean, dash=dash, marker=marker, size=4, hollow=hollow, keys=keys)
+        if self.seeds < 2:
+            return series
+        if len(epochs) == 1:  # a band of one epoch has no area
+            return replace(series, y_half=np.array([mean - low, high - mean]))
+        return replace(series, low=low, high=high)
 
 
 def curves(study: Study, metric: str) -> Chart:

@@ -51,9 +51,9 @@ def differences(study: Study, metric: str) -> Chart:
         texts=[Text(0, heights[i], texts[i], aside=True, variant=int(i)) for i in rows],
         zero="x",
     )
-    counts = study.by_seed(metric).notna().sum(axis=1).to_numpy()[rows]
-    note = means_note(counts).replace("Mean", "Mean difference")
-    if counts.max() > 1:
+    counts = study.by_seed(metric).notna().sum(axis=1).to_numpy()
+    note = means_note(np.append(counts[rows], counts[counts == 0])).replace("Mean", "Mean difference")
+    if counts[rows].max() > 1:
         note += "; ticks are seeds" * bool(len(seeds.x)) + "; a filled square has an interval that excludes zero"
     if len(candidates) > len(rows):
         note += f"; {len(candidates) - len(rows)} smaller differences left out"

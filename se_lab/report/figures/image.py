@@ -72,7 +72,7 @@ def _color_keys(sheet: Sheet, panels: Sequence[tuple[Axes, Panel]]) -> None:
         axes_by_key.setdefault(key, []).append(axes)
         keys.setdefault(key, (colors, cells))
     for key, (colors, cells) in keys.items():
-        label = wrapped(printable(cells.label), 0.7 * sheet.body, sheet.measure_label)
+        label = wrapped(printable(cells.label), 0.7 * sheet.down * sheet.panel_height, sheet.measure_label)
         bar = sheet.figure.colorbar(colors, ax=axes_by_key[key], label=label, shrink=0.9)
         if cells.mark:
             value, reason = cells.mark
@@ -98,6 +98,8 @@ def _legends(sheet: Sheet) -> list[Any]:
     for series in reversed(series_by_name.values()):
         line: dict[str, Any] = {"color": series.color, "linestyle": DASHES.get(series.dash, "None")}
         marker = MARKERS.get(series.marker, "")
+        if series.hollow is not None and series.hollow.all():
+            line["markerfacecolor"] = "white"
         size = min(series.size, 6.0) * look.scale
         handles.append(
             Patch(color=series.color) if series.bars

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 
 Measure = Callable[[str], float]
 """Returns the width of a text in pixels."""
+_SPACES = r"(?<=\s)(?=\S)"
+_BREAKS = r"(?<=[\s_/])(?=[^\s_./-])|(?<=[.-])(?=[^\s_./0-9-])"
 
 
 class Names:
@@ -36,11 +38,21 @@ def widest(text: str, measure: Measure) -> float:
 
 
 def wrapped(text: str, room: float, measure: Measure) -> str:
-    """Break a text into lines no wider than the room, after spaces and _ . - / where it has them."""
+    """Break a text into lines no wider than the room, after spaces and _ . - / where it has them.
+
+    Only after spaces where that takes no more lines; a number is never broken after its . or -.
+    """
     if measure(text) <= room:
         return text
+    broken = _broken(text, _BREAKS, room, measure)
+    at_spaces = _broken(text, _SPACES, room, measure)
+    words_fit = all(measure(word) <= room for word in text.split())
+    return at_spaces if words_fit and at_spaces.count("\n") <= broken.count("\n") else broken
+
+
+def _broken(text: str, breaks: str, room: float, measure: Measure) -> str:
     lines, line = [], ""
-    for piece in re.findall(r"[^\s_./-]*[\s_./-]*", text):
+    for piece in re.split(breaks, text):
         if line and measure((line + piece).rstrip()) > room:
             lines.append(line.rstrip())
             line = ""

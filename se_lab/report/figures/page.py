@@ -145,7 +145,7 @@ def _traces(series: Series, panel: Panel) -> Iterator[Dict]:
     if series.marker:
         trace["marker"] = _marker(series)
     for name, half in (("error_x", series.x_half), ("error_y", series.y_half)):
-        if half is not None:
+        if half is not None and np.isfinite(half).any():
             bars = {
                 "type": "data",
                 "symmetric": False,
@@ -256,7 +256,7 @@ def _texts(panel: Panel, number: str) -> list[Dict]:
         if not text.aside:
             place |= {"bgcolor": "white", "borderpad": 0}  # lines pass behind it
         else:
-            place |= {"x": 1, "xref": f"x{number} domain"}
+            place |= {"x": 1, "xref": f"x{number} domain", "xshift": 9}  # beyond the arrow of an interval that is cut
         notes.append(style | place | {"text": escaped(text.text), "xanchor": "left", "name": f"v{text.variant}"})
     return notes + _names(panel, axis_refs)
 

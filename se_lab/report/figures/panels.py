@@ -118,7 +118,7 @@ def write_axes(sheet: Sheet, axes: Axes, place: int) -> list[str]:
     places = sorted({text.x for text in panel.texts if not text.aside})
     for x in places:  # an axis of parallel coordinates has all its names or only numbers
         texts = [text for text in panel.texts if text.x == x]
-        room = max(2, int(0.5 * sheet.body / sheet.down / sheet.lines(1)))  # the rest is for labels below
+        room = max(2, int(0.6 * sheet.panel_height / sheet.lines(1)))  # the rest is for labels below
         texts = texts[:: -(-len(texts) // room)]
         names = sheet.names.fit([text.text for text in texts], 0.7 * sheet.panel_width / len(places), sheet.measure)
         for text, name in zip(texts, names, strict=True):
@@ -148,7 +148,10 @@ def _write_x(sheet: Sheet, axes: Axes, axis: Axis, *, shown: bool) -> list[str]:
             texts = wrapped_texts
         else:
             texts = sheet.names.fit(texts, sheet.lines(9), sheet.measure)
-            rotation = {"rotation": 90} if max(map(sheet.measure, texts)) > room else {}
+            longest = max(map(sheet.measure, texts))
+            if longest > room:
+                rotation = {"rotation": 90}
+                sheet.below = max(sheet.below, longest - sheet.lines(1))
     axes.set_xticks([value for value, _ in ticks], texts, **rotation)
     return remarks
 
@@ -159,12 +162,12 @@ def _write_y(sheet: Sheet, axes: Axes, panel: Panel, *, shown: bool) -> list[str
         axes.set_yticks([])
         return []
     if shown:
-        axes.set_ylabel(wrapped(printable(axis.label), 0.72 * sheet.body / sheet.down, sheet.measure_label))
+        axes.set_ylabel(wrapped(printable(axis.label), 0.72 * sheet.panel_height, sheet.measure_label))
     axes.tick_params(labelleft=shown)
-    ticks = _ticks(axis, 0.9 * sheet.body / sheet.down, lambda _: sheet.lines(2))
+    ticks = _ticks(axis, 0.9 * sheet.panel_height, lambda _: sheet.lines(2))
     if ticks is None:
         return []
-    ticks, remarks = _thinned(axis, ticks, sheet.body / sheet.down / sheet.lines(0.95), "rows")
+    ticks, remarks = _thinned(axis, ticks, sheet.panel_height / sheet.lines(0.95), "rows")
     texts = [printable(text) for _, text in ticks]
     if axis.names:
         texts = sheet.names.fit(texts, 0.42 * sheet.panel_width, sheet.measure, 2 if sheet.chart.rows else 1)
@@ -195,7 +198,8 @@ def _ticks(axis: Axis, room: float, size: Callable[[str], float]) -> Sequence[Ti
 def _write_text(sheet: Sheet, axes: Axes, text: Text, name: str) -> None:
     options: dict[str, Any] = {"fontsize": sheet.look.small, "va": "center", "annotation_clip": False}
     if text.aside:
-        axes.annotate(name, (1.01, text.y), xycoords=("axes fraction", "data"), **options)
+        gap = (6 * sheet.look.scale, 0)  # more than the arrow of an interval that is cut reaches beyond the edge
+        axes.annotate(name, (1, text.y), gap, xycoords=("axes fraction", "data"), textcoords="offset points", **options)
         return
     box = {"boxstyle": "square,pad=0.1", "color": "white", "linewidth": 0, "alpha": 0.85}
     axes.annotate(

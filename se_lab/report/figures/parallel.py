@@ -7,19 +7,20 @@ import pandas as pd
 
 from se_lab.report import computed
 from se_lab.report.columns import ReportError, column, value_texts, with_prefix
-from se_lab.report.figures.chart import Axis, Cells, Chart, Floats, Panel, Series, Text, Tick, round_ticks
+from se_lab.report.figures.chart import Axis, Cells, Chart, Floats, Panel, Series, Text, Tick, log_ticks, round_ticks
 from se_lab.report.figures.points import variant_hover
 from se_lab.report.variants import BASELINE, Study
 
 MOST_LINES = 400
 _TICKS = 20  # values of a key that have a tick
+_IN_ORDER = 8  # with more numbers, as a random search has them, a key of the recipe stands to scale
 
 
 def parallel(study: Study, metric: str) -> Chart:
     """Chart a line a variant across the varied keys, parameters, MACs and the metric; dark and on top where better.
 
-    Values of a key stand in their order, evenly spaced; parameters, MACs and the metric to scale. Raises ReportError
-    where a single variant has finished.
+    Values of a key stand in their order, evenly spaced; parameters, MACs, the metric and many values of a number of
+    the recipe to scale. Raises ReportError where a single variant has finished.
     """
     col, estimate = column(metric, study.trials), computed.interval(study, metric)
     variants = np.flatnonzero(np.isfinite(estimate.mean))
@@ -77,8 +78,11 @@ def _scales(study: Study, metric: str, mean: Floats) -> list[tuple[str, Floats, 
 def _key_scale(study: Study, key: str) -> tuple[str, Floats, list[Tick]]:
     """Return heading, heights (V,) and ticks of a varied key: its values in order, the baseline lowest."""
     values = study.variants[key]
+    numbers = pd.to_numeric(values, errors="coerce")
+    if key in study.group_keys and numbers.notna().all() and numbers.nunique() > _IN_ORDER:
+        return _number_scale(study, key, numbers.to_numpy(dtype=float))
     texts = value_texts(values).mask(study.is_baseline & key.startswith("model.se."), BASELINE)
-    firsts = pd.DataFrame({"text": texts, "value": pd.to_numeric(values, errors="coerce")}).drop_duplicates("text")
+    firsts = pd.DataFrame({"text": texts, "value": numbers}).drop_duplicates("text")
     firsts["above"] = firsts["text"] != BASELINE
     sort_keys = ["above", "value"] if firsts.loc[firsts["above"], "value"].notna().all() else ["above"]
     order = firsts.sort_values(sort_keys, kind="stable")["text"].tolist()
@@ -89,10 +93,12 @@ def _key_scale(study: Study, key: str) -> tuple[str, Floats, list[Tick]]:
 
 
 def _number_scale(study: Study, key: str, values: Floats) -> tuple[str, Floats, list[Tick]]:
-    """Return heading, heights (V,) and ticks at round numbers of a number, to scale."""
+    """Return heading, heights (V,) and ticks at round numbers, to a linear or, over a decade, logarithmic scale."""
     col, divisor = with_prefix(column(key, study.trials), float(np.nanmax(values)))
     values = values / divisor
     low, high = float(np.nanmin(values)), float(np.nanmax(values))
-    extent = (high - low) or 1.0
-    ticks = [((value - low) / extent, text) for value, text in round_ticks(low, high)]
-    return col.heading, (values - low) / extent, ticks
+    is_log = col.kind != "metric" and low > 0 and high > 10 * low
+    scale = np.log10 if is_log else np.positive
+    bottom, extent = scale(low), (scale(high) - scale(low)) or 1.0
+    ticks = log_ticks(low, high) if is_log else round_ticks(low, high)
+    return col.heading, (scale(values) - bottom) / extent, [((scale(v) - bottom) / extent, text) for v, text in ticks]

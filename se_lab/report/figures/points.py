@@ -14,11 +14,13 @@ from se_lab.report.variants import Study
 
 
 def means_note(n: NDArray[np.int64]) -> str:
-    """Return what a point stands for: `Mean of 3 seeds with 95 % interval`."""
+    """Return what a point stands for, `Mean of 3 seeds with 95 % interval`, and how many variants have none."""
     low, high = (int(n[n > 0].min()), int(n.max())) if n.any() else (1, 1)
-    if high == 1:
-        return "One seed, no interval"
-    return f"Mean of {high if low == high else f'{low} to {high}'} seeds with 95 % interval"
+    note = f"Mean of {high if low == high else f'{low} to {high}'} seeds with 95 % interval"
+    unfinished = int((n == 0).sum())
+    return (note if high > 1 else "One seed, no interval") + (
+        f"; {unfinished} {'variant has' if unfinished == 1 else 'variants have'} no result" if unfinished else ""
+    )
 
 
 def finished_trials(study: Study, metric: str) -> pd.DataFrame:
@@ -64,11 +66,14 @@ def families(study: Study) -> tuple[NDArray[np.intp], dict[int, str]]:
     """Return (V,) numbers of the families, which set colour and marker, and their names.
 
     A family is a group, or else a value of the first of several SE keys.
-    More groups than there are markers have no names: the variants' own must tell them apart.
+    More groups than there are markers have no names: the variants' own must tell them apart. If each is of one
+    variant, as in a random search, they are one family.
     """
     if study.group_keys or len(study.se_keys) < 2:
         names = dict(zip(study.group.tolist(), study.variants["group"], strict=True))
-        return study.group, names if study.group_keys and len(names) <= len(MARKERS) else {}
+        if len(names) <= len(MARKERS):
+            return study.group, names if study.group_keys else {}
+        return study.group if len(names) < len(study.group) else np.zeros_like(study.group), {}
     key = study.se_keys[0]
     codes, values = pd.factorize(value_texts(study.variants[key]).mask(study.is_baseline))
     return codes, dict(enumerate(map(column(key, study.trials).short.format, values)))

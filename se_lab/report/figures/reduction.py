@@ -28,8 +28,8 @@ REDUCTION = "model.se.reduction"
 def reduction(study: Study, metric: str) -> Chart:
     """Chart a metric and the parameters over the reduction ratio, a curve for each setting of the other varied keys.
 
-    Dashed lines with bands are the baselines and their intervals. Raises ReportError where the trials have fewer
-    than two reduction ratios.
+    Dashed lines with bands are the baselines and their intervals. Raises ReportError where no curve has two
+    reduction ratios.
     """
     if REDUCTION not in study.se_keys:
         raise ReportError("The records have no two reduction ratios: there is no curve to draw.")
@@ -44,6 +44,8 @@ def reduction(study: Study, metric: str) -> Chart:
     param_series: list[Series] = []
     for number, name in enumerate(dict.fromkeys(curve[~study.is_baseline])):
         members = np.flatnonzero((curve == name) & ~study.is_baseline & np.isfinite(estimate.mean))
+        if not len(members):
+            continue
         members = members[np.argsort(ratio[members])]
         color, marker = point_look(number)
         points = replace(
@@ -55,6 +57,8 @@ def reduction(study: Study, metric: str) -> Chart:
         )
         metric_series.append(replace(points, y_half=estimate.sides[:, members], front=1))
         param_series.append(replace(points, y=params[members]))
+    if all(len(series.x) < 2 for series in metric_series):
+        raise ReportError("No setting has finished trials of two reduction ratios: there is no curve to draw.")
     show_bands = study.is_baseline.sum() <= 3  # the bands of many would cover each other
     for number, i in enumerate(np.flatnonzero(study.is_baseline & np.isfinite(estimate.mean))):
         name = study.variants["variant"].iloc[i]
@@ -73,8 +77,9 @@ def reduction(study: Study, metric: str) -> Chart:
     mask = np.isfinite(estimate.mean)
     y_axis = Axis(col.heading, interval_limits(estimate.mean[mask], estimate.sides[:, mask], values, col.unit))
     panels = [Panel(x, y_axis, metric_series), Panel(x, Axis(cost.heading, span(params, margin=0.1)), param_series)]
+    has_band = any(series.low is not None for series in metric_series)
     note = f"{means_note(estimate.n)}." + (
-        (" Dashed: no SE" + (", with its interval." if show_bands else ".")) if study.is_baseline.any() else ""
+        (" Dashed: no SE" + (", with its interval." if has_band else ".")) if study.is_baseline.any() else ""
     )
     return Chart("reduction", f"{col.label} over the reduction ratio", note, panels)
 

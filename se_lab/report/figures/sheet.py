@@ -34,6 +34,8 @@ class Sheet:
     names: Names = field(default_factory=Names)
     two_lines: bool = False
     """Names of rows take two lines."""
+    below: float = 0.0
+    """Height in pixels that rotated names take below a panel."""
     heading: list[Any] = field(default_factory=list)
     """The texts of title and note."""
 
@@ -61,13 +63,18 @@ class Sheet:
     @property
     def body(self) -> float:
         """Height of all panels in pixels."""
+        return self.down * (self.panel_height + self.below)
+
+    @property
+    def panel_height(self) -> float:
+        """Height of a panel in pixels, with its labels but for rotated names."""
         look, rows = self.look, self.chart.rows
         if rows:
             points = rows * (1.75 if self.two_lines else 1.0) * 1.65 * look.small + 4.5 * look.font
-            return self.down * points * self.figure.dpi / 72
+            return points * self.figure.dpi / 72
         is_flat = self.down > 1 and self.across == 1
         inches = (0.4 if is_flat else 0.64) * self.panel_width / self.figure.dpi + 0.3 * look.scale
-        return self.down * float(np.clip(inches, 1.7 * look.scale, 4.0 * look.scale)) * self.figure.dpi
+        return float(np.clip(inches, 1.7 * look.scale, 4.0 * look.scale)) * self.figure.dpi
 
     def lines(self, count: float, size: float = 0.0) -> float:
         """Return the height in pixels of lines of text, by default small ones."""

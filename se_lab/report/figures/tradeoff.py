@@ -31,6 +31,7 @@ from se_lab.report.figures.points import (
     trial_points,
     variant_points,
 )
+from se_lab.report.notes import uneven_times
 from se_lab.report.statistics import Bounds
 from se_lab.report.variants import Study
 
@@ -81,6 +82,8 @@ def tradeoff(study: Study, metric: str, cost: str) -> Chart:
     )
     title = f"{col.label} against {costs.about.label}"
     note = _note(study, x[is_plotted], estimate.n, int((is_plotted & ~is_named).sum()))
+    if costs.about.kind == "timing":
+        note = " ".join([note, *uneven_times(study, cost)])
     return Chart(f"tradeoff_{cost.replace('/', '_')}", title, note, [panel], choice=costs.about.label)
 
 
@@ -146,7 +149,7 @@ def _note(study: Study, x: Floats, n: NDArray[np.int64], unnamed: int) -> str:
     _, counts = np.unique(x, return_counts=True)
     if (counts > 1).any():
         count = counts[counts > 1].sum()
-        notes.append(f"{count} variants share their cost with others: they and their intervals lie over each other")
+        notes.append(f"{count} variants share their cost with others and lie over each other")
     if unnamed:
         notes.append(f"{unnamed} variants without a name")
     return "; ".join(notes) + "."

@@ -90,3 +90,19 @@ def test_trials_without_predictions_or_of_other_images_are_refused(
         classes(group_variants(records.assign(folder=[records["folder"][0], other])), TOP1)
     with pytest.raises(ReportError, match="top-1 or top-5"):
         classes(group_variants(records), "test/loss")
+
+
+@pytest.mark.filterwarnings("error")
+def test_errors_that_no_seed_changes_have_no_p(study: Callable[..., pd.DataFrame], write_predictions: Callable) -> None:
+    correct = np.ones((2, 3, 70), dtype=bool)
+    correct[0, :, 0] = False  # a seventh of class 0 in all seeds: in float64 the deviation of such means is not 0
+    correct[1, :, [0, 10]] = False
+    correct[:, :, 1] = False
+    correct[1, 0, 11] = False  # of class 1, the second variant varies and the first does not
+    records = study([({"insertion": "none"}, [3.0] * 3), ({"reduction": 4}, [5.0] * 3)])
+    folders = [write_predictions(f"t{v}{s}", correct[v, s]) for v in range(2) for s in range(3)]
+    found = class_differences(group_variants(records.assign(folder=folders)), TOP1, 1, 0)
+    np.testing.assert_allclose(found.mean[:2], [100 / 7, 100 / 21])
+    assert np.isnan(found.p[0]) and np.isnan(found.half_width[0])
+    expected = stats.t.ppf(0.975, 2) * (100 / 7) / 3  # of values 2, 1, 1 the standard error is a third
+    np.testing.assert_allclose(found.half_width[1], expected)

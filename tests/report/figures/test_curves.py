@@ -12,6 +12,7 @@ import pytest
 from se_lab.report import group_variants
 from se_lab.report.figures.chart import Chart
 from se_lab.report.figures.curves import curves, read_curves
+from se_lab.report.figures.image import draw
 
 Make = Callable[..., pd.DataFrame]
 WithCurves = Callable[[pd.DataFrame], pd.DataFrame]
@@ -113,3 +114,19 @@ def test_folders_without_curves_and_unknown_metrics_are_refused(
         chart_of(reduction_study.assign(folder=str(tmp_path)))
     with pytest.raises(ValueError, match="none of val/top9_error"):
         chart_of(with_curves(reduction_study), "test/top9_error")
+
+
+def test_training_is_hollow_and_the_range_an_interval_where_an_epoch_is_a_point(
+    study: Make, with_curves: WithCurves
+) -> None:
+    records = with_curves(study([({"reduction": 4}, [8.0, 9.0])]))
+    for folder, val in zip(records["folder"], (30.0, 34.0), strict=True):
+        frame = pd.DataFrame({"epoch": [0], "val/top1_error": [val], "train/top1_error": [20.0]})
+        frame.to_csv(Path(folder) / "metrics.csv", index=False)
+    chart = chart_of(records)
+    val, train = chart.panels[0].series
+    assert val.y_half is not None and val.hollow is not None and train.hollow is not None
+    np.testing.assert_allclose([val.y, *val.y_half], [[32], [2], [2]])
+    assert [val.hollow.tolist(), train.hollow.tolist()] == [[False], [True]]
+    (legend,) = draw(chart).legends
+    assert [line.get_markerfacecolor() for line in legend.get_lines()] == [val.color, "white"]

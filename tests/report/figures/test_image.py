@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from se_lab.report import KINDS, STYLES, Look, group_variants, save_figure
-from se_lab.report.figures.chart import Axis, Cells, Chart, Panel, Series
+from se_lab.report.figures.chart import Axis, Cells, Chart, Panel, Series, Text
 from se_lab.report.figures.gallery import CHARTS
 from se_lab.report.figures.image import draw
 from se_lab.report.figures.look import SMALLEST
@@ -204,3 +204,28 @@ def test_no_global_state_of_matplotlib_is_touched() -> None:
 def test_whole_numbers_are_written_without_decimals():
     ticks = _ticks(Axis("channel", (-1.0, 16.0), whole=True), 1000.0, len)
     assert [text for _, text in ticks] == [str(int(value)) for value, _ in ticks] and len(ticks) > 2
+
+
+def test_numbers_beside_a_panel_keep_clear_of_the_arrows_of_cut_intervals() -> None:
+    points = Series(np.array([1.0, 2.0]), np.array([0.0, 1.0]), marker="square", x_half=np.array([50.0, 1.0]))
+    numbers = [Text(0, y, "−1.00 ± 50.00", aside=True) for y in (0.0, 1.0)]
+    panel = Panel(Axis("Δ", (-3, 3)), Axis("", (1.6, -0.6)), [points], texts=numbers)
+    for style in STYLES:
+        figure = draw(line_chart("a", panels=[panel]), Look(style))
+        (axes,) = figure.axes
+        tips = [
+            axes.transData.transform(line.get_xydata())[0, 0] + line.get_markersize() / 2 * figure.dpi / 72
+            for line in axes.lines
+            if line.get_gid() == "cut"
+        ]
+        assert len(tips) == 2 and max(tips) < min(text.get_window_extent().x0 for text in axes.texts)
+
+
+def test_rotated_names_take_their_height_from_the_figure_and_not_from_the_panel() -> None:
+    heights = []
+    for names in (["a", "b", "c"], ["learning rate", "b", "c"]):
+        axis = Axis(limits=(-0.5, 8.5), ticks=list(enumerate([*names, *"defghi"])), names=True)
+        line = Series(np.arange(9.0), np.arange(9.0), dash="solid")
+        figure = draw(line_chart("a", panels=[Panel(axis, Axis("y", (0, 9)), [line])]), Look("paper"))
+        heights.append(figure.axes[0].get_window_extent().height)
+    assert heights[1] > 0.95 * heights[0]

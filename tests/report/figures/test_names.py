@@ -17,6 +17,10 @@ from se_lab.report.figures.names import Names, wrapped
         ("r=16", "r=16"),
         ("resnet50.a1_in1k, r=16", "resnet50.\na1_in1k,\nr=16"),
         ("one two three", "one two\nthree"),
+        ("r=2, d_e=0.05", "r=2,\nd_e=0.05"),  # at the space, where breaking the word saves no line
+        ("a_0.12345678", "a_\n0.12345678"),
+        ("a_1.5e-05", "a_1.5e-05"),
+        ("ab_1.25e-05", "ab_\n1.25e-05"),
         ("abcdefghijklmnopqrstu", "abcdefghij\nklmnopqrst\nu"),
     ],
 )

@@ -62,3 +62,10 @@ def test_ticks_are_round_and_differ_in_print_where_values_are_close(study: Make)
 def test_a_single_variant_is_refused(study: Make) -> None:
     with pytest.raises(ValueError, match="only one"):
         chart_of(study([({"reduction": 4}, [7.0])]))
+
+
+def test_many_values_of_a_searched_number_stand_to_scale(study: Make) -> None:
+    rates = [0.001 * 10 ** (power / 3) for power in range(10)]
+    chart = chart_of(study([({"reduction": 4, "optim.lr": rate}, [8.0 + rate]) for rate in rates]))
+    assert ticks(chart, 0) == pytest.approx({"0.001": 0.0, "0.01": 1 / 3, "0.1": 2 / 3, "1": 1.0})
+    np.testing.assert_allclose(sorted(line.y[0] for line in lines(chart)), np.linspace(0, 1, 10), atol=1e-12)

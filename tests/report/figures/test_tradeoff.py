@@ -137,3 +137,17 @@ def test_a_variant_without_a_result_is_not_drawn(reduction_study: pd.DataFrame) 
 def test_a_cost_that_is_not_there_is_refused(reduction_study: pd.DataFrame) -> None:
     with pytest.raises(ValueError, match="'images_per_s'"):
         chart_of(reduction_study, "images_per_s")
+
+
+def test_times_that_differ_between_the_seeds_of_a_variant_are_said(study: Make) -> None:
+    records = study([({"insertion": "none"}, [8.0, 8.2]), ({"reduction": 4}, [7.0, 7.5])])
+    even = records.assign(step_ms=[10.0, 10.5, 12.0, 12.1])
+    assert "Warning" not in chart_of(even, "step_ms").note
+    uneven = records.assign(step_ms=[10.0, 15.0, 12.0, 12.1])
+    assert "differ by up to 50 % in the time of a step" in chart_of(uneven, "step_ms").note
+    assert "Warning" not in chart_of(uneven, "params").note
+
+
+def test_a_random_search_has_one_look_as_no_legend_could_tell_its_variants_apart(study: Make) -> None:
+    chart = chart_of(study([({"reduction": 4, "optim.lr": lr}, [8.0 + lr]) for lr in np.linspace(0.1, 1, 12)]))
+    assert len({(series.color, series.marker) for series in variants(chart)}) == 1

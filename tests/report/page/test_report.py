@@ -372,3 +372,27 @@ def test_a_setting_of_which_nothing_finished_is_no_baseline_to_choose(
     assert names == ["no SE", "r=2", "r=8", "r=16"] and len(figure["choices"]) == len(names)
     for name, choice in zip(names, figure["choices"], strict=True):
         assert name in choice["layout"]["xaxis"]["title"]["text"]
+
+
+def test_the_table_with_ranks_fits_a_window_of_1400_pixels_and_shows_every_number(
+    study: Callable[..., pd.DataFrame], show: Show, tmp_path: Path
+) -> None:
+    variants = [
+        ({"insertion": place, "reduction": r, "model.backbone": net}, [21.11 + r / 10, 24.57, 22.93])
+        for net in ("convnext_base.clip_laiona_augreg_ft_in1k_384", "resnet50.a1_in1k")
+        for place, r in (("none", 16), ("standard", 4), ("identity", 16))
+    ]
+    browser = show(write_report(study(variants), tmp_path / "page.html"))
+    device = {"width": 1400, "height": 1200, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", device)
+    try:
+        heads = browser.execute_script("return [...at('table').rows[0].cells].map(cell => cell.textContent)")
+        widths = browser.execute_script(
+            "const box = at('table').parentNode; return [box.scrollWidth, box.clientWidth,"
+            " ...[...at('table').querySelectorAll('td:not(.text)')].map(cell => cell.scrollWidth - cell.clientWidth)]"
+        )
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    assert {"backbone", "insertion", "reduction", "P(best)", "P(better)"} <= set(heads)
+    assert widths[0] <= widths[1]
+    assert max(widths[2:]) == 0

@@ -17,7 +17,8 @@ function addCurves(part) {
         const own = trials.filter(one => one.values[key]), band = picked().bands[variant]?.[key];
         if (!own.length || !band) return;
         const dash = key.startsWith("train/") ? "dot" : "solid", showlegend = k === 0;
-        const markers = band[0].length <= 3 ? { mode: "lines+markers" } : {};
+        const symbol = key.startsWith("train/") ? "circle-open" : "circle";
+        const markers = band[0].length <= 3 ? { mode: "lines+markers", marker: { symbol, size: 7 } } : {};
         if (state.each) {
           own.forEach((one, i) => traces.push({ ...common, ...markers, x: time ? one.seconds : one.epoch, y: one.values[key], line: { color: line, dash, width: 1.2 },
             meta: [variant, one.trial], showlegend: showlegend && i === 0, hovertemplate: `${common.name}, seed ${data.trials[one.trial].seed}<br>${key} %{y:.4g}<extra></extra>` }));
@@ -25,11 +26,13 @@ function addCurves(part) {
         }
         const [epochs, means, lows, highs] = band, at = epoch => mean(own.map(one => one.seconds[one.epoch.indexOf(epoch)]).filter(Number.isFinite));
         const x = time ? epochs.map(at) : epochs;
-        if (lows.some((low, i) => low < highs[i])) {
+        const reach = (from, to) => from.map((value, i) => value - to[i]);
+        const single = epochs.length === 1 ? { error_y: { type: "data", symmetric: false, array: reach(highs, means), arrayminus: reach(means, lows) } } : {};
+        if (lows.some((low, i) => low < highs[i]) && epochs.length > 1) {
           traces.push({ ...common, x: [...x, ...[...x].reverse()], y: [...highs, ...[...lows].reverse()].map(positive), fill: "toself", line: { width: 0 },
             fillcolor: line === "#000" ? "rgba(128,128,128,0.25)" : `${line}30`, hoverinfo: "skip", showlegend: false, meta: [variant, -1] });
         }
-        traces.push({ ...common, ...markers, x, y: means.map(positive), line: { color: line, dash, width: 1.8 }, meta: [variant, -1], showlegend,
+        traces.push({ ...common, ...markers, ...single, x, y: means.map(positive), line: { color: line, dash, width: 1.8 }, meta: [variant, -1], showlegend,
           hovertemplate: `${common.name}<br>${key} %{y:.4g}, ${own.length} ${own.length === 1 ? "trial" : "trials"}<extra></extra>` });
       });
     });
@@ -44,6 +47,6 @@ function addCurves(part) {
     checkbox("logarithmic", state.log, on => { state.log = on; again(); }),
     checkbox("a line a trial", state.each, on => { state.each = on; again(); })));
   const plot = addPlot(part, { id: "curves", title: "Training curves", build, height: 420,
-    note: "Solid in validation, dotted in training; the mean over seeds, with a band from the lowest to the highest. Click a name to show or hide it." });
+    note: "Solid in validation, dotted (points: hollow) in training; the mean over seeds, with a band from the lowest to the highest. Click a name to show or hide it." });
 }
 const mean = values => values.length ? values.reduce((sum, value) => sum + value, 0) / values.length : null;

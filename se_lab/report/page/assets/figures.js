@@ -68,11 +68,13 @@ function dropOverlaps(layout, traces, width) {  // names of points were placed f
     return true;
   });
 }
-function redrawAll(now = false) {
-  for (const plot of plots) {
-    plot.dirty = true;
-    if (now || plot.near) redraw(plot);
-  }
+function redrawAll(now = false) {  // what is on the screen first, then what is near it, a task each, so that keys are never kept waiting
+  for (const plot of plots) plot.dirty = true;
+  if (now) return plots.forEach(redraw);
+  const onScreen = ({ node }) => { const { top, bottom } = node.getBoundingClientRect(); return top < innerHeight && bottom > 0; };
+  const near = plots.filter(plot => plot.near), seen = near.filter(onScreen);
+  seen.forEach(redraw);
+  for (const plot of near) if (!seen.includes(plot)) setTimeout(() => { if (plot.dirty && plot.near) redraw(plot); });
 }
 const tagOf = point => point.customdata ?? (Array.isArray(point.data?.meta) ? point.data.meta : [-1, -1]);
 

@@ -76,7 +76,7 @@ function onFilter() {  // rows follow each key at once; figures when the keys re
   state.filter = at("filter").value;
   applyFilter();
   clearTimeout(pending);
-  pending = setTimeout(() => { save(); redrawAll(); }, 60);
+  pending = setTimeout(() => { save(); redrawAll(); }, 20);
 }
 
 // Selection

@@ -8,7 +8,8 @@ function sortable({ id, caption, columns, lead, leadHeads = [], extra, onSort })
       const first = c === 0 && column.text;
       const cell = make(first ? "th" : "td", null, { ...(column.text ? { class: "text" } : {}), ...(first ? { scope: "row" } : {}) });
       const content = column.node?.(i) ?? column.cells[i];
-      cell.append(column.bold?.[i] ? make("strong", column.cells[i]) : content);
+      if (column.bold?.[i]) cell.append(make("strong", column.cells[i]));
+      else cell.append(...(column.text && typeof content === "string" ? breakable(content) : [content]));
       row.append(cell);
     });
     return row;
@@ -34,6 +35,9 @@ function sortable({ id, caption, columns, lead, leadHeads = [], extra, onSort })
   const node = make("div", null, { class: "scroll", tabindex: "0", role: "region", "aria-label": caption || id }, whole);
   const table = { rows, node, sort, heads, order: rows.map((_, i) => i) };
   return table;
+}
+function breakable(text) {  // long names break after their separators
+  return text.split(/(?<=[_./-])(?=[^\d_./-])/).flatMap((part, i) => i ? [make("wbr", null), part] : [part]);
 }
 function facts(pairs) {
   const list = make("dl", null, { class: "facts" });
