@@ -5,13 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from se_lab.excitations import inspection
+from se_lab.excitations.capture import GateSite
 from se_lab.excitations.collect import CaptureOptions, collect
+from se_lab.excitations.figures import class_similarity
 from se_lab.excitations.inspection import Inspection, inspect_sweep
+from se_lab.excitations.statistics import ExcitationStatistics
+from se_lab.report.figures.image import draw
+from se_lab.report.figures.look import Look
 from se_lab.store import read_records
 from tests.excitations.excitation_nets import driven_images, driven_net, write_trial
+from tests.report.figures.reading import texts
 
 
 @pytest.mark.parametrize("with_baseline", [False, True])
@@ -41,3 +48,11 @@ def test_a_figure_that_needs_more_classes_is_left_out_and_said(tmp_path: Path) -
     said.clear()
     assert inspection._unit_similarity(request, statistics) == []
     assert said == ["unit_similarity left out: the images are of 3 classes, and the similarity of units needs four"]
+
+
+def test_more_classes_than_a_matrix_can_name_are_drawn_and_counted() -> None:
+    filled = ExcitationStatistics([GateSite("SE_2_1", 2, 1, 8, "a")], [f"class {k}" for k in range(31)])
+    filled.count += 5
+    filled.mean.copy_(torch.rand(filled.mean.shape, generator=torch.Generator().manual_seed(0)))
+    figure = draw(class_similarity(filled), Look("paper"))
+    assert "31 classes, in clusters" in [text.get_text() for text in texts(figure)]

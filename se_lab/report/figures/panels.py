@@ -141,7 +141,7 @@ def _write_x(sheet: Sheet, axes: Axes, axis: Axis, *, shown: bool) -> list[str]:
     texts = [printable(text) for _, text in ticks]
     room = 0.92 * sheet.plot_width / max(len(texts), 1)
     rotation: dict[str, Any] = {}
-    if axis.names:
+    if axis.names and texts:
         wrapped_texts = [wrapped(text, room, sheet.measure) for text in texts]
         words = max((sheet.measure(word) for text in texts for word in text.split()), default=0.0)
         if not remarks and words <= room and max(text.count("\n") for text in wrapped_texts) < 3:
