@@ -13,6 +13,7 @@ import importlib.machinery
 import importlib.metadata
 import importlib.util
 import json
+import os
 import platform
 import subprocess
 from collections import Counter
@@ -134,22 +135,26 @@ def cpu_model() -> str:
 def git_state(folder: str) -> str | None:
     """Return the commit of the repository around a folder, and whether files in it had changed; None outside of one.
 
-    Nothing that the repository's configuration names is run: no file-system monitor, no hook, no submodule's.
+    Nothing that the repository's configuration names is run: no file-system monitor, hook, filter, remote or submodule.
     """
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null", "--no-optional-locks"]
-        result = subprocess.run(
-            [*command, *arguments], cwd=folder, capture_output=True, text=True, check=True, timeout=10
-        )
-        return result.stdout.strip()
-
     try:
-        commit = git("rev-parse", "HEAD")
-        changes = git("status", "--porcelain", "--untracked-files=no", "--ignore-submodules=all")
+        commit = _git(folder, "rev-parse", "HEAD")
+        entries = _git(folder, "config", "--list", "--show-scope", "--name-only", "--null").split("\0")
+        settings = zip(entries[::2], entries[1::2], strict=False)
+        own = [name for scope, name in settings if scope in ("local", "worktree") and name.startswith("filter.")]
+        unset = [f"--config-env={name}=SE_LAB_NOTHING" for name in dict.fromkeys(own)]  # -c ends a name at its first =
+        changes = _git(folder, *unset, "status", "--porcelain", "--untracked-files=no", "--ignore-submodules=all")
     except (OSError, subprocess.SubprocessError):
         return None
     return f"{commit} with changes" if changes else commit
+
+
+def _git(folder: str, *arguments: str) -> str:
+    """Return what git prints, where a file name need not be UTF-8."""
+    command = ["git", "-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null", "--no-optional-locks", *arguments]
+    environment = os.environ | {"SE_LAB_NOTHING": "", "GIT_ALLOW_PROTOCOL": "none"}
+    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, check=True, timeout=10)
+    return os.fsdecode(result.stdout).strip()
 
 
 def _class_path(piece: str | Mapping[str, object]) -> str:

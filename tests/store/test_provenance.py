@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -117,6 +118,10 @@ def test_git_runs_nothing_that_the_repository_names(tmp_path):
         program.write_text(f"#!/bin/sh\ntouch {ran}\n")
         program.chmod(0o755)
     git("config", "core.fsmonitor", str(monitor))
+    (tmp_path / ".git" / "info" / "attributes").write_text("* filter=a=b\n")
+    git("config", "filter.a=b.clean", str(monitor))
+    git("config", "filter.a=b.required", "true")
+    os.utime(tmp_path / "file", (1, 1))  # git must read it again to know that it is the same
     commit = git_state(str(tmp_path))
     assert commit is not None and len(commit) == 40
     git_state.cache_clear()
@@ -125,3 +130,17 @@ def test_git_runs_nothing_that_the_repository_names(tmp_path):
     (tmp_path / ".git").rename(tmp_path / "gone")
     git_state.cache_clear()
     assert git_state(str(tmp_path)) is None
+
+
+def test_a_changed_file_may_have_any_name(tmp_path):
+    def git(*arguments):
+        subprocess.run(["git", "-c", "user.name=n", "-c", "user.email=e", *arguments], cwd=tmp_path, check=True)
+
+    git("init", "-q")
+    file = tmp_path / os.fsdecode(b"caf\xe9")
+    file.write_text("one")
+    git("add", ".")
+    git("commit", "-qm", "one")
+    git("config", "core.quotePath", "false")
+    file.write_text("two")
+    assert str(git_state(str(tmp_path))).endswith(" with changes")
