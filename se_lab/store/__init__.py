@@ -19,6 +19,7 @@ from se_lab.store.claims import clear_leftovers as clear_leftovers
 from se_lab.store.claims import describe_holder as describe_holder
 from se_lab.store.claims import holder_of as holder_of
 from se_lab.store.files import create_once as create_once
+from se_lab.store.files import digest_of_file as digest_of_file
 from se_lab.store.files import put_in_place as put_in_place
 from se_lab.store.files import read_bytes as read_bytes
 from se_lab.store.files import read_sealed as read_sealed
@@ -29,6 +30,7 @@ from se_lab.store.files import write_text_whole as write_text_whole
 from se_lab.store.files import write_whole as write_whole
 from se_lab.store.marker import aside_of as aside_of
 from se_lab.store.marker import check_store as check_store
+from se_lab.store.marker import claims_in as claims_in
 from se_lab.store.marker import is_trial as is_trial
 from se_lab.store.marker import is_written_aside as is_written_aside
 from se_lab.store.marker import mark_store as mark_store

@@ -21,7 +21,7 @@ from typing import Any
 
 from se_lab.spec import SpecError
 from se_lab.store.files import create_once
-from se_lab.store.marker import identity_in, is_written_aside, mark_store
+from se_lab.store.marker import claims_in, identity_in, is_written_aside, mark_store
 
 HEARTBEAT_SECONDS = 5.0
 LEASE_SECONDS = 60.0
@@ -113,11 +113,7 @@ def describe_holder(folder: Path) -> str:
 
 def _latest(claims: Path) -> Path | None:
     """Return the claim with the highest number, released or not."""
-    try:
-        names = [name for name in os.listdir(claims) if name.isdigit()]
-    except FileNotFoundError:
-        return None
-    return claims / max(names) if names else None
+    return max(claims_in(claims), default=None)
 
 
 def clear_leftovers(folder: Path) -> None:

@@ -15,6 +15,7 @@ from se_lab.spec import SpecError
 MARKER = ".se-lab-store"
 _TEXT = "SE-Lab keeps trials in this folder, one folder each. se-lab gc deletes only what SE-Lab wrote.\n"
 _ID = re.compile("[0-9a-f]{12}").fullmatch
+_CLAIM = re.compile("[0-9]{6,}").fullmatch
 _IDENTITY = {"host", "machine", "pid", "start"}
 
 
@@ -70,10 +71,7 @@ def is_trial(path: Path) -> bool:
     with contextlib.suppress(OSError, ValueError):
         record = json.loads((path / "record.json").read_bytes())
         return isinstance(record, dict) and record.get("trial_id") == path.name
-    claims = path / "claims"
-    if claims.is_symlink() or not claims.is_dir():
-        return False
-    return any(name.isdigit() and identity_in(claims / name) for name in os.listdir(claims))
+    return any(identity_in(claim) for claim in claims_in(path / "claims"))
 
 
 def aside_of(path: Path) -> Path:
@@ -90,10 +88,23 @@ def is_written_aside(path: Path) -> bool:
     return re.fullmatch(r"\.([\w.-]+\.)?[0-9a-f]{32}", path.name) is not None
 
 
+def claims_in(folder: Path) -> list[Path]:
+    """Return the claims in a trial's folder of claims, by number: files, and no links or folders of others."""
+    if folder.is_symlink():
+        return []
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(
+                folder / entry.name for entry in entries if _CLAIM(entry.name) and entry.is_file(follow_symlinks=False)
+            )
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
 def identity_in(path: Path) -> dict[str, Any]:
-    """Return the identity in a claim file; empty if its host crashed before it was on disk."""
-    with contextlib.suppress(ValueError):
+    """Return the identity in a claim file; empty if its host crashed before it was on disk, or it is another user's."""
+    with contextlib.suppress(ValueError, PermissionError):
         identity = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(identity, dict) and identity.keys() >= _IDENTITY:
+        if isinstance(identity, dict) and identity.keys() >= _IDENTITY and isinstance(identity["pid"], int):
             return identity
     return {}

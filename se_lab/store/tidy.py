@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import shutil
 import time
@@ -70,8 +71,10 @@ def find_leftovers(
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is no folder of trials")
     store.check_store(folder)
-    paths = [*_aside(folder, f".*.{_HEX}"), *_aside(folder, f".searches/*/.{_HEX}")]
-    leftovers = [_leftover(path, "written aside", "") for path in paths]
+    searches = folder / ".searches"
+    search_folders = [] if searches.is_symlink() else sorted(searches.glob("*"))
+    paths = [_aside(folder, f".*.{_HEX}"), *(_aside(search, f".{_HEX}") for search in search_folders)]
+    leftovers = [_leftover(path, "written aside", "") for path in itertools.chain.from_iterable(paths)]
     for trial in sorted(path for path in folder.iterdir() if store.is_trial(path)):
         if store.holder_of(trial) is None and _rested(trial) >= 86400 * days:
             leftovers += _of_trial(trial, keep, named)
@@ -157,16 +160,12 @@ def _synced(trial: Path, record: RunRecord | None) -> list[Path]:
 
 def _old_claims(claims: Path, held: Sequence[str]) -> list[Path]:
     """Return the claims that were superseded long ago, and their release marks."""
-    if claims.is_symlink():
-        return []
-    numbers = sorted(path.name for path in claims.glob("*") if path.name.isdigit())
     now = time.time()
     paths: list[Path] = []
-    for number in numbers[: -1 - len(held)]:  # who finds the highest number may be about to take the next
-        path = claims / number
+    for path in store.claims_in(claims)[: -1 - len(held)]:  # who finds the highest number may be about to take the next
         with contextlib.suppress(FileNotFoundError):
             if now - path.stat().st_mtime > 86400 * CLAIM_DAYS:
-                paths += [file for file in (path, path.with_suffix(".released")) if file.exists()]
+                paths += [file for file in (path, path.with_suffix(".released")) if file.is_file()]
     return paths
 
 
@@ -198,7 +197,9 @@ def _remove(leftover: Leftover) -> bool:
 
 def _remove_if_empty(trial: Path, claim: store.Claim) -> None:
     """Remove a trial's folder if only claims are left in it; rename it first, so that no worker uses it."""
-    if {path.name for path in trial.iterdir()} - {"claims"}:
+    claims = store.claims_in(trial / "claims")
+    own = {trial / "claims", *claims, *(path.with_suffix(".released") for path in claims)}
+    if {*trial.iterdir(), *(trial / "claims").iterdir()} - own:
         return
     claim.check()
     temp_path = store.aside_of(trial)

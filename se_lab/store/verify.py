@@ -17,7 +17,7 @@ from typing import Any
 
 from se_lab.store.claims import holder_of
 from se_lab.store.files import check_seal, digest_of_file, read_sealed
-from se_lab.store.marker import MARKER, check_store, identity_in, is_trial_id
+from se_lab.store.marker import MARKER, check_store, claims_in, identity_in, is_trial_id
 from se_lab.store.record import CHECKPOINTS, RESULTS, RunRecord, parse_record
 
 _DAMAGE = (ValueError, KeyError, IndexError, EOFError, NotImplementedError, StopIteration, AttributeError, zlib.error,
@@ -73,9 +73,12 @@ def _check_trial(trial: Path, findings: Findings) -> None:
             _note(findings, path, _problems_of_record(path, record))
         except (ValueError, TypeError, OSError) as error:
             _note(findings, path, iter([str(error)]))
+    claims = claims_in(trial / "claims")
     for path in sorted((trial / "claims").glob("[0-9]*")):
         findings.files += 1
-        if path.suffix == "" and path.stat().st_size and not identity_in(path):
+        if path.suffix == "" and path not in claims:
+            _note(findings, path, iter(["it is no claim: claims are files"]))
+        elif path.suffix == "" and path.stat().st_size and not identity_in(path):
             _note(findings, path, iter(["it names no worker"]))
     if holder_of(trial) is not None:
         findings.running.append(trial.name)

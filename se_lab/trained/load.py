@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from se_lab.spec import RunSpec, SpecError, nearest, run_spec
 from se_lab.spec.flags import import_recorded_plugins
 from se_lab.store import RunRecord, read_record
+from se_lab.training.checkpoints import read_checkpoint
 from se_lab.units.model import create_model
 
 
@@ -25,8 +25,8 @@ def load_trained(path: str | Path, *, trust_plugins: bool = False) -> tuple[nn.M
         trust_plugins: Import the modules that the record names under plugins, if they are not imported yet.
 
     Raises:
-        SpecError: if the checkpoint or the record of its trial is missing, if they do not match, or if the record
-            names plugins that are not trusted.
+        SpecError: if the checkpoint or the record of its trial is missing or damaged, if they do not match, or if the
+            record names plugins that are not trusted.
 
     Examples:
         >>> net, spec = load_trained(load_records("sweeps/demo.yaml")["folder"].iloc[0])
@@ -46,10 +46,8 @@ def load_trained(path: str | Path, *, trust_plugins: bool = False) -> tuple[nn.M
             f"{path} has no record.json beside it, which says what net it is; a trial that was interrupted gets one "
             "when the same command has run it to its end"
         )
-    try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
-    except Exception as error:  # torch raises whatever its readers do
-        raise SpecError(f"{path} is no checkpoint of SE-Lab's: {type(error).__name__}: {error}") from error
+    digest = record.files.get(path.name) if record.status == "finished" else None
+    state = read_checkpoint(path, record.trial_id, digest)["state_dict"]
     prefix = "ema.module." if record.spec.get("train.ema") else "model."
     weights = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     plugins = record.execution.get("plugins", "")  # the spec may name operators of theirs

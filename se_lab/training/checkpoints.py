@@ -46,12 +46,40 @@ class TrialCheckpointIO(TorchCheckpointIO):
             SpecError: for one of another trial.
         """
         checkpoint: dict[str, Any] = super().load_checkpoint(path, *arguments, **options)
-        if (owner := checkpoint.get("trial_id", self.folder.trial_id)) != self.folder.trial_id:
-            raise SpecError(
-                f"{path} is a checkpoint of trial {owner}, and it lies in the folder of trial {self.folder.trial_id}: "
-                "remove it, and the trial begins anew"
-            )
+        _check_owner(path, checkpoint, self.folder.trial_id)
         return checkpoint
+
+
+def read_checkpoint(path: Path, trial_id: str, digest: str | None = None) -> dict[str, Any]:
+    """Return a trial's checkpoint on the CPU, of which PyTorch alone would take a flipped bit for a weight.
+
+    Args:
+        path: The file.
+        trial_id: The trial that it must be of.
+        digest: Its SHA-256, if it is known.
+
+    Raises:
+        SpecError: for one that is missing, damaged, changed, or of another trial.
+    """
+    if not is_whole(path):
+        raise SpecError(f"{path} is no checkpoint of SE-Lab's: it is missing, corrupt or incomplete")
+    if digest not in (None, store.digest_of_file(path)):
+        raise SpecError(f"{path} was changed after its trial ended: its digest is not the one in record.json")
+    try:
+        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint["state_dict"]
+    except Exception as error:  # torch raises whatever its readers do
+        raise SpecError(f"{path} is no checkpoint of SE-Lab's: {type(error).__name__}: {error}") from error
+    _check_owner(path, checkpoint, trial_id)
+    return checkpoint
+
+
+def _check_owner(path: Any, checkpoint: Mapping[str, Any], trial_id: str) -> None:
+    if (owner := checkpoint.get("trial_id", trial_id)) != trial_id:
+        raise SpecError(
+            f"{path} is a checkpoint of trial {owner}, and it lies in the folder of trial {trial_id}: remove the "
+            "checkpoints there, and the trial begins anew"
+        )
 
 
 def write_checkpoint(path: Path, checkpoint: Mapping[str, Any]) -> None:

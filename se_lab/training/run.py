@@ -11,7 +11,6 @@ from typing import Any
 
 import lightning as L
 import numpy as np
-import torch
 from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
 from lightning.pytorch.loggers import Logger
 from rich import get_console
@@ -23,7 +22,7 @@ from se_lab.parallel.collectives import find_rank, shared
 from se_lab.spec import ExecSpec, RunSpec, SpecError
 from se_lab.spec.flags import import_plugins
 from se_lab.store import RunRecord
-from se_lab.training.checkpoints import newest_checkpoint
+from se_lab.training.checkpoints import newest_checkpoint, read_checkpoint
 from se_lab.training.failures import LOST, failure_kind, record_failure
 from se_lab.training.folder import TrialFolder
 from se_lab.training.keeper import Progress, StoppedEarlyError, TrialKeeper, share_skipped
@@ -196,7 +195,7 @@ class TrialRun:
         if self.trial.spec.train.select == "best":
             if self.keeper.best_loss == float("inf"):
                 raise FloatingPointError("the validation loss was nan or infinite in every epoch: no weights are best")
-            checkpoint = torch.load(self.folder.path / "best.ckpt", map_location="cpu", weights_only=True)
+            checkpoint = read_checkpoint(self.folder.path / "best.ckpt", self.folder.trial_id)
             self.task.load_state_dict(checkpoint["state_dict"])
         trainer.test(self.task, datamodule=self.trial.data, verbose=False)
         metrics = {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith("test/")}

@@ -94,3 +94,41 @@ def test_claiming_a_trial_makes_its_store_one(tmp_path):
     (tmp_path / "runs" / "notes.txt").write_text("mine")
     assert find_leftovers(tmp_path / "runs") == []  # its marker lets others keep files there
     assert store.is_trial(tmp_path / "runs" / ID)
+
+
+def test_gc_leaves_what_others_put_among_claims_and_searches(tmp_path, project):
+    root = tmp_path / "runs"
+    store.mark_store(root)
+    others = "fedcba987654"
+    for trial in (ID, others):
+        for _ in range(3):
+            with store.claim(root / trial):
+                pass
+    write_record(root / ID, RunRecord(ID, "finished", {}, {}))
+    (root / ID / "claims" / "000000").mkdir()
+    (root / ID / "claims" / "000000" / "thesis.tex").write_text("mine")
+    (root / others / "claims" / "notes.txt").write_text("mine")
+    (project / "app" / f".{'a' * 32}").write_text("mine")
+    (root / ".searches").symlink_to(project, target_is_directory=True)
+    for path in (*root.rglob("*"), *project.rglob("*")):
+        os.utime(path, (LONG_AGO, LONG_AGO))
+    before = files(tmp_path)
+    delete(root, keep=["none"], named=set())
+    after = files(tmp_path)
+    gone = {name for name in before if name not in after}
+    claims = {
+        f"runs/{trial}/claims/00000{n}{end}" for trial in (ID, others) for n in (1, 2) for end in ("", ".released")
+    }
+    assert gone == claims
+
+
+def test_a_folder_or_a_link_among_claims_is_no_claim(tmp_path, capsys):
+    with store.claim(tmp_path / "elsewhere" / ID) as held:
+        (tmp_path / "runs" / ID / "claims" / "000009").mkdir(parents=True)
+        (tmp_path / "runs" / ID / "claims" / "000010").symlink_to(held.path)
+        assert store.holder_of(tmp_path / "runs" / ID) is None
+        with store.claim(tmp_path / "runs" / ID) as claim:
+            assert claim.path.name == "000001"
+            claim.check()
+    assert main(["verify", str(tmp_path / "runs")]) == 1
+    assert "000009: it is no claim" in capsys.readouterr().out

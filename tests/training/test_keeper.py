@@ -300,6 +300,25 @@ def test_a_checkpoint_of_another_trial_is_refused(few, here, monkeypatch):
         run(other, here)
 
 
+@pytest.mark.parametrize("damage", ["flipped", "another trial's"])
+def test_best_weights_that_are_damaged_or_another_trials_are_not_tested(few, here, monkeypatch, damage):
+    spec, other = (few(seed=seed, train=TrainSpec(epochs=2, select="best")) for seed in (0, 1))
+    run(other, here)
+    best, others = (trial_folder(here.store, trial.trial_id) / "best.ckpt" for trial in (spec, other))
+    original = ClassificationTask.on_fit_end
+
+    def spoil(self):
+        content = bytearray((others if damage == "another trial's" else best).read_bytes())
+        content[len(content) // 2] ^= damage == "flipped"
+        best.write_bytes(content)
+        original(self)
+
+    monkeypatch.setattr(ClassificationTask, "on_fit_end", spoil)
+    with pytest.raises(SpecError, match=r"best\.ckpt is (no checkpoint of SE-Lab's: .* corrupt|a checkpoint of trial)"):
+        run(spec, here)
+    assert read_record(best.parent).status == "failed"
+
+
 def test_a_worker_that_lost_its_trial_writes_no_predictions(few, here, monkeypatch):
     spec = few()
     folder = trial_folder(here.store, spec.trial_id)
