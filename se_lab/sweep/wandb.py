@@ -256,10 +256,11 @@ def read_wandb(path: str) -> pd.DataFrame:
     if not (entity and project) or path.count("/") > 2:
         raise SpecError(f"wandb:{path} must be wandb:ENTITY/PROJECT or wandb:ENTITY/PROJECT/SWEEP")
     filters = {"$and": [{"sweep": sweep}]} if sweep else {}
-    # clients that have `lazy` would otherwise query each run's config and summary by itself
-    whole = {"lazy": False} if "lazy" in inspect.signature(wandb.Api.runs).parameters else {}
+    options: dict[str, Any] = {"order": "+created_at", "include_sweeps": False}  # 0.22 drops the runs of sweeps else
+    if "lazy" in inspect.signature(wandb.Api.runs).parameters:  # lazy runs query their config and summary one by one
+        options["lazy"] = False
     try:
-        runs = list(wandb.Api().runs(f"{entity}/{project}", filters=filters, order="+created_at", **whole))
+        runs = list(wandb.Api().runs(f"{entity}/{project}", filters=filters, **options))
     except (wandb.errors.CommError, ValueError) as error:
         raise FileNotFoundError(f"wandb:{path} cannot be read: {error}") from error
     rows = [

@@ -317,7 +317,7 @@ def test_the_emulation_hands_out_pauses_stops_filters_and_samples_as_the_client_
         ({"$or": [{"config.lr.value": {"$gt": 1}}, {"sweep": name}]}, 1), ({"config.lr": 0.3}, 0),
         ({"config.kind": {"$in": ["a"]}}, 2),
     ):  # fmt: skip
-        assert len(list(api.runs(f"{ENTITY}/lab", filters=filters))) == count, filters
+        assert len(list(api.runs(f"{ENTITY}/lab", filters=filters, include_sweeps=False))) == count, filters
     found = api.run(f"{ENTITY}/lab/{run['name']}")
     assert len(found.history(keys=["rare"], pandas=False)) == 2 and len(found.history(samples=5, pandas=False)) >= 5
     assert [row["_step"] for row in found.scan_history()] == list(range(10))  # from the parquet file, then live
@@ -400,8 +400,8 @@ def test_what_is_not_there_is_said(server, tmp_path, capsys):
 
 
 def test_a_client_that_has_no_lazy_runs_is_asked_for_runs_all_the_same(server, monkeypatch):
-    def runs(self, path=None, filters=None, order="+created_at", per_page=50):  # as in wandb 0.19
-        return original(self, path, filters=filters, order=order, per_page=per_page)
+    def runs(self, path=None, filters=None, order="+created_at", per_page=50, include_sweeps=True):  # as in 0.19
+        return original(self, path, filters, order, per_page, include_sweeps)
 
     original = client.Api.runs
     monkeypatch.setattr(client.Api, "runs", runs)
