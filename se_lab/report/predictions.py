@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,7 @@ from se_lab.report import statistics
 from se_lab.report.columns import ReportError
 from se_lab.report.statistics import Floats
 from se_lab.report.variants import Study
+from se_lab.store import read_result
 
 
 class ClassDifferences(NamedTuple):
@@ -36,12 +38,20 @@ def has_predictions(folder: object) -> bool:
     return isinstance(folder, (str, Path)) and bool(folder) and Path(folder, "predictions.npz").exists()
 
 
+def load_predictions(folder: str | Path) -> Any:
+    """Open the predictions of a trial's test images: key, label, top5, probability and correct (N, …).
+
+    Raises SpecError where they are not what the trial wrote, FileNotFoundError where there are none.
+    """
+    return np.load(io.BytesIO(read_result(folder, "predictions.npz")), allow_pickle=False)
+
+
 def image_errors(folder: str, top: int = 1) -> tuple[NDArray[np.str_], NDArray[np.bool_]]:
     """Return sorted keys (N,), and whether the first `top` (1 or 5) guesses miss each image's label.
 
     Raises FileNotFoundError where the trial has no predictions, ReportError where a key comes twice.
     """
-    with np.load(Path(folder) / "predictions.npz", allow_pickle=False) as archive:
+    with load_predictions(folder) as archive:
         keys = archive["key"].astype(str)
         hit = archive["correct"] if top == 1 else (archive["top5"] == archive["label"][:, None]).any(axis=1)
     order = np.argsort(keys, kind="stable")
@@ -59,7 +69,7 @@ def with_calibration(records: pd.DataFrame) -> pd.DataFrame:
     for row, (status, folder) in enumerate(zip(records["status"], records.get("folder", ""), strict=True)):
         if status != "finished" or not has_predictions(folder):
             continue
-        with np.load(Path(folder, "predictions.npz"), allow_pickle=False) as archive:
+        with load_predictions(folder) as archive:
             if "probability" in archive:
                 values[row] = calibration_error(archive["probability"][:, 0], archive["correct"])
     result: pd.DataFrame = records.assign(**{CALIBRATION: values})
@@ -179,7 +189,7 @@ def _missed_images(
             if not has_predictions(folder):
                 continue
             names, errors = image_errors(folder, top)
-            with np.load(Path(folder) / "predictions.npz", allow_pickle=False) as archive:
+            with load_predictions(folder) as archive:
                 truth = archive["label"][np.argsort(archive["key"].astype(str), kind="stable")]
             keys, label = (names, truth) if keys is None else (keys, label)
             if not np.array_equal(keys, names):

@@ -42,6 +42,7 @@ from se_lab.store.provenance import differences as differences
 from se_lab.store.provenance import mixtures as mixtures
 from se_lab.store.record import RunRecord as RunRecord
 from se_lab.store.record import read_record as read_record
+from se_lab.store.record import read_result as read_result
 from se_lab.store.record import trial_folder as trial_folder
 from se_lab.store.record import write_record as write_record
 from se_lab.store.rows import read_records as read_records

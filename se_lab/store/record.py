@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from se_lab.spec import SpecError
-from se_lab.store.files import digest_of_file, read_sealed, write_sealed
+from se_lab.store.files import digest_of_file, read_bytes, read_sealed, write_sealed
 from se_lab.store.marker import is_trial_id
 
 SCHEMA = 1
@@ -102,6 +105,33 @@ def parse_record(folder: Path) -> RunRecord:
     check_owner(folder.name, values.get("trial_id"))
     fields = {key: values.pop(key) for key in list(values) if key in _FIELDS}
     return RunRecord(**fields, unknown=values)
+
+
+class _Files(msgspec.Struct, frozen=True):
+    files: dict[str, str] = {}
+
+
+_FILES_DECODER = msgspec.json.Decoder(_Files)
+
+
+def read_result(folder: str | Path, name: str) -> bytes:
+    """Return the content of a trial's metrics.csv or predictions.npz, as the trial wrote it.
+
+    Raises:
+        SpecError: for a file that is damaged, or another trial's: its digest is not the record's.
+        FileNotFoundError: where it is not there.
+    """
+    content = read_bytes(f"{folder}/{name}")
+    try:
+        digest = _FILES_DECODER.decode(read_bytes(f"{folder}/record.json")).files.get(name)
+    except (OSError, msgspec.MsgspecError):  # what reads the record reports it
+        digest = None
+    if digest is not None and hashlib.sha256(content).hexdigest() != digest:
+        raise SpecError(
+            f"{folder}/{name} is not what its trial wrote; se-lab verify names all such files, and without this "
+            "one the trial is left out"
+        )
+    return content
 
 
 def check_owner(folder: str, trial_id: object) -> None:

@@ -26,6 +26,7 @@ from msgspec import Meta
 
 from se_lab import store
 from se_lab.spec import ExecSpec, RunSpec, SpecError, check_fields
+from se_lab.spec.command import module_command
 from se_lab.sweep.grammar import Sweep
 from se_lab.sweep.status import (
     SUBMISSIONS,
@@ -245,7 +246,7 @@ def run_agent(work: tuple[str, Mapping[str, str]]) -> None:
     """Run one trial of a W&B sweep inside the job; an agent that is told to stop marks its run as preempting."""
     path, environment = work
     with catch_signals(Stop(at_once=False)) as stop:
-        command = [sys.executable, "-m", "wandb", "agent", "-f", "--count", "1", path]
+        command = module_command("wandb", "agent", "-f", "--count", "1", path)
         agent = subprocess.Popen(command, env=os.environ | dict(environment))
         while agent.poll() is None and not stop.asked:
             time.sleep(0.2)

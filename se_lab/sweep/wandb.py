@@ -23,6 +23,7 @@ import pandas as pd
 
 from se_lab import store
 from se_lab.spec import ExecSpec, RunSpec, SpecError, fields_of, find_sweep, run_name, run_spec, variant_name
+from se_lab.spec.command import module_command
 from se_lab.store import RunRecord, TrialBusyError
 from se_lab.sweep.check import check_sweep
 from se_lab.sweep.grammar import Sweep, load_spec, read_sweep
@@ -222,21 +223,21 @@ def _send(record: RunRecord, folder: Path, sweep: str, execution: ExecSpec) -> N
         "tags": tags,
         "mode": "online",
     }
+    history = list(_history(folder))
     with tempfile.TemporaryDirectory() as scratch:
         active = _begin(
             record.trial_id, flat | ({"sweep": sweep} if sweep else {}), scratch, **identity, **destination, **details
         )
-        for row in _history(folder):
+        for row in history:
             active.log(row, step=int(row["epoch"]))
         active.summary.update(_summary(trial, str(folder.parent)))
         active.finish(exit_code=int(record.status == "failed"))
 
 
 def _history(folder: Path) -> Iterator[dict[str, float]]:
-    if not (path := folder / "metrics.csv").exists():
-        return
-    with path.open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
+    with contextlib.suppress(FileNotFoundError):
+        text = store.read_result(folder, "metrics.csv").decode()
+        for row in csv.DictReader(text.splitlines()):
             yield {key: float(value) for key, value in row.items() if value}
 
 
@@ -303,7 +304,7 @@ def run_agents(path: str, environment: Mapping[str, str], agents: int) -> bool:
     SIGINT and SIGTERM stop the trials after their current batch and mark their runs as preempting; a second signal
     is passed on to W&B's agents again, and a third makes them kill their trials.
     """
-    command = [sys.executable, "-m", "wandb", "agent", "-f", path]
+    command = module_command("wandb", "agent", "-f", path)
     stopped, processes = False, []
     with catch_signals(Stop(at_once=False)) as stop:
         for _ in range(agents):

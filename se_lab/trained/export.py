@@ -14,7 +14,6 @@ only timm has checked its outputs. `load_exported(DIR)` makes the net in either 
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import json
 import os
@@ -39,6 +38,7 @@ from se_lab.store import RunRecord
 from se_lab.trained.detection import DETECTOR_FILE, write_detector
 from se_lab.trained.inputs import class_names, input_size, trial_config
 from se_lab.trained.load import load_trained, not_an_export
+from se_lab.trained.manifest import read_manifest, weights_digest
 from se_lab.trained.quiet import quiet_exporters
 from se_lab.trained.timm_twin import find_twin, from_twin
 from se_lab.units.insertion import Site
@@ -128,7 +128,7 @@ def export(
     _check_formats(formats)
     net = _open(source, options)
     folder = Path(folder)
-    manifest = _about(folder)
+    manifest = read_manifest(folder)
     if manifest and manifest["weights"] != net.digest:
         raise SpecError(f"{folder} holds other weights, of trial {manifest['trial_id']}; choose another folder")
     about = (manifest or {}) | _describe(net, options.data_root)
@@ -175,7 +175,7 @@ def load_exported(folder: str | Path, *, trust_plugins: bool = False) -> tuple[n
 
     Raises:
         SpecError: where the folder holds no export of SE-Lab's in the format safetensors, or names plugins that are
-            not trusted.
+            not trusted, or where its weights are not those that were exported.
 
     Examples:
         >>> from se_lab.trained.export import export
@@ -188,7 +188,7 @@ def load_exported(folder: str | Path, *, trust_plugins: bool = False) -> tuple[n
     if not isinstance(folder, (str, os.PathLike)):
         raise SpecError(f"load_exported takes a folder that se-lab export wrote, not {type(folder).__name__}")
     folder = Path(folder)
-    about = _about(folder) if folder.is_dir() else None
+    about = read_manifest(folder) if folder.is_dir() else None
     if about is None or "weights_file" not in about:
         raise SpecError(f"{not_an_export(folder)}; load_exported takes a folder of se-lab export --formats safetensors")
     import_recorded_plugins(about["plugins"], folder / "se_lab.json", trust_plugins)
@@ -202,6 +202,8 @@ def load_exported(folder: str | Path, *, trust_plugins: bool = False) -> tuple[n
     if about["twin"]:
         state = from_twin(state, list(model.se_sites), spec.model.se.bias)  # type: ignore[arg-type]
     model.load_state_dict(state)
+    if weights_digest(model) != about["weights"]:
+        raise SpecError(f"{folder / file} is damaged, or of another export: its weights are not those of se_lab.json")
     return model.eval(), spec
 
 
@@ -214,20 +216,7 @@ def _open(source: str | Path, options: ExportOptions) -> Net:
         if options.image_size < 8:
             raise SpecError(f"--image_size is {options.image_size}; it must be at least 8")
         height = width = options.image_size
-    digest = hashlib.sha256()
-    for name, value in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(value.contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return Net(model, spec, record, (channels, height, width), digest.hexdigest()[:16])
-
-
-def _about(folder: Path) -> dict[str, Any] | None:
-    try:
-        return dict(json.loads((folder / "se_lab.json").read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise SpecError(f"{folder / 'se_lab.json'} is no JSON: {error}") from error
+    return Net(model, spec, record, (channels, height, width), weights_digest(model))
 
 
 def _describe(net: Net, data_root: str | Path) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from typing import Any
 from torch._C._distributed_c10d import TCPStore
 
 from se_lab.spec import ExecSpec, RunSpec, SpecError, TrainSpec
+from se_lab.spec.command import module_command
 from se_lab.training.failures import death
 from se_lab.training.stopping import RESUME_ME, InterruptedTrialError, Stop, catch_signals
 
@@ -104,7 +105,7 @@ class _Rank:
         ties = {PIPE: str(child_end.fileno()), PARENT: str(os.getpid())}
         path = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "se_lab.training.rank", request],
+            module_command("se_lab.training.rank", request),
             env={**os.environ, **meeting, **places, **ties, "PYTHONPATH": path},
             pass_fds=[child_end.fileno()],
             start_new_session=True,  # the terminal's Ctrl-C goes to the process that passes it on

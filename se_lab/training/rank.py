@@ -1,4 +1,4 @@
-"""One rank of a trial, in a process that `se_lab.training.launch` has started: python -m se_lab.training.rank."""
+"""One rank of a trial, in a process that `se_lab.training.launch` has started."""
 
 from __future__ import annotations
 

@@ -13,6 +13,8 @@ from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
 from torchmetrics.classification import MulticlassCalibrationError
 
 from se_lab.report import ablation_table
+from se_lab.spec import RunSpec, SpecError
+from se_lab.store import RunRecord, write_record
 
 Make = Callable[..., pd.DataFrame]
 TOP1 = "test/top1_error"
@@ -47,6 +49,16 @@ def test_mcnemar_pairs_images_by_key_and_equals_statsmodels(predicted: Callable[
     data = ablation_table(records, columns=[TOP1, "p_mcnemar"]).data
     assert data["p_mcnemar"].iloc[1] == pytest.approx(statsmodels_mcnemar(table, exact=True).pvalue)
     assert np.isnan(data["p_mcnemar"].iloc[0])
+
+
+def test_predictions_of_another_trial_are_refused(predicted: Callable[[int], pd.DataFrame]) -> None:
+    records = predicted(1)
+    mine, other = (Path(folder) for folder in records["folder"])
+    write_record(mine, RunRecord("a", "finished", RunSpec().flat(), {}))
+    assert ablation_table(records, columns=[TOP1, "p_mcnemar"]).data["p_mcnemar"].notna().any()
+    (mine / "predictions.npz").write_bytes((other / "predictions.npz").read_bytes())
+    with pytest.raises(SpecError, match="is not what its trial wrote"):
+        ablation_table(records, columns=[TOP1, "p_mcnemar"])
 
 
 def test_mcnemar_is_not_given_where_several_seeds_pair(predicted: Callable[[int], pd.DataFrame]) -> None:

@@ -43,6 +43,20 @@ def test_a_record_names_the_digests_of_the_files_beside_it(tmp_path):
     assert store.read_record(tmp_path).files == {"metrics.csv": digest}
 
 
+@pytest.mark.parametrize("name", ["metrics.csv", "predictions.npz"])
+def test_a_result_is_read_as_its_trial_wrote_it_or_refused(tmp_path, name):
+    (tmp_path / name).write_bytes(b"abc")
+    assert store.read_result(tmp_path, name) == b"abc"  # no record yet
+    store.write_record(tmp_path, record())
+    assert store.read_result(tmp_path, name) == b"abc"
+    (tmp_path / name).write_bytes(b"abd")
+    with pytest.raises(SpecError, match=rf"{name} is not what its trial wrote"):
+        store.read_result(tmp_path, name)
+    (tmp_path / name).unlink()
+    with pytest.raises(FileNotFoundError):
+        store.read_result(tmp_path, name)
+
+
 def test_another_trials_record_is_refused(tmp_path):
     store.write_record(tmp_path / "0123456789ab", record("0123456789ab"))
     (tmp_path / "0123456789ab").rename(tmp_path / "ba9876543210")

@@ -308,6 +308,28 @@ def test_load_exported_says_what_it_wants(tmp_path):
             load_exported(given)
 
 
+@pytest.mark.parametrize("content", ['{"a": 1}', "[]", "{"])
+def test_a_manifest_of_another_program_is_refused(tmp_path, content):
+    trial(tmp_path / "trial", ModelSpec("test_resnet", SESpec("none")))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/se_lab.json").write_text(content)
+    for use in (load_exported, lambda folder: export(tmp_path / "trial", folder, ["safetensors"])):
+        with pytest.raises(SpecError, match=r"se_lab\.json (was not written by se-lab export|is no JSON)"):
+            use(tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["se_lab.json"]
+
+
+def test_a_flipped_bit_in_exported_weights_is_noticed(tmp_path):
+    trial(tmp_path / "trial", ModelSpec("test_resnet", SESpec("none")))
+    export(tmp_path / "trial", tmp_path / "out", ["safetensors"])
+    path = tmp_path / "out/model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(SpecError, match=r"model\.safetensors is damaged"):
+        load_exported(tmp_path / "out")
+
+
 def test_the_exported_backbone_starts_another_trial(tmp_path):
     """Transfer: model.pretrained takes the file of a net without a twin, and insertion goes on from there."""
     net = trial(tmp_path / "trial", ModelSpec("test_resnet", SESpec("none")))

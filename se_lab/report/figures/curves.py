@@ -13,7 +13,7 @@ import pandas as pd
 from se_lab.report.columns import Column, ReportError, column
 from se_lab.report.figures.chart import COLORS, Axis, Chart, Panel, Series, span
 from se_lab.report.variants import BASELINE, Study
-from se_lab.store import read_bytes
+from se_lab.store import read_result
 
 MOST_PANELS = 12
 _LONG = 4  # with this many epochs, the first tenth, which starts at chance level, may lie above the axis
@@ -94,7 +94,7 @@ def read_curves(study: Study, keys: list[str]) -> pd.DataFrame:
     groups: dict[bytes, tuple[io.BytesIO, list[tuple[int, int, int]]]] = {}
     for variant, seed, folder in zip(*(trials[key].tolist() for key in ("variant", "seed", "folder")), strict=True):
         with contextlib.suppress(FileNotFoundError):
-            content = read_bytes(f"{folder}/metrics.csv")
+            content = read_result(folder, "metrics.csv")
             content += b"" if content.endswith(b"\n") else b"\n"
             start = content.find(b"\n") + 1
             if start == len(content):  # no epoch

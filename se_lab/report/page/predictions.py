@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from se_lab.report.page.images import thumbnail
-from se_lab.report.predictions import class_names, has_predictions
+from se_lab.report.predictions import class_names, has_predictions, load_predictions
 from se_lab.report.variants import Study
 from se_lab.store import RunRecord
 
@@ -34,7 +34,7 @@ def class_data(study: Study, folders: Sequence[Path | None], kept: Sequence[RunR
     ):
         if status != "finished" or folder is None or not has_predictions(folder):
             continue
-        with np.load(folder / "predictions.npz", allow_pickle=False) as archive:
+        with load_predictions(folder) as archive:
             order = np.argsort(archive["key"].astype(str), kind="stable")
             names, truth = archive["key"].astype(str)[order], archive["label"][order]
             guess, hits = archive["top5"][order, 0], archive["correct"][order]

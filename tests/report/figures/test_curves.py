@@ -13,6 +13,8 @@ from se_lab.report import group_variants
 from se_lab.report.figures.chart import Chart
 from se_lab.report.figures.curves import curves, read_curves
 from se_lab.report.figures.image import draw
+from se_lab.spec import RunSpec, SpecError
+from se_lab.store import RunRecord, write_record
 
 Make = Callable[..., pd.DataFrame]
 WithCurves = Callable[[pd.DataFrame], pd.DataFrame]
@@ -29,6 +31,17 @@ def rewrite(records: pd.DataFrame, epochs: list[float], **columns: list[float]) 
             Path(folder) / "metrics.csv", index=False
         )
     return records
+
+
+def test_changed_curves_are_refused(study: Make, with_curves: WithCurves) -> None:
+    records = with_curves(study([({"insertion": "none"}, [8.0]), ({"reduction": 4}, [7.0])]))
+    folder = Path(records["folder"].iloc[0])
+    write_record(folder, RunRecord("a", "finished", RunSpec().flat(), {}))
+    chart_of(records)
+    path = folder / "metrics.csv"
+    path.write_text(path.read_text().replace("1", "2"))
+    with pytest.raises(SpecError, match=r"metrics\.csv is not what its trial wrote"):
+        chart_of(records)
 
 
 def test_a_panel_has_the_variants_mean_and_range_over_the_baselines(

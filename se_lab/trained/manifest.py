@@ -1,0 +1,44 @@
+"""se_lab.json, which says what an export is."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from se_lab.spec import SpecError
+
+FILE = "se_lab.json"
+KEYS = ("trial_id", "weights", "spec", "plugins", "num_classes", "input")
+"""What every manifest has."""
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """Return the manifest of an export; None where there is none.
+
+    Raises:
+        SpecError: for a file of that name that `se-lab export` did not write.
+    """
+    path = folder / FILE
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise SpecError(f"{path} is no JSON: {error}") from error
+    if not isinstance(manifest, dict) or not set(KEYS) <= manifest.keys() or not isinstance(manifest["plugins"], str):
+        raise SpecError(f"{path} was not written by se-lab export")
+    return manifest
+
+
+def weights_digest(model: nn.Module) -> str:
+    """Return a digest of the names and bytes of all parameters and buffers."""
+    digest = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
