@@ -1,8 +1,8 @@
 """Write the report of RUNS, one HTML page: python analysis/report.py RUNS [PAGE].
 
 RUNS is a sweep spec (its trials, found in the store), a store, or wandb:entity/project[/sweep]. Change the call below
-for a title or the question that the study asks; for fewer trials, hand filter_records(load_records(runs),
-{"model.se.reduction": [4, 16]}) of se_lab.report on.
+for a title or the question that the study asks; for fewer trials, pass filter_records(load_records(runs),
+{"model.se.reduction": [4, 16]}) of se_lab.report.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """Draw the training curves of RUNS: python analysis/training_curves.py RUNS [STEM] writes STEM.png and STEM.svg.
 
 RUNS is a sweep spec (its trials, found in the store) or a store. A panel a variant, over its baseline. Change the call
-below for the loss, draw_figure(records, "curves", "test/loss"), or hand it fewer trials, by se_lab.report's
+below for the loss, draw_figure(records, "curves", "test/loss"), or pass it fewer trials by se_lab.report's
 filter_records.
 """
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from se_lab.cli.parser import add_overwrite
-from se_lab.cli.runs import records_of, runs_parser, where_of
+from se_lab.cli.runs import records_of, refuse_mixed, runs_parser, where_of
 from se_lab.spec import SpecError, find_sweep
 from se_lab.store import replacing
 
@@ -58,10 +59,18 @@ def _write_folder(options: Namespace) -> int:
 
 
 def _chapter(run: str, options: Namespace) -> Chapter:
+    from se_lab.report import ReportError, filter_records
     from se_lab.report.page import Chapter
 
     title, question = _about([run])
-    return Chapter(title, "\n".join(question), records_of(Namespace(**{**vars(options), "runs": [run], "where": []})))
+    every = Namespace(
+        **{**vars(options), "runs": [run], "where": [], "strict": False}
+    )  # the index says what has no match
+    records = records_of(every)
+    if options.strict:
+        with contextlib.suppress(ReportError):
+            refuse_mixed(filter_records(records, where_of(options.where)))
+    return Chapter(title, "\n".join(question), records)
 
 
 def _about(runs: list[str]) -> tuple[str, list[str]]:

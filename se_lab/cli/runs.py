@@ -56,8 +56,13 @@ def records_of(options: Namespace) -> pd.DataFrame:
     where = where_of(options.where)
     records = filter_records(load_records(options.runs, options.store, sweep_seed=options.sweep_seed), where)
     if getattr(options, "strict", False):
-        from se_lab.report.notes import mixed_conditions
-
-        if mixtures := mixed_conditions(records):
-            raise SpecError(f"--strict: the trials ran under different conditions: {'; '.join(mixtures)}")
+        refuse_mixed(records)
     return records
+
+
+def refuse_mixed(records: pd.DataFrame) -> None:
+    """Raise SpecError for trials that ran under different conditions."""
+    from se_lab.report.notes import mixed_conditions
+
+    if mixtures := mixed_conditions(records):
+        raise SpecError(f"--strict: the trials ran under different conditions: {'; '.join(mixtures)}")

@@ -177,6 +177,10 @@ def _sweep_until(spec: Sweep, options: Any, execution: ExecSpec) -> int:
     from se_lab.sweep.seeds import check_compared, until_narrow
 
     check_compared(spec.trials)
+    if options.through_wandb:
+        from se_lab.sweep.wandb import check_for_agents
+
+        check_for_agents(options.spec, execution, grows=True)
     exit_status = [0]
 
     def run(trials: Sequence[RunSpec]) -> bool:
@@ -219,9 +223,14 @@ def _under_agents(spec: Sweep, options: Any, execution: ExecSpec) -> int:
         completed = run_agents(*register_sweep(options.spec, execution, seeds), options.agents)
         states = standings(spec, execution.store)
     print(summary(spec, states))
-    if all(state.status == "finished" for state in states):
-        return 0
-    return 1 if completed else RESUME_ME
+    for state in states:
+        if state.status == "failed":
+            log = Path(execution.store, state.trial.trial_id, "log.txt")
+            print(f"  failed: {state.trial.trial_id}, {state.error}; see {log}", file=sys.stderr)
+    if not completed:
+        print("stopped; the same command resumes the sweep", file=sys.stderr)
+        return RESUME_ME
+    return int(any(state.status != "finished" for state in states))
 
 
 def _sweep_here(spec: Sweep, options: Any, execution: ExecSpec) -> int:

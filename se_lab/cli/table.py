@@ -96,11 +96,11 @@ def table(argv: list[str]) -> int:
             rows=options.rows,
             paper=options.paper,
             evidence=Evidence(
-                options.model or "joint",
-                options.margin,
-                options.detect,
-                options.contrast or (),
-                options.spread or "interval",
+                model=options.model or "joint",
+                margin=options.margin,
+                detect=options.detect,
+                contrasts=options.contrast or (),
+                spread=options.spread or "interval",
             ),
         )
     setting = Setting(options.width or "", options.caption, options.label, options.wide)

@@ -131,10 +131,11 @@ def listing_of(spec: DataSpec, *, root: str | Path = ".") -> Listing | None:
 
 
 def with_present_digest(listing: Listing, spec: DataSpec, *, root: str | Path = ".") -> Listing:
-    """Return a listing with the digest of its files as they are now; those that have not changed are not read."""
+    """Return a listing with the digest of its files as they are now; they are read again only if one has changed."""
     try:
         data = FolderData(spec, 0, root, 0, dataclasses.replace(listing, digest=None))
-        return dataclasses.replace(listing, digest=data.digest)
+        checked = listing.checked and data.digest == listing.digest
+        return dataclasses.replace(listing, digest=data.digest, checked=checked)
     except (DataError, OSError):  # as for a file that is gone: the trials record it
         return listing
 

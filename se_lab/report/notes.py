@@ -116,7 +116,8 @@ def unequal_costs(study: Study, key: str) -> list[str]:
 
 def uneven_times(study: Study, key: str) -> list[str]:
     """Warn where finished trials of one variant, which do the same work, differ in a time by more than a tenth."""
-    trials = study.trials[(study.trials["status"] == "finished") & (study.trials[key] > 0)]
+    values = pd.to_numeric(study.trials[key], errors="coerce")
+    trials = study.trials.assign(**{key: values})[(study.trials["status"] == "finished") & (values > 0)]
     times = trials.groupby("variant")[key].agg(["min", "max"])
     excess = float((times["max"] / times["min"] - 1).max()) if len(times) else 0.0
     if not excess > 0.1:

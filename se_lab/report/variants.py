@@ -115,6 +115,7 @@ def filter_records(records: pd.DataFrame, where: Mapping[str, object]) -> pd.Dat
     with the values there are, and where no trial has a record.
     """
     if where:
+        _refuse_no_trials(records)
         _refuse_none_recorded(records)
     for name, value in where.items():
         key = full_key(name, records)
@@ -128,7 +129,7 @@ def filter_records(records: pd.DataFrame, where: Mapping[str, object]) -> pd.Dat
             raise unknown(f"value of {key}", value, texts.unique())
         if key.startswith(_SE) and key != INSERTION:
             mask |= _is_plain(records)
-        if key.startswith(SPEC_SECTIONS):
+        if key.startswith(SPEC_SECTIONS) or key == "seed":
             mask |= ~_is_recorded(records)
         records = records[mask]
     return records
@@ -143,11 +144,7 @@ def group_variants(records: pd.DataFrame, *, rows: Sequence[str] | None = None) 
     Raises ReportError for no records, an unknown column, two versions of one data set, `rows` that mix variants, and
     two trials of one variant and seed.
     """
-    if records.empty:
-        raise ReportError("No trials: the records are empty.")
-    missing_keys = [key for key in ("trial_id", "status") if key not in records]
-    if missing_keys:
-        raise ReportError(f"These are no records of trials: they have no {' and no '.join(missing_keys)}.")
+    _refuse_no_trials(records)
     records, notes = _without_unrecorded(records)
     spec = [str(key) for key in records if str(key).startswith(SPEC_SECTIONS)]
     rows = [full_key(name, records) for name in rows or ()]
@@ -195,6 +192,14 @@ def _without_unrecorded(records: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]
         for status, count in counts.items()
     ]
     return records[is_recorded], notes
+
+
+def _refuse_no_trials(records: pd.DataFrame) -> None:
+    if records.empty:
+        raise ReportError("No trials: the records are empty.")
+    missing_keys = [key for key in ("trial_id", "status") if key not in records]
+    if missing_keys:
+        raise ReportError(f"These are no records of trials: they have no {' and no '.join(missing_keys)}.")
 
 
 def _is_recorded(records: pd.DataFrame) -> pd.Series:

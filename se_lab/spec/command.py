@@ -10,5 +10,8 @@ def module_command(name: str, *arguments: str) -> list[str]:
 
     There a user's own `datasets/` or `yaml.py` would be taken for the package of that name.
     """
-    start = f"import runpy, sys; del sys.path[0]; runpy.run_module({name!r}, run_name='__main__', alter_sys=True)"
+    start = (
+        "import runpy, sys; sys.path[:1] == [''] and sys.path.pop(0); "
+        f"runpy.run_module({name!r}, run_name='__main__', alter_sys=True)"
+    )
     return [sys.executable, "-c", start, *arguments]

@@ -80,7 +80,8 @@ def claim(folder: Path) -> Iterator[Claim]:
     latest = _latest(claims)
     if latest is not None and _is_held(latest):
         raise TrialBusyError(f"{folder.name} is being worked on by {describe_holder(folder)}")
-    path = claims / f"{int(latest.name) + 1 if latest else 1:06d}"
+    numbers = [int(entry.name) for entry in claims.iterdir() if entry.name.isdecimal()]  # what others put there as well
+    path = claims / f"{max(numbers, default=0) + 1:06d}"
     if not create_once(path, json.dumps(_identity()).encode()):
         raise TrialBusyError(f"{folder.name} was claimed by another worker a moment ago")
     new_claim = Claim(path)

@@ -108,6 +108,7 @@ def parse_record(folder: Path) -> RunRecord:
 
 
 class _Files(msgspec.Struct, frozen=True):
+    status: str = ""
     files: dict[str, str] = {}
 
 
@@ -117,19 +118,22 @@ _FILES_DECODER = msgspec.json.Decoder(_Files)
 def read_result(folder: str | Path, name: str) -> bytes:
     """Return the content of a trial's metrics.csv or predictions.npz, as the trial wrote it.
 
+    A trial that has not finished may be going on, and rewrite its files: they are not compared.
+
     Raises:
-        SpecError: for a file that is damaged, or another trial's: its digest is not the record's.
+        SpecError: for a finished trial's file that is damaged, or another's: its digest is not the record's.
         FileNotFoundError: where it is not there.
     """
     content = read_bytes(f"{folder}/{name}")
     try:
-        digest = _FILES_DECODER.decode(read_bytes(f"{folder}/record.json")).files.get(name)
+        record = _FILES_DECODER.decode(read_bytes(f"{folder}/record.json"))
+        digest = record.files.get(name) if record.status == "finished" else None
     except (OSError, msgspec.MsgspecError):  # what reads the record reports it
         digest = None
     if digest is not None and hashlib.sha256(content).hexdigest() != digest:
         raise SpecError(
-            f"{folder}/{name} is not what its trial wrote; se-lab verify names all such files, and without this "
-            "one the trial is left out"
+            f"{folder}/{name} is not what its trial wrote (se-lab verify lists all such files); remove it, and figures "
+            "leave the trial out"
         )
     return content
 

@@ -20,8 +20,10 @@ from se_lab.store.files import check_seal, digest_of_file, read_sealed
 from se_lab.store.marker import MARKER, check_store, claims_in, identity_in, is_trial_id
 from se_lab.store.record import CHECKPOINTS, RESULTS, RunRecord, parse_record
 
-_DAMAGE = (ValueError, KeyError, IndexError, EOFError, NotImplementedError, StopIteration, AttributeError, zlib.error,
-           zipfile.BadZipFile, pickle.UnpicklingError)  # fmt: skip
+_DAMAGE = (
+    ValueError, RuntimeError, KeyError, IndexError, EOFError, NotImplementedError, StopIteration, AttributeError,
+    zlib.error, zipfile.BadZipFile, pickle.UnpicklingError,
+)  # fmt: skip
 _NOTES = (".searches/*/[0-9]*.json", ".confirmed/*.json", ".grown/*.json", ".slurm/*.json")
 
 
@@ -77,7 +79,7 @@ def _check_trial(trial: Path, findings: Findings) -> None:
     for path in sorted((trial / "claims").glob("[0-9]*")):
         findings.files += 1
         if path.suffix == "" and path not in claims:
-            _note(findings, path, iter(["it is no claim: claims are files"]))
+            _note(findings, path, iter(["it is no claim of SE-Lab's, which are files named by six or more digits"]))
         elif path.suffix == "" and path.stat().st_size and not identity_in(path):
             _note(findings, path, iter(["it names no worker"]))
     if holder_of(trial) is not None:

@@ -226,6 +226,8 @@ class Schedule:
         data, root, began = trial.data, self.execution.data_root, time.monotonic()
         if not data.is_in_folders or began < self._look_after.get(data.name, -math.inf):
             return self._listings.get(data.name)
+        if self._listings.get(data.name, ...) is None:  # it has no listing that trials could share
+            return None
         from se_lab.data import listing_of, with_present_digest  # it imports PyTorch
 
         last = self._listings.get(data.name)

@@ -257,7 +257,8 @@ def read_wandb(path: str) -> pd.DataFrame:
     if not (entity and project) or path.count("/") > 2:
         raise SpecError(f"wandb:{path} must be wandb:ENTITY/PROJECT or wandb:ENTITY/PROJECT/SWEEP")
     filters = {"$and": [{"sweep": sweep}]} if sweep else {}
-    options: dict[str, Any] = {"order": "+created_at", "include_sweeps": False}  # 0.22 drops the runs of sweeps else
+    # with their sweeps, the client 0.22 drops the runs of sweeps
+    options: dict[str, Any] = {"order": "+created_at", "include_sweeps": False}
     if "lazy" in inspect.signature(wandb.Api.runs).parameters:  # lazy runs query their config and summary one by one
         options["lazy"] = False
     try:
@@ -333,6 +334,29 @@ def table_of(sweep: Sweep, path: str) -> pd.DataFrame:
     return pd.concat([table, pd.DataFrame(blanks)], ignore_index=True) if blanks else table
 
 
+def check_for_agents(file: str | Path, execution: ExecSpec, *, grows: bool = False) -> Sweep:
+    """Return a sweep that W&B's agents can run; raise SpecError as `register_sweep`.
+
+    Args:
+        file: The spec.
+        execution: Where and how trials run; see REACH_AGENTS.
+        grows: Whether seeds are to be added to it.
+    """
+    if findings := check_sweep(file):
+        raise SpecError(
+            f"{file}: {findings[0]}" + (f" (and {len(findings) - 1} more: se-lab check)" if findings[1:] else "")
+        )
+    sweep = read_sweep(file)
+    defaults = dict(fields_of(sweep.execution))
+    for key, value in fields_of(execution):
+        if value != defaults[key] and key not in (*REACH_AGENTS, "project", "entity"):
+            raise SpecError(f"--{key} does not reach W&B's agents; write it into the spec's command")
+    spec = load_spec(file)
+    if grows and (spec["method"] != "grid" or "seed" not in spec["parameters"]):
+        raise SpecError(f"{file}: W&B's agents can add seeds only to a grid that has seed among its parameters")
+    return sweep
+
+
 def register_sweep(file: str | Path, execution: ExecSpec, seeds: Sequence[int] = ()) -> tuple[str, dict[str, str]]:
     """Register a sweep spec with W&B; return ENTITY/PROJECT/SWEEP, and the variables that its agents need.
 
@@ -347,19 +371,9 @@ def register_sweep(file: str | Path, execution: ExecSpec, seeds: Sequence[int] =
     """
     import wandb
 
-    if findings := check_sweep(file):
-        raise SpecError(
-            f"{file}: {findings[0]}" + (f" (and {len(findings) - 1} more: se-lab check)" if findings[1:] else "")
-        )
-    sweep = read_sweep(file)
-    defaults = dict(fields_of(sweep.execution))
-    for key, value in fields_of(execution):
-        if value != defaults[key] and key not in (*REACH_AGENTS, "project", "entity"):
-            raise SpecError(f"--{key} does not reach W&B's agents; write it into the spec's command")
+    sweep = check_for_agents(file, execution, grows=bool(seeds))
     spec = load_spec(file)
     if seeds:
-        if spec["method"] != "grid" or "seed" not in spec["parameters"]:
-            raise SpecError(f"{file}: W&B's agents can add seeds to a grid that has seed among its parameters")
         numbers = ", ".join(map(str, seeds))
         spec["name"] = f"{sweep.name}, {'seed' if len(seeds) == 1 else 'seeds'} {numbers}"
         spec["parameters"]["seed"] = {"values": list(seeds)}

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -198,10 +199,13 @@ def load_exported(folder: str | Path, *, trust_plugins: bool = False) -> tuple[n
     model = create_model(model_spec, about["num_classes"], about["input"]["input_size"][0])
     file = about["weights_file"]
     check_choice("weights_file", file, ("model.safetensors", "weights.safetensors"))
-    state = load_file(folder / file)
-    if about["twin"]:
-        state = from_twin(state, list(model.se_sites), spec.model.se.bias)  # type: ignore[arg-type]
-    model.load_state_dict(state)
+    try:
+        state = load_file(folder / file)
+        if about.get("twin"):
+            state = from_twin(state, list(model.se_sites), spec.model.se.bias)  # type: ignore[arg-type]
+        model.load_state_dict(state)
+    except (SafetensorError, RuntimeError, KeyError) as error:
+        raise SpecError(f"{folder / file} is damaged, or of another export: {error}") from error
     if weights_digest(model) != about["weights"]:
         raise SpecError(f"{folder / file} is damaged, or of another export: its weights are not those of se_lab.json")
     return model.eval(), spec

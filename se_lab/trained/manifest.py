@@ -13,7 +13,7 @@ from torch import nn
 from se_lab.spec import SpecError
 
 FILE = "se_lab.json"
-KEYS = ("trial_id", "weights", "spec", "plugins", "num_classes", "input")
+KEYS = {"trial_id": str, "weights": str, "spec": dict, "plugins": str, "num_classes": int, "input": dict}
 """What every manifest has."""
 
 
@@ -30,7 +30,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         return None
     except ValueError as error:
         raise SpecError(f"{path} is no JSON: {error}") from error
-    if not isinstance(manifest, dict) or not set(KEYS) <= manifest.keys() or not isinstance(manifest["plugins"], str):
+    if not isinstance(manifest, dict) or any(not isinstance(manifest.get(key), kind) for key, kind in KEYS.items()):
         raise SpecError(f"{path} was not written by se-lab export")
     return manifest
 

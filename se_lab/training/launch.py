@@ -1,6 +1,6 @@
 """Start the ranks of a trial of several devices, one process per device, and watch them.
 
-Each rank is a separate Python process (`python -m se_lab.training.rank`), whether a command, a sweep's forked worker or
+Each rank is a Python process of its own, which runs se_lab.training.rank, whether a command, a sweep's forked worker or
 a notebook starts it. The parent process watches the ranks, passes signals on, and lets no rank outlive the others.
 Under srun with one task per device, and under torchrun, the processes are the ranks already.
 """

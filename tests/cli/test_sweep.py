@@ -89,6 +89,14 @@ def test_seeds_are_added_until_the_intervals_are_narrow_and_again_it_goes_on(stu
     assert capsys.readouterr().out.endswith("not narrower with 4 seeds\n")
 
 
+def test_what_cannot_reach_agents_is_refused_before_a_look_is_noted(study, capsys):
+    path, folder, ran = study
+    grow = ["sweep", str(path), f"--store={folder}", "--until_halfwidth=1.5"]
+    assert main([*grow, "--wandb", "--device=cpu", "--max_seeds=12"]) == 2
+    assert "--device does not reach W&B's agents" in capsys.readouterr().err
+    assert main([*grow, "--max_seeds=4"]) == 0 and ran  # not bound to 12
+
+
 def test_the_best_by_validation_are_confirmed_with_fresh_seeds_and_the_table_knows_who_was_chosen(study, capsys):
     path, folder, ran = study
     again = ["sweep", str(path), f"--store={folder}", "--confirm=2", "--seeds=2"]

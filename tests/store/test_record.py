@@ -57,6 +57,13 @@ def test_a_result_is_read_as_its_trial_wrote_it_or_refused(tmp_path, name):
         store.read_result(tmp_path, name)
 
 
+def test_the_results_of_a_failed_trial_that_runs_again_are_not_compared(tmp_path):
+    (tmp_path / "metrics.csv").write_bytes(b"abc")
+    store.write_record(tmp_path, RunRecord("abc", "failed", RunSpec().flat(), {}))
+    (tmp_path / "metrics.csv").write_bytes(b"abcd")
+    assert store.read_result(tmp_path, "metrics.csv") == b"abcd"
+
+
 def test_another_trials_record_is_refused(tmp_path):
     store.write_record(tmp_path / "0123456789ab", record("0123456789ab"))
     (tmp_path / "0123456789ab").rename(tmp_path / "ba9876543210")

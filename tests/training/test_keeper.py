@@ -300,6 +300,18 @@ def test_a_checkpoint_of_another_trial_is_refused(few, here, monkeypatch):
         run(other, here)
 
 
+def test_a_checkpoint_with_any_flipped_bit_in_its_directory_is_said_not_to_be_whole(tmp_path):
+    path = tmp_path / "last.ckpt"
+    write_checkpoint(path, {"state_dict": {"weight": torch.ones(3)}})
+    content = path.read_bytes()
+    found = set()
+    for place in range(content.index(b"PK\x01\x02"), len(content)):
+        for bit in (0, 3, 6):
+            path.write_bytes(content[:place] + bytes([content[place] ^ 1 << bit]) + content[place + 1 :])
+            found.add(is_whole(path))  # it never raises
+    assert found == {True, False}  # a flipped date is no damage
+
+
 @pytest.mark.parametrize("damage", ["flipped", "another trial's"])
 def test_best_weights_that_are_damaged_or_another_trials_are_not_tested(few, here, monkeypatch, damage):
     spec, other = (few(seed=seed, train=TrainSpec(epochs=2, select="best")) for seed in (0, 1))

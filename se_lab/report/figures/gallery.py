@@ -23,6 +23,7 @@ from se_lab.report.figures.reduction import reduction
 from se_lab.report.figures.tradeoff import tradeoff
 from se_lab.report.tables import refuse_absent_metric
 from se_lab.report.variants import Study, group_variants
+from se_lab.spec import SpecError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -83,7 +84,7 @@ def draw_figures(
     for name, make in _charts(kinds, costs, contrast):
         try:
             yield name, draw(make(study, metric), look)
-        except ReportError as error:
+        except SpecError as error:  # a ReportError, or a damaged file
             yield name, str(error)
 
 

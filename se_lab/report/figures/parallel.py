@@ -94,7 +94,9 @@ def _key_scale(study: Study, key: str) -> tuple[str, Floats, list[Tick]]:
 
 def _number_scale(study: Study, key: str, values: Floats) -> tuple[str, Floats, list[Tick]]:
     """Return heading, heights (V,) and ticks at round numbers, to a linear or, over a decade, logarithmic scale."""
-    col, divisor = with_prefix(column(key, study.trials), float(np.nanmax(values)))
+    col, divisor = column(key, study.trials), 1.0
+    if col.kind != "spec":  # a setting stands as it was given
+        col, divisor = with_prefix(col, float(np.nanmax(values)))
     values = values / divisor
     low, high = float(np.nanmin(values)), float(np.nanmax(values))
     is_log = col.kind != "metric" and low > 0 and high > 10 * low

@@ -16,6 +16,7 @@ from se_lab.report.columns import ReportError, column, range_texts
 from se_lab.report.page.excitations import excitation_pages, plain_page
 from se_lab.report.page.report import write_report
 from se_lab.report.variants import Study, filter_records, group_variants
+from se_lab.spec import SpecError
 from se_lab.store import replacing, write_text_whole
 
 INDEX = "index.html"
@@ -89,7 +90,7 @@ def write_site(
                 cells = [f'<a href="{html.escape(page.name)}">{html.escape(chapter.title)}</a>']
                 cells += map(html.escape, _summary(group_variants(records), metric))
                 cells.append(html.escape(chapter.question))
-            except ReportError as error:
+            except SpecError as error:  # a ReportError, or a damaged file
                 cells = [html.escape(chapter.title), html.escape(str(error)), "", ""]
             rows.append("<tr>" + "".join(f'<td class="text">{cell}</td>' for cell in cells) + "</tr>")
         if not reports:
@@ -105,7 +106,7 @@ def write_site(
 def _pages_beside(chapter: Chapter, folder: Path, where: Mapping[str, object]) -> list[Path]:
     try:
         return list(excitation_pages(group_variants(filter_records(chapter.records, where)), folder))
-    except ReportError:  # the index reports it
+    except SpecError:  # the index reports it
         return []
 
 

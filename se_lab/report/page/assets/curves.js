@@ -18,7 +18,7 @@ function addCurves(part) {
         if (!own.length || !band) return;
         const dash = key.startsWith("train/") ? "dot" : "solid", showlegend = k === 0;
         const symbol = key.startsWith("train/") ? "circle-open" : "circle";
-        const markers = band[0].length <= 3 ? { mode: "lines+markers", marker: { symbol, size: 7 } } : {};
+        const markers = band[0].length < 3 ? { mode: "lines+markers", marker: { symbol, size: 7 } } : {};
         if (state.each) {
           own.forEach((one, i) => traces.push({ ...common, ...markers, x: time ? one.seconds : one.epoch, y: one.values[key], line: { color: line, dash, width: 1.2 },
             meta: [variant, one.trial], showlegend: showlegend && i === 0, hovertemplate: `${common.name}, seed ${data.trials[one.trial].seed}<br>${key} %{y:.4g}<extra></extra>` }));
