@@ -151,7 +151,7 @@ def inherit(listing: Listing, spec: DataSpec, *, root: str | Path = ".") -> None
     _inherited[spec.name, str(root)] = listing
 
 
-_LAYOUT = "a data set has train/ and val/ or test/, each with a folder a class"
+_MISSING = "is missing; a data set has train/ and val/ or test/, each with a folder a class"
 
 
 def list_files(spec: DataSpec, root: str | Path) -> Listing:
@@ -163,7 +163,7 @@ def list_files(spec: DataSpec, root: str | Path) -> Listing:
     folder = expand_path(spec.name.removeprefix("folder:"), root)  # imagenet and places365: root/<name>
     if not folder.is_dir():
         sought = f"data.name is {spec.name!r}, sought in data_root {str(root)!r}"
-        raise DataError(f"{folder / 'train'} is missing; {_LAYOUT}; {sought}")
+        raise DataError(f"{folder / 'train'} {_MISSING}; {sought}")
     has_lists = spec.name == "places365" and (folder / "places365_train_standard.txt").exists()
     return _places365(folder) if has_lists else _folders(folder)
 
@@ -209,7 +209,7 @@ def _places365(root: Path) -> Listing:
 def _scan_split(root: Path, split: str) -> Scan:
     folder = root / split
     if not folder.is_dir():
-        raise DataError(f"{folder} is missing; {_LAYOUT}")
+        raise DataError(f"{folder} {_MISSING}")
     result = scan(folder)
     if len(result.classes) < 2:
         strays = result.left_out["image beside the class folders"]
