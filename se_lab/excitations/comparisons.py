@@ -64,8 +64,10 @@ def selectivity(labelled: Labelled) -> Chart:
             chance = np.array([[measures.selectivity_without_classes(unit) for unit in net] for net in units]).mean(0)
             index += [_with_range(line, values), replace(line, y=chance, name="", dash="dot", marker="", width=1)]
     suffix = ", of gates ≥ 0" if len(index) < 2 * len(variance) else ""
+    margin = max(0.5, 0.02 * len(names))  # for whole markers
+    columns = replace(_unit_columns(names), limits=(-margin, len(names) - 1 + margin))
     panels = [
-        Panel(_unit_columns(names), Axis(label, _from_zero(lines)), lines)
+        Panel(columns, Axis(label, _from_zero(lines)), lines)
         for label, lines in (("variance between classes, ω² in %", variance), (f"selectivity index{suffix}", index))
         if lines
     ]
