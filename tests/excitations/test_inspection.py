@@ -24,7 +24,7 @@ from se_lab.excitations.statistics import ExcitationStatistics
 from se_lab.report.figures.image import draw
 from se_lab.report.figures.look import SMALLEST, Look
 from se_lab.spec import SpecError
-from se_lab.store import read_records
+from se_lab.store import read_record, read_records, write_record
 from se_lab.trained.load import load_trained
 from tests.excitations.excitation_nets import CLASSES, driven_images, driven_net, write_trial
 from tests.report.figures.reading import overlaps, texts
@@ -255,6 +255,7 @@ def test_its_own_files_are_replaced_and_those_of_others_with_overwrite(
 def test_several_checkpoints_of_a_trial_show_how_its_units_moved(trial: Path, tmp_path: Path) -> None:
     state = torch.load(trial / "best.ckpt", weights_only=True)
     torch.save(state | {"epoch": 5}, trial / "best.ckpt")
+    write_record(trial, read_record(trial))  # with the digest of this file
     written = inspect_nets([trial / "last.ckpt", trial / "best.ckpt"], Inspection(output=tmp_path))
     names = [str(path.relative_to(tmp_path)) for path in written]
     assert "training.png" in names
@@ -342,6 +343,7 @@ def test_wrong_input_costs_nothing_and_says_what_to_do(trial: Path, tmp_path: Pa
 def test_a_checkpoint_of_another_net_is_refused(tmp_path: Path) -> None:
     a, b = write_trial(tmp_path, reduction=2), write_trial(tmp_path, reduction=4)
     (a / "last.ckpt").write_bytes((b / "last.ckpt").read_bytes())
+    write_record(a, read_record(a))  # with the digest of this file
     with pytest.raises(SpecError, match=r"checkpoint of another net than its record's cifar_resnet20.*reduce\.weight"):
         open_net(a / "last.ckpt")
 
