@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import tempfile
 import time
 from collections import Counter
@@ -224,13 +223,13 @@ class Schedule:
         Where looking at them takes a small share of the time, their digest is that of what they hold now.
         """
         data, root, began = trial.data, self.execution.data_root, time.monotonic()
-        if not data.is_in_folders or began < self._look_after.get(data.name, -math.inf):
-            return self._listings.get(data.name)
-        if self._listings.get(data.name, ...) is None:  # it has no listing that trials could share
+        if not data.is_in_folders:
             return None
+        last = self._listings.get(data.name)
+        if data.name in self._listings and (last is None or began < self._look_after[data.name]):
+            return last
         from se_lab.data import listing_of, with_present_digest  # it imports PyTorch
 
-        last = self._listings.get(data.name)
         listing = listing_of(data, root=root) if last is None else with_present_digest(last, data, root=root)
         if last is not None and listing is not None and listing.digest != last.digest:
             self.view(Event(trial, f"changed: {data.name}"))

@@ -12,7 +12,6 @@ from torch import nn
 
 from se_lab.spec import SpecError
 
-FILE = "se_lab.json"
 KEYS = {"trial_id": str, "weights": str, "spec": dict, "plugins": str, "num_classes": int, "input": dict}
 """What every manifest has."""
 
@@ -23,7 +22,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     Raises:
         SpecError: for a file of that name that `se-lab export` did not write.
     """
-    path = folder / FILE
+    path = folder / "se_lab.json"
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

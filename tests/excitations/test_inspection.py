@@ -260,10 +260,8 @@ def test_several_checkpoints_of_a_trial_show_how_its_units_moved(trial: Path, tm
     names = [str(path.relative_to(tmp_path)) for path in written]
     assert "training.png" in names
     assert "unit_similarity.png" in names
-    assert [name for name in names if name.endswith("figure_6.png")] == [
-        f"{trial.name}_last/figure_6.png",
-        f"{trial.name}_best/figure_6.png",
-    ]
+    figures = [f"{trial.name}_{name}/figure_6.png" for name in ("last", "best")]
+    assert [name for name in names if name.endswith("figure_6.png")] == figures
 
 
 @pytest.mark.usefixtures("quick", "wandb_offline")

@@ -37,7 +37,7 @@ def test_a_trial_trains_on_the_images_that_were_there_when_the_sweep_began(trial
     shutil.copy(tmp_path / "set/train/a/0.png", tmp_path / "set/train/a/late.png")
     assert present_digest(data) != before
     assert schedule._listing(trial) == first
-    schedule._look_after.clear()
+    schedule._look_after[trial.data.name] = 0.0
     assert schedule._listing(trial) == first and not said
     _, writer = multiprocessing.Pipe()
     assert _run(Work(trial, here, listing=first), writer, io.StringIO()).status == "finished"
@@ -50,7 +50,7 @@ def test_an_image_that_changes_while_a_sweep_runs_changes_the_digest_of_later_tr
     schedule = Schedule([trial], here, 1, lambda event: said.append(event.status), Rules())
     first = schedule._listing(trial)
     Image.effect_noise((20, 20), 90).convert("RGB").save(tmp_path / "set/train/a/0.png")
-    schedule._look_after.clear()  # the time is there for a look
+    schedule._look_after[trial.data.name] = 0.0  # the time is there for a look
     later = schedule._listing(trial)
     assert said == [f"changed: {trial.data.name}"]
     assert later.digest == present_digest(trial.data) != first.digest

@@ -397,13 +397,3 @@ def test_what_is_not_there_is_said(server, tmp_path, capsys):
     path = write(tmp_path)
     assert main(["sweep", str(path), "--wandb", "--device=cpu"]) == 2
     assert "write it into the spec's command" in capsys.readouterr().err
-
-
-def test_a_client_that_has_no_lazy_runs_is_asked_for_runs_all_the_same(server, monkeypatch):
-    def runs(self, path=None, filters=None, order="+created_at", per_page=50, include_sweeps=True):  # as in 0.19
-        return original(self, path, filters, order, per_page, include_sweeps)
-
-    original = client.Api.runs
-    monkeypatch.setattr(client.Api, "runs", runs)
-    with pytest.raises(FileNotFoundError, match="holds no trial"):
-        load_records(f"wandb:{ENTITY}/nothing")
