@@ -273,27 +273,34 @@ def test_each_insertion_scales_what_it_says(name):
     richest = {}  # of each class of block, the first place with the most insertions
     for place in sorted(places, key=lambda place: -len(place.spots)):
         richest.setdefault(type(plain.get_submodule(place.path)), place)
+    net = on_meta(name)
+    shapes = captured(net, [place.path for place in richest.values()])
     for place in richest.values():
-        check_points(name, on_meta(name), place)
+        materialise(net, place)
+    nets = {insertion: copy.deepcopy(net) for insertion in SMALL[name]}
+    sites = {insertion: insert_se(nets[insertion], SESpec(insertion=insertion), "keep") for insertion in nets}
+    for place, shape in zip(richest.values(), shapes, strict=True):
+        units = {}
+        for insertion in place.spots:
+            for site in sites[insertion]:
+                if site.path.startswith(f"{place.path}."):
+                    unit = units[insertion] = nets[insertion].get_submodule(site.path).to_empty(device="cpu").double()
+                    unit.load_state_dict({key: torch.zeros_like(value) for key, value in unit.state_dict().items()})
+        check_points(name, place, net, nets, units, shape)
 
 
-def check_points(name, plain, place):
-    shapes, block = captured(plain, place.path), plain.get_submodule(place.path)
-    block.to_empty(device="cpu").double()
+def materialise(net, place):
+    """Give a block of a net on the meta device random weights; its last insertion follows the join at once."""
+    block = net.get_submodule(place.path).to_empty(device="cpu").double()
     for tensor in (*block.parameters(), *block.buffers()):
         if tensor.is_floating_point():
             tensor.data.uniform_(0.1, 1).mul_(torch.randint(0, 2, tensor.shape) * 2 - 1 if tensor.dim() > 1 else 1)
     if (last := place.spots.get("post")) and last.how != "block":  # the join itself, without what follows
-        plain.set_submodule(last.host, nn.Identity())
-    inputs, others = randomised(shapes), randomised(shapes)
+        net.set_submodule(last.host, nn.Identity())
 
-    nets = {insertion: copy.deepcopy(plain) for insertion in place.spots}
-    units = {}
-    for insertion, net in nets.items():
-        for site in insert_se(net, SESpec(insertion=insertion, stages=[place.stage]), "keep"):
-            if site.path.startswith(f"{place.path}."):
-                unit = units[insertion] = net.get_submodule(site.path).to_empty(device="cpu").double()
-                unit.load_state_dict({key: torch.zeros_like(value) for key, value in unit.state_dict().items()})
+
+def check_points(name, place, plain, nets, units, shapes):
+    inputs, others = randomised(shapes), randomised(shapes)
 
     def out(insertion, gate, inputs=inputs, last=None):
         units[insertion].gate = Gate(gate, gate if last is None else last)
@@ -330,16 +337,20 @@ TWO_BRANCHES = ("poolformer_s12", "convformer_s18")
 """conv3x3 is in the first of a unit's two branches, the other insertions in the second."""
 
 
-def captured(net, path):
-    """Return what a net on the meta device hands to its module at `path`."""
-    seen = []
-    handle = net.get_submodule(path).register_forward_pre_hook(
-        lambda module, inputs: seen.append(tree_map(lambda x: x, inputs))
-    )
+def captured(net, paths):
+    """Return what a net on the meta device hands to its modules at `paths`."""
+    seen = {}
+    handles = [
+        net.get_submodule(path).register_forward_pre_hook(
+            lambda module, inputs, path=path: seen.setdefault(path, tree_map(lambda x: x, inputs))
+        )
+        for path in paths
+    ]
     side = net.pretrained_cfg["input_size"][-1]
     net(torch.empty(1, 3, *(2 * [side if side < 128 else 128]), device="meta"))
-    handle.remove()
-    return seen[0]
+    for handle in handles:
+        handle.remove()
+    return [seen[path] for path in paths]
 
 
 def randomised(shapes):
