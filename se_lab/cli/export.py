@@ -62,7 +62,7 @@ def eval(argv: list[str]) -> int:
     )
     parser.add_argument("net", metavar="CHECKPOINT|timm:NAME", help="A trial's folder or checkpoint, or a timm net.")
     parser.add_argument(
-        "--data", help="A data set's name or folder:PATH, a folder a class; by default what the trial was tested with."
+        "--data", help="A data set's name, or folder:PATH with a folder per class; by default the trial's data set."
     )
     add_data_root(parser)
     parser.add_argument(

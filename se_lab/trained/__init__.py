@@ -1,4 +1,4 @@
-"""Use a trained net: load it, evaluate it, export it, hand it to a detector.
+"""Load, evaluate and export a trained net, or use it as the backbone of a detector.
 
-In: a trial's folder or an exported folder. Out: a module, errors with intervals, files.
+Input: the folder of a trial or an export. Output: a module, errors with intervals, files.
 """

@@ -1,4 +1,4 @@
-"""A trained net as the backbone of torchvision's detectors: the SE paper's COCO experiment (section 5.4)."""
+"""A trained net as the backbone of torchvision's detectors (SE paper, section 5.4)."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ from se_lab.trained.load import load_trained
 from se_lab.units.places import name_of
 
 STRIDES = (4, 8, 16, 32)
-"""Of C2 to C5, the ends of stages 2 to 5, in image pixels (Lin et al. 2017, Feature Pyramid Networks)."""
+"""Strides of C2 to C5, the ends of stages 2 to 5, in image pixels (Lin et al. 2017, Feature Pyramid Networks)."""
 DETECTOR_FILE = "detector.safetensors"
 
 
 def detection_backbone(
     source: str | Path | nn.Module, *, trainable_stages: int = 3, frozen_norms: bool = True, out_channels: int = 256
 ) -> BackboneWithFPN:
-    """Build a backbone for torchvision's `FasterRCNN(backbone, num_classes)`: stages and a feature pyramid.
+    """Build a backbone with a feature pyramid for torchvision's `FasterRCNN` and the like.
 
-    It maps images (N, C, H, W) to maps "0" to "3" of strides 4 to 32 and "pool", of `out_channels` channels each. The
-    net is copied, without its classifier; its parameters lie under `body` by their own names, which for a ResNet
-    without SE units are torchvision's.
+    The backbone maps images (N, C, H, W) to maps "0" to "3" of strides 4 to 32 and "pool", of `out_channels` channels
+    each. Its `body` is a copy of the net without the classifier; parameters keep their names under `body`, which for a
+    ResNet without SE units are those of torchvision.
 
     Args:
-        source: A trial's folder or checkpoint, timm:NAME, or a net of timm's with or without SE units.
-        trainable_stages: How many of the last stages learn, as torchvision's `trainable_backbone_layers`: 0 to 5, where
-            5 adds the stem. A stage's SE units learn with it.
-        frozen_norms: Batch norms keep their statistics, scale and shift, as torchvision's FrozenBatchNorm2d.
+        source: A trial's folder or checkpoint, timm:NAME, or a timm net with or without SE units.
+        trainable_stages: Number of final stages to train, with their SE units, as torchvision's
+            `trainable_backbone_layers`: 0 to 5, where 5 adds the stem.
+        frozen_norms: Freeze statistics, scale and shift of batch norms, as torchvision's FrozenBatchNorm2d.
         out_channels: Width of the pyramid.
 
     Raises:
-        SpecError: for a net that cannot be loaded, whose stages are not known, or that has fewer than two of them.
+        SpecError: if the net cannot be loaded, or its stages are unknown or fewer than two.
 
     Examples:
         >>> net = create_model(ModelSpec("resnet18", SESpec(reduction=8)), num_classes=10)
@@ -63,13 +63,13 @@ def detection_backbone(
 
 
 def write_detector(model: nn.Module, path: Path, metadata: dict[str, str]) -> None:
-    """Write a net's weights under the names that they have in a detector's backbone, such as body.conv1.weight."""
+    """Write a net's weights with the keys of a detector's backbone, such as body.conv1.weight."""
     state = detection_backbone(model).body.state_dict()
     save_file({f"body.{key}": value.contiguous() for key, value in state.items()}, path, metadata)
 
 
 class StageMaps(nn.Module):
-    """The maps at the ends of a net's stages: (N, C, H, W) to {"0": (N, C2, H/4, W/4), …}."""
+    """Map images (N, C, H, W) to the outputs of a net's stages, {"0": (N, C2, H/4, W/4), …}."""
 
     def __init__(self, net: nn.Module, frozen_norms: bool = True) -> None:
         super().__init__()
@@ -78,19 +78,19 @@ class StageMaps(nn.Module):
         self.levels = [indices[stride] for stride in STRIDES if stride in indices]
         if len(self.levels) < 2:
             raise SpecError(
-                f"{name_of(net)} has maps at strides {', '.join(map(str, indices)) or 'that it does not tell'}; "
-                f"a feature pyramid needs two or more of {', '.join(map(str, STRIDES))}"
+                f"the strides of {name_of(net)} are {', '.join(map(str, indices)) or 'unknown'}; "
+                f"a feature pyramid needs at least two of {', '.join(map(str, STRIDES))}"
             )
         model: Any = net
         self.ends = [str(info[level]["module"]) for level in self.levels]
         if unknown_ends := [end for end in self.ends if end not in dict(net.named_modules())]:
-            raise SpecError(f"{name_of(net)} has no module of its own that ends a stage ({', '.join(unknown_ends)})")
+            raise SpecError(f"{name_of(net)} has no module {', '.join(unknown_ends)}, where a stage should end")
         self.frozen_norms = frozen_norms
         if hasattr(net, "prune_intermediate_layers"):
             model.prune_intermediate_layers(self.levels, prune_norm=False, prune_head=True)
         else:
             model.reset_classifier(0, "")
-        # its children become ours, so that parameters keep their names; a tuple hides the net itself from PyTorch
+        # The children are registered again, so that parameters keep their names; a tuple hides the net from PyTorch.
         self._net = (net,)
         for name, child in net.named_children():
             self.add_module(name, child)
@@ -101,7 +101,7 @@ class StageMaps(nn.Module):
         self.train(net.training)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Return the maps, the finest first."""
+        """Return the maps in order of increasing stride."""
         net: Any = self._net[0]
         if hasattr(net, "forward_intermediates"):
             maps = net.forward_intermediates(images, indices=self.levels, intermediates_only=True)
@@ -110,7 +110,7 @@ class StageMaps(nn.Module):
         return OrderedDict((str(number), feature_map) for number, feature_map in enumerate(maps))
 
     def train(self, mode: bool = True) -> StageMaps:
-        """Set the mode; batch norms that are frozen stay in eval mode."""
+        """Set the mode of all modules except frozen batch norms, which stay in eval mode."""
         super().train(mode)
         self._net[0].training = mode
         for norm in self._frozen():
@@ -118,11 +118,11 @@ class StageMaps(nn.Module):
         return self
 
     def freeze(self, trainable_stages: int) -> StageMaps:
-        """Let the last stages learn, and nothing else."""
+        """Freeze all parameters except those of the last stages."""
         paths = [path for path, _ in self.named_modules()]
         ends = [max(n for n, path in enumerate(paths) if f"{path}.".startswith(f"{end}.")) for end in self.ends]
         stem = next(n for n, path in enumerate(paths) if f"{path}.".startswith(f"{self.ends[0]}.")) - 1
-        starts = [-1, stem, *ends[:-1]]  # of the stem, and of each stage: the module before it
+        starts = [-1, stem, *ends[:-1]]  # the index of the module before the stem and before each stage
         last_frozen = starts[len(starts) - trainable_stages] if trainable_stages else ends[-1]
         for number, module in enumerate(self.modules()):
             for parameter in module.parameters(recurse=False):
@@ -154,29 +154,29 @@ class StageMaps(nn.Module):
         return [outputs[end] for end in self.ends]
 
     def _measure(self) -> list[int]:
-        """Return the channels of the maps, seen on a small image.
+        """Return the number of channels of each map, from a forward pass of a small image.
 
         Raises:
-            SpecError: where the maps are not of the strides that the net tells.
+            SpecError: if a map is not smaller than the one before.
         """
         weight = next(self.parameters())
         side, mode = 128, self._net[0].training
         self.eval()
         with torch.inference_mode():
-            channels = getattr(self._net[0], "in_chans", None) or weight.shape[1]  # the first layer's, else
+            channels = getattr(self._net[0], "in_chans", None) or weight.shape[1]  # or those of the first layer
             image = torch.zeros(1, int(channels), side, side, device=weight.device, dtype=weight.dtype)
             shapes = [tuple(feature_map.shape) for feature_map in self(image).values()]
         self.train(mode)
         heights = [shape[2] for shape in shapes]
         if any(fine <= coarse for fine, coarse in itertools.pairwise(heights)):
             raise SpecError(
-                f"{name_of(self._net[0])} gives maps of {heights} rows: not each coarser than the one before"
+                f"{name_of(self._net[0])} has maps of {heights} rows; each must be smaller than the one before"
             )
         return [shape[1] for shape in shapes]
 
 
 class _Detector(BackboneWithFPN):  # type: ignore[misc]
-    """torchvision's BackboneWithFPN, whose own constructor takes only nets that run their children in turn."""
+    """BackboneWithFPN without torchvision's constructor, which takes sequential nets only."""
 
     def __init__(self, body: StageMaps, out_channels: int) -> None:
         nn.Module.__init__(self)

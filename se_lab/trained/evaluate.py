@@ -1,4 +1,4 @@
-"""The test error of a trained net, or of a pretrained one of timm's, on the test images of a data set."""
+"""Test error of a trained net, or of a pretrained timm net, on a data set."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ class Evaluation:
     metrics: dict[str, float]
     """test/loss in nats, test/top1_error and test/top5_error in %, as in a trial's record."""
     intervals: dict[str, tuple[float, float]]
-    """Of each error, in %: Wilson's 95 % interval of a binomial share, for other images of the same kind."""
+    """Wilson's 95 % binomial confidence interval of each error, in %."""
     remarks: tuple[str, ...] = ()
-    """Warnings for the reader, such as images that differ from those of the trial's record."""
+    """Warnings, such as images that differ from those of the trial's record."""
 
 
 @dataclass(frozen=True)
 class Images:
-    """Test images in batches, as they go into the net."""
+    """Preprocessed test images in batches."""
 
     name: str
     classes: Sequence[str]
@@ -57,18 +57,18 @@ class Images:
 
 @dataclass(frozen=True)
 class EvalOptions:
-    """How a net is tested."""
+    """Options of `evaluate`."""
 
     data_root: str | Path = "."
-    """Where relative paths start."""
+    """Folder that relative paths start from."""
     batch_size: int | None = None
-    """Images at a time; by default the trial's, else 64."""
+    """Images per batch; by default the trial's batch size, or 64 for a timm net."""
     device: str = "auto"
     """auto, cpu, cuda or mps."""
     workers: int = 2
-    """Processes that read files."""
+    """Number of processes that load images."""
     trust_plugins: bool = False
-    """Import the modules that the trial's record names under plugins."""
+    """Import the plugins that the trial's record names."""
 
     def __post_init__(self) -> None:
         if self.batch_size is not None and self.batch_size < 1:
@@ -83,24 +83,24 @@ def evaluate(
     overwrite: bool = False,
     options: EvalOptions | None = None,
 ) -> Evaluation:
-    """Test a net; on its trial's own test images and machine, the results equal the trial's record.
+    """Evaluate a net on test images; a trial's own images give the results of its record.
 
-    If `model.fused=auto` fused the trial's SE units, they are equal up to rounding: here they run unfused.
+    This holds on the trial's machine, and only up to rounding if the trial's SE units were fused (`model.fused`).
 
     Args:
-        source: A trial's folder or checkpoint, or timm:NAME, which is fed as timm feeds it (its pretrained_cfg).
-        data: A data set by the name that a spec would give it, or folder:PATH: the images of PATH/test, else of
-            PATH/val, else of PATH itself, a folder a class. By default a trial's own.
-        predictions: A file to write as trials write theirs (.npz): key, label, top5, correct.
+        source: A trial's folder or checkpoint, or timm:NAME, whose pretrained_cfg determines the preprocessing.
+        data: The name of a data set as in a spec, or folder:PATH for the images of PATH/test, PATH/val or PATH itself,
+            with one folder per class. By default the trial's data set.
+        predictions: A file (.npz) for predictions in the format of a trial: key, label, top5, probability, correct.
         overwrite: Replace a file of predictions that SE-Lab did not write.
-        options: Where relative paths start, batch size, device, workers, whether plugins are trusted.
+        options: Data root, batch size, device, workers, and whether plugins are trusted.
 
     Raises:
-        SpecError: for a net that cannot be loaded, one whose outputs are not the images' classes, or no data.
-        DataError: naming the folder or file that cannot be used.
+        SpecError: if the net cannot be loaded, its classes are not those of the images, or no data set is given.
+        DataError: if a folder or file cannot be used.
     """
     if predictions is not None and Path(predictions).suffix != ".npz":
-        raise SpecError(f"--predictions is {str(predictions)!r}; NumPy's files end in .npz")
+        raise SpecError(f"--predictions is {str(predictions)!r}; the file name must end in .npz")
     options = options or EvalOptions()
     device, text = pick_device(options.device), str(source)
     spec: RunSpec | None = None
@@ -126,10 +126,10 @@ def evaluate(
 
 
 def output_numbers(model: nn.Module, classes: Sequence[str], label: str) -> Tensor:
-    """Return the number of the net's output for each class, (K,): its own order, or by WordNet id for ImageNet nets.
+    """Return the index of the net's output for each class, (K,); ImageNet's classes go by WordNet id.
 
     Raises:
-        SpecError: where the net's outputs are not these classes.
+        SpecError: if the net does not have these classes.
     """
     outputs = int(getattr(model, "num_classes", len(classes)))
     if outputs == len(classes):
@@ -138,27 +138,27 @@ def output_numbers(model: nn.Module, classes: Sequence[str], label: str) -> Tens
     if outputs == len(ids) and all(name in ids for name in classes):
         return torch.tensor([ids.index(name) for name in classes])
     raise SpecError(
-        f"{label} tells {outputs} classes apart, and the images have {len(classes)} ({', '.join(classes[:3])} …); "
-        "some of ImageNet's classes do for a net of all 1,000, in folders called by their WordNet ids"
+        f"{label} has {outputs} classes, and the images have {len(classes)} ({', '.join(classes[:3])} …); "
+        "a net of ImageNet's 1,000 classes can be tested on some of them, in folders named by WordNet id"
     )
 
 
 def _refuse_in_memory(net: str, data: str) -> None:
     if is_opened(data):
-        raise SpecError(f"{net} was not trained on {data}: its images would be prepared otherwise; test on folder:PATH")
+        raise SpecError(f"{net} was not trained on {data}, whose preprocessing differs; use folder:PATH")
 
 
 def _pretrained(label: str, data: str | None, options: EvalOptions) -> tuple[nn.Module, Images]:
-    """Return a pretrained net of timm's, and images prepared as its pretrained_cfg has it."""
+    """Return a pretrained timm net, and test images preprocessed as in its pretrained_cfg."""
     if data is None:
-        raise SpecError(f"{label} is not a trial's: say what to test it on, such as --data folder:PATH")
+        raise SpecError(f"{label} is not a trial and has no test images; give --data, such as --data folder:PATH")
     _refuse_in_memory(label, data)
     model, config = open_pretrained(label.removeprefix("timm:"))
     return model, _from_folder(data, config, options.batch_size or 64, options)
 
 
 def _images_for(spec: RunSpec, label: str, data: str | None, options: EvalOptions) -> Images:
-    """Open a trial's own test images, or others prepared as those of the trial."""
+    """Return a trial's test images, or other images with the trial's preprocessing."""
     batch_size = options.batch_size or spec.data.batch_size
     if data is not None and data != spec.data.name:
         _refuse_in_memory(label, data)
@@ -169,16 +169,16 @@ def _images_for(spec: RunSpec, label: str, data: str | None, options: EvalOption
 
 
 def _from_folder(name: str, config: dict[str, Any], batch_size: int, options: EvalOptions) -> Images:
-    """Open the images of a folder, prepared as a data config of timm's has it."""
-    DataSpec(name)  # fails at once if no data set has the name
+    """Return the images of a folder, preprocessed as in a timm data config."""
+    DataSpec(name)  # raises for an unknown data set
     if name.startswith(("wds:", "hf:")):
-        raise SpecError(f"--data is {name!r}: shards can be tested on by the trial that was trained on them")
+        raise SpecError(f"--data is {name!r}; shards can be used only for trials that were trained on them")
     folder = expand_path(name.removeprefix("folder:"), options.data_root)
     folder = next((folder / part for part in ("test", "val") if (folder / part).is_dir()), folder)
     listing = scan(folder) if folder.is_dir() else Scan([], [], [])
     files = Files(str(folder), listing.paths, listing.labels)
     if not files.paths:
-        raise DataError(f"{folder} is no folder of images: it needs a folder a class, with images in them")
+        raise DataError(f"{folder} has no images; expected one folder of images per class")
     loader = DataLoader(_Prepared(files, create_transform(**config)), batch_size, num_workers=options.workers)
     keys = [f"{folder.name}/{name}" for name in files.names]
     return Images(f"folder:{folder}", [printable(name) for name in listing.classes], loader, keys)
@@ -196,7 +196,7 @@ class _Prepared(Dataset[tuple[Tensor, int, int]]):
             image, label = self.files[number]
         except DataError:
             raise
-        except Exception as error:  # PIL raises whatever its decoders do
+        except Exception as error:  # PIL's decoders raise many types of errors
             raise DataError(f"{self.files.root}/{self.files.names[number]} cannot be read: {error}") from error
         return self.transform(image), label, number
 
@@ -204,7 +204,7 @@ class _Prepared(Dataset[tuple[Tensor, int, int]]):
 def _test(
     model: nn.Module, batches: Iterable[Batch], outputs: Tensor, device: torch.device, spec: RunSpec | None
 ) -> tuple[dict[str, float], dict[str, Any]]:
-    """Return the metrics, and image, label, top5 and probability of each image, as the trial computes them."""
+    """Return the metrics of a trial's test, and arrays of image, label, top5 and probability."""
     precision = spec.train.precision if spec else "fp32"
     layout = torch.channels_last if spec and spec.train.channels_last else torch.contiguous_format
     kind = torch.float64 if precision == "fp64" else torch.float32
@@ -225,14 +225,14 @@ def _test(
             probabilities = logits.float().softmax(1).gather(1, guesses)
             parts.append([part.cpu().numpy() for part in (numbers, labels, guesses, probabilities)])
     if not parts:
-        raise DataError("there is no test image")
+        raise DataError("there are no test images")
     arrays = [np.concatenate(part) for part in zip(*parts, strict=True)]
     return scores.compute("test"), dict(zip(("image", "label", "top5", "probability"), arrays, strict=True))
 
 
 @contextlib.contextmanager
 def _threads(record: RunRecord | None) -> Iterator[None]:
-    """Take the trial's number of CPU threads: sums of floats depend on it."""
+    """Use the trial's number of CPU threads, since floating-point sums depend on the number."""
     threads = torch.get_num_threads()
     if record is not None and "threads" in record.execution:
         torch.set_num_threads(record.execution["threads"])
@@ -251,4 +251,4 @@ def _remarks(record: RunRecord | None, images: Images) -> Iterator[str]:
     if record is None or images.digest is None:
         return
     if images.digest != (digest := record.data.get("digest")):
-        yield f"these are not the images that the trial was tested on: their digest is {images.digest}, it was {digest}"
+        yield f"the images have changed since the trial: digest {images.digest}, was {digest}"

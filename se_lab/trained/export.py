@@ -1,15 +1,15 @@
-"""Write a trained net for other programs: for timm, TorchScript, ONNX, and as a detector's backbone.
+"""Export a trained net to timm, TorchScript or ONNX, or as a detector's backbone.
 
-DIR/se_lab.json               the trial's spec, how its images are prepared, its classes and metrics
-    config.json               timm's, and
-    model.safetensors         the weights under timm's names: where plain timm computes the whole net
-    weights.safetensors       all weights, where it cannot
+DIR/se_lab.json               the manifest: the trial's spec, preprocessing, classes and metrics
+    config.json               timm's config, and
+    model.safetensors         the weights with timm's keys, if plain timm can build the whole net
+    weights.safetensors       all weights, if plain timm cannot build the net
     plain_backbone/           on request: config.json and model.safetensors of the backbone without its SE units
     model.torchscript.pt, model.onnx
-    detector.safetensors      the weights as a torchvision detector names them: body.layer1.0.conv1.weight …
+    detector.safetensors      the weights with the keys of a torchvision detector: body.layer1.0.conv1.weight …
 
-`timm.create_model("local-dir:DIR", pretrained=True)` makes the whole net, or refuses the folder; a process that imports
-only timm has checked its outputs. `load_exported(DIR)` makes the net in either case.
+`timm.create_model("local-dir:DIR", pretrained=True)` builds the whole net, whose outputs were checked in a process that
+imports only timm, or raises an error. `load_exported(DIR)` builds the net in either case.
 """
 
 from __future__ import annotations
@@ -47,28 +47,28 @@ from se_lab.units.model import create_model
 
 FORMATS = ("safetensors", "torchscript", "onnx", "detector")
 TOLERANCE = 1e-4
-"""Allowed difference of an output from the net's, relative to its largest output, or to 1."""
+"""Tolerance of an exported output, relative to the largest output of the net or to 1, whichever is larger."""
 
 Say = Callable[[str], object]
 Form = tuple[str, dict[str, Any], dict[str, Tensor]]
-"""The name of a net of timm's, the arguments that make it, and its weights."""
+"""The name of a timm net, the keyword arguments that build it, and its weights."""
 
 
 class ExportError(SpecError):
-    """An export whose outputs are not the net's."""
+    """An export whose outputs differ from those of the net."""
 
 
 @dataclass(frozen=True)
 class Net:
-    """The net to export, and its origin."""
+    """The net to export, and its trial."""
 
     model: nn.Module
     spec: RunSpec
     record: RunRecord
     shape: tuple[int, int, int]
-    """(C, H, W) of an image."""
+    """Shape (C, H, W) of an image."""
     digest: str
-    """Of all weights."""
+    """Digest of all weights."""
 
     @property
     def sites(self) -> list[Site]:
@@ -77,27 +77,27 @@ class Net:
 
     @property
     def classes(self) -> int:
-        """Outputs of the classifier."""
+        """Number of classes."""
         return int(self.record.data["classes"])
 
     def images(self, number: int) -> Tensor:
-        """Return images of noise to check with, the same each time."""
+        """Return `number` images of noise for checks, the same in every call."""
         stream = torch.Generator().manual_seed(seed_of("export", number))
         return torch.randn(number, *self.shape, generator=stream)
 
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """What an export holds besides the formats, and what it may read and replace."""
+    """Options of `export`."""
 
     image_size: int | None = None
-    """Side of the images that TorchScript and ONNX are made for, in pixels; by default the trial's."""
+    """Image size for TorchScript and ONNX, in pixels; by default that of the trial."""
     plain: bool = False
-    """Write the backbone without its SE units as well, in plain_backbone/."""
+    """Also write the backbone without its SE units, in plain_backbone/."""
     data_root: str | Path = "."
-    """Where the trial's data lies, for the mean, the deviation and the class names."""
+    """Folder of the trial's data, for mean, standard deviation and class names."""
     trust_plugins: bool = False
-    """Import the modules that the trial's record names under plugins."""
+    """Import the plugins that the trial's record names."""
     overwrite: bool = False
     """Replace files that SE-Lab did not write."""
 
@@ -110,20 +110,20 @@ def export(
     options: ExportOptions | None = None,
     say: Say = lambda text: None,
 ) -> list[Path]:
-    """Write a trial's net for other programs, and return the files. Each is checked against the net first.
+    """Export a trial's net, check each format against the net, and return the file paths.
 
     Args:
         source: A trial's folder, or a checkpoint in it.
-        folder: Where to; it may hold other formats of the same weights.
-        formats: Of `FORMATS`; onnx needs the extra se-lab[export].
-        options: Image size, the plain backbone, data root, whether plugins are trusted and files replaced.
+        folder: Output folder; it may already contain other formats of the same weights.
+        formats: Names in `FORMATS`; onnx needs the extra se-lab[export].
+        options: Image size, plain backbone, data root, whether to trust plugins and replace files.
         say: Called with remarks for the user.
 
     Raises:
-        SpecError: for a checkpoint that cannot be loaded, an unknown format, a missing package, or a folder that holds
+        SpecError: if the checkpoint cannot be loaded, a format is unknown, a package is missing, or the folder contains
             other weights.
-        DataError: where the mean and deviation of a trial's images are needed, and the set is not there.
-        ExportError: if the outputs of a written file are not the net's; no file is then left behind.
+        DataError: if the data set is missing, and mean and standard deviation of its images are needed.
+        ExportError: if the outputs of an export differ from those of the net; no file is written then.
     """
     options = options or ExportOptions()
     _check_formats(formats)
@@ -131,7 +131,7 @@ def export(
     folder = Path(folder)
     manifest = read_manifest(folder)
     if manifest and manifest["weights"] != net.digest:
-        raise SpecError(f"{folder} holds other weights, of trial {manifest['trial_id']}; choose another folder")
+        raise SpecError(f"{folder} contains other weights, of trial {manifest['trial_id']}; choose another folder")
     about = (manifest or {}) | _describe(net, options.data_root)
     temp_folder = folder / f".export-{uuid.uuid4().hex}"
     is_new = not folder.exists()
@@ -163,20 +163,20 @@ def _check_formats(formats: Sequence[str]) -> None:
     if "onnx" in formats and packages:
         other_formats = " ".join(name for name in formats if name != "onnx")
         raise SpecError(
-            f"onnx needs {', '.join(packages)}: pip install 'se-lab[export]', or export {other_formats or 'others'}"
+            f"onnx needs {', '.join(packages)}: pip install 'se-lab[export]', or {other_formats or 'omit it'}"
         )
 
 
 def load_exported(folder: str | Path, *, trust_plugins: bool = False) -> tuple[nn.Module, RunSpec]:
-    """Build the net that was exported to a folder, in eval mode on the CPU, and return it with its trial's spec.
+    """Load an exported net, in eval mode on the CPU, and return the net and its trial's spec.
 
     Args:
-        folder: What `export` wrote.
-        trust_plugins: Import the modules that the folder names under plugins, if they are not imported yet.
+        folder: A folder written by `export`.
+        trust_plugins: Import the plugins that the export names, if they are not imported yet.
 
     Raises:
-        SpecError: where the folder holds no export of SE-Lab's in the format safetensors, or names plugins that are
-            not trusted, or where its weights are not those that were exported.
+        SpecError: if the folder has no export in the format safetensors, the export needs plugins that are not trusted,
+            or its weights have changed.
 
     Examples:
         >>> from se_lab.trained.export import export
@@ -187,14 +187,14 @@ def load_exported(folder: str | Path, *, trust_plugins: bool = False) -> tuple[n
         torch.Size([2, 10])
     """
     if not isinstance(folder, (str, os.PathLike)):
-        raise SpecError(f"load_exported takes a folder that se-lab export wrote, not {type(folder).__name__}")
+        raise SpecError(f"load_exported takes the path of a folder, not {type(folder).__name__}")
     folder = Path(folder)
     about = read_manifest(folder) if folder.is_dir() else None
     if about is None or "weights_file" not in about:
-        raise SpecError(f"{not_an_export(folder)}; load_exported takes a folder of se-lab export --formats safetensors")
+        raise SpecError(f"{not_an_export(folder)}; load_exported needs a folder of se-lab export --formats safetensors")
     import_recorded_plugins(about["plugins"], folder / "se_lab.json", trust_plugins)
     spec = run_spec(about["spec"])
-    # the folder has its weights: the trial's initial ones need not be fetched
+    # The exported weights replace the initial ones, which need not be downloaded.
     model_spec = run_spec(spec.flat() | {"model.pretrained": False, "model.init": "timm"}).model
     model = create_model(model_spec, about["num_classes"], about["input"]["input_size"][0])
     file = about["weights_file"]
@@ -205,9 +205,9 @@ def load_exported(folder: str | Path, *, trust_plugins: bool = False) -> tuple[n
             state = from_twin(state, list(model.se_sites), spec.model.se.bias)  # type: ignore[arg-type]
         model.load_state_dict(state)
     except (SafetensorError, RuntimeError, KeyError) as error:
-        raise SpecError(f"{folder / file} is damaged, or of another export: {error}") from error
+        raise SpecError(f"{folder / file} is corrupt or belongs to another export: {error}") from error
     if weights_digest(model) != about["weights"]:
-        raise SpecError(f"{folder / file} is damaged, or of another export: its weights are not those of se_lab.json")
+        raise SpecError(f"{folder / file} is corrupt or belongs to another export: its digest is not in se_lab.json")
     return model.eval(), spec
 
 
@@ -239,9 +239,9 @@ def _describe(net: Net, data_root: str | Path) -> dict[str, Any]:
 
 
 def _write_safetensors(net: Net, folder: Path, about: dict[str, Any], say: Say) -> dict[str, Any]:
-    """Write the net in timm's form if plain timm gives its outputs, else all its weights in SE-Lab's form."""
+    """Write the net in timm's format if plain timm can build it, else its weights only."""
     state = {key: value.contiguous() for key, value in net.model.state_dict().items()}
-    spec, reason = net.spec.model, "it has no such SE units"
+    spec, reason = net.spec.model, "timm has no such SE units"
     form: Form | None = (spec.backbone, spec.kwargs, state)
     if net.sites:
         form = find_twin(net.model, spec, net.classes, net.shape[0], lambda other: _is_same(other, net))
@@ -253,12 +253,12 @@ def _write_safetensors(net: Net, folder: Path, about: dict[str, Any], say: Say) 
         for name in ("config.json", "model.safetensors"):
             (folder / name).unlink()
     save_file(state, folder / "weights.safetensors", {"trial_id": net.record.trial_id})
-    say(f"plain timm cannot build this net ({reason}): se_lab.load_exported loads it, from weights.safetensors")
+    say(f"plain timm cannot build this net ({reason}); load weights.safetensors with se_lab.load_exported")
     return {"weights_file": "weights.safetensors", "twin": False}
 
 
 def _write_plain(net: Net, folder: Path, about: dict[str, Any], say: Say) -> None:
-    """Write the backbone without its SE units in timm's form, in a folder and with a config that say so."""
+    """Write the backbone without its SE units in timm's format, with a remark in its config."""
     prefixes = tuple(f"{site.path}." for site in net.sites)
     state = {key: value.contiguous() for key, value in net.model.state_dict().items() if not key.startswith(prefixes)}
     subfolder, spec = folder / "plain_backbone", net.spec.model
@@ -304,7 +304,7 @@ with torch.inference_mode():
 
 
 def _plain_timm(folder: Path, net: Net) -> tuple[str, dict[str, Tensor] | None]:
-    """Load a folder in a process with only timm; return its error, or an empty string, and the outputs."""
+    """Return error ("" if none) and outputs of a folder's net in a process that imports only timm."""
     with tempfile.TemporaryDirectory() as scratch:
         inputs, outputs = f"{scratch}/images.safetensors", f"{scratch}/outputs.safetensors"
         save_file({str(number): net.images(number) for number in (1, 3)}, inputs)
@@ -316,12 +316,12 @@ def _plain_timm(folder: Path, net: Net) -> tuple[str, dict[str, Tensor] | None]:
 
 
 def _difference(folder: Path, net: Net) -> str:
-    """Return how a folder's net in plain timm differs from the trial's, or an empty string."""
+    """Return how the net that plain timm builds differs from the trial's, or an empty string."""
     problem, outputs = _plain_timm(folder, net)
     if outputs is None:
         return problem
     try:
-        _check("the net that timm makes of it", lambda images: outputs[str(len(images))], net)
+        _check("the net built by timm", lambda images: outputs[str(len(images))], net)
     except ExportError as error:
         return str(error)
     return ""
@@ -331,9 +331,9 @@ def _write_torchscript(net: Net, folder: Path, about: dict[str, Any], say: Say) 
     path = folder / "model.torchscript.pt"
     try:
         program = torch.jit.script(net.model)
-    except Exception as error:  # TorchScript's compiler raises whatever it meets
+    except Exception as error:  # TorchScript's compiler raises many types of errors
         reason = str(error).strip().splitlines()[0]
-        say(f"TorchScript cannot compile {net.spec.model.backbone} ({reason}): traced for {net.shape[1]}-pixel images")
+        say(f"TorchScript cannot compile {net.spec.model.backbone} ({reason}); traced for {net.shape[1]}-pixel images")
         program = torch.jit.trace(net.model, net.images(2), check_trace=False)  # type: ignore[no-untyped-call]
     torch.jit.save(program, path)
     _check(path.name, torch.jit.load(path), net)  # type: ignore[no-untyped-call]
@@ -369,24 +369,24 @@ _WRITERS: dict[str, Callable[[Net, Path, dict[str, Any], Say], dict[str, Any] | 
 }
 
 
-def _check(what: str, compute: Callable[[Tensor], Tensor], net: Net) -> None:
-    """Raise ExportError unless the export gives the net's outputs, for batches of two sizes."""
+def _check(name: str, compute: Callable[[Tensor], Tensor], net: Net) -> None:
+    """Raise ExportError unless the export has the net's outputs, for batches of two sizes."""
     with torch.inference_mode():
         for images in (net.images(1), net.images(3)):
             expected, outputs = net.model(images), compute(images)
             if not expected.isfinite().all():
-                raise ExportError("the net gives NaN or infinite outputs for images of noise: it cannot be checked")
+                raise ExportError("the net's outputs for images of noise are NaN or infinite, so it cannot be checked")
             limit = TOLERANCE * max(1.0, float(expected.abs().max()))
             worst = float((outputs - expected).abs().max())
             if not worst <= limit:
                 raise ExportError(
-                    f"{what} is {worst:.2g} away from the net, and may be {limit:.2g}: nothing was written"
+                    f"{name} differs from the net by {worst:.2g}, more than {limit:.2g}; nothing was written"
                 )
 
 
 def _is_same(other: nn.Module, net: Net) -> bool:
     try:
-        _check("it", other, net)
-    except (ExportError, RuntimeError):  # it may not even take such images
+        _check(type(other).__name__, other, net)
+    except (ExportError, RuntimeError):  # RuntimeError: the net takes other images
         return False
     return True

@@ -1,4 +1,4 @@
-"""How images are prepared for a trained net: as in its trial, or as timm does it."""
+"""Preprocessing of images for a trained net, as in its trial or as in timm."""
 
 from __future__ import annotations
 
@@ -17,40 +17,40 @@ from se_lab.spec import DATA_SETS, DataSpec, RunSpec, SpecError, expand_path, ne
 
 
 def is_opened(name: str) -> bool:
-    """Return whether a set must be opened to know how to prepare images: one in memory, or a user's own."""
+    """Return whether the preprocessing of a data set is known only once it is opened."""
     info = KNOWN.get(name)
     return info.in_memory if info else name in DATA_SETS["table"]
 
 
 def open_pretrained(name: str) -> tuple[nn.Module, dict[str, Any]]:
-    """Return a pretrained net of timm's, in eval mode on the CPU, and its data config (input_size, crop_pct, mean …).
+    """Return a pretrained timm net in eval mode on the CPU, and its data config.
 
     Args:
         name: A model name with or without a tag, such as seresnet50.ra2_in1k.
 
     Raises:
-        SpecError: for a name timm does not know, or weights that cannot be loaded.
+        SpecError: if timm does not know the name, or the weights cannot be loaded.
     """
     check_pretrained(name)
     try:
         model: nn.Module = timm.create_model(name, pretrained=True)
     except (OSError, RuntimeError) as error:
         raise SpecError(
-            f"the weights of {name} cannot be had: {str(error).splitlines()[0]}; timm fetches them from the Hugging "
-            "Face hub once, and keeps them in HF_HOME"
+            f"the weights of {name} cannot be loaded: {str(error).splitlines()[0]}; timm downloads them once from the "
+            "Hugging Face hub, into HF_HOME"
         ) from error
     config: dict[str, Any] = timm.data.resolve_model_data_config(model)  # type: ignore[no-untyped-call]
     return model.eval(), config
 
 
 def check_pretrained(name: str) -> None:
-    """Raise SpecError for a name that timm does not know; folders and hub repositories pass."""
+    """Raise SpecError if timm does not know a model name; folders and hub repositories pass."""
     if ":" not in name and not timm.is_model(arch := name.split(".")[0]):
         raise SpecError(f"timm has no net called {arch!r}{nearest(arch, timm.list_models())}")
 
 
 def input_size(data: DataSpec, root: str | Path = ".") -> tuple[int, int, int]:
-    """Return (C, H, W) of the images that a set's nets take; only a set of a user's own is opened."""
+    """Return the shape (C, H, W) of a data set's images after preprocessing."""
     if data.name in KNOWN or is_opened(data.name):
         return data_shape(data, root=root).shape
     side = data.image_size or 224
@@ -58,16 +58,16 @@ def input_size(data: DataSpec, root: str | Path = ".") -> tuple[int, int, int]:
 
 
 def trial_config(spec: RunSpec, root: str | Path = ".") -> dict[str, Any]:
-    """Return timm's data config of a trial's net: input_size (C, H, W), crop_pct, interpolation, mean, std.
+    """Return timm's data config for a trial's net.
 
-    Mean and deviation are in shares of the pixels' full range, as timm has them.
+    Its keys are input_size (C, H, W), crop_pct, interpolation, mean and std, for pixels from 0 to 1.
 
     Args:
         spec: The trial.
-        root: Where the set lies: the statistics of a set in memory are those of its training images.
+        root: Folder of the data set; mean and std of a set in memory are those of its training images.
 
     Raises:
-        DataError: if the statistics are needed and the set is missing.
+        DataError: if the data set is missing, and its mean and std are needed.
     """
     data = spec.data
     config: dict[str, Any] = {"input_size": input_size(data, root), "interpolation": "bilinear"}
@@ -79,7 +79,7 @@ def trial_config(spec: RunSpec, root: str | Path = ".") -> dict[str, Any]:
 
 
 def class_names(spec: RunSpec, classes: int, root: str | Path = ".") -> list[str] | None:
-    """Return the names of a trial's classes in the order of its net's outputs, or None where its data is not there."""
+    """Return a trial's class names in the order of the outputs; None if its data is missing."""
     if is_opened(spec.data.name):
         return list(create_data(spec.data, spec.seed, root=root).classes)
     folder = expand_path(spec.data.name.removeprefix("folder:"), root) / "train"
@@ -88,13 +88,13 @@ def class_names(spec: RunSpec, classes: int, root: str | Path = ".") -> list[str
 
 
 def pick_device(name: str) -> torch.device:
-    """Return the device of that name; auto is a GPU where there is one.
+    """Return the device of a name; auto means the GPU, if there is one.
 
     Raises:
-        SpecError: for cuda where PyTorch finds no GPU.
+        SpecError: for cuda if PyTorch finds no GPU.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
-        raise SpecError("device is 'cuda', and PyTorch finds no GPU here; auto takes one where there is one")
+        raise SpecError("device is 'cuda', but PyTorch finds no GPU; use cpu or auto")
     return torch.device(name)

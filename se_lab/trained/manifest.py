@@ -1,4 +1,4 @@
-"""se_lab.json, which says what an export is."""
+"""The manifest of an export, se_lab.json."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from torch import nn
 from se_lab.spec import SpecError
 
 KEYS = {"trial_id": str, "weights": str, "spec": dict, "plugins": str, "num_classes": int, "input": dict}
-"""What every manifest has."""
+"""The required keys of a manifest, and the types of their values."""
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """Return the manifest of an export; None where there is none.
+    """Return the manifest in a folder, or None if there is none.
 
     Raises:
-        SpecError: for a file of that name that `se-lab export` did not write.
+        SpecError: for a se_lab.json that `se-lab export` did not write.
     """
     path = folder / "se_lab.json"
     try:
@@ -28,14 +28,14 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except ValueError as error:
-        raise SpecError(f"{path} is no JSON: {error}") from error
+        raise SpecError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(manifest, dict) or any(not isinstance(manifest.get(key), kind) for key, kind in KEYS.items()):
         raise SpecError(f"{path} was not written by se-lab export")
     return manifest
 
 
 def weights_digest(model: nn.Module) -> str:
-    """Return a digest of the names and bytes of all parameters and buffers."""
+    """Return a digest of the names and values of all parameters and buffers."""
     digest = hashlib.sha256()
     for name, value in model.state_dict().items():
         digest.update(name.encode())

@@ -1,4 +1,4 @@
-"""Silence for PyTorch's exporters, which log and warn about their own internals."""
+"""Suppress the log messages and warnings of PyTorch's exporters about their internals."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def quiet_exporters() -> Iterator[None]:
-    """Silence messages of PyTorch's exporters to their developers."""
+    """Suppress log messages and warnings of PyTorch's exporters."""
     names = ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")
     levels = {name: logging.getLogger(name).level for name in names}
     for name in names:

@@ -1,7 +1,7 @@
-"""Find timm's own SE net with the same outputs as SE-Lab's, and convert weights between the two.
+"""Find the timm net that equals a net with SE-Lab's units, and convert weights between them.
 
-timm rounds the hidden width up to a multiple of 8 and has biases: hidden channels of zeros, and biases of 0, change
-nothing, so that our weights fit unless our units are wider.
+timm's SE units have biases, and their hidden width is rounded up to a multiple of 8. SE-Lab's weights are padded with
+zeros, which change no output, so they fit unless SE-Lab's units are wider.
 """
 
 from __future__ import annotations
@@ -20,28 +20,28 @@ from se_lab.units.insertion import Site
 State = dict[str, Tensor]
 
 LAYERS = (("fc1", "fc2"), ("conv_reduce", "conv_expand"))
-"""The two layers of timm's SEModule, and of its SqueezeExcite."""
+"""Names of the two layers of timm's SEModule, and of its SqueezeExcite."""
 
 
 def find_twin(
     model: nn.Module, spec: ModelSpec, classes: int, in_chans: int, is_same: Callable[[nn.Module], bool]
 ) -> tuple[str, dict[str, Any], State] | None:
-    """Return the name of timm's net with units like ours, the arguments that make it, and its weights.
+    """Return name, keyword arguments and weights of the equal timm net, or None if there is none.
 
     Args:
         model: A net with SE-Lab's units.
-        spec: What it was built from.
-        classes: Outputs of its classifier.
-        in_chans: Channels of its images.
-        is_same: Asked of each candidate, with the weights in it and in eval mode.
+        spec: The spec of the net.
+        classes: Number of classes.
+        in_chans: Number of image channels.
+        is_same: Returns whether a candidate, with its weights and in eval mode, has the outputs of the net.
     """
     sites: Any = model.se_sites
     if not sites or (spec.se.unit, spec.se.squeeze, spec.se.excitation) != ("se", "avg", "sigmoid"):
         return None
     candidates = [
         (f"se{spec.backbone}", spec.kwargs),
-        (spec.backbone, spec.kwargs),  # its own units were replaced
-        (spec.backbone, spec.kwargs | {"block_args": {"attn_layer": "se"}}),  # any ResNet of timm's
+        (spec.backbone, spec.kwargs),  # a backbone whose own SE units were replaced
+        (spec.backbone, spec.kwargs | {"block_args": {"attn_layer": "se"}}),  # a timm ResNet
     ]
     for name, arguments in candidates:
         if not timm.is_model(name):
@@ -51,17 +51,17 @@ def find_twin(
             weights = to_twin(model, sites, twin)
             twin.load_state_dict(weights)
         except (TypeError, AttributeError, RuntimeError):
-            continue  # it takes no such arguments, or has other units
+            continue  # the candidate takes no such arguments, or has other units
         if is_same(twin):
             return name, dict(arguments), weights
     return None
 
 
 def to_twin(model: nn.Module, sites: Sequence[Site], twin: nn.Module) -> State:
-    """Return a net's weights under the names and in the shapes of its twin's.
+    """Return a net's weights with the keys and shapes of its twin.
 
     Raises:
-        AttributeError: where the twin has no such unit, or a narrower one.
+        AttributeError: if a unit of the twin is missing or narrower.
     """
     state = {key: value.contiguous() for key, value in model.state_dict().items() if not key.startswith(_under(sites))}
     for site in sites:
@@ -70,7 +70,7 @@ def to_twin(model: nn.Module, sites: Sequence[Site], twin: nn.Module) -> State:
         hidden = len(unit["reduce.weight"])
         pad: int = getattr(twin_unit, first).out_channels - hidden
         if pad < 0:
-            raise AttributeError(f"{site.path} of {type(twin).__name__} is narrower than ours")
+            raise AttributeError(f"{site.path} of {type(twin).__name__} is narrower than SE-Lab's unit")
         biases = unit.get("reduce.bias", torch.zeros(hidden)), unit.get("expand.bias", torch.zeros(site.channels))
         state |= {
             f"{site.path}.{first}.weight": F.pad(unit["reduce.weight"], (0, 0, 0, pad))[:, :, None, None].contiguous(),
@@ -82,7 +82,7 @@ def to_twin(model: nn.Module, sites: Sequence[Site], twin: nn.Module) -> State:
 
 
 def from_twin(state: State, sites: Sequence[Site], bias: bool) -> State:
-    """Return the weights of a twin under our names, with or without the units' biases: the inverse of `to_twin`."""
+    """Return a twin's weights with SE-Lab's keys and shapes: the inverse of `to_twin`."""
     weights = {key: value for key, value in state.items() if not key.startswith(_under(sites))}
     for site in sites:
         first, last = next(pair for pair in LAYERS if f"{site.path}.{pair[0]}.weight" in state)

@@ -86,7 +86,7 @@ def test_help_answers_without_pytorch():
         (["sweep", str(DEMO), "--workers=²"], "--workers is '²'; it must be auto or a number from 1 on"),
         (["status", str(DEMO), f"--store={__file__}"], "is a file; it must be a folder"),
         (["train", f"--store={__file__}/under"], "is a file; it must be a folder"),
-        (["eval", f"{__file__}/under"], "under is no checkpoint: no such file"),
+        (["eval", f"{__file__}/under"], "there is no checkpoint"),
     ],
 )
 def test_wrong_input_is_said_plainly_and_costs_nothing(argv, said, capsys, tmp_path, monkeypatch):

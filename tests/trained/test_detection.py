@@ -86,8 +86,8 @@ def test_five_stages_are_all_and_norms_can_learn():
     assert not torch.equal(body.bn1.running_mean, before)
 
 
-def test_what_cannot_be_a_detectors_backbone_is_told_plainly():
-    with pytest.raises(SpecError, match="maps at strides 1, 2, 4; a feature pyramid needs two or more"):
+def test_nets_without_a_feature_pyramid_are_refused():
+    with pytest.raises(SpecError, match="are 1, 2, 4; a feature pyramid needs at least two of"):
         detection_backbone(net("cifar_resnet20"))
     with pytest.raises(SpecError, match="trainable_stages is 6"):
         detection_backbone(net(), trainable_stages=6)
