@@ -22,7 +22,7 @@ class CifarNet(ConvNet):
     """Images (N, in_chans, H, W) of 8 to 64 pixels to (N, num_classes); the last map is ⌈H/4⌉ × ⌈W/4⌉.
 
     `conv1`, `bn1`, `act1`; then `layer1`, `layer2` and `layer3`, each `units` calls of
-    `unit(in_channels, channels, stride, drop_path=…, act_layer=…, norm_layer=…, device=…, dtype=…)`; then `norm`,
+    `unit(in_channels, channels, stride, act_layer=…, norm_layer=…, device=…, dtype=…)`; then `norm`,
     `act` and the head. `stem` and `tail` say which of "norm" and "act" follow the first convolution and the last
     stage; the others are identities. `zero_init_last` is off by default, as in the nets' papers (timm's ResNets have
     it on).

@@ -9,7 +9,8 @@ a bias.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from timm.models import generate_default_cfgs, register_model
@@ -19,40 +20,48 @@ from se_lab.backbones.cifar import CifarNet, build_cifar, cifar_cfg
 from se_lab.backbones.residual import Add, ResidualUnit
 
 
-class PreActBottleneck(ResidualUnit):
-    """Shortcut + conv3(act3(bn3(conv2(act2(bn2(conv1(act1(bn1(x))))))))): 1×1, 3×3, 1×1.
+class PreActUnit(ResidualUnit):
+    """Shortcut + branch: bn1, act1, conv1, bn2, … for each width and kernel size of `convs`.
 
-    (N, in_channels, H, W) to (N, channels, H / stride, W / stride). The branch ends in `conv3`; nothing follows the
-    join.
+    (N, in_channels, H, W) to (N, channels, H / stride, W / stride), the channels those of the last convolution and
+    the stride in the first. The branch ends in the last convolution; nothing follows the join.
     """
+
+    if TYPE_CHECKING:  # not annotations: TorchScript reads those, and refuses nn.Module
+        bn1 = act1 = conv1 = bn2 = act2 = conv2 = bn3 = act3 = conv3 = nn.Module()
 
     def __init__(
         self,
+        convs: Sequence[tuple[int, int]],
         in_channels: int,
-        channels: int,
         stride: int = 1,
-        drop_path: nn.Module | None = None,
         act_layer: Any = nn.ReLU,
         norm_layer: Any = nn.BatchNorm2d,
         **factory: Any,
     ) -> None:
-        projection = _projection(in_channels, channels, stride, **factory)
-        super().__init__(projection, drop_path, Add())
-        self.projects = projection is not None
-        width = channels // 4
-        self.bn1 = norm_layer(in_channels, **factory)
-        self.act1 = act_layer(inplace=True)
-        self.conv1 = nn.Conv2d(in_channels, width, 1, stride=stride, bias=False, **factory)
-        self.bn2 = norm_layer(width, **factory)
-        self.act2 = act_layer(inplace=True)
-        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False, **factory)
-        self.bn3 = norm_layer(width, **factory)
-        self.act3 = act_layer(inplace=True)
-        self.conv3 = nn.Conv2d(width, channels, 1, bias=False, **factory)
+        channels = convs[-1][0]
+        projects = stride > 1 or in_channels != channels
+        projection = nn.Conv2d(in_channels, channels, 1, stride=stride, bias=False, **factory) if projects else None
+        super().__init__(projection, Add())
+        self.projects, self.depth = projects, len(convs)
+        for number, (width, side) in enumerate(convs, 1):
+            self.add_module(f"bn{number}", norm_layer(in_channels, **factory))
+            self.add_module(f"act{number}", act_layer(inplace=True))
+            conv = nn.Conv2d(in_channels, width, side, stride=stride, padding=side // 2, bias=False, **factory)
+            self.add_module(f"conv{number}", conv)
+            in_channels, stride = width, 1
 
     def zero_init_last(self) -> None:
         """Start as the shortcut alone."""
-        nn.init.zeros_(self.conv3.weight)
+        last: Any = self.get_submodule(f"conv{self.depth}")
+        nn.init.zeros_(last.weight)
+
+
+class PreActBottleneck(PreActUnit):
+    """Shortcut + conv3(act3(bn3(conv2(act2(bn2(conv1(act1(bn1(x))))))))): 1×1, 3×3, 1×1."""
+
+    def __init__(self, in_channels: int, channels: int, stride: int = 1, **layers: Any) -> None:
+        super().__init__([(channels // 4, 1), (channels // 4, 3), (channels, 1)], in_channels, stride, **layers)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return shortcut + branch."""
@@ -63,36 +72,11 @@ class PreActBottleneck(ResidualUnit):
         return self.close(branch, activated if self.projects else x)
 
 
-class PreActBasic(ResidualUnit):
-    """Shortcut + conv2(act2(bn2(conv1(act1(bn1(x)))))): two 3×3 convolutions.
+class PreActBasic(PreActUnit):
+    """Shortcut + conv2(act2(bn2(conv1(act1(bn1(x)))))): two 3×3 convolutions."""
 
-    (N, in_channels, H, W) to (N, channels, H / stride, W / stride). The branch ends in `conv2`; nothing follows the
-    join.
-    """
-
-    def __init__(
-        self,
-        in_channels: int,
-        channels: int,
-        stride: int = 1,
-        drop_path: nn.Module | None = None,
-        act_layer: Any = nn.ReLU,
-        norm_layer: Any = nn.BatchNorm2d,
-        **factory: Any,
-    ) -> None:
-        projection = _projection(in_channels, channels, stride, **factory)
-        super().__init__(projection, drop_path, Add())
-        self.projects = projection is not None
-        self.bn1 = norm_layer(in_channels, **factory)
-        self.act1 = act_layer(inplace=True)
-        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride=stride, padding=1, bias=False, **factory)
-        self.bn2 = norm_layer(channels, **factory)
-        self.act2 = act_layer(inplace=True)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False, **factory)
-
-    def zero_init_last(self) -> None:
-        """Start as the shortcut alone."""
-        nn.init.zeros_(self.conv2.weight)
+    def __init__(self, in_channels: int, channels: int, stride: int = 1, **layers: Any) -> None:
+        super().__init__([(channels, 3), (channels, 3)], in_channels, stride, **layers)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return shortcut + branch."""
@@ -100,12 +84,6 @@ class PreActBasic(ResidualUnit):
         branch = self.conv1(activated)
         branch = self.conv2(self.act2(self.bn2(branch)))
         return self.close(branch, activated if self.projects else x)
-
-
-def _projection(in_channels: int, channels: int, stride: int, **factory: Any) -> nn.Module | None:
-    if stride == 1 and in_channels == channels:
-        return None
-    return nn.Conv2d(in_channels, channels, 1, stride=stride, bias=False, **factory)
 
 
 default_cfgs = generate_default_cfgs(

@@ -37,14 +37,13 @@ class ShakeBasic(ResidualUnit):
         channels: int,
         stride: int = 1,
         alphas: tuple[str, str] = ("shake", "shake"),
-        drop_path: nn.Module | None = None,
         act_layer: Any = nn.ReLU,
         norm_layer: Any = nn.BatchNorm2d,
         **factory: Any,
     ) -> None:
         projects = stride > 1 or in_channels != channels
         shortcut = ShiftShortcut(in_channels, channels, stride, norm_layer, **factory) if projects else None
-        super().__init__(shortcut, drop_path, Add())
+        super().__init__(shortcut, Add())
         self.projects = projects
         # Not in place: the shortcut needs the input as it was.
         self.act1 = act_layer(inplace=False)
@@ -86,7 +85,6 @@ class ShakeBottleneck(ResidualUnit):
         channels: int,
         stride: int = 1,
         alphas: tuple[str, str] = ("shake", "even"),
-        drop_path: nn.Module | None = None,
         act_layer: Any = nn.ReLU,
         norm_layer: Any = nn.BatchNorm2d,
         **factory: Any,
@@ -97,7 +95,7 @@ class ShakeBottleneck(ResidualUnit):
                 nn.Conv2d(in_channels, channels, 1, stride=stride, bias=False, **factory),
                 norm_layer(channels, **factory),
             )
-        super().__init__(shortcut, drop_path, Add())
+        super().__init__(shortcut, Add())
         width = GROUPS * (channels * BASE_WIDTH // 256)
 
         def branch() -> nn.Sequential:

@@ -200,17 +200,17 @@ def residual_stages(
 ) -> list[nn.Sequential]:
     """Make stages of `units` units at `channels`, the first of each with the stage's stride.
 
-    A unit is `unit(in_channels, channels, stride=…, drop_path=…)`; how often its branch is dropped rises
-    linearly (`drop_path_rates`).
+    A unit is `unit(in_channels, channels, stride)` with a `drop_path` slot, whose rates are `drop_path_rates`.
     """
     rates = iter(drop_path_rates(drop_path_rate, sum(units)))
     stages = []
     for width, count, stride in zip(channels, units, strides, strict=True):
         blocks = []
         for position in range(count):
-            rate = next(rates)
-            drop_path = DropPath(rate) if rate > 0 else None
-            blocks.append(unit(in_channels, width, stride=1 if position else stride, drop_path=drop_path))
+            block = unit(in_channels, width, 1 if position else stride)
+            if (rate := next(rates)) > 0:
+                block.drop_path = DropPath(rate)
+            blocks.append(block)
             in_channels = width
         stages.append(nn.Sequential(*blocks))
     return stages

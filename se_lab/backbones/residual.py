@@ -29,10 +29,10 @@ class ResidualUnit(nn.Module):
     leaves it as it is; `join` makes one of the two.
     """
 
-    def __init__(self, downsample: nn.Module | None, drop_path: nn.Module | None, join: nn.Module) -> None:
+    def __init__(self, downsample: nn.Module | None, join: nn.Module) -> None:
         super().__init__()
         self.se: nn.Module | None = None
-        self.drop_path = drop_path
+        self.drop_path: nn.Module | None = None
         self.downsample = downsample
         self.join = join
 

@@ -7,7 +7,6 @@ Convolutions have no bias, the classifier has one.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import torch
@@ -38,7 +37,7 @@ class ShuffleUnit(ResidualUnit):
 
     (N, in_channels, H, W) to (N, channels, ⌈H / stride⌉, ⌈W / stride⌉). The branch ends in `bn3`. With stride 1 its
     `channels` are added to the input; with stride 2 its `channels` − `in_channels` stand after the averaged input.
-    With an input of at most `narrow` channels, the first 1×1 has no groups.
+    `groups` are those of the first and of the last 1×1.
     """
 
     def __init__(
@@ -46,28 +45,24 @@ class ShuffleUnit(ResidualUnit):
         in_channels: int,
         channels: int,
         stride: int = 1,
-        groups: int = 3,
-        narrow: int = 0,
-        drop_path: nn.Module | None = None,
+        groups: tuple[int, int] = (3, 3),
         act_layer: Any = nn.ReLU,
         norm_layer: Any = nn.BatchNorm2d,
         **factory: Any,
     ) -> None:
         if stride == 1:
-            super().__init__(None, drop_path, Add())
+            super().__init__(None, Add())
         else:
-            super().__init__(nn.AvgPool2d(3, stride, padding=1), drop_path, Concat())
+            super().__init__(nn.AvgPool2d(3, stride, padding=1), Concat())
         width = channels // 4
         outputs = channels if stride == 1 else channels - in_channels
-        self.conv1 = nn.Conv2d(
-            in_channels, width, 1, groups=groups if in_channels > narrow else 1, bias=False, **factory
-        )
+        self.conv1 = nn.Conv2d(in_channels, width, 1, groups=groups[0], bias=False, **factory)
         self.bn1 = norm_layer(width, **factory)
         self.act1 = act_layer(inplace=True)
-        self.shuffle = ChannelShuffle(groups)
+        self.shuffle = ChannelShuffle(groups[1])
         self.conv2 = nn.Conv2d(width, width, 3, stride, padding=1, groups=width, bias=False, **factory)
         self.bn2 = norm_layer(width, **factory)
-        self.conv3 = nn.Conv2d(width, outputs, 1, groups=groups, bias=False, **factory)
+        self.conv3 = nn.Conv2d(width, outputs, 1, groups=groups[1], bias=False, **factory)
         self.bn3 = norm_layer(outputs, **factory)
         self.act3 = act_layer(inplace=True)
 
@@ -110,7 +105,10 @@ class ShuffleNet(ConvNet):
         self.add_feature("act1", stem_channels, 2)
         self.add_feature("maxpool", stem_channels, 4)
 
-        unit = partial(ShuffleUnit, groups=groups, narrow=stem_channels, **layers)
+        def unit(in_channels: int, width: int, stride: int) -> ShuffleUnit:
+            first = 1 if in_channels == stem_channels else groups  # section 3.2: its few channels have no groups
+            return ShuffleUnit(in_channels, width, stride, (first, groups), **layers)
+
         stages = residual_stages(unit, stem_channels, channels, UNITS, (2, 2, 2), common.drop_path_rate)
         for index, width in enumerate(channels):
             self.add_feature(f"layer{index + 1}", width, 8 * 2**index)
