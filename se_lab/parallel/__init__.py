@@ -1,4 +1,4 @@
-"""What the ranks of one trial share: collectives, and batch norm over all ranks.
+"""Communication among the ranks of a trial: collectives, and batch norm over all ranks.
 
-In: tensors and objects of a rank. Out: the same on every rank.
+In: tensors and objects of one rank. Out: values that are equal on all ranks.
 """

@@ -1,4 +1,4 @@
-"""The processes that train one trial: their ranks, and the values they exchange."""
+"""Ranks, the processes that train one trial, and the values that they exchange."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ from torch import Tensor, nn
 from se_lab.spec import SpecError, TrainSpec
 
 TIMEOUT = timedelta(minutes=30)
-"""How long a rank waits for one that does not respond, such as one on a node that is down."""
+"""How long a rank waits for a rank that does not respond."""
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Rank:
-    """Which of a trial's processes this one is."""
+    """The rank of this process in its trial."""
 
     number: int = 0
     local: int = 0
-    """Its number on its node, and the number of its GPU."""
+    """The number of the rank on its node, and of its GPU."""
     ranks: int = 1
     """The number of ranks."""
     slurm: bool = False
-    """Whether srun has started them."""
+    """Whether srun has started the ranks."""
 
 
 def find_rank(train: TrainSpec) -> Rank | None:
-    """Return which rank of a trial this process is, or None if its ranks have still to be started.
+    """Return the rank of this process, or None if the trial's ranks have yet to be started.
 
     Raises:
-        SpecError: if srun or torchrun started another number of processes than the trial has ranks.
+        SpecError: if the number of processes that srun or torchrun started is not the number of ranks.
     """
     env = os.environ
     if train.ranks == 1 and not ("TORCHELASTIC_RUN_ID" in env and int(env.get("WORLD_SIZE", 1)) > 1):
@@ -55,15 +55,15 @@ def find_rank(train: TrainSpec) -> Rank | None:
         return None
     if rank.ranks != train.ranks:
         raise SpecError(
-            f"train.devices is {train.devices} and train.nodes {train.nodes}: {train.ranks} processes, and "
-            f"{'srun' if rank.slurm else 'torchrun'} started {rank.ranks}"
+            f"{'srun' if rank.slurm else 'torchrun'} started {rank.ranks} processes; train.devices={train.devices} and "
+            f"train.nodes={train.nodes} need {train.ranks}"
         )
     return rank
 
 
 @contextlib.contextmanager
 def joined(rank: Rank, device: str) -> Iterator[None]:
-    """Connect this process to the other ranks: through gloo, and NCCL for tensors on GPUs."""
+    """Connect this process to the other ranks in a context: by gloo, and by NCCL on GPUs."""
     if rank.ranks == 1:
         yield
         return
@@ -74,18 +74,18 @@ def joined(rank: Rank, device: str) -> Iterator[None]:
     backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
     dist.init_process_group(backend, rank=rank.number, world_size=rank.ranks, timeout=TIMEOUT)
     yield
-    dist.destroy_process_group()  # not after an error: it would wait for ranks that may be gone
+    dist.destroy_process_group()  # not after an error: it would wait for ranks that may have ended
 
 
 def rank_options(rank: Rank, train: TrainSpec) -> dict[str, Any]:
-    """Return the options of Lightning's Trainer for the ranks."""
-    if rank.ranks == 1:  # explicit, since Lightning would take a Slurm batch job for a rank, and requeue it itself
+    """Return the options for Lightning's Trainer that concern ranks."""
+    if rank.ranks == 1:  # explicit, since Lightning would treat a Slurm batch job as a rank, and requeue it
         return {"devices": 1, "plugins": [LightningEnvironment()]}
-    # else Lightning uses all cores, whatever the trial's threads are
+    # otherwise Lightning would use all cores
     os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
-    os.environ.setdefault("SLURM_NTASKS_PER_NODE", str(train.devices))  # Lightning insists on it under srun
+    os.environ.setdefault("SLURM_NTASKS_PER_NODE", str(train.devices))  # Lightning requires it under srun
     environment = SLURMEnvironment(auto_requeue=False) if rank.slurm else TorchElasticEnvironment()
-    # the buffers of rank 0 count; they are broadcast before an evaluation, not at every step
+    # the buffers of rank 0 are broadcast before each evaluation, not at every step
     strategy = DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True, timeout=TIMEOUT)
     return {
         "devices": train.devices,
@@ -97,7 +97,7 @@ def rank_options(rank: Rank, train: TrainSpec) -> dict[str, Any]:
 
 
 def add_up(tensor: Tensor) -> Tensor:
-    """Return the sum over ranks of a tensor of one shape on all of them."""
+    """Return the sum over ranks of a tensor, whose shape must be the same on all ranks."""
     if not dist.is_initialized():
         return tensor
     total = tensor.clone()
@@ -105,56 +105,56 @@ def add_up(tensor: Tensor) -> Tensor:
     return total
 
 
-def gathered(mine: T) -> list[T]:
-    """Return all ranks' objects, by rank, on every rank."""
+def gathered(value: T) -> list[T]:
+    """Return the objects of all ranks, by rank, on every rank."""
     if not dist.is_initialized():
-        return [mine]
-    parts: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(parts, mine)
-    return parts
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
 
 
-def shared(of_rank_0: T) -> T:
-    """Return rank 0's object on every rank."""
+def shared(value: T) -> T:
+    """Return the object of rank 0 on every rank."""
     if not dist.is_initialized():
-        return of_rank_0
-    box = [of_rank_0]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]
+        return value
+    values = [value]
+    dist.broadcast_object_list(values, src=0)
+    return values[0]
 
 
 def share_buffers(net: nn.Module) -> None:
-    """Give every rank the buffers of rank 0: without SyncBN each has statistics of its own."""
+    """Copy the buffers of rank 0 to all ranks; without SyncBN, each rank has its own statistics."""
     if dist.is_initialized():
         for buffer in net.buffers():
             dist.broadcast(buffer, src=0)
 
 
 class Agreement:
-    """The ranks' agreement after each step: the largest of their wishes, known one step later.
+    """The maximum over ranks of an integer, exchanged after each step and known one step later.
 
-    The answer travels while the next step is computed. It goes through gloo, so that no GPU has to be waited for.
+    The exchange overlaps with the next step, and uses gloo, so that it does not wait for a GPU.
     """
 
     def __init__(self) -> None:
         self._pending: tuple[Tensor, Any] | None = None
 
-    def ask(self, wish: int) -> int:
-        """Send this rank's wish, and return the largest wish of the previous step; with one rank, of this step."""
+    def ask(self, value: int) -> int:
+        """Send a value; return the maximum of the previous step (with one rank, the value itself)."""
         if not dist.is_initialized():
-            return wish
+            return value
         answer = 0
         if self._pending is not None:
             tensor, work = self._pending
             work.wait()
             answer = int(tensor)
-        tensor = torch.tensor(wish)
+        tensor = torch.tensor(value)
         self._pending = tensor, dist.all_reduce(tensor, dist.ReduceOp.MAX, async_op=True)
         return answer
 
 
 def _name_meeting_point() -> None:
-    """Tell PyTorch where the ranks of an srun meet: on its first node, at a port of this job's step."""
+    """Set MASTER_ADDR to the first node of an srun, and MASTER_PORT to a port for its job step."""
     job, step = int(os.environ["SLURM_JOB_ID"]), int(os.environ["SLURM_STEP_ID"])
     nodes = os.environ.get("SLURM_STEP_NODELIST", os.environ.get("SLURM_NODELIST", "127.0.0.1"))
     os.environ.setdefault("MASTER_ADDR", SLURMEnvironment.resolve_root_node_address(nodes))

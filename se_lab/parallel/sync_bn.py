@@ -1,4 +1,4 @@
-"""Batch norms that see the images of all ranks on CPUs: PyTorch has them on GPUs alone."""
+"""Synchronised batch norm on CPUs; PyTorch supports it on GPUs only."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from se_lab.parallel.collectives import add_up
 
 
 def sync_on_cpu(net: nn.Module) -> None:
-    """Let a net's batch norms, converted by timm's `convert_sync_batchnorm`, accept tensors on a CPU."""
+    """Let the SyncBatchNorms of a net that timm's `convert_sync_batchnorm` converted run on a CPU."""
     for module in net.modules():
         if isinstance(module, nn.SyncBatchNorm):
             module.__class__ = SyncBatchNorm  # type: ignore[assignment]
 
 
 class SyncBatchNorm(_BatchNorm):
-    """PyTorch's SyncBatchNorm, with sums over gloo. Not a subclass of it: DDP accepts those on GPUs only."""
+    """SyncBatchNorm over gloo; not a subclass of PyTorch's, which DDP accepts on GPUs only."""
 
     def _check_input_dim(self, input: Tensor) -> None:
         """Accept any shape."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise (N, C, H, W) by the statistics of all ranks' images, then timm's activation where there is one."""
+        """Normalise (N, C, H, W) over the images of all ranks, then apply timm's activation, if any."""
         x = self._on_cpu(x) if x.is_cpu and self.training and dist.is_initialized() else super().forward(x)
         for name in ("drop", "act"):
             if hasattr(self, name):
@@ -60,7 +60,7 @@ class SyncBatchNorm(_BatchNorm):
 
 
 class _SumOverRanks(torch.autograd.Function):
-    """The sum over ranks, whose gradient is the sum of the gradients of all ranks' losses."""
+    """The sum over ranks; its gradient is the sum of the gradients of all ranks' losses."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
-"""The specs of an experiment: frozen dataclasses, their checks, their flags, and the shipped recipes.
+"""Specs of an experiment: dataclasses, their checks, their flags and the shipped recipes.
 
-In: Python arguments, flags, YAML. Out: a checked `RunSpec`, whose content is the trial id.
+In: Python arguments, flags, YAML. Out: a valid `RunSpec`, whose hash is the trial id.
 """
 
 from se_lab.spec.build import label as label

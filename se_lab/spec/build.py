@@ -1,4 +1,4 @@
-"""Specs from and to flat mappings: dotted keys, whole sections, and a trial's label."""
+"""Convert specs from and to flat mappings with dotted keys, and name trials and variants."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ T = TypeVar("T")
 
 
 def label(trial: RunSpec) -> str:
-    """Return a trial in few words: 'cifar_resnet20 standard r=4, seed 1', 'resnet50 eca standard bias=True, seed 0'."""
+    """Return a short description of a trial, such as 'cifar_resnet20 standard r=4, seed 1'."""
     return f"{_net(trial)}, seed {trial.seed}"
 
 
-def variant_name(trial: RunSpec, room: int = NAME_LENGTH) -> str:
-    """Return a name for a variant that contains every field in which it differs from the defaults, the seed apart.
+def variant_name(trial: RunSpec, max_length: int = NAME_LENGTH) -> str:
+    """Return a variant's name: its backbone, its units, and all other non-default fields.
 
-    A name of more than `room` characters ends in a hash.
+    A name of more than `max_length` characters is cut, and ends in a hash.
     """
     defaults = RunSpec().flat()
     parts = [
@@ -33,17 +33,19 @@ def variant_name(trial: RunSpec, room: int = NAME_LENGTH) -> str:
         if not key.startswith(("model.backbone", "model.se.", "seed")) and value is not None and value != defaults[key]
     ]
     name = ", ".join([_net(trial), *parts])
-    return name if len(name) <= room else f"{name[: room - 14]}… {dataclasses.replace(trial, seed=0).trial_id}"
+    if len(name) <= max_length:
+        return name
+    return f"{name[: max_length - 14]}… {dataclasses.replace(trial, seed=0).trial_id}"
 
 
 def run_name(trial: RunSpec) -> str:
-    """Return the name of a trial's run at W&B: that of its variant, and the seed."""
+    """Return the name of a trial's W&B run: the variant's name and the seed."""
     seed = f", seed {trial.seed}"
     return variant_name(trial, NAME_LENGTH - len(seed)) + seed
 
 
 def _net(trial: RunSpec) -> str:
-    """Return the backbone and the non-default settings of its units, in a few words."""
+    """Return the backbone and the non-default settings of its units as text."""
     se, flat = trial.model.se, trial.flat()
     if se.insertion == "none":
         return f"{trial.model.backbone} no SE"
@@ -59,10 +61,10 @@ def _net(trial: RunSpec) -> str:
 
 
 def run_spec(values: Mapping[str, Any]) -> RunSpec:
-    """Build a RunSpec from dotted keys (`model.se.reduction`) and whole sections (`model.se: {…}`).
+    """Build a RunSpec from dotted keys (`model.se.reduction`) and sections (`model.se: {…}`).
 
     Raises:
-        SpecError: for a key that no field has, a value no field can hold, or a section given both ways.
+        SpecError: for an unknown key, an invalid value, or a section given both ways.
     """
     nested: dict[str, Any] = {}
     for key, value in leaves(values).items():
@@ -75,13 +77,13 @@ def run_spec(values: Mapping[str, Any]) -> RunSpec:
 
 
 def trial_of(common: RunSpec, point: Mapping[str, Any]) -> RunSpec:
-    """Return the trial of a point of a sweep: `common` with the point's values.
+    """Return the trial at a point of a sweep: `common` updated with the values of `point`.
 
     In a grid over `model.se.unit` and a detail, such as the reduction ratio, a unit without that detail keeps the
-    default: all points of the detail are one trial. A mapping that gives both together is a mistake.
+    default, so that its points are one trial. A section that sets both is an error.
 
     Raises:
-        SpecError: for a value its field cannot hold, or values that do not go together.
+        SpecError: for an invalid value or conflicting values.
     """
     fields = leaves(point)
     values = dotted(common) | fields
@@ -95,10 +97,10 @@ def trial_of(common: RunSpec, point: Mapping[str, Any]) -> RunSpec:
 
 
 def leaves(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Flatten dotted keys and whole sections into one dotted key per field.
+    """Flatten dotted keys and sections to one dotted key per field.
 
     Raises:
-        SpecError: for a key that no field has, or a section given both ways.
+        SpecError: for an unknown key, or a section given both ways.
     """
     keys, sections = _keys()
     fields: dict[str, Any] = {}
@@ -110,29 +112,27 @@ def leaves(values: Mapping[str, Any]) -> dict[str, Any]:
             for name, inner in value.items():
                 add(f"{key}.{name}", inner)
         elif key not in keys:
-            raise SpecError(f"no field is called {key!r}{nearest(key, keys)}")
+            raise SpecError(f"unknown field {key!r}{nearest(key, keys)}")
         else:
             fields[key] = value
 
     for key, value in values.items():
         if parents := [section for section in values if key.startswith(f"{section}.")]:
-            raise SpecError(
-                f"{key} is given twice: its section {parents[0]} is given whole as well; write one of the two"
-            )
+            raise SpecError(f"{key} is given twice: its section {parents[0]} is given as well; remove one of the two")
         add(key, value)
     return fields
 
 
 @functools.cache
 def _keys() -> tuple[set[str], set[str]]:
-    """Return the dotted keys of all fields, and of all sections."""
+    """Return the dotted keys of all fields, and those of all sections."""
     keys = set(dotted(RunSpec()))
     return keys, {key[:end] for key in keys for end in range(len(key)) if key[end] == "."}
 
 
 def _build(cls: type[T], values: Mapping[str, Any]) -> T:
     hints = hints_of(cast(Hashable, cls))
-    if cls is SESpec:  # flat() writes None for what is moot
+    if cls is SESpec:  # flat() gives moot fields as None
         moot = moot_fields(values.get("insertion", "standard"), values.get("unit", "se"))
         values = {key: value for key, value in values.items() if value is not None or key not in moot}
     return cls(**{k: _build(hints[k], v) if dataclasses.is_dataclass(hints[k]) else v for k, v in values.items()})

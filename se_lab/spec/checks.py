@@ -1,7 +1,6 @@
-"""Check the values of fields by their annotations; errors name the value, the allowed values and the nearest.
+"""Check the values of dataclass fields against the fields' annotations.
 
-A field's type stands in its annotation. `Annotated[int, Meta(ge=1)]` adds a range, `Annotated[str, ("on", "off")]` the
-allowed values.
+`Annotated[int, Meta(ge=1)]` adds a range to a type, `Annotated[str, ("on", "off")]` adds the allowed values.
 """
 
 from __future__ import annotations
@@ -18,10 +17,10 @@ from typing import Any, Literal, cast
 import msgspec
 
 Pieces = tuple[str | dict[str, Any], ...]
-"""Names of classes, or, with arguments, mappings with class_path and init_args."""
+"""Class names, or mappings with class_path and init_args."""
 
 LEAST, MOST = -(2**63), 2**64 - 1
-"""The smallest and the largest integer of a field: the seeds that PyTorch takes."""
+"""The smallest and the largest integer that a field accepts: the range of PyTorch's seeds."""
 _SWITCH = {"true": "on", "false": "off"}
 
 
@@ -38,9 +37,9 @@ class SpecError(ValueError):
 
 
 def nearest(given: str, allowed: Collection[str]) -> str:
-    """Return '; did you mean …?' for a name that resembles an allowed one, else the empty string.
+    """Return '; did you mean …?' for a name similar to an allowed one, else an empty string.
 
-    A dotted key of another section, or of none, resembles the one that ends as it does.
+    Dotted keys that end in the same field name are preferred.
     """
     end = given.lstrip("-").rpartition(".")[2]
     names = [name for name in allowed if name.lstrip("-").rpartition(".")[2] == end]
@@ -49,14 +48,14 @@ def nearest(given: str, allowed: Collection[str]) -> str:
 
 
 def check_choice(name: str, given: object, allowed: Collection[str]) -> None:
-    """Raise SpecError unless `given` is one of `allowed`, naming the nearest."""
+    """Raise SpecError, with the nearest allowed value, unless `given` is one of `allowed`."""
     if given in allowed:
         return
     raise SpecError(f"{name} is {given!r}; allowed are {', '.join(map(str, allowed))}{nearest(str(given), allowed)}")
 
 
 def check_fields(spec: object, section: str = "") -> None:
-    """Bring every field of a dataclass to its declared type (a YAML list to a tuple, '1e-3' to 0.001), in place.
+    """Convert every field of a dataclass to its declared type in place, such as '1e-3' to 0.001.
 
     Raises:
         SpecError: for a value that the field's annotation does not allow.
@@ -68,7 +67,7 @@ def check_fields(spec: object, section: str = "") -> None:
 
 @functools.cache
 def hints_of(cls: Hashable) -> dict[str, Any]:
-    """Return the annotations of a dataclass's fields, resolved."""
+    """Return the resolved annotations of a dataclass's fields."""
     return typing.get_type_hints(cls, include_extras=True)
 
 
@@ -83,13 +82,13 @@ def _checked(key: str, value: Any, hint: Any) -> Any:
             value = _SWITCH.get(str(value).lower(), value)
         check_choice(key, value, rule)
     if type(value) is int and any(typing.get_origin(option) is tuple for option in (kind, *typing.get_args(kind))):
-        value = (value,)  # one stage, or one milestone, needs no brackets
+        value = (value,)  # a single stage or milestone needs no brackets
     if isinstance(value, Mapping) and kind == Pieces:
         value = (value,)
     if isinstance(value, str) and kind in (Pieces, tuple[str, ...]):
-        value = tuple(part.strip() for part in value.split(",") if part.strip())  # nor do words with commas
+        value = tuple(part.strip() for part in value.split(",") if part.strip())
     try:
-        # msgspec 0.19 breaks down over an integer that no float holds
+        # msgspec 0.19 fails on an integer that is too large for a float
         result = msgspec.convert(float(value) if kind is float and type(value) is int else value, kind, strict=False)
     except (msgspec.ValidationError, OverflowError, TypeError):
         result = math.nan
@@ -118,7 +117,7 @@ def _plain(bound: float) -> str:
 
 
 def _check_json(key: str, value: Any) -> None:
-    """Raise SpecError for what JSON cannot hold, such as a date: a trial's id hashes its fields as JSON."""
+    """Raise SpecError for a value that JSON cannot represent; trial ids hash fields as JSON."""
     if isinstance(value, Mapping):
         for name, inner in value.items():
             _check_json(f"{key}.{name}", inner)
@@ -126,12 +125,12 @@ def _check_json(key: str, value: Any) -> None:
         for number, inner in enumerate(value):
             _check_json(f"{key}[{number}]", inner)
     elif not isinstance(value, (str, int, float, type(None))) or value in (math.inf, -math.inf) or value != value:
-        todo = "it must be a finite number, text (in quotes), true, false or null"
-        raise SpecError(f"{key} is {value} (a {type(value).__name__}); {todo}")
+        allowed = "a finite number, text (in quotes), true, false or null"
+        raise SpecError(f"{key} is {value} (a {type(value).__name__}); it must be {allowed}")
 
 
 def describe(hint: Any) -> str:
-    """Return what a type allows, in words, such as 'an integer or null'."""
+    """Return the allowed values of a type as text, such as 'an integer or null'."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         return " or ".join(describe(option) for option in args)

@@ -6,9 +6,9 @@ import sys
 
 
 def module_command(name: str, *arguments: str) -> list[str]:
-    """Return the command of `python -m NAME`, but without the current folder first among the places of modules.
+    """Return the command `python -m NAME`, without the current folder at the start of sys.path.
 
-    There a user's own `datasets/` or `yaml.py` would be taken for the package of that name.
+    A user's `datasets/` or `yaml.py` in the current folder would shadow the package of that name.
     """
     start = (
         "import runpy, sys; sys.path[:1] == [''] and sys.path.pop(0); "

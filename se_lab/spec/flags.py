@@ -1,4 +1,4 @@
-"""Convert flags, configuration files and recipes to specs, for the command line and for sweep specs."""
+"""Convert flags, configuration files and recipes to specs."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from se_lab.spec.reading import expand_path, read_yaml
 from se_lab.spec.trainer_flags import SET_ELSEWHERE, TRAINER_FLAGS
 
 _OWN = {one.name for one in dataclasses.fields(ExecSpec)} - {"recipe"}
-"""The fields of ExecSpec that flags and files give."""
+"""The fields of ExecSpec that flags and files can set."""
 
 Given = Sequence[tuple[str, Any]]
-"""Keys and values of flags, in their order."""
+"""Flags as (key, value) pairs in the order of the command line."""
 
 
 def add_trial_flags(parser: Parser, *, listed: bool = True) -> None:
-    """Add a flag for each field of RunSpec and ExecSpec under its dotted key, --config and --recipe."""
+    """Add --config, --recipe, and a flag for each field of RunSpec and ExecSpec."""
     for name, help_text in (
-        ("config", "YAML file of fields, read before the flags."),
-        ("recipe", f"A recipe of SE-Lab's, read first: {', '.join(recipes())}."),
+        ("config", "YAML file of fields; flags override it."),
+        ("recipe", f"A recipe to start from: {', '.join(recipes())}."),
     ):
         add_key(parser, name, partial(_named, name), help_text)
     add_fields(parser, RunSpec, listed=listed)
@@ -43,7 +43,7 @@ def add_trial_flags(parser: Parser, *, listed: bool = True) -> None:
 
 
 def add_execution_flags(parser: Parser, *, listed: bool = True) -> None:
-    """Add a flag for each field of ExecSpec, for each flag of L.Trainer, and --wandb."""
+    """Add --wandb, and a flag for each field of ExecSpec and each flag of L.Trainer."""
     add_fields(parser, ExecSpec, only=_OWN, listed=listed)
     for name in (*TRAINER_FLAGS, *SET_ELSEWHERE):
         add_key(parser, f"trainer.{name}", partial(pair, f"trainer.{name}", Any), argparse.SUPPRESS)
@@ -52,7 +52,7 @@ def add_execution_flags(parser: Parser, *, listed: bool = True) -> None:
 
 
 def parse_trial(arguments: Sequence[str]) -> tuple[RunSpec, ExecSpec]:
-    """Read a trial from flags; see `trial_from`."""
+    """Return the trial that command-line arguments describe; see `trial_from`."""
     parser = Parser("se-lab train")
     add_trial_flags(parser)
     return trial_from(parser.parse_args(arguments).given)
@@ -61,11 +61,11 @@ def parse_trial(arguments: Sequence[str]) -> tuple[RunSpec, ExecSpec]:
 def trial_from(given: Given) -> tuple[RunSpec, ExecSpec]:
     """Return the trial that flags describe.
 
-    The recipe is applied first, then configuration files, then all flags, in any order: W&B's agent sorts them.
-    Plugins are imported before names are checked.
+    The recipe is applied first, then configuration files, then flags; their order does not matter, since W&B's agent
+    sorts them. Plugins are imported before names are checked.
 
     Raises:
-        SpecError: naming the wrong flag or value, the allowed ones, and the nearest.
+        SpecError: for an unknown flag or an invalid value.
     """
     recipe = "".join([name for key, name in given if key == "recipe"][-1:])
     values = _file_values(_recipe_file(recipe)) if recipe else {}
@@ -77,19 +77,19 @@ def trial_from(given: Given) -> tuple[RunSpec, ExecSpec]:
     execution = _with_values(ExecSpec(recipe=recipe), values)
     values = {key: value for key, value in values.items() if key.partition(".")[0] not in _OWN}
     import_plugins(execution.plugins)
-    if os.environ.get("WANDB_SWEEP_ID"):  # the flags are a point of a grid, in which a unit's moot details stay usual
+    if os.environ.get("WANDB_SWEEP_ID"):  # the flags are a point of a grid, in which moot details keep their defaults
         moot = moot_fields(values.get("model.se.insertion", "standard"), values.get("model.se.unit", "se"))
         values = {key: value for key, value in values.items() if key.removeprefix("model.se.") not in moot}
     return run_spec(values), execution
 
 
 def execution_of(given: Given, defaults: ExecSpec | None = None) -> ExecSpec:
-    """Return the ExecSpec that flags describe, with defaults for what they do not give."""
+    """Return the ExecSpec that flags describe, with `defaults` for the other fields."""
     return _with_values(defaults or ExecSpec(), dict(given))
 
 
 def _with_values(execution: ExecSpec, values: Mapping[str, Any]) -> ExecSpec:
-    """Return an ExecSpec with those of the values that are its fields, or single flags of its trainer."""
+    """Return a copy of an ExecSpec, updated with the values of its fields and trainer flags."""
     changes = {name: value for name, value in values.items() if name in _OWN}
     flags = {key.removeprefix("trainer."): value for key, value in values.items() if key.startswith("trainer.")}
     if flags:
@@ -98,10 +98,10 @@ def _with_values(execution: ExecSpec, values: Mapping[str, Any]) -> ExecSpec:
 
 
 def recipe_changes(name: str, spec: RunSpec) -> dict[str, Any] | None:
-    """Return a recipe's name and the fields in which a trial differs, as {key: [the recipe's, the trial's]}.
+    """Return a recipe's name and the fields that a trial changes, {key: [recipe's, trial's]}.
 
-    A recipe consists of its whole data, optim and train sections, defaults included, and of those fields of other
-    sections that its file names. None stands for no recipe.
+    A recipe consists of the data, optim and train sections, defaults included, and of the other fields that its file
+    sets. The result is None without a recipe.
     """
     if not name:
         return None
@@ -119,13 +119,13 @@ def recipes() -> list[str]:
 
 
 def import_plugins(names: str, key: str = "plugins") -> None:
-    """Import a user's modules, separated by commas, which may lie in the current folder.
+    """Import a user's modules, separated by commas, from the current folder or sys.path.
 
     Raises:
         SpecError: for a module that does not exist or cannot be imported.
     """
     if names and "" not in sys.path:
-        sys.path.append("")  # last: a folder of the project must not stand in for an installed package
+        sys.path.append("")  # last: a folder of the project must not shadow an installed package
     for name in filter(None, names.split(",")):
         try:
             importlib.import_module(name.strip())
@@ -134,21 +134,21 @@ def import_plugins(names: str, key: str = "plugins") -> None:
 
 
 def import_recorded_plugins(names: str, origin: str | Path, trusted: bool) -> None:
-    """Import the plugins that a file names, if the user trusts them or has imported them.
+    """Import the plugins that a file names, if the user trusts the file.
 
     Args:
         names: Modules, separated by commas.
-        origin: The file that names them.
+        origin: The file that names the modules.
         trusted: Whether the user trusts the file.
 
     Raises:
-        SpecError: naming the modules that would be imported.
+        SpecError: if the file is not trusted and names modules that are not imported yet.
     """
     modules = [name for name in map(str.strip, names.split(",")) if name and name not in sys.modules]
     if modules and not trusted:
         raise SpecError(
-            f"{origin} names plugins, which are code that would run here: {', '.join(modules)}; if you trust it, "
-            "--trust_plugins (in Python: trust_plugins=True) imports them"
+            f"{origin} names plugins, whose code would be run: {', '.join(modules)}; if you trust the file, "
+            "import them with --trust_plugins (in Python: trust_plugins=True)"
         )
     import_plugins(",".join(modules))
 
@@ -170,29 +170,29 @@ def _recipe_file(name: str) -> Path:
 
 
 def _file_values(file: Path) -> dict[str, Any]:
-    """Return the fields that a configuration file has, under their dotted keys."""
+    """Return the fields in a configuration file as {dotted key: value}."""
     try:
         values = read_yaml(file.read_text(encoding="utf-8"), as_flags=True)
     except FileNotFoundError:
-        raise SpecError(f"config is {str(file)!r}, and there is no such file") from None
+        raise SpecError(f"config is {str(file)!r}, which does not exist") from None
     except OSError as error:
         raise SpecError(f"config is {str(file)!r}, which cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
-        raise SpecError(f"config is {str(file)!r}, which is no text") from None
+        raise SpecError(f"config is {str(file)!r}, which is not UTF-8 text") from None
     except SpecError as error:
         raise SpecError(f"config is {str(file)!r}: {error}") from None
     except (yaml.YAMLError, ValueError) as error:
-        raise SpecError(f"config is {str(file)!r}, which is no YAML: {' '.join(str(error).split())}") from None
+        raise SpecError(f"config is {str(file)!r}, which is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
-        raise SpecError(f"config is {str(file)!r}, which holds {type(values).__name__}; it must map keys to values")
+        raise SpecError(f"config is {str(file)!r}, which contains {type(values).__name__}; it must map keys to values")
     return _leaves({str(key): value for key, value in values.items()})
 
 
 def _leaves(values: dict[str, Any]) -> dict[str, Any]:
-    """Return fields of RunSpec and ExecSpec under one dotted key each."""
+    """Return the fields of RunSpec and ExecSpec with one dotted key each."""
     sections = {name for name, _ in fields_of(RunSpec())}
     for key in values:
         if key.partition(".")[0] not in _OWN | sections:
-            raise SpecError(f"no field is called {key!r}{nearest(key, (*dotted(RunSpec()), *sorted(_OWN)))}")
+            raise SpecError(f"unknown field {key!r}{nearest(key, (*dotted(RunSpec()), *sorted(_OWN)))}")
     execution = {key: value for key, value in values.items() if key in _OWN or key.startswith("trainer.")}
     return leaves({key: value for key, value in values.items() if key not in execution}) | execution

@@ -1,4 +1,4 @@
-"""Derive a trial's id and the seeds of its random streams."""
+"""Compute trial ids and the seeds of random streams."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 SPEC_VERSION = 2
-"""Part of every trial id. It goes up when a default or a meaning changes, so that old trials keep their own ids."""
+"""Hashed into every trial id; increased when a default or a meaning changes, so that old trials keep their ids."""
 
 
 def seed_of(*key: int | str) -> int:
-    """Return the 63-bit seed of the random stream named by `key`, such as (seed, "order", epoch).
+    """Return the 63-bit seed of the random stream with this key, such as (seed, "order", epoch).
 
-    Streams are keyed, not shared: what one part of a trial draws never shifts what another part draws.
+    With a stream for each purpose, random numbers drawn for one purpose never affect another.
     """
     text = json.dumps(key, separators=(",", ":"))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
 def id_of(changed: Mapping[str, Any]) -> str:
-    """Return 12 hexadecimal digits: the hash of the fields that differ from their defaults, and of SPEC_VERSION."""
+    """Return a trial id: 12 hexadecimal digits, the hash of SPEC_VERSION and the changed fields."""
     text = json.dumps({"spec_version": SPEC_VERSION, **changed}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -33,7 +33,7 @@ def fields_of(spec: object) -> list[tuple[str, Any]]:
 
 
 def dotted(spec: object, prefix: str = "") -> dict[str, Any]:
-    """Return the fields of a nested dataclass under their dotted keys, as JSON values."""
+    """Return the fields of a nested dataclass as {dotted key: JSON value}."""
     flat: dict[str, Any] = {}
     for name, value in fields_of(spec):
         if dataclasses.is_dataclass(value):

@@ -1,4 +1,4 @@
-"""Names of a package that are imported when they are first asked for: `se-lab --help` needs no PyTorch."""
+"""Import the names of a package on first use, so that `se-lab --help` does not load PyTorch."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 
 
 def lazy_names(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """Return the `__getattr__` and `__dir__` of a package whose names live in modules of its own.
+    """Return `__getattr__` and `__dir__` for a package that imports its names on first use.
 
     Args:
         package: The package's `__name__`.
-        homes: Each public name, and the module in the package that has it.
+        homes: Maps each public name to the module of the package that defines it.
     """
 
     def find(name: str) -> Any:

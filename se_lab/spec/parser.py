@@ -1,4 +1,4 @@
-"""argparse, with errors that name the nearest flag, and with a flag for each field of a dataclass."""
+"""An argparse parser that suggests the nearest flag, and flags made from dataclass fields."""
 
 from __future__ import annotations
 
@@ -22,36 +22,36 @@ T = TypeVar("T")
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse's parser, whose errors are SpecErrors. Flags are spelt with _, and read with - as well."""
+    """An ArgumentParser that raises SpecErrors, and accepts - in place of _ in flags."""
 
     def __init__(self, prog: str, description: str = "") -> None:
         super().__init__(prog=prog, description=description, allow_abbrev=False)
 
     @property
     def flags(self) -> list[str]:
-        """The flags that the parser knows."""
+        """All flags of the parser."""
         return [flag for flag in self._option_string_actions if flag.startswith("--")]
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
-        """Parse flags, and return those that are unknown as well."""
-        return super().parse_known_args(_as_known(args or (), self.flags), namespace)
+        """Parse arguments; return the options and the unknown arguments."""
+        return super().parse_known_args(_with_underscores(args or (), self.flags), namespace)
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
-        """Parse flags; raise SpecError for one that is unknown."""
+        """Parse arguments; raise SpecError for an unknown flag."""
         options, rest = self.parse_known_args(args, namespace)
         unknown = [word.partition("=")[0] for word in rest if word.startswith("-")]
         if unknown:
-            raise SpecError("; ".join(f"no flag is called {flag!r}{nearest(flag, self.flags)}" for flag in unknown))
+            raise SpecError("; ".join(f"unknown flag {flag!r}{nearest(flag, self.flags)}" for flag in unknown))
         if rest:
-            raise SpecError(f"nothing takes {' '.join(rest)!r}; {self.prog} --help lists what there is")
+            raise SpecError(f"unexpected argument {' '.join(rest)!r}; see {self.prog} --help")
         return options
 
     def error(self, message: str) -> NoReturn:
-        """Raise SpecError."""
-        raise SpecError(f"{message.removeprefix('argument ')}; {self.prog} --help lists what there is")
+        """Raise SpecError with argparse's message."""
+        raise SpecError(f"{message.removeprefix('argument ')}; see {self.prog} --help")
 
     def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
-        # in `--store=~/runs` a shell leaves ~ alone; what is no path has no such text
+        # a shell does not expand ~ in `--store=~/runs`; values that are not paths contain no ~ or $
         kind = action.type if callable(action.type) else expand_text
         try:
             return kind(arg_string)
@@ -68,14 +68,14 @@ class Parser(argparse.ArgumentParser):
 def add_fields(
     parser: Parser, cls: type, section: str = "", *, only: Collection[str] = (), listed: bool = True
 ) -> None:
-    """Add a flag for each field of a dataclass, and for each section of fields; `values_of` reads them.
+    """Add a flag for each field of a dataclass, nested ones included; `values_of` reads them.
 
     Args:
         parser: The parser.
         cls: The dataclass.
-        section: The key that its fields stand under.
+        section: The dotted key of the dataclass, which prefixes the flags.
         only: The fields that get a flag; all by default.
-        listed: Whether --help lists them.
+        listed: Whether --help lists the flags.
     """
     docs = _docstrings(cls.__module__)[cls.__name__]
     group = parser.add_argument_group(section or cls.__name__, docs[""])
@@ -94,18 +94,18 @@ def add_fields(
 def add_key(
     parser: argparse._ActionsContainer, key: str, kind: Callable[[str], Any], about: str, *, metavar: str | None = None
 ) -> None:
-    """Add the flag of a key, whose values are pairs of key and value in `given`, in the order of the command line."""
+    """Add a flag whose (key, value) pairs are appended to the option `given`."""
     parser.add_argument(f"--{key}", dest="given", action="append", default=[], type=kind, metavar=metavar, help=about)
 
 
 def values_of(pairs: Sequence[tuple[str, Any]], cls: type, section: str = "") -> dict[str, Any]:
-    """Return the values that were given for the fields of a dataclass, without those of its sections."""
+    """Return the values for the fields of a dataclass, without those of its sections."""
     names = {f"{section}.{f.name}" if section else f.name: f.name for f in dataclasses.fields(cast(Any, cls))}
     return {names[key]: value for key, value in pairs if key in names}
 
 
 def pair(key: str, hint: Any, text: str) -> tuple[str, Any]:
-    """Return a field's key and the value of its flag: text as it stands, anything else as YAML."""
+    """Return a field's key and the value of its flag: text as it is, other types read as YAML."""
     kinds = _options_of(hint)
     if kinds == {str}:
         return key, text
@@ -127,7 +127,7 @@ def _options_of(hint: Any) -> set[Any]:
 
 @functools.cache
 def _docstrings(module: str) -> Mapping[str, Mapping[str, str]]:
-    """Return the docstrings of the classes of a module under '', and those of their fields under the fields' names."""
+    """Return {class: {'': its docstring, field: its docstring}} for the classes of a module."""
     spec = importlib.util.find_spec(module)
     assert spec is not None and spec.origin is not None
     texts: dict[str, dict[str, str]] = {}
@@ -141,15 +141,15 @@ def _docstrings(module: str) -> Mapping[str, Mapping[str, str]]:
     return texts
 
 
-def _as_known(words: Sequence[str], flags: Collection[str]) -> list[str]:
-    """Return the words of a command line with each known flag spelt with _."""
+def _with_underscores(words: Sequence[str], flags: Collection[str]) -> list[str]:
+    """Return command-line arguments with - replaced by _ in known flags."""
 
-    def renamed(word: str) -> str:
+    def rename(word: str) -> str:
         flag, equals, value = word.partition("=")
         name = "--" + flag[2:].replace("-", "_")
         return f"{name}{equals}{value}" if word.startswith("--") and name in flags else word
 
-    return [renamed(word) for word in words]
+    return [rename(word) for word in words]
 
 
 def _name_of(action: argparse.Action) -> str:

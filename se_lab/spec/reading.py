@@ -1,4 +1,4 @@
-"""Text from outside: YAML of flags and files, and paths with `~` and variables."""
+"""Read YAML from flags and files, and expand paths with `~` and variables."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import yaml
 
 from se_lab.spec.checks import SpecError
 
-MOST_NODES = 1_000_000
-"""Values that a YAML text may have once its aliases are expanded; a few lines can otherwise expand to billions."""
+MAX_NODES = 1_000_000
+"""Maximum number of values in a YAML text after expanding aliases; a few lines could otherwise expand to billions."""
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 in which 1e-3 is a number."""
+    """A loader of YAML 1.1 that reads 1e-3 as a number."""
 
 
 _FLOAT = re.compile(r"[-+]?(\d[\d_]*\.?\d*|\.\d+)[eE][-+]?\d+")
@@ -24,15 +24,12 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456
 
 
 def expand_path(path: str | Path, root: str | Path = "") -> Path:
-    """Return a path from a flag, a variable or a file, with `~` and variables expanded, under `root` if relative.
-
-    Every such path passes here once.
-    """
+    """Return a path with `~` and variables expanded, relative to `root`."""
     return Path(expand_text(str(root)), expand_text(str(path)))
 
 
 def expand_text(text: str) -> str:
-    """Return text with `~` at its start and variables expanded, as a shell does."""
+    """Return text with variables and an initial `~` expanded, as a shell does."""
     return os.path.expanduser(os.path.expandvars(text))  # noqa: PTH111
 
 
@@ -41,11 +38,11 @@ def read_yaml(text: str, *, as_flags: bool = False) -> Any:
 
     Args:
         text: The text.
-        as_flags: Read 1e-3 as a number, as flags do. W&B reads it as text, and so do its sweep specs here.
+        as_flags: Read 1e-3 as a number, as in flags. In sweep specs it is text, as W&B reads it.
 
     Raises:
-        yaml.YAMLError: for a text that is not YAML.
-        SpecError: for one that contains itself, is nested too deeply, or grows too large when aliases are expanded.
+        yaml.YAMLError: for a text that is not valid YAML.
+        SpecError: for recursive aliases, too deep a nesting, or too many values.
     """
     loader = (_Loader if as_flags else yaml.SafeLoader)(text)
     try:
@@ -53,8 +50,8 @@ def read_yaml(text: str, *, as_flags: bool = False) -> Any:
         if node is None:
             return None
         count = _count(node, {})
-        if count > MOST_NODES:
-            raise SpecError(f"its aliases expand to {count:,} values; at most {MOST_NODES:,} are allowed")
+        if count > MAX_NODES:
+            raise SpecError(f"its aliases expand to {count:,} values; at most {MAX_NODES:,} are allowed")
         return loader.construct_document(node)
     except RecursionError:
         raise SpecError("it is nested too deeply") from None
@@ -63,10 +60,10 @@ def read_yaml(text: str, *, as_flags: bool = False) -> Any:
 
 
 def _count(node: yaml.Node, counts: dict[int, int]) -> int:
-    """Return the number of values under a node, each alias counted as what it stands for."""
+    """Return the number of values under a node, with aliases expanded."""
     if id(node) in counts:
         if not (count := counts[id(node)]):
-            raise SpecError("an alias in it stands within its own anchor, so that it contains itself")
+            raise SpecError("an alias in it contains itself")
         return count
     counts[id(node)] = 0  # being counted
     children = [child for pair in node.value for child in pair] if isinstance(node, yaml.MappingNode) else node.value

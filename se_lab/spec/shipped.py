@@ -1,4 +1,4 @@
-"""Files that come with SE-Lab: sweep specs, recipes and analysis scripts, in a checkout and in an installed wheel."""
+"""Find the files that come with SE-Lab: sweep specs, recipes and analysis scripts."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from pathlib import Path
 from se_lab.spec.reading import expand_path
 
 SHIPPED = {"sweeps": ".yaml", "recipes": ".yaml", "analysis": ".py"}
-"""Each kind of shipped file, with its suffix."""
+"""The suffix of each kind of shipped file."""
 
 
 def find_sweep(name: str | Path) -> Path:
-    """Return the path of a sweep spec: a file, or one of the shipped specs by its name, such as demo.
+    """Return the path of a sweep spec, given as a path or as a shipped spec's name.
 
-    The name precedes a folder of that name, such as that of the demo's figures; write ./demo for a store in it.
+    The name of a shipped spec takes precedence over a folder of that name; write ./demo for the folder.
     """
     path = expand_path(name)
     return path if path.is_file() else shipped("sweeps").get(str(name), path)
 
 
 def shipped(kind: str) -> dict[str, Path]:
-    """Return the shipped files of a kind of SHIPPED, by name without suffix."""
+    """Return the shipped files of one kind (a key of SHIPPED) as {name without suffix: path}."""
     package = Path(str(resources.files("se_lab")))
     # a wheel has sweeps and analysis as package data, a checkout has them beside the package
     folders = (package / "spec" / kind, package.parent / kind)

@@ -1,64 +1,64 @@
-"""The flags of L.Trainer: which of them a trial takes, and why it does not take the others."""
+"""The flags of L.Trainer that a trial accepts, and the reasons why it rejects the others."""
 
 from __future__ import annotations
 
 from se_lab.spec.checks import SpecError, check_choice, nearest
 
 LIMITS = ("limit_train_batches", "limit_val_batches", "limit_test_batches")
-"""Flags of L.Trainer that are for a rehearsal: they would change the numbers of a trial."""
+"""Flags of L.Trainer for rehearsals only, since they affect results."""
 
 PROFILERS = ("simple", "advanced", "pytorch")
 
 TRAINER_FLAGS = ("profiler", "detect_anomaly", "enable_progress_bar", "enable_model_summary", *LIMITS)
-"""Flags of L.Trainer that an ExecSpec takes."""
+"""Flags of L.Trainer that an ExecSpec accepts."""
 
 SET_ELSEWHERE = {
-    "accelerator": "it is device",
-    "strategy": "it follows from train.devices and train.nodes",
-    "devices": "it is train.devices",
-    "num_nodes": "it is train.nodes",
-    "precision": "it changes numbers: it is train.precision",
-    "logger": "it is logger",
-    "callbacks": "it is callbacks",
-    "fast_dev_run": "it changes numbers: se-lab train --dry_run rehearses a trial",
-    "max_epochs": "it changes numbers: it is train.epochs",
-    "min_epochs": "it changes numbers: a trial trains for train.epochs",
-    "max_steps": "it changes numbers: a trial trains for train.epochs",
-    "min_steps": "it changes numbers: a trial trains for train.epochs",
-    "max_time": "it changes numbers: stop a trial by SIGTERM, and the same command resumes it",
-    "limit_predict_batches": "training predicts nothing",
-    "overfit_batches": "it changes numbers: for a rehearsal, limit_train_batches with --dry_run",
-    "val_check_interval": "it changes numbers: a trial is validated after each epoch",
-    "check_val_every_n_epoch": "it changes numbers: a trial is validated after each epoch",
-    "num_sanity_val_steps": "se-lab train --dry_run rehearses the validation",
-    "log_every_n_steps": "it is log_every",
-    "enable_checkpointing": "a trial's checkpoints are what it resumes from",
-    "accumulate_grad_batches": "it changes numbers: it is train.accumulate",
-    "gradient_clip_val": "it changes numbers: it is train.clip_norm",
-    "gradient_clip_algorithm": "it changes numbers: train.clip_norm clips the norm",
-    "deterministic": "it changes numbers: trials are deterministic",
-    "benchmark": "it changes numbers: cuDNN would choose its kernels by their times",
-    "inference_mode": "a trial is evaluated in inference mode",
-    "use_distributed_sampler": "it changes numbers: SE-Lab deals the images out to ranks",
-    "barebones": "it leaves out the checkpoints and metrics that a trial consists of",
-    "plugins": "it follows from train.precision and train.devices; modules to import are plugins",
-    "sync_batchnorm": "it changes numbers: it is train.sync_bn",
-    "reload_dataloaders_every_n_epochs": "it changes numbers: the order of the images is keyed to seed and epoch",
-    "default_root_dir": "it is store",
-    "enable_autolog_hparams": "a record holds the spec, and a logger gets it",
-    "model_registry": "a trial is kept in the store",
+    "accelerator": "set device instead",
+    "strategy": "set train.devices and train.nodes instead",
+    "devices": "set train.devices instead",
+    "num_nodes": "set train.nodes instead",
+    "precision": "it affects results: set train.precision instead",
+    "logger": "set logger instead",
+    "callbacks": "set callbacks instead",
+    "fast_dev_run": "it affects results: use se-lab train --dry_run instead",
+    "max_epochs": "it affects results: set train.epochs instead",
+    "min_epochs": "it affects results: set train.epochs instead",
+    "max_steps": "it affects results: set train.epochs instead",
+    "min_steps": "it affects results: set train.epochs instead",
+    "max_time": "it affects results: stop a trial with SIGTERM, and resume it with the same command",
+    "limit_predict_batches": "training makes no predictions",
+    "overfit_batches": "it affects results: use limit_train_batches with --dry_run instead",
+    "val_check_interval": "it affects results: a trial is validated after each epoch",
+    "check_val_every_n_epoch": "it affects results: a trial is validated after each epoch",
+    "num_sanity_val_steps": "use se-lab train --dry_run to test the validation",
+    "log_every_n_steps": "set log_every instead",
+    "enable_checkpointing": "a trial needs checkpoints to resume",
+    "accumulate_grad_batches": "it affects results: set train.accumulate instead",
+    "gradient_clip_val": "it affects results: set train.clip_norm instead",
+    "gradient_clip_algorithm": "it affects results: train.clip_norm clips the norm",
+    "deterministic": "it affects results: trials are always deterministic",
+    "benchmark": "it affects results: cuDNN would choose kernels by their times",
+    "inference_mode": "a trial is always evaluated in inference mode",
+    "use_distributed_sampler": "it affects results: SE-Lab distributes the images among ranks",
+    "barebones": "it disables checkpoints and metrics, which a trial needs",
+    "plugins": "set train.precision and train.devices instead; the plugins field is for modules to import",
+    "sync_batchnorm": "it affects results: set train.sync_bn instead",
+    "reload_dataloaders_every_n_epochs": "it affects results: the order of the images depends on seed and epoch",
+    "default_root_dir": "set store instead",
+    "enable_autolog_hparams": "the spec is always recorded and logged",
+    "model_registry": "trials are kept in the store",
 }
-"""Flags of L.Trainer that an ExecSpec does not take, and why."""
+"""Flags of L.Trainer that an ExecSpec rejects, and why."""
 
 
 def check_trainer_flag(name: str, value: object) -> None:
-    """Raise SpecError for a flag of L.Trainer that no trial accepts, with the reason, or for an invalid value."""
+    """Raise SpecError, with the reason, for a flag of L.Trainer or a value that trials reject."""
     key = f"trainer.{name}"
     if name in SET_ELSEWHERE:
-        raise SpecError(f"{key} is not for a trial: {SET_ELSEWHERE[name]}")
+        raise SpecError(f"a trial does not accept {key}: {SET_ELSEWHERE[name]}")
     if name not in TRAINER_FLAGS:
         similar = nearest(name, (*TRAINER_FLAGS, *SET_ELSEWHERE))
-        raise SpecError(f"L.Trainer has no flag {name!r}; a trial takes {', '.join(TRAINER_FLAGS)}{similar}")
+        raise SpecError(f"L.Trainer has no flag {name!r}; a trial accepts {', '.join(TRAINER_FLAGS)}{similar}")
     if name in LIMITS:
         if type(value) is not int or value < 1:
             raise SpecError(f"{key} is {value!r}; it must be a number of batches, at least 1")

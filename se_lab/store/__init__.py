@@ -1,6 +1,6 @@
-"""The store: one folder a trial, claimed by one worker at a time, each file replaced whole or not at all.
+"""The store: one folder per trial, held by one worker at a time; files are replaced atomically.
 
-In: a `RunRecord`. Out: a table of trials, one row each.
+In: a `RunRecord`. Out: a table with one row per trial.
 
 <store>/<trial_id>/record.json       status, spec, costs, metrics, timings, environment
                    metrics.csv       one row per epoch

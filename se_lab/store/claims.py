@@ -1,9 +1,9 @@
-"""Claims: which worker holds a trial.
+"""Claims, which ensure that one worker at a time holds a trial.
 
-Claim n of a trial is the file claims/<n>, and taking the trial means creating claim n + 1, which a file system lets
-exactly one worker do. No claim is ever renamed, or deleted while its number may be requested, so a number is assigned
-only once: a worker with a lower number has lost the trial, and detects that before it writes. There is no lock that a
-crash could leave behind.
+Claim n of a trial is the file claims/<n>. A worker takes the trial by creating claim n + 1, which the file system lets
+exactly one worker do. Claims are never renamed, nor deleted while a worker may still create their number, so each
+number is assigned once: a worker with a lower number has lost the trial, and detects that before it writes. A crash
+leaves no lock behind.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from se_lab.store.marker import claims_in, identity_in, is_written_aside, mark_s
 
 HEARTBEAT_SECONDS = 5.0
 LEASE_SECONDS = 60.0
-"""A claim without a heartbeat for this long is dead. A worker on the same host is seen to be dead at once."""
+"""Time without a heartbeat after which a claim expires. On the same host, a dead process is detected at once."""
 HIDDEN = "hidden"
-"""Stands for the start time of a process that exists but cannot be seen (hidepid=2, or no /proc)."""
+"""The start time of a process that exists but cannot be inspected (hidepid=2, or no /proc)."""
 
 
 class TrialBusyError(RuntimeError):
@@ -35,11 +35,11 @@ class TrialBusyError(RuntimeError):
 
 
 class ClaimLostError(RuntimeError):
-    """This worker was taken for dead and another has claimed the trial: stop, and write nothing more."""
+    """Another worker has claimed the trial; this worker must stop, and write nothing more."""
 
 
 class Claim:
-    """The right to work on a trial, while `check` does not raise."""
+    """A worker's hold on a trial, valid as long as `check` does not raise."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -48,16 +48,16 @@ class Claim:
         self._heart.start()
 
     def check(self) -> None:
-        """Raise ClaimLostError if another worker has taken the trial since."""
+        """Raise ClaimLostError if another worker has claimed the trial."""
         latest = _latest(self.path.parent)
         if latest is None or latest.name != self.path.name:
             raise ClaimLostError(f"{self.path.parent.parent.name} was claimed by another worker")
 
     def release(self) -> None:
-        """Let the next worker have the trial at once."""
+        """Release the trial, so that another worker can claim it at once."""
         self._stop.set()
         self._heart.join()
-        with contextlib.suppress(OSError):  # a dead worker's claim ends without it
+        with contextlib.suppress(OSError):  # an unreleased claim expires
             self.path.with_suffix(".released").touch()
 
     def _beat(self) -> None:
@@ -68,19 +68,19 @@ class Claim:
 
 @contextlib.contextmanager
 def claim(folder: Path) -> Iterator[Claim]:
-    """Hold a trial.
+    """Hold a trial in a context.
 
     Raises:
-        TrialBusyError: where another worker holds it.
+        TrialBusyError: if another worker holds the trial.
     """
-    with contextlib.suppress(SpecError):  # a folder that others use stays unmarked, and gc and sweeps refuse it
+    with contextlib.suppress(SpecError):  # a folder with other files stays unmarked, and gc and sweeps reject it
         mark_store(folder.parent)
     claims = folder / "claims"
     claims.mkdir(parents=True, exist_ok=True)
     latest = _latest(claims)
     if latest is not None and _is_held(latest):
-        raise TrialBusyError(f"{folder.name} is being worked on by {describe_holder(folder)}")
-    numbers = [int(entry.name) for entry in claims.iterdir() if entry.name.isdecimal()]  # what others put there as well
+        raise TrialBusyError(f"{folder.name} is held by {describe_holder(folder)}")
+    numbers = [int(entry.name) for entry in claims.iterdir() if entry.name.isdecimal()]  # including foreign files
     path = claims / f"{max(numbers, default=0) + 1:06d}"
     if not create_once(path, json.dumps(_identity()).encode()):
         raise TrialBusyError(f"{folder.name} was claimed by another worker a moment ago")
@@ -92,7 +92,7 @@ def claim(folder: Path) -> Iterator[Claim]:
 
 
 def holder_of(folder: Path) -> dict[str, Any] | None:
-    """Return the worker that holds a trial (host, pid, start; empty if a crash lost them), or None."""
+    """Return the identity of the worker that holds a trial, {} if it is unknown, or None."""
     latest = _latest(folder / "claims")
     if latest is None or not _is_held(latest):
         return None
@@ -100,16 +100,17 @@ def holder_of(folder: Path) -> dict[str, Any] | None:
 
 
 def describe_holder(folder: Path) -> str:
-    """Return 'process 123 on host', 'an unknown process' or 'nobody'; and how long the worker has been silent.
+    """Return 'process 123 on host', 'an unknown process' or 'nobody'.
 
-    A frozen worker on this host holds its trial for as long as it lives; only its silence reveals it.
+    For a worker without a recent heartbeat, the time since the last one is added: a suspended process on this host
+    holds its trial as long as it exists.
     """
     holder, latest = holder_of(folder), _latest(folder / "claims")
     if holder is None or latest is None:
         return "nobody"
     name = f"process {holder['pid']} on {holder['host']}" if holder else "an unknown process"
     silence = _now_on(latest.parent) - latest.stat().st_mtime
-    return name if silence < LEASE_SECONDS else f"{name}, silent for {silence / 60:.0f} min"
+    return name if silence < LEASE_SECONDS else f"{name}, without a heartbeat for {silence / 60:.0f} min"
 
 
 def _latest(claims: Path) -> Path | None:
@@ -118,7 +119,7 @@ def _latest(claims: Path) -> Path | None:
 
 
 def clear_leftovers(folder: Path) -> None:
-    """Remove a killed worker's temporary files; only the holder of the trial may call this."""
+    """Delete a killed worker's temporary files; only the holder of the trial may call this."""
     for path in folder.glob(".*"):
         if is_written_aside(path) and path.is_file():
             path.unlink(missing_ok=True)
@@ -127,7 +128,7 @@ def clear_leftovers(folder: Path) -> None:
 def _is_held(path: Path) -> bool:
     if path.with_suffix(".released").exists():
         return False
-    holder = identity_in(path)  # opened before it is asked for its time, which NFS then asks of the server
+    holder = identity_in(path)  # opening the file first makes NFS fetch its current time
     beat = path.stat().st_mtime
     if holder and holder["machine"] == _identity()["machine"]:
         start = _start_of(holder["pid"])
@@ -137,7 +138,7 @@ def _is_held(path: Path) -> bool:
 
 
 def _now_on(folder: Path) -> float:
-    """Return the time of the file system's clock, which stamps the heartbeats; of this host's if it is read-only."""
+    """Return the file system's time, which heartbeats carry; this host's on a read-only one."""
     probe = folder / f".{uuid.uuid4().hex}"
     try:
         probe.touch()
@@ -150,9 +151,9 @@ def _now_on(folder: Path) -> float:
 
 
 def _identity() -> dict[str, Any]:
-    """Return an identity by which others on this machine can tell whether this process lives."""
+    """Return host, machine, pid and start time of this process, by which others check it is alive."""
     parts = [socket.gethostname()]
-    for source in ("/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid"):  # a reboot or a container counts as another
+    for source in ("/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid"):  # they identify the boot and the container
         with contextlib.suppress(OSError):
             path = Path(source)
             parts.append(str(path.readlink()) if path.is_symlink() else path.read_text(encoding="utf-8").strip())
@@ -161,7 +162,7 @@ def _identity() -> dict[str, Any]:
 
 
 def _start_of(pid: int) -> str | None:
-    """Return the start time of a process, which tells reused pids apart; None if it has ended; or HIDDEN."""
+    """Return the start time of a process, to detect reused pids; None if it has ended, or HIDDEN."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
         return None if stat[0] in "ZX" else stat[19]

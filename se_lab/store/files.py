@@ -1,4 +1,4 @@
-"""Files that are replaced whole or not at all, and JSON that carries a checksum."""
+"""Write files atomically, and read and write JSON with a checksum."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _SEAL = re.compile(rb'\{\n  "checksum": "([0-9a-f]{64})",\n')
 
 
 def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Write a temporary file, sync it to disk, and rename it into place: nobody ever reads half of it.
+    """Write a file atomically: write a temporary file, sync it to disk, and rename it into place.
 
-    Missing folders are created. A device or a pipe is written directly.
+    Missing folders are created. Devices and pipes are written directly.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists() and not path.is_file():
@@ -39,40 +39,40 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 
 
 def write_bytes_whole(path: Path, content: bytes) -> None:
-    """Write a file with its content, as `write_whole`."""
+    """Write bytes to a file atomically."""
     write_whole(path, lambda file: file.write(content))
 
 
 def write_text_whole(path: Path, text: str) -> None:
-    """Write a text as UTF-8, as `write_whole`."""
+    """Write text to a file as UTF-8, atomically."""
     write_bytes_whole(path, text.encode())
 
 
-def put_in_place(aside: Path, path: Path) -> None:
-    """Sync a temporary file to disk and rename it into place, with the permissions that the umask gives."""
-    if aside.stat().st_mode & 0o777 == 0o600:  # safetensors writes so, whatever the umask
+def put_in_place(temp_path: Path, path: Path) -> None:
+    """Sync a temporary file to disk and rename it into place, with the umask's permissions."""
+    if temp_path.stat().st_mode & 0o777 == 0o600:  # safetensors ignores the umask
         probe = aside_of(path)
         probe.touch()
-        aside.chmod(probe.stat().st_mode & 0o777)
+        temp_path.chmod(probe.stat().st_mode & 0o777)
         probe.unlink()
-    with aside.open("rb") as file:
+    with temp_path.open("rb") as file:
         os.fsync(file.fileno())
-    aside.replace(path)
+    temp_path.replace(path)
     _sync_folder(path.parent)
 
 
 def _sync_folder(folder: Path) -> None:
-    """Bring a folder's list of names to the disk, where the system can: a crash then loses no rename."""
+    """Sync a folder's entries to disk where the system can, so that a crash loses no rename."""
     with contextlib.suppress(OSError):
-        number = os.open(folder, os.O_RDONLY)
+        descriptor = os.open(folder, os.O_RDONLY)
         try:
-            os.fsync(number)
+            os.fsync(descriptor)
         finally:
-            os.close(number)
+            os.close(descriptor)
 
 
 def read_bytes(path: str) -> bytes:
-    """Read a small file in half the time of Python's open, which matters for ten thousand files."""
+    """Return the content of a small file; twice as fast as `open`, for stores of many trials."""
     file = os.open(path, os.O_RDONLY)
     try:
         parts = [os.read(file, _PART)]
@@ -93,37 +93,37 @@ def digest_of_file(path: Path) -> str:
 
 
 def sealed(values: Mapping[str, Any]) -> bytes:
-    """Return a mapping as JSON that begins with the checksum of the rest; NaN becomes null."""
+    """Return a mapping as JSON that starts with a checksum of the rest; NaN becomes null."""
     body = json.dumps(_without_nan(values), indent=2, allow_nan=False).removeprefix("{\n").encode()
     return f'{{\n  "checksum": "{hashlib.sha256(body).hexdigest()}",\n'.encode() + body
 
 
 def write_sealed(path: Path, values: Mapping[str, Any]) -> None:
-    """Write a mapping as `sealed` JSON."""
+    """Write a mapping to a file as JSON with a checksum."""
     write_bytes_whole(path, sealed(values))
 
 
 def read_sealed(path: Path) -> dict[str, Any]:
-    """Return a mapping that was written as `sealed` JSON, without its checksum.
+    """Return the mapping that `write_sealed` wrote to a file, without its checksum.
 
     Raises:
-        ValueError: for a file that is no such mapping, or was changed since it was written.
-        FileNotFoundError: for one that does not exist.
+        ValueError: if the file is invalid, or was changed after it was written.
+        FileNotFoundError: if the file does not exist.
     """
     content = read_bytes(str(path))
     check_seal(content)
     values = json.loads(content)
     if not isinstance(values, dict):
-        raise ValueError(f"it holds {type(values).__name__}, not a mapping")
+        raise ValueError(f"it contains {type(values).__name__}, not a mapping")
     values.pop("checksum", None)
     return values
 
 
 def check_seal(content: bytes) -> bool:
-    """Return whether a file's content carries a checksum; raise ValueError if it carries a wrong one."""
+    """Return whether a file's content has a checksum; raise ValueError if it is wrong."""
     seal = _SEAL.match(content)
     if seal and hashlib.sha256(memoryview(content)[seal.end() :]).hexdigest().encode() != seal[1]:
-        raise ValueError("its checksum is not that of its content: it is damaged, or was edited")
+        raise ValueError("its checksum does not match its content: it is damaged or was edited")
     return seal is not None
 
 
@@ -138,9 +138,9 @@ def _without_nan(value: Any) -> Any:
 
 
 def create_once(path: Path, content: bytes) -> bool:
-    """Create a file with its content, and return whether this call did it: of concurrent calls, exactly one does.
+    """Create a file with its content; return True in exactly one of several concurrent calls.
 
-    A hard link is atomic on every file system, NFS included.
+    It uses a hard link, which is atomic on every file system, NFS included.
     """
     temp_path = path.with_name(f".{uuid.uuid4().hex}")
     try:
@@ -150,7 +150,7 @@ def create_once(path: Path, content: bytes) -> bool:
             os.fsync(file.fileno())
         os.link(temp_path, path)
     except FileExistsError:
-        # NFS may repeat a request whose answer was lost, and fail since the first one succeeded
+        # NFS may repeat a request whose answer was lost; the repetition fails although the link was made
         return temp_path.stat().st_nlink == 2
     finally:
         temp_path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Tell SE-Lab's own folders from others: by a marker in a store, and by the ids and records of trials."""
+"""Recognise SE-Lab's folders: stores by a marker file, trials by their ids and records."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from typing import Any
 from se_lab.spec import SpecError
 
 MARKER = ".se-lab-store"
-_TEXT = "SE-Lab keeps trials in this folder, one folder each. se-lab gc deletes only what SE-Lab wrote.\n"
+_TEXT = "SE-Lab keeps trials in this folder, one folder per trial. se-lab gc deletes only files that SE-Lab wrote.\n"
 _ID = re.compile("[0-9a-f]{12}").fullmatch
 _CLAIM = re.compile("[0-9]{6,}").fullmatch
 _IDENTITY = {"host", "machine", "pid", "start"}
 
 
 def check_store(folder: str | Path) -> None:
-    """Raise SpecError for a file, a path below a file, or a folder with other files and no marker.
+    """Raise SpecError unless a path is a store, a new or empty folder, or a folder of trials.
 
-    Hidden files and folders of trials are allowed.
+    Hidden files are ignored.
     """
     folder = Path(folder)
     if file := next((path for path in (folder, *folder.parents) if path.is_file()), None):
@@ -38,17 +38,17 @@ def check_store(folder: str | Path) -> None:
     if names:
         examples = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
         raise SpecError(
-            f"store is {str(folder)!r}, which holds other files ({examples}) and no marker of SE-Lab's; "
+            f"store is {str(folder)!r}, which contains other files ({examples}) and no {MARKER}; "
             "it must be a new or empty folder, or a store"
         )
 
 
 def mark_store(folder: str | Path) -> None:
-    """Make a folder a store, creating it where it is missing.
+    """Make a folder a store; create the folder if it is missing.
 
     Raises:
-        SpecError: for a folder that holds other files.
-        OSError: where nothing can be written.
+        SpecError: if the folder contains other files.
+        OSError: if the folder cannot be written.
     """
     folder = Path(folder)
     check_store(folder)
@@ -56,16 +56,16 @@ def mark_store(folder: str | Path) -> None:
     with contextlib.suppress(FileExistsError), (folder / MARKER).open("x", encoding="utf-8") as file:
         file.write(_TEXT)
         file.flush()
-        os.fsync(file.fileno())  # a crash must not leave trials without it
+        os.fsync(file.fileno())  # a crash must not leave trials without a marker
 
 
 def is_trial_id(name: str) -> bool:
-    """Tell whether a name is a trial id: 12 hexadecimal digits."""
+    """Return whether a name is a trial id: 12 hexadecimal digits."""
     return _ID(name) is not None
 
 
 def is_trial(path: Path) -> bool:
-    """Tell whether a path is the folder of a trial: named by a trial id, with a record or a claim of SE-Lab's."""
+    """Return whether a path is a trial's folder: named by a trial id, with a record or a claim."""
     if not _ID(path.name) or path.is_symlink() or not path.is_dir():
         return False
     with contextlib.suppress(OSError, ValueError):
@@ -75,12 +75,12 @@ def is_trial(path: Path) -> bool:
 
 
 def aside_of(path: Path) -> Path:
-    """Return the name under which a file is written before it is renamed into place."""
+    """Return a temporary path for a file that will be renamed into place."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}")
 
 
 def is_written_aside(path: Path) -> bool:
-    """Tell whether a path is a temporary file of SE-Lab's, or a folder that it renamed in order to delete it."""
+    """Return whether a path is a temporary file, or a trial's folder renamed for deletion."""
     if path.is_symlink():
         return False
     if path.is_dir():
@@ -89,7 +89,7 @@ def is_written_aside(path: Path) -> bool:
 
 
 def claims_in(folder: Path) -> list[Path]:
-    """Return the claims in a trial's folder of claims, by number: files, and no links or folders of others."""
+    """Return the claim files in a folder by number; links and folders are skipped."""
     if folder.is_symlink():
         return []
     try:
@@ -102,7 +102,7 @@ def claims_in(folder: Path) -> list[Path]:
 
 
 def identity_in(path: Path) -> dict[str, Any]:
-    """Return the identity in a claim file; empty if its host crashed before it was on disk, or it is another user's."""
+    """Return the identity in a claim file; {} if the file is incomplete or unreadable."""
     with contextlib.suppress(ValueError, PermissionError):
         identity = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(identity, dict) and identity.keys() >= _IDENTITY and isinstance(identity["pid"], int):

@@ -19,31 +19,31 @@ def cache_folder() -> Path:
 
 @contextlib.contextmanager
 def replacing(paths: Iterable[str | Path], *, overwrite: bool = False) -> Iterator[None]:
-    """Guard files written in the context: they replace only files that SE-Lab wrote and nobody changed since.
+    """Guard the files written in the context: only unchanged files of SE-Lab may be replaced.
 
     Args:
         paths: The files that will be written.
-        overwrite: Replace any file.
+        overwrite: Whether any file may be replaced.
 
     Raises:
-        SpecError: before anything is written, naming the files that would be lost.
+        SpecError: before anything is written, if another file would be replaced.
     """
     files = [Path(path).absolute() for path in paths]
     if not overwrite and (losses := [file for file in files if os.path.lexists(file) and not _is_ours(file)]):
         more = f" and {len(losses) - 1} more" if len(losses) > 1 else ""
         raise SpecError(
-            f"{losses[0]}{more} would be replaced, and SE-Lab did not write it as it is now; choose another name, or "
-            "--overwrite"
+            f"{losses[0]}{more} already exists and was not written by SE-Lab, or was changed since; choose another "
+            "name, or add --overwrite"
         )
     stamps = {file: _stamp(file) for file in files}
     try:
         yield
-    finally:  # files written before an error are SE-Lab's too; the others keep their owner
+    finally:  # after an error, some files were written and others were not
         _remember(file for file in files if _stamp(file) != stamps[file])
 
 
 def _stamp(file: Path) -> tuple[int, ...] | None:
-    """Return what changes when a file is written; None where there is none."""
+    """Return inode, size and time of a file, to detect that it was written; None if it is missing."""
     try:
         status = file.stat()
     except OSError:
@@ -55,7 +55,7 @@ def _remember(files: Iterable[Path]) -> None:
     for file in files:
         if file.is_file():
             note = _note(file)
-            with contextlib.suppress(OSError):  # without the note, the file is not replaced next time
+            with contextlib.suppress(OSError):  # without a note, the file will not be replaced
                 note.parent.mkdir(parents=True, exist_ok=True)
                 note.write_text(digest_of_file(file), encoding="utf-8")
 

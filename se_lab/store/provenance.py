@@ -1,7 +1,7 @@
-"""What can change a trial's numbers and is not part of its spec, and how two states of it differ, in words.
+"""Provenance of a trial: everything outside its spec that can affect its results.
 
 A record keeps the `current_provenance` of the process that ran its trial. `train`, `sweep` and `status` compare it with
-today's by `differences`; tables compare several by `mixtures`.
+the present one by `differences`; tables compare several trials by `mixtures`.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from se_lab.spec import ExecSpec, RunSpec, expand_path
+from se_lab.store.files import digest_of_file
 
 PACKAGES = ("se-lab", "torch", "torchvision", "lightning", "timm", "fvcore", "numpy")
 OPTIONAL = ("plugin ", "callbacks", "weights")
-"""Keys that a trial without plugins, callbacks of the user's own or a file of weights does not have; all others are
-always known."""
+"""Prefixes of keys that trials without plugins, user callbacks or a file of weights do not have; other keys are always
+known."""
 THEN = " then "
 """Separates the successive values of a resumed trial."""
 
@@ -33,17 +34,17 @@ THEN = " then "
 def current_provenance(
     spec: RunSpec, execution: ExecSpec, *, images: str | None = None, device: str | None = None
 ) -> dict[str, str]:
-    """Return the provenance of a trial if it ran now, as {key: digest, version or name}.
+    """Return the provenance that a trial would have now, as {key: digest, version or name}.
 
-    Keys: plugin NAME (SHA-256 of its source files), callbacks (of the user's own), weights (of the file of
-    model.pretrained), images (the data digest), git, device, threads, Python, and the versions of `PACKAGES`. A value
-    that is not known here is left out, and compares as equal.
+    Keys: plugin NAME (SHA-256 of its source files), callbacks (the user's), weights (SHA-256 of the file in
+    model.pretrained), images (the data digest), git, device, threads, Python, and the versions of `PACKAGES`. Unknown
+    values are left out, and compare as equal.
 
     Args:
         spec: The trial.
-        execution: Where and how it runs.
-        images: The digest of its images; None where nobody has opened them.
-        device: The model of its device; None if PyTorch has not been queried. A CPU's is known without it.
+        execution: Where and how the trial runs.
+        images: The digest of the images; None if they have not been opened.
+        device: The model of the device; None if unknown. A CPU is looked up.
     """
     plugins = [name for name in map(str.strip, execution.plugins.split(",")) if name]
     callbacks = [callback for callback in execution.callbacks if _is_own(_class_path(callback), plugins)]
@@ -67,9 +68,9 @@ def current_provenance(
 
 
 def differences(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """Return what differs between two provenances, in words, such as 'torch was 2.13.0 and is 2.14.1'.
+    """Return the differences between two provenances, such as 'torch was 2.13.0 and is 2.14.1'.
 
-    Keys that only one of them has are skipped, except those that a trial may lack (a plugin, a file of weights).
+    Keys that only one of them has are skipped, unless they are `OPTIONAL`.
     """
     if not before or not now:
         return []
@@ -82,7 +83,7 @@ def differences(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
 
 
 def mixtures(trials: Iterable[Mapping[str, str]]) -> list[str]:
-    """Return what differs among or within several trials' provenances, such as 'torch: 2.13.0 (3 trials), …'."""
+    """Return the keys whose values differ among trials, as 'torch: 2.13.0 (3 trials), …'."""
     provenances = [trial for trial in trials if trial]
     lines = []
     for key in dict.fromkeys(key for trial in provenances for key in trial):
@@ -96,7 +97,7 @@ def mixtures(trials: Iterable[Mapping[str, str]]) -> list[str]:
 
 
 def in_turn(parts: Iterable[Mapping[str, str]]) -> dict[str, str]:
-    """Merge the provenances of the parts of a resumed trial; a value that changed becomes 'A then B'."""
+    """Merge the provenances of a resumed trial's parts; a value that changed becomes 'A then B'."""
     values: dict[str, list[str]] = {}
     for part in parts:
         for key, value in part.items():
@@ -105,9 +106,9 @@ def in_turn(parts: Iterable[Mapping[str, str]]) -> dict[str, str]:
 
 
 def source_digest(module: str) -> str:
-    """Return the SHA-256 of a module's source files: its own or its package's, and those beside it that they import.
+    """Return the SHA-256 of a module's source files and of the files they import from its folder.
 
-    Nothing is imported. Of a module without source it is 'no source'.
+    Nothing is imported. For a module without source files, return 'no source'.
     """
     digest, files = hashlib.sha256(), sorted(_source_files(module))
     for file in files:
@@ -117,7 +118,7 @@ def source_digest(module: str) -> str:
 
 @functools.cache
 def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that numbers depend on."""
+    """Return the versions of Python and of the packages in `PACKAGES`."""
     return {"Python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES}
 
 
@@ -133,9 +134,9 @@ def cpu_model() -> str:
 
 @functools.cache
 def git_state(folder: str) -> str | None:
-    """Return the commit of the repository around a folder, and whether files in it had changed; None outside of one.
+    """Return the commit of a folder's repository, with ' with changes' if files have changed, or None.
 
-    Nothing that the repository's configuration names is run: no file-system monitor, hook, filter, remote or submodule.
+    No command from the repository's configuration is run: no file-system monitor, hook, filter, remote or submodule.
     """
     try:
         commit = _git(folder, "rev-parse", "HEAD")
@@ -150,7 +151,7 @@ def git_state(folder: str) -> str | None:
 
 
 def _git(folder: str, *arguments: str) -> str:
-    """Return what git prints, where a file name need not be UTF-8."""
+    """Return the output of a git command; it may contain file names that are not UTF-8."""
     command = ["git", "-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null", "--no-optional-locks", *arguments]
     environment = os.environ | {"SE_LAB_NOTHING": "", "GIT_ALLOW_PROTOCOL": "none"}
     result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, check=True, timeout=10)
@@ -162,29 +163,25 @@ def _class_path(piece: str | Mapping[str, object]) -> str:
 
 
 def _is_own(path: str, plugins: Collection[str]) -> bool:
-    """Return whether a callback may be of the user's own, which SE-Lab cannot know to change no number."""
+    """Return whether a callback may be the user's: it could affect results."""
     return not path.startswith("lightning.") and ("." in path or bool(plugins))
 
 
 def _short(value: str) -> str:
-    """Return a value as a person compares it: 12 digits do for a digest or a commit."""
+    """Return a value with digests and commits shortened to 12 digits."""
     return " ".join(word[:12] if len(word) >= 40 and word.isalnum() else word for word in value.split(" "))
 
 
 @functools.lru_cache(maxsize=64)
 def _file_digest(path: str, *_stamp: int) -> str:
     """Return the SHA-256 of a file, cached while its size, time and inode stay the same."""
-    with open(path, "rb") as file:  # noqa: PTH123  (file_digest wants one that is open)
-        digest = hashlib.sha256()
-        while part := file.read(1 << 20):
-            digest.update(part)
-    return digest.hexdigest()
+    return digest_of_file(Path(path))
 
 
 def _source_files(module: str) -> set[Path]:
-    """Return a module's files, and those that they import from the folder that it lies in."""
+    """Return a module's source files, and those that they import from the module's folder."""
     files: set[Path] = set()
-    roots = {"se_lab"}  # its version and git tell
+    roots = {"se_lab"}  # identified by version and git
     queue, home = [module], None
     while queue:
         root = queue.pop().partition(".")[0]
@@ -195,17 +192,17 @@ def _source_files(module: str) -> set[Path]:
         folder = entry.parents[entry.name == "__init__.py"]
         home = home or folder
         if folder != home:
-            continue  # an installed package: its version identifies it; its thousands of files are not worth reading
+            continue  # an installed package, identified by its version
         sources = sorted(entry.parent.rglob("*.py")) if entry.name == "__init__.py" else [entry]
         files.update(sources)
-        if not {"site-packages", "dist-packages"} & set(home.parts):  # else all that is installed lies beside it
+        if not {"site-packages", "dist-packages"} & set(home.parts):  # there every installed package is a neighbour
             queue += [name for file in sources for name in _imports_of(file)]
     return files
 
 
 def _entry_of(root: str) -> Path | None:
-    """Return the file that a top-level module starts with, a package's __init__; None for one without source."""
-    try:  # a plugin may lie in the current folder, which is put on the path only when it is imported
+    """Return the source file of a top-level module (a package's __init__.py), or None."""
+    try:  # the current folder is added to sys.path only when plugins are imported
         spec = importlib.util.find_spec(root) or importlib.machinery.PathFinder.find_spec(root, [str(Path.cwd())])
     except (ImportError, ValueError):
         return None
@@ -216,7 +213,7 @@ def _entry_of(root: str) -> Path | None:
 
 
 def _imports_of(file: Path) -> Iterator[str]:
-    """Yield the names of the modules that a file imports, wherever in it."""
+    """Yield the names of the modules that a file imports, at any level of its code."""
     try:
         tree = ast.parse(file.read_bytes())
     except (SyntaxError, ValueError):

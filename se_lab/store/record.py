@@ -1,4 +1,4 @@
-"""The record of a trial: what is known of it when it is over."""
+"""The record of a trial, written when the trial ends."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from se_lab.store.files import digest_of_file, read_bytes, read_sealed, write_se
 from se_lab.store.marker import is_trial_id
 
 SCHEMA = 1
-"""The version of record.json: goes up when a field changes its meaning. Fields of later versions are kept as read."""
+"""The version of record.json, increased when a field changes its meaning. Fields of later versions are kept."""
 CHECKPOINTS = ("last.ckpt", "previous.ckpt", "best.ckpt")
 RESULTS = ("metrics.csv", "predictions.npz")
 
 
 @dataclass
 class RunRecord:
-    """The record of a trial that is over. On one machine `metrics` repeat to the bit, `timings` do not.
+    """The record of a trial that has ended. On one machine, `metrics` are reproducible to the bit.
 
     Examples:
         >>> from pathlib import Path
@@ -34,49 +34,49 @@ class RunRecord:
 
     trial_id: str
     status: str
-    """finished, failed, or stopped (given up early by its sweep)."""
+    """finished, failed, or stopped (ended early by its sweep)."""
     spec: dict[str, Any]
-    """Flat, under dotted keys; None where an SE field cannot matter."""
+    """The fields as {dotted key: value}; SE fields without effect are None."""
     execution: dict[str, Any]
     recipe: dict[str, Any] | None = None
-    """The recipe's name and, under changed, the fields that differ: {key: [the recipe's, the trial's]}."""
+    """The recipe's name and, under `changed`, the fields that differ: {key: [recipe's, trial's]}."""
     sites: list[dict[str, Any]] = field(default_factory=list)
     complexity: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
     """Errors in %, losses in nats."""
     timings: dict[str, float] = field(default_factory=dict)
-    """seconds; step_ms, the median training step; images_per_s in training; peak_memory_bytes on a GPU."""
+    """seconds; step_ms (the median training step); images_per_s in training; peak_memory_bytes on a GPU."""
     data: dict[str, Any] = field(default_factory=dict)
-    """digest, and how many images each split has."""
+    """The data digest and the number of images in each split."""
     provenance: dict[str, str] = field(default_factory=dict)
-    """What can change a number and is not in the spec: versions, sources, device, threads, git, images."""
+    """What can affect results outside the spec: versions, sources, device, threads, git, images."""
     segments: list[dict[str, Any]] = field(default_factory=list)
-    """For a trial that was resumed under another provenance: the epoch and step that each part began at, and its
-    provenance. Empty for one provenance throughout."""
+    """The first epoch and step, and the provenance, of each part of a trial that was resumed with another provenance;
+    otherwise empty."""
     host: dict[str, Any] = field(default_factory=dict)
     started: str = ""
     """ISO 8601, UTC."""
     error: str | None = None
     """The traceback of a failed trial."""
     error_kind: str | None = None
-    """Why it failed, as se_lab.training.failures has it: out of memory, NaN loss, disk full, lost process, …"""
+    """The kind of the failure (see se_lab.training.failures): out of memory, NaN loss, disk full, lost process, …"""
     files: dict[str, str] = field(default_factory=dict)
-    """The SHA-256 of metrics.csv, predictions.npz and the checkpoints as they were when the record was written."""
+    """The SHA-256 of metrics.csv, predictions.npz and the checkpoints when the record was written."""
     schema: int = SCHEMA
     unknown: dict[str, Any] = field(default_factory=dict)
-    """Fields that another version of SE-Lab wrote; they are written again as they were."""
+    """Fields from another version of SE-Lab, which are kept as they are."""
 
 
 _FIELDS = {one.name for one in dataclasses.fields(RunRecord)} - {"unknown"}
 
 
 def trial_folder(store: str | Path, trial_id: str) -> Path:
-    """Return the folder of a trial, whether or not it is there."""
+    """Return the path of a trial's folder, which need not exist."""
     return Path(store) / trial_id
 
 
 def write_record(folder: Path, record: RunRecord) -> RunRecord:
-    """Write record.json with the digests of the trial's files, NaN as null, and return it as it will be read."""
+    """Write record.json with the digests of the trial's files, and return the record as read back."""
     record.files = {
         name: digest_of_file(folder / name) for name in (*RESULTS, *CHECKPOINTS) if (folder / name).is_file()
     }
@@ -86,10 +86,10 @@ def write_record(folder: Path, record: RunRecord) -> RunRecord:
 
 
 def read_record(folder: Path) -> RunRecord | None:
-    """Return the record of a trial, or None where it has none yet.
+    """Return the record of a trial, or None if it has none yet.
 
     Raises:
-        SpecError: for a file that is not a record of this trial, or is damaged.
+        SpecError: if record.json is damaged, or belongs to another trial.
     """
     try:
         return parse_record(folder)
@@ -100,7 +100,10 @@ def read_record(folder: Path) -> RunRecord | None:
 
 
 def parse_record(folder: Path) -> RunRecord:
-    """Return the record of a trial; raise ValueError or TypeError if it is invalid, FileNotFoundError if missing."""
+    """Return the record of a trial.
+
+    Raises ValueError or TypeError if it is invalid, FileNotFoundError if it is missing.
+    """
     values = read_sealed(folder / "record.json")
     check_owner(folder.name, values.get("trial_id"))
     fields = {key: values.pop(key) for key in list(values) if key in _FIELDS}
@@ -116,34 +119,32 @@ _FILES_DECODER = msgspec.json.Decoder(_Files)
 
 
 def read_result(folder: str | Path, name: str) -> bytes:
-    """Return the content of a trial's metrics.csv or predictions.npz, as the trial wrote it.
-
-    A trial that has not finished may be going on, and rewrite its files: they are not compared.
+    """Return the content of a trial's metrics.csv or predictions.npz.
 
     Raises:
-        SpecError: for a finished trial's file that is damaged, or another's: its digest is not the record's.
-        FileNotFoundError: where it is not there.
+        SpecError: if the trial is finished and the file's digest is not the one in its record.
+        FileNotFoundError: if the file does not exist.
     """
     content = read_bytes(f"{folder}/{name}")
     try:
         record = _FILES_DECODER.decode(read_bytes(f"{folder}/record.json"))
         digest = record.files.get(name) if record.status == "finished" else None
-    except (OSError, msgspec.MsgspecError):  # what reads the record reports it
+    except (OSError, msgspec.MsgspecError):  # reported when the record itself is read
         digest = None
     if digest is not None and hashlib.sha256(content).hexdigest() != digest:
         raise SpecError(
-            f"{folder}/{name} is not what its trial wrote (se-lab verify lists all such files); remove it, and figures "
-            "leave the trial out"
+            f"{folder}/{name} was damaged or changed after its trial ended (se-lab verify lists all such files); "
+            "delete it to leave the trial out of figures"
         )
     return content
 
 
 def check_owner(folder: str, trial_id: object) -> None:
-    """Raise ValueError if a record that names a trial lies in the folder of another."""
+    """Raise ValueError if a record names another trial than its folder."""
     if trial_id is not None and trial_id != folder and is_trial_id(folder):
         raise ValueError(f"it is the record of trial {trial_id}")
 
 
 def broken_record(folder: Path, error: Exception) -> SpecError:
     """Return the error to raise for a record.json that cannot be read."""
-    return SpecError(f"{folder / 'record.json'} is no record ({error}); remove it, and the trial resumes")
+    return SpecError(f"{folder / 'record.json'} is not a valid record ({error}); delete it to resume the trial")

@@ -1,4 +1,4 @@
-"""The trials of a store as a table, one row each, read straight from the bytes of their records."""
+"""Read the trials of a store as a table with one row per trial."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ _DECODER = msgspec.json.Decoder(_Record)
 
 
 def read_records(store: str | Path, wanted: Mapping[str, dict[str, Any]] | None = None) -> pd.DataFrame:
-    """Read a store, one row a trial.
+    """Return the trials of a store as a table with one row per trial.
 
     Columns: trial_id, status (finished, stopped, failed, running, interrupted, not started), error, folder, the flat
     spec, metrics, params, params_se, macs, macs_se, elementwise, timings, code_version, provenance (JSON), data_digest,
@@ -67,20 +67,20 @@ def read_records(store: str | Path, wanted: Mapping[str, dict[str, Any]] | None 
 
     Args:
         store: The folder of trials.
-        wanted: The trials to read, in this order, each with its flat spec for when it has no record; else all.
+        wanted: The trials to read, in order: {trial id: flat spec}, used for trials without a record. None reads all.
 
     Raises:
-        FileNotFoundError: if `wanted` is None and the store is not a folder or holds no trial.
+        FileNotFoundError: if `wanted` is None and the store does not exist or has no trial.
     """
-    import pandas as pd  # here: verbs that need no table start sooner
+    import pandas as pd  # not at the top, so that commands without tables start sooner
 
     store = Path(store)
     if wanted is None:
         if not store.is_dir():
-            raise FileNotFoundError(f"{store} is no folder of trials")
+            raise FileNotFoundError(f"{store} is not a folder of trials")
         rows = [row for name in os.listdir(store) if (row := _row(store, name, None)) is not None]
         if not rows:
-            raise FileNotFoundError(f"{store} holds no trial")
+            raise FileNotFoundError(f"{store} contains no trials")
         columns = _columns_of(rows)
         table: pd.DataFrame = pd.DataFrame(columns).iloc[_order_of(columns)].reset_index(drop=True)
     else:
@@ -90,7 +90,7 @@ def read_records(store: str | Path, wanted: Mapping[str, dict[str, Any]] | None 
 
 
 def _columns_of(rows: list[dict[str, Any]]) -> dict[str, tuple[Any, ...]]:
-    """Return the values of each key, None where a row lacks it, with keys in order of appearance."""
+    """Return the values of each key, None for rows without it; keys are in order of appearance."""
     shapes = dict.fromkeys(map(tuple, rows))
     empty_row: dict[str, Any] = dict.fromkeys(key for shape in shapes for key in shape)
     full_rows = rows if len(shapes) == 1 else [empty_row | row for row in rows]
@@ -99,7 +99,7 @@ def _columns_of(rows: list[dict[str, Any]]) -> dict[str, tuple[Any, ...]]:
 
 
 def _row(store: Path, trial_id: str, spec: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Return the row of a trial; None for a name without a spec that is not a trial's."""
+    """Return the row of a trial, or None if no spec is given and the folder is not a trial's."""
     path = f"{store}{os.sep}{trial_id}"
     try:
         return row_of(trial_id, path, read_bytes(f"{path}/record.json"))
@@ -116,7 +116,7 @@ def _row(store: Path, trial_id: str, spec: dict[str, Any] | None) -> dict[str, A
 
 
 def _order_of(columns: dict[str, tuple[Any, ...]]) -> NDArray[np.intp]:
-    """Return the order of the rows: by the fields of the spec, numbers as numbers, then by trial id."""
+    """Return the order of the rows: sorted by the fields of the spec, then by trial id."""
     import numpy as np
 
     keys = [key for key in columns if "." in key or key == "seed"]
@@ -136,16 +136,16 @@ def _ranks(values: tuple[Any, ...]) -> NDArray[np.intp]:
 
 
 def _rank(value: Any) -> tuple[str, Any]:
-    """Return a key that sorts nothing first, then by type."""
+    """Return a sort key: None first, then by type and value."""
     if value is None:
         return "", ""
     return type(value).__name__, value if isinstance(value, (int, float, str)) else str(value)
 
 
 def row_of(trial_id: str, folder: str, record: bytes) -> dict[str, Any]:
-    """Return the row of a trial from the bytes of its record.json; `error` is the traceback's last line.
+    """Return the row of a trial from the content of its record.json.
 
-    Raises ValueError if they are not a record.
+    Its `error` is the last line of the traceback. Raises ValueError for an invalid record.
     """
     check_seal(record)
     try:

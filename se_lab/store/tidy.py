@@ -1,4 +1,4 @@
-"""Files of a store that are no longer needed; records, metrics.csv, predictions and running trials are kept."""
+"""Find and delete files of a store that are no longer needed; results are always kept."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ CHECKPOINTS = ("last.ckpt", "previous.ckpt", "best.ckpt")
 EXCITATIONS = ("excitations.safetensors", "excitations.part", "explorer.html")
 """The large files that `se-lab excitations` writes into a trial's folder."""
 CLAIM_DAYS = 1.0
-"""Age at which a superseded claim is no longer needed: no worker can still be about to take its number."""
+"""Minimum age of a superseded claim to delete: no worker can still be about to create its number."""
 ASIDE_SECONDS = 3600.0
-"""Age at which a temporary file is a dead worker's: not all writers in a trial's folder hold its claim."""
+"""Minimum age of a temporary file to delete; some are written by processes that hold no claim."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Leftover:
 
     path: Path
     bytes: int
-    """Of the file, or of all files in the folder."""
+    """The size of the file, or of all files in the folder."""
     files: int
     kind: str
     """checkpoint, foreign trial, written aside, old claim, or synced W&B run."""
@@ -52,31 +52,31 @@ def find_leftovers(
 
     Args:
         folder: The store.
-        keep: Which checkpoints of finished trials stay: last, best, tested (the one of the two that was tested), none.
-            One that replaces a missing last.ckpt stays as well, and so does what an unfinished trial resumes from.
-        named: The trials to keep whole; of all others everything but the results is deleted. By default all.
-        days: Only of trials that were not modified for at least so many days.
+        keep: Checkpoints of finished trials to keep: last (previous.ckpt if last.ckpt is missing), best, tested (the
+            one of the two that was tested), or none. Checkpoints of unfinished trials are always kept.
+        named: Trials to keep; for all others, only the results are kept. By default, keep all trials.
+        days: Keep files of trials that were modified within this number of days.
 
     Raises:
-        SpecError: for an unknown checkpoint to keep, or a number of days below 0.
-        FileNotFoundError: for a store that does not exist.
+        SpecError: for an unknown value of `keep`, or a negative number of days.
+        FileNotFoundError: if the store does not exist.
     """
     for name in keep:
         check_choice("--keep", name, KEEP)
     if "none" in keep and len(set(keep)) > 1:
-        raise SpecError(f"--keep is {' '.join(keep)}: none goes with no other")
+        raise SpecError(f"--keep is {' '.join(keep)}; none cannot be combined with other values")
     if not days >= 0:
         raise SpecError(f"--older is {days:g}; it must be at least 0 days")
     folder = Path(folder)
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is no folder of trials")
+        raise FileNotFoundError(f"{folder} is not a folder of trials")
     store.check_store(folder)
     searches = folder / ".searches"
     search_folders = [] if searches.is_symlink() else sorted(searches.glob("*"))
     paths = [_aside(folder, f".*.{_HEX}"), *(_aside(search, f".{_HEX}") for search in search_folders)]
     leftovers = [_leftover(path, "written aside", "") for path in itertools.chain.from_iterable(paths)]
     for trial in sorted(path for path in folder.iterdir() if store.is_trial(path)):
-        if store.holder_of(trial) is None and _rested(trial) >= 86400 * days:
+        if store.holder_of(trial) is None and _age(trial) >= 86400 * days:
             leftovers += _of_trial(trial, keep, named)
     return leftovers
 
@@ -88,9 +88,9 @@ def delete(
     named: Collection[str] | None = None,
     days: float = 0,
 ) -> tuple[list[Leftover], list[str]]:
-    """Delete what `find_leftovers` finds; return the deleted files and the trials skipped since a worker holds them.
+    """Delete the files that `find_leftovers` returns; return the deleted ones and the busy trials.
 
-    Each trial is claimed while its files are deleted, and inspected again under the claim.
+    Each trial is claimed while its files are deleted, and inspected again under the claim; busy trials are skipped.
     """
     leftovers = find_leftovers(folder, keep=keep, named=named, days=days)
     deletions, busy_ids = [], []
@@ -110,8 +110,8 @@ def delete(
     return deletions, busy_ids
 
 
-def _rested(trial: Path) -> float:
-    """Return the seconds since anything of the trial itself changed."""
+def _age(trial: Path) -> float:
+    """Return the seconds since a file of the trial, claims excluded, was modified."""
     paths = [path for path in trial.iterdir() if path.name != "claims"]
     return time.time() - max((path.stat().st_mtime for path in paths), default=trial.stat().st_mtime)
 
@@ -147,7 +147,7 @@ def _spare_checkpoints(trial: Path, record: RunRecord, keep: Collection[str]) ->
 
 
 def _synced(trial: Path, record: RunRecord | None) -> list[Path]:
-    """Return the folders of runs that W&B has: marked by `wandb sync`, or sent by `se-lab sync` with this record."""
+    """Return the folders of runs that `wandb sync` or `se-lab sync` has uploaded with this record."""
     sent = False
     with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):
         mark = json.loads((trial / "synced.json").read_text(encoding="utf-8"))
@@ -159,10 +159,10 @@ def _synced(trial: Path, record: RunRecord | None) -> list[Path]:
 
 
 def _old_claims(claims: Path, held: Sequence[str]) -> list[Path]:
-    """Return the claims that were superseded long ago, and their release marks."""
+    """Return the claims that were superseded over CLAIM_DAYS ago, and their .released files."""
     now = time.time()
     paths: list[Path] = []
-    for path in store.claims_in(claims)[: -1 - len(held)]:  # who finds the highest number may be about to take the next
+    for path in store.claims_in(claims)[: -1 - len(held)]:  # the next claim's number depends on the latest one
         with contextlib.suppress(FileNotFoundError):
             if now - path.stat().st_mtime > 86400 * CLAIM_DAYS:
                 paths += [file for file in (path, path.with_suffix(".released")) if file.is_file()]
@@ -170,7 +170,7 @@ def _old_claims(claims: Path, held: Sequence[str]) -> list[Path]:
 
 
 def _aside(folder: Path, pattern: str) -> list[Path]:
-    """Return what dead workers had not yet renamed into place."""
+    """Return the old temporary files in a folder, which dead workers left."""
     now = time.time()
     if folder.is_symlink():
         return []
@@ -196,7 +196,7 @@ def _remove(leftover: Leftover) -> bool:
 
 
 def _remove_if_empty(trial: Path, claim: store.Claim) -> None:
-    """Remove a trial's folder if only claims are left in it; rename it first, so that no worker uses it."""
+    """Delete a trial's folder if only claims are left; rename it first, so that no worker uses it."""
     claims = store.claims_in(trial / "claims")
     own = {trial / "claims", *claims, *(path.with_suffix(".released") for path in claims)}
     if {*trial.iterdir(), *(trial / "claims").iterdir()} - own:

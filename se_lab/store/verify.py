@@ -1,6 +1,6 @@
-"""Check every file of a store: readable, complete, of its trial, and as it was when its trial ended.
+"""Check that each file of a store is readable, complete, and unchanged since its trial ended.
 
-Nothing is run or imported that a file names.
+No code that a file names is run or imported.
 """
 
 from __future__ import annotations
@@ -29,28 +29,28 @@ _NOTES = (".searches/*/[0-9]*.json", ".confirmed/*.json", ".grown/*.json", ".slu
 
 @dataclass
 class Findings:
-    """What a check of a store has found."""
+    """The result of checking a store."""
 
     problems: list[tuple[Path, str]] = field(default_factory=list)
-    """Files, and what is wrong with each."""
+    """Pairs of a file and a problem."""
     trials: int = 0
     files: int = 0
     running: list[str] = field(default_factory=list)
-    """Trials that a worker holds: their files change, and are not compared."""
+    """Trials that a worker holds; their files are not checked, since they may change."""
     records: list[RunRecord] = field(default_factory=list)
-    """The records that can be read."""
+    """The valid records."""
 
 
 def verify(store: str | Path) -> Findings:
     """Check all records, metrics, predictions, checkpoints, claims and notes of a store.
 
     Raises:
-        SpecError: for a folder that holds other files and no marker.
-        FileNotFoundError: for a folder that does not exist.
+        SpecError: if the folder contains other files and no marker.
+        FileNotFoundError: if the folder does not exist.
     """
     store = Path(store)
     if not store.is_dir():
-        raise FileNotFoundError(f"{store} is no folder of trials")
+        raise FileNotFoundError(f"{store} is not a folder of trials")
     check_store(store)
     findings = Findings()
     for trial in sorted(path for path in store.iterdir() if is_trial_id(path.name)):
@@ -79,9 +79,9 @@ def _check_trial(trial: Path, findings: Findings) -> None:
     for path in sorted((trial / "claims").glob("[0-9]*")):
         findings.files += 1
         if path.suffix == "" and path not in claims:
-            _note(findings, path, iter(["it is no claim of SE-Lab's, which are files named by six or more digits"]))
+            _note(findings, path, iter(["it is not a claim: claims are files named by six or more digits"]))
         elif path.suffix == "" and path.stat().st_size and not identity_in(path):
-            _note(findings, path, iter(["it names no worker"]))
+            _note(findings, path, iter(["it does not identify a worker"]))
     if holder_of(trial) is not None:
         findings.running.append(trial.name)
         return
@@ -107,7 +107,7 @@ def _problems_of_sealed(path: Path) -> Iterator[str]:
     try:
         read_sealed(path)
         if not check_seal(path.read_bytes()):
-            yield "it has no checksum: its content cannot be checked"
+            yield "it has no checksum, so its content cannot be verified"
     except ValueError as error:
         yield str(error)
 
@@ -117,14 +117,14 @@ def _problems_of_record(path: Path, record: RunRecord) -> Iterator[str]:
     if record.status not in ("finished", "failed", "stopped"):
         yield f"its status is {record.status!r}; allowed are finished, failed, stopped"
     if record.status == "finished" and not record.metrics:
-        yield "the trial is finished, and its record has no metrics"
+        yield "it has no metrics, although the trial is finished"
 
 
 def _problems_of_file(path: Path, digest: str | None, *, finished: bool) -> Iterator[str]:
     if finished and digest is None:
-        yield "its record has no digest of it: it was written after the trial ended"
+        yield "its digest is not in the trial's record: it was written after the trial ended"
     elif finished and digest_of_file(path) != digest:
-        yield "its digest is not the one in its record: it is damaged, or was changed after the trial ended"
+        yield "its digest differs from the trial's record: it is damaged, or was changed after the trial ended"
     check = {".csv": _problems_of_metrics, ".npz": _problems_of_predictions, ".ckpt": _problems_of_checkpoint}
     try:
         yield from check[path.suffix](path)
@@ -143,7 +143,7 @@ def _problems_of_metrics(path: Path) -> Iterator[str]:
             yield f"line {number} has {len(row)} cells; the header has {len(rows[0])}"
     epochs = [float(row[rows[0].index("epoch")]) for row in rows[1:]]
     if epochs != list(range(len(epochs))):
-        yield "its epochs do not count from 0 on"
+        yield "its epochs are not numbered from 0 on"
 
 
 def _problems_of_predictions(path: Path) -> Iterator[str]:
@@ -171,7 +171,7 @@ def _problems_of_checkpoint(path: Path) -> Iterator[str]:
 
 
 class _Plain(pickle.Unpickler):
-    """Reads the plain values of a pickle; every object in it is a stand-in, and nothing is imported."""
+    """Reads the plain values of a pickle; objects are replaced by stand-ins, without importing."""
 
     def find_class(self, module: str, name: str) -> Any:
         return _StandIn

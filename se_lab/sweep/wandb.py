@@ -271,7 +271,7 @@ def read_wandb(path: str) -> pd.DataFrame:
         if "trial_id" in wandb_run.config
     ]
     if not rows:
-        raise FileNotFoundError(f"wandb:{path} holds no trial of SE-Lab")
+        raise FileNotFoundError(f"wandb:{path} contains no trials of SE-Lab")
     # a trial may have several runs, for example in two sweeps: prefer a finished one
     best: dict[str, dict[str, Any]] = {}
     for row in rows:

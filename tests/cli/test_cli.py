@@ -47,12 +47,12 @@ def test_help_answers_without_pytorch():
         (["train", "--optim.name=adamwx", "--wandb=false"], "did you mean 'adamw"),
         (["sweep", "nothing.yaml", "--wokers=2"], "did you mean '--workers'"),
         (["train", "--model.fused=onn"], "model.fused is 'onn'; allowed are auto, on, off; did you mean 'on'"),
-        (["train", "--model.se.redction", "4"], "no flag is called '--model.se.redction'; did you mean"),
-        (["train", "--model.se={redction: 4}"], "no field is called 'model.se.redction'; did you mean"),
+        (["train", "--model.se.redction", "4"], "unknown flag '--model.se.redction'; did you mean"),
+        (["train", "--model.se={redction: 4}"], "unknown field 'model.se.redction'; did you mean"),
         (["train", "--model.se.stages=al"], "model.se.stages is 'al'; it must be all or a list"),
         (["train", "--model.se.reduction=2.5"], "model.se.reduction is 2.5; it must be an integer"),
         (["train", "--wandb=maybe"], "wandb is 'maybe'; it must be true or false"),
-        (["train", "stray"], "nothing takes 'stray'"),
+        (["train", "stray"], "unexpected argument 'stray'"),
         (["train", "--checkpoint_minutes=0"], "checkpoint_minutes is 0.0; it must be above 0"),
         (["profile", "--model.se.redction=4"], "did you mean '--model.se.reduction'"),
         (["profile", "--against_papr"], "did you mean '--against_paper'"),
@@ -64,8 +64,8 @@ def test_help_answers_without_pytorch():
         (["sweep", "nothing.yaml", "--retries=one"], "retries is 'one'; it must be an integer"),
         (["gc", "nowhere", "--keep=lst"], "--keep is 'lst'; allowed are tested, last, best, none; did you mean 'last'"),
         (["eval", "nowhere", "--batch_size=big"], "--batch_size is 'big'; it must be an integer"),
-        (["table", "nowhere"], "no folder of trials"),
-        (["table", "."], "holds no trial"),
+        (["table", "nowhere"], "not a folder of trials"),
+        (["table", "."], "contains no trials"),
         (["table"], "give RUNS"),
         (["table", "--costs_only", "--paper=table_10_reductoin"], "Did you mean 'table_10_reduction'?"),
         (["table", "--costs_only", "--paper=table_11_squeeze"], "prints no costs"),
@@ -76,7 +76,7 @@ def test_help_answers_without_pytorch():
         (["train", "--config"], "--config: expected one argument"),
         (["train", "--recipe", "--seed=3"], "--recipe: expected one argument"),
         (["train", f"--config={os.devnull}/x"], f"{os.devnull}/x"),
-        (["train", "--config", sys.executable], "is no text"),
+        (["train", "--config", sys.executable], "is not UTF-8 text"),
         (["train", "--threads=99999999999"], "threads is 99999999999; it must be at least 1 and at most 1024"),
         (["train", "--data.image_size=99999999"], "it must be at least 8 and at most 65535"),
         (["train", "--wandb=false", f"--store={'x' * 5000}"], "File name too long"),
@@ -134,7 +134,7 @@ def test_dir_shows_the_public_names_alone():
 def test_train_leaves_other_peoples_folders_alone(tmp_path, capsys):
     (tmp_path / "thesis.tex").touch()
     assert main(["train", *QUICK, f"--store={tmp_path}"]) == 2
-    assert "holds other files (thesis.tex)" in capsys.readouterr().err
+    assert "contains other files (thesis.tex)" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
@@ -156,7 +156,7 @@ def test_a_trial_that_another_worker_has_is_left_to_it(tmp_path, capsys):
     spec, _ = parse_trial(argv[1:])
     with claim(tmp_path / spec.trial_id):
         assert main(argv) == 75
-    assert f"is being worked on by process {os.getpid()}" in capsys.readouterr().err
+    assert f"is held by process {os.getpid()}" in capsys.readouterr().err
     assert not (tmp_path / spec.trial_id / "record.json").exists()
 
 

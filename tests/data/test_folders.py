@@ -288,7 +288,7 @@ def test_a_folder_without_its_prefix_is_told_its_form(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "pets").mkdir()
     for name in ("/some/folder", "pets"):
-        with pytest.raises(SpecError, match=f"a folder of images is given as 'folder:{name}'"):
+        with pytest.raises(SpecError, match=f"for a folder of images use 'folder:{name}'"):
             DataSpec(name)
 
 

@@ -228,7 +228,7 @@ def test_the_command_writes_statistics_figures_and_page(trial: Path, tmp_path: P
 def test_files_of_others_are_replaced_only_when_asked(name: str, trial: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(excitation_collect, "_run", lambda *_: pytest.fail("an image was run"))
     (tmp_path / name).write_text("mine")
-    with pytest.raises(SpecError, match=rf"{name} would be replaced, and SE-Lab did not write it .*--overwrite"):
+    with pytest.raises(SpecError, match=rf"{name} already exists and was not written by SE-Lab.*--overwrite"):
         inspect_nets([trial], Inspection(output=tmp_path))
     with pytest.raises(SpecError, match=f"{name} would be replaced"):
         inspect_sweep(read_records(trial.parent), Inspection(output=tmp_path))

@@ -338,17 +338,17 @@ def test_ranks_are_those_that_srun_or_torchrun_started(monkeypatch):
     for name, value in slurm.items():
         monkeypatch.setenv(name, value)
     assert find_rank(train) == Rank(number=3, local=1, ranks=4, slurm=True)
-    with pytest.raises(SpecError, match="3 processes, and srun started 4"):
+    with pytest.raises(SpecError, match=r"srun started 4 processes; .* need 3"):
         find_rank(TrainSpec(devices=3))
     for name, value in {"RANK": "2", "LOCAL_RANK": "0", "WORLD_SIZE": "4"}.items():
         monkeypatch.setenv(name, value)
     assert find_rank(train) == Rank(number=2, local=0, ranks=4)
     assert find_rank(TrainSpec()) == Rank()
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")  # else each of torchrun's processes would go for the same trial
-    with pytest.raises(SpecError, match="1 processes, and torchrun started 4"):
+    with pytest.raises(SpecError, match=r"torchrun started 4 processes; .* need 1"):
         find_rank(TrainSpec())
 
 
 def test_a_batch_that_cannot_be_dealt_out_is_refused():
-    with pytest.raises(SpecError, match=r"data\.batch_size is 10,.*in 4 equal parts; .* 8 and 12"):
+    with pytest.raises(SpecError, match=r"data\.batch_size is 10,.*into 4 equal parts; .* 8 and 12"):
         RunSpec(data=DataSpec(batch_size=10), train=TrainSpec(devices=2, accumulate=2))

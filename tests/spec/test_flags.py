@@ -23,12 +23,12 @@ def test_dashes_and_underscores_are_alike_in_names_and_never_in_values():
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("model: {se: {redction: 4}}", "no field is called 'model.se.redction'; did you mean 'model.se.reduction'"),
+        ("model: {se: {redction: 4}}", "unknown field 'model.se.redction'; did you mean 'model.se.reduction'"),
         ("model.se.reduction: four", "model.se.reduction is 'four'; it must be an integer"),
         ("model: {se: {reduction: four}}", "model.se.reduction is 'four'; it must be an integer"),
         ("model: {se.reduction: four}", "model.se.reduction is 'four'; it must be an integer"),
         ("model.se: {squeeze: averag}", "model.se.squeeze is 'averag'; allowed are avg, max, none; did you mean 'avg'"),
-        ("devic: cpu", "no field is called 'devic'; did you mean 'device'"),
+        ("devic: cpu", "unknown field 'devic'; did you mean 'device'"),
         ("threads: two", "threads is 'two'; it must be an integer"),
         ("model: {kwargs: &a {b: *a}}", "contains itself"),
     ],
@@ -47,7 +47,7 @@ def test_each_unknown_flag_has_its_nearest():
     parser.add_argument("--threads")
     with pytest.raises(SpecError) as error:
         parser.parse_args(["--sed=1", "x", "--thread"])
-    said = "no flag is called '--sed'; did you mean '--seed'?; no flag is called '--thread'; did you mean '--threads'?"
+    said = "unknown flag '--sed'; did you mean '--seed'?; unknown flag '--thread'; did you mean '--threads'?"
     assert str(error.value) == said
 
 

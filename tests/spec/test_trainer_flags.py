@@ -1,4 +1,4 @@
-"""The flags of L.Trainer that a trial takes, and the reasons for those that it does not take."""
+"""The flags of L.Trainer that a trial accepts, and the reasons for rejecting the others."""
 
 from __future__ import annotations
 
@@ -21,9 +21,12 @@ def test_every_flag_of_lightnings_trainer_is_taken_or_refused_with_a_reason():
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
-        ("--trainer.max_epochs=3", "trainer.max_epochs is not for a trial: it changes numbers: it is train.epochs"),
-        ("--trainer.max-epochs=3", "it is train.epochs"),
-        ("--trainer={precision: 16}", "it is train.precision"),
+        (
+            "--trainer.max_epochs=3",
+            "trial does not accept trainer.max_epochs: it affects results: set train.epochs",
+        ),
+        ("--trainer.max-epochs=3", "set train.epochs instead"),
+        ("--trainer={precision: 16}", "set train.precision instead"),
         ("--trainer.profilr=simple", "did you mean '--trainer.profiler'"),
         ("--trainer={max_epoch: 3}", "did you mean 'max_epochs'"),
         ("--trainer.profiler=smple", "trainer.profiler is 'smple'.*did you mean 'simple'"),

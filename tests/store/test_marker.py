@@ -46,7 +46,7 @@ def test_gc_refuses_a_folder_of_others_and_names_what_it_saw(project, capsys):
     before = files(project)
     assert main(["gc", str(project), "--delete"]) == 2
     said = capsys.readouterr().err
-    assert "README.md" in said and "no marker" in said
+    assert "README.md" in said and ".se-lab-store" in said
     assert files(project) == before
 
 
@@ -131,4 +131,4 @@ def test_a_folder_or_a_link_among_claims_is_no_claim(tmp_path, capsys):
             assert claim.path.name == "000011"  # above what stands in the way
             claim.check()
     assert main(["verify", str(tmp_path / "runs")]) == 1
-    assert "000009: it is no claim" in capsys.readouterr().out
+    assert "000009: it is not a claim" in capsys.readouterr().out

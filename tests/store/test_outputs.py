@@ -21,7 +21,7 @@ def test_its_own_file_is_replaced_and_one_that_was_edited_is_not(tmp_path):
     write(path, "first")
     write(path, "second")
     path.write_text("edited")
-    with pytest.raises(SpecError, match=r"table\.csv would be replaced, and SE-Lab did not write it .*--overwrite"):
+    with pytest.raises(SpecError, match=r"table\.csv already exists and was not written by SE-Lab.*--overwrite"):
         write(path, "third")
     assert path.read_text() == "edited"
     write(path, "third", overwrite=True)
@@ -33,7 +33,7 @@ def test_folders_links_and_files_of_others_are_kept(tmp_path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     for name in ("folder", "link"):
-        with pytest.raises(SpecError, match=f"{name} would be replaced"):
+        with pytest.raises(SpecError, match=f"{name} already exists"):
             write(tmp_path / name, "")
 
 
@@ -55,5 +55,5 @@ def test_a_file_that_was_to_be_replaced_and_was_not_stays_another_s(tmp_path):
     path.write_text("mine")
     with replacing([path], overwrite=True):
         pass
-    with pytest.raises(SpecError, match="would be replaced"):
+    with pytest.raises(SpecError, match="already exists"):
         write(path, "other")

@@ -50,7 +50,7 @@ def test_a_result_is_read_as_its_trial_wrote_it_or_refused(tmp_path, name):
     store.write_record(tmp_path, record())
     assert store.read_result(tmp_path, name) == b"abc"
     (tmp_path / name).write_bytes(b"abd")
-    with pytest.raises(SpecError, match=rf"{name} is not what its trial wrote"):
+    with pytest.raises(SpecError, match=rf"{name} was damaged or changed after its trial ended"):
         store.read_result(tmp_path, name)
     (tmp_path / name).unlink()
     with pytest.raises(FileNotFoundError):
@@ -77,5 +77,5 @@ def test_an_edited_record_is_refused(tmp_path):
     store.write_record(tmp_path, record(metrics={"test/top1_error": 1.25}))
     path = tmp_path / "record.json"
     path.write_text(path.read_text().replace("1.25", "1.24"))
-    with pytest.raises(SpecError, match="its checksum is not that of its content"):
+    with pytest.raises(SpecError, match="its checksum does not match its content"):
         store.read_record(tmp_path)

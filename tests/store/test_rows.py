@@ -51,16 +51,16 @@ def test_a_stores_own_order_is_by_content_with_numbers_as_numbers(tmp_path):
 
 
 def test_an_empty_or_absent_store_is_said(tmp_path):
-    with pytest.raises(FileNotFoundError, match="holds no trial"):
+    with pytest.raises(FileNotFoundError, match="contains no trials"):
         store.read_records(tmp_path)
-    with pytest.raises(FileNotFoundError, match="no folder of trials"):
+    with pytest.raises(FileNotFoundError, match="not a folder of trials"):
         store.read_records(tmp_path / "nowhere")
 
 
 def test_a_file_that_is_no_record_is_named(tmp_path):
     (tmp_path / "abc").mkdir()
     (tmp_path / "abc/record.json").write_text('{"trial_id": "abc')
-    with pytest.raises(SpecError, match=r"abc/record\.json is no record"):
+    with pytest.raises(SpecError, match=r"abc/record\.json is not a valid record"):
         store.read_records(tmp_path)
 
 
@@ -83,7 +83,7 @@ def test_a_record_without_a_status_or_a_spec_is_named(tmp_path: Path) -> None:
     (tmp_path / "abc").mkdir()
     for text in ('{"status": "finished"}', '{"spec": {}}', "[]", '{"status": "finished", "spec": {"seed": NaN}}'):
         (tmp_path / "abc" / "record.json").write_text(text)
-        with pytest.raises(SpecError, match=r"abc/record\.json is no record"):
+        with pytest.raises(SpecError, match=r"abc/record\.json is not a valid record"):
             store.read_records(tmp_path)
 
 

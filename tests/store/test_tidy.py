@@ -242,12 +242,12 @@ def test_the_command_says_and_with_delete_does(folder, tmp_path, capsys):
 
 
 def test_wrong_input_deletes_nothing(folder, tmp_path, capsys):
-    with pytest.raises(SpecError, match="none goes with no other"):
+    with pytest.raises(SpecError, match="none cannot be combined"):
         delete(folder, keep=["none", "last"])
     with pytest.raises(SpecError, match="at least 0 days"):
         delete(folder, days=-1)
     for argv, said in [
-        ([str(tmp_path / "nowhere")], "is no folder of trials"),
+        ([str(tmp_path / "nowhere")], "is not a folder of trials"),
         ([str(folder), "--keep=lst"], "did you mean 'last'"),
         ([str(folder), "--delte"], "did you mean '--delete'"),
         ([str(folder), "--specs", "nothing.yaml", "--delete"], "no such sweep spec"),

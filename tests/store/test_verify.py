@@ -82,8 +82,8 @@ def test_what_is_missing_or_another_trials_is_named(folder):
     (other / "metrics.csv").write_text("epoch,val/loss\n0,1.5\n")
     found = said(folder)
     assert f"{one.name}/predictions.npz: it is missing" in found
-    assert any(line.startswith(f"{one.name}/last.ckpt: its digest is not") for line in found)
-    assert any(line.startswith(f"{other.name}/metrics.csv: its digest is not") for line in found)
+    assert any(line.startswith(f"{one.name}/last.ckpt: its digest differs") for line in found)
+    assert any(line.startswith(f"{other.name}/metrics.csv: its digest differs") for line in found)
     assert f"{one.name}/last.ckpt: it is a checkpoint of trial {other.name}" in found
     assert len(found) == 4
     shutil.copy(other / "record.json", one / "record.json")

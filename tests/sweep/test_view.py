@@ -63,8 +63,8 @@ def test_a_sweep_counts_its_trials_and_says_a_line_each(quick, tmp_path, capsys,
         clock[0] = 12.0
         record(tmp_path, small, 100, 7.5)
         view(Event(small, "finished"))
-        view(Event(large, "waiting: process 7 on n1, silent for 9 min"))
-        view(Event(large, "waiting: process 7 on n1, silent for 9 min"))
+        view(Event(large, "waiting: process 7 on n1, without a heartbeat for 9 min"))
+        view(Event(large, "waiting: process 7 on n1, without a heartbeat for 9 min"))
         failure = "Traceback …\nFloatingPointError: the loss is nan"
         there = store.trial_folder(tmp_path, large.trial_id)
         store.write_record(there, store.RunRecord(large.trial_id, "failed", large.flat(), {}, error=failure))
@@ -73,7 +73,7 @@ def test_a_sweep_counts_its_trials_and_says_a_line_each(quick, tmp_path, capsys,
     lines = [line[9:] for line in capsys.readouterr().err.splitlines()]
     assert lines == [
         f"[2/3] {small.trial_id} finished after 12 s, test error 7.50 %, cifar_resnet20 standard r=4, seed 0",
-        f"[2/3] waiting for {large.trial_id}, held by process 7 on n1, silent for 9 min",
+        f"[2/3] waiting for {large.trial_id}, held by process 7 on n1, without a heartbeat for 9 min",
         f"[3/3] {large.trial_id} failed, FloatingPointError: the loss is nan, cifar_resnet20 standard r=4, seed 1",
     ]
 

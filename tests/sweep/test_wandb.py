@@ -393,7 +393,7 @@ def test_what_is_not_there_is_said(server, tmp_path, capsys):
     assert main(["table", "wandb:nobody"]) == 2
     assert "wandb:ENTITY/PROJECT" in capsys.readouterr().err
     assert main(["table", f"wandb:{ENTITY}/nothing"]) == 2
-    assert "holds no trial" in capsys.readouterr().err
+    assert "contains no trials" in capsys.readouterr().err
     path = write(tmp_path)
     assert main(["sweep", str(path), "--wandb", "--device=cpu"]) == 2
     assert "write it into the spec's command" in capsys.readouterr().err

@@ -14,5 +14,5 @@ def test_a_client_that_has_no_lazy_runs_is_asked_for_runs_all_the_same(server, m
 
     original = client.Api.runs
     monkeypatch.setattr(client.Api, "runs", runs)
-    with pytest.raises(FileNotFoundError, match="holds no trial"):
+    with pytest.raises(FileNotFoundError, match="contains no trials"):
         load_records(f"wandb:{ENTITY}/nothing")

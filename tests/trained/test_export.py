@@ -131,7 +131,7 @@ def test_files_of_others_are_not_replaced(tmp_path):
     trial(tmp_path / "trial", ModelSpec("test_resnet", SESpec("none")))
     (tmp_path / "out").mkdir()
     (tmp_path / "out/config.json").write_text("mine")
-    with pytest.raises(SpecError, match=r"config\.json would be replaced, and SE-Lab did not write it .*--overwrite"):
+    with pytest.raises(SpecError, match=r"config\.json already exists and was not written by SE-Lab.*--overwrite"):
         export(tmp_path / "trial", tmp_path / "out", ["safetensors"])
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["config.json"]
     assert (tmp_path / "out/config.json").read_text() == "mine"

@@ -191,7 +191,7 @@ def test_a_finished_trial_is_not_run_again(quick, here, monkeypatch):
 
 def test_other_peoples_folders_are_no_stores(quick, tmp_path):
     (tmp_path / "thesis.tex").touch()
-    with pytest.raises(SpecError, match=r"holds other files \(thesis\.tex\)"):
+    with pytest.raises(SpecError, match=r"contains other files \(thesis\.tex\)"):
         run(quick(), ExecSpec(store=str(tmp_path), logger="none"))
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 

@@ -40,7 +40,7 @@ def test_changed_curves_are_refused(study: Make, with_curves: WithCurves) -> Non
     chart_of(records)
     path = folder / "metrics.csv"
     path.write_text(path.read_text().replace("1", "2"))
-    with pytest.raises(SpecError, match=r"metrics\.csv is not what its trial wrote"):
+    with pytest.raises(SpecError, match=r"metrics\.csv was damaged or changed after its trial ended"):
         chart_of(records)
 
 

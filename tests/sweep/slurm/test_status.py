@@ -36,8 +36,8 @@ def test_a_sweep_that_ran_here_is_told_trial_by_trial(sweep_file, tmp_path, caps
         table = capsys.readouterr().out
     assert [row["status"] for row in listed] == ["finished", "failed", "interrupted", "running", "not started"]
     assert [row["trial_id"] for row in listed] == [trial.trial_id for trial in trials]
-    assert listed[3]["worker"] == f"process {os.getpid()} on {socket.gethostname()}, silent for 10 min"
-    assert "silent for 10 min" in " ".join(table.split())
+    assert listed[3]["worker"] == f"process {os.getpid()} on {socket.gethostname()}, without a heartbeat for 10 min"
+    assert "without a heartbeat for 10 min" in " ".join(table.split())
     assert listed[1]["error"] == "MemoryError: no more" and listed[0]["spec"]["seed"] == 0
     assert "MemoryError: no more" in table and "seed" in table
     assert table.endswith("tiny: 1 failed, 1 finished, 1 interrupted, 1 not started, 1 running\n")
