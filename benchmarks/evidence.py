@@ -152,7 +152,7 @@ def equivalence(tables: int, rng: np.random.Generator) -> Iterator[tuple[list[ob
         yield row, [f"equivalence, {variants} × {seeds}: {found[0]:.1%}"] if beyond else []
 
 
-def until_narrow(tables: int, rng: np.random.Generator) -> Iterator[tuple[list[object], list[str]]]:
+def add_seeds(tables: int, rng: np.random.Generator) -> Iterator[tuple[list[object], list[str]]]:
     """Yield the alarms of whole studies that add seeds from 3 to 12: at the first alarm, or once narrow enough."""
     for variants, target in product((1, 4, 10), (1.0, 1.5, 2.5)):
         looks, rows = plan_looks(3, 12, variants), np.zeros(variants + 1, dtype=np.intp)
@@ -190,7 +190,7 @@ def main() -> int:
         ),
         f"Alarms in % of {few} studies without effect, looked at after each of 3 to 12 seeds.": (
             ["variants", "until ±", "seeds", "at the stop", "at the stop, 95 %", "at any look", "at any look, 95 %"],
-            until_narrow(few, rng),
+            add_seeds(few, rng),
         ),
     }  # fmt: skip
     beyond: list[str] = []

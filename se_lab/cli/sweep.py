@@ -41,7 +41,7 @@ def sweep(argv: list[str]) -> int:
     if options.confirm is not None:
         spec = _confirm(spec, options, execution)
     samples = [*spec.trials, *(spec.search.corners() if spec.search is not None else [])]
-    remarks = check_trials(samples, execution=execution, looks_at=spec.looks_at)
+    remarks = check_trials(samples, execution=execution, validation_use=spec.validation_use)
     if spec.search is not None:
         remarks.append("bayes: Optuna's Gaussian process proposes here, W&B's own engine under --wandb")
     if options.dry_run:
@@ -174,13 +174,13 @@ def _sweep_until(spec: Sweep, options: Any, execution: ExecSpec) -> int:
     """Add seeds until the intervals, computed as in the ablation table, are narrow enough."""
     from se_lab.report.computed import largest_half_width
     from se_lab.store import read_records
-    from se_lab.sweep.seeds import check_compared, until_narrow
+    from se_lab.sweep.seeds import add_seeds, check_compared
 
     check_compared(spec.trials)
     if options.through_wandb:
         from se_lab.sweep.wandb import check_for_agents
 
-        check_for_agents(options.spec, execution, grows=True)
+        check_for_agents(options.spec, execution, adds_seeds=True)
     exit_status = [0]
 
     def run(trials: Sequence[RunSpec]) -> bool:
@@ -195,7 +195,7 @@ def _sweep_until(spec: Sweep, options: Any, execution: ExecSpec) -> int:
         raise SpecError("early_terminate stops trials before their test, and --until_halfwidth needs all test errors")
     target, max_seeds = options.until_halfwidth, options.max_seeds or MAX_SEEDS
     reached = False
-    for look, half_width in until_narrow(spec.trials, target, max_seeds, run, width, execution.store):
+    for look, half_width in add_seeds(spec.trials, target, max_seeds, run, width, execution.store):
         reached = half_width <= target
         intervals = f"simultaneous {100 * (1 - look.level):.2f} % intervals"
         print(f"{look.seeds} seeds: the {intervals} are ± {half_width:.3f} points at most", flush=True)
@@ -282,12 +282,12 @@ def _workers(spec: Sweep, options: Any, execution: ExecSpec) -> int:
 
 
 def _sweep_through_wandb(spec: Sweep, options: Any, execution: ExecSpec) -> int:
-    from se_lab.sweep.wandb import register_sweep, run_agents, table_of
+    from se_lab.sweep.wandb import register_sweep, run_agents, sweep_table
     from se_lab.training.stopping import RESUME_ME
 
     path, environment = register_sweep(options.spec, execution)
     completed = run_agents(path, environment, options.agents)
-    counts = Counter(table_of(spec, path)["status"])
+    counts = Counter(sweep_table(spec, path)["status"])
     print(f"{options.spec}: " + ", ".join(f"{count} {status}" for status, count in sorted(counts.items())))
     if counts and set(counts) <= {"finished", "stopped"}:
         return 0
@@ -307,8 +307,8 @@ def _sweep_on_slurm(spec: Sweep, options: Any, execution: ExecSpec) -> int:
     from se_lab.sweep.status import OVER, SUBMISSIONS, standings, summary
 
     if options.through_wandb:
-        grows = options.until_halfwidth is not None
-        jobs = submit_agents(options.spec, spec, execution, options.slurm, grows=grows)
+        adds_seeds = options.until_halfwidth is not None
+        jobs = submit_agents(options.spec, spec, execution, options.slurm, adds_seeds=adds_seeds)
     else:
         tasks = {"workers": int(options.workers), "retries": options.retries}
         jobs = submit_trials(spec, execution, options.slurm, **tasks)

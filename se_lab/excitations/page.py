@@ -110,7 +110,7 @@ def _net(
         scales = {}
         for kind in ("mean", "std"):
             values = getattr(unit, kind)[mask][:, channels]
-            scales[kind], text = _quantised(values, detail.wide)
+            scales[kind], text = _quantise(values, detail.wide)
             arrays.append(f'<script type="text/plain" id="{kind}-{number}-{place}">{text}</script>')
         units.append(_unit(unit, channels) | scales | {"wide": detail.wide})
         if picture is not None and statistics.top_image.shape[1]:
@@ -145,7 +145,7 @@ def _kept(name: str, channels: int, share: float) -> NDArray[np.intp]:
     return np.sort(np.random.default_rng(seed_of("page", name)).choice(channels, count, replace=False))
 
 
-def _quantised(values: Floats, wide: bool) -> tuple[dict[str, float], str]:
+def _quantise(values: Floats, wide: bool) -> tuple[dict[str, float], str]:
     """Return the range of the values (K, C) and, in base64, their steps in it, row by row."""
     low, high = float(values.min()), float(values.max())
     steps = 65535 if wide else 255

@@ -1,4 +1,4 @@
-"""Sweeps: read a W&B sweep spec, plan its trials, run them here, on Slurm or under W&B's agents.
+"""Read a W&B sweep spec, and run its trials locally, on Slurm or under W&B agents.
 
-In: a file in sweeps/. Out: finished trials in the store.
+Input: a sweep spec, such as a file in sweeps/. Output: finished trials in the store.
 """

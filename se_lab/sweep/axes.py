@@ -1,6 +1,6 @@
-"""One parameter of a W&B sweep spec: what W&B accepts, the values of a grid, and draws from its distributions.
+"""Parameters of a W&B sweep spec: checks, grid values, and random values.
 
-Schema, grids and inverse distributions equal those of W&B's own search engine, the package `sweeps` 0.3.0.
+Schema, grids and quantile functions equal those of W&B's search engine, the package `sweeps` 0.3.0.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ Axis = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Finding:
-    """Something wrong with a sweep spec."""
+    """A problem in a sweep spec."""
 
     where: str
-    """The key, such as parameters.optim.lr."""
+    """Key in the spec, such as parameters.optim.lr."""
     what: str
-    """The value given, and what W&B or SE-Lab does with it."""
+    """The value given, or the problem with it."""
     todo: str
-    """What to write instead."""
+    """The allowed values, or the correction."""
 
     def __str__(self) -> str:
         return f"{self.where}: {self.what}; {self.todo}"
@@ -52,7 +52,7 @@ def _inv_log_uniform(axis: Axis, u: float) -> float:
 
 
 def _normal(axis: Axis, u: float) -> float:
-    from scipy.special import ndtri  # imported here: it takes a second, and most specs do not need it
+    from scipy.special import ndtri  # a slow import, which most specs do not need
 
     return float(axis.get("mu", 0.0) + axis.get("sigma", 1.0) * ndtri(u))
 
@@ -63,7 +63,7 @@ def _beta(axis: Axis, u: float) -> float:
     return float(betaincinv(axis.get("a", 1), axis.get("b", 1), u))
 
 
-def _quantised(draw: Callable[[Axis, float], float]) -> Callable[[Axis, float], float]:
+def _quantise(draw: Callable[[Axis, float], float]) -> Callable[[Axis, float], float]:
     return lambda axis, u: float(np.round(draw(axis, u) / axis.get("q", 1.0)) * axis.get("q", 1.0))
 
 
@@ -78,20 +78,20 @@ _CONTINUOUS: dict[str, tuple[tuple[str, ...], Callable[[Axis, float], float]]] =
 }
 DISTRIBUTIONS: dict[str, tuple[tuple[str, ...], Callable[[Axis, float], Any]]] = {
     "constant": (("value",), lambda axis, u: axis["value"]),
-    "categorical": (("values",), lambda axis, u: axis["values"][_whole(u, len(axis["values"]))]),
+    "categorical": (("values",), lambda axis, u: axis["values"][_index(u, len(axis["values"]))]),
     "categorical_w_probabilities": (
         ("values", "probabilities"),
         lambda axis, u: axis["values"][
             min(int(np.searchsorted(np.cumsum(axis["probabilities"]), u, "right")), len(axis["values"]) - 1)
         ],
     ),
-    "int_uniform": (_BOUNDED, lambda axis, u: axis["min"] + _whole(u, axis["max"] - axis["min"] + 1)),
+    "int_uniform": (_BOUNDED, lambda axis, u: axis["min"] + _index(u, axis["max"] - axis["min"] + 1)),
     "inv_log_uniform": (_BOUNDED, _inv_log_uniform),
-    "inv_log_uniform_values": (_BOUNDED, _log_uniform_values),  # as the engine has it, min and max being the values'
+    "inv_log_uniform_values": (_BOUNDED, _log_uniform_values),  # as in W&B's engine: min and max are values
     **_CONTINUOUS,
-    **{f"q_{name}": ((*keys, "q"), _quantised(draw)) for name, (keys, draw) in _CONTINUOUS.items()},
+    **{f"q_{name}": ((*keys, "q"), _quantise(draw)) for name, (keys, draw) in _CONTINUOUS.items()},
 }
-"""Each distribution's keys and its quantile function: the value below which a fraction u of the draws lies."""
+"""The keys and the quantile function (axis, u) of each distribution."""
 
 _OPTIONAL = ("mu", "sigma", "a", "b", "q")
 _KEYS = ("value", "values", "probabilities", "distribution", *_BOUNDED, *_OPTIONAL)
@@ -99,39 +99,39 @@ _IN_A_GRID = ("constant", "categorical", "int_uniform", "q_uniform")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 
 
-def _whole(u: float, count: int) -> int:
+def _index(u: float, count: int) -> int:
     return max(math.ceil(u * count) - 1, 0)
 
 
 def axis_findings(name: str, axis: Any, method: str) -> Iterator[Finding]:
-    """Yield the parts of a parameter that W&B refuses, or treats differently from the text."""
+    """Yield the parts of a parameter that W&B refuses or interprets differently."""
     where = f"parameters.{name}"
     if not _NAME.fullmatch(name):
-        yield Finding(where, "W&B takes letters, digits, _ . and -, and no digit first", "write a field's dotted key")
+        yield Finding(where, "W&B allows letters, digits, _ . and -, and no digit first", "use a field's dotted key")
         return
     if not isinstance(axis, Mapping):
-        yield Finding(where, f"it is {axis!r}", "it must be {value: …}, {values: […]} or a distribution")
+        yield Finding(where, f"got {axis!r}", "it must be {value: …}, {values: […]} or a distribution")
         return
     if "parameters" in axis:
-        todo = f"write dotted keys such as {name}.…, or {name} with mappings as its values"
-        yield Finding(where, "a nested parameters block reaches a trial as one mapping, and W&B's checks skip it", todo)
+        todo = f"use dotted keys such as {name}.…, or mappings as the values of {name}"
+        yield Finding(where, "nested parameters are passed to a trial as one mapping, which W&B does not check", todo)
         return
     unknown_keys = [str(key) for key in axis if key not in _KEYS]
     for key in unknown_keys:
-        yield Finding(f"{where}.{key}", "W&B has no such key", f"allowed are {', '.join(_KEYS)}{nearest(key, _KEYS)}")
+        yield Finding(f"{where}.{key}", "unknown key", f"allowed are {', '.join(_KEYS)}{nearest(key, _KEYS)}")
     if unknown_keys:
         return
     distribution = axis.get("distribution", _inferred(axis))
     if distribution is None:
-        yield Finding(where, f"{dict(axis)!r} says no distribution", "it needs value, values, or min and max")
+        yield Finding(where, f"{dict(axis)!r} has no distribution", "it needs value, values, or min and max")
     elif distribution not in DISTRIBUTIONS:
         todo = f"allowed are {', '.join(DISTRIBUTIONS)}{nearest(str(distribution), DISTRIBUTIONS)}"
-        yield Finding(f"{where}.distribution", f"it is {distribution!r}", todo)
+        yield Finding(f"{where}.distribution", f"got {distribution!r}", todo)
     elif findings := list(_wrong_keys(where, axis, distribution)) or list(_wrong_values(where, axis, distribution)):
         yield from findings
     elif method == "grid" and distribution not in _IN_A_GRID:
-        todo = "a grid takes value or values (also int_uniform and q_uniform); or set method: random"
-        yield Finding(where, f"it is {distribution}, which has no values to enumerate", todo)
+        todo = "a grid needs value, values, int_uniform or q_uniform; or set method: random"
+        yield Finding(where, f"{distribution} has no values to enumerate", todo)
 
 
 def _inferred(axis: Axis) -> str | None:
@@ -156,33 +156,33 @@ def _wrong_keys(where: str, axis: Axis, distribution: str) -> Iterator[Finding]:
 
 def _wrong_values(where: str, axis: Axis, distribution: str) -> Iterator[Finding]:
     if "values" in axis and (not isinstance(axis["values"], list) or not axis["values"]):
-        yield Finding(f"{where}.values", f"it is {axis['values']!r}", "it must be a list of at least one value")
+        yield Finding(f"{where}.values", f"got {axis['values']!r}", "it must be a list of at least one value")
         return
     if "probabilities" in axis:
         shares = axis["probabilities"]
         valid = isinstance(shares, list) and all(_is_number(share) and share >= 0 for share in shares)
         if not valid or len(shares) != len(axis["values"]) or not np.isclose(sum(shares), 1):
-            todo = f"it must be {len(axis['values'])} numbers from 0 on that sum to 1"
-            yield Finding(f"{where}.probabilities", f"it is {shares!r}", todo)
+            todo = f"it must be {len(axis['values'])} non-negative numbers that sum to 1"
+            yield Finding(f"{where}.probabilities", f"got {shares!r}", todo)
     numbers = [key for key in axis if key in (*_BOUNDED, *_OPTIONAL)]
     for key in numbers:
         value = axis[key]
         if not _is_number(value):
-            text = "; YAML reads 1e-3 as text, and 1.0e-3 as a number" if isinstance(value, str) else ""
-            yield Finding(f"{where}.{key}", f"it is {value!r}", f"it must be a finite number{text}")
+            text = "; YAML parses 1e-3 as text, and 1.0e-3 as a number" if isinstance(value, str) else ""
+            yield Finding(f"{where}.{key}", f"got {value!r}", f"it must be a finite number{text}")
         elif distribution == "int_uniform" and type(value) is not int:
-            yield Finding(f"{where}.{key}", f"it is {value!r}", "int_uniform takes integers")
+            yield Finding(f"{where}.{key}", f"got {value!r}", "int_uniform needs integers")
         elif (key == "sigma" and value < 0) or (key in ("q", "a", "b") and value <= 0):
-            yield Finding(f"{where}.{key}", f"it is {value!r}", "it must be above 0")
+            yield Finding(f"{where}.{key}", f"got {value!r}", "it must be above 0")
         elif key == "min" and distribution.endswith("_values") and value <= 0:
-            yield Finding(f"{where}.{key}", f"it is {value!r}", "a logarithm needs it above 0")
+            yield Finding(f"{where}.{key}", f"got {value!r}", f"it must be above 0 for {distribution}")
     if not {*_BOUNDED} <= {*numbers} or not all(_is_number(axis[key]) for key in _BOUNDED):
         return
     if axis["min"] >= axis["max"]:
-        yield Finding(where, f"min {axis['min']!r} is not less than max {axis['max']!r}", "write the smaller as min")
+        yield Finding(where, f"min {axis['min']!r} is not less than max {axis['max']!r}", "min must be below max")
     if "distribution" not in axis and type(axis["min"]) is not type(axis["max"]):
-        todo = "write both as integers or both with a decimal point, or say distribution: uniform"
-        yield Finding(where, f"wandb sweep refuses min {axis['min']!r} with max {axis['max']!r} as ambiguous", todo)
+        todo = "write both as integers or both with a decimal point, or add distribution: uniform"
+        yield Finding(where, f"W&B refuses min {axis['min']!r} with max {axis['max']!r} as ambiguous", todo)
 
 
 def _is_number(value: Any) -> bool:
@@ -190,20 +190,20 @@ def _is_number(value: Any) -> bool:
 
 
 def grid_values(axis: Axis) -> list[Any]:
-    """Return the values of a parameter in a grid, each once, in the engine's order."""
+    """Return the distinct values of a parameter in a grid, in the order of W&B's engine."""
     distribution = axis.get("distribution", _inferred(axis))
     if distribution == "constant":
-        return [handed_over(axis["value"])]
+        return [agent_value(axis["value"])]
     if distribution == "int_uniform":
         return list(range(axis["min"], axis["max"] + 1))
     if distribution == "q_uniform":
-        return [handed_over(value) for value in np.arange(axis["min"], axis["max"], axis.get("q", 1.0)).tolist()]
-    values = [handed_over(value) for value in axis["values"]]
+        return [agent_value(value) for value in np.arange(axis["min"], axis["max"], axis.get("q", 1.0)).tolist()]
+    values = [agent_value(value) for value in axis["values"]]
     return list({json.dumps(value, sort_keys=True, default=str): value for value in values}.values())
 
 
 def grid_size(axis: Axis) -> int:
-    """Return how many values a parameter has in a grid, at most, without building them."""
+    """Return the maximum number of grid values of a parameter, without building a range."""
     distribution = axis.get("distribution", _inferred(axis))
     if distribution == "int_uniform":
         return int(axis["max"] - axis["min"] + 1)
@@ -214,19 +214,19 @@ def grid_size(axis: Axis) -> int:
 
 
 def is_categorical(axis: Axis) -> bool:
-    """Return whether a parameter has a list of values, or one value, instead of a range."""
+    """Return whether a parameter has one value or a list of values, instead of a range."""
     return "value" in axis or "values" in axis
 
 
 def draw(axis: Axis, u: float) -> Any:
-    """Return the value of a parameter below which a fraction `u`, from 0 to 1, of its draws lies."""
-    return handed_over(DISTRIBUTIONS[axis.get("distribution", _inferred(axis))][1](axis, u))
+    """Return the quantile of a parameter's distribution at `u`, from 0 to 1."""
+    return agent_value(DISTRIBUTIONS[axis.get("distribution", _inferred(axis))][1](axis, u))
 
 
-def handed_over(value: Any) -> Any:
-    """Return a value as W&B's agent gets it: through JSON as its server writes it, where 3.0 becomes 3."""
+def agent_value(value: Any) -> Any:
+    """Return a value as a W&B agent passes it on: the JSON of W&B's server turns 3.0 into 3."""
     if isinstance(value, float) and value.is_integer():
         return int(value)
     if isinstance(value, Mapping):
-        return {key: handed_over(inner) for key, inner in value.items()}
-    return [handed_over(inner) for inner in value] if isinstance(value, (list, tuple)) else value
+        return {key: agent_value(inner) for key, inner in value.items()}
+    return [agent_value(inner) for inner in value] if isinstance(value, (list, tuple)) else value

@@ -1,11 +1,11 @@
-"""Bayesian search: Optuna's Gaussian process proposes trials, as W&B's own does under its agents.
+"""Bayesian search with Optuna's Gaussian process, as W&B's server does for its agents.
 
-Each proposal is a file on disk before its trial runs, created by exactly one of the processes that share the store:
+Before its trial runs, each proposal is written to a file by exactly one of the processes that share the store:
 
-<store>/.searches/<search>/000001.json    its point in the search space, and the trial's flat spec
+<store>/.searches/<search>/000001.json    the point in the search space, and the trial's flat spec
 
-The result is in the trial's record. So a search can be resumed, and any number of processes can share it. A proposal
-is determined by the seed, its number, and the results known by then.
+Results are in the trials' records, so a search can be resumed and shared by any number of processes. A proposal
+depends only on the seed, its number, and the results known when it is made.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from se_lab.sweep.axes import Axis, draw, grid_values, is_categorical
 from se_lab.sweep.early_stop import Metric
 
 Place = dict[str, float]
-"""A point of the search space: for each varied parameter its quantile, from 0 to 1, or the index of its value."""
+"""A point in the search space: each varied parameter's quantile, from 0 to 1, or the index of its value."""
 GIVE_UP = 20
-"""After this many duplicate proposals in a row, the next is drawn at random."""
+"""Number of consecutive duplicate proposals after which the next is drawn at random."""
 
 
 @dataclass(frozen=True)
 class BayesSearch:
-    """A Bayesian search, as its spec describes it."""
+    """The Bayesian search of a sweep spec."""
 
     parameters: Mapping[str, Axis]
     common: RunSpec
@@ -43,19 +43,19 @@ class BayesSearch:
 
     @property
     def search_id(self) -> str:
-        """12 hexadecimal digits: the hash of everything but the cap, which may be raised."""
+        """A hash of the search, 12 hexadecimal digits, without the cap, which may be raised."""
         parts = [self.parameters, dotted(self.common), self.metric.name, self.metric.maximize, self.seed]
         return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
     def proposed(self, folder: str | Path) -> list[RunSpec]:
-        """Return the trials proposed in a store so far, in order."""
+        """Return the trials that a store's search has proposed so far, in order."""
         return [trial for _, trial in self._proposals(folder)]
 
     def propose(self, folder: str | Path) -> RunSpec | None:
-        """Add one trial to the store's list and return it; None once the cap or the target is reached.
+        """Propose a trial, record it in the store and return it; None at the cap or the target.
 
         Raises:
-            SpecError: without Optuna, or for a point that no trial can have.
+            SpecError: if Optuna is missing, or a point is not a valid trial.
         """
         while True:
             proposals = self._proposals(folder)
@@ -72,10 +72,10 @@ class BayesSearch:
                 return run_spec(flat)
 
     def corners(self) -> list[RunSpec]:
-        """Return trials at the middle of the space and at each parameter's ends or values, to check that they exist.
+        """Return trials at the centre of the space and at each bound or value of a parameter.
 
         Raises:
-            SpecError: for a point that no trial can have.
+            SpecError: if one of these points is not a valid trial.
         """
         middle: Place = {name: 0 if is_categorical(axis) else 0.5 for name, axis in self._varied().items()}
         ends = {n: range(len(grid_values(a))) if is_categorical(a) else (0.0, 1.0) for n, a in self._varied().items()}
@@ -90,7 +90,7 @@ class BayesSearch:
         return [(proposal["place"], run_spec(proposal["spec"])) for proposal in proposals]
 
     def _value(self, folder: str | Path, trial: RunSpec) -> float | str:
-        """Return a trial's best value, smaller being better; or 'failed', or 'running' if it is not over."""
+        """Return a trial's best value (smaller is better), 'failed', or 'running' without a record."""
         path = store.trial_folder(folder, trial.trial_id)
         record = store.read_record(path)
         if record is None:
@@ -123,7 +123,7 @@ class BayesSearch:
     def _next(
         self, earlier: list[tuple[Place, RunSpec]], values: list[float | str]
     ) -> tuple[Place, dict[str, Any]] | None:
-        """Return a place whose trial is new, and its flat spec; None if the space seems exhausted."""
+        """Return the place of a new trial, and its flat spec; None if the space seems exhausted."""
         trial_ids = {trial.trial_id for _, trial in earlier}
         places = [place for place, _ in earlier]
         axes, number = self._varied(), len(earlier) + 1
@@ -132,9 +132,9 @@ class BayesSearch:
         for attempt in range(10 * GIVE_UP):
             seed = seed_of(self.seed, "bayes", number, attempt)
             if len(results) < start or attempt >= GIVE_UP or not axes:
-                place = _anywhere(axes, seed)
+                place = _random_place(axes, seed)
             else:
-                place = suggest(axes, places, _imputed(values, max(results)), seed)
+                place = suggest(axes, places, _impute(values, max(results)), seed)
             if (trial := self._trial(place)).trial_id not in trial_ids:
                 return place, trial.flat()
         return None
@@ -146,11 +146,11 @@ def suggest(axes: Mapping[str, Axis], places: list[Place], values: list[float | 
     Args:
         axes: The varied parameters.
         places: The places proposed so far.
-        values: The value of each place, smaller being better; None if its trial is not over.
-        seed: Seeds the sampler.
+        values: The value of each place, where smaller is better; None while its trial runs.
+        seed: Seed of the sampler.
 
     Raises:
-        SpecError: without Optuna.
+        SpecError: if Optuna is missing.
     """
     optuna = import_optuna()
     space = {
@@ -169,36 +169,36 @@ def suggest(axes: Mapping[str, Axis], places: list[Place], values: list[float | 
 
 
 def import_optuna() -> Any:
-    """Return the module optuna, with its log messages off.
+    """Import Optuna, turn off its log messages, and return the module.
 
     Raises:
-        SpecError: where it is not installed.
+        SpecError: if Optuna is not installed.
     """
     try:
         import optuna
     except ImportError:
-        raise SpecError("method is bayes, which needs Optuna here: pip install 'se-lab[bayes]'") from None
+        raise SpecError("method is bayes, which needs Optuna: pip install 'se-lab[bayes]'") from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna
 
 
-def _anywhere(axes: Mapping[str, Axis], seed: int) -> Place:
+def _random_place(axes: Mapping[str, Axis], seed: int) -> Place:
     shares = {name: float(np.random.default_rng(seed_of(seed, name)).random()) for name in axes}
     return {
-        name: _of_a_value(axis, shares[name]) if is_categorical(axis) else shares[name] for name, axis in axes.items()
+        name: _value_index(axis, shares[name]) if is_categorical(axis) else shares[name] for name, axis in axes.items()
     }
 
 
-def _of_a_value(axis: Axis, share: float) -> int:
-    """Return the index of a value by its probability."""
+def _value_index(axis: Axis, share: float) -> int:
+    """Return the index of the value at a quantile of a categorical parameter."""
     values = grid_values(axis)
     if "probabilities" in axis:
         return values.index(draw(axis, share))
     return min(int(share * len(values)), len(values) - 1)
 
 
-def _imputed(values: list[float | str], worst: float) -> list[float | None]:
-    """Give failed trials the worst known value, as W&B does, and None to trials that are not over."""
+def _impute(values: list[float | str], worst: float) -> list[float | None]:
+    """Replace 'failed' by the worst known value, as W&B does, and 'running' by None."""
     return [value if isinstance(value, float) else worst if value == "failed" else None for value in values]
 
 
@@ -206,4 +206,4 @@ def _proposal(path: Path) -> dict[str, Any]:
     try:
         return store.read_sealed(path)
     except ValueError as error:
-        raise SpecError(f"{path} is no proposal of a search: {error}") from None
+        raise SpecError(f"{path} is not a valid proposal of a search: {error}") from None

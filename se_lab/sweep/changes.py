@@ -1,4 +1,4 @@
-"""What has changed since the finished trials of a sweep ran that could change their numbers."""
+"""Changes since the finished trials of a sweep ran that can affect results."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from se_lab.spec import DataSpec, ExecSpec, RunSpec
 from se_lab.store import RunRecord
 
 QUICKLY = 50_000
-"""Largest data set, in images, whose files `se-lab status` checks; `sweep`, `train` and `verify --data` always do."""
+"""Number of images up to which `se-lab status` compares a data set; `sweep`, `train` and `verify --data` always do."""
 FLAGS = ("plugins", "callbacks", "data_root", "threads")
-"""Fields of ExecSpec that are part of a provenance, or say where to look for it."""
+"""Fields of ExecSpec that are part of the provenance, or needed to determine it."""
 
 
 def changes(trials: Sequence[RunSpec], execution: ExecSpec) -> list[str]:
-    """Return a line for each difference between the provenance of finished trials and that of running them now.
+    """Return a line for each difference in provenance between finished trials and a rerun now.
 
-    Images that cannot be read without a network are not compared: see `present_digest`.
+    Images that cannot be read without a network are not compared; see `present_digest`.
     """
     from se_lab.training.preflight import device_model
 
@@ -30,10 +30,9 @@ def changes(trials: Sequence[RunSpec], execution: ExecSpec) -> list[str]:
 
 
 def changes_since(trials: Sequence[RunSpec], store_folder: str) -> list[str]:
-    """Return a line for each difference between the provenance of finished trials and that of rerunning them.
+    """Return a line for each difference in provenance, without importing PyTorch if possible.
 
-    Threads, data root, plugins and callbacks are those of the record. The device is not compared, and neither are the
-    images of large sets. PyTorch is imported only to compare images.
+    Threads, data root and plugins are those of the record; device and images of large data sets are not compared.
     """
     digests: dict[DataSpec, str | None] = {}
     differences: dict[str, list[str]] = {}
@@ -74,8 +73,8 @@ def _compare(
 
 
 def _lines(differences: dict[str, list[str]]) -> list[str]:
-    return [f"of finished trials, {difference}: {_some(ids)}" for difference, ids in differences.items()]
+    return [f"of finished trials, {difference}: {_trial_list(ids)}" for difference, ids in differences.items()]
 
 
-def _some(ids: Sequence[str]) -> str:
+def _trial_list(ids: Sequence[str]) -> str:
     return f"trials {', '.join(ids[:5])}{f' and {len(ids) - 5} more' if len(ids) > 5 else ''}"

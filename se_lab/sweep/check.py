@@ -1,4 +1,4 @@
-"""The linter of sweep specs: find everything that W&B would refuse or silently change."""
+"""Linter for sweep specs: find everything that W&B would refuse or silently change."""
 
 from __future__ import annotations
 
@@ -19,60 +19,59 @@ METRICS = tuple(f"{split}/{what}" for split in ("val", "test") for what in ("los
 
 
 def sweep_remarks(path: str | Path) -> list[Finding]:
-    """Return remarks on parts of a spec that W&B accepts but a reader may misunderstand.
+    """Return remarks on valid parts of a spec that are easily misunderstood.
 
     Raises:
-        SpecError: for a file that does not exist or is not YAML.
+        SpecError: if the file is missing or not YAML.
     """
     spec = load_spec(path)
-    remarks = list(_agents_in_the_text(find_sweep(path).read_text(encoding="utf-8")))
+    remarks = list(_agent_commands(find_sweep(path).read_text(encoding="utf-8")))
     stop = spec.get("early_terminate") if isinstance(spec, Mapping) else None
     if isinstance(stop, Mapping) and "strict" not in stop:
-        what = "where it is not given W&B's engine takes true, and so does SE-Lab"
+        what = "not given, so W&B's engine and SE-Lab use true"
         remarks.append(Finding("early_terminate.strict", what, "write strict: true or strict: false"))
     return remarks
 
 
 def check_sweep(path: str | Path) -> list[Finding]:
-    """Return everything that is wrong with a sweep spec; if nothing is, it runs the same here and under W&B.
+    """Return the problems of a sweep spec; a spec without any runs the same in SE-Lab and W&B.
 
     Raises:
-        SpecError: for a file that does not exist or is not YAML.
+        SpecError: if the file is missing or not YAML.
     """
     spec = load_spec(path)
     text = find_sweep(path).read_text(encoding="utf-8")
     refusals = list(problems(spec))
-    findings = [*_twice_in_the_file(yaml.compose(text)), *refusals]
+    findings = [*_duplicate_keys(yaml.compose(text)), *refusals]
     if isinstance(spec, Mapping):
-        findings += _done_otherwise(spec)
+        findings += _wandb_differences(spec)
         findings += _trial_findings(spec, refusals)
     return list(dict.fromkeys(findings))
 
 
-def _twice_in_the_file(node: yaml.Node | None, where: str = "") -> Iterator[Finding]:
-    """Yield the keys that a mapping of the file has twice: YAML readers silently take the last."""
+def _duplicate_keys(node: yaml.Node | None, where: str = "") -> Iterator[Finding]:
+    """Yield duplicate keys of the file's mappings, of which YAML parsers silently use the last."""
     if isinstance(node, yaml.SequenceNode):
         for item in node.value:
-            yield from _twice_in_the_file(item, where)
+            yield from _duplicate_keys(item, where)
     elif isinstance(node, yaml.MappingNode):
         names: set[str] = set()
         for key, value in node.value:
             name = f"{where}.{key.value}" if where else str(key.value)
             if name in names:
-                what = f"line {key.start_mark.line + 1} gives it a second time, and only the last counts"
-                yield Finding(name, what, "leave one of the two")
+                yield Finding(name, f"duplicate key in line {key.start_mark.line + 1}", "remove one of the two")
             names.add(name)
-            yield from _twice_in_the_file(value, name)
+            yield from _duplicate_keys(value, name)
 
 
-def _done_otherwise(spec: Mapping[str, Any]) -> Iterator[Finding]:
-    """Yield what SE-Lab accepts and W&B would do differently."""
+def _wandb_differences(spec: Mapping[str, Any]) -> Iterator[Finding]:
+    """Yield the parts of a spec that SE-Lab accepts and W&B would run differently."""
     if "command" not in spec:
-        what = f"without it an agent runs: python {spec.get('program', '')} and the parameters"
+        what = f"missing, so an agent runs: python {spec.get('program', '')} and the parameters"
         yield Finding("command", what, 'write command: ["${env}", se-lab, train, "${args}"]')
     if not spec.get("program"):
         yield Finding(
-            "program", "W&B's agent asks for it even where the command does not use it", "write program: se-lab"
+            "program", "missing; W&B's agent needs it even if the command does not use it", "write program: se-lab"
         )
     metric = spec.get("metric")
     name = metric.get("name") if isinstance(metric, Mapping) else None
@@ -84,12 +83,12 @@ def _done_otherwise(spec: Mapping[str, Any]) -> Iterator[Finding]:
         if not isinstance(axis, Mapping):
             continue
         if (distribution := axis.get("distribution")) in ("log_uniform", "inv_log_uniform", "q_log_uniform"):
-            todo = f"write {distribution}_values, whose bounds are values"
-            yield Finding(f"parameters.{key}", f"W&B gave {distribution} up: its bounds are exponents of e", todo)
+            todo = f"use {distribution}_values, whose bounds are values"
+            yield Finding(f"parameters.{key}", f"{distribution} is deprecated: its bounds are exponents of e", todo)
         values = axis.get("values") if isinstance(axis.get("values"), list) else [axis.get("value", 0)]
         if _has_null(values) and "${args_json_file}" not in str(spec.get("command")):
-            todo = 'leave the field out, or hand over "--config", "${args_json_file}" in place of "${args}"'
-            yield Finding(f"parameters.{key}", "null reaches a trial as the text None", todo)
+            todo = 'remove the field, or use "--config", "${args_json_file}" in place of "${args}"'
+            yield Finding(f"parameters.{key}", "null is passed to a trial as the text None", todo)
 
 
 def _parameters(spec: Mapping[str, Any]) -> dict[str, Any]:
@@ -104,11 +103,11 @@ def _has_null(value: Any) -> bool:
 
 
 def _trial_findings(spec: Mapping[str, Any], refusals: list[Finding]) -> Iterator[Finding]:
-    """Yield values that no trial can have, nets that cannot be built, and points that are the same trial."""
+    """Yield invalid values, nets that cannot be built, and points that are the same trial."""
     try:
         common, _ = common_of(spec)
     except (SpecError, TypeError, ValueError):
-        common = RunSpec()  # the command has findings of its own
+        common = RunSpec()  # an invalid command is reported elsewhere
     wrong_keys = {finding.where for finding in refusals} | {finding.where.rpartition(".")[0] for finding in refusals}
     axes = {name: axis for name, axis in _parameters(spec).items() if f"parameters.{name}" not in wrong_keys}
     middle = {name: draw(axis, 0.5) for name, axis in axes.items()}
@@ -120,7 +119,7 @@ def _trial_findings(spec: Mapping[str, Any], refusals: list[Finding]) -> Iterato
         yield from findings
     yield from _net_findings([trial for trial in trials if trial is not None])
     if spec.get("method") == "grid":
-        yield from _one_trial(points, trials[: len(points)])
+        yield from _repeated_points(points, trials[: len(points)])
 
 
 def _extremes(axis: Axis) -> list[Any]:
@@ -131,7 +130,7 @@ def _extremes(axis: Axis) -> list[Any]:
 
 
 def _try(common: RunSpec, point: Mapping[str, Any]) -> tuple[RunSpec | None, list[Finding]]:
-    """Build the trial of a point; leave out wrong values, to find what else is wrong."""
+    """Return the trial of a point, or None, and all findings, removing invalid values in turn."""
     findings: list[Finding] = []
     values = point
     try:
@@ -152,7 +151,7 @@ def _try(common: RunSpec, point: Mapping[str, Any]) -> tuple[RunSpec | None, lis
 
 
 def _as_finding(point: Mapping[str, Any], error: SpecError) -> Finding:
-    """Return an error of a trial as a finding of its spec."""
+    """Convert the error of a trial into a finding."""
     what, _, todo = str(error).partition("; ")
     names = [name for name in point if re.search(rf"(^|[ '(]){re.escape(name)}\b", what)]
     return Finding(f"parameters.{names[0]}" if names else "the trials", what, todo or "choose another value")
@@ -168,7 +167,7 @@ def _net_findings(trials: list[RunSpec]) -> Iterator[Finding]:
             yield _as_finding(dict.fromkeys(("model.se", "model.backbone", "model")), error)
 
 
-def _one_trial(points: list[dict[str, Any]], trials: list[RunSpec | None]) -> Iterator[Finding]:
+def _repeated_points(points: list[dict[str, Any]], trials: list[RunSpec | None]) -> Iterator[Finding]:
     first: dict[str, dict[str, Any]] = {}
     repeats: list[tuple[dict[str, Any], dict[str, Any]]] = []
     for point, trial in zip(points, trials, strict=True):
@@ -176,13 +175,13 @@ def _one_trial(points: list[dict[str, Any]], trials: list[RunSpec | None]) -> It
             repeats.append((first[trial.trial_id], point))
     if repeats:
         one, other = ({key: p[key] for key in p if repeats[0][0][key] != repeats[0][1][key]} for p in repeats[0])
-        what = f"{len(repeats)} of {len(points)} points are a trial that another point is, as {one} and {other} are"
-        todo = "W&B would start each: leave them out, or write the section as one axis of mappings, each variant once"
+        what = f"{len(repeats)} of {len(points)} points repeat the trial of another point, such as {one} and {other}"
+        todo = "W&B would run each: remove them, or make the section one parameter with a mapping for each variant"
         yield Finding("parameters", what, todo)
 
 
-def _agents_in_the_text(text: str) -> Iterator[Finding]:
+def _agent_commands(text: str) -> Iterator[Finding]:
     for number, line in enumerate(text.splitlines(), 1):
         if re.search(r"wandb agent\b", line) and not re.search(r"\s(-f|--forward-signals)\b", line):
-            what = "it names an agent that, told to stop, leaves its trial behind, alive, unless it forwards signals"
+            what = "a stopped W&B agent leaves its trial running unless it forwards signals"
             yield Finding(f"line {number}", what, "write wandb agent -f")

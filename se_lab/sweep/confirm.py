@@ -1,7 +1,7 @@
-"""Confirm the best variants of a sweep with fresh seeds: the trials that chose a variant do not measure it fairly.
+"""Confirm the best variants of a sweep with fresh seeds, to avoid selection bias.
 
-The best of many variants owes part of its rank to luck. `--confirm` chooses by validation error, trains the chosen
-variants and the baselines with seeds that the sweep did not have, and notes in the store which rows were chosen:
+`--confirm` selects variants by validation error, trains them and the baselines with seeds that the sweep did not have,
+and records the selection in the store:
 
 <store>/.confirmed/<hash of the sweep's trials>.json
 """
@@ -27,22 +27,22 @@ FIRST_SEED = 1000
 
 @dataclass(frozen=True)
 class Confirmation:
-    """What was chosen from a sweep by looking at its trials, and the fresh trials that confirm it."""
+    """The variants selected from a sweep, and the fresh trials that confirm them."""
 
     sweep: str
     chosen: list[str]
-    """Ids of the sweep's trials that belong to the chosen variants."""
+    """Ids of the sweep's trials of the selected variants."""
     trials: list[dict[str, object]]
-    """The fresh trials, flat."""
+    """Flat specs of the fresh trials."""
 
 
 def choose(sweep: Sweep, store_folder: str, count: int, seeds: int) -> Confirmation:
-    """Return the best `count` variants of a finished sweep by validation error, and their trials with fresh seeds.
+    """Select the best `count` variants of a finished sweep by validation error.
 
-    The baselines (insertion none) are not chosen; their fresh trials are added for comparison.
+    Baselines (insertion none) are not selected, but get fresh trials too, for comparison.
 
     Raises:
-        SpecError: if a trial is not over, or none has a validation error.
+        SpecError: if a trial has not ended, or no variant has a validation error.
     """
     if count < 1 or seeds < 1:
         raise SpecError(f"--confirm is {count} and --seeds {seeds}; both must be at least 1")
@@ -55,7 +55,7 @@ def choose(sweep: Sweep, store_folder: str, count: int, seeds: int) -> Confirmat
     ]
     ranking = sorted((pair for pair in errors if pair[0] is not None), key=lambda pair: pair[0] or 0.0)
     if not ranking:
-        raise SpecError(f"no variant of {sweep.name} has {METRIC} for all of its seeds: hold out data.val_fraction")
+        raise SpecError(f"no variant of {sweep.name} has {METRIC} for all its seeds; set data.val_fraction above 0")
     best = [variant for _, variant in ranking[:count]]
     first_seed = max(FIRST_SEED, 1 + max(trial.seed for trial in sweep.trials))
     selection = [variant for variant in baselines if variant not in best] + best
@@ -69,33 +69,33 @@ def choose(sweep: Sweep, store_folder: str, count: int, seeds: int) -> Confirmat
 
 
 def _validation_error(trials: Sequence[RunSpec], store_folder: str) -> float | None:
-    """Return the mean validation error of a variant; None if a seed has none."""
+    """Return the mean validation error of a variant, or None if a seed has none."""
     errors = []
     for trial in trials:
         record = store.read_record(store.trial_folder(store_folder, trial.trial_id))
         if record is None:
-            raise SpecError(f"{trial.trial_id} is not over: run the sweep before its best variants are confirmed")
+            raise SpecError(f"trial {trial.trial_id} has not ended; run the sweep before --confirm")
         errors.append(record.metrics.get(METRIC) if record.status == "finished" else None)
     values = [error for error in errors if error is not None]
     return mean(values) if len(values) == len(errors) else None
 
 
 def fresh_trials(confirmation: Confirmation) -> list[RunSpec]:
-    """Return the trials of a confirmation."""
+    """Return the fresh trials of a confirmation."""
     return [run_spec({k: v for k, v in flat.items() if v is not None}) for flat in confirmation.trials]
 
 
 def note(confirmation: Confirmation, sweep: Sweep, store_folder: str) -> None:
-    """Write a confirmation down in the store, before its trials run."""
+    """Record a confirmation in the store, before its trials run."""
     store.write_sealed(note_path(NOTES, sweep.trials, store_folder), asdict(confirmation))
 
 
 def confirmation_of(trials: Sequence[RunSpec], store_folder: str | Path) -> Confirmation | None:
-    """Return the confirmation of a sweep with these trials, if its best variants were chosen."""
+    """Return the confirmation of the sweep with these trials, or None if there is none."""
     path = note_path(NOTES, trials, store_folder)
     try:
         return Confirmation(**store.read_sealed(path))
     except FileNotFoundError:
         return None
     except (ValueError, TypeError) as error:
-        raise SpecError(f"{path} is no note of confirmed variants: {error}") from None
+        raise SpecError(f"{path} is not a valid record of confirmed variants: {error}") from None

@@ -1,4 +1,4 @@
-"""Read a W&B sweep spec, with nothing added, into trials."""
+"""Read the trials of a W&B sweep spec."""
 
 from __future__ import annotations
 
@@ -26,31 +26,31 @@ TOP_LEVEL = (
 )  # fmt: skip
 METHODS = ("grid", "random", "bayes")
 MOST_POINTS = 100_000
-"""Maximum number of points of a grid or search; millions of points are a mistake, and would exhaust the memory."""
+"""Maximum number of points of a grid or search; more would exhaust the memory."""
 LAUNCHERS = ("${env}", "${interpreter}", "${program}")
 MACROS = (*LAUNCHERS, "${args}", "${args_no_equals}", "${args_json_file}")
-"""The macros of W&B's agent that `se-lab train` understands."""
+"""Macros of W&B's agent that `se-lab train` supports."""
 ENTRIES = (["se-lab", "train"], ["-m", "se_lab.cli", "train"], ["train"])
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """The content of a sweep spec: its trials in W&B's order, without duplicates."""
+    """The content of a sweep spec."""
 
     name: str
     description: str
     trials: list[RunSpec]
-    """Of a bayes search, those proposed in the store so far."""
+    """The trials in W&B's order, without duplicates; for a bayes search, those proposed so far."""
     execution: ExecSpec
     """Defaults from the spec's command."""
     repeated: int
-    """Number of points that are the same trial as an earlier one, such as r=4 and r=8 without SE units."""
+    """Number of points that repeat the trial of an earlier one, such as r=4 and r=8 without SE units."""
     search: BayesSearch | None = None
     early_stop: Hyperband | None = None
 
     @property
-    def looks_at(self) -> str | None:
-        """The part of the sweep that uses a validation metric, in the words of an error message."""
+    def validation_use(self) -> str | None:
+        """The part of the sweep that uses a validation metric, for messages; None without any."""
         if self.search is not None:
             return f"method=bayes on {self.search.metric.name}"
         return f"early_terminate on {self.early_stop.metric.name}" if self.early_stop is not None else None
@@ -59,25 +59,23 @@ class Sweep:
 def read_sweep(path: str | Path, *, seed: int = 0, store_folder: str | Path | None = None) -> Sweep:
     """Read a W&B sweep spec and enumerate its trials.
 
-    Fixed flags in `command` count for every trial, as they do under W&B's agent. Grid: parameters sorted by name, the
-    last varying fastest, as W&B's engine has it. Random: `run_cap` draws from a stream keyed by `seed`. run_cap counts
-    the points of the spec. Bayes: what was proposed so far, and the search that proposes more.
+    Fixed flags in `command` apply to every trial, as under W&B's agent. In a grid, parameters are sorted by name, and
+    the last varies fastest, as in W&B's engine. A random search has `run_cap` points, drawn from a stream keyed by
+    `seed`. A bayes search has the trials proposed so far. `run_cap` counts points, before duplicates are removed.
 
     Args:
         path: The spec.
-        seed: Seed of a random or a bayes search.
-        store_folder: The store that keeps what a bayes search has proposed; by default that of the spec's own
-            command, or the variable SE_LAB_STORE, else runs/.
+        seed: Seed of a random or bayes search.
+        store_folder: The store of a bayes search; by default that of the spec's command, or the environment variable
+            SE_LAB_STORE, else runs/.
 
     Raises:
-        SpecError: naming the file and every error: the key, the allowed values, and the nearest.
+        SpecError: listing the problems of the file: keys, allowed values and the nearest ones.
     """
     spec = load_spec(path)
     if findings := list(problems(spec)):
         lines = "".join(f"\n  {finding}" for finding in findings)
-        raise SpecError(
-            f"{path}: {findings[0]}" if len(findings) == 1 else f"{path}: {len(findings)} things are wrong:{lines}"
-        )
+        raise SpecError(f"{path}: {findings[0]}" if len(findings) == 1 else f"{path}: {len(findings)} problems:{lines}")
     try:
         common, execution = common_of(spec)
         metric = metric_of(spec)
@@ -110,7 +108,7 @@ def load_spec(path: str | Path) -> Any:
     """Return the content of a YAML file.
 
     Raises:
-        SpecError: for a file that does not exist or is not YAML.
+        SpecError: if the file is missing or not YAML.
     """
     try:
         return read_yaml(find_sweep(path).read_text(encoding="utf-8"))
@@ -120,18 +118,18 @@ def load_spec(path: str | Path) -> Any:
         raise SpecError(f"{path} is a directory; a sweep spec is a YAML file") from None
     except OSError as error:
         raise SpecError(f"{path} cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: no text, or a date or number that Python refuses
-        raise SpecError(f"{path} is no YAML: {error}") from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or an invalid date or number
+        raise SpecError(f"{path} is not valid YAML: {error}") from None
 
 
 def common_of(spec: Mapping[str, Any]) -> tuple[RunSpec, ExecSpec]:
-    """Return the trial and the execution that the fixed flags in `command` describe."""
+    """Return the trial and the execution given by the fixed flags in `command`."""
     flags = fixed_flags(spec)
     return parse_trial(flags) if flags else (RunSpec(), ExecSpec())
 
 
 def metric_of(spec: Mapping[str, Any]) -> Metric | None:
-    """Return the metric of a spec without problems."""
+    """Return the metric of a valid spec, or None."""
     metric = spec.get("metric")
     if metric is None:
         return None
@@ -140,7 +138,7 @@ def metric_of(spec: Mapping[str, Any]) -> Metric | None:
 
 
 def points_of(spec: Mapping[str, Any], seed: int) -> list[dict[str, Any]]:
-    """Return the points of a grid or a random search: one value per parameter, as W&B's agent hands them over."""
+    """Return the points of a grid or a random search, each with a value for every parameter."""
     parameters = {name: spec["parameters"][name] for name in sorted(spec["parameters"])}
     cap = spec.get("run_cap")
     if spec["method"] == "grid":
@@ -157,20 +155,20 @@ def points_of(spec: Mapping[str, Any], seed: int) -> list[dict[str, Any]]:
 
 
 def problems(spec: Any) -> Iterator[Finding]:
-    """Yield every reason why a spec cannot be run: parts that W&B refuses, or would run differently from the text.
+    """Yield the parts of a spec that are invalid, or that W&B would interpret differently.
 
-    This checks values without building trials; `trial_of` checks the rest.
+    Values of fields are not checked; `trial_of` does that.
     """
     if not isinstance(spec, Mapping):
-        yield Finding("the file", f"it is {type(spec).__name__}", "a sweep spec is a mapping of method and parameters")
+        yield Finding("the file", f"got {type(spec).__name__}", "a sweep spec maps method, parameters and so on")
         return
     for key in spec:
         if key not in TOP_LEVEL:
             todo = f"allowed are {', '.join(TOP_LEVEL)}{nearest(str(key), TOP_LEVEL)}"
-            yield Finding(str(key), "there is no such top-level key", todo)
+            yield Finding(str(key), "unknown top-level key", todo)
     for key in ("program", "name", "description", "project", "entity"):
         if key in spec and not isinstance(spec[key], str):
-            yield Finding(key, f"it is {spec[key]!r}", "it must be text")
+            yield Finding(key, f"got {spec[key]!r}", "it must be text")
     yield from _method_problems(spec)
     command_findings = list(_command_problems(spec))
     yield from command_findings
@@ -178,11 +176,11 @@ def problems(spec: Any) -> Iterator[Finding]:
         try:
             common_of(spec)
         except SpecError as error:
-            yield Finding("command", f"its fixed flags give no trial: {error}", "correct the flag")
+            yield Finding("command", f"its fixed flags are not valid: {error}", "correct the flag")
     parameters = spec.get("parameters")
     if not isinstance(parameters, Mapping) or not parameters:
-        todo = "it maps dotted keys to {value: …}, {values: […]} or a distribution"
-        yield Finding("parameters", "parameters is missing" if not parameters else f"it is {parameters!r}", todo)
+        todo = "it must map dotted keys to {value: …}, {values: […]} or a distribution"
+        yield Finding("parameters", "parameters is missing" if not parameters else f"got {parameters!r}", todo)
         return
     findings = list(_parameter_problems(parameters, str(spec.get("method"))))
     yield from findings or _size_problems(spec)
@@ -196,8 +194,8 @@ def _parameter_problems(parameters: Mapping[Any, Any], method: str) -> Iterator[
         yield from axis_findings(str(name), axis, method)
     seed_varies = isinstance(parameters.get("seed"), Mapping) and "value" not in parameters["seed"]
     if seed_varies and method in ("random", "bayes"):
-        what = f"a {method} search would look for the luckiest seed"
-        todo = "leave seed out; se-lab sweep FILE --confirm 3 --seeds 5 runs what it finds with fresh seeds"
+        what = f"a {method} search would select the luckiest seed"
+        todo = "remove seed; se-lab sweep FILE --confirm 3 --seeds 5 reruns the best variants with fresh seeds"
         yield Finding("parameters.seed", what, todo)
 
 
@@ -210,76 +208,76 @@ def _size_problems(spec: Mapping[str, Any]) -> Iterator[Finding]:
         size = min(size, cap)
     points = max(size, *sizes) if isinstance(size, int) else 0
     if points > MOST_POINTS:
-        todo = f"at most {MOST_POINTS:,} are allowed: leave values out, or set run_cap"
-        yield Finding("parameters", f"the {method} has {points:,} points", todo)
+        todo = f"at most {MOST_POINTS:,} are allowed: remove values, or set run_cap"
+        yield Finding("parameters", f"the {method}{'' if method == 'grid' else ' search'} has {points:,} points", todo)
 
 
 def _method_problems(spec: Mapping[str, Any]) -> Iterator[Finding]:
     method, cap = spec.get("method"), spec.get("run_cap")
     if method not in METHODS:
         todo = f"allowed are {', '.join(METHODS)}{nearest(str(method), METHODS)}"
-        yield Finding("method", f"it is {method!r}", todo)
+        yield Finding("method", f"got {method!r}", todo)
     consumers = [what for what in ("bayes", "early_terminate") if what in (method, *spec)]
     if "early_terminate" in spec:
         yield from early_stop_problems(spec["early_terminate"])
     if cap is None and method in ("random", "bayes"):
-        yield Finding("run_cap", "run_cap is None", f"a {method} search needs the number of its trials")
+        yield Finding("run_cap", "run_cap is missing", f"a {method} search needs the number of its trials")
     elif cap is not None and (type(cap) is not int or cap < 1):
-        yield Finding("run_cap", f"it is {cap!r}", "it must be an integer from 1 on")
+        yield Finding("run_cap", f"got {cap!r}", "it must be a positive integer")
     metric = spec.get("metric")
     if metric is None and not consumers:
         return
     if not isinstance(metric, Mapping) or not isinstance(metric.get("name"), str):
-        what = f"it is {metric!r}" if metric is not None else f"{consumers[0]} needs one"
+        what = f"got {metric!r}" if metric is not None else f"{consumers[0]} needs one"
         yield Finding("metric", what, "it must be {name: val/top1_error, goal: minimize}")
         return
     if consumers and metric["name"] not in VALIDATION_METRICS:
         todo = f"allowed are {', '.join(VALIDATION_METRICS)}{nearest(metric['name'], VALIDATION_METRICS)}"
-        what = f"{consumers[0]} would look at {metric['name']!r}, and no test image decides anything"
+        what = f"{consumers[0]} cannot use {metric['name']!r}: test images are for reporting only"
         yield Finding("metric.name", what, todo)
     if metric.get("impute", "worst") not in ("worst", "best", "latest"):
-        yield Finding("metric.impute", f"it is {metric['impute']!r}", "it must be worst, best or latest")
+        yield Finding("metric.impute", f"got {metric['impute']!r}", "it must be worst, best or latest")
     if isinstance(target := metric.get("target", 0), bool) or not isinstance(target, (int, float)):
-        yield Finding("metric.target", f"it is {target!r}", "it must be a number")
+        yield Finding("metric.target", f"got {target!r}", "it must be a number")
     if metric.get("goal", "minimize") not in ("minimize", "maximize"):
-        what = f"it is {metric['goal']!r}, and W&B would minimize without a word"
+        what = f"got {metric['goal']!r}, which W&B silently treats as minimize"
         yield Finding("metric.goal", what, "it must be minimize or maximize")
     for key in metric:
         if key not in (allowed := ("name", "goal", "target", "impute", "impute_while_running")):
-            yield Finding(f"metric.{key}", "W&B knows no such key", f"allowed are {', '.join(allowed)}")
+            yield Finding(f"metric.{key}", "unknown key", f"allowed are {', '.join(allowed)}")
 
 
 def _command_problems(spec: Mapping[str, Any]) -> Iterator[Finding]:
     if (command := spec.get("command")) is None:
         return
     if not isinstance(command, list):
-        yield Finding("command", f"it is {command!r}", 'it must be a list: ["${env}", se-lab, train, "${args}"]')
+        yield Finding("command", f"got {command!r}", 'it must be a list: ["${env}", se-lab, train, "${args}"]')
         return
     tokens = [str(token) for token in command]
     for token in tokens:
         if "${envvar:" in token:
-            todo = "write the value itself, so that every trial is the same everywhere"
-            yield Finding("command", f"{token!r} is another value for each agent's environment", todo)
+            todo = "write the value itself, so that trials do not depend on the machine"
+            yield Finding("command", f"{token!r} depends on the environment of the agent", todo)
         elif re.fullmatch(r"\$\{.*\}", token):
             if token not in MACROS:
-                what = f"{token!r} is no macro that se-lab train can be called with, and W&B drops unknown ones"
+                what = f"{token!r} is not a macro for se-lab train, and W&B drops unknown macros"
                 yield Finding("command", what, f"use {', '.join(MACROS)}{nearest(token, MACROS)}")
         elif "${" in token:
-            todo = 'write it as a token of its own: "--config", "${args_json_file}"'
-            yield Finding("command", f"{token!r}: W&B expands a macro only where it is a whole token", todo)
+            todo = 'write separate tokens: "--config", "${args_json_file}"'
+            yield Finding("command", f"{token!r}: W&B expands a macro only if it is a whole token", todo)
     if "${args_json_file}" in tokens and tokens[tokens.index("${args_json_file}") - 1] != "--config":
-        yield Finding("command", "${args_json_file} is no flag", 'write "--config", "${args_json_file}"')
+        yield Finding("command", "${args_json_file} is not a flag", 'write "--config", "${args_json_file}"')
     if not any(token.startswith("${args") for token in tokens):
-        what = "no token hands the parameters over: W&B would run one trial again and again"
+        what = "no token passes the parameters on: W&B would repeat one trial"
         yield Finding("command", what, 'add "${args}"')
     if (flags := _after_entry(tokens)) is None or (flags and not flags[0].startswith(("--", "${"))):
         text = " ".join(token for token in tokens if token not in MACROS)
-        what = f"it runs {text!r}, and SE-Lab's trials are run by se-lab train and its flags"
+        what = f"the command runs {text!r}; it must run se-lab train with its flags"
         yield Finding("command", what, 'write ["${env}", se-lab, train, …, "${args}"]')
 
 
 def _after_entry(tokens: list[str]) -> list[str] | None:
-    """Return the tokens after `se-lab train`, in any of its forms; None for another command."""
+    """Return the tokens after `se-lab train` in any of its forms, or None for another command."""
     rest = [token for token in tokens if token not in LAUNCHERS]
     for entry in ENTRIES:
         if rest[: len(entry)] == entry:
@@ -288,7 +286,7 @@ def _after_entry(tokens: list[str]) -> list[str] | None:
 
 
 def fixed_flags(spec: Mapping[str, Any]) -> list[str]:
-    """Return the flags in a spec's command, which every trial of it gets."""
+    """Return the flags in a spec's command, which apply to every trial."""
     tokens = _after_entry([str(token) for token in spec.get("command") or []]) or []
     if "${args_json_file}" in tokens:
         index = tokens.index("${args_json_file}")
@@ -298,16 +296,16 @@ def fixed_flags(spec: Mapping[str, Any]) -> list[str]:
 
 def _name_problems(name: str, parameters: Mapping[Any, Any]) -> Iterator[Finding]:
     if sections := [str(section) for section in parameters if name.startswith(f"{section}.")]:
-        what = f"{name} is given twice: its section {sections[0]} is given whole as well"
-        yield Finding(f"parameters.{name}", what, "write one of the two")
+        what = f"{name} is given twice: the parameter {sections[0]} sets it too"
+        yield Finding(f"parameters.{name}", what, "remove one of the two")
     try:
         leaves({name: {}})
     except SpecError as error:
-        yield Finding(f"parameters.{name}", str(error), "its name must be a field's, such as model.se.reduction")
+        yield Finding(f"parameters.{name}", str(error), "it must be the name of a field, such as model.se.reduction")
 
 
 def _fixed_and_varied(spec: Mapping[str, Any], flags: list[str]) -> Iterator[Finding]:
-    """Yield flags that are both fixed and a parameter: on a command line the later one counts."""
+    """Yield fixed flags that are parameters too: the later one on the command line applies."""
     tokens = [str(token) for token in spec.get("command") or []]
     args_index = next((index for index, token in enumerate(tokens) if token.startswith("${args")), len(tokens))
     for flag in flags:
@@ -315,7 +313,7 @@ def _fixed_and_varied(spec: Mapping[str, Any], flags: list[str]) -> Iterator[Fin
         for name in map(str, spec["parameters"]):
             late = tokens.index(flag) > args_index
             if flag.startswith("--") and (key == name or (late and f"{key}.".startswith(f"{name}."))):
-                what = f"{flag} is fixed here and {name} a parameter: " + (
-                    "it comes after ${args} and would count for every trial" if late else "it would never count"
+                what = f"{flag} is fixed, and {name} is a parameter: " + (
+                    "the flag comes after ${args} and overrides it" if late else "the flag has no effect"
                 )
-                yield Finding("command", what, f"leave out {flag}, or the parameter")
+                yield Finding("command", what, f"remove {flag} or the parameter")

@@ -1,4 +1,4 @@
-"""Check that the trials of a sweep can be built on this machine, before any is trained."""
+"""Check that the trials of a sweep can run on this machine, before any is trained."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from se_lab.training.preflight import check_before
 from se_lab.units.model import create_model
 
 
-def check_nets(trials: Sequence[RunSpec], execution: ExecSpec, looks_at: str | None = None) -> list[str]:
-    """Build the net of every distinct trial on the meta device, and return remarks for the user.
+def check_nets(trials: Sequence[RunSpec], execution: ExecSpec, validation_use: str | None = None) -> list[str]:
+    """Build every distinct net on the meta device, and return remarks for the user.
 
     Args:
         trials: The trials.
-        execution: Where and how they are to run.
-        looks_at: The part of the sweep itself that uses validation images.
+        execution: Where and how the trials run.
+        validation_use: The part of the sweep that uses validation images, if any.
 
     Raises:
-        SpecError: for the first trial that this machine cannot run, that cannot be built, or that lacks the validation
-            images that something looks at.
-        DataError: for a data set that cannot be used.
+        SpecError: for the first trial that this machine cannot run, whose net cannot be built, or that lacks the
+            validation images it needs.
+        DataError: if a data set cannot be used.
     """
     widths: dict[tuple[str, ...], dict[int, tuple[int, ...]]] = {}
     shapes = data_shapes((trial.data for trial in trials), root=execution.data_root)
@@ -34,7 +34,7 @@ def check_nets(trials: Sequence[RunSpec], execution: ExecSpec, looks_at: str | N
     for trial in trials:
         check_before(trial, execution)
         data = shapes[trial.data]
-        _check_images(trial, data, looks_at)
+        _check_images(trial, data, validation_use)
         key = f"{trial.model} {data.classes} {data.shape[0]}"
         if key in checked_keys:
             continue
@@ -53,20 +53,20 @@ def check_nets(trials: Sequence[RunSpec], execution: ExecSpec, looks_at: str | N
     return [remark for (backbone, *_), ratios in widths.items() for remark in _equal_widths(backbone, ratios)]
 
 
-def _check_images(trial: RunSpec, data: DataShape, looks_at: str | None) -> None:
+def _check_images(trial: RunSpec, data: DataShape, validation_use: str | None) -> None:
     if not data.sizes["train"]:
-        raise SpecError(f"data.name is {trial.data.name!r}, and its training split is empty")
+        raise SpecError(f"data.name is {trial.data.name!r}; its training split is empty")
     for needs, what in (
         (trial.optim.schedule == "plateau", "optim.schedule=plateau"),
         (trial.train.select == "best", "train.select=best"),
-        (looks_at is not None, looks_at),
+        (validation_use is not None, validation_use),
     ):
         if needs:
             check_split(trial.data, data.sizes, str(what))
 
 
 def _equal_widths(backbone: str, hidden: Mapping[int, tuple[int, ...]]) -> Iterator[str]:
-    """Yield a remark for two reduction ratios that give a unit the same hidden width."""
+    """Yield a remark for each pair of reduction ratios that give a unit the same hidden width."""
     for low, high in itertools.combinations(sorted(hidden), 2):
         matches = [a == b for a, b in zip(hidden[low], hidden[high], strict=True)]
         if any(matches):

@@ -27,28 +27,28 @@ TIMED_IMAGES = 16
 
 @dataclass(frozen=True)
 class PlannedTrial:
-    """A trial with the cost of its net and its estimated time."""
+    """The cost of a trial."""
 
     trial: RunSpec
     params: int
     macs: int
     seconds: float
-    """Estimated."""
+    """Estimated time of the trial."""
     bytes: int
-    """Estimated size of its folder."""
+    """Estimated size of the trial's folder."""
     done: bool
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A sweep's trials and their cost."""
+    """The cost of a sweep."""
 
     sweep: Sweep
     store: str
     trials: list[PlannedTrial]
     workers: int
-    to_come: PlannedTrial | None = None
-    """A stand-in for each trial that a search has yet to propose."""
+    future_trial: PlannedTrial | None = None
+    """An example of the trials that a search has yet to propose."""
 
     @property
     def left(self) -> list[PlannedTrial]:
@@ -56,22 +56,22 @@ class Plan:
         search = self.sweep.search
         count = search.cap - len(self.trials) if search is not None else 0
         planned = [planned for planned in self.trials if not planned.done]
-        return planned + [self.to_come] * count if self.to_come is not None else planned
+        return planned + [self.future_trial] * count if self.future_trial is not None else planned
 
     @property
     def seconds(self) -> float:
-        """Estimated time of the trials still to run."""
+        """Estimated total time of the trials still to run."""
         return sum(planned.seconds for planned in self.left) / self.workers
 
     def listing(self) -> list[dict[str, Any]]:
-        """Return a dictionary per trial: trial_id, spec (flat), params, macs."""
+        """Return a dictionary for each trial: trial_id, spec (flat), params, macs."""
         return [
             {"trial_id": p.trial.trial_id, "spec": p.trial.flat(), "params": p.params, "macs": p.macs}
             for p in self.trials
         ]
 
     def rows(self) -> tuple[list[str], list[list[str]]]:
-        """Return the headings and the cells of a table: one row per trial."""
+        """Return the headings and the cells of a table with one row per trial."""
         keys = self._varied()
         headings = ["trial", "net", *(key.rpartition(".")[2] for key in keys), "params", "MACs", "time", "finished"]
         cells = []
@@ -82,28 +82,28 @@ class Plan:
         return headings, cells
 
     def summary(self) -> str:
-        """Return how many trials are to run, and what they take, in a line."""
+        """Return a line with the number of trials to run, their time, and their disk space."""
         total = self.sweep.search.cap if self.sweep.search is not None else len(self.trials)
         size, room = sum(p.bytes for p in self.left), free_bytes(self.store)
         workers = "1 worker" if self.workers == 1 else f"{self.workers} workers"
         return (
             f"{total} trials, {len(self.left)} to run: about {duration(self.seconds)} with {workers}, "
-            f"and {size / 2**30:,.2f} GiB of the {room / 2**30:,.1f} that are free in {self.store}"
-            + (": NOT ENOUGH" if size > room else "")
-            + (f"; {self.sweep.repeated} points of the spec repeat another's trial" if self.sweep.repeated else "")
+            f"{size / 2**30:,.2f} GiB of disk space ({room / 2**30:,.1f} GiB free in {self.store}"
+            + (": NOT ENOUGH)" if size > room else ")")
+            + (f"; {self.sweep.repeated} points of the spec repeat a trial" if self.sweep.repeated else "")
         )
 
     def _varied(self) -> list[str]:
-        """Return the keys that vary and are not part of a trial's label."""
+        """Return the varied keys that are not part of a trial's label."""
         flats = [p.trial.flat() for p in self.trials]
         keys = [key for key in (flats[0] if flats else ()) if len({str(flat[key]) for flat in flats}) > 1]
         return [key for key in keys if key not in ("model.backbone", "seed") and not key.startswith("model.se.")]
 
 
 def plan_sweep(sweep: Sweep, execution: ExecSpec, workers: int) -> Plan:
-    """Count the cost of every distinct net of a sweep, and estimate the time of its trials on this machine.
+    """Count the cost of each distinct net of a sweep, and estimate the time of its trials.
 
-    One step is timed per backbone and image size, on a few images, and scaled by MACs, images and epochs.
+    One step per backbone and image size is timed on a few images, and scaled by MACs, images and epochs.
     """
     prepare(execution.threads)
     complexities: dict[str, Complexity] = {}
@@ -135,7 +135,7 @@ def plan_sweep(sweep: Sweep, execution: ExecSpec, workers: int) -> Plan:
 
 
 def folder_bytes(trial: RunSpec, params: int, data: DataShape) -> int:
-    """Return the approximate size of a trial's folder: two checkpoints, the best weights, predictions."""
+    """Estimate the size of a trial's folder: two checkpoints, the best weights, predictions."""
     is_sgd = trial.optim.name in ("sgd", "nesterov", "momentum")
     states = int(trial.optim.momentum > 0) if is_sgd else 2
     weights = 4 * params * (2 if trial.train.ema else 1)
@@ -144,7 +144,7 @@ def folder_bytes(trial: RunSpec, params: int, data: DataShape) -> int:
 
 
 def free_bytes(folder: str) -> int:
-    """Return the free bytes on the disk of a folder, which need not exist yet."""
+    """Return the free bytes on the disk of a folder, which may not exist yet."""
     path = Path(folder).absolute()
     while not path.exists():
         path = path.parent
@@ -152,7 +152,7 @@ def free_bytes(folder: str) -> int:
 
 
 def _time_step(model: torch.nn.Module, shape: tuple[int, int, int], classes: int) -> float:
-    """Return the seconds of a forward and a backward pass of TIMED_IMAGES images, the faster of two."""
+    """Return the seconds of a training step on TIMED_IMAGES images, the best of two."""
     images = torch.randn(TIMED_IMAGES, *shape)
     labels = torch.randint(classes, (TIMED_IMAGES,))
     seconds = []

@@ -1,4 +1,4 @@
-"""Read records from a sweep spec, a store, a project or sweep of W&B, or several of these."""
+"""Read the records of a sweep spec, a store, or a W&B project or sweep."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from se_lab.sweep.grammar import read_sweep
 from se_lab.sweep.seeds import growth_of, with_seeds
 
 CONFIRM = "confirm:"
-"""Before the path of a sweep spec: the fresh trials of its best variants."""
+"""Prefix of a sweep spec's path that selects the fresh trials of its best variants."""
 
 
 def load_records(
     source: str | Path | Sequence[str | Path], store_folder: str | Path | None = None, *, sweep_seed: int = 0
 ) -> pd.DataFrame:
-    """Read trials into a table, one row a trial; see `store.read_records` for its columns.
+    """Read trials into a DataFrame, one row each, with the columns of `store.read_records`.
 
     Args:
-        source: A sweep spec (its trials, in its order, found in the store; one that has not run has its spec and the
-            status not started), confirm:FILE (the fresh trials that confirm a spec's best variants), a store,
-            wandb:ENTITY/PROJECT or wandb:ENTITY/PROJECT/SWEEP, or several of these. Where the best variants of a spec
-            were confirmed, the column `chosen` tells which trials they were chosen by; where seeds were added to a
-            spec, its trials have them, and the column `look_level` is the error rate of their table's intervals.
-        store_folder: The store that specs are looked up in; by default the variable SE_LAB_STORE, else runs/.
-        sweep_seed: Of specs whose search is random or bayes.
+        source: A sweep spec (its trials in the store, in the order of the spec, including those not started),
+            confirm:FILE (the fresh trials that confirm a spec's best variants), a store, wandb:ENTITY/PROJECT,
+            wandb:ENTITY/PROJECT/SWEEP, or several of these. If the best variants of a spec were confirmed, the column
+            `chosen` marks the trials of the selected variants. If seeds were added to a spec, their trials are
+            included, and the column `look_level` is the error rate of the intervals.
+        store_folder: The store of the specs' trials; by default the environment variable SE_LAB_STORE, else runs/.
+        sweep_seed: Seed of a random or bayes search.
 
     Raises:
-        SpecError: for a spec that cannot be read.
-        FileNotFoundError: for a store or a W&B project that does not exist or holds no trial.
+        SpecError: if a spec cannot be read.
+        FileNotFoundError: if a store or W&B project does not exist or contains no trial.
 
     Examples:
         >>> records = load_records("sweeps/demo.yaml")
@@ -59,7 +59,7 @@ def _load(source: str | Path, store_folder: str | Path, sweep_seed: int) -> pd.D
     confirmation = confirmation_of(trials, store_folder)
     if confirmed:
         if confirmation is None:
-            raise SpecError(f"{path}: nothing of it was confirmed in {store_folder}; se-lab sweep --confirm does that")
+            raise SpecError(f"{path} has no confirmed variants in {store_folder}; run se-lab sweep FILE --confirm")
         trials = fresh_trials(confirmation)
     growth = None if confirmed else growth_of(trials, store_folder)
     if growth is not None:

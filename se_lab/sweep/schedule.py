@@ -1,4 +1,4 @@
-"""Run the trials of a sweep on this machine, several at a time, each in a process of its own."""
+"""Run the trials of a sweep on this machine in parallel, each in its own process."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from se_lab.spec import ExecSpec, RunSpec, SpecError, run_spec
 from se_lab.spec.flags import import_plugins
 from se_lab.sweep.bayes import BayesSearch, import_optuna
 from se_lab.sweep.early_stop import Hyperband
-from se_lab.sweep.server import in_a_child, start_server
+from se_lab.sweep.server import call_in_process, start_server
 from se_lab.sweep.trial_process import Outcome, TrialProcess, Work
 from se_lab.sweep.wandb_service import shared_service
 from se_lab.training.failures import BROKEN_DEVICE, NETWORK, OK_AGAIN, OTHER, OUT_OF_MEMORY, reason
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
     from se_lab.data import Listing
 
 POLL_SECONDS = 2.0
-"""Seconds to wait before checking again a trial that another worker holds."""
+"""Seconds between checks of a trial that another worker holds."""
 NETWORK_SECONDS = 10.0
 LOOK_SHARE = 0.05
-"""The share of the time that a sweep may spend on looking whether the files of its images have changed."""
+"""Maximum fraction of a sweep's time spent on checking whether image files have changed."""
 FEW_FAILURES = 5
-"""The sweep stops at this many failures for one reason, if they are most of the trials that ended."""
+"""Number of failures for one reason at which the sweep stops, if most trials that ended failed so."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Event:
 
     trial: RunSpec
     status: str
-    """As in Outcome; or running, retry: KIND, waiting: WHOM, or changed: DATA, before a trial on changed images."""
+    """A status of Outcome; or running, retry: KIND, waiting: HOLDER, or changed: DATA if images have changed."""
     row: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
@@ -50,48 +50,48 @@ View = Callable[[Event], None]
 
 @dataclass(frozen=True)
 class Rules:
-    """What may change the list of trials while they run."""
+    """Retries, search and early stopping of a sweep."""
 
     retries: int = 1
-    """How often a failed trial is retried, where that can help; one that ran out of memory beside others is retried
-    alone."""
+    """Maximum number of retries of a trial whose failure may be temporary. A trial that ran out of memory beside
+    others is retried with no other trial running."""
     search: BayesSearch | None = None
-    """Proposes more trials."""
+    """The search that proposes further trials."""
     early_stop: Hyperband | None = None
-    """When to stop a trial early."""
+    """The early-stopping rule."""
 
 
 def execute(
     trials: Sequence[RunSpec], execution: ExecSpec, workers: int, view: View, rules: Rules = Rules()
 ) -> list[Outcome]:
-    """Run the trials of a sweep that are not finished, `workers` at a time.
+    """Run the unfinished trials of a sweep, `workers` in parallel.
 
-    Finished trials are skipped, interrupted ones resume from their checkpoint, failed ones are run again. A trial that
-    another sweep is running is waited for. SIGINT or SIGTERM stops the workers after their current batch and keeps
-    their work. Once most trials that ended have failed for one reason, no further trial starts.
+    Finished trials are skipped, interrupted ones resume from their checkpoints, and failed ones run again. If another
+    sweep is running a trial, this one waits. On SIGINT or SIGTERM, running trials save their state after the current
+    batch. No further trial starts once most trials that ended have failed for one reason.
 
     Args:
-        trials: The trials; of a search those that it has proposed before.
-        execution: Where and how they run.
+        trials: The trials; for a search, those proposed so far.
+        execution: Where and how the trials run.
         workers: Number of trials to run in parallel.
         view: Called with each event.
-        rules: Retries, search and early stop.
+        rules: Retries, search and early stopping.
 
     Returns:
         One outcome per trial, in the order of the trials.
 
     Raises:
-        SpecError: for a search without Optuna, a store that cannot be written, or an operator that only this process
-            knows.
+        SpecError: if Optuna is missing for a search, the store cannot be written, or an operator is defined only in
+            this process.
     """
     start_server()
     if rules.search is not None:
         import_optuna()
     schedule = Schedule(trials, execution, workers, view, rules)
-    schedule.settle_what_is_over()
+    schedule.settle_ended()
     if schedule.has_more:
         _check_writable(execution.store)
-        in_a_child(_check_operators, [trial.flat() for trial in trials], execution.plugins)
+        call_in_process(_check_operators, [trial.flat() for trial in trials], execution.plugins)
     with shared_service(execution.logger == "wandb" and schedule.has_more):
         schedule.run()
     return schedule.result()
@@ -99,17 +99,17 @@ def execute(
 
 @dataclass(eq=False)
 class Entry:
-    """A trial that waits for its turn."""
+    """A waiting trial."""
 
     trial: RunSpec
     not_before: float = 0.0
     tries: int = 0
     alone: bool = False
-    """Not beside another trial: it ran out of memory there."""
+    """Whether no other trial may run in parallel, because the trial ran out of memory before."""
 
 
 class Schedule:
-    """The trials of a running sweep: those that wait, those that run, and the outcomes of the others."""
+    """The waiting and running trials of a sweep, and the outcomes of the others."""
 
     def __init__(self, trials: Sequence[RunSpec], execution: ExecSpec, workers: int, view: View, rules: Rules) -> None:
         self.execution, self.workers, self.view, self.rules = execution, workers, view, rules
@@ -124,30 +124,30 @@ class Schedule:
 
     @property
     def has_more(self) -> bool:
-        """Whether a trial has still to start."""
+        """Whether any trial has yet to start."""
         return bool(self.waiting) or self.searching
 
-    def settle_what_is_over(self) -> None:
-        """Settle the trials that need no work."""
+    def settle_ended(self) -> None:
+        """Record the outcomes of trials that need not run."""
         for entry in list(self.waiting):
             if (outcome := self._over(entry.trial)) is not None:
                 self.waiting.remove(entry)
                 self._settle(outcome)
 
     def run(self) -> None:
-        """Run the trials until all are over, a signal stops them, or they fail for one reason."""
+        """Run the trials until all have ended, a signal stops them, or most fail for one reason."""
         with catch_signals(Stop(at_once=False)) as stop:
             try:
                 while self.has_more or self.running:
-                    stopping = stop.asked or self._fails_throughout()
+                    stopping = stop.asked or self._keeps_failing()
                     if stopping and not self.running:
                         break
-                    self._go_round(stopping)
-            finally:  # also where the sweep itself fails, as when its terminal is gone
+                    self._run_round(stopping)
+            finally:  # also if the sweep itself fails, for example because its terminal was closed
                 self.stop()
 
-    def _go_round(self, stopping: bool) -> None:
-        """Start the trials that can start, wait briefly for messages, and process them."""
+    def _run_round(self, stopping: bool) -> None:
+        """Start trials if possible, wait briefly for messages, and process them."""
         if stopping:
             self.stop()
         while not stopping and len(self.running) < self.workers and (entry := self._next()) is not None:
@@ -155,19 +155,19 @@ class Schedule:
         handles = [handle for process in self.running for handle in process.handles]
         wait(handles, timeout=0.5) if handles else time.sleep(0.1 if self.has_more else 0)
         for process in list(self.running):
-            self._look_at(process)
+            self._process_messages(process)
 
     def stop(self) -> None:
-        """Let the running trials save their state and stop."""
+        """Ask the running trials to save their state and stop."""
         for process in self.running:
-            process.ask_to_stop()
+            process.request_stop()
 
     def result(self) -> list[Outcome]:
         """Return one outcome per trial."""
         defaults = {entry.trial.trial_id: Outcome(entry.trial, "not started") for entry in self.waiting}
         return [(defaults | self.outcomes)[trial.trial_id] for trial in self.trials]
 
-    def _fails_throughout(self) -> bool:
+    def _keeps_failing(self) -> bool:
         return common_reason(list(self.outcomes.values())) is not None
 
     def _settle(self, outcome: Outcome) -> None:
@@ -175,7 +175,7 @@ class Schedule:
         self.view(Event(outcome.trial, outcome.status))
 
     def _next(self) -> Entry | None:
-        """Return a trial to start now; settle those that are over by now, and postpone those that another holds."""
+        """Return a trial to start now, or None; settle trials that ended, postpone those held."""
         if any(entry.alone for entry in self.running.values()):
             return None
         while True:
@@ -196,7 +196,7 @@ class Schedule:
             self._settle(outcome)
 
     def _proposed(self) -> list[Entry]:
-        """Return an entry for a trial that another process has proposed, else for a new proposal of the search."""
+        """Return an entry for a trial proposed by another process, else for a new proposal."""
         search = self.rules.search
         if search is None or not self.searching:
             return []
@@ -218,9 +218,9 @@ class Schedule:
         self.view(Event(entry.trial, "running"))
 
     def _listing(self, trial: RunSpec) -> Listing | None:
-        """Return the files of a trial's images, listed once for all trials: all train on the same files.
+        """Return the list of a trial's image files, made once so that all trials use the same.
 
-        Where looking at them takes a small share of the time, their digest is that of what they hold now.
+        The digest of the files is updated as often as LOOK_SHARE allows.
         """
         data, root, began = trial.data, self.execution.data_root, time.monotonic()
         if not data.is_in_folders:
@@ -228,7 +228,7 @@ class Schedule:
         last = self._listings.get(data.name)
         if data.name in self._listings and (last is None or began < self._look_after[data.name]):
             return last
-        from se_lab.data import listing_of, with_present_digest  # it imports PyTorch
+        from se_lab.data import listing_of, with_present_digest  # imports PyTorch
 
         listing = listing_of(data, root=root) if last is None else with_present_digest(last, data, root=root)
         if last is not None and listing is not None and listing.digest != last.digest:
@@ -238,9 +238,9 @@ class Schedule:
         self._look_after[data.name] = now + (now - began) / LOOK_SHARE
         return listing
 
-    def _look_at(self, process: TrialProcess) -> None:
-        """Report a trial's epochs; settle or retry it if it is over."""
-        entry, is_over = self.running[process], process.is_over()  # asked first: then its last message can be read
+    def _process_messages(self, process: TrialProcess) -> None:
+        """Report a trial's epochs; settle or retry the trial if its process has ended."""
+        entry, is_over = self.running[process], process.is_over()  # before reading, so that no message is missed
         for row in process.rows():
             self.view(Event(entry.trial, "running", row))
         if not is_over:
@@ -267,10 +267,10 @@ class Schedule:
         return True
 
     def _over(self, trial: RunSpec) -> Outcome | None:
-        """Return how a trial ended that needs no work here.
+        """Return the outcome of a trial that need not run, or None.
 
-        One that had failed when this sweep began is run again. One that has failed since, in another process, would
-        fail here too, unless its machine was the reason.
+        A trial that failed before this sweep began runs again. A trial that has failed since, in another process, does
+        not, unless the other machine may be the reason.
         """
         record = store.read_record(store.trial_folder(self.execution.store, trial.trial_id))
         if record is None:
@@ -283,7 +283,7 @@ class Schedule:
         return None
 
     def _record_time(self, trial: RunSpec) -> tuple[int, int] | None:
-        """Return what changes when a trial's record does."""
+        """Return modification time and inode of a trial's record, or None without a record."""
         try:
             status = (store.trial_folder(self.execution.store, trial.trial_id) / "record.json").stat()
         except OSError:
@@ -292,15 +292,15 @@ class Schedule:
 
 
 def check_trials(
-    trials: Sequence[RunSpec], *, execution: ExecSpec | None = None, looks_at: str | None = None
+    trials: Sequence[RunSpec], *, execution: ExecSpec | None = None, validation_use: str | None = None
 ) -> list[str]:
-    """Return remarks on trials before they run, from a process of its own; raise what `nets.check_nets` raises."""
+    """Return the remarks of `check_nets` and `changes`, called in a separate process."""
     execution = execution or ExecSpec()
     store.check_store(execution.store)
-    return in_a_child(_check_nets, list(trials), execution, looks_at)
+    return call_in_process(_check_nets, list(trials), execution, validation_use)
 
 
-def _check_nets(trials: Sequence[RunSpec], execution: ExecSpec, looks_at: str | None) -> list[str]:
+def _check_nets(trials: Sequence[RunSpec], execution: ExecSpec, validation_use: str | None) -> list[str]:
     from se_lab.sweep.changes import changes
     from se_lab.sweep.nets import check_nets
     from se_lab.training.pieces import create_callbacks, create_loggers
@@ -310,19 +310,19 @@ def _check_nets(trials: Sequence[RunSpec], execution: ExecSpec, looks_at: str | 
     check_no_limits(execution)
     create_callbacks(execution)
     create_loggers(execution, Path(execution.store))
-    return [*check_nets(trials, execution, looks_at), *changes(trials, execution)]
+    return [*check_nets(trials, execution, validation_use), *changes(trials, execution)]
 
 
 def _check_operators(trials: Sequence[Mapping[str, object]], plugins: str) -> None:
-    """Raise SpecError for an operator that only the process of the sweep knows."""
+    """Raise SpecError for an operator that is defined only in the process of the sweep."""
     import_plugins(plugins)
     try:
         for flat in trials:
             run_spec(flat)
     except SpecError as error:
         raise SpecError(
-            f"{error}. Trials run in processes of their own, which know operators of plugins only: put yours into a "
-            "module and name it in plugins"
+            f"{error}. Trials run in separate processes, which import plugins only: move the operator into a module "
+            "and name the module in plugins"
         ) from None
 
 
@@ -332,11 +332,11 @@ def _check_writable(folder: str) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise SpecError(f"store is {folder!r}, where nothing can be written: {error.strerror}") from error
+        raise SpecError(f"store is {folder!r}, which is not writable: {error.strerror}") from error
 
 
 def common_reason(outcomes: Sequence[Outcome]) -> tuple[str, int] | None:
-    """Return the reason for which most trials that ended have failed, and how many, if there are at least a few."""
+    """Return the error that ended most trials, and its count, if FEW_FAILURES or more had it."""
     total = sum(outcome.status in ("finished", "stopped", "failed") for outcome in outcomes)
     failures = [outcome for outcome in outcomes if outcome.status == "failed"]
     counts = Counter(_reason_of(outcome) for outcome in failures)
@@ -348,7 +348,7 @@ def common_reason(outcomes: Sequence[Outcome]) -> tuple[str, int] | None:
 
 
 def _reason_of(outcome: Outcome) -> str:
-    """Return the kind of a failure, or the type of its error if it has no kind."""
+    """Return the kind of a failure, or the type of the error if there is no kind."""
     if outcome.kind is not None and outcome.kind != OTHER:
         return outcome.kind
     return (outcome.error or "").partition(":")[0]

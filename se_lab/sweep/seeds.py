@@ -1,11 +1,11 @@
-"""Add seeds until a comparison is precise enough: look after every seed, at levels that together keep 5 %.
+"""Add seeds until the intervals are narrow enough, as a group-sequential design.
 
-A table that is looked at after every seed, and read the first time it shows something, raises false alarms in far more
-than 5 % of studies. Here each look has a level of its own (Lan and DeMets 1983, with the spending function that is
-close to Pocock's boundaries), so that the simultaneous intervals of all looks hold together. The store remembers the
-looks, so that the sweep's tables have all of its seeds and the level of the last look:
+Looking at the intervals after every seed raises the rate of false positives far above 5 %. Therefore each look has its
+own level (Lan and DeMets 1983, with the spending function close to Pocock's boundaries), so that the simultaneous
+intervals of all looks hold together at 5 %. The looks are recorded in the store, so that tables of the sweep include
+the added seeds and use the level of the last look:
 
-<store>/.grown/<hash of the sweep's own trials>.json
+<store>/.grown/<hash of the trials in the spec>.json
 """
 
 from __future__ import annotations
@@ -25,31 +25,31 @@ from se_lab.spec import RunSpec, SpecError
 
 ALPHA = 0.05
 HalfWidth = Callable[[Sequence[RunSpec], float], float]
-"""The largest half-width, in points, of the simultaneous intervals against the baseline, of some trials at a level."""
+"""Returns the largest half-width, in points, of the simultaneous intervals of trials at a level."""
 
 
 @dataclass(frozen=True)
 class Look:
-    """A point at which the intervals are looked at."""
+    """An interim analysis."""
 
     seeds: int
-    """Seeds of each variant."""
+    """Number of seeds of each variant."""
     level: float
-    """The error rate of the look's simultaneous intervals, such as 0.02 for intervals of 98 %."""
+    """Error rate of the simultaneous intervals, such as 0.02 for 98 % intervals."""
 
 
 @dataclass(frozen=True)
 class Growth:
-    """How seeds were added to a sweep."""
+    """The seeds added to a sweep."""
 
     most: int
-    """Seeds of each variant at most; the levels of the looks depend on it."""
+    """Maximum number of seeds of each variant, on which the levels of the looks depend."""
     looks: list[Look]
-    """The looks that were begun."""
+    """The looks so far, including one whose trials still run."""
 
 
 def growth_of(trials: Sequence[RunSpec], store_folder: str | Path) -> Growth | None:
-    """Return how seeds were added to a sweep with these trials, if they were."""
+    """Return the record of the seeds added to the sweep with these trials, or None."""
     path = note_path(".grown", trials, store_folder)
     try:
         values = store.read_sealed(path)
@@ -57,33 +57,33 @@ def growth_of(trials: Sequence[RunSpec], store_folder: str | Path) -> Growth | N
     except FileNotFoundError:
         return None
     except (ValueError, TypeError, KeyError) as error:
-        raise SpecError(f"{path} is no note of added seeds: {error}") from None
+        raise SpecError(f"{path} is not a valid record of added seeds: {error}") from None
 
 
 def grown(trials: Sequence[RunSpec], store_folder: str | Path) -> list[RunSpec]:
-    """Return the trials of a sweep with the seeds that were added to it."""
+    """Return the trials of a sweep, including those with added seeds."""
     growth = growth_of(trials, store_folder)
     return list(trials) if growth is None else with_seeds(trials, growth.looks[-1].seeds)
 
 
 def note_path(kind: str, trials: Sequence[RunSpec], store_folder: str | Path) -> Path:
-    """Return the file of a store with a note on the sweep of these trials."""
+    """Return the path of a store's note on the sweep with these trials."""
     ids = "".join(sorted(trial.trial_id for trial in trials))
     return Path(store_folder, kind, f"{hashlib.sha256(ids.encode()).hexdigest()[:12]}.json")
 
 
 def plan_looks(start: int, most: int, comparisons: int, alpha: float = ALPHA) -> list[Look]:
-    """Return a look after each number of seeds from `start` to `most`, whose levels keep `alpha` overall.
+    """Return a look per number of seeds from `start` to `most`, with total error rate `alpha`.
 
     Args:
-        start: Seeds of each variant at the first look.
-        most: Seeds of each variant at the last look.
-        comparisons: Number of variants compared with the baseline. The more there are, the less the looks at their
-            largest difference resemble each other; so each comparison spends its own share of `alpha`.
-        alpha: The error rate of all looks together.
+        start: Number of seeds of each variant at the first look.
+        most: Number of seeds of each variant at the last look.
+        comparisons: Number of variants compared with the baseline. Each comparison spends its own share of `alpha`,
+            since the largest of many differences is less correlated between looks.
+        alpha: Error rate of all looks together.
 
     Raises:
-        SpecError: if there are fewer seeds at most than at the start.
+        SpecError: if `most` is below `start`.
     """
     if most < start:
         raise SpecError(f"--max_seeds is {most}; the sweep already has {start} seeds")
@@ -93,7 +93,7 @@ def plan_looks(start: int, most: int, comparisons: int, alpha: float = ALPHA) ->
 
 
 def check_compared(trials: Sequence[RunSpec]) -> None:
-    """Raise SpecError unless each backbone has a variant without units, the baseline, and another."""
+    """Raise SpecError unless each backbone has variants with and without units."""
     for backbone in dict.fromkeys(trial.model.backbone for trial in trials):
         insertions = [trial.model.se.insertion == "none" for trial in trials if trial.model.backbone == backbone]
         if all(insertions) or not any(insertions):
@@ -102,16 +102,16 @@ def check_compared(trials: Sequence[RunSpec]) -> None:
 
 
 def look_levels(times: Sequence[float], alpha: float = ALPHA) -> list[float]:
-    """Return the two-sided level of each look, such that no effect crosses any of them with probability 1 - `alpha`.
+    """Return the two-sided level of each look, for an error rate `alpha` of all looks together.
 
-    The level spent by time t is alpha * log(1 + (e - 1) t). The levels follow from the distribution of a Brownian
-    motion that has crossed no bound so far, integrated numerically (Armitage, McPherson and Rowe 1969).
+    The error rate spent by time t is alpha * log(1 + (e - 1) t). The levels follow from the distribution of a Brownian
+    motion that has not crossed a bound, integrated numerically (Armitage, McPherson and Rowe 1969).
 
     Args:
-        times: The share of the largest number of seeds at each look, increasing, the last being 1.
-        alpha: The error rate of all looks together.
+        times: The fraction of the maximum number of seeds at each look, increasing to 1.
+        alpha: Error rate of all looks together.
     """
-    grid = np.linspace(-6.0, 6.0, 2401)  # of the motion's value at a look
+    grid = np.linspace(-6.0, 6.0, 2401)  # values of the motion
     levels: list[float] = []
     density, last_time, last_target = np.empty(0), 0.0, 0.0
     for time in times:
@@ -131,7 +131,7 @@ def look_levels(times: Sequence[float], alpha: float = ALPHA) -> list[float]:
 
 
 def by_variant(trials: Sequence[RunSpec]) -> list[list[RunSpec]]:
-    """Return the trials grouped by variant: those of a group differ only in the seed."""
+    """Group trials by variant, so that the trials of a group differ only in the seed."""
     variants: dict[str, list[RunSpec]] = {}
     for trial in trials:
         variants.setdefault(dataclasses.replace(trial, seed=0).trial_id, []).append(trial)
@@ -139,27 +139,27 @@ def by_variant(trials: Sequence[RunSpec]) -> list[list[RunSpec]]:
 
 
 def seeds_of(trials: Sequence[RunSpec]) -> list[int]:
-    """Return the seeds of a sweep, in its order, which must be the same for every variant.
+    """Return the seeds of a sweep, in the order of the spec.
 
     Raises:
-        SpecError: if variants have different seeds, or there is only one seed.
+        SpecError: if variants have different seeds, or only one seed.
     """
     seed_lists = [[trial.seed for trial in variant] for variant in by_variant(trials)]
     if not seed_lists or any(sorted(seeds) != sorted(seed_lists[0]) for seeds in seed_lists):
         raise SpecError("adding seeds needs a grid in which every variant has the same seeds")
     if len(seed_lists[0]) < 2:
-        raise SpecError("adding seeds needs a sweep of at least 2 seeds: one says nothing of the spread")
+        raise SpecError("adding seeds needs a sweep with at least 2 seeds, to estimate the spread")
     return seed_lists[0]
 
 
 def with_seeds(trials: Sequence[RunSpec], count: int) -> list[RunSpec]:
-    """Return the trials of every variant with `count` seeds: the sweep's own first, then the next free numbers."""
+    """Return the trials of all variants with `count` seeds: the sweep's, then consecutive ones."""
     sweep_seeds = seeds_of(trials)
     seeds = [*sweep_seeds, *range(max(sweep_seeds) + 1, max(sweep_seeds) + 1 + count - len(sweep_seeds))]
     return [dataclasses.replace(variant[0], seed=seed) for variant in by_variant(trials) for seed in seeds]
 
 
-def until_narrow(
+def add_seeds(
     trials: Sequence[RunSpec],
     target: float,
     most: int,
@@ -167,17 +167,17 @@ def until_narrow(
     width: HalfWidth,
     store_folder: str | Path,
 ) -> Iterator[tuple[Look, float]]:
-    """Add seeds, the same for all variants, until the intervals are narrow enough; yield each look and its half-width.
+    """Add seeds until the intervals are narrow enough, and yield each look with its half-width.
 
-    A second call takes the same looks over the same trials, and does not rerun finished trials.
+    A second call repeats the same looks without rerunning finished trials.
 
     Args:
-        trials: The sweep's own trials.
+        trials: The trials in the sweep spec.
         target: The half-width to reach, in points.
-        most: Seeds of each variant at most.
-        run: Runs trials; returns whether all are finished.
-        width: The half-width of some trials' intervals at a level.
-        store_folder: The store, which remembers the looks.
+        most: Maximum number of seeds of each variant.
+        run: Runs trials, and returns whether all are finished.
+        width: Returns the half-width of the intervals of trials at a level.
+        store_folder: The store, in which the looks are recorded.
 
     Raises:
         SpecError: if earlier looks at this sweep had another `most`, on which their levels depend.
@@ -186,13 +186,13 @@ def until_narrow(
     note = growth_of(trials, store_folder)
     if note is not None and note.most != most:
         raise SpecError(
-            f"--max_seeds is {most}; this sweep has been looked at with --max_seeds {note.most}, on which the levels "
-            "of its looks depend: give that again, or use another store"
+            f"--max_seeds is {most}, but earlier looks at this sweep used --max_seeds {note.most}, on which their "
+            "levels depend; use the same value, or another store"
         )
     looks = plan_looks(len(seeds_of(trials)), most, comparisons)
     look_count = len(note.looks) if note is not None else 0
     for number, look in enumerate(looks, 1):
-        if number > look_count:  # noted before its trials run, since any command may show their results
+        if number > look_count:  # recorded before the trials run, since other commands may show their results
             growth = asdict(Growth(most, looks[:number]))
             store.write_sealed(note_path(".grown", trials, store_folder), growth)
         current_trials = with_seeds(trials, look.seeds)

@@ -1,7 +1,7 @@
-"""The fork server: one process that has everything imported, from which trials are forked in milliseconds.
+"""The fork server, a process with all imports done, from which trials fork in milliseconds.
 
-It is the standard library's `forkserver`. The process that runs the sweep may have trained, initialised
-CUDA or started threads, as notebooks do; the server has not, so its forks can train.
+This is the standard library's `forkserver`. Unlike the process that runs the sweep, such as a notebook, the server has
+never initialised CUDA or started threads, so its forks can train.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from typing import Any, TypeVar
 CONTEXT = multiprocessing.get_context("forkserver")
 PRELOADED = "se_lab.sweep.preload"
 BLOCKED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
-"""Signals that the fork server blocks from its start; the processes that are forked from it unblock them."""
+"""Signals that the fork server blocks; the processes forked from it unblock them."""
 
 T = TypeVar("T")
 
 
 def start_server() -> None:
-    """Start the fork server, if it is not running; return before it has imported everything."""
+    """Start the fork server if it is not running, without waiting for its imports."""
     path = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
     old_path = os.environ.get("PYTHONPATH")
     forkserver.set_forkserver_preload([PRELOADED])
@@ -45,10 +45,7 @@ def start_server() -> None:
 
 @contextlib.contextmanager
 def forking() -> Iterator[None]:
-    """Start the fork server, and keep the processes that are started within from rerunning this one's script.
-
-    Without this, each would run an unguarded script (`if __name__ == "__main__"`) again.
-    """
+    """Return a context whose new processes do not rerun the main script."""
     start_server()
     main = sys.modules["__main__"]
     sys.modules["__main__"] = types.ModuleType("__main__")
@@ -58,18 +55,18 @@ def forking() -> Iterator[None]:
         sys.modules["__main__"] = main
 
 
-def in_a_child(function: Callable[..., T], *arguments: Any) -> T:
-    """Call a function in a process of its own, where it may use CUDA, threads and memory, and return its result.
+def call_in_process(function: Callable[..., T], *arguments: Any) -> T:
+    """Return the result of a function called in a new process, which may use CUDA and threads.
 
     Raises:
-        Exception: what the function raises.
+        Exception: any exception of the function.
         RuntimeError: if the process dies.
     """
-    return in_children(1, function, *arguments)[0]
+    return call_in_processes(1, function, *arguments)[0]
 
 
-def in_children(count: int, function: Callable[..., T], *arguments: Any) -> list[T]:
-    """Call a function in several processes at once, and return their results; see `in_a_child`."""
+def call_in_processes(count: int, function: Callable[..., T], *arguments: Any) -> list[T]:
+    """Return the results of a function called in `count` processes at once; see `call_in_process`."""
     with forking():
         children = [_start(function, arguments) for _ in range(count)]
     answers = []
@@ -83,7 +80,7 @@ def in_children(count: int, function: Callable[..., T], *arguments: Any) -> list
         if error is not None:
             raise error
         if process.exitcode != 0:
-            raise RuntimeError(f"the process ended with status {process.exitcode} and no answer")
+            raise RuntimeError(f"the process exited with status {process.exitcode} and no result")
         answers.append(answer)
     return answers
 
@@ -99,7 +96,7 @@ def _start(function: Callable[..., Any], arguments: Sequence[Any]) -> tuple[Any,
 def _answer(
     writer: Connection, function: Callable[..., Any], arguments: Sequence[Any], environment: dict[str, str]
 ) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # the process that asked reports Ctrl-C
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # the parent process reports Ctrl-C
     signal.pthread_sigmask(signal.SIG_UNBLOCK, BLOCKED)
     adopt_environment(environment)
     answer: tuple[Exception | None, Any]
@@ -107,11 +104,11 @@ def _answer(
         answer = (None, function(*arguments))
     except Exception as error:
         answer = (error, None)
-    with contextlib.suppress(OSError):  # nobody waits any more
+    with contextlib.suppress(OSError):  # the parent process has ended
         writer.send(answer)
 
 
 def adopt_environment(environment: dict[str, str]) -> None:
-    """Replace this process's environment, which dates from the server's start, with the sweep's current one."""
+    """Replace the environment variables, those of the fork server's start, by current ones."""
     os.environ.clear()
     os.environ.update(environment)

@@ -1,12 +1,12 @@
-"""Run the trials of a sweep on a Slurm cluster: an array of jobs, each of which runs some of them with `execute`.
+"""Run the trials of a sweep on a Slurm cluster, as an array of jobs.
 
-Each task of the array is given its trials by name, so each trial has one job to ask about; the store's claims ensure
-that no trial is trained twice. Only trials that depend on one another (a search, an early stop) are given to every
-task; each task then takes what remains, as several sweeps on one store do.
+Each task of the array runs its own trials with `execute`, so the state of a trial is that of one job; the store's
+claims ensure that no trial is trained twice. If trials depend on one another (a search, early stopping), each task may
+run any of them, like several sweeps on one store.
 
-Near the time limit, and on preemption, a task gets SIGTERM: its trials save their state and stop. If Slurm still
-reports the job as running, it is requeued and resumes later; a cancelled job stays cancelled. submitit's and
-Lightning's own requeueing is not used: the first gives up after a few times, the second knows one trial only.
+Near the time limit and on preemption, a task gets SIGTERM, and its trials save their state and stop. If Slurm still
+reports the job as running, it is requeued and resumes later; a cancelled job stays cancelled. submitit's requeueing
+gives up after a few times, and Lightning's handles one trial only, so neither is used.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from se_lab.training.stopping import RESUME_ME, InterruptedTrialError, Stop, cat
 ARRAY_SIZE = 1000
 """Slurm's default limit of an array (MaxArraySize)."""
 FRUITLESS_RESTARTS = 3
-"""A job that was requeued this often and then stops without having saved anything is not requeued again."""
+"""Number of restarts after which a job that saved nothing is not requeued again."""
 POLL_SECONDS = 5.0
 
 
@@ -52,13 +52,13 @@ Count = Annotated[int, Meta(ge=1)]
 
 @dataclass(frozen=True)
 class SlurmSpec:
-    """The resources of each task of the array; the cluster's defaults where nothing is given."""
+    """The resources of each task of the array; by default those of the cluster."""
 
     partition: str = ""
-    """The partition."""
+    """Partition."""
     time: str = "60"
-    """Time limit in a form of sbatch: minutes, hours:minutes:seconds, days-hours. A trial may take longer: it is saved
-    near the limit and resumed when its job is requeued."""
+    """Time limit as for sbatch: minutes, hours:minutes:seconds, days-hours. A longer trial is saved near the limit and
+    resumes when its job is requeued."""
     gpus: Annotated[int, Meta(ge=0)] = 0
     """GPUs per node."""
     cpus: Annotated[int, Meta(ge=0)] = 0
@@ -66,26 +66,26 @@ class SlurmSpec:
     mem: str = ""
     """Memory per node, such as 16G."""
     account: str = ""
-    """The account to charge."""
+    """Account to charge."""
     qos: str = ""
     """Quality of service."""
     nodelist: str = ""
-    """Only these nodes."""
+    """List of nodes to use."""
     trials_per_task: Count = 1
-    """Number of trials that a task runs, one after the other; more than 1 pays for short trials."""
+    """Number of trials that a task runs one after the other; use more than 1 for short trials."""
     array_parallelism: Count = 256
-    """Number of tasks that run at the same time."""
+    """Maximum number of tasks that run at the same time."""
     grace: Count = 90
-    """Seconds before the time limit at which trials save and stop; Slurm may be a minute early."""
+    """Seconds before the time limit at which trials save and stop; Slurm may signal a minute earlier."""
     extra: dict[str, Any] = field(default_factory=dict)
-    """Any other options of sbatch, such as {constraint: a100, exclude: n7}."""
+    """Other options of sbatch, such as {constraint: a100, exclude: n7}."""
 
     def __post_init__(self) -> None:
-        """Refuse numbers out of range; sbatch checks the rest."""
+        """Raise SpecError for a number out of range; sbatch checks the rest."""
         check_fields(self, "slurm")
 
     def options(self) -> dict[str, Any]:
-        """Return options of sbatch, by their own names."""
+        """Return the options for sbatch."""
         options = {
             "partition": self.partition, "time": self.time, "gpus-per-node": self.gpus, "cpus-per-task": self.cpus,
             "mem": self.mem, "account": self.account, "qos": self.qos, "nodelist": self.nodelist,
@@ -95,10 +95,10 @@ class SlurmSpec:
 
 @dataclass(frozen=True)
 class Share:
-    """What a task of the array works on."""
+    """The work of a task of the array."""
 
     sweep: Sweep
-    """With this task's trials only, unless the trials depend on one another."""
+    """The sweep with this task's trials, or with all trials if they depend on one another."""
     execution: ExecSpec
     workers: int
     retries: int
@@ -107,26 +107,26 @@ class Share:
 def submit_trials(
     sweep: Sweep, execution: ExecSpec, slurm: SlurmSpec, *, workers: int = 1, retries: int = 1
 ) -> list[str]:
-    """Submit the trials to Slurm that are not over, running or queued.
+    """Submit the trials that have not ended and are not running or queued.
 
-    Trials over several nodes get an array of their own, with one trial per task.
+    Trials over several nodes get a separate array with one trial per task.
 
     Args:
         sweep: The sweep.
-        execution: Where and how trials run; the store must lie on a file system that the nodes share.
+        execution: Where and how trials run; the store must be on a file system shared by the nodes.
         slurm: The resources of a task.
         workers: Number of trials that a task runs in parallel.
-        retries: How often a task retries a failed trial, where that can help.
+        retries: Maximum number of retries of a trial whose failure may be temporary.
 
     Returns:
-        The jobs, one per array; none if there is nothing to do.
+        The job ids, one per array; empty if there is nothing to do.
 
     Raises:
-        SpecError: where submitit or Slurm is missing, or sbatch refuses.
+        SpecError: if submitit or Slurm is missing, or sbatch reports an error.
     """
     open_trials = [standing.trial for standing in standings(sweep, execution.store) if standing.open]
     if sweep.search is not None or sweep.early_stop is not None:
-        return _submit_alike(Share(sweep, execution, workers, retries), len(open_trials), slurm)
+        return _submit_dependent(Share(sweep, execution, workers, retries), len(open_trials), slurm)
     ids = []
     for nodes in sorted({trial.train.nodes for trial in open_trials}):
         node_trials = [trial for trial in open_trials if trial.train.nodes == nodes]
@@ -142,8 +142,8 @@ def submit_trials(
     return ids
 
 
-def _submit_alike(share: Share, remaining: int, slurm: SlurmSpec) -> list[str]:
-    """Submit a sweep whose trials depend on one another to as many further tasks as it can use."""
+def _submit_dependent(share: Share, remaining: int, slurm: SlurmSpec) -> list[str]:
+    """Submit a sweep whose trials depend on one another, as tasks that may run any of them."""
     sweep, root = share.sweep, share.execution.store
     if any(trial.train.nodes > 1 for trial in sweep.trials):
         raise SpecError("early_terminate does not work on Slurm for trials over several nodes; remove it")
@@ -159,25 +159,25 @@ def _submit_alike(share: Share, remaining: int, slurm: SlurmSpec) -> list[str]:
 
 
 def submit_agents(
-    file: str | Path, sweep: Sweep, execution: ExecSpec, slurm: SlurmSpec, *, grows: bool = False
+    file: str | Path, sweep: Sweep, execution: ExecSpec, slurm: SlurmSpec, *, adds_seeds: bool = False
 ) -> list[str]:
-    """Register a sweep spec with W&B, and submit a W&B agent to Slurm for each trial that is open.
+    """Register a sweep spec with W&B, and submit a W&B agent to Slurm for each open trial.
 
     Args:
         file: The spec.
         sweep: The content of the spec.
-        execution: Where and how trials run; agents take only the store from it, the rest from the spec's command.
+        execution: Where and how trials run; agents use only the store, and take the rest from the spec's command.
         slurm: The resources of a task, which runs one trial.
-        grows: Whether seeds are added to the spec's own: the sweep at W&B then has those of the open trials.
+        adds_seeds: Whether seeds are added to the sweep; W&B's sweep then has only the seeds of the open trials.
 
     Returns:
-        The jobs, one per array; none, and no new sweep at W&B, if there is nothing to do.
+        The job ids, one per array. If there is nothing to do, the list is empty and no sweep is registered.
 
     Raises:
-        SpecError: for a spec with findings, options that cannot reach an agent's trials, or what sbatch refuses.
+        SpecError: if the spec has problems, an option cannot be passed to agents, or sbatch reports an error.
     """
     if sweep.search is not None:
-        raise SpecError("a bayes search does not know its trials in advance; run it on Slurm without --wandb")
+        raise SpecError("the trials of a bayes search are not known in advance; use Slurm without --wandb")
     if any(trial.train.nodes > 1 for trial in sweep.trials):
         raise SpecError("a W&B agent runs a trial on one node; run trials over several nodes without --wandb")
     trials = [standing.trial for standing in standings(sweep, execution.store) if standing.open]
@@ -186,7 +186,7 @@ def submit_agents(
     from se_lab.sweep.wandb import register_sweep
 
     trial_ids, seeds = [trial.trial_id for trial in trials], sorted({trial.seed for trial in trials})
-    path, environment = register_sweep(file, execution, seeds if grows else ())
+    path, environment = register_sweep(file, execution, seeds if adds_seeds else ())
     ids = []
     for start in range(0, len(trial_ids), ARRAY_SIZE):
         chunk = trial_ids[start : start + ARRAY_SIZE]
@@ -197,7 +197,7 @@ def submit_agents(
 
 
 def wait_for(sweep: Sweep, store_folder: str | Path) -> list[Standing]:
-    """Wait until no trial is queued or running, and return the state of each."""
+    """Wait until no trial is queued or running, and return the states of all trials."""
     while True:
         job_count, states = live_jobs(sweep, store_folder), standings(sweep, store_folder)
         if not job_count and not any(standing.status in ("queued", "running") for standing in states):
@@ -206,14 +206,14 @@ def wait_for(sweep: Sweep, store_folder: str | Path) -> list[Standing]:
 
 
 def run_share(share: Share) -> None:
-    """Run a task's trials inside its job; requeue the job if it is told to stop before they are over."""
+    """Run a task's trials inside its job; requeue the job if it must stop before the end."""
     with catch_signals(Stop(at_once=False)) as stop:
         from se_lab.sweep.schedule import Rules, common_reason, execute
         from se_lab.sweep.view import SweepView
 
-        sweep, save_times = share.sweep, _saved(share)
+        sweep, old_times = share.sweep, _save_times(share)
         if stop.asked:
-            _leave(made_progress=False)
+            _end_job(made_progress=False)
         if any(trial.train.nodes > 1 for trial in sweep.trials):
             return _run_rank(share)
         total = sweep.search.cap if sweep.search is not None else 0
@@ -226,24 +226,24 @@ def run_share(share: Share) -> None:
                 Rules(share.retries, sweep.search, sweep.early_stop),
             )
     if common_reason(outcomes) is None and any(o.status in ("interrupted", "not started") for o in outcomes):
-        _leave(made_progress=_saved(share) != save_times)
+        _end_job(made_progress=_save_times(share) != old_times)
     if failures := [f"{o.trial.trial_id} {o.status}" for o in outcomes if o.status in ("failed", "not started")]:
         raise RuntimeError(", ".join(failures))
 
 
 def _run_rank(share: Share) -> None:
-    """Run one rank of the trial that a task over several nodes has."""
+    """Run one rank of the trial of a task over several nodes."""
     from se_lab.training.run import run
 
-    save_times = _saved(share)
+    old_times = _save_times(share)
     try:
         run(share.sweep.trials[0], share.execution)
     except InterruptedTrialError:
-        _leave(made_progress=_saved(share) != save_times)
+        _end_job(made_progress=_save_times(share) != old_times)
 
 
 def run_agent(work: tuple[str, Mapping[str, str]]) -> None:
-    """Run one trial of a W&B sweep inside the job; an agent that is told to stop marks its run as preempting."""
+    """Run one trial of a W&B sweep inside the job; requeue the job if it must stop."""
     path, environment = work
     with catch_signals(Stop(at_once=False)) as stop:
         command = module_command("wandb", "agent", "-f", "--count", "1", path)
@@ -253,7 +253,7 @@ def run_agent(work: tuple[str, Mapping[str, str]]) -> None:
         if stop.asked:
             agent.terminate()
             agent.wait()
-            _leave(made_progress=True)
+            _end_job(made_progress=True)
 
 
 def _submit(
@@ -265,13 +265,13 @@ def _submit(
     *,
     ranks_of: RunSpec | None = None,
 ) -> list[str]:
-    """Submit an array whose tasks each call the function once, and return its jobs."""
+    """Submit an array that calls a function for each item of `work`, and return the job ids."""
     try:
         import submitit
     except ModuleNotFoundError:
         raise SpecError('--executor slurm needs submitit: pip install "se-lab[slurm]"') from None
     train = ranks_of.train if ranks_of is not None and ranks_of.train.nodes > 1 else None
-    # on one node the batch script is the task: only its own process gets the warning, not those it has started
+    # On one node the batch script is the task: only its own process gets SIGTERM, not its child processes.
     options = slurm.options() | {"signal": f"{'' if train else 'B:'}TERM@{slurm.grace}", "requeue": True}
     python = shlex.quote(sys.executable)
     try:
@@ -284,7 +284,7 @@ def _submit(
             use_srun=train is not None,
             additional_parameters=options,
         )
-        with _outside_of_jobs():
+        with _no_job_environment():
             jobs = executor.map_array(function, work)
     except (RuntimeError, submitit.core.utils.FailedJobError) as error:
         raise SpecError(f"Slurm refused the sweep: {str(error).strip().rpartition(chr(10))[2]}") from error
@@ -296,8 +296,8 @@ def _folder(execution: ExecSpec) -> Path:
 
 
 @contextlib.contextmanager
-def _outside_of_jobs() -> Iterator[None]:
-    """Hide the variables of the job that this process runs in: sbatch would copy its settings."""
+def _no_job_environment() -> Iterator[None]:
+    """Hide the environment variables of the current Slurm job, which sbatch would copy."""
     from submitit.helpers import clean_env
 
     variables = {name: value for name, value in os.environ.items() if name == "SLURM_CONF"}
@@ -306,23 +306,23 @@ def _outside_of_jobs() -> Iterator[None]:
         yield
 
 
-def _saved(share: Share) -> list[int]:
-    """Return the times of the files that change when a trial saves its state or is over."""
+def _save_times(share: Share) -> list[int]:
+    """Return the modification times of the trials' checkpoints and records."""
     root = share.execution.store
     folders = [store.trial_folder(root, trial.trial_id) for trial in trials_of(share.sweep, root)]
     files = [folder / name for folder in folders for name in ("last.ckpt", "record.json")]
     return [file.stat().st_mtime_ns if file.exists() else 0 for file in files]
 
 
-def _leave(*, made_progress: bool) -> None:
+def _end_job(*, made_progress: bool) -> None:
     """End the job, and requeue it unless it was cancelled or makes no progress."""
     job = os.environ["SLURM_JOB_ID"]
     if (array := os.environ.get("SLURM_ARRAY_JOB_ID")) is not None:
-        job = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"  # SLURM_JOB_ID of one task is that of the whole array
+        job = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"  # for one task, SLURM_JOB_ID is that of the whole array
     if os.environ.get("SLURM_PROCID", "0") == "0":
         state = ask_slurm("squeue", "--all", "--noheader", "--format=%T", f"--jobs={job}")
         if not made_progress and int(os.environ.get("SLURM_RESTART_COUNT", "0")) >= FRUITLESS_RESTARTS:
-            print("not requeued: this run of the job saved nothing; raise its time limit", file=sys.stderr)
-        elif state.strip() == "RUNNING":  # after an immediate preemption it is queued already
+            print("not requeued: the job saved nothing in this run; increase its time limit", file=sys.stderr)
+        elif state.strip() == "RUNNING":  # after an immediate preemption the job is already queued
             ask_slurm("scontrol", "requeue", job)
     sys.exit(RESUME_ME)

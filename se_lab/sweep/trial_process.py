@@ -1,4 +1,4 @@
-"""Run one trial of a sweep in a process of its own, and receive its progress and outcome."""
+"""Run one trial of a sweep in a separate process, and receive its progress and outcome."""
 
 from __future__ import annotations
 
@@ -30,37 +30,37 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The outcome of a trial of the sweep."""
+    """The outcome of a trial in this sweep."""
 
     trial: RunSpec
     status: str
-    """finished (now), skipped (over before, or finished by another worker), stopped (given up early), failed,
-    interrupted, not started, or, for the schedule alone, busy (another worker holds it)."""
+    """finished, skipped (had ended before, or another worker finished the trial), stopped (early), failed,
+    interrupted, not started, or busy (another worker holds the trial; only within the schedule)."""
     kind: str | None = None
-    """Why it failed, as se_lab.training.failures has it."""
+    """The kind of failure, a constant of se_lab.training.failures."""
     error: str | None = None
     """The last line of the traceback."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a trial's process is given."""
+    """The input of a trial's process."""
 
     trial: RunSpec
     execution: ExecSpec
     early_stop: Hyperband | None = None
     search: BayesSearch | None = None
     peers: tuple[str, ...] = ()
-    """The ids of the trials that an early stop compares it with, beside those that the search proposes."""
+    """Ids of the trials for early stopping to compare, in addition to those that the search proposes."""
     listing: Listing | None = None
-    """The files of its data set, as the sweep found them when its first trial began."""
+    """The files of the data set, listed by the sweep before its first trial."""
 
 
 class TrialProcess:
-    """A trial in a process of its own, as the sweep's process sees it."""
+    """The process of a trial, controlled by the sweep."""
 
     def __init__(self, work: Work) -> None:
-        """Start it."""
+        """Start the process."""
         self.trial, self.execution = work.trial, work.execution
         self._reader, writer = CONTEXT.Pipe(duplex=False)
         with forking():
@@ -73,11 +73,11 @@ class TrialProcess:
 
     @property
     def handles(self) -> list[Any]:
-        """The handles that become ready when there is something to read."""
+        """The handles that become ready when a message arrives or the process ends."""
         return [self._process.sentinel, self._reader] if self._open else [self._process.sentinel]
 
     def rows(self) -> Iterator[Mapping[str, float]]:
-        """Yield what the trial has reported since the last call; keep the outcome that it reports last."""
+        """Yield the rows that the trial has sent since the last call; store its outcome."""
         try:
             while self._open and self._reader.poll():
                 message = self._reader.recv()
@@ -92,14 +92,14 @@ class TrialProcess:
         """Return whether the process has ended."""
         return self._process.exitcode is not None
 
-    def ask_to_stop(self) -> None:
-        """Let the trial save its state and stop after its current batch."""
+    def request_stop(self) -> None:
+        """Ask the trial to save its state and stop after the current batch."""
         if not self._asked:
             self._asked = True
             self._process.terminate()
 
     def outcome(self) -> Outcome:
-        """Return the outcome of the trial; if its process died, write a record of the failure."""
+        """Return the outcome of the trial; if its process died, record the failure."""
         self._process.join()
         self._reader.close()
         if self._outcome is not None:
@@ -108,20 +108,20 @@ class TrialProcess:
         if self._asked or code in (-signal.SIGTERM, RESUME_ME):
             return Outcome(trial, "interrupted")
         record = store.read_record(store.trial_folder(self.execution.store, trial.trial_id))
-        if record is not None and record.status == "finished":  # it died on its way out
+        if record is not None and record.status == "finished":  # the process died after the trial
             return Outcome(trial, "finished")
         _record(trial, self.execution, death(code), LOST)
         return Outcome(trial, "failed", LOST, death(code))
 
 
 def _work(work: Work, writer: Connection, environment: dict[str, str]) -> None:
-    """Run a trial in this process, report its outcome, and end the process."""
+    """Run a trial in this process, send its outcome, and end the process."""
     adopt_environment(environment)
-    for number in (signal.SIGINT, signal.SIGHUP):  # the sweep handles the terminal's, and stops trials by SIGTERM
+    for number in (signal.SIGINT, signal.SIGHUP):  # the sweep handles these, and stops trials by SIGTERM
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, BLOCKED)
-    threading.Thread(target=_end_with_the_sweep, daemon=True).start()
+    threading.Thread(target=_follow_sweep, daemon=True).start()
     folder = store.trial_folder(work.execution.store, work.trial.trial_id)
     outcome: Outcome | None = None
     log: TextIO = io.StringIO()
@@ -167,8 +167,8 @@ def _run(work: Work, writer: Connection, log: TextIO) -> Outcome:
 
 
 def _failed(work: Work, error: Exception, log: TextIO) -> Outcome:
-    """Return the outcome of a trial that raised an error, and record the failure."""
-    with contextlib.suppress(OSError, ValueError):  # of a full disk
+    """Record the failure of a trial that raised an error, and return its outcome."""
+    with contextlib.suppress(OSError, ValueError):  # the disk may be full
         traceback.print_exception(error, file=log)
     kind, text = failure_kind(error), "".join(traceback.format_exception(error))
     if not isinstance(error, store.ClaimLostError):
@@ -177,7 +177,7 @@ def _failed(work: Work, error: Exception, log: TextIO) -> Outcome:
 
 
 def _compare(work: Work, row: Mapping[str, float]) -> None:
-    """Stop the trial if the sweep's early-stop rule demands it after an epoch that is not the last."""
+    """Raise StoppedEarlyError if the early-stopping rule applies; never after the last epoch."""
     from se_lab.training.run import StoppedEarlyError
 
     rule, root = work.early_stop, work.execution.store
@@ -190,8 +190,8 @@ def _compare(work: Work, row: Mapping[str, float]) -> None:
         raise StoppedEarlyError
 
 
-def _end_with_the_sweep() -> None:
-    """End this process when the sweep's process has ended, for whatever reason."""
+def _follow_sweep() -> None:
+    """End this process when the sweep's process ends, for whatever reason."""
     sweep = multiprocessing.parent_process()
     assert sweep is not None
     sweep.join()
@@ -199,6 +199,6 @@ def _end_with_the_sweep() -> None:
 
 
 def _record(trial: RunSpec, execution: ExecSpec, error: str, kind: str) -> None:
-    """Record a failure if possible: a full disk or a deleted store must not end the sweep."""
+    """Record a failure if possible; a full disk or a deleted store must not end the sweep."""
     with contextlib.suppress(Exception):
         record_failure(trial, execution, error, kind)

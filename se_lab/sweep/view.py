@@ -1,4 +1,4 @@
-"""Show a running sweep: a progress view of all trials, or a line per trial where there is no terminal."""
+"""Progress of a running sweep: bars in a terminal, otherwise one line per trial."""
 
 from __future__ import annotations
 
@@ -22,30 +22,27 @@ ERRORS = {"val/top1_error": "validation error", "train/top1_error": "training er
 
 @dataclass
 class Pace:
-    """How far a trial got in this run."""
+    """The progress of a trial in this run."""
 
     began: float
-    """When this run started it, in seconds of time.monotonic."""
+    """Start of the trial in this run, as time.monotonic."""
     weight: float = 1.0
-    """MACs times epochs, to which its time is proportional."""
+    """MACs times epochs, to which the trial's time is proportional."""
     first: float | None = None
-    """The fraction that was done at its first report."""
+    """Completed fraction at the first report."""
     done: float = 0.0
-    """The part of it that is done, from 0 to 1."""
+    """Completed fraction at the last report, from 0 to 1."""
     seconds: float = 0.0
-    """Until its last report."""
+    """Time from the start to the last report."""
 
 
 def seconds_left(paces: Iterable[Pace], waiting: Sequence[float], workers: int) -> float | None:
-    """Estimate the time left of a sweep from the times of this run's own trials.
+    """Estimate the remaining time of a sweep in seconds; None before any progress.
 
     Args:
         paces: The trials that this run has started.
-        waiting: The weights of the others.
+        waiting: The weights of the other trials.
         workers: Number of trials in parallel.
-
-    Returns:
-        Seconds, or None while no trial has made progress.
     """
     paces = list(paces)
     work = sum(p.weight * (p.done - (p.first or 0.0)) for p in paces)
@@ -57,10 +54,10 @@ def seconds_left(paces: Iterable[Pace], waiting: Sequence[float], workers: int) 
 
 
 class SweepView:
-    """Shows events: call it with each."""
+    """A view of a sweep's progress, called with each event."""
 
     def __init__(self, trials: Sequence[RunSpec], workers: int, folder: str, *, total: int = 0) -> None:
-        """Take the trials, how many run in parallel, the store, and how many trials a search comes to."""
+        """Create a view of trials in the store `folder`; `total` includes those not yet proposed."""
         self.trials = {trial.trial_id: trial for trial in trials}
         self.total, self.workers, self.folder = max(total, len(trials)), workers, folder
         self.over: set[str] = set()
@@ -76,7 +73,7 @@ class SweepView:
         note = Column(no_wrap=True, min_width=len("validation error 10.00 %"))
         self.progress = Progress(
             TextColumn("{task.description}", table_column=name),
-            *([] if self._narrow else [BarColumn(bar_width=20)]),  # names need its room; numbers are never cut
+            *([] if self._narrow else [BarColumn(bar_width=20)]),  # no room for bars beside names and numbers
             TaskProgressColumn(table_column=Column(no_wrap=True, min_width=len("100%"))),
             TextColumn("{task.fields[note]}", table_column=note),
             console=console,
@@ -105,7 +102,7 @@ class SweepView:
         elif event.status.startswith("changed: "):
             name = event.status.removeprefix("changed: ")
             self._print(
-                f"files of {name} have changed since the last trial began: {event.trial.trial_id} trains on them"
+                f"files of {name} have changed since the last trial began; {event.trial.trial_id} uses the new files"
             )
         else:
             self._end(event)
@@ -136,7 +133,7 @@ class SweepView:
         self.progress.update(task, completed=pace.done)
 
     def _wait(self, event: Event) -> None:
-        """Report, once a minute, the worker that the sweep waits for."""
+        """Print the worker that the sweep waits for, at most once a minute."""
         now = time.monotonic()
         if now - self._waits.get(event.trial.trial_id, -60.0) >= 60.0:
             self._waits[event.trial.trial_id] = now
@@ -181,7 +178,7 @@ class SweepView:
         for trial_id, pace in self.paces.items():
             pace.weight = self._weight(self.trials[trial_id])
         weights = [self._weight(t) for name, t in self.trials.items() if name not in self.over | self.paces.keys()]
-        count = self.total - len(self.trials)  # a search has yet to propose them
+        count = self.total - len(self.trials)  # trials that a search has yet to propose
         weights += [sum(map(self._weight, self.trials.values())) / max(len(self.trials), 1)] * count
         seconds = seconds_left(self.paces.values(), weights, self.workers)
         parts = [f"{len(self.over - self.failed)}/{self.total} finished", f"{len(self.tasks)} running"]
@@ -189,13 +186,13 @@ class SweepView:
         return ", ".join([*parts, *([f"about {duration(seconds)} left"] if seconds else [])])
 
     def _weight(self, trial: RunSpec) -> float:
-        """Return a trial's MACs times its epochs, the MACs as far as finished trials have told them."""
+        """Return a trial's MACs times epochs, with the MACs of finished trials or of similar ones."""
         macs = self._macs.get(str(trial.model)) or self._macs.get(trial.model.backbone)
         return (macs or next(iter(self._macs.values()), 1.0)) * trial.train.epochs
 
 
 def duration(seconds: float) -> str:
-    """Return 90 seconds as '1 min 30 s', 4,000 as '1 h 7 min', and more than two days as days."""
+    """Format seconds: 90 as '1 min 30 s', 4,000 as '1 h 7 min', more than two days as days."""
     if seconds < 60:
         return f"{max(round(seconds), 1)} s"
     if seconds < 3600:

@@ -1,4 +1,4 @@
-"""Run trials under W&B's agents, send finished trials to W&B, and read them back. The store stays authoritative."""
+"""Run trials under W&B agents, send trials from the store to W&B, and read them back."""
 
 from __future__ import annotations
 
@@ -32,24 +32,24 @@ from se_lab.training.run import run
 from se_lab.training.stopping import RESUME_ME, SIGNALS, InterruptedTrialError, Stop, catch_signals
 
 POLL_SECONDS = 2.0
-REACH_AGENTS = ("store", "data_root")
-"""Fields of ExecSpec that reach an agent's trials through its environment; others belong into the spec's command."""
+AGENT_FIELDS = ("store", "data_root")
+"""Fields of ExecSpec passed to an agent's trials by environment variables; others belong in the spec's command."""
 COUNTS = ("params", "params_se", "macs", "macs_se", "elementwise", "test_images")
-"""Columns of integers; W&B also writes other numbers as integers if they are whole."""
+"""Columns of integers; W&B stores other whole numbers as integers too."""
 STATES = {"finished": "finished", "running": "running", "failed": "failed", "crashed": "failed", "killed": "failed"}
-"""The status for each W&B state of a run that reports none; other states, such as preempted, mean interrupted."""
+"""The status for each state of a W&B run; other states, such as preempted, mean interrupted."""
 
 
 def run_for_agent(spec: RunSpec, execution: ExecSpec) -> RunRecord:
-    """Run the trial that a W&B agent asks for, and log to the run that the agent created.
+    """Run the trial of a W&B agent, and log to the run that the agent created.
 
-    A trial that is finished in the store ends at once with its metrics; if another worker is running it, this one
-    waits. On SIGTERM the trial is saved and the run marked as preempting, so that W&B's server hands it out again,
-    unless W&B itself ended it, as early_terminate does.
+    If the trial is finished in the store, its metrics are logged at once; if another worker is running the trial, this
+    one waits. On SIGTERM the trial is saved and the run marked as preempting, so that W&B's server starts the run again
+    later, unless W&B itself ended the run (early_terminate).
 
     Raises:
-        InterruptedTrialError: on SIGTERM or SIGINT; leave with a status other than 0.
-        Exception: whatever made the trial fail.
+        InterruptedTrialError: on SIGTERM or SIGINT; the process must exit with a non-zero status.
+        Exception: the error that made the trial fail.
     """
     import wandb
 
@@ -57,11 +57,11 @@ def run_for_agent(spec: RunSpec, execution: ExecSpec) -> RunRecord:
         try:
             record = _run_when_free(spec, execution, stop)
         except InterruptedTrialError:
-            stop.at_once = False  # ignore repeats: the agent, W&B's client and a scheduler each signal
+            stop.at_once = False  # ignore further signals of the agent, W&B's client and a scheduler
             for number in (*SIGNALS, signal.SIGINT):
                 signal.signal(number, signal.SIG_IGN)
             with _agents_run(spec, execution) as active:
-                if _given_up(active):
+                if _ended_by_wandb(active):
                     active.summary["status"] = "stopped"
                 else:
                     active.mark_preempting()
@@ -80,7 +80,7 @@ def run_for_agent(spec: RunSpec, execution: ExecSpec) -> RunRecord:
 
 
 def _run_when_free(spec: RunSpec, execution: ExecSpec, stop: Stop) -> RunRecord:
-    """Run a trial, or wait until another worker has run it; report that worker, and again while it is silent."""
+    """Run a trial, waiting and printing the holder while another worker holds it."""
     folder, last_holder = store.trial_folder(execution.store, spec.trial_id), ""
     while True:
         try:
@@ -95,9 +95,9 @@ def _run_when_free(spec: RunSpec, execution: ExecSpec, stop: Stop) -> RunRecord:
                 time.sleep(POLL_SECONDS)
 
 
-def _given_up(active: Any) -> bool:
-    """Return whether W&B ended a run, by early_terminate or in the browser: it must not be handed out again."""
-    with contextlib.suppress(Exception):  # not part of wandb's public interface
+def _ended_by_wandb(active: Any) -> bool:
+    """Return whether W&B ended a run, by early_terminate or in the browser, for good."""
+    with contextlib.suppress(Exception):  # LaunchApi is not part of wandb's public interface
         from wandb.sdk.launch.api import LaunchApi
 
         return bool(LaunchApi().check_stop_requested(active.project, active.entity, active.id))
@@ -123,21 +123,21 @@ def _begin(trial_id: str, flat: dict[str, Any], folder: str, **options: Any) -> 
     settings = wandb.Settings(silent=True, console="off")
     active: Any = wandb.init(dir=folder, settings=settings, **options)
     values = {key: value for key, value in flat.items() if value is not None} | {"trial_id": trial_id}
-    # keys that an agent set are locked to the sweep
+    # Keys set by an agent are locked.
     active.config.update({key: value for key, value in values.items() if key not in active.config})
     return active
 
 
 def _summary(spec: RunSpec, store_folder: str) -> dict[str, Any]:
-    """Return a record's values other than its spec, by their columns in a table."""
+    """Return the values of a record other than its spec, keyed by column name."""
     row = store.read_records(store_folder, {spec.trial_id: spec.flat()}).to_dict("records")[0]
     values = {key: value for key, value in row.items() if key not in spec.flat() and key not in ("trial_id", "folder")}
     summary = {str(key): value for key, value in values.items() if value is not None}
-    return summary | {"columns": sorted(summary)}  # a run's summary also has what was logged along the way
+    return summary | {"columns": sorted(summary)}  # to tell these values from logged ones in the run's summary
 
 
 def check_network(seconds: float = 8.0) -> None:
-    """Raise SpecError if W&B's server does not answer in time; its client would retry for minutes without a word."""
+    """Raise SpecError if W&B's server does not answer; its client would retry for minutes."""
     import wandb
 
     url = os.environ.get("WANDB_BASE_URL") or wandb.Settings().base_url
@@ -147,30 +147,30 @@ def check_network(seconds: float = 8.0) -> None:
         try:
             urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=seconds).close()
             answered.set()
-        except urllib.error.HTTPError:  # an answer all the same
+        except urllib.error.HTTPError:  # an error is an answer too
             answered.set()
         except OSError:
             pass
 
-    # a thread: to look a name up has no time limit of its own
+    # In a thread, since name resolution has no timeout.
     threading.Thread(target=ask, daemon=True).start()
     if not answered.wait(seconds):
-        raise SpecError(f"W&B does not answer at {url}: without a network nothing can be sent; WANDB_BASE_URL names it")
+        raise SpecError(f"W&B does not answer at {url}; check the network, or set WANDB_BASE_URL")
 
 
 def sync(source: str | Path, execution: ExecSpec, *, sweep_seed: int = 0) -> list[tuple[str, str]]:
-    """Send the trials of a store or of a sweep spec to W&B: each once and complete, from its record and metrics.csv.
+    """Send the trials of a store or sweep spec to W&B, from their records and metrics.csv.
 
-    A run has the trial's id; its group is the label of the variant; its tags are the backbone, the insertion and the
-    sweep. synced.json in the trial's folder records what was sent. A trial that has changed since, or was sent in part,
-    is sent again to the same run.
+    The id of a run is that of the trial, its group the label of the variant, and its tags backbone, insertion and
+    sweep. A file synced.json in the trial's folder marks a complete upload; a trial that has changed since, or was sent
+    in part, is sent again to the same run.
 
     Returns:
-        For each trial, its id and "sent", "already there", or its status if it has no record to send.
+        The id of each trial with "sent", "already there", or the status of a trial without a record.
 
     Raises:
-        SpecError: for a spec that cannot be read, or where W&B refuses or does not answer.
-        FileNotFoundError: for a store that does not exist.
+        SpecError: if a spec cannot be read, or W&B reports an error or does not answer.
+        FileNotFoundError: if the store does not exist.
     """
     import wandb
     from wandb.errors import Error
@@ -204,7 +204,7 @@ def sync(source: str | Path, execution: ExecSpec, *, sweep_seed: int = 0) -> lis
         try:
             _send(record, folder, name, execution)
         except (Error, wandb.errors.UsageError) as error:
-            raise SpecError(f"W&B did not take {folder.name}: {error}") from error
+            raise SpecError(f"W&B did not accept {folder.name}: {error}") from error
         store.write_text_whole(folder / "synced.json", json.dumps(mark))
         results.append((folder.name, "sent"))
     return results
@@ -242,24 +242,24 @@ def _history(folder: Path) -> Iterator[dict[str, float]]:
 
 
 def read_wandb(path: str) -> pd.DataFrame:
-    """Read the trials of a W&B project or sweep through its API, one row per trial, as `store.read_records` does.
+    """Read the trials of a W&B project or sweep, with the columns of `store.read_records`.
 
     Args:
         path: entity/project or entity/project/sweep.
 
     Raises:
-        SpecError: for a path of another form.
-        FileNotFoundError: where W&B has no trial there.
+        SpecError: if the path has another form.
+        FileNotFoundError: if W&B has no such project or sweep, or no trial in it.
     """
     import wandb
 
     entity, project, sweep = (*path.split("/"), None, None)[:3]
     if not (entity and project) or path.count("/") > 2:
-        raise SpecError(f"wandb:{path} must be wandb:ENTITY/PROJECT or wandb:ENTITY/PROJECT/SWEEP")
+        raise SpecError(f"got wandb:{path}; it must be wandb:ENTITY/PROJECT or wandb:ENTITY/PROJECT/SWEEP")
     filters = {"$and": [{"sweep": sweep}]} if sweep else {}
-    # with their sweeps, the client 0.22 drops the runs of sweeps
+    # wandb 0.22 drops the runs of sweeps if include_sweeps is true.
     options: dict[str, Any] = {"order": "+created_at", "include_sweeps": False}
-    if "lazy" in inspect.signature(wandb.Api.runs).parameters:  # lazy runs query their config and summary one by one
+    if "lazy" in inspect.signature(wandb.Api.runs).parameters:  # lazy runs need one query each for config and summary
         options["lazy"] = False
     try:
         runs = list(wandb.Api().runs(f"{entity}/{project}", filters=filters, **options))
@@ -272,7 +272,7 @@ def read_wandb(path: str) -> pd.DataFrame:
     ]
     if not rows:
         raise FileNotFoundError(f"wandb:{path} contains no trials of SE-Lab")
-    # a trial may have several runs, for example in two sweeps: prefer a finished one
+    # Of several runs of one trial, for example in two sweeps, prefer a finished one.
     best: dict[str, dict[str, Any]] = {}
     for row in rows:
         if best.setdefault(row["trial_id"], row)["status"] != "finished":
@@ -284,7 +284,7 @@ def read_wandb(path: str) -> pd.DataFrame:
 def _row(wandb_run: Any, where: str) -> dict[str, Any]:
     config, summary = wandb_run.config, dict(wandb_run.summary)
     flat = {key: config.get(key) for key in RunSpec().flat()}
-    # W&B writes 1.0 as 1; a plugin's operator is unknown here unless its module is imported
+    # W&B stores 1.0 as 1, which run_spec undoes; it raises for an operator of a plugin that is not imported.
     with contextlib.suppress(SpecError):
         flat = run_spec({key: value for key, value in flat.items() if value is not None}).flat()
     status = summary.get("status") if wandb_run.state == "finished" or summary.get("status") == "stopped" else None
@@ -292,7 +292,7 @@ def _row(wandb_run: Any, where: str) -> dict[str, Any]:
     metrics = [key for key in summary if key.startswith(("train/", "val/", "test/")) or key in ("params", "macs")]
     values = {key: summary[key] for key in summary.get("columns", metrics) if key not in ("status", "error")}
     values |= {key: float(value) for key, value in values.items() if type(value) is int and key not in COUNTS}
-    if isinstance(provenance := config.get("provenance"), Mapping):  # of a run that a trial has logged to itself
+    if isinstance(provenance := config.get("provenance"), Mapping):  # the trial logged to the run itself
         columns = {"provenance": json.dumps(dict(provenance)), "code_version": provenance.get("se-lab")}
         values = columns | {"data_digest": provenance.get("images")} | values
     error = summary.get("error")
@@ -300,10 +300,10 @@ def _row(wandb_run: Any, where: str) -> dict[str, Any]:
 
 
 def run_agents(path: str, environment: Mapping[str, str], agents: int) -> bool:
-    """Run the trials of a registered sweep here with `wandb agent -f` processes; return whether they ran to the end.
+    """Run the trials of a registered sweep with local `wandb agent -f` processes.
 
-    SIGINT and SIGTERM stop the trials after their current batch and mark their runs as preempting; a second signal
-    is passed on to W&B's agents again, and a third makes them kill their trials.
+    SIGINT and SIGTERM stop the trials after their current batch and mark their runs as preempting. Further signals are
+    passed on to W&B's agents, which kill their trials at the third. Returns whether the agents ran to the end.
     """
     command = module_command("wandb", "agent", "-f", path)
     stopped, processes = False, []
@@ -322,25 +322,25 @@ def run_agents(path: str, environment: Mapping[str, str], agents: int) -> bool:
     return not stopped
 
 
-def table_of(sweep: Sweep, path: str) -> pd.DataFrame:
-    """Return the table of a registered sweep; the status of a trial that no agent has taken is 'not started'."""
+def sweep_table(sweep: Sweep, path: str) -> pd.DataFrame:
+    """Return the table of a registered sweep, including the trials that no agent has started."""
     try:
         table = read_wandb(path)
-    except FileNotFoundError:  # no trial got as far as a run
+    except FileNotFoundError:  # no agent has started a run
         table = pd.DataFrame({"trial_id": []})
-    trials = [] if sweep.search is not None else sweep.trials  # W&B's own search proposes other trials than ours
+    trials = [] if sweep.search is not None else sweep.trials  # W&B's search proposes other trials than SE-Lab's
     open_trials = [trial for trial in trials if trial.trial_id not in set(table["trial_id"])]
     blanks = [{"trial_id": trial.trial_id, "status": "not started", **trial.flat()} for trial in open_trials]
     return pd.concat([table, pd.DataFrame(blanks)], ignore_index=True) if blanks else table
 
 
-def check_for_agents(file: str | Path, execution: ExecSpec, *, grows: bool = False) -> Sweep:
-    """Return a sweep that W&B's agents can run; raise SpecError as `register_sweep`.
+def check_for_agents(file: str | Path, execution: ExecSpec, *, adds_seeds: bool = False) -> Sweep:
+    """Read a sweep for W&B agents; raise SpecError as `register_sweep` does.
 
     Args:
         file: The spec.
-        execution: Where and how trials run; see REACH_AGENTS.
-        grows: Whether seeds are to be added to it.
+        execution: Where and how trials run; see AGENT_FIELDS.
+        adds_seeds: Whether seeds will be added to the sweep.
     """
     if findings := check_sweep(file):
         raise SpecError(
@@ -349,29 +349,29 @@ def check_for_agents(file: str | Path, execution: ExecSpec, *, grows: bool = Fal
     sweep = read_sweep(file)
     defaults = dict(fields_of(sweep.execution))
     for key, value in fields_of(execution):
-        if value != defaults[key] and key not in (*REACH_AGENTS, "project", "entity"):
-            raise SpecError(f"--{key} does not reach W&B's agents; write it into the spec's command")
+        if value != defaults[key] and key not in (*AGENT_FIELDS, "project", "entity"):
+            raise SpecError(f"--{key} is not passed to W&B agents; write it into the spec's command")
     spec = load_spec(file)
-    if grows and (spec["method"] != "grid" or "seed" not in spec["parameters"]):
-        raise SpecError(f"{file}: W&B's agents can add seeds only to a grid that has seed among its parameters")
+    if adds_seeds and (spec["method"] != "grid" or "seed" not in spec["parameters"]):
+        raise SpecError(f"{file}: W&B agents can add seeds only to a grid with the parameter seed")
     return sweep
 
 
 def register_sweep(file: str | Path, execution: ExecSpec, seeds: Sequence[int] = ()) -> tuple[str, dict[str, str]]:
-    """Register a sweep spec with W&B; return ENTITY/PROJECT/SWEEP, and the variables that its agents need.
+    """Register a spec with W&B; return ENTITY/PROJECT/SWEEP and agents' environment variables.
 
     Args:
         file: The spec.
-        execution: Where and how trials run; see REACH_AGENTS.
-        seeds: Register the grid with these seeds in place of its own, as one that seeds are added to.
+        execution: Where and how trials run; see AGENT_FIELDS.
+        seeds: Seeds to register in place of those of the spec, to add seeds to a sweep.
 
     Raises:
-        SpecError: for a spec with findings, options that cannot reach an agent's trials, or `seeds` for a spec without
-            a grid over seeds.
+        SpecError: if the spec has problems, an option cannot be passed to agents, or `seeds` are given for a spec that
+            is not a grid over seeds.
     """
     import wandb
 
-    sweep = check_for_agents(file, execution, grows=bool(seeds))
+    sweep = check_for_agents(file, execution, adds_seeds=bool(seeds))
     spec = load_spec(file)
     if seeds:
         numbers = ", ".join(map(str, seeds))
@@ -385,7 +385,7 @@ def register_sweep(file: str | Path, execution: ExecSpec, seeds: Sequence[int] =
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
         "SE_LAB_STORE": str(Path(execution.store).absolute()),
         "SE_LAB_DATA": str(Path(execution.data_root).absolute()),
-        # an agent would give up after a few failed trials; their failures are read from their runs instead
+        # By default an agent gives up after a few failed trials.
         "WANDB_AGENT_DISABLE_FLAPPING": "true",
         "WANDB_AGENT_MAX_INITIAL_FAILURES": str(
             (sweep.search.cap if sweep.search is not None else len(sweep.trials)) + 1

@@ -1,4 +1,4 @@
-"""One W&B service process for all trials of a sweep; otherwise each would start its own, and wait seconds for it."""
+"""One W&B service process for all trials of a sweep, since each takes seconds to start."""
 
 from __future__ import annotations
 
@@ -8,21 +8,18 @@ import sys
 from collections.abc import Iterator
 
 SERVICE = "WANDB_SERVICE"
-"""W&B's own variable: a process that finds it connects to that service instead of starting one."""
+"""W&B's environment variable with the address of a running service."""
 
 
 @contextlib.contextmanager
 def shared_service(wanted: bool) -> Iterator[None]:
-    """Keep a service of W&B's for the trials that are started in the meantime.
-
-    Where it does not start, each trial starts its own.
-    """
+    """Return a context that runs a W&B service for trials, if wanted and possible."""
     if not wanted or os.environ.get("WANDB_MODE") == "disabled" or os.environ.get(SERVICE):
         yield
         return
     import wandb
 
-    with contextlib.suppress(Exception):  # a tracker never stops a sweep
+    with contextlib.suppress(Exception):  # logging must not stop a sweep
         wandb.setup(settings=wandb.Settings(silent=True))
     try:
         yield
@@ -33,7 +30,7 @@ def shared_service(wanted: bool) -> Iterator[None]:
 
 
 def finish_run(exit_code: int) -> None:
-    """End the W&B run of this process, if it has one, so that its files are complete before the process ends."""
+    """Finish the W&B run of this process, if any, so that its files are complete."""
     client = sys.modules.get("wandb")
     if client is not None and getattr(client, "run", None) is not None:
         with contextlib.suppress(Exception):

@@ -13,38 +13,38 @@ from torch.nn import functional as F
 
 from se_lab.data import DataShape, data_shape
 from se_lab.spec import ExecSpec, RunSpec
-from se_lab.sweep.server import in_a_child, in_children
+from se_lab.sweep.server import call_in_process, call_in_processes
 from se_lab.training.rehearse import rehearse
 from se_lab.units.model import create_model
 
 GAIN = 1.1
-"""Doubling the number of parallel trials must raise their joint throughput by at least this factor."""
+"""Factor by which doubling the number of parallel trials must raise the total throughput."""
 SHARE = 0.85
-"""The share of the free memory to use; the rest is a reserve for what a rehearsal does not show."""
+"""Fraction of the free memory to use; the rest is a reserve."""
 REHEARSAL_SECONDS = 2.0
 WARM_UP = 3
-"""Steps before the timed ones."""
+"""Number of steps before the timed ones."""
 CONTEXT_BYTES = 600 << 20
 """Memory of a process's CUDA context, in bytes."""
 
 
 def choose_workers(trials: Sequence[RunSpec], execution: ExecSpec) -> tuple[int, str]:
-    """Return how many of the trials to run in parallel, and the reason, from rehearsing a few steps of the largest."""
+    """Rehearse the largest trial; return the number of trials to run in parallel and the reason."""
     trial = max(trials, key=_weight)
     cores = max(available_cores() // (execution.threads * trial.train.ranks), 1)
-    rehearsal = in_a_child(rehearse, trial, execution)
+    rehearsal = call_in_process(rehearse, trial, execution)
     on_gpu = rehearsal.device_bytes > 0
-    free_bytes = in_a_child(_free_gpu_memory) if on_gpu else _free_memory()
+    free_bytes = call_in_process(_free_gpu_memory) if on_gpu else _free_memory()
     needed_bytes = rehearsal.device_bytes + CONTEXT_BYTES if on_gpu else rehearsal.host_bytes
     most = min(cores, max(int(SHARE * free_bytes / needed_bytes), 1), len(trials))
-    limits = f"{cores} by cores, {needed_bytes / 2**30:.1f} GiB each of {free_bytes / 2**30:.0f} free"
+    limits = f"at most {cores} by cores, {needed_bytes / 2**30:.1f} GiB each of {free_bytes / 2**30:.0f} GiB free"
     if not on_gpu or trial.train.ranks > 1:
         return (1 if on_gpu else most), limits
     data = data_shape(trial.data, root=execution.data_root)
-    workers, speed = 1, _together(trial, data, 1)
+    workers, speed = 1, _joint_throughput(trial, data, 1)
     tries = [f"1 trains {speed:,.0f} images/s"]
     while 2 * workers <= most:
-        joint_speed = _together(trial, data, 2 * workers)
+        joint_speed = _joint_throughput(trial, data, 2 * workers)
         tries.append(f"{2 * workers} together {joint_speed:,.0f}")
         if joint_speed < GAIN * speed:
             break
@@ -53,7 +53,7 @@ def choose_workers(trials: Sequence[RunSpec], execution: ExecSpec) -> tuple[int,
 
 
 def available_cores() -> int:
-    """Return the number of cores this process may use, within its container's quota."""
+    """Return the number of cores that this process may use, within the quota of its container."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with contextlib.suppress(OSError, ValueError):
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="utf-8").split()
@@ -62,7 +62,7 @@ def available_cores() -> int:
 
 
 def speed_on_gpu(trial: RunSpec, data: DataShape) -> float:
-    """Return the images per second at which a trial's net trains, measured briefly on random images."""
+    """Return the training throughput of a trial's net in images/s, measured on random images."""
     torch.set_num_threads(1)
     layout = torch.channels_last if trial.train.channels_last else torch.contiguous_format
     net: torch.nn.Module = create_model(trial.model, data.classes, data.shape[0]).cuda().train()
@@ -85,9 +85,9 @@ def speed_on_gpu(trial: RunSpec, data: DataShape) -> float:
     return steps * len(images) / (time.perf_counter() - start)
 
 
-def _together(trial: RunSpec, data: DataShape, count: int) -> float:
-    """Return the joint images per second of several trials in parallel."""
-    return sum(in_children(count, speed_on_gpu, trial, data))
+def _joint_throughput(trial: RunSpec, data: DataShape, count: int) -> float:
+    """Return the total throughput of `count` parallel trials in images/s."""
+    return sum(call_in_processes(count, speed_on_gpu, trial, data))
 
 
 def _weight(trial: RunSpec) -> float:
@@ -102,7 +102,7 @@ def _free_gpu_memory() -> int:
 
 
 def _free_memory() -> int:
-    """Return the free memory of the system, or of the container, in bytes."""
+    """Return the free memory of the system or the container, in bytes."""
     free_bytes = 8 << 30  # if neither file can be read
     with contextlib.suppress(OSError, ValueError, IndexError):
         line = next(

@@ -84,7 +84,7 @@ def test_seeds_are_added_until_the_intervals_are_narrow_and_again_it_goes_on(stu
     assert seeds == len(widths) + 2  # the table of the sweep has the seeds that were added
     few = ["sweep", str(path), "--until_halfwidth=0.1", "--max_seeds=4"]
     assert main([*few, f"--store={folder}"]) == 2
-    assert "this sweep has been looked at with --max_seeds 12" in capsys.readouterr().err
+    assert "earlier looks at this sweep used --max_seeds 12" in capsys.readouterr().err
     assert main([*few, f"--store={folder}-of-four"]) == 0
     assert capsys.readouterr().out.endswith("not narrower with 4 seeds\n")
 
@@ -93,7 +93,7 @@ def test_what_cannot_reach_agents_is_refused_before_a_look_is_noted(study, capsy
     path, folder, ran = study
     grow = ["sweep", str(path), f"--store={folder}", "--until_halfwidth=1.5"]
     assert main([*grow, "--wandb", "--device=cpu", "--max_seeds=12"]) == 2
-    assert "--device does not reach W&B's agents" in capsys.readouterr().err
+    assert "--device is not passed to W&B agents" in capsys.readouterr().err
     assert main([*grow, "--max_seeds=4"]) == 0 and ran  # not bound to 12
 
 
@@ -101,7 +101,7 @@ def test_the_best_by_validation_are_confirmed_with_fresh_seeds_and_the_table_kno
     path, folder, ran = study
     again = ["sweep", str(path), f"--store={folder}", "--confirm=2", "--seeds=2"]
     assert main(again) == 2
-    assert "run the sweep before its best variants are confirmed" in capsys.readouterr().err
+    assert "run the sweep before --confirm" in capsys.readouterr().err
     assert main(["sweep", str(path), f"--store={folder}"]) == 0
     assert main(again) == 0
     assert "se-lab table confirm:" in capsys.readouterr().err

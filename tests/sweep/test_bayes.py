@@ -112,7 +112,7 @@ def test_failed_trials_count_as_the_worst_and_pending_ones_as_pending(read, tmp_
     pretend(folder, trials[2], 0.1, status="failed")
     values = [search._value(folder, trial) for trial in trials]
     assert values == [2.0, 1.0, "failed", "running"]  # the best epoch, as W&B takes it
-    assert bayes._imputed(values, 2.0) == [2.0, 1.0, 2.0, None]
+    assert bayes._impute(values, 2.0) == [2.0, 1.0, 2.0, None]
     best = dataclasses.replace(search, metric=dataclasses.replace(search.metric, impute="best"))
     assert best._value(folder, trials[2]) == 0.1
 
@@ -195,7 +195,7 @@ def test_two_workers_take_what_another_process_has_left(read, tmp_path, here):
     ("changes", "where", "said"),
     [
         ({"metric": None}, "metric", "bayes needs one"),
-        ({"metric": {"name": "test/top1_error"}}, "metric.name", "no test image decides anything"),
+        ({"metric": {"name": "test/top1_error"}}, "metric.name", "test images are for reporting only"),
         ({"metric": METRIC | {"impute": "bst"}}, "metric.impute", "worst, best or latest"),
         ({"metric": METRIC | {"target": "low"}}, "metric.target", "a number"),
         ({"run_cap": None}, "run_cap", "needs the number of its trials"),

@@ -45,32 +45,32 @@ def test_a_sound_spec_has_no_findings(found):
     [
         ({"commnd": []}, "commnd", "did you mean 'command'"),
         ({"command": None}, "command", "python se-lab"),
-        ({"command": [*COMMAND[:4]]}, "command", "one trial again and again"),
+        ({"command": [*COMMAND[:4]]}, "command", "would repeat one trial"),
         ({"command": [*COMMAND, "${arg}"]}, "command", "did you mean '${args}'"),
-        ({"command": [*COMMAND, "--config=${args_json_file}"]}, "command", "only where it is a whole token"),
-        ({"command": [*COMMAND, "--seed=3"]}, "command", "would count for every trial"),
-        ({"command": ["se-lab", "train", "--seed=3", "${args}"]}, "command", "would never count"),
+        ({"command": [*COMMAND, "--config=${args_json_file}"]}, "command", "only if it is a whole token"),
+        ({"command": [*COMMAND, "--seed=3"]}, "command", "overrides it"),
+        ({"command": ["se-lab", "train", "--seed=3", "${args}"]}, "command", "the flag has no effect"),
         (
             {
                 "command": [*COMMAND, "--optim.weight-decay=0.1"],
                 "parameters": {"optim.weight_decay": {"values": [0, 1e-4]}},
             },
             "command",
-            "would count for every trial",
+            "overrides it",
         ),
         ({"command": ["se-lab", "train", "--data.name=${envvar:SET}", "${args}"]}, "command", "environment"),
         ({"program": None}, "program", "write program: se-lab"),
         (
             {"method": "bayes", "run_cap": 2, "metric": {"name": "test/loss"}, **grid(optim__lr=[0.1, 0.2])},
             "metric.name",
-            "no test image decides anything",
+            "test images are for reporting only",
         ),
         (
             {"early_terminate": {"type": "hyperband", "min_iter": 3, "strict": True}},
             "metric",
             "early_terminate needs one",
         ),
-        ({"metric": {"name": "val/top1_error", "goal": "minimise"}}, "metric.goal", "W&B would minimize"),
+        ({"metric": {"name": "val/top1_error", "goal": "minimise"}}, "metric.goal", "W&B silently treats as minimize"),
         ({"metric": {"name": "val_loss"}}, "metric.name", "did you mean 'val/loss'"),
         (grid(model__se=[{"reduction": 2}], model__se__bias=[True]), "parameters.model.se.bias", "given twice"),
         (grid(model__se__redction=[2]), "parameters.model.se.redction", "did you mean 'model.se.reduction'"),
@@ -81,7 +81,7 @@ def test_a_sound_spec_has_no_findings(found):
         (grid(model__se__stages=[[6]]), "parameters.model.se", "stage 6"),
         (grid(model__se__insertion=["none"], model__se__reduction=[2, 4, 8]), "parameters", "2 of 3 points"),
         ({"parameters": {"model": {"parameters": {"se": {"value": {}}}}}}, "parameters.model", "dotted keys"),
-        ({"parameters": {"optim.lr": {"min": "1e-3", "max": 0.1}}}, "parameters.optim.lr.min", "reads 1e-3 as text"),
+        ({"parameters": {"optim.lr": {"min": "1e-3", "max": 0.1}}}, "parameters.optim.lr.min", "parses 1e-3 as text"),
         (
             {"method": "random", "run_cap": 2, "parameters": {"optim.momentum": {"min": 0.5, "max": 1.5}}},
             "parameters.optim.momentum",
@@ -90,7 +90,7 @@ def test_a_sound_spec_has_no_findings(found):
         (
             {"method": "random", "run_cap": 2, "parameters": {"optim.lr": {"min": 0, "max": 0.5}}},
             "parameters.optim.lr",
-            "wandb sweep refuses",
+            "W&B refuses",
         ),
         (
             {
@@ -99,7 +99,7 @@ def test_a_sound_spec_has_no_findings(found):
                 "parameters": {"optim.lr": {"distribution": "log_uniform", "min": -9.0, "max": -2.0}},
             },
             "parameters.optim.lr",
-            "write log_uniform_values",
+            "use log_uniform_values",
         ),
     ],
 )
@@ -159,7 +159,7 @@ def test_what_wandb_takes_as_it_is_written_is_a_remark_and_refuses_nothing(tmp_p
     stop = {"early_terminate": {"type": "hyperband", "min_iter": 3}, "metric": {"name": "val/loss"}}
     path.write_text(yaml.safe_dump(WHOLE | stop))
     assert main(["check", str(path)]) == 0
-    assert "remark: early_terminate.strict: where it is not given W&B's engine takes true" in capsys.readouterr().out
+    assert "remark: early_terminate.strict: not given, so W&B's engine and SE-Lab use true" in capsys.readouterr().out
     path.write_text(yaml.safe_dump(WHOLE | stop | {"commnd": []}))
     assert main(["check", str(path)]) == 1
     assert "1 finding" in (printed := capsys.readouterr().out) and "remark: early_terminate.strict" in printed
@@ -188,7 +188,7 @@ def test_a_file_that_yaml_makes_nothing_of_is_told_in_one_error(tmp_path, capsys
     for verb in (["check"], ["status"], ["sweep", "--dry_run"], ["table"], ["gc", str(tmp_path), "--specs"]):
         assert main([*verb, str(path)]) == 2
         told = capsys.readouterr().err
-        assert f"{path} is no YAML" in told and said in told
+        assert f"{path} is not valid YAML" in told and said in told
 
 
 def test_a_value_that_stands_twice_under_one_anchor_is_no_loop(found, tmp_path):

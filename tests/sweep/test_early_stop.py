@@ -88,14 +88,16 @@ def test_what_the_engines_schema_refuses_is_refused(engine):
     specs = [whole | {"early_terminate": wrong} for wrong in WRONG]
     for spec, violations in zip(specs, engine([{"spec": spec} for spec in specs]), strict=True):
         assert violations and list(problems(spec)), spec
-    assert list(problems(whole | {"early_terminate": {"type": "hyperband", "max_iter": 2, "s": 3}})), "no epoch is left"
+    assert list(problems(whole | {"early_terminate": {"type": "hyperband", "max_iter": 2, "s": 3}})), (
+        "there are no bands"
+    )
     assert not list(problems(whole | {"early_terminate": {"type": "hyperband", "min_iter": 3}}))
 
 
 @pytest.mark.parametrize(
     ("metric", "said"),
     [
-        ({"name": "test/top1_error"}, "no test image decides anything"),
+        ({"name": "test/top1_error"}, "test images are for reporting only"),
         ({"name": "train/loss"}, "allowed are val/loss"),
         (None, "early_terminate needs one"),
     ],
@@ -167,14 +169,14 @@ def test_without_validation_images_it_is_refused_before_anything_runs(tmp_path):
     path.write_text(yaml.safe_dump(spec))
     sweep = read_sweep(path)
     with pytest.raises(SpecError, match=r"early_terminate on val/top1_error needs validation images"):
-        check_trials(sweep.trials, looks_at=sweep.looks_at)
+        check_trials(sweep.trials, validation_use=sweep.validation_use)
     check_trials(sweep.trials)
 
 
 def test_the_best_of_a_run_saves_it_unless_it_is_strict():
     rule = Hyperband(Metric("val/loss"), bands=(2,), eta=2, strict=True)
-    everyone = [[1, 2.0], [0, 3.0]]
-    assert rule.stops(everyone[1], everyone) is False  # the threshold is the larger of two
-    everyone.append([9, 1.0])
-    assert rule.stops(everyone[1], everyone) is True
-    assert dataclasses.replace(rule, strict=False).stops(everyone[1], everyone) is False
+    histories = [[1, 2.0], [0, 3.0]]
+    assert rule.stops(histories[1], histories) is False  # the threshold is the larger of two
+    histories.append([9, 1.0])
+    assert rule.stops(histories[1], histories) is True
+    assert dataclasses.replace(rule, strict=False).stops(histories[1], histories) is False

@@ -91,14 +91,14 @@ def test_random_draws_lie_within_their_distributions_and_repeat(tmp_path_factory
         ({"parameters": {"seed": {"values": []}}}, "at least one value"),
         ({"parameters": {"seed": 3}}, "must be {value: …}"),
         ({"parameters": {"seed": {"vales": [3]}}}, "did you mean 'values'"),
-        ({"parameters": {"optim.lr": {"min": 0.1, "max": 0.3}}}, "a grid takes value or values"),
+        ({"parameters": {"optim.lr": {"min": 0.1, "max": 0.3}}}, "a grid needs value, values"),
         ({"parameters": {}}, "parameters is missing"),
         ({"parameters": {"seed": {"value": 1}}, "methd": "grid"}, "did you mean 'method'"),
         ({"parameters": {"seed": {"value": 1}}, "method": "gird"}, "did you mean 'grid'"),
-        ({"parameters": {"seed": {"value": 1}}, "method": "random"}, "run_cap is None"),
-        ({"parameters": SEED, "run_cap": "10"}, "it must be an integer from 1 on"),
+        ({"parameters": {"seed": {"value": 1}}, "method": "random"}, "run_cap is missing"),
+        ({"parameters": SEED, "run_cap": "10"}, "it must be a positive integer"),
         ({"parameters": {"model.init_seed": {"values": [None, 1]}}, "command": 5}, "command"),
-        ({"parameters": {"seed": {"value": 1}}, "command": ["python", "other.py"]}, "are run by se-lab train"),
+        ({"parameters": {"seed": {"value": 1}}, "command": ["python", "other.py"]}, "must run se-lab train"),
         ({"parameters": SEED, "command": ["se-lab", "train", "--cfg=${args_json_file}"]}, "whole token"),
         ({"parameters": SEED, "command": ["se-lab", "train", "--optm.lr=1", "${args}"]}, "mean '--optim.lr'"),
         ({"parameters": {"model.se": {"value": {"reduction": 2}}, "model.se.bias": {"value": True}}}, "given twice")
@@ -120,7 +120,7 @@ def test_wrong_specs_are_refused_with_the_file_and_the_nearest(write, spec, said
             {"parameters": {key: {"values": list(range(99))} for key in ("seed", "train.epochs", "data.batch_size")}},
             "the grid has 970,299 points; at most 100,000 are allowed",
         ),
-        ({"parameters": SEED, "method": "random", "run_cap": 10**9}, "the random has 1,000,000,000 points"),
+        ({"parameters": SEED, "method": "random", "run_cap": 10**9}, "the random search has 1,000,000,000 points"),
         ({"parameters": {"seed": {"min": 0, "max": 9}}, "method": "random", "run_cap": 3}, "the luckiest seed"),
     ],
 )
@@ -137,7 +137,7 @@ def test_a_file_that_is_missing_or_no_yaml_is_said(tmp_path):
     with pytest.raises(SpecError, match="no such sweep spec"):
         read_sweep(tmp_path / "none.yaml")
     (tmp_path / "torn.yaml").write_text("parameters: {")
-    with pytest.raises(SpecError, match="is no YAML"):
+    with pytest.raises(SpecError, match="is not valid YAML"):
         read_sweep(tmp_path / "torn.yaml")
 
 

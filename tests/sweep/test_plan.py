@@ -32,7 +32,7 @@ def test_a_dry_run_totals_time_and_disk_and_says_where_that_is_too_much(tmp_path
     path.write_text(yaml.safe_dump(spec))
     assert main(["sweep", str(path), "--dry_run", "--store", str(tmp_path / "new" / "store")]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "2 trials, 2 to run: about" in said and "GiB of the" in said and "NOT ENOUGH" not in said
+    assert "2 trials, 2 to run: about" in said and "GiB of disk space" in said and "NOT ENOUGH" not in said
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 10, 1))
     assert main(["sweep", str(path), "--dry_run", "--store", str(tmp_path / "new" / "store")]) == 0
     assert "NOT ENOUGH" in capsys.readouterr().out

@@ -247,7 +247,7 @@ def test_out_of_memory_beside_another_trial_is_tried_again_alone(spec_file, dist
 
 def test_a_store_that_cannot_be_written_is_told_before_any_trial_begins(spec_file):
     trials = read_sweep(spec_file).trials
-    with pytest.raises(SpecError, match="nothing can be written"):
+    with pytest.raises(SpecError, match="is not writable"):
         execute(trials, ExecSpec(store="/proc/none", logger="none"), 1, lambda event: pytest.fail("it began"))
 
 

@@ -10,13 +10,13 @@ from se_lab.spec import SESpec, SpecError
 from se_lab.sweep.grammar import read_sweep
 from se_lab.sweep.records import load_records
 from se_lab.sweep.seeds import (
+    add_seeds,
     check_compared,
     grown,
     growth_of,
     look_levels,
     plan_looks,
     seeds_of,
-    until_narrow,
     with_seeds,
 )
 
@@ -60,20 +60,20 @@ def test_seeds_are_added_to_all_variants_alike_until_they_suffice(trials, tmp_pa
         ran.append(len(now))
         return True
 
-    looks = list(until_narrow(trials, 0.35, 9, run, lambda now, level: 1 / len(now) ** 0.5, tmp_path))
+    looks = list(add_seeds(trials, 0.35, 9, run, lambda now, level: 1 / len(now) ** 0.5, tmp_path))
     assert [look.seeds for look, _ in looks] == [2, 3] and ran == [6, 9]  # 1 / √9 is the first below 0.35
     more = with_seeds(trials, 4)
     assert sorted({trial.seed for trial in more}) == [0, 5, 6, 7] and len(more) == 12
     assert {trial.trial_id for trial in trials} < {trial.trial_id for trial in more}
     # one that does not come to its end leaves the look out
-    assert not list(until_narrow(trials, 0.1, 9, lambda now: False, lambda now, level: 0.0, tmp_path))
-    looks = list(until_narrow(trials, 0.0, 4, run, lambda now, level: 1.0, tmp_path / "another"))
+    assert not list(add_seeds(trials, 0.1, 9, lambda now: False, lambda now, level: 0.0, tmp_path))
+    looks = list(add_seeds(trials, 0.0, 4, run, lambda now, level: 1.0, tmp_path / "another"))
     assert [look.seeds for look, _ in looks] == [2, 3, 4]
 
 
 def test_the_store_remembers_the_looks_and_refuses_others(trials, tmp_path):
     def go(target, most, done=True):
-        return list(until_narrow(trials, target, most, lambda now: done, lambda now, level: 1.0, tmp_path))
+        return list(add_seeds(trials, target, most, lambda now: done, lambda now, level: 1.0, tmp_path))
 
     assert growth_of(trials, tmp_path) is None and grown(trials, tmp_path) == trials
     go(0.0, 4, done=False)  # stopped in its first look
@@ -83,7 +83,7 @@ def test_the_store_remembers_the_looks_and_refuses_others(trials, tmp_path):
     assert [trial.seed for trial in grown(trials, tmp_path)[:4]] == [0, 5, 6, 7]
     go(2.0, 4)  # the first look would do now, but the others have been taken
     assert len(growth_of(trials, tmp_path).looks) == 3
-    with pytest.raises(SpecError, match="--max_seeds is 9; this sweep has been looked at with --max_seeds 4"):
+    with pytest.raises(SpecError, match="--max_seeds is 9, but earlier looks at this sweep used --max_seeds 4"):
         go(0.0, 9)
 
 
@@ -95,7 +95,7 @@ def test_records_of_a_sweep_that_grew_have_all_seeds_and_the_level_of_its_last_l
     )
     store = tmp_path / "runs"
     assert "look_level" not in load_records(spec, store)
-    list(until_narrow(read_sweep(spec).trials, 0.0, 3, lambda now: True, lambda now, level: 1.0, store))
+    list(add_seeds(read_sweep(spec).trials, 0.0, 3, lambda now: True, lambda now, level: 1.0, store))
     records = load_records(spec, store)
     assert sorted(records["seed"]) == [0, 0, 1, 1, 2, 2]
     assert set(records["look_level"]) == {plan_looks(2, 3, 1)[-1].level}

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from se_lab.sweep.server import in_a_child, in_children
+from se_lab.sweep.server import call_in_process, call_in_processes
 
 TRAINED = """
 import json, sys
@@ -63,7 +63,7 @@ def test_an_unguarded_script_that_has_trained_and_asked_for_a_gpu_sweeps_and_is_
     assert len(lines[3]), process.communicate()[1]
     statuses, seeds = json.loads(lines[1])
     assert (lines[0], statuses, sorted(seeds), lines[2]) == ("begins\n", ["finished"] * 2, [0, 1], "2\n")
-    assert "model.se.squeeze is 'mine'" in lines[3] and "name it in plugins" in lines[3]
+    assert "model.se.squeeze is 'mine'" in lines[3] and "name the module in plugins" in lines[3]
     known = set((tmp_path / "store").glob("*/claims/0*"))
 
     def claimed(number):
@@ -89,7 +89,7 @@ def test_an_unguarded_script_that_has_trained_and_asked_for_a_gpu_sweeps_and_is_
 
 
 def test_ctrl_c_ends_a_child_without_a_traceback():
-    code = "import time; from se_lab.sweep.server import in_a_child; print(flush=True); in_a_child(time.sleep, 60)"
+    code = "import time; from se_lab.sweep.server import call_in_process as run; print(flush=True); run(time.sleep, 60)"
     command = [sys.executable, "-W", "ignore", "-c", code]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
@@ -100,10 +100,10 @@ def test_ctrl_c_ends_a_child_without_a_traceback():
 
 
 def test_a_child_has_the_environment_of_now_and_hands_over_what_it_raises(monkeypatch):
-    assert in_a_child(torch.get_num_threads) >= 1
+    assert call_in_process(torch.get_num_threads) >= 1
     monkeypatch.setenv("SET_AFTER_THE_SERVER_STARTED", "yes")
-    assert in_children(2, os.getenv, "SET_AFTER_THE_SERVER_STARTED") == ["yes", "yes"]
+    assert call_in_processes(2, os.getenv, "SET_AFTER_THE_SERVER_STARTED") == ["yes", "yes"]
     with pytest.raises(ValueError, match="invalid literal"):
-        in_a_child(int, "x")
-    with pytest.raises(RuntimeError, match="status 3 and no answer"):
-        in_a_child(os._exit, 3)
+        call_in_process(int, "x")
+    with pytest.raises(RuntimeError, match="status 3 and no result"):
+        call_in_process(os._exit, 3)

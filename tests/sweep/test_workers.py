@@ -22,8 +22,8 @@ def machine(monkeypatch):
         monkeypatch.setattr(workers, "available_cores", lambda: cores)
         monkeypatch.setattr(workers, "_free_memory", lambda: free)
         answers = {workers.rehearse: found, workers._free_gpu_memory: free}
-        monkeypatch.setattr(workers, "in_a_child", lambda function, *arguments: answers[function])
-        monkeypatch.setattr(workers, "_together", lambda trial, data, count: images_per_s[count])
+        monkeypatch.setattr(workers, "call_in_process", lambda function, *arguments: answers[function])
+        monkeypatch.setattr(workers, "_joint_throughput", lambda trial, data, count: images_per_s[count])
 
     return set_machine
 

@@ -48,7 +48,7 @@ def test_where_slurms_queue_cannot_be_asked_nothing_is_guessed(sweep_file, tmp_p
     ids = [trial.trial_id for trial in sweep.trials]
     Submission("se-lab-tiny", 1, [(["7_0"], ids[:1]), (["7_1"], ids[1:])]).note(tmp_path / ".slurm")
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(SpecError, match="there is no squeue here"):
+    with pytest.raises(SpecError, match="this machine has no squeue"):
         standings(sweep, tmp_path)
     for trial in sweep.trials:
         folder = tmp_path / trial.trial_id
@@ -82,7 +82,7 @@ def test_a_busy_controller_is_asked_again_before_a_queue_is_given_up(sweep_file,
     monkeypatch.setattr(status, "ASK_AGAIN_SECONDS", (0.01,))
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     assert [s.status for s in standings(sweep, tmp_path)] == ["queued"]
-    with pytest.raises(SpecError, match="cannot be asked: Socket timed out"):
+    with pytest.raises(SpecError, match="cannot be read: Socket timed out"):
         standings(sweep, tmp_path)
 
 
@@ -93,5 +93,5 @@ def test_a_job_that_must_leave_asks_a_busy_controller_again(tmp_path, monkeypatc
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     with pytest.raises(SystemExit, match="75"):
-        slurm._leave(made_progress=True)
+        slurm._end_job(made_progress=True)
     assert (tmp_path / "told").read_text() == "requeue 7\n"
