@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from se_lab.parallel.sync_bn import SyncBatchNorm
 from se_lab.units.fused import units
 from se_lab.units.fused.passes import compiles
-from se_lab.units.fused.torch_state import exporting, has_hooks, only_forward_hook, watched
+from se_lab.units.fused.torch_state import has_hooks, only_forward_hook, watched
 from se_lab.units.hosts import scale_output
 from se_lab.units.squeeze_excite import SqueezeExcite
 from se_lab.units.unit import Unit
@@ -179,7 +179,7 @@ def _suits(x: Tensor, norm: units.Norm | None = None) -> bool:
     """Return whether the passes can run on x now."""
     if x.dim() != 4 or x.device.type not in ("cpu", "cuda") or not x.is_floating_point() or x.numel() == 0:
         return False
-    if exporting():
+    if torch.compiler.is_exporting():
         return False  # an exported net has the plain operators
     if norm is not None and units.uses_batch(norm) and x.numel() == x.shape[1] and units.group_of(norm) is None:
         return False  # one value a channel: torch raises its error

@@ -12,9 +12,6 @@ import torch
 from torch import nn
 from torch.autograd import Function
 
-exporting = getattr(torch.compiler, "is_exporting", lambda: False)  # PyTorch 2.6 has no such function
-"""Whether `torch.export` is reading the net."""
-
 
 def has_hooks(module: nn.Module) -> bool:
     """Tell whether a module has forward or backward hooks of its own."""
