@@ -76,7 +76,7 @@ def units_page() -> str:
     """Return the page of all units: name, paper, and the fields that can change each."""
     parts = [
         "# Units\n",
-        "A unit maps feature maps (N, C, H, W) to the same shape, scaling channels, positions, or both. "
+        "A unit maps feature maps (N, C, H, W) to the same shape, and scales channels or positions. "
         "`model.se.unit` names it; `model.se.insertion` and `model.se.stages` say where it goes; the fields listed "
         "beside it change it. A field that cannot change a unit is refused when it is set.\n",
         "The last two columns are what the units' papers, or their authors' repositories, print for ResNet-50 on "

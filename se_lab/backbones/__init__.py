@@ -1,6 +1,6 @@
-"""Nets that timm lacks: those of the SE paper, registered with timm when this package is imported, and torchvision's.
+"""Nets that timm lacks: those of the SE paper, registered with timm, and torchvision's.
 
-In: names and arguments. Out: untrained nets with timm's surface.
+In: names and arguments. Out: untrained nets with timm's interface.
 """
 
 from se_lab.backbones import bn_inception, cifar_preact, cifar_resnet, cifar_shake, resnet_v1, shufflenet

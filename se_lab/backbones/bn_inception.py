@@ -1,10 +1,10 @@
-"""BN-Inception: Inception with batch norm (Ioffe and Szegedy 2015, arXiv 1502.03167, appendix, Figure 5).
+"""BN-Inception (Ioffe and Szegedy 2015, arXiv 1502.03167, appendix, Figure 5).
 
-Ten inception modules after a stem of three convolutions. The pooling path averages in 3a to 5a and takes the maximum
+Ten inception modules follow a stem of three convolutions. The pooling path averages in 3a to 5a and takes the maximum
 in 5b and in the stride-2 modules 3c and 4e, which have no 1×1 path and pass the pooled input through. Convolutions
-have no bias: the batch norm that follows each has one, and the SE paper's costs leave them out. The Caffe version of
-the net rounds pooled sizes up where this one pads by a pixel; sizes are the same at 224 pixels, and padding keeps the
-paths of a stride-2 module equally large at every image size.
+have no bias, since batch norm follows each; the SE paper's costs do not count biases either. The Caffe version of the
+net rounds pooled sizes up, and this one pads by a pixel; sizes are equal at 224 pixels, and with padding the paths of
+a stride-2 module have equal sizes for every image size.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from se_lab.backbones.net import ConvNet, NetOptions, build, imagenet_cfg
 
 
 class Widths(NamedTuple):
-    """The channels of a module's paths; 0 where there is no such convolution."""
+    """The channels of the convolutions in a module's paths; 0 for an absent one."""
 
     conv1: int
     reduce3: int
@@ -77,10 +77,10 @@ class ConvNormAct(nn.Module):
 
 
 class Inception(nn.Module):
-    """Up to four paths side by side: (N, in_channels, H, W) to (N, out_channels, ⌈H / stride⌉, ⌈W / stride⌉).
+    """The concatenation of up to four parallel paths.
 
-    `paths` holds them: `conv1` (1×1), `conv3` (1×1, 3×3), `conv33` (1×1, 3×3, 3×3) and `pool` (3×3 pooling, 1×1). The
-    module's output is their concatenation.
+    (N, in_channels, H, W) to (N, out_channels, ⌈H / stride⌉, ⌈W / stride⌉). The paths are `conv1` (1×1), `conv3` (1×1,
+    3×3), `conv33` (1×1, 3×3, 3×3) and `pool` (3×3 pooling, 1×1).
     """
 
     def __init__(self, in_channels: int, widths: Widths, **layers: Any) -> None:
@@ -106,7 +106,7 @@ class Inception(nn.Module):
         self.out_channels = w.conv1 + w.conv3 + w.conv33 + (w.pool or in_channels)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the paths' outputs, concatenated."""
+        """Return the concatenated outputs of the paths."""
         return torch.cat([path(x) for path in self.paths.values()], dim=1)
 
 

@@ -1,4 +1,4 @@
-"""The nets for small images: a 3×3 stem and three stages of units, the second and third starting with stride 2."""
+"""Nets for small images: a 3×3 stem and three stages of units; stages 2 and 3 have stride 2."""
 
 from __future__ import annotations
 
@@ -19,13 +19,12 @@ STATISTICS = {
 
 
 class CifarNet(ConvNet):
-    """Images (N, in_chans, H, W) of 8 to 64 pixels to (N, num_classes); the last map is ⌈H/4⌉ × ⌈W/4⌉.
+    """A net for images of 8 to 64 pixels, (N, in_chans, H, W) to (N, num_classes).
 
-    `conv1`, `bn1`, `act1`; then `layer1`, `layer2` and `layer3`, each `units` calls of
-    `unit(in_channels, channels, stride, act_layer=…, norm_layer=…, device=…, dtype=…)`; then `norm`,
-    `act` and the head. `stem` and `tail` say which of "norm" and "act" follow the first convolution and the last
-    stage; the others are identities. `zero_init_last` is off by default, as in the nets' papers (timm's ResNets have
-    it on).
+    Its modules are `conv1`, `bn1`, `act1`; `layer1`, `layer2` and `layer3`, each of `units` modules made by
+    `unit(in_channels, channels, stride, act_layer=…, norm_layer=…, device=…, dtype=…)`; `norm`, `act` and
+    the head. `stem` and `tail` name those of "norm" and "act" that follow the first convolution and the last stage;
+    the others are identities. `zero_init_last` is off by default, as in the nets' papers, and unlike timm's ResNets.
     """
 
     def __init__(
@@ -68,7 +67,7 @@ class CifarNet(ConvNet):
 
 
 def cifar_cfg(paper: str, num_classes: int = 10) -> dict[str, Any]:
-    """Return timm's default cfg of a net for CIFAR-10 or, with 100 classes, CIFAR-100; `paper` is its arXiv number."""
+    """Return timm's default cfg for a net on CIFAR-10 or CIFAR-100; `paper` is an arXiv number."""
     mean, std = STATISTICS[num_classes]
     return {
         "num_classes": num_classes,

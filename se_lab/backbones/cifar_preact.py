@@ -1,10 +1,9 @@
 """Pre-activation nets for CIFAR: ResNet-164 and the wide ResNet WRN-16-8.
 
-ResNet-164: He et al. 2016, arXiv 1603.05027, appendix: three stages of 18 bottlenecks ending in 64, 128 and 256
-channels, the stride in the first 1×1. WRN-16-8: Zagoruyko and Komodakis 2016, arXiv 1605.07146, section 2: three
-stages of two basic units at 8 times 16, 32 and 64 channels. In both, a unit that changes the width projects its
-shortcut by a 1×1 convolution that sees the activated input, as in the authors' released code, and no convolution has
-a bias.
+ResNet-164 (He et al. 2016, arXiv 1603.05027, appendix) has three stages of 18 bottlenecks with 64, 128 and 256 output
+channels; the first 1×1 convolution has the stride. WRN-16-8 (Zagoruyko and Komodakis 2016, arXiv 1605.07146, section 2)
+has three stages of two basic units with 8 times 16, 32 and 64 channels. In both, as in the authors' code, a unit that
+changes the width projects the activated input by a 1×1 convolution as its shortcut, and no convolution has a bias.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """ResNet-20, 32, 44, 56 and 110 for CIFAR (He et al. 2015, arXiv 1512.03385, section 4.2).
 
-A 3×3 convolution of 16 channels, then three stages of n = (depth − 2) / 6 basic units at 16, 32 and 64 channels, with
-shortcuts without parameters (option A). The units are timm's `BasicBlock`, so whatever works on timm's ResNets works
-here.
+A 3×3 convolution of 16 channels is followed by three stages of n = (depth − 2) / 6 basic units with 16, 32 and 64
+channels and parameter-free shortcuts (option A). The units are timm's `BasicBlock`, so that tools for timm's ResNets
+work on these nets as well.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ DEPTHS = (20, 32, 44, 56, 110)
 
 
 class PadShortcut(nn.Module):
-    """He et al. 2015, section 3.3, option A: every `stride`-th pixel, followed by channels of zeros.
+    """The parameter-free shortcut of He et al. 2015, option A: subsampled and padded with zeros.
 
-    (N, C_in, H, W) to (N, C_out, ⌈H / stride⌉, ⌈W / stride⌉); it has no parameters, which the paper's counts need.
+    (N, C_in, H, W) to (N, C_out, ⌈H / stride⌉, ⌈W / stride⌉): every `stride`-th pixel, and C_out − C_in channels of 0.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int = 2) -> None:
@@ -32,16 +32,16 @@ class PadShortcut(nn.Module):
         self.stride = stride
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the subsampled, widened identity."""
+        """Return x, subsampled and padded with zero channels."""
         return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.extra_channels))
 
     def extra_repr(self) -> str:
-        """Say the stride and the number of zero channels."""
+        """Return the stride and the number of zero channels as text."""
         return f"stride={self.stride}, extra_channels={self.extra_channels}"
 
 
 def basic_unit(in_channels: int, channels: int, stride: int, **kwargs: Any) -> BasicBlock:
-    """Make timm's basic unit (N, in_channels, H, W) to (N, channels, H / stride, W / stride), option A shortcut."""
+    """Return timm's basic block with a shortcut of option A."""
     downsample = PadShortcut(in_channels, channels, stride) if stride > 1 else None
     return BasicBlock(in_channels, channels, stride, downsample, **kwargs)
 

@@ -1,9 +1,9 @@
 """Shake-shake nets for CIFAR: 26 2×96d and 29 2×4×64d (Gastaldi 2017, arXiv 1705.07485).
 
-26 2×96d, section 2.1: three stages of four units, two branches each of ReLU, 3×3, BN, ReLU, 3×3, BN. 29 2×4×64d,
-section 2.2: ResNeXt-29 (Xie et al. 2017, arXiv 1611.05431, section 5.3) with two branches of four groups, 64 channels
-each at the first stage; "Shake-Even" is α random in the forward pass and 1/2 in the backward pass. Its printed 34.4M
-parameters are those at 10 classes, as in the ResNeXt paper's table; CIFAR-100's 100 classes make 34.5M.
+26 2×96d (section 2.1) has three stages of four units, each with two branches of ReLU, 3×3, BN, ReLU, 3×3, BN.
+29 2×4×64d (section 2.2) is ResNeXt-29 (Xie et al. 2017, arXiv 1611.05431, section 5.3) with two branches of four
+groups, of 64 channels each in the first stage; in its "Shake-Even" form α is random in the forward pass and 1/2 in the
+backward pass. It has the published 34.4M parameters for 10 classes, and 34.5M for the 100 classes of CIFAR-100.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from se_lab.backbones.residual import Add, ResidualUnit
 from se_lab.backbones.shake import ShakeShake, ShiftShortcut
 
 GROUPS, BASE_WIDTH = 4, 64
-"""The 4×64d of the net's name."""
+"""The numbers 4 and 64 in the net's name, 29 2×4×64d."""
 
 
 class ShakeBasic(ResidualUnit):
-    """Shortcut + shake(act1(x)), each of the two branches conv1, bn1, act1, conv2, bn2 with 3×3 convolutions.
+    """Shortcut + shake(act1(x)) with two branches of 3×3 convolutions: conv1, bn1, act1, conv2, bn2.
 
     (N, in_channels, H, W) to (N, channels, H / stride, W / stride). The branch ends in `shake`; nothing follows the
-    join. A shortcut that changes the width sees the activated input.
+    join. A shortcut that changes the width takes the activated input.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class ShakeBasic(ResidualUnit):
         shortcut = ShiftShortcut(in_channels, channels, stride, norm_layer, **factory) if projects else None
         super().__init__(shortcut, Add())
         self.projects = projects
-        # Not in place: the shortcut needs the input as it was.
+        # not in place: the shortcut needs the input
         self.act1 = act_layer(inplace=False)
 
         def branch() -> nn.Sequential:
@@ -73,10 +73,10 @@ class ShakeBasic(ResidualUnit):
 
 
 class ShakeBottleneck(ResidualUnit):
-    """act(shortcut + shake(x)), each of the two branches a ResNeXt bottleneck: conv1, bn1, act1, … conv3, bn3.
+    """act(shortcut + shake(x)) with two branches that are ResNeXt bottlenecks: conv1, bn1, … bn3.
 
-    (N, in_channels, H, W) to (N, channels, H / stride, W / stride), the 3×3 in 4 groups of channels / 4 channels. The
-    branch ends in `shake`; `act` follows the join.
+    (N, in_channels, H, W) to (N, channels, H / stride, W / stride). The 3×3 convolution has 4 groups of channels / 4
+    channels. The branch ends in `shake`; `act` follows the join.
     """
 
     def __init__(
@@ -143,7 +143,7 @@ default_cfgs = generate_default_cfgs(
 def cifar_shake_shake26_2x96d(
     pretrained: bool = False, forward_alpha: str = "shake", backward_alpha: str = "shake", **kwargs: Any
 ) -> CifarNet:
-    """Shake-Shake 26 2×96d, 26.2M parameters; a net of the SE paper's Table 4. See `ShakeShake` for α's modes."""
+    """Shake-Shake 26 2×96d, 26.2M parameters (SE paper, Table 4); for the modes see `ShakeShake`."""
     unit = partial(ShakeBasic, alphas=(forward_alpha, backward_alpha))
     args = {"units": 4, "channels": (96, 192, 384), "stem": ("norm",), "tail": ("act",)}
     return build_cifar("cifar_shake_shake26_2x96d", pretrained, unit, **{**args, **kwargs})
@@ -153,7 +153,7 @@ def cifar_shake_shake26_2x96d(
 def cifar_shake_shake29_2x4x64d(
     pretrained: bool = False, forward_alpha: str = "shake", backward_alpha: str = "even", **kwargs: Any
 ) -> CifarNet:
-    """Shake-Even 29 2×4×64d, 34.4M parameters; a net of the SE paper's Table 5. See `ShakeShake` for α's modes."""
+    """Shake-Even 29 2×4×64d, 34.4M parameters (SE paper, Table 5); for the modes see `ShakeShake`."""
     unit = partial(ShakeBottleneck, alphas=(forward_alpha, backward_alpha))
     args = {"units": 3, "channels": (256, 512, 1024), "stem_channels": 64}
     return build_cifar("cifar_shake_shake29_2x4x64d", pretrained, unit, **{**args, **kwargs})

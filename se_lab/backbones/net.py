@@ -1,6 +1,6 @@
-"""The conventions of a timm net, shared by the backbones written here: head, classifier access, parameter groups."""
+"""timm's interface for SE-Lab's own backbones: head, classifier access, parameter groups."""
 
-# annotations are evaluated: torch.fx copies those of `forward` into its graphs, which TorchScript then has to resolve
+# no postponed annotations: torch.fx copies those of `forward` into its graphs, and TorchScript has to resolve them
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
@@ -25,7 +25,7 @@ class Factory(TypedDict):
 
 @dataclass(frozen=True)
 class NetOptions:
-    """The arguments that timm's nets share."""
+    """The arguments that all of timm's nets accept."""
 
     num_classes: int = 1000
     in_chans: int = 3
@@ -43,24 +43,25 @@ class NetOptions:
 
     @property
     def layers(self) -> dict[str, Any]:
-        """The arguments of a block: timm's names of an activation and a norm ("silu") resolved to their classes."""
+        """The arguments of a block: the classes of activation and norm, device and dtype."""
         norm: Any = get_norm_layer
         return {"act_layer": get_act_layer(self.act_layer), "norm_layer": norm(self.norm_layer), **self.factory}
 
 
 @dataclass(frozen=True)
 class ResidualOptions(NetOptions):
-    """The arguments that timm's residual nets share."""
+    """The arguments that all of timm's residual nets accept."""
 
     drop_path_rate: float = 0.0
     zero_init_last: bool = False
 
 
 class ConvNet(nn.Module):
-    """A convolutional classifier with timm's surface; a subclass adds the layers and writes `forward_features`.
+    """Base class of convolutional classifiers with timm's interface.
 
-    A subclass calls `super().__init__`, registers its modules in the order in which the data meets them (timm's
-    feature extraction goes by that order), fills `feature_info`, and ends with `add_head` and `init_weights`.
+    A subclass defines `forward_features`. Its constructor calls `super().__init__`, registers modules in the order of
+    the forward pass (timm's feature extraction depends on it), calls `add_feature` for each stage, and ends with
+    `add_head` and `init_weights`.
     """
 
     def __init__(self, options: NetOptions) -> None:
@@ -71,19 +72,19 @@ class ConvNet(nn.Module):
         self.feature_info: list[dict[str, Any]] = []
 
     def add_feature(self, module: str, channels: int, reduction: int) -> None:
-        """Note for timm's `feature_info` that `module` ends a stage of `channels` channels, H / `reduction` high."""
+        """Add a stage to timm's `feature_info`: its last module, channels and reduction of size."""
         self.feature_info.append({"num_chs": channels, "reduction": reduction, "module": module})
 
     def add_head(self, num_features: int, global_pool: str, factory: Factory) -> None:
-        """Make the pooling and the classifier: (N, num_features, H, W) to (N, num_classes)."""
+        """Create the pooling and the classifier: (N, num_features, H, W) to (N, num_classes)."""
         self.num_features = num_features
         self.global_pool, self.fc = create_classifier(num_features, self.num_classes, pool_type=global_pool, **factory)
         self.head_hidden_size: int = num_features * self.global_pool.feat_mult()
 
     def init_weights(self, zero_init_last: bool = False) -> None:
-        """Draw each convolution from N(0, 2 / fan_out) (He et al. 2015, arXiv 1502.01852, equation 14).
+        """Draw convolution weights from N(0, 2 / fan_out) (He et al. 2015, arXiv 1502.01852).
 
-        With `zero_init_last`, each unit that has a method of that name starts with a branch that adds nothing.
+        With `zero_init_last`, also call the method of that name of each unit that has one, so that branches start at 0.
         """
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -101,7 +102,7 @@ class ConvNet(nn.Module):
         return {"stem": r"^(?!layer|fc|norm)", "blocks": r"^layer(\d+)" if coarse else r"^layer(\d+)\.(\d+)"}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Refuse to be enabled: these nets keep their activations."""
+        """Raise NotImplementedError if enabled: these nets do not support it."""
         if enable:
             raise NotImplementedError(f"{type(self).__name__} has no gradient checkpointing")
 
@@ -112,8 +113,8 @@ class ConvNet(nn.Module):
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the final linear layer, and the pooling if `global_pool` is given.
 
-        With `num_classes` 0 there is none: `forward` returns the pooled features (N, C), and with `global_pool` ""
-        the maps (N, C, H, W).
+        With `num_classes` 0 there is no linear layer: `forward` returns the pooled features (N, C), or, with
+        `global_pool` "", the maps (N, C, H, W).
         """
         self.num_classes = num_classes
         pool: str = self.global_pool.pool_type if global_pool is None else global_pool
@@ -135,15 +136,15 @@ class ConvNet(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[torch.Tensor] | tuple[torch.Tensor, list[torch.Tensor]]:
-        """Return the final features and the maps at the ends of stages (`feature_info`), as timm's nets do.
+        """Return the final features and the stages' outputs (`feature_info`), as timm's nets do.
 
         Args:
             x: Images, (N, in_chans, H, W).
-            indices: Maps of `feature_info`: a list, the last N, or None for all.
-            norm: For timm's interface; these nets normalise within their stages.
-            stop_early: Stop after the last of these maps.
-            output_fmt: NCHW, the only form of these nets' maps.
-            intermediates_only: Return the maps alone.
+            indices: Indices into `feature_info`: a list, the last N, or None for all.
+            norm: Ignored; part of timm's interface.
+            stop_early: Stop after the last of these stages.
+            output_fmt: Must be NCHW.
+            intermediates_only: Return only the outputs of the stages.
         """
         if output_fmt != "NCHW":
             raise ValueError(f"output_fmt is {output_fmt!r}; it must be NCHW")
@@ -160,7 +161,7 @@ class ConvNet(nn.Module):
         return maps if intermediates_only else (x, maps)
 
     def _steps(self) -> Iterator[tuple[str, nn.Module]]:
-        """Yield the modules before the head in their order, those of a stage one by one, with their paths."""
+        """Yield (path, module) for the modules before the head, and for each module of a stage."""
         for name, child in self.named_children():
             if name == "global_pool":
                 return
@@ -175,7 +176,7 @@ class ConvNet(nn.Module):
         return any(info["module"] == path for info in self.feature_info)
 
     def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
-        """Map features (N, num_features, h, w) to logits (N, num_classes), or to the classifier's input."""
+        """Map features (N, num_features, h, w) to logits, or with `pre_logits` to pooled features."""
         x = self.global_pool(x)
         x = F.dropout(x, p=self.drop_rate, training=self.training)
         return x if pre_logits else self.fc(x)
@@ -186,7 +187,7 @@ class ConvNet(nn.Module):
 
 
 def drop_path_rates(drop_path_rate: float, depth: int) -> list[float]:
-    """Return linearly rising rates: 0 at the first of `depth` units, `drop_path_rate` at the last."""
+    """Return a drop rate per unit, which rises linearly from 0 to `drop_path_rate`."""
     return [drop_path_rate * unit / max(depth - 1, 1) for unit in range(depth)]
 
 
@@ -198,9 +199,9 @@ def residual_stages(
     strides: Sequence[int],
     drop_path_rate: float,
 ) -> list[nn.Sequential]:
-    """Make stages of `units` units at `channels`, the first of each with the stage's stride.
+    """Return stages of residual units; the first unit of each stage has the stage's stride.
 
-    A unit is `unit(in_channels, channels, stride)` with a `drop_path` slot, whose rates are `drop_path_rates`.
+    Units are made by `unit(in_channels, channels, stride)`, and get a drop path with the rates of `drop_path_rates`.
     """
     rates = iter(drop_path_rates(drop_path_rate, sum(units)))
     stages = []
@@ -217,7 +218,7 @@ def residual_stages(
 
 
 def imagenet_cfg(paper: str, first_conv: str) -> dict[str, Any]:
-    """Return timm's default cfg of a net for ImageNet at 224 pixels; `paper` is its arXiv number."""
+    """Return timm's default cfg for a net on ImageNet at 224 pixels; `paper` is an arXiv number."""
     return {
         "input_size": (3, 224, 224),
         "pool_size": (7, 7),
@@ -230,5 +231,5 @@ def imagenet_cfg(paper: str, first_conv: str) -> dict[str, Any]:
 
 
 def build(net: Callable[..., nn.Module], variant: str, pretrained: bool, **kwargs: Any) -> Any:
-    """Build a registered variant as timm does, with its default cfg, `features_only` and timm's other kwargs."""
+    """Build a registered net with its default cfg; all of timm's arguments are accepted."""
     return build_model_with_cfg(net, variant, pretrained, **kwargs)

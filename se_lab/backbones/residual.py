@@ -1,4 +1,4 @@
-"""The end that the residual units written here share: branch, optional SE unit, drop path, shortcut, join."""
+"""Base class of residual units, with optional SE unit, drop path, shortcut and join."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import nn
 
 
 class Add(nn.Module):
-    """The sum of branch and shortcut; a module, so that it can have hooks."""
+    """The sum of branch and shortcut, as a module that accepts hooks."""
 
     def forward(self, branch: torch.Tensor, shortcut: torch.Tensor) -> torch.Tensor:
         """Return branch + shortcut, (N, C, H, W)."""
@@ -15,7 +15,7 @@ class Add(nn.Module):
 
 
 class Concat(nn.Module):
-    """Shortcut and branch concatenated; a module, so that it can have hooks."""
+    """The concatenation of shortcut and branch, as a module that accepts hooks."""
 
     def forward(self, branch: torch.Tensor, shortcut: torch.Tensor) -> torch.Tensor:
         """Return (N, C_shortcut + C_branch, H, W)."""
@@ -23,10 +23,10 @@ class Concat(nn.Module):
 
 
 class ResidualUnit(nn.Module):
-    """The modules after a unit's branch, named as in timm's ResNet units.
+    """The modules after a unit's branch, named as in timm's ResNet blocks.
 
-    `se` is a free slot for a module (N, C, H, W) to (N, C, H, W) on the branch; `downsample` maps the shortcut, None
-    leaves it as it is; `join` makes one of the two.
+    `se` is an empty slot for a module (N, C, H, W) to (N, C, H, W) on the branch; `downsample` maps the shortcut (None:
+    the identity); `join` combines branch and shortcut.
     """
 
     def __init__(self, downsample: nn.Module | None, join: nn.Module) -> None:

@@ -1,11 +1,11 @@
-"""Plain ResNets of the SE paper whose timm counterparts differ: other strides, or an SE unit built in.
+"""ResNets of the SE paper that differ from timm's in their strides, or have no SE units.
 
-ResNet-50, 101 and 152 with the stride in a bottleneck's first 1×1, as He et al. 2015 (arXiv 1512.03385, section 4.1
-and Table 1) and the SE paper's costs have it. timm's nets stride in the 3×3; everything else, parameter names
-included, is the same, so these take timm's weights: the tags of `resnet50` are tags of `resnet50_v1`.
+ResNet-50, 101 and 152 have the stride in a bottleneck's first 1×1 convolution, as in He et al. 2015 (arXiv 1512.03385,
+section 4.1 and Table 1) and in the SE paper's costs. timm's nets have it in the 3×3 convolution; all else, parameter
+names included, is the same, so that timm's weights fit: the tags of `resnet50` are tags of `resnet50_v1`.
 
-SENet-154 without its SE units (Hu et al., arXiv 1709.01507, appendix): ResNeXt-152 64×4d with half the channels in a
-bottleneck's first 1×1, a stem of three 3×3, 3×3 projections where the stride is 2, and dropout of 0.2.
+SENet-154 without its SE units (Hu et al., arXiv 1709.01507, appendix) is ResNeXt-152 64×4d with half the channels in a
+bottleneck's first 1×1, a stem of three 3×3 convolutions, 3×3 projections for stride 2, and dropout of 0.2.
 """
 
 from __future__ import annotations
@@ -23,9 +23,11 @@ STAGES = {"resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3), "resnet152": (3,
 
 
 def resnet_v1(**kwargs: Any) -> ResNet:
-    """Make timm's ResNet of bottlenecks and move each stride from `conv2` to `conv1`."""
+    """Return timm's ResNet of bottlenecks with each stride moved from `conv2` to `conv1`."""
     if kwargs.get("aa_layer") is not None:
-        raise ValueError("aa_layer strides after the 3×3, which these nets do not: use timm's resnet50, 101 or 152")
+        raise ValueError(
+            "aa_layer needs the stride in the 3×3 convolution: use timm's resnet50, resnet101 or resnet152"
+        )
     net: Any = _bottlenecks(**kwargs)
     for stage in (net.layer2, net.layer3, net.layer4):
         unit = stage[0]
@@ -40,7 +42,7 @@ def _bottlenecks(**kwargs: Any) -> ResNet:
 
 
 def _timm_weights(name: str) -> dict[str, Any]:
-    """Return the pretrained cfgs of timm's net under the name of ours, each still pointing to timm's weights."""
+    """Return the cfgs of timm's pretrained net under SE-Lab's name; they refer to timm's weights."""
     cfgs: Any = timm_cfgs[name]
     return {
         f"{name}_v1.{tag}": replace(cfg, hf_hub_id=f"timm/{name}.{tag}" if cfg.hf_hub_id == "timm/" else cfg.hf_hub_id)
@@ -83,7 +85,7 @@ def resnet152_v1(pretrained: bool = False, **kwargs: Any) -> ResNet:
 
 @register_model
 def senet154_base(pretrained: bool = False, **kwargs: Any) -> ResNet:
-    """SENet-154 before its SE units; with them (r = 16, biases) it has 115,088,984 parameters, as timm's senet154."""
+    """SENet-154 without its SE units; with r = 16 and biases it has 115,088,984 parameters."""
     args = {
         "layers": STAGES["resnet152"],
         "cardinality": 64,

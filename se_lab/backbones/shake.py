@@ -1,4 +1,4 @@
-"""The two modules that make a net shake-shake (Gastaldi 2017, arXiv 1705.07485): the random mix and the shortcut."""
+"""The two modules of shake-shake nets (Gastaldi 2017, arXiv 1705.07485): mix and shortcut."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class ShakeShake(nn.Module):
     """α · branch1(x) + (1 − α) · branch2(x), the paper's equation 2, at its "Image" level.
 
     In training, α is one number per image: `forward_alpha` "shake" draws it uniformly from [0, 1), "even" sets it to
-    1/2. The gradient sees another one, β, in its place: `backward_alpha` "shake" draws it independently, "even" sets
-    it to 1/2, "keep" takes α. Both come from torch's generator of the input's device, α before β, in the forward
-    pass, so the draws do not depend on the order in which autograd runs. In evaluation α is 1/2.
+    1/2. In the gradient, β takes its place: `backward_alpha` "shake" draws it independently, "even" sets it to 1/2,
+    "keep" uses α. Both are drawn in the forward pass, α before β, from the generator of the input's device, so that
+    they do not depend on the order of the backward pass. In evaluation α is 1/2.
     """
 
     def __init__(self, branch1: nn.Module, branch2: nn.Module, forward_alpha: str, backward_alpha: str) -> None:
@@ -40,7 +40,7 @@ class ShakeShake(nn.Module):
             return 0.5 * (first + second)
         alpha = self._coefficient(first, self.forward_alpha)
         beta = alpha if self.backward_alpha == "keep" else self._coefficient(first, self.backward_alpha)
-        # The value is α · first + (1 − α) · second; the detached difference leaves the gradient to β.
+        # the value is α · first + (1 − α) · second; the last term is detached, so that the gradient uses β
         return beta * first + (1 - beta) * second + (alpha - beta) * (first - second).detach()
 
     def _coefficient(self, x: torch.Tensor, mode: str) -> torch.Tensor:
@@ -50,15 +50,15 @@ class ShakeShake(nn.Module):
         return torch.rand(shape, dtype=x.dtype, device=x.device)
 
     def extra_repr(self) -> str:
-        """Name the modes of α in both passes."""
+        """Return the modes of α in both passes as text."""
         return f"forward_alpha={self.forward_alpha!r}, backward_alpha={self.backward_alpha!r}"
 
 
 class ShiftShortcut(nn.Module):
-    """Two subsampled flows, one shifted by a pixel, each projected to half the channels; section 2.1 of the paper.
+    """A shortcut of two subsampled paths, each projected to half the channels (section 2.1).
 
-    (N, C_in, H, W) to (N, C_out, ⌈H / stride⌉, ⌈W / stride⌉); the shift right and down lets the second flow see other
-    pixels than the first.
+    (N, C_in, H, W) to (N, C_out, ⌈H / stride⌉, ⌈W / stride⌉). The second path is shifted right and down by a pixel, so
+    that it samples other pixels than the first.
     """
 
     def __init__(self, in_channels: int, channels: int, stride: int, norm_layer: Any, **factory: Any) -> None:
@@ -69,7 +69,7 @@ class ShiftShortcut(nn.Module):
         self.bn = norm_layer(channels, **factory)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the two flows side by side, normalised."""
+        """Return the concatenated paths, normalised."""
         shifted = F.pad(x, (1, -1, 1, -1))
         first = self.conv1(x[:, :, :: self.stride, :: self.stride])
         second = self.conv2(shifted[:, :, :: self.stride, :: self.stride])

@@ -1,8 +1,8 @@
-"""ShuffleNet v1 (Zhang et al. 2018, arXiv 1707.01083, Table 1 and Figure 2), 1× with three groups.
+"""ShuffleNet v1, 1× with three groups (Zhang et al. 2018, arXiv 1707.01083, Table 1, Figure 2).
 
-A 3×3 convolution of 24 channels and a pooling, then three stages of 4, 8 and 4 units at 240, 480 and 960 channels,
-each starting with a unit of stride 2. The first unit's first 1×1 is not grouped, since its input is narrow.
-Convolutions have no bias, the classifier has one.
+A 3×3 convolution of 24 channels and max pooling are followed by three stages of 4, 8 and 4 units with 240, 480 and 960
+channels; the first unit of each stage has stride 2. The first 1×1 convolution of the first unit is not grouped, since
+its input is narrow. Convolutions have no bias; the classifier has one.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ UNITS = (4, 8, 4)
 
 
 class ChannelShuffle(nn.Module):
-    """Channels (groups, C / groups) read the other way round, so that the next groups mix these."""
+    """The channel shuffle: channels (groups, C / groups) transposed, which mixes the groups."""
 
     def __init__(self, groups: int) -> None:
         super().__init__()
@@ -33,11 +33,11 @@ class ChannelShuffle(nn.Module):
 
 
 class ShuffleUnit(ResidualUnit):
-    """Figure 2 (b) and (c): grouped 1×1, shuffle, depthwise 3×3, grouped 1×1; then the join and `act3`.
+    """Grouped 1×1, shuffle, depthwise 3×3, grouped 1×1; then join and `act3` (Figure 2, b and c).
 
     (N, in_channels, H, W) to (N, channels, ⌈H / stride⌉, ⌈W / stride⌉). The branch ends in `bn3`. With stride 1 its
-    `channels` are added to the input; with stride 2 its `channels` − `in_channels` stand after the averaged input.
-    `groups` are those of the first and of the last 1×1.
+    output is added to the input; with stride 2 its `channels` − `in_channels` channels are appended to the averaged
+    input. `groups` are the numbers of groups of the first and the last 1×1 convolution.
     """
 
     def __init__(

@@ -14,7 +14,7 @@ from torchvision.models import get_model, get_model_weights, list_models, regnet
 
 PREFIX = "torchvision:"
 _AUXILIARY = {"googlenet": ("aux1", "aux2"), "inception_v3": ("AuxLogits",)}
-"""The auxiliary classifiers of nets that otherwise return their outputs too."""
+"""The auxiliary classifiers of some nets, which are removed, so that each net has one output."""
 
 
 def torchvision_names() -> list[str]:
@@ -25,25 +25,25 @@ def torchvision_names() -> list[str]:
 def build_torchvision(
     name: str, pretrained: bool, num_classes: int = 1000, in_chans: int = 3, **kwargs: Any
 ) -> nn.Module:
-    """Build a net of torchvision's, (N, in_chans, H, W) to (N, num_classes), as timm builds its own.
+    """Build a torchvision net, (N, in_chans, H, W) to (N, num_classes).
 
-    If `num_classes` differs from the pretrained weights', the classifier is new; if `in_chans` is not 3, the first
-    convolution takes adapted weights.
+    If `num_classes` is not that of the pretrained weights, the classifier is replaced; if `in_chans` is not 3, the
+    weights of the first convolution are adapted.
 
     Args:
-        name: As `torchvision_names` lists it.
-        pretrained: Start from torchvision's default weights, which are downloaded unless they are in its cache.
+        name: A name from `torchvision_names`.
+        pretrained: Use torchvision's default weights, which are downloaded unless they are in the cache.
         num_classes: Outputs of the classifier.
         in_chans: Channels of the images.
-        kwargs: Further arguments of torchvision's constructor.
+        kwargs: Additional arguments for torchvision's constructor.
 
     Raises:
-        TypeError: for arguments that the constructor does not take.
-        OSError: where the weights cannot be downloaded.
+        TypeError: for arguments that the constructor does not accept.
+        OSError: if the weights cannot be downloaded.
     """
     short = name.removeprefix(PREFIX)
     if kwargs.get("aux_logits"):
-        raise TypeError("aux_logits gives the net more than one output, and a trial trains one")
+        raise TypeError("aux_logits is not supported: the net would have more than one output")
     if pretrained:  # the weights include the auxiliary classifiers, which are removed after loading
         arguments = {"weights": "DEFAULT", "progress": False} | kwargs
     else:
@@ -66,7 +66,7 @@ def build_torchvision(
 
 @contextlib.contextmanager
 def _widths_on_cpu() -> Iterator[None]:
-    """Let RegNets, which compute their widths with tensors, be built on the meta device."""
+    """Compute the widths of RegNets on the CPU in a context, so that they can be built on meta."""
     original = vars(regnet.BlockParams)["from_init_params"]
     compute = regnet.BlockParams.from_init_params
 
@@ -98,7 +98,7 @@ def _put(net: nn.Module, path: str, module: nn.Module) -> None:
 
 
 def _adapt_input(net: nn.Module, in_chans: int, pretrained: bool) -> str:
-    """Let the first convolution take images of in_chans channels, and return its path."""
+    """Adapt the first convolution to images of in_chans channels; return its path."""
     path, old = _first_conv(net)
     if in_chans == 3:
         return path
@@ -107,13 +107,13 @@ def _adapt_input(net: nn.Module, in_chans: int, pretrained: bool) -> str:
     if pretrained:
         new.load_state_dict(old.state_dict() | {"weight": adapt_input_conv(in_chans, old.weight.detach())})
     _put(net, path, new)
-    if hasattr(net, "transform_input"):  # of three channels
+    if hasattr(net, "transform_input"):  # it needs three channels
         net.transform_input = False  # type: ignore[assignment]
     return path
 
 
 def _preprocessing(short: str) -> dict[str, Any]:
-    """Return the preprocessing of torchvision's default weights, as a timm config."""
+    """Return the preprocessing of torchvision's default weights as a timm config."""
     transforms = get_model_weights(short).DEFAULT.transforms()
     side, resize_side = transforms.crop_size[0], transforms.resize_size[0]
     return {

@@ -1,4 +1,4 @@
-"""Attention units and their insertion into a net, their costs, and their fused form.
+"""Attention units, their insertion into nets, their costs and their fused form.
 
 In: a `ModelSpec`, or any `nn.Module` with an `SESpec`. Out: the net with units at named sites.
 """

@@ -1,4 +1,4 @@
-"""What a net costs: parameters and multiply-accumulates, counted, or by the closed form."""
+"""The cost of a net in parameters and multiply-accumulates, counted or in closed form."""
 
 from __future__ import annotations
 
@@ -27,35 +27,35 @@ class Complexity:
 
     Examples:
         >>> cost = profile(create_model(ModelSpec("cifar_resnet20"), num_classes=10), (3, 32, 32))
-        >>> cost.macs_se == cost.params_se  # each weight of a unit is used once an image
+        >>> cost.macs_se == cost.params_se  # each weight of a unit is used once per image
         True
     """
 
     params: int
     """Trainable parameters."""
     params_se: int
-    """Those of the SE units."""
+    """Trainable parameters of the units."""
     macs: int
-    """Multiply-accumulates of convolutions and linears."""
+    """Multiply-accumulates of convolutions and linear layers."""
     macs_se: int
-    """Those of the SE units."""
+    """Multiply-accumulates of the units."""
     elementwise: int
-    """Operations of everything else that is counted: norms (2 an element, as fvcore has it), pools, means, gates,
-    activations, scalings and additions (1 an element of the larger side)."""
+    """Other operations: norms (2 per element, as in fvcore), pooling, means, gates, activations, scaling and additions
+    (1 per element of the larger of input and output)."""
     elementwise_se: int
-    """Those of the SE units: squeeze, inner ReLU, gate and scale."""
+    """Other operations of the units: squeeze, inner ReLU, gate and scale."""
     activations: int
-    """Elements that convolutions and linears put out."""
+    """Output elements of convolutions and linear layers."""
     by_module: dict[str, ModuleCost] = dataclasses.field(repr=False)
-    """Costs by module path; "" is the whole net. Empty where the closed form gave the costs."""
+    """Costs by module path; "" is the whole net."""
     uncounted: dict[str, int]
-    """Operators that neither fvcore nor SE-Lab counts, and how often they ran."""
+    """Operators that neither fvcore nor SE-Lab counts, with their numbers of calls."""
 
 
 def profile(model: nn.Module, input_size: tuple[int, int, int] = (3, 224, 224)) -> Complexity:
-    """Count a net with one traced forward pass of one image, (1, *input_size), in eval mode.
+    """Count the cost of a net for one image of `input_size`, (C, H, W).
 
-    The net's mode is restored; its weights and buffers are not touched.
+    A forward pass is traced in eval mode; the net's mode is restored, and weights and buffers are not changed.
 
     Examples:
         >>> model = create_model(ModelSpec("cifar_resnet20"), num_classes=10)
@@ -80,29 +80,29 @@ def profile(model: nn.Module, input_size: tuple[int, int, int] = (3, 224, 224)) 
 
 @dataclass(frozen=True)
 class Trace:
-    """A backbone counted once, from which the cost of each of its variants follows.
+    """The cost of a backbone, from which the costs of all its variants are computed.
 
-    `variant` equals `profile` of the patched net exactly: units are counted on their own, by their closed forms or
-    once for each (unit, C, H, W) by fvcore.
+    `variant` equals `profile` of the patched net exactly: the cost of a unit is its closed form, or is counted by
+    fvcore once for each (unit, C, H, W).
     """
 
     backbone: str
     existing_se: str
     base: Complexity
-    """The net with insertion none."""
+    """The cost of the net with insertion none."""
     places: tuple[Place, ...]
     sizes: Mapping[str, tuple[int, int]]
-    """Height and width of the map at each spot."""
+    """Height and width of the maps at each spot."""
 
     def variant(self, se: SESpec) -> Complexity:
-        """Return the costs of the backbone with these SE units, without building it.
+        """Return the cost of the backbone with these units, without building the net.
 
         Raises:
-            SpecError: as `insert_se`.
+            SpecError: as `insert_se` does.
         """
         placements = choose(self.places, se, self.existing_se, self.backbone)
         costs = [self._unit_cost(se, place, spot) for place, spot in placements]
-        join_cost = sum(  # SE(x) − x and adding it; the gain
+        join_cost = sum(  # output + (SE(x) − x), and the gain of NFNets
             (2 * (spot.how == "added") + spot.gained) * spot.channels * math.prod(self.sizes[_key(spot)])
             for _, spot in placements
         )
@@ -126,10 +126,10 @@ class Trace:
 
 
 def trace(spec: ModelSpec, num_classes: int = 1000, input_size: tuple[int, int, int] = (3, 224, 224)) -> Trace:
-    """Count a spec's backbone once, for `Trace.variant`; the spec's own SE units do not matter.
+    """Count the cost of a spec's backbone for `Trace.variant`; the spec's units are ignored.
 
     Raises:
-        SpecError: for a backbone that timm does not know or that has no known units.
+        SpecError: for a backbone that is unknown or has no known blocks.
     """
     with torch.device("meta"):
         net = build_backbone(dataclasses.replace(spec, pretrained=False), num_classes, input_size[0]).eval()
@@ -138,14 +138,14 @@ def trace(spec: ModelSpec, num_classes: int = 1000, input_size: tuple[int, int, 
     insert_se(net, SESpec(insertion="none"), spec.existing_se if spec.existing_se == "replace" else "keep")
     net.to_empty(device="cpu")
     with torch.no_grad():
-        for tensor in (*net.parameters(), *net.buffers()):  # uninitialised numbers may be slow
+        for tensor in (*net.parameters(), *net.buffers()):  # uninitialised values may be subnormal, which is slow
             tensor.zero_()
     return Trace(name_of(net), spec.existing_se, profile(net, input_size), places, sizes)
 
 
 @functools.lru_cache(maxsize=4096)
 def _cost_of(unit: Callable[[int, SESpec], Unit], se: SESpec, channels: int, height: int, width: int) -> ModuleCost:
-    """Return the cost of a unit for maps of (channels, height, width), by formula or one count by fvcore."""
+    """Return the cost of a unit for maps of (channels, height, width)."""
     with torch.random.fork_rng(devices=[]):
         return unit(channels, se).cost(height, width)
 
@@ -155,7 +155,7 @@ def _key(spot: Spot) -> str:
 
 
 def _sizes(net: nn.Module, places: Iterable[Place], input_size: tuple[int, int, int]) -> dict[str, tuple[int, int]]:
-    """Return the size of the map at every spot, from one forward pass on the meta device."""
+    """Return the size of the maps at each spot, from a forward pass on the meta device."""
     sizes: dict[str, tuple[int, int]] = {}
     fallback: dict[str, str] = {}
     handles = []
@@ -177,7 +177,7 @@ def _sizes(net: nn.Module, places: Iterable[Place], input_size: tuple[int, int, 
         for spot in (*place.spots.values(), *place.own):
             parent, _, attribute = spot.host.rpartition(".")
             host = getattr(net.get_submodule(parent), attribute)
-            if host is None:  # an empty slot at the branch's end, or a shortcut that is the identity
+            if host is None:  # an empty slot at the end of the branch, or an identity shortcut
                 fallback[_key(spot)] = place.path
             elif spot.how == "input":
                 handles.append(host.register_forward_pre_hook(note(_key(spot), spot.channels_last, 0)))

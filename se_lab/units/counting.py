@@ -1,4 +1,4 @@
-"""Counts of parameters and multiply-accumulates by fvcore, with handles for what it leaves out."""
+"""Count parameters and multiply-accumulates by fvcore, with handles for further operators."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from fvcore.nn.jit_handles import addmm_flop_jit, conv_flop_jit, linear_flop_jit
 from torch import nn
 
 MAC_OPS = ("conv", "linear", "addmm", "matmul", "mm", "bmm", "einsum")
-"""fvcore's names for what counts as multiply-accumulates: convolutions, linears and matrix products."""
+"""fvcore's names of the operators counted as multiply-accumulates."""
 
 
 @dataclass(frozen=True)
 class ModuleCost:
-    """The cost of one module, its children included."""
+    """The cost of a module, children included."""
 
     params: int
     macs: int
@@ -29,10 +29,10 @@ class ModuleCost:
 
 
 def count(model: nn.Module, input_size: tuple[int, int, int]) -> tuple[dict[str, ModuleCost], dict[str, int]]:
-    """Return costs by module path ("" is the whole), and how often each uncounted operator ran.
+    """Return costs by module path ("" is the whole net), and calls by uncounted operator.
 
-    One traced forward pass of one image, (1, *input_size), in eval mode. The mode of every module is restored; weights
-    and buffers are not changed.
+    They come from a traced forward pass of one image, (1, *input_size), in eval mode. The modes of all modules are
+    restored; weights and buffers are not changed.
     """
     training = {module: module.training for module in model.modules()}
     weight = next(model.parameters(), torch.zeros(()))
@@ -62,7 +62,7 @@ Handle = Callable[[list[Any], list[Any]], Any]
 
 
 def _handles() -> dict[str, Handle]:
-    reads = ("mean", "sum", "amax", "max_pool2d", "avg_pool2d", "adaptive_max_pool2d")  # one operation an input element
+    reads = ("mean", "sum", "amax", "max_pool2d", "avg_pool2d", "adaptive_max_pool2d")  # counted by input elements
     writes = ("add", "mul", "sub", "div", "sigmoid", "tanh", "sqrt", "relu", "silu", "gelu", "hardsigmoid", "hardswish")
     handles: dict[str, Handle] = {f"aten::{op}": _elements_read for op in reads}
     for op in writes:
@@ -78,7 +78,7 @@ def _handles() -> dict[str, Handle]:
 
 def _with_activations(name: str, macs: Handle) -> Handle:
     def handle(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
-        result = macs(inputs, outputs)  # a number, or by the operator's name
+        result = macs(inputs, outputs)  # a number, or numbers by operator
         total = sum(result.values()) if isinstance(result, Mapping) else result
         return Counter({name: total, _ACTIVATIONS: _elements_written(inputs, outputs)})
 

@@ -1,7 +1,7 @@
-"""Gather-excite units (Hu et al. 2018): SE's gate, gathered from each position's surroundings.
+"""Gather-excite units (Hu et al. 2018): SE with gates computed from local neighbourhoods.
 
-Written here and not taken from timm, whose layer cannot be built with parameters in timm 1.0.31 (it passes `*dd` for
-`**dd` to its convolutions), and can be neither scripted nor traced, since its forward pass branches on a size.
+timm's layer is not used: in timm 1.0.31 it cannot be built with parameters (it passes `*dd` for `**dd` to its
+convolutions), and it can be neither scripted nor traced, since its forward pass branches on a size.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ class GlobalMean(nn.Module):
     """The mean over all positions, (N, C, H, W) -> (N, C, 1, 1)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the means of x."""
+        """Return the mean of each channel."""
         return x.mean((2, 3), keepdim=True)
 
 
 class GatherExcite(Unit):
-    """Gather-excite without parameters (GE-θ⁻), over the whole map: the sigmoid of its mean.
+    """Gather-excite without parameters (GE-θ⁻), global: the gate is the sigmoid of the mean.
 
-    The gate is resized to the map by nearest neighbours. The paper's global extent with parameters is not among the
-    units: its depthwise kernel is as large as the map, which ties a network to one size of images.
+    The gate is resized to the map by nearest neighbours. The paper's global extent with parameters is not supported:
+    its depthwise kernel is as large as the map, which restricts a net to one image size.
     """
 
     reference = "Hu et al. 2018, arXiv:1810.12348"
     extent: ClassVar[int] = 0
-    """Positions share a gate in squares of this side; 0: the whole map is one square."""
+    """Side of the squares of positions that share a gate; 0 for the whole map."""
     convolves: ClassVar[bool] = False
-    """Gather by depthwise 3×3 convolutions of stride 2 (GE-θ), log₂(extent) of them, instead of by means."""
+    """Gather by log₂(extent) depthwise 3×3 convolutions of stride 2 (GE-θ) instead of means."""
     excites: ClassVar[bool] = False
-    """Pass what is gathered through SE's two FC layers, as 1×1 convolutions (GE-θ⁺)."""
+    """Excite by SE's two FC layers, as 1×1 convolutions (GE-θ⁺)."""
 
-    if TYPE_CHECKING:  # TorchScript refuses the type as an annotation of the class
+    if TYPE_CHECKING:  # TorchScript rejects this annotation
         gate: nn.Identity
 
     def __init__(self, channels: int, spec: SESpec | None = None) -> None:
@@ -63,7 +63,7 @@ class GatherExcite(Unit):
         channels, extent = self.channels, self.extent
         if not extent:
             return GlobalMean()
-        if not self.convolves:  # borders average what is there, as timm does
+        if not self.convolves:  # as in timm, means at borders exclude the padding
             return nn.AvgPool2d(2 * extent - 1, stride=extent, padding=extent - 1, count_include_pad=False)
         layers: list[nn.Module] = []
         for _ in range(self._steps()):

@@ -1,7 +1,7 @@
-"""Forward hooks that attach a unit to a module of a net, and checks that none is lost.
+"""Forward hooks that attach units to the modules of a net, and checks that no unit is lost.
 
-The hooks are functions of this module, so that a patched net can be pickled, copied, scripted and exported. `self` is
-Any because TorchScript compiles them as methods of the host.
+The hooks are module-level functions, so that a patched net can be pickled, copied, scripted and exported. `self` is Any
+because TorchScript compiles them as methods of the host.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from se_lab.spec import SpecError
 from se_lab.units.unit import Unit
 
 
-def hang(host: nn.Module, how: str, channels_last: bool, unit: Unit) -> str:
-    """Make a unit a child of its host, let it run, and return the child's name; `how` as in `places.Spot`."""
+def attach(host: nn.Module, how: str, channels_last: bool, unit: Unit) -> str:
+    """Make a unit a child of its host and register its hook; return the child's name."""
     runs_last = how not in ("input", *BLOCK_HOOKS) and is_sequential(host)
     child = "se_unit" if how in BLOCK_HOOKS or (runs_last and hasattr(host, "se")) else "se"
     host.add_module(child, unit)
@@ -36,44 +36,44 @@ def hang(host: nn.Module, how: str, channels_last: bool, unit: Unit) -> str:
 
 
 def is_sequential(module: Any) -> bool:
-    """Tell whether a module runs its children in turn, and nothing else."""
+    """Return whether a module only runs its children in order."""
     return isinstance(module, nn.Module) and type(module).forward is nn.Sequential.forward
 
 
 def scale_input(self: Any, inputs: tuple[Tensor]) -> Tensor:
-    """Forward pre-hook: the host sees its input, (N, C, H, W), scaled by the host's unit."""
+    """Forward pre-hook: scale the host's input, (N, C, H, W), by the host's unit."""
     scaled: Tensor = self.se(inputs[0])
     return scaled
 
 
 def scale_input_channels_last(self: Any, inputs: tuple[Tensor]) -> Tensor:
-    """Forward pre-hook: the host sees its input, (N, H, W, C), scaled by the host's unit."""
+    """Forward pre-hook: scale the host's input, (N, H, W, C), by the host's unit."""
     scaled: Tensor = self.se(inputs[0].permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
     return scaled
 
 
 def scale_output(self: Any, inputs: tuple[Tensor], output: Tensor) -> Tensor:
-    """Forward hook: the host's output, (N, C, H, W), is scaled by the host's unit."""
+    """Forward hook: scale the host's output, (N, C, H, W), by the host's unit."""
     scaled: Tensor = self.se(output)
     return scaled
 
 
 def scale_block(self: Any, inputs: tuple[Tensor], output: Tensor) -> Tensor:
-    """Forward hook: the block's output, (N, C, H, W), is scaled by the block's unit."""
+    """Forward hook: scale the block's output, (N, C, H, W), by the block's unit."""
     scaled: Tensor = self.se_unit(output)
     return scaled
 
 
 def scale_block_channels_last(self: Any, inputs: tuple[Tensor], output: Tensor) -> Tensor:
-    """Forward hook: the block's output, (N, H, W, C), is scaled by the block's unit."""
+    """Forward hook: scale the block's output, (N, H, W, C), by the block's unit."""
     scaled: Tensor = self.se_unit(output.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
     return scaled
 
 
 def scale_added_shortcut(self: Any, inputs: tuple[Tensor], output: Tensor) -> Tensor:
-    """Forward hook: in the block's output, branch + x, the shortcut x is scaled by the block's unit.
+    """Forward hook: scale the shortcut x in the block's output, branch + x, by the block's unit.
 
-    With a gate of 1 the output is what it was, to the bit: x · 1 − x is 0.
+    With a gate of 1 the output does not change by a bit: x · 1 − x is 0.
     """
     x = inputs[0]
     scaled: Tensor = output + (self.se_unit(x) - x)
@@ -81,14 +81,14 @@ def scale_added_shortcut(self: Any, inputs: tuple[Tensor], output: Tensor) -> Te
 
 
 def scale_shortcut_argument(self: Any, inputs: tuple[Tensor, ...]) -> tuple[Any, ...]:
-    """Forward pre-hook: the block's shortcut, its second argument or else x, is scaled by the block's unit."""
+    """Forward pre-hook: scale the block's shortcut, its second argument or x, by the block's unit."""
     x, *rest = inputs
     shortcut = rest[0] if rest and rest[0] is not None else x
     return (x, self.se_unit(shortcut), *rest[1:])
 
 
 def scale_joined_input(self: Any, inputs: tuple[Any]) -> tuple[list[Tensor]]:
-    """Forward pre-hook: the block's input, one map or several that it concatenates, is scaled by the block's unit."""
+    """Forward pre-hook: scale the block's input, one map or a list of maps, by the block's unit."""
     features = inputs[0]
     joined = features if isinstance(features, Tensor) else torch.cat(features, 1)
     return ([self.se_unit(joined)],)
@@ -100,29 +100,29 @@ BLOCK_HOOKS: dict[str, Callable[..., Any]] = {
     "argument": scale_shortcut_argument,
     "joined": scale_joined_input,
 }
-"""Hooks on whole blocks, which may have an attribute `se` of their own."""
+"""Hooks on blocks, which may already have an attribute `se`."""
 
 
 class HostBatchNorm(nn.BatchNorm2d):
     """A batch norm whose output a unit scales.
 
-    Under a class of its own torch.fx traces into it: a convolution before it is then not folded into it, which would
-    drop the unit.
+    torch.fx traces into modules of this class, so that the norm is not folded into a convolution, which would drop the
+    unit.
     """
 
     def _check_input_dim(self, input: Tensor) -> None:
-        pass  # a branch on the input, which torch.fx cannot trace
+        pass  # PyTorch's check branches on the input, which torch.fx cannot trace
 
 
 class HostConv(nn.Conv2d):
-    """A convolution whose output a unit scales: not to be folded with a norm that comes after the unit."""
+    """A convolution whose output a unit scales; torch.fx does not fold the next norm into it."""
 
 
 _VISIBLE: dict[type[nn.Module], type[nn.Module]] = {nn.BatchNorm2d: HostBatchNorm, nn.Conv2d: HostConv}
 
 
 def watch(net: nn.Module, hosts: dict[str, str]) -> None:
-    """Check in each forward pass of a net that no norm with a unit has been replaced.
+    """Check in each forward pass of a net that no norm with a unit was replaced.
 
     Args:
         net: The patched net.
@@ -134,7 +134,7 @@ def watch(net: nn.Module, hosts: dict[str, str]) -> None:
 
 
 def check_hosts(self: Any, inputs: tuple[Tensor]) -> None:
-    """Forward pre-hook of the net: raise SpecError where another norm has taken the place of one with a unit."""
+    """Forward pre-hook of the net: raise SpecError if a norm with a unit was replaced."""
     if not torch.jit.is_scripting():  # type: ignore[attr-defined]
         _check_hosts(self)
 
@@ -146,7 +146,6 @@ def _check_hosts(net: Any) -> None:
         host = net.get_submodule(path)
         if not any(hook in (scale_output, scale_block) for hook in host._forward_hooks.values()):
             raise SpecError(
-                f"{name} no longer runs: its norm {path} has been replaced by a {type(host).__name__} after the units "
-                "were inserted; convert or freeze norms before insert_se (create_model converts them with "
-                "sync_bn=True)"
+                f"{name} no longer runs: its norm {path} was replaced by a {type(host).__name__} after the units were "
+                "inserted; convert or freeze norms before insert_se (create_model converts them with sync_bn=True)"
             )

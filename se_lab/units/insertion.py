@@ -1,4 +1,4 @@
-"""Put attention units into a net, exactly where a spec says: surgery on modules, not a fork of a library."""
+"""Insert attention units into a net at the places that a spec describes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from se_lab.spec import SESpec, SpecError, check_choice
-from se_lab.units.hosts import hang, watch
+from se_lab.units.hosts import attach, watch
 from se_lab.units.paths import Example, at_paths, own_attention
 from se_lab.units.places import Place, Spot, choose, gains, name_of, survey
 from se_lab.units.places import find_places as find_places
@@ -29,13 +29,13 @@ class Site:
     """
 
     name: str
-    """The paper's name, SE_{stage}_{unit}, or the name that `at` gave it."""
+    """SE_{stage}_{unit}, as in the paper, or the name from `at`."""
     stage: int
     unit: int
     channels: int
-    """Channels that the unit scales."""
+    """The number of channels that the unit scales."""
     hidden: int | None
-    """Width of its bottleneck, for SE C // r, at least 1; None for a unit without one."""
+    """The width of the unit's bottleneck, or None; for SE C // r, at least 1."""
     insertion: str
     path: str
     """The unit's path, for `get_submodule`."""
@@ -48,26 +48,25 @@ def insert_se(
     at: Sequence[str] | Mapping[str, str] | None = None,
     example: Example = None,
 ) -> list[Site]:
-    """Insert units into a net, in place, and return their sites, also stored in `net.se_sites`.
+    """Insert units into a net in place; return their sites and store them in `net.se_sites`.
 
-    Other modules keep their state-dict keys, for every insertion. Call it before creating the optimizer.
+    Other modules keep their state-dict keys. Call this function before creating the optimizer.
 
     Args:
-        net: A net of timm's, torchvision's or SE-Lab's, whose blocks the family tables know, or with `at` any other;
-            not wrapped by DistributedDataParallel or torch.compile.
-        se: Which units, and where.
-        existing_se: What to do about a net that has channel attention of its own: refuse; keep (those of `se` come
-            in addition, at the family's places or on the outputs of `at`); replace (insertion standard: each of its
-            units becomes one of SE-Lab's, where it is; none: its units are removed; any other: they are removed, and
-            the blocks that had them take SE-Lab's there).
-        at: Paths of modules whose outputs, (N, C, H, W), get a unit each: ["layer1.0", "layer1.1.bn2"], or under
-            names of your own, {"first": "layer1.0"}. Their channels are those that a module says it returns.
-        example: With `at`, an input of the net, or a tuple of its inputs, for modules that do not say their channels:
-            one forward pass of it, in eval mode, counts them.
+        net: A net from timm, torchvision or SE-Lab whose blocks are in the family tables, or, with `at`, any net; not
+            wrapped by DistributedDataParallel or torch.compile.
+        se: The units and their positions.
+        existing_se: For a net that already has channel attention: refuse (an error); keep (add the units of `se` as
+            well); replace (with insertion standard, replace each existing unit by one of `se`; with none, remove the
+            existing units; with others, remove them and add units of `se` to the same blocks).
+        at: Paths of modules whose outputs, (N, C, H, W), get one unit each: ["layer1.0", "layer1.1.bn2"], or a mapping
+            from unit names, {"first": "layer1.0"}.
+        example: With `at`, an input of the net, or a tuple of its inputs. It is needed for modules without an attribute
+            such as out_channels: a forward pass in eval mode finds their channels.
 
     Raises:
-        SpecError: for a net without known blocks, a stage, an insertion or a path that it does not have, channels that
-            cannot be known, or attention of its own to refuse.
+        SpecError: for a net without known blocks, a stage, an insertion or a path that the net does not have, an
+            unknown number of channels, or existing attention with refuse.
 
     Examples:
         >>> import timm
@@ -97,19 +96,19 @@ def insert_se(
 
 
 def _check_plain(net: nn.Module) -> None:
-    """Raise SpecError for a net that has units already, or that runs other code than its modules'."""
+    """Raise SpecError for a net that already has units, or is wrapped, compiled or scripted."""
     if any(isinstance(module, Unit) for module in net.modules()):
-        raise SpecError(f"{name_of(net)} already has SE-Lab's units; build it anew for another insertion")
+        raise SpecError(f"{name_of(net)} already has units of SE-Lab; create a new net for another insertion")
     wrapped = isinstance(net, (nn.parallel.DistributedDataParallel, nn.DataParallel))
     if wrapped or hasattr(net, "_orig_mod") or isinstance(net, torch.jit.ScriptModule):
         raise SpecError(
-            f"the net is a {type(net).__name__}, which does not run modules that are added to it; insert units before "
-            "the net is wrapped, compiled or scripted"
+            f"the net is a {type(net).__name__}, which does not run added modules; insert units before the net is "
+            "wrapped, compiled or scripted"
         )
 
 
 def _clear(net: nn.Module, host: str) -> None:
-    """Remove an attention unit that the net has of its own."""
+    """Remove an existing attention module from the net."""
     parent, _, attribute = host.rpartition(".")
     block = net.get_submodule(parent)
     setattr(block, attribute, None if gains(block) else nn.Identity())
@@ -125,20 +124,20 @@ def _insert(net: nn.Module, place: Place, spot: Spot, se: SESpec) -> Site:
 
 
 def _attach(net: nn.Module, spot: Spot, unit: Unit) -> str:
-    """Hang the unit on its host, and return its path."""
+    """Attach a unit to its host; return the unit's path."""
     parent, _, attribute = spot.host.rpartition(".")
     block = net.get_submodule(parent)
     host = getattr(block, attribute)
     if spot.how == "swap" or (spot.how == "slot" and (host is None or isinstance(host, nn.Identity))):
         setattr(block, attribute, unit)
         return spot.host
-    if host is None:  # a shortcut that is the identity
+    if host is None:  # an identity shortcut
         host = nn.Identity()
         setattr(block, attribute, host)
-    return f"{spot.host}.{hang(host, spot.how, spot.channels_last, unit)}"
+    return f"{spot.host}.{attach(host, spot.how, spot.channels_last, unit)}"
 
 
 def _on_norm(net: nn.Module, spot: Spot) -> bool:
-    """Tell whether a unit hangs on the output of a norm, which a conversion of norms would replace."""
+    """Return whether a unit scales the output of a batch norm, which conversions would replace."""
     host = net.get_submodule(spot.host) if spot.how in ("output", "shortcut", "slot", "block") else None
     return isinstance(host, nn.modules.batchnorm._BatchNorm)

@@ -1,8 +1,8 @@
-"""Which backbones can take units: their stages, units, channels, insertions and parameters, without weights.
+"""List the backbones that can take units, with their stages, insertions and parameters.
 
-A net has to be built to be inspected, a tenth of a second each, and there are well over a thousand: the index of those
-that were built is kept in SE-Lab's cache folder, a file for each version of timm, torchvision and the family tables.
-While it is complete, nothing is imported but the standard library.
+A net has to be built to be inspected, which takes a tenth of a second, and there are over a thousand nets. An index of
+the inspected nets is therefore kept in SE-Lab's cache folder, in one file per version of timm, torchvision and the
+family tables. If the index is complete, only the standard library is imported.
 """
 
 from __future__ import annotations
@@ -29,25 +29,25 @@ COLUMNS = ("backbone", "stages", "units", "channels", "insertions", "parameters"
 
 @dataclass(frozen=True)
 class Listing:
-    """A backbone, and where it can take units: nowhere, if `insertions` is empty."""
+    """A backbone and its places for units; it has none if `insertions` is empty."""
 
     name: str
     params: int = 0
-    """Parameters of the plain net, for its library's number of classes."""
+    """The number of parameters of the plain net with its default number of classes."""
     units: Mapping[str, int] = field(default_factory=dict)
     """The number of units by stage."""
     insertions: Mapping[str, int] = field(default_factory=dict)
-    """The number of units that each insertion has."""
+    """The number of units by insertion."""
     channels: tuple[int, int] = (0, 0)
-    """The fewest and the most channels at the places of the first of these insertions."""
+    """The smallest and the largest number of channels, for the first of these insertions."""
     own: int = 0
-    """Modules of channel attention of its own."""
+    """The number of channel-attention modules that the net already has."""
 
     def cells(self) -> tuple[str, ...]:
-        """Return the texts of a row, as `COLUMNS` names them."""
+        """Return the cells of a table row, with the columns `COLUMNS`."""
         params, own_units = f"{self.params:,}", str(self.own or "")
         if not self.insertions:
-            return self.name, "-", "-", "-", "none: no block that SE-Lab knows", params, own_units
+            return self.name, "-", "-", "-", "none: no known blocks", params, own_units
         stages = list(self.units)
         maximum = max(self.insertions.values())
         insertions = [name if count == maximum else f"{name} ({count})" for name, count in self.insertions.items()]
@@ -57,12 +57,12 @@ class Listing:
 
 
 def list_backbones(pattern: str = "*") -> list[Listing]:
-    """Return the backbones of timm, SE-Lab and torchvision that match a name, a part of one, or a glob.
+    """Return the backbones whose names match a name, part of a name, or a glob.
 
-    Nets that are not in the index are built first, with a progress bar where there are many.
+    Nets that are not in the index are built first, with a progress bar for 20 or more.
 
     Raises:
-        SpecError: if none matches.
+        SpecError: if no backbone matches.
     """
     path = _index_file()
     names, listings = _read(path)
@@ -72,7 +72,7 @@ def list_backbones(pattern: str = "*") -> list[Listing]:
     else:
         matches = fnmatch.filter(names, pattern if set("*?[") & set(pattern) else f"*{pattern}*")
     if not matches:
-        raise SpecError(f"no backbone is called {pattern!r}{nearest(pattern, names)}")
+        raise SpecError(f"unknown backbone {pattern!r}{nearest(pattern, names)}")
     new_listings: dict[str, Listing] = {}
     missing = [name for name in matches if name not in listings]
     try:
@@ -131,7 +131,7 @@ def _listing(name: str, params: int, places: Sequence[Place]) -> Listing:
 
 
 def _index_file() -> Path:
-    """Return the index file, whose name depends on the versions and the family tables."""
+    """Return the path of the index, which depends on the versions and the family tables."""
     from se_lab.store import cache_folder
 
     folder = Path(__file__).parent
@@ -143,7 +143,7 @@ def _index_file() -> Path:
 
 
 def _read(path: Path) -> tuple[list[str], dict[str, Listing]]:
-    """Return all names and the nets that were built; nothing where there is no index that can be read."""
+    """Return all names and the inspected nets; both are empty without a valid index."""
     try:
         index = json.loads(path.read_bytes())
         rows = [Listing(**{**row, "channels": tuple(row["channels"])}) for row in index["nets"]]
@@ -156,5 +156,5 @@ def _write(path: Path, names: Sequence[str], listings: Mapping[str, Listing]) ->
     from se_lab.store import write_text_whole
 
     text = json.dumps({"names": names, "nets": [dataclasses.asdict(listing) for listing in listings.values()]})
-    with contextlib.suppress(OSError):  # where nothing can be kept, the nets are built again
+    with contextlib.suppress(OSError):  # without an index, the nets are built again next time
         write_text_whole(path, text)

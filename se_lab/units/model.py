@@ -1,4 +1,4 @@
-"""From a ModelSpec to a net: timm's or torchvision's backbone, its weights, and the units."""
+"""Create the net of a ModelSpec: backbone, weights and units."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ from se_lab.units.weights import load_weights
 def create_model(
     spec: ModelSpec, num_classes: int, in_chans: int = 3, *, seed: int = 0, sync_bn: bool = False
 ) -> nn.Module:
-    """Build the net of a spec, with its units listed in `model.se_sites`.
+    """Create the net of a spec, with its units listed in `model.se_sites`.
 
-    Weights come from streams keyed by name: the backbone's by (seed, parameter), a unit's by (seed, site). All
-    variants of one seed therefore start from equal backbone weights, and equal sites from equal units.
+    Each weight has its own random stream: (seed, parameter) for the backbone, (seed, site) for units. All variants of
+    one seed therefore start from the same backbone weights, and units at the same site from the same weights.
 
     Args:
-        spec: The backbone and its SE units.
+        spec: The backbone and its units.
         num_classes: Outputs of the classifier.
         in_chans: Channels of the input images, (N, in_chans, H, W).
-        seed: Seeds every weight that is drawn, unless the spec has an `init_seed`.
-        sync_bn: Let batch norms see the images of all ranks.
+        seed: Seed of the initial weights, unless the spec has an `init_seed`.
+        sync_bn: Whether batch norms use the images of all ranks.
 
     Raises:
-        SpecError: for a backbone that neither timm nor torchvision knows, arguments that it refuses, weights that
-            cannot be read or fetched, or units that do not fit. On the meta device no weights are fetched.
+        SpecError: for an unknown backbone, arguments that it rejects, weights that cannot be read or downloaded, or
+            units that do not fit. On the meta device no weights are downloaded.
 
     Examples:
         >>> model = create_model(ModelSpec("resnet18", SESpec(reduction=8)), num_classes=10)
@@ -46,7 +46,7 @@ def create_model(
         (torch.Size([2, 10]), 8)
     """
     seed = seed if spec.init_seed is None else spec.init_seed
-    with torch.random.fork_rng(devices=[]):  # timm draws from the global generator: seed it
+    with torch.random.fork_rng(devices=[]):  # timm draws from the global generator
         torch.manual_seed(seed_of(seed, "weights"))
         model = build_backbone(spec, num_classes, in_chans)
     if spec.pretrained is False and spec.init != "timm":
@@ -55,7 +55,7 @@ def create_model(
             _zero_init_last(model, spec.backbone)
     if isinstance(spec.pretrained, str):
         load_weights(model, spec.pretrained)
-    if sync_bn:  # before there are SE units, whose hooks a conversion would drop
+    if sync_bn:  # before the units are inserted, since the conversion drops hooks
         model = convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
     with torch.random.fork_rng(devices=[]):
         sites = insert_se(model, spec.se, spec.existing_se)
@@ -68,26 +68,26 @@ def create_model(
         if spec.se.start == "identity":
             unit.start_as_identity()
     if spec.rounding:
-        _round_otherwise(model, spec.rounding)
+        _perturb(model, spec.rounding)
     if spec.fused == "on" and sites and UNITS[spec.se.unit].why_not_fused is Unit.why_not_fused:
         raise SpecError(
-            f"model.fused is 'on', and model.se.unit={spec.se.unit} has no fused form; allowed with it are auto and off"
+            f"model.fused is 'on', but model.se.unit={spec.se.unit} has no fused form; it must be auto or off"
         )
-    if spec.fused == "on":  # the caller resolves auto: it knows device and run time
+    if spec.fused == "on":  # the caller resolves auto, which depends on the device and the length of the trial
         fuse(model)
     return model
 
 
 def build_backbone(spec: ModelSpec, num_classes: int, in_chans: int = 3) -> nn.Module:
-    """Build the backbone of a spec, on the current device, with its library's weights and without SE-Lab's units.
+    """Build the backbone of a spec on the current device, with the library's weights.
 
-    On the meta device no weights are fetched.
+    On the meta device no weights are downloaded.
 
     Raises:
-        SpecError: for an unknown backbone, arguments that it refuses, or weights that it does not have or that cannot
-            be fetched.
+        SpecError: for an unknown backbone, arguments that it rejects, or weights that do not exist or cannot be
+            downloaded.
     """
-    name, fetches = spec.backbone, spec.pretrained is True
+    name, downloads = spec.backbone, spec.pretrained is True
     create: Callable[..., nn.Module] = build_torchvision if name.startswith(PREFIX) else timm.create_model
     if name.startswith(PREFIX):
         if name not in (names := torchvision_names()):
@@ -95,24 +95,24 @@ def build_backbone(spec: ModelSpec, num_classes: int, in_chans: int = 3) -> nn.M
     elif not timm.is_model(name):
         raise SpecError(
             f"model.backbone is {name!r}, which neither timm nor SE-Lab has"
-            f"{nearest(name, [*timm.list_models(), *torchvision_names()])}; se-lab models PART searches"
+            f"{nearest(name, [*timm.list_models(), *torchvision_names()])}; search with se-lab models PART"
         )
-    elif fetches and not timm.models.is_model_pretrained(name):
+    elif downloads and not timm.models.is_model_pretrained(name):
         raise SpecError(
-            f"model.pretrained is true, and timm has no weights of {name}; give a file of weights, or false"
+            f"model.pretrained is true, but timm has no weights of {name}; it must be false or a file of weights"
         )
-    fetches = fetches and torch.get_default_device().type != "meta"
+    downloads = downloads and torch.get_default_device().type != "meta"
     try:
-        return create(name, pretrained=fetches, num_classes=num_classes, in_chans=in_chans, **spec.kwargs)
+        return create(name, pretrained=downloads, num_classes=num_classes, in_chans=in_chans, **spec.kwargs)
     except TypeError as error:
-        raise SpecError(f"model.kwargs is {spec.kwargs!r}, and {name} says: {error}") from error
-    except Exception as error:  # whatever the library that fetches the weights raises
-        if not fetches:
+        raise SpecError(f"model.kwargs is {spec.kwargs!r}, which {name} rejects: {error}") from error
+    except Exception as error:  # the download can raise any exception
+        if not downloads:
             raise
         raise SpecError(
-            f"model.pretrained is true, and the weights of {name} cannot be fetched ({type(error).__name__}: {error}); "
-            "without a network, set model.pretrained to the path of a file of weights, or fill the cache once (HF_HOME "
-            "for timm's weights, TORCH_HOME for torchvision's)"
+            f"model.pretrained is true, but the weights of {name} cannot be downloaded ({type(error).__name__}: "
+            f"{error}); without a network, set model.pretrained to a file of weights, or fill the cache beforehand "
+            "(HF_HOME for timm's weights, TORCH_HOME for torchvision's)"
         ) from error
 
 
@@ -120,8 +120,8 @@ def _stream(*key: int | str) -> torch.Generator:
     return torch.Generator().manual_seed(seed_of(*key))
 
 
-def _round_otherwise(model: nn.Module, number: int) -> None:
-    """Multiply each parameter by 1 + 1e-7 · N(0, 1), about the last bit of a float32."""
+def _perturb(model: nn.Module, number: int) -> None:
+    """Multiply each weight by 1 + 1e-7 · N(0, 1), which changes about the last bit of a float32."""
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if not weight.is_meta:
@@ -129,7 +129,7 @@ def _round_otherwise(model: nn.Module, number: int) -> None:
 
 
 def _he_init(model: nn.Module, seed: int) -> None:
-    """He et al. 2015: convolutions normal with variance 2 / fan-out, norms 1 and 0; the classifier stays timm's."""
+    """Draw convolutions from N(0, 2 / fan-out) (He et al. 2015) and reset norms, in place."""
     for name, module in model.named_modules():
         weight = getattr(module, "weight", None)
         if not isinstance(weight, nn.Parameter) or weight.is_meta:
@@ -157,4 +157,4 @@ def _zero_init_last(model: nn.Module, backbone: str) -> None:
             continue
         count += 1
     if not count:
-        raise SpecError(f"model.init is 'zero_init_last', and {backbone} has no residual branch that ends in a norm")
+        raise SpecError(f"model.init is 'zero_init_last', but {backbone} has no residual branch that ends in a norm")

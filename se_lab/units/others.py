@@ -1,7 +1,7 @@
-"""Units beside SE: timm's layers behind SE-Lab's interface, and three that timm lacks.
+"""Units other than SE: timm's layers behind SE-Lab's interface, and three that timm lacks.
 
-One reduction ratio has one meaning for all units: a bottleneck of C // r channels, at least 1, where timm rounds to
-multiples of 8 and some papers have a minimum of their own. Biases of bottlenecks are the spec's, without by default.
+The reduction ratio means the same for all units: a bottleneck of C // r channels, at least 1; timm rounds to multiples
+of 8, and some papers have other minima. Bottlenecks have biases only if the spec says so.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from se_lab.units.unit import Unit
 
 
 class HookedGate(nn.Module):
-    """A gate's activation, followed by the unit's identity for hooks."""
+    """A gate's activation, followed by the unit's `gate`, an identity for hooks."""
 
     def __init__(self, activation: nn.Module, identity: nn.Identity) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class HookedGate(nn.Module):
 
 
 class HookedRow(HookedGate):
-    """The same for a gate (N, 1, C): ECA's convolution runs over channels."""
+    """A HookedGate for gates of shape (N, 1, C), as in ECA, whose convolution runs over channels."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the gate of x, (N, 1, C)."""
@@ -44,12 +44,12 @@ class HookedRow(HookedGate):
 
 
 class TimmUnit(Unit):
-    """A layer of timm's, `layer`, whose gates pass the unit's identity."""
+    """A timm layer, `layer`, whose gates pass through the unit's `gate`."""
 
     name: ClassVar[str]
-    """timm's name for the layer's class, as `create_attn` takes it."""
+    """The name of the layer in timm's `create_attn`."""
     gates: ClassVar[tuple[str, ...]] = ("gate",)
-    """The paths of the gates in the layer, in the order in which they are applied."""
+    """The paths of the gates in the layer, in the order of the forward pass."""
     hooked: ClassVar[type[HookedGate]] = HookedGate
 
     def __init__(self, channels: int, spec: SESpec | None = None) -> None:
@@ -87,35 +87,35 @@ class ESE(TimmUnit):
     reference = "Lee & Park 2020, CenterMask, arXiv:1911.06667"
 
     def start_as_identity(self) -> None:
-        """Let the gate be 1: hard sigmoid of 3."""
+        """Set the gate to 1, the hard sigmoid of 3."""
         nn.init.zeros_(self.layer.fc.weight)  # type: ignore[arg-type, union-attr]
         nn.init.constant_(self.layer.fc.bias, 3)  # type: ignore[arg-type, union-attr]
 
 
 class ECA(TimmUnit):
-    """Efficient channel attention: a 1D convolution over channel means, its kernel size by C (section 3.2.3)."""
+    """Efficient channel attention: a 1D convolution over channel means; C sets the kernel size."""
 
     name = "eca"
     hooked = HookedRow
     reference = "Wang et al. 2020, arXiv:1910.03151"
 
     def cost(self, height: int, width: int) -> ModuleCost:
-        """Return the closed form: a kernel of k, a mean, a gate and a scaling for each channel."""
+        """Return the closed form: for each channel k MACs, a mean, a gate and the scaling."""
         (kernel,) = self.layer.conv.kernel_size  # type: ignore[union-attr,misc]
         operations = 2 * self.channels * height * width
         return ModuleCost(int(kernel), int(kernel) * self.channels, operations + self.channels, self.channels)
 
 
 class CECA(ECA):
-    """ECA with circular padding, a variant of timm's."""
+    """ECA with circular padding, a variant from timm."""
 
     name = "ceca"
 
 
 class GlobalContext(TimmUnit):
-    """Global context: means weighted by an attention over positions, and a bottleneck; timm's form, which scales.
+    """Global context: means weighted by attention over positions, and a bottleneck.
 
-    The paper's adds its context to the map instead, and so has no gate.
+    timm's form scales the map; the paper's adds the context to the map, and has no gate.
     """
 
     name = "gc"
@@ -128,14 +128,14 @@ class GlobalContext(TimmUnit):
         return {"rd_channels": hidden}
 
     def start_as_identity(self) -> None:
-        """Let the gate be GATE_AT_START."""
+        """Set the gate to GATE_AT_START."""
         layer: Any = self.layer.get_submodule("mlp_scale.fc2")
         nn.init.zeros_(layer.weight)
         nn.init.constant_(layer.bias, math.log(GATE_AT_START / (1 - GATE_AT_START)))
 
 
 class CBAM(TimmUnit):
-    """A channel gate from average and maximum, then a spatial gate, (N, 1, H, W)."""
+    """A channel gate from mean and maximum, then a spatial gate, (N, 1, H, W)."""
 
     name = "cbam"
     gates = ("channel.gate", "spatial.gate")
@@ -149,7 +149,7 @@ class CBAM(TimmUnit):
 
 
 class HookableLightChannelAttn(LightChannelAttn):
-    """timm's layer, but calling its `gate`: timm calls the sigmoid, which bypasses hooks."""
+    """timm's layer with a call of its `gate`; timm calls the sigmoid directly, without hooks."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Scale x, (N, C, H, W)."""
@@ -159,7 +159,7 @@ class HookableLightChannelAttn(LightChannelAttn):
 
 
 class LightCBAM(CBAM):
-    """CBAM with one path for the sum of average and maximum, a variant of timm's."""
+    """CBAM with one path for the sum of mean and maximum, a variant from timm."""
 
     name = "lcbam"
 
@@ -183,7 +183,7 @@ class CoordAttn(TimmUnit):
 
 
 class SimpleCoordAttn(CoordAttn):
-    """Coordinate attention without a norm, whose gate, (N, C, H, W), is of a sum; a variant of timm's."""
+    """Coordinate attention without a norm, with one gate, (N, C, H, W); a variant from timm."""
 
     name = "scoord"
 
@@ -196,14 +196,14 @@ class EfficientLocalAttn(TimmUnit):
 
 
 class StripAttn(TimmUnit):
-    """A gate, (N, C, H, W), of the sum of row and column means, each after a depthwise convolution; timm's own."""
+    """A gate, (N, C, H, W), from row and column means, each after a depthwise convolution (timm)."""
 
     name = "strip"
     reference = "timm.layers.StripAttn"
 
 
 class _Gated(Unit):
-    if TYPE_CHECKING:  # TorchScript refuses the type as an annotation of the class
+    if TYPE_CHECKING:  # TorchScript rejects this annotation
         gate: nn.Identity
 
     def __init__(self, channels: int, spec: SESpec | None = None) -> None:
@@ -212,9 +212,9 @@ class _Gated(Unit):
 
 
 class SRM(_Gated):
-    """Style-based recalibration: a channel's gate from its own mean and standard deviation.
+    """Style-based recalibration: a gate per channel from its mean and standard deviation.
 
-    g = sigmoid(BN(w₁ μ + w₂ σ)), for each channel (equations 1 to 4); w starts at 0, as in the authors' code.
+    g = sigmoid(BN(w₁ μ + w₂ σ)) for each channel (equations 1 to 4); w is initialised with 0, as in the authors' code.
     """
 
     reference = "Lee et al. 2019, arXiv:1903.10829"
@@ -241,15 +241,15 @@ class SRM(_Gated):
         return scaled
 
     def cost(self, height: int, width: int) -> ModuleCost:
-        """Return the closed form: 5 operations an element, and 8 a channel, two of them the norm's."""
+        """Return the closed form: 5 operations per element and 8 per channel."""
         elementwise = self.channels * (5 * height * width + 8)
         return ModuleCost(4 * self.channels, 0, elementwise, 0)
 
 
 class GCT(_Gated):
-    """Gated channel transformation: channels compete by their ℓ2 norms, s = α √(Σ x² + ε) (equations 1 to 4).
+    """Gated channel transformation: gates from the channels' ℓ2 norms, s = α √(Σ x² + ε).
 
-    The gate, 1 + tanh(γ s / √(mean of s² + ε) + β), is 1 at the start, where γ and β are 0.
+    The gate is 1 + tanh(γ s / √(mean of s² + ε) + β) (equations 1 to 4); γ and β are initialised with 0.
     """
 
     reference = "Yang et al. 2020, arXiv:1909.11519"
@@ -269,7 +269,7 @@ class GCT(_Gated):
         nn.init.zeros_(self.beta)
 
     def bounds(self) -> tuple[float | None, float | None]:
-        """Return the bounds of 1 + tanh."""
+        """Return the bounds of the gate, those of 1 + tanh."""
         return 0.0, 2.0
 
     def forward(self, x: Tensor) -> Tensor:
@@ -280,13 +280,13 @@ class GCT(_Gated):
         return scaled
 
     def cost(self, height: int, width: int) -> ModuleCost:
-        """Return the closed form: 3 operations an element, 10 a channel, 2 for the mean over channels."""
+        """Return the closed form: 3 operations per element, 10 per channel, 2 for the mean."""
         elementwise = self.channels * (3 * height * width + 10) + 2
         return ModuleCost(3 * self.channels, 0, elementwise, 0)
 
 
 class SimAM(_Gated):
-    """Attention without parameters: a gate for each element, by how far it is from its channel's mean.
+    """Parameter-free attention: a gate for each element, from its distance to the channel's mean.
 
     d = (x − μ)², g = sigmoid(d / (4 (Σ d / (H·W − 1) + λ)) + ½), λ = 1e-4 (equation 5 and the paper's code).
     """
@@ -300,11 +300,11 @@ class SimAM(_Gated):
         self.weight_of_energy = self.LAMBDA
 
     def bounds(self) -> tuple[float | None, float | None]:
-        """Return the bounds: the energy is at least ½."""
+        """Return the bounds of the gate; the energy is at least ½."""
         return 1 / (1 + math.exp(-0.5)), 1.0
 
     def forward(self, x: Tensor) -> Tensor:
-        """Scale x, (N, C, H, W), with H·W of at least 2."""
+        """Scale x, (N, C, H, W); H·W must be at least 2."""
         difference = x - x.mean((2, 3), keepdim=True)
         squares = difference * difference
         variance = squares.sum((2, 3), keepdim=True) / (x.shape[2] * x.shape[3] - 1)
@@ -313,5 +313,5 @@ class SimAM(_Gated):
         return scaled
 
     def cost(self, height: int, width: int) -> ModuleCost:
-        """Return the closed form: 8 operations an element, 3 a channel, and 2 for H·W − 1."""
+        """Return the closed form: 8 operations per element, 3 per channel, and 2 for H·W − 1."""
         return ModuleCost(0, 0, self.channels * (8 * height * width + 3) + 2, 0)

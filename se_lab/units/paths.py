@@ -1,4 +1,4 @@
-"""Places for units by module path, in any net, for `insert_se(at=…)`."""
+"""Places for units by module path, for `insert_se(at=…)` on any net."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ Example = Tensor | tuple[Tensor, ...] | None
 
 
 def own_attention(net: nn.Module, existing_se: str) -> list[str]:
-    """Return the paths of the channel attention that a net has of its own.
+    """Return the paths of a net's existing channel attention.
 
     Raises:
-        SpecError: if it has some and `existing_se` is refuse.
+        SpecError: if there is any and `existing_se` is refuse.
     """
     paths = own_units(net)
     if paths and existing_se == "refuse":
         raise SpecError(
-            f"{kind_of(net)} has channel attention of its own, at {paths[0]} and {len(paths) - 1} more places; "
+            f"{kind_of(net)} already has channel attention, at {paths[0]} and {len(paths) - 1} more places; "
             "set existing_se to keep or replace"
         )
     return paths
@@ -33,13 +33,13 @@ def own_attention(net: nn.Module, existing_se: str) -> list[str]:
 def at_paths(
     net: nn.Module, se: SESpec, at: Sequence[str] | Mapping[str, str], example: Example, existing_se: str
 ) -> list[tuple[Place, Spot]]:
-    """Return a place for each path, in their order, named by the mapping's keys or by the path itself.
+    """Return a place for each path, in order, named by the mapping's key or by the path.
 
-    A name such as SE_3_2 says its stage and unit. Otherwise the modules of one container are a stage (a module of the
-    net itself is its own), and stages and units are numbered from 1.
+    A name such as SE_3_2 gives the stage and the unit. Otherwise the modules of one container are a stage (a child of
+    the net itself is a stage of its own), and stages and units are numbered from 1.
 
     Raises:
-        SpecError: as `insert_se`.
+        SpecError: as `insert_se` does.
     """
     if isinstance(at, str):
         raise SpecError(f"at is {at!r}; it must be a list of module paths, or a mapping of names to paths: [{at!r}]")
@@ -66,8 +66,8 @@ def at_paths(
         else:
             if not channels:
                 raise SpecError(
-                    f"at has {path}, a {type(module).__name__}, which does not say how many channels it returns: give "
-                    "an input of the net, such as insert_se(…, example=torch.zeros(1, 3, 224, 224))"
+                    f"at has {path}, a {type(module).__name__} with an unknown number of output channels; give an "
+                    "input of the net, such as insert_se(…, example=torch.zeros(1, 3, 224, 224))"
                 )
             spot = Spot(path, "output" if is_sequential(module) else "block", channels)
         placements.append((Place(name, stage, unit, path, strides(module), {se.insertion: spot}), spot))
@@ -80,30 +80,30 @@ def _check_names(net: nn.Module, se: SESpec, paths: Mapping[str, str], count: in
     fields += ["insertion"] if se.insertion not in ("standard", "none") else []
     if fields:
         raise SpecError(
-            f"at names the places, and the spec says {fields[0]}={getattr(se, fields[0])!r}: leave it at its default"
+            f"{fields[0]} is {getattr(se, fields[0])!r}; with at, which names the places, leave it at its default"
         )
     modules = dict(net.named_modules())
     if not paths or len(paths) < count or len(set(paths.values())) < len(paths):
-        raise SpecError(f"at is {list(paths.values())!r}; it must name at least one module, and each once")
+        raise SpecError(f"at is {list(paths.values())!r}; it must have at least one module, and no module twice")
     for path in paths.values():
         if not path or path not in modules:
-            raise SpecError(f"at has {path!r}, which is no module of {kind_of(net)}{nearest(path, modules)}")
+            raise SpecError(f"at has {path!r}, which is not a module of {kind_of(net)}{nearest(path, modules)}")
         if isinstance(modules[path], (nn.ModuleList, nn.ModuleDict)):
-            raise SpecError(f"at has {path}, a {type(modules[path]).__name__}, which never runs itself; name its items")
+            raise SpecError(f"at has {path}, a {type(modules[path]).__name__}, which is never called; name its items")
 
 
 def _check_removed(paths: Iterable[str], own_paths: Sequence[str]) -> None:
-    """Raise SpecError for a path within attention of the net's own, which is going to be removed."""
+    """Raise SpecError for a path inside existing attention, which will be removed."""
     for path in paths:
         if host := next((host for host in own_paths if path.startswith(f"{host}.")), None):
             raise SpecError(
-                f"at has {path}, a part of the net's own attention {host}, which existing_se=replace removes; name "
-                f"{host} itself"
+                f"at has {path}, a part of the existing attention {host}, which existing_se=replace removes; name "
+                f"{host} instead"
             )
 
 
 def _probe(net: nn.Module, paths: Iterable[str], example: Example) -> dict[str, int]:
-    """Return the channels of each module's output in a forward pass of the example; nothing without one."""
+    """Return each module's output channels in a forward pass of the example; {} without one."""
     if example is None:
         return {}
     shapes: dict[str, list[object]] = {path: [] for path in paths}
@@ -124,19 +124,19 @@ def _probe(net: nn.Module, paths: Iterable[str], example: Example) -> dict[str, 
             module.training = mode
     for path, calls in shapes.items():
         if len(calls) != 1:
-            raise SpecError(f"at has {path}, which runs {len(calls)} times in a forward pass; it must run once")
+            raise SpecError(f"at has {path}, which is called {len(calls)} times in a forward pass; it must be once")
         if not isinstance(calls[0], torch.Size) or len(calls[0]) != 4:
             description = tuple(calls[0]) if isinstance(calls[0], torch.Size) else calls[0]
-            raise SpecError(f"at has {path}, whose output is {description}; a unit scales maps, (N, C, H, W)")
+            raise SpecError(f"at has {path}, whose output is {description}; it must be (N, C, H, W)")
     return {path: calls[0][1] for path, calls in shapes.items()}  # type: ignore[index]
 
 
 _KEEP_WIDTH = ("activation", "batchnorm", "dropout", "pooling", "linear")
-"""Files of torch.nn whose modules keep the number of channels; of linear only the identity."""
+"""Files of torch.nn whose modules keep the number of channels (in `linear`, only Identity)."""
 
 
 def _stated_width(module: nn.Module) -> int:
-    """Return the output channels that a module states, or 0."""
+    """Return the output channels that a module's attributes give, or 0."""
     for attribute in ("out_channels", "num_features", "num_channels"):
         if isinstance(width := getattr(module, attribute, None), int):
             return width

@@ -1,4 +1,4 @@
-"""The places of a backbone that can take units, by the family tables, and a spec's choice among them."""
+"""Find the places of a backbone that can take units, and choose those that a spec describes."""
 
 from __future__ import annotations
 
@@ -19,43 +19,43 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Spot:
-    """One place for an SE unit, in a backbone at hand."""
+    """A position for a unit in a backbone."""
 
     host: str
-    """Path of the module that the unit hangs on, or of the slot that it fills."""
+    """The path of the module that the unit is attached to, or of the slot that it fills."""
     how: str
-    """As in `families.Point`; block: on the output of the whole block; swap: in the place of the net's own unit."""
+    """As in `families.Point`, or block (on the output of the block), or swap (in place of existing attention)."""
     channels: int
     channels_last: bool = False
     gained: bool = False
-    """The block multiplies what comes from here by a gain (NFNets, for their own attention)."""
+    """Whether the block multiplies the unit's output by a gain, as NFNets do."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """One unit (block) of a backbone, and the insertions it can take."""
+    """A block of a backbone that can take a unit."""
 
     name: str
-    """The paper's name, SE_{stage}_{unit}, units from 1."""
+    """SE_{stage}_{unit}, as in the paper."""
     stage: int
-    """Stage 1 is the stem; the k-th container of units is stage k + 1 (ResNet: 2 to 5)."""
+    """The stage: 1 is the stem, and the k-th container of blocks is stage k + 1 (ResNet: 2 to 5)."""
     unit: int
-    """The unit's number within its stage, from 1."""
+    """The number of the block within its stage, from 1."""
     path: str
-    """The block's path in the backbone."""
+    """The path of the block in the backbone."""
     strided: bool
-    """The block reduces the resolution."""
+    """Whether the block reduces the resolution."""
     spots: dict[str, Spot]
-    """Where each insertion goes: a unit without a shortcut has no identity."""
+    """The spot of each insertion that the block can take."""
     own: tuple[Spot, ...] = ()
-    """The channel attention that the backbone has there of its own."""
+    """The existing channel attention of the block."""
 
 
 def find_places(backbone: nn.Module) -> list[Place]:
-    """Return the units of a backbone that can take SE, in the order of the network.
+    """Return the blocks of a backbone that can take units, in the order of the net.
 
     Raises:
-        SpecError: where there is none.
+        SpecError: if there are none.
 
     Examples:
         >>> import timm
@@ -67,24 +67,24 @@ def find_places(backbone: nn.Module) -> list[Place]:
 
 
 def survey(backbone: nn.Module) -> list[Place]:
-    """Return the places of `find_places`, then one without spots for each attention module outside any block.
+    """Return the blocks of a backbone, and one place without spots per attention module elsewhere.
 
     Raises:
-        SpecError: where the backbone has no unit that the tables know.
+        SpecError: if the backbone has no known block.
     """
     modules = dict(backbone.named_modules())
     units = {path: (key, spots) for path, key, spots in _units(backbone, modules)}
     if not units:
         raise SpecError(
-            f"{kind_of(backbone)} has no block that SE-Lab knows: name the modules whose outputs get units, as in "
-            'insert_se(…, at=["layer1.0"]), or add its blocks to se_lab.LAYOUTS; se-lab models lists the backbones '
+            f"{kind_of(backbone)} has no known blocks; name the modules whose outputs get units, as in "
+            'insert_se(…, at=["layer1.0"]), or add the blocks to se_lab.LAYOUTS; se-lab models lists the backbones '
             "that can take units"
         )
     keys = list(dict.fromkeys(key for key, _ in units.values()))
     own_spots: dict[str, list[Spot]] = {path: [] for path in units}
     outside_spots: list[tuple[int, str, Spot]] = []
     current_stage = 1
-    prefixes = tuple(f"{path}." for path, module in modules.items() if isinstance(module, Unit))  # skips their layers
+    prefixes = tuple(f"{path}." for path, module in modules.items() if isinstance(module, Unit))  # SE-Lab's units
     for path, module in modules.items():
         if path in units:
             current_stage = keys.index(units[path][0]) + 2
@@ -98,7 +98,7 @@ def survey(backbone: nn.Module) -> list[Place]:
             else:
                 outside_spots.append((current_stage, path, spot))
     places: list[Place] = []
-    count: dict[int, int] = {}  # units a stage has so far
+    count: dict[int, int] = {}  # units by stage
 
     def add(stage: int, path: str, spots: dict[str, Spot], own_spots: Sequence[Spot]) -> None:
         number = count[stage] = count.get(stage, 0) + 1
@@ -113,15 +113,15 @@ def survey(backbone: nn.Module) -> list[Place]:
 
 
 def choose(places: Sequence[Place], se: SESpec, existing_se: str, backbone: str) -> list[tuple[Place, Spot]]:
-    """Return the spots that a spec's units go to; `backbone` is its name, for errors.
+    """Return the places and spots of a spec's units; `backbone` is a name for errors.
 
     Raises:
-        SpecError: as `insert_se`.
+        SpecError: as `insert_se` does.
     """
     spots = [spot for place in places for spot in place.own]
     if spots and existing_se == "refuse":
         raise SpecError(
-            f"{backbone} has channel attention of its own, at {spots[0].host} and {len(spots) - 1} more places; "
+            f"{backbone} already has channel attention, at {spots[0].host} and {len(spots) - 1} more places; "
             "set model.existing_se=keep or model.existing_se=replace"
         )
     if se.insertion == "none":
@@ -129,15 +129,15 @@ def choose(places: Sequence[Place], se: SESpec, existing_se: str, backbone: str)
     stages = sorted({place.stage for place in places if place.spots})
     if se.stages != "all" and (missing := [stage for stage in se.stages if stage not in stages]):
         raise SpecError(
-            f"model.se.stages asks for stage {', '.join(map(str, missing))}; "
-            f"{backbone} has {', '.join(map(str, stages))}"
+            f"model.se.stages has {', '.join(map(str, missing))}; "
+            f"the stages of {backbone} are {', '.join(map(str, stages))}"
         )
     placements: list[tuple[Place, Spot]] = []
     for place in places:
         if (se.stages != "all" and place.stage not in se.stages) or (se.units == "stride_1" and place.strided):
             continue
         if spots and existing_se == "replace" and se.insertion == "standard":
-            for number, spot in enumerate(place.own, 1):  # names seed the weights: each unit needs its own
+            for number, spot in enumerate(place.own, 1):  # unique names, since they seed the weights
                 name = place.name if number == 1 else f"{place.name}_{number}"
                 placements.append((replace(place, name=name), spot))
         elif se.insertion in place.spots and (place.own or not spots or existing_se == "keep"):
@@ -145,31 +145,31 @@ def choose(places: Sequence[Place], se: SESpec, existing_se: str, backbone: str)
     if not placements:
         insertions = sorted({insertion for place in places for insertion in place.spots})
         raise SpecError(
-            f"model.se.insertion is {se.insertion!r}, for which {backbone} has no place in the units asked for; "
-            f"it has {', '.join(insertions)}"
+            f"model.se.insertion is {se.insertion!r}, for which the chosen blocks of {backbone} have no place; "
+            f"allowed are {', '.join(insertions)}"
         )
     return placements
 
 
 def name_of(backbone: nn.Module) -> str:
-    """Return timm's name of a backbone, or its class."""
+    """Return timm's name of a backbone, or the name of its class."""
     config = getattr(backbone, "pretrained_cfg", None) or {}
     return config.get("architecture") or type(backbone).__name__
 
 
 def kind_of(net: nn.Module) -> str:
-    """Return a net's name and its class with the library that it comes from, for errors."""
+    """Return a net's name and its class with module path, for errors."""
     cls = f"{type(net).__module__}.{type(net).__qualname__}"
     return f"{name} ({cls})" if (name := name_of(net)) != type(net).__name__ else cls
 
 
 def own_units(net: nn.Module) -> list[str]:
-    """Return the paths of the channel attention that a net has of its own."""
+    """Return the paths of a net's existing channel attention."""
     return [path for path, module in net.named_modules() if row_of(module, ATTENTION)]
 
 
 def post_channels(block: nn.Module) -> int:
-    """Return the channels of a known block's output, 0 for another module."""
+    """Return the output channels of a known block, or 0 for another module."""
     for point in (row_of(block, LAYOUTS) or {}).get("post", ()):
         if not point.host and _holds(block, point.when):
             return _channels(block, point.channels)
@@ -177,12 +177,12 @@ def post_channels(block: nn.Module) -> int:
 
 
 def gains(block: nn.Module) -> bool:
-    """Tell whether a block multiplies its own attention's output by a gain."""
+    """Return whether a block multiplies the output of its attention by a gain."""
     return row_of(block, dict.fromkeys(GAINED, True)) is not None
 
 
 def _units(backbone: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, Hashable, dict[str, Spot]]]:
-    """Yield each block's path, stage key and spots, in the order of the network."""
+    """Yield each block's path, stage key and spots, in the order of the net."""
     rule = row_of(backbone, STAGES)
     container = row_of(backbone, FLAT)
     if container is not None:
@@ -223,7 +223,7 @@ def _spots(path: str, block: nn.Module, layout: Layout) -> Iterator[tuple[str, S
         host, how = point.host, point.how
         channels = _channels(block, point.channels or (f">{host}" if how == "input" else host))
         module = _get(block, host)
-        while how == "input" and is_sequential(module):  # its child would run last: hang it on the first module
+        while how == "input" and is_sequential(module):  # a child of a Sequential runs last: use its first module
             name, module = next(iter(module.named_children()))
             host = f"{host}.{name}"
         full = f"{path}.{host}" if host else path
@@ -231,7 +231,7 @@ def _spots(path: str, block: nn.Module, layout: Layout) -> Iterator[tuple[str, S
 
 
 def own_channels(backbone: nn.Module, path: str, spots: Iterable[Spot]) -> int:
-    """Return the channels that a net's own attention scales: its slot's, its layers' input's, or its predecessor's."""
+    """Return the number of channels of existing attention: of its slot, layers or predecessor."""
     for spot in spots:
         if spot.host == path:
             return spot.channels
@@ -239,7 +239,7 @@ def own_channels(backbone: nn.Module, path: str, spots: Iterable[Spot]) -> int:
         return width
     parent, _, attribute = path.rpartition(".")
     channels = 0
-    for name, module in backbone.get_submodule(parent).named_children():  # ECA's layers do not know their channels
+    for name, module in backbone.get_submodule(parent).named_children():  # ECA's layers do not have C
         if name == attribute:
             break
         channels = _width(module, _GIVES) or channels
@@ -259,7 +259,7 @@ def _channels(block: nn.Module, terms: str) -> int:
 
 
 def _width(module: nn.Module, attributes: tuple[str, ...]) -> int:
-    """Return a module's output (or input) channels: those of its last (or first) layer that has any."""
+    """Return a module's output (or input) channels, from its last (or first) layer that has any."""
     layers = [m for m in module.modules() if isinstance(m, (nn.Conv2d, nn.Linear)) or hasattr(m, "weight")]
     for layer in layers if attributes is _TAKES else reversed(layers):
         if isinstance(layer, nn.Conv1d):
@@ -269,7 +269,7 @@ def _width(module: nn.Module, attributes: tuple[str, ...]) -> int:
             if width is not None:
                 return int(width[-1] if isinstance(width, tuple) else width)
         weight = layer.weight
-        if isinstance(weight, Tensor) and weight.dim() == 1:  # a norm that does not keep its width
+        if isinstance(weight, Tensor) and weight.dim() == 1:  # a norm without an attribute for its width
             return weight.numel()
     return 0
 
@@ -288,13 +288,13 @@ def _holds(block: nn.Module, when: str) -> bool:
 
 
 def strides(module: nn.Module) -> bool:
-    """Tell whether a module or one inside it has a stride above 1."""
+    """Return whether a module or one of its children has a stride above 1."""
     steps = (getattr(m, "stride", 1) for m in module.modules())
     return any(max(s) > 1 if isinstance(s, tuple) else isinstance(s, int) and s > 1 for s in steps)
 
 
 def row_of(module: nn.Module, table: Mapping[str, T]) -> T | None:
-    """Return a table's row for a module's class or its nearest parent class; None if there is none."""
+    """Return the row of a table for a module's class or nearest parent class, or None."""
     for cls in type(module).__mro__:
         row = table.get(f"{cls.__module__}.{cls.__qualname__}")
         if row is not None:

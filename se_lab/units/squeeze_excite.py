@@ -1,4 +1,4 @@
-"""The Squeeze-and-Excitation unit (Hu et al., section 3) and the tables of its operators."""
+"""The Squeeze-and-Excitation unit (Hu et al., section 3) and its tables of operators."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def squeeze_avg(x: Tensor) -> Tensor:
 
 
 def _mean(x: Tensor) -> Tensor:
-    if x.dtype == torch.bfloat16 and x.device.type == "cpu":  # where mean widens the whole map first
+    if x.dtype == torch.bfloat16 and x.device.type == "cpu":  # there, mean first converts the whole map
         return x.sum((2, 3)) / (x.shape[2] * x.shape[3])
     return x.mean((2, 3))
 
 
-torch.fx.wrap("_mean")  # one node of an fx graph, which cannot branch on a dtype
+torch.fx.wrap("_mean")  # a single node, since an fx graph cannot branch on a dtype
 
 
 def squeeze_max(x: Tensor) -> Tensor:
@@ -35,37 +35,37 @@ def squeeze_max(x: Tensor) -> Tensor:
 
 
 def squeeze_none(x: Tensor) -> Tensor:
-    """No pooling (Table 16): both FC layers act as 1×1 convolutions and the gate keeps (N, C, H, W)."""
+    """No pooling (Table 16): the FC layers act as 1×1 convolutions, and the gate is (N, C, H, W)."""
     return x
 
 
 Operator = Callable[[Tensor], Tensor] | type[nn.Module]
-"""A function on tensors, or an nn.Module class that is built with the number of channels and may have parameters."""
+"""A function on tensors, or an nn.Module class, which is created with the number of channels."""
 
 SQUEEZE: dict[str, Operator] = {"avg": squeeze_avg, "max": squeeze_max, "none": squeeze_none}
-"""Squeeze operators by name, (N, C, H, W) -> (N, C) or (N, C, H, W). A user's own is one more entry."""
+"""Squeeze operators by name, (N, C, H, W) -> (N, C) or (N, C, H, W); users can add entries."""
 
 EXCITATION: dict[str, Operator] = {"sigmoid": torch.sigmoid, "tanh": torch.tanh, "relu": torch.relu}
-"""Final non-linearities of the gate by name (Table 12); the inner ReLU stays. A user's own is one more entry."""
+"""Final non-linearities of the gate by name (Table 12); users can add entries."""
 
 OPERATORS.update(squeeze=SQUEEZE.keys(), excitation=EXCITATION.keys())
 
 
 def hidden_width(channels: int, reduction: int) -> int:
-    """Return the bottleneck's width: C // r, at least 1, not rounded to a multiple of 8 as timm does."""
+    """Return the bottleneck's width, C // r, at least 1; unlike timm, not a multiple of 8."""
     return max(channels // reduction, 1)
 
 
 GATE_AT_START = 0.99
-"""What an identity start sets every gate to, where the excitation only nears 1 (sigmoid, tanh)."""
+"""The gate after an identity start, for excitations that do not reach 1 (sigmoid, tanh)."""
 
 
 class SqueezeExcite(Unit):
     """x · gate(x), with gate(x) = excitation(W2 relu(W1 squeeze(x))), on (N, C, H, W).
 
-    Parameters come in the order reduce.weight (hidden, C), [reduce.bias], expand.weight (C, hidden), [expand.bias],
-    two-dimensional for every squeeze. The gate, (N, C) or (N, C, H, W) where nothing is squeezed, passes through
-    `gate`, an identity for hooks.
+    The parameters are, in this order, reduce.weight (hidden, C), [reduce.bias], expand.weight (C, hidden) and
+    [expand.bias], for every squeeze. The gate, (N, C), or (N, C, H, W) with squeeze none, passes through `gate`, an
+    identity for hooks.
 
     Examples:
         >>> unit = SqueezeExcite(64, SESpec(reduction=16, squeeze="max"))
@@ -76,7 +76,7 @@ class SqueezeExcite(Unit):
     fields: ClassVar[tuple[str, ...]] = ("reduction", "squeeze", "excitation", "bias", "start")
     reference: ClassVar[str] = "Hu et al. 2018, arXiv:1709.01507"
 
-    if TYPE_CHECKING:  # TorchScript refuses the type as an annotation of the class
+    if TYPE_CHECKING:  # TorchScript rejects this annotation
         gate: nn.Identity
 
     def __init__(self, channels: int, spec: SESpec | None = None) -> None:
@@ -92,11 +92,11 @@ class SqueezeExcite(Unit):
         self.reset()
 
     def reset(self, generator: torch.Generator | None = None) -> None:
-        """Draw both weights as He et al. 2015 do (fan in), and set the biases to 0."""
+        """Draw both weights from N(0, 2 / fan-in) (He et al. 2015), and set the biases to 0."""
         if self.reduce.weight.is_meta:
             return
         for layer in (self.reduce, self.expand):
-            # drawn on the CPU, so that a stream gives the same weights for a net built on any device
+            # drawn on the CPU, so that the weights are the same on all devices
             values = torch.randn(layer.weight.shape, generator=generator) * math.sqrt(2 / layer.in_features)
             with torch.no_grad():
                 layer.weight.copy_(values)
@@ -115,21 +115,21 @@ class SqueezeExcite(Unit):
         return scaled
 
     def excite(self, z: Tensor) -> Tensor:
-        """Return the gate of squeezed maps, (N, C) -> (N, C)."""
+        """Return the gate from squeezed maps, (N, C) -> (N, C)."""
         s: Tensor = self.gate(self.excitation(self.expand(F.relu(self.reduce(z)))))
         return s
 
     def squeezed(self, x: Tensor) -> Tensor:
-        """Return the squeezed descriptors of x, (N, C), or (N, C, H, W) where nothing is squeezed."""
+        """Return the squeezed x, (N, C), or (N, C, H, W) with squeeze none."""
         return self.squeeze(x)
 
     def start_as_identity(self) -> None:
-        """Let the gate be GATE_AT_START, for relu 1, whatever is squeezed: W2 becomes 0, its bias sets the gate."""
+        """Set W2 to 0 and its bias so that the gate is GATE_AT_START (relu: 1) for every input."""
         nn.init.zeros_(self.expand.weight)
         nn.init.constant_(self.expand.bias, _BIAS_OF_IDENTITY[self._spec.excitation])
 
     def cost(self, height: int, width: int) -> ModuleCost:
-        """Return the closed form of the cost for one map of (C, height, width), where there is one."""
+        """Return the cost for one map of (C, height, width), in closed form if there is one."""
         if not self.has_closed_form():
             return super().cost(height, width)
         channels, hidden = self.reduce.in_features, self.reduce.out_features
@@ -144,34 +144,34 @@ class SqueezeExcite(Unit):
         )
 
     def has_closed_form(self) -> bool:
-        """Return whether `cost` is a formula: not with operators of a user's own."""
+        """Return whether `cost` is a formula, which it is for built-in operators."""
         return self._spec.squeeze in _POOLS and self._spec.excitation in _BIAS_OF_IDENTITY
 
     def bounds(self) -> tuple[float | None, float | None]:
-        """Return the bounds of the gate: what the excitation makes of very small and very large numbers."""
+        """Return the bounds of the gate, those of the excitation."""
         return bounds_of(self.excitation, self.channels)
 
     def why_not_fused(self) -> str:
-        """Say that another squeeze than the mean has no fused form."""
+        """Return why the unit cannot run fused: only the squeeze avg has a fused form."""
         return "" if self.squeeze is squeeze_avg else "the squeeze is not avg"
 
     def gate_of_means(self, z: Tensor) -> Tensor:
-        """Return the gate of channel means, (N, C), in the type of z."""
+        """Return the gate from channel means, (N, C), in the dtype of z."""
         weight = self.reduce.weight
-        # PyTorch's int8 linear layers take float32, and their `weight` is a method
+        # PyTorch's int8 linear layers expect float32, and their `weight` is a method
         return self.excite(z.to(weight.dtype if isinstance(weight, Tensor) else torch.float32)).to(z.dtype)
 
     def extra_repr(self) -> str:
-        """Name the operators."""
+        """Return the names of the operators."""
         return ", ".join(getattr(op, "__name__", type(op).__name__) for op in (self.squeeze, self.excitation))
 
 
 FAR, NO_BOUND = 1e4, 1e3
-"""An excitation has no bound if its value at ±FAR is beyond ±NO_BOUND."""
+"""An excitation is unbounded if its value at ±FAR is beyond ±NO_BOUND."""
 
 
 def bounds_of(excitation: Callable[[Tensor], Tensor], channels: int) -> tuple[float | None, float | None]:
-    """Return the lower and the upper bound of an excitation of (N, channels), None where there is none."""
+    """Return the lower and the upper bound of an excitation, each None if it is unbounded."""
     tensors = [*excitation.parameters(), *excitation.buffers()] if isinstance(excitation, nn.Module) else []
     if any(tensor.is_meta for tensor in tensors):
         return None, None
@@ -187,7 +187,7 @@ def _build(operator: Operator, channels: int) -> Callable[[Tensor], Tensor]:
 
 
 def _keeps_maps(squeeze: Callable[[Tensor], Tensor], channels: int) -> bool:
-    """Tell whether a squeeze operator keeps H and W, once, so that a forward pass need not branch on it."""
+    """Return whether a squeeze operator keeps H and W; checked once, not in each forward pass."""
     if squeeze in _POOLS.values():
         return squeeze is squeeze_none
     modules = list(squeeze.modules()) if isinstance(squeeze, nn.Module) else []

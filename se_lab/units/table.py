@@ -1,4 +1,4 @@
-"""The table of units: every name that `model.se.unit` takes, a user's own among them."""
+"""The table of units: the names that `model.se.unit` accepts, users' units included."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from se_lab.units.unit import Unit
 
 
 class _Units(UserDict[str, type[Unit]]):
-    """A dictionary whose names are valid in a spec as long as they are in it."""
+    """A dictionary whose keys are valid unit names in a spec."""
 
     def __setitem__(self, name: str, unit: type[Unit]) -> None:
         if not (isinstance(unit, type) and issubclass(unit, Unit)):
@@ -54,7 +54,7 @@ UNITS = _Units(
         "simam": others.SimAM,
     }
 )
-"""Kinds of units by name. Each class is built with the channels and the SESpec; a user's own is one more entry."""
+"""Unit classes by name, each created with the number of channels and the SESpec; users can add entries."""
 
 
 def build_unit(se: SESpec, channels: int) -> Unit:

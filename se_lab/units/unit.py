@@ -1,4 +1,4 @@
-"""The interface of an attention unit, which is all that the rest of SE-Lab uses."""
+"""The interface of attention units; the rest of SE-Lab uses nothing else of a unit."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from se_lab.units.counting import ModuleCost, count
 
 
 class Unit(nn.Module):
-    """A module that maps (N, C, H, W) to the same shape, scaling channels, positions, or both.
+    """Base class of attention units: modules that scale channels or positions of (N, C, H, W).
 
-    A subclass is built with (channels, spec), calls this constructor and has a forward pass. All else is optional.
+    A subclass is created with (channels, spec), calls this constructor, and defines `forward`; all else is optional.
 
     Examples:
         >>> unit = SqueezeExcite(64, SESpec(reduction=4))
@@ -26,29 +26,29 @@ class Unit(nn.Module):
     """
 
     fields: ClassVar[tuple[str, ...]] = ()
-    """The SESpec fields that can change this kind of unit, of reduction, squeeze, excitation, bias and start."""
+    """The SESpec fields that affect the unit, out of reduction, squeeze, excitation, bias and start."""
     reference: ClassVar[str] = ""
-    """The paper that describes it."""
+    """The paper that describes the unit."""
     fewest_pixels: ClassVar[int] = 1
-    """The smallest H·W of a map for which it is defined."""
+    """The smallest H·W of maps for which the unit is defined."""
 
     def __init__(self, channels: int, spec: SESpec | None = None) -> None:
         super().__init__()
         _check_arguments(type(self).__name__, channels, spec)
-        # in the instance: TorchScript refuses the types as annotations of the class, and an attribute of the class
+        # attributes of the instance: TorchScript rejects class annotations of these types, and a class attribute
         # would hide a subclass's module
         self.channels: int = channels
-        """C, the channels that the unit scales."""
+        """The number of channels that the unit scales."""
         self.hidden: int | None = None
-        """The width of its bottleneck; None where it has none."""
+        """The width of the bottleneck, or None."""
         self.gate: nn.Identity | None = None
-        """The identity that the gate passes, for hooks: (N, C) or what broadcasts to (N, C, H, W). A gate of several
-        factors, such as one for rows and one for columns, passes it factor by factor. None where there is no gate."""
+        """An identity for hooks, through which the gate passes: (N, C), or a shape that broadcasts to (N, C, H, W). The
+        factors of a gate, such as those for rows and columns, pass one by one. None for a unit without a gate."""
 
     def reset(self, generator: torch.Generator | None = None) -> None:
-        """Draw the weights anew from a generator, as each module's own `reset_parameters` draws them.
+        """Initialise the weights by the `reset_parameters` of all modules, seeded by a generator.
 
-        They are drawn on the CPU, so that a stream gives the same weights on any device.
+        They are drawn on the CPU, so that the weights are the same on all devices.
         """
         if all(parameter.is_meta for parameter in self.parameters()):  # or no parameter
             return
@@ -56,7 +56,7 @@ class Unit(nn.Module):
         clone = copy.deepcopy(self).to("cpu")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            for module in reversed(list(clone.modules())):  # a module after its layers, whose start it may change
+            for module in reversed(list(clone.modules())):  # children first: a parent may change their weights
                 if hasattr(module, "reset_parameters"):
                     module.reset_parameters()  # type: ignore[operator]
         self.load_state_dict(clone.state_dict())
@@ -65,49 +65,49 @@ class Unit(nn.Module):
         """Set the weights so that the gate is (nearly) 1 for every input.
 
         Raises:
-            SpecError: where this unit has no such weights.
+            SpecError: if the unit has no such weights.
         """
         raise SpecError(f"{type(self).__name__} has no weights that make its gate 1 for every input")
 
     def squeezed(self, x: Tensor) -> Tensor:
-        """Return what the gate is computed from, (N, C) or (N, C, H, W), for inputs (N, C, H, W)."""
+        """Return the squeezed input, (N, C) or (N, C, H, W), from which the gate is computed."""
         return x.mean((2, 3))
 
     def bounds(self) -> tuple[float | None, float | None]:
-        """Return the lower and the upper bound of the gate, None where there is none."""
+        """Return the lower and the upper bound of the gate, each None if it is unbounded."""
         return 0.0, 1.0
 
     def why_not_fused(self) -> str:
-        """Return why no fused block can run the unit; "" where its gate is `gate_of_means` of the means over H, W."""
+        """Return why the unit cannot run fused; "" if its gate is `gate_of_means` of means over H, W."""
         return f"{type(self).__name__} has no fused form"
 
     def gate_of_means(self, z: Tensor) -> Tensor:
-        """Return the gate, (N, C), of means over H and W, (N, C), in their dtype; fused blocks call this."""
+        """Return the gate, (N, C), from means over H and W, (N, C); called by fused blocks."""
         raise NotImplementedError(f"{type(self).__name__} has no fused form")
 
     def cost(self, height: int, width: int) -> ModuleCost:
-        """Return the cost for one map of (C, height, width); by default counted by fvcore."""
+        """Return the cost for one map of (C, height, width); by default, fvcore counts it."""
         by_module, _ = count(self, (self.channels, height, width))
         return by_module[""]
 
     @classmethod
     def check_map(cls, unit: str, place: str, height: int, width: int) -> None:
-        """Raise SpecError for a map of fewer pixels than this unit, by its name in a spec, is defined for."""
+        """Raise SpecError if maps at a place are smaller than the unit allows; `unit` is its name."""
         if height * width < cls.fewest_pixels:
             raise SpecError(
-                f"model.se.unit={unit} needs maps of at least {cls.fewest_pixels} pixels, and {place} has {height} × "
+                f"model.se.unit={unit} needs maps of at least {cls.fewest_pixels} pixels, but {place} has {height} × "
                 f"{width}; choose larger images, earlier stages or another unit"
             )
 
     def has_closed_form(self) -> bool:
-        """Return whether `cost` is a formula and not a count."""
+        """Return whether `cost` is a formula."""
         return type(self).cost is not Unit.cost
 
 
 def _check_arguments(name: str, channels: object, spec: object) -> None:
-    """Raise SpecError for wrong arguments, such as channels that are no int, or a bare ratio."""
+    """Raise SpecError for invalid arguments, such as a reduction ratio in place of the spec."""
     if isinstance(channels, bool) or not isinstance(channels, int) or channels < 1:
-        raise SpecError(f"{name} takes the number of channels, at least 1, not {channels!r}")
+        raise SpecError(f"channels of {name} is {channels!r}; it must be an integer of at least 1")
     if spec is not None and not isinstance(spec, SESpec):
         hint = f"SESpec(reduction={spec})" if isinstance(spec, int) else "SESpec(reduction=16)"
-        raise SpecError(f"{name} takes an SESpec, such as {hint}, not {spec!r}")
+        raise SpecError(f"spec of {name} is {spec!r}; it must be an SESpec, such as {hint}")

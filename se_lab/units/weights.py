@@ -1,4 +1,4 @@
-"""A backbone's weights from a file, as public training scripts write them."""
+"""Load a backbone's weights from files of public training scripts."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from se_lab.spec import SpecError, expand_path
 State = dict[str, Tensor]
 
 HOLDERS = ("state_dict_ema", "model_ema", "state_dict", "model")
-"""Entries of checkpoints that hold a state dict, the one to take first: timm's train.py (`state_dict`, and
-`state_dict_ema` with a moving average, which timm loads too), torchvision's references (`model`, `model_ema`)."""
+"""Entries of checkpoints that contain a state dict, in order of preference: those of timm's train.py (`state_dict`,
+`state_dict_ema`) and of torchvision's references (`model`, `model_ema`)."""
 
 
 def load_weights(net: nn.Module, path: str) -> None:
-    """Load a backbone's weights from a file of safetensors or of PyTorch's (weights only), in place.
+    """Load a backbone's weights in place from a file of safetensors or PyTorch (weights only).
 
-    The file holds a state dict, or a checkpoint with one: of timm's train.py, torchvision's references, Lightning,
-    SE-Lab, from a net in DataParallel or torch.compile. A moving average (EMA) is
-    preferred to the weights. A classifier for another number of classes stays random, with a note on stderr, and
-    a first convolution for another number of channels is adapted, as timm does for its own weights.
+    The file contains a state dict or a checkpoint of timm's train.py, torchvision's references, Lightning or SE-Lab;
+    the net may have been wrapped by DataParallel or torch.compile. A moving average (EMA) is preferred. A classifier
+    for another number of classes stays random, with a message on stderr; a first convolution for another number of
+    channels is adapted, as timm does.
 
     Raises:
-        SpecError: where the file cannot be read, holds no weights, or those of another net.
+        SpecError: if the file cannot be read, or contains no weights or those of another net.
     """
     net_state = net.state_dict()
     state = _without_prefix(_read(path), net_state, path)
@@ -55,10 +55,10 @@ def load_weights(net: nn.Module, path: str) -> None:
     if missing or unexpected or misshapen:
         problems = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
         summary = "; ".join(f"{len(keys)} {kind}: {_few(keys)}" for kind, keys in problems.items() if keys)
-        raise SpecError(f"model.pretrained is {path!r}, which holds the weights of another net: {summary}")
+        raise SpecError(f"model.pretrained is {path!r}, which contains the weights of another net: {summary}")
     net.load_state_dict(state, strict=False)
     if skipped_keys and not any(value.is_meta for value in net_state.values()):
-        print(f"{path} has no classifier of this size: {', '.join(names)} starts from random weights", file=sys.stderr)
+        print(f"{path} has no classifier of this size: {', '.join(names)} has random weights", file=sys.stderr)
 
 
 def _few(keys: list[str]) -> str:
@@ -75,26 +75,26 @@ def _read(path: str) -> State:
             with torch.serialization.safe_globals([argparse.Namespace]):  # timm's train.py saves its arguments
                 content = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise SpecError(f"model.pretrained is {path!r}, and there is no such file") from None
-    except Exception as error:  # the readers may raise any exception
+        raise SpecError(f"model.pretrained is {path!r}, which does not exist") from None
+    except Exception as error:  # the readers can raise any exception
         raise SpecError(f"model.pretrained is {path!r}, which cannot be read as weights: {error}") from error
     for key in HOLDERS:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
             break
     if not isinstance(content, dict):
-        raise SpecError(f"model.pretrained is {path!r}, which holds a {type(content).__name__} and no state dict")
+        raise SpecError(f"model.pretrained is {path!r}, which contains a {type(content).__name__}, not a state dict")
     state = {key: value for key, value in content.items() if isinstance(value, Tensor)}
     if not state:
-        raise SpecError(f"model.pretrained is {path!r}, which holds {_few(list(map(str, content)))} and no weights")
+        raise SpecError(f"model.pretrained is {path!r}, which contains {_few(list(map(str, content)))} and no weights")
     return state
 
 
 def _without_prefix(state: State, net_state: Mapping[str, Tensor], path: str) -> State:
-    """Return the entries that belong to a net, under the net's names.
+    """Return a net's entries of a state dict, under the net's names.
 
-    Whatever holds a net puts a prefix before its names: DataParallel `module.`, torch.compile `_orig_mod.`, Lightning
-    the attribute's name. The right prefix is the one under which most of the net's names are found.
+    Wrappers add a prefix to the names: DataParallel `module.`, torch.compile `_orig_mod.`, Lightning the name of the
+    attribute. The prefix with which the most names match is removed.
     """
     hits: dict[str, int] = {}
     for key in state:
@@ -106,8 +106,8 @@ def _without_prefix(state: State, net_state: Mapping[str, Tensor], path: str) ->
     prefixes = averages if averages else candidates
     if len(prefixes) > 1:
         raise SpecError(
-            f"model.pretrained is {path!r}, which holds {len(prefixes)} nets of this kind, under "
-            f"{', '.join(prefixes)}: write one of them to a file of its own"
+            f"model.pretrained is {path!r}, which contains {len(prefixes)} nets of this kind, under "
+            f"{', '.join(prefixes)}; save one of them to a separate file"
         )
     prefix = prefixes[0] if prefixes else ""
     return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
@@ -119,13 +119,13 @@ def _prefixes(key: str) -> Iterable[str]:
 
 
 def _classifier(net: nn.Module) -> tuple[str, ...]:
-    """Return the paths of a net's classifier, as timm's config names them."""
+    """Return the paths of a net's classifier from its timm config."""
     names = (getattr(net, "pretrained_cfg", None) or {}).get("classifier") or ()
     return (names,) if isinstance(names, str) else tuple(names)
 
 
 def _adapt_input(net: nn.Module, net_state: Mapping[str, Tensor], state: State) -> None:
-    """Adapt the first convolution of a state dict to a net for images of another number of channels, in place."""
+    """Adapt a state dict's first convolution in place to the net's number of image channels."""
     first = (getattr(net, "pretrained_cfg", None) or {}).get("first_conv") or ()
     for name in (first,) if isinstance(first, str) else first:
         key = f"{name}.weight"

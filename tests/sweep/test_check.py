@@ -205,7 +205,7 @@ def test_trials_are_checked_before_any_is_run():
         check_trials([good, RunSpec(model=ModelSpec("resnt18"))])
     with pytest.raises(SpecError, match=r"stage 6.*has 2, 3, 4, 5"):
         check_trials([good, RunSpec(model=ModelSpec("resnet18", SESpec(stages=(6,))))])
-    with pytest.raises(SpecError, match="seresnet50 has channel attention of its own"):
+    with pytest.raises(SpecError, match="seresnet50 already has channel attention"):
         check_trials([good, RunSpec(model=ModelSpec("seresnet50"))])
 
 

@@ -62,7 +62,7 @@ def test_a_tool_that_replaces_norms_leaves_the_units_or_the_net_says_which_is_go
         other = copy.deepcopy(net)
         other = tool(other) or other
         if name in MAY_BE_LOST:
-            with pytest.raises(SpecError, match=rf"{sites[0].name} no longer runs: its norm .* has been replaced by"):
+            with pytest.raises(SpecError, match=rf"{sites[0].name} no longer runs: its norm .* was replaced by"):
                 other(IMAGES)
         elif tool is not freeze:  # on a CPU a SyncBatchNorm takes no images: back to the norm that it was
             other = unsynced(other)

@@ -270,12 +270,12 @@ def meta(name):
 
 
 def test_a_stage_that_is_not_there_is_refused_with_those_that_are():
-    with pytest.raises(SpecError, match=r"asks for stage 7; .* has 2, 3, 4, 5"):
+    with pytest.raises(SpecError, match=r"has 7; the stages of .* are 2, 3, 4, 5"):
         insert_se(copy.deepcopy(meta("resnet18")), SESpec(stages=[2, 7]))
 
 
 def test_an_insertion_that_a_net_has_no_place_for_is_refused_with_those_it_has():
-    with pytest.raises(SpecError, match=r"'identity', for which vgg11 has no place .* it has standard"):
+    with pytest.raises(SpecError, match=r"'identity', for which the chosen blocks of vgg11 have no place; .* standard"):
         insert_se(copy.deepcopy(meta("vgg11")), SESpec(insertion="identity"))
 
 
@@ -290,7 +290,7 @@ def test_units_take_the_nets_type_and_mode():
 def test_a_net_is_patched_once():
     net = copy.deepcopy(meta("resnet18"))
     insert_se(net, SESpec())
-    with pytest.raises(SpecError, match="already has SE-Lab's units"):
+    with pytest.raises(SpecError, match="already has units of SE-Lab"):
         insert_se(net, SESpec())
 
 

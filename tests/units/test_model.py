@@ -64,9 +64,7 @@ def test_a_torchvision_net_takes_any_images_and_classes_and_its_weights_are_seed
 def test_a_torchvision_net_with_se_of_its_own_is_refused_and_its_units_can_be_replaced():
     name = "torchvision:mobilenet_v3_small"
     with torch.device("meta"):
-        with pytest.raises(
-            SpecError, match=rf"{name} has channel attention of its own, at features.1.block.1 and 8 more"
-        ):
+        with pytest.raises(SpecError, match=rf"{name} already has channel attention, at features.1.block.1 and 8 more"):
             create_model(ModelSpec(name), 4)
         net = create_model(ModelSpec(name, existing_se="replace"), 4)
         # Howard et al. 2019, Table 2: nine ticks under SE
@@ -87,10 +85,10 @@ def test_pretrained_weights_are_fetched_only_for_a_net_that_runs(monkeypatch, tm
     with torch.device("meta"):
         create_model(spec, 4)
     with pytest.raises(
-        SpecError, match=rf"model.pretrained is true, and the weights of {name} cannot be fetched .*no net"
+        SpecError, match=rf"model.pretrained is true, but the weights of {name} cannot be downloaded .*no net"
     ):
         create_model(spec, 4)
-    with pytest.raises(SpecError, match=r"model\.pretrained is true, and timm has no weights of cifar_resnet20"):
+    with pytest.raises(SpecError, match=r"model\.pretrained is true, but timm has no weights of cifar_resnet20"):
         create_model(ModelSpec("cifar_resnet20", pretrained=True), 4)
 
 

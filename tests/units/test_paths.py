@@ -107,13 +107,13 @@ def test_capture_profile_copies_scripts_and_traces_know_the_units(net):
 @pytest.mark.parametrize(
     ("at", "example", "message"),
     [
-        (["mix"], None, "has mix, a Mix, which does not say how many channels it returns: give an input"),
-        (["act"], IMAGES, "has act, which runs 2 times in a forward pass"),
-        (["aside"], IMAGES, "has aside, which runs 0 times"),
-        (["head"], IMAGES, r"has head, whose output is \(2, 5\); a unit scales maps"),
-        (["mix.con"], None, r"has 'mix.con', which is no module of .*Body; did you mean 'mix.conv'"),
-        (["stem", "stem"], None, "name at least one module, and each once"),
-        ([], None, "name at least one module"),
+        (["mix"], None, "has mix, a Mix with an unknown number of output channels; give an input"),
+        (["act"], IMAGES, "has act, which is called 2 times in a forward pass"),
+        (["aside"], IMAGES, "has aside, which is called 0 times"),
+        (["head"], IMAGES, r"has head, whose output is \(2, 5\); it must be \(N, C, H, W\)"),
+        (["mix.con"], None, r"has 'mix.con', which is not a module of .*Body; did you mean 'mix.conv'"),
+        (["stem", "stem"], None, "have at least one module, and no module twice"),
+        ([], None, "have at least one module"),
         ("stem", None, r"must be a list of module paths, or a mapping of names to paths: \['stem'\]"),
     ],
 )
@@ -124,15 +124,15 @@ def test_a_place_that_cannot_be_is_refused(net, at, example, message):
 
 
 def test_a_spec_that_names_other_places_is_refused_and_none_inserts_nothing(net):
-    with pytest.raises(SpecError, match="the spec says stages=\\(2,\\): leave it at its default"):
+    with pytest.raises(SpecError, match="stages is \\(2,\\); with at"):
         insert_se(net, SESpec(stages=[2]), at=["stem"])
-    with pytest.raises(SpecError, match="the spec says insertion='pre'"):
+    with pytest.raises(SpecError, match="insertion is 'pre'; with at"):
         insert_se(net, SESpec("pre"), at=["stem"])
     assert insert_se(net, SESpec(insertion="none"), at=["stem"]) == []
 
 
 def test_an_unknown_net_is_refused_with_its_class_and_the_way_out(net):
-    with pytest.raises(SpecError, match=r"tests\.units\.test_paths\.Body has no block that SE-Lab knows: .*at="):
+    with pytest.raises(SpecError, match=r"tests\.units\.test_paths\.Body has no known blocks; .*at="):
         insert_se(net, SESpec())
     with pytest.raises(SpecError, match="the net is a DataParallel"):
         insert_se(nn.DataParallel(net), SESpec(), at=["module.stem"])
@@ -147,5 +147,5 @@ def test_attention_of_the_nets_own_is_kept_with_a_unit_after_it_or_replaced():
     insert_se(swapped, SESpec(unit="eca"), "replace", at=["layer1.0.se"])
     theirs = sum(weight.numel() for key, weight in plain.named_parameters() if ".se." in key)
     assert sum(weight.numel() for weight in swapped.parameters()) == own - theirs + 3
-    with pytest.raises(SpecError, match=r"at has layer1\.0\.se\.fc1, a part of the net's own attention layer1\.0\.se,"):
+    with pytest.raises(SpecError, match=r"at has layer1\.0\.se\.fc1, a part of the existing attention layer1\.0\.se,"):
         insert_se(plain, SESpec(unit="eca"), "replace", at=["layer1.0.se.fc1"])

@@ -131,10 +131,10 @@ def test_the_default_cost_of_a_unit_is_its_closed_form():
 
 def test_a_misused_constructor_says_what_it_takes():
     for arguments, said in [
-        (("64",), "takes the number of channels, at least 1, not '64'"),
-        ((0,), "at least 1, not 0"),
-        ((64, 16), r"takes an SESpec, such as SESpec\(reduction=16\), not 16"),
-        ((64, "max"), "takes an SESpec"),
+        (("64",), "channels of SqueezeExcite is '64'; it must be an integer"),
+        ((0,), "channels of SqueezeExcite is 0"),
+        ((64, 16), r"spec of SqueezeExcite is 16; .* SESpec\(reduction=16\)"),
+        ((64, "max"), "'max'; it must be an SESpec"),
     ]:
         with pytest.raises(SpecError, match=said):
             SqueezeExcite(*arguments)

@@ -1,6 +1,6 @@
-"""Where each family's nets take units: tables, to which a plugin adds rows of its own.
+"""Tables of the places where each family of nets can take units; plugins can add rows.
 
-In: full names of classes. Out: a block's points by insertion, the stages of a net, its own attention.
+In: full names of classes. Out: a block's points by insertion, a net's stages, and its existing attention.
 """
 
 from __future__ import annotations
@@ -12,26 +12,26 @@ from se_lab.units.families.rows import Point as Point
 from se_lab.units.families.rows import Stages as Stages
 
 LAYOUTS: dict[str, Layout] = timm_nets.LAYOUTS | torchvision_nets.LAYOUTS | own_nets.LAYOUTS
-"""Where a block takes units, by the full name of its class; a subclass has its parent's row."""
+"""The points of each class of block, by the full name of the class; a subclass inherits its parent's row."""
 
 UNIT_WHEN: dict[str, str] = timm_nets.UNIT_WHEN
-"""Blocks that take units only if an attribute holds, or is missing."""
+"""Conditions under which some classes of block take units."""
 
 STAGES: dict[str, Stages] = timm_nets.STAGES | torchvision_nets.STAGES
-"""How stages are told apart in nets whose stages are not the containers of their blocks."""
+"""The stages of nets whose stages are not the containers of their blocks."""
 
 FLAT: dict[str, str] = timm_nets.FLAT | torchvision_nets.FLAT
-"""Nets that are one Sequential of convolutions: each activation after a convolution is a block, each pooling ends a
-stage."""
+"""The path of the Sequential that a net consists of (VGG): each activation after a convolution is a block, and each
+pooling ends a stage."""
 
 STEMS: tuple[str, ...] = timm_nets.STEMS
-"""Path prefixes that are never blocks: stage 1 is the stem."""
+"""Path prefixes of modules that are never blocks; stage 1 is the stem."""
 
 ATTENTION: dict[str, str] = timm_nets.ATTENTION | torchvision_nets.ATTENTION
-"""Channel attention that a net may have of its own, by the full name of its class."""
+"""The names of channel-attention modules that nets may already have, by the full name of their class."""
 
 GAINED: tuple[str, ...] = timm_nets.GAINED
-"""Blocks that multiply their attention's output by a gain: without attention the slot is None, not an identity."""
+"""Blocks that multiply the output of their attention by a gain; without attention the slot is None, not an identity."""
 
 LAST_NORMS: dict[str, str] = torchvision_nets.LAST_NORMS
-"""The norm that ends a block's residual branch, where the block has no method `zero_init_last`."""
+"""The norm at the end of a block's residual branch, for blocks without a method `zero_init_last`."""

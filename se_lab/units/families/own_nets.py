@@ -1,4 +1,4 @@
-"""Where the blocks of SE-Lab's own backbones take units; `rows` explains the strings."""
+"""Layouts of the blocks of SE-Lab's own backbones; `rows` explains the strings."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LAYOUTS: dict[str, Layout] = {
     "se_lab.backbones.shufflenet.ShuffleUnit": layout(
         standard=slot("se", "bn3"),
         pre=into("conv1"),
-        # beside the branch stands the shortcut, except where the two are added
+        # branch and shortcut are concatenated with stride 2, and added with stride 1
         post=(out("act3", ">conv1+bn3", when="downsample"), out("act3", "bn3")),
         identity=shortcut("downsample", ">conv1"),
         conv3x3=into("conv3"),

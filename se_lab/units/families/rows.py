@@ -1,32 +1,32 @@
-"""The language of the family tables: where a class of block can take a unit.
+"""Rows of the family tables: the points at which a class of block can take a unit.
 
-A row of LAYOUTS names, by insertion, the points of one class of block that computes join(branch(x), shortcut(x)):
+A row of LAYOUTS gives, by insertion, the points of one class of block that computes join(branch(x), shortcut(x)):
 
-- standard: the end of the branch, before drop path and join. A block without a join takes it at its output (VGG: after
-  the non-linearity that follows each convolution; inception modules: the concatenation; MobileNet: the pointwise
-  convolution's activation).
-- pre: the start of the branch, past where the shortcut leaves; in pre-activation blocks the first convolution.
-- post: the block's output, after what follows the join.
-- identity: the shortcut, after its projection where there is one.
+- standard: the end of the branch, before drop path and join. In a block without a join it is the output (VGG: after
+  the non-linearity that follows each convolution; inception modules: the concatenation; MobileNet: the activation of
+  the pointwise convolution).
+- pre: the start of the branch, after the shortcut leaves; in pre-activation blocks the first convolution.
+- post: the block's output, after any modules that follow the join.
+- identity: the shortcut, after its projection if there is one.
 - conv3x3: inside the branch, after the spatial convolution with its norm and activation.
 
-A point that a block has no module for, or that would not be the paper's, is left out. Selective-kernel and
+A point is left out if the block has no module for it, or if it would differ from the paper's. Selective-kernel and
 split-attention convolutions (SKNet, ResNeSt) count as convolutions, not as SE units to keep or replace.
 
-A row for a block of one's own, with `conv1`, `conv2`, `act` and a `downsample` that may be None:
+The row of a user's block with `conv1`, `conv2`, `act` and a `downsample` that may be None:
 
     LAYOUTS["my_nets.Block"] = layout(
-        pre=into("conv1"),                                           # scales what conv1 takes
+        pre=into("conv1"),                                           # scales the input of conv1
         conv3x3=into("conv2"),
-        standard=out("conv2"),                                       # scales what conv2 returns
-        identity=shortcut("downsample", "conv2"),                    # also where downsample is None
+        standard=out("conv2"),                                       # scales the output of conv2
+        identity=shortcut("downsample", "conv2"),                    # also if downsample is None
         post=out("", "conv2"),                                       # scales the block's output, as wide as conv2's
     )
 
-and for other kinds of block:
+Points of other kinds of block:
 
     standard=slot("se", "conv3")                                     # block.se is the family's place for attention
-    standard=(into("drop_path", "bn3", when="has_skip"), out("", "bn3"))  # the first that the block has
+    standard=(into("drop_path", "bn3", when="has_skip"), out("", "bn3"))  # the first point that the block has
     identity=added("conv2", when="has_skip")                         # the block returns branch(x) + x
     concatenated("branch1+branch2+branch3")                          # an inception module: standard at its output
 
@@ -37,15 +37,15 @@ Strings in a row are attribute paths from the block:
 | "conv2"       | host           | block.conv2                                                          |
 | "body.0.conv" | host           | block.body[0].conv                                                   |
 | ""            | host           | the block itself                                                     |
-| "conv2"       | channels       | as many as block.conv2's last layer returns                          |
-| ">conv2"      | channels       | as many as block.conv2's first layer takes                           |
+| "conv2"       | channels       | the output channels of block.conv2's last layer                      |
+| ">conv2"      | channels       | the input channels of block.conv2's first layer                      |
 | "a+b+>c"      | channels       | the sum of the three                                                 |
 | "width"       | channels       | block.width, if that is a number                                     |
 | "downsample"  | when           | the block has this point only if block.downsample is not None, False |
 | "no b"        | when           | the block has this point only if block.b is missing, None or False   |
 
-A norm is the last choice as a host: tools that convert, freeze or fold norms put another module in its place. What
-follows the norm, or the block, is a better one.
+Choose a norm as a host only if there is no other: tools that convert, freeze or fold norms replace it. The module after
+the norm, or the block itself, is a better host.
 """
 
 from __future__ import annotations
@@ -56,61 +56,60 @@ from typing import Final, Literal
 
 @dataclass(frozen=True)
 class Point:
-    """One place for a unit inside a block."""
+    """A place for a unit inside a block."""
 
     host: str
-    """Path, from the block, of the module that the unit hangs on; empty for the block itself."""
+    """The path, from the block, of the module that the unit is attached to; empty for the block itself."""
     how: Literal["slot", "input", "output", "joined", "shortcut", "added", "argument"] = "output"
-    """slot: the host attribute is the family's own place for attention, None or an identity when empty; input, output:
-    the unit becomes a child of the host and scales what goes into or comes out of it; joined: it scales the block's
+    """How the unit is attached. slot: it fills the family's attribute for attention, None or an identity when empty;
+    input, output: it becomes a child of the host, and scales the host's input or output; joined: it scales the block's
     input, a tensor or a list of tensors that the block concatenates; shortcut: it scales the output of the projection,
-    which is None where the shortcut is the identity; added: the shortcut has no module, but the block returns
-    branch + shortcut, so that its output gains unit(x) − x; argument: the block takes the shortcut as its second
-    argument."""
+    which is None for an identity shortcut; added: the shortcut has no module, but the block returns branch + shortcut,
+    and unit(x) − x is added to its output; argument: it scales the block's second argument, the shortcut."""
     channels: str = ""
-    """The number of channels there; by default the host's."""
+    """The number of channels; by default the host's."""
     when: str = ""
-    """What the block must have, or lack, for this point."""
+    """A condition on the block."""
     channels_last: bool = False
-    """The tensor is (N, H, W, C)."""
+    """Whether the tensor is (N, H, W, C)."""
 
 
 Layout = dict[str, tuple[Point, ...]]
-"""The points of one class of block, by insertion; of several the first that the block has."""
+"""The points of one class of block, by insertion; the first point whose condition holds is used."""
 
 BY_STRIDE: Final = "by stride"
 Stages = tuple[str | tuple[str, ...], ...] | Literal["by stride"]
-"""The path prefixes of each stage's blocks, such as ("level2.", ("level3.", "level4.")); or "by stride", where a block
-that strides opens the next stage."""
+"""The path prefixes of each stage's blocks, such as ("level2.", ("level3.", "level4.")), or "by stride", if each block
+with a stride starts a new stage."""
 
 
 def layout(**points: Point | tuple[Point, ...]) -> Layout:
-    """Return a row from the points of its insertions; of a tuple of points the first that a block has is its point."""
+    """Return a row of LAYOUTS: for each insertion a point, or several of which the first fits."""
     return {name: point if isinstance(point, tuple) else (point,) for name, point in points.items()}
 
 
 def out(host: str, channels: str = "", when: str = "") -> Point:
-    """Scale what a module returns, or, with an empty host, what the block returns."""
+    """Return the point at a module's output; with an empty host, at the block's output."""
     return Point(host, "output", channels, when)
 
 
 def into(host: str, channels: str = "", when: str = "") -> Point:
-    """Scale what a module takes."""
+    """Return the point at a module's input."""
     return Point(host, "input", channels, when)
 
 
 def slot(host: str, channels: str, when: str = "") -> Point:
-    """Fill the block's own place for attention."""
+    """Return the block's attribute for attention as a point."""
     return Point(host, "slot", channels, when)
 
 
 def shortcut(host: str, channels: str, when: str = "") -> Point:
-    """Scale what the projection returns, or x where the projection is None."""
+    """Return the point on the shortcut: after the projection, or at x if the projection is None."""
     return Point(host, "shortcut", channels, when)
 
 
 def added(channels: str, when: str = "") -> Point:
-    """Scale x in a block that returns branch(x) + x and has no module on the shortcut."""
+    """Return the point on the shortcut of a block that returns branch(x) + x without a module."""
     return Point("", "added", channels, when)
 
 

@@ -1,4 +1,4 @@
-"""Where the blocks of timm's nets take units, and what their stages are; `rows` explains the strings."""
+"""Layouts of the blocks of timm's nets, and their stages; `rows` explains the strings."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from se_lab.units.families.rows import (
 
 
 def _resnet(last: int, wide: int | None = None) -> Layout:
-    """Return the layout of timm's ResNet blocks: `last` convolutions, the `wide`-th of them the 3×3 of a bottleneck."""
-    inner = wide or 1  # a basic block has two 3×3: the paper's conv3x3 is then the one inside the branch
+    """Return the layout of a ResNet block; `last` and `wide` number its last and 3×3 convolutions."""
+    inner = wide or 1  # of the two 3×3 convolutions of a basic block, the first is inside the branch
     return layout(
         standard=slot("se", f"conv{last}"),
         pre=into("conv1"),
@@ -30,7 +30,7 @@ def _resnet(last: int, wide: int | None = None) -> Layout:
 
 
 def _shared_relu(branch: Point, last: str) -> Layout:
-    """Return the layout of a ResNet block that has one activation module for all its activations."""
+    """Return the layout of a ResNet block that uses one module for all its activations."""
     return layout(
         standard=branch,
         pre=into("conv1"),
@@ -41,7 +41,7 @@ def _shared_relu(branch: Point, last: str) -> Layout:
 
 
 def _preactivated(last: str) -> Layout:
-    """Return the layout of ResNet-v2's blocks; the norm before the last convolution holds its activation."""
+    """Return the layout of ResNet-v2's blocks, whose norms contain the activations."""
     return layout(
         standard=into("drop_path", last),
         pre=into("conv1"),
@@ -52,7 +52,7 @@ def _preactivated(last: str) -> Layout:
 
 
 def _selective(kernels: str, last: str) -> Layout:
-    """Return the layout of SKNet's blocks: `kernels` is the selective-kernel convolution."""
+    """Return the layout of SKNet's blocks; `kernels` is the selective-kernel convolution."""
     return layout(
         standard=slot("se", last),
         pre=into("conv1", "conv1.in_channels"),
@@ -73,7 +73,7 @@ def _dla(last: int) -> Layout:
 
 
 def _mobile(first: str, last: str, after_slot: str) -> Layout:
-    """Return the layout of an inverted residual: nothing on the shortcut, nothing after the join, an `se` slot."""
+    """Return the layout of an inverted residual with an `se` slot and an identity shortcut."""
     return layout(
         standard=(into("drop_path", last, when="has_skip"), out("", last)),
         pre=(into("conv_s2d", when="conv_s2d"), into(first)),
@@ -84,7 +84,7 @@ def _mobile(first: str, last: str, after_slot: str) -> Layout:
 
 
 def _next(first: str, channels: str, middle: str) -> Layout:
-    """Return the layout of a ConvNeXt-like unit, whose branch goes through a `drop_path` module in any case."""
+    """Return the layout of a block like ConvNeXt's, whose branch ends in a `drop_path` module."""
     return layout(
         standard=into("drop_path", channels),
         pre=into(first, channels),
@@ -120,7 +120,7 @@ INCEPTION_V3 = {
     "InceptionD": concatenated("branch3x3_2+branch7x7x3_4+>branch3x3_1"),
     "InceptionE": concatenated("branch1x1+branch3x3_2a+branch3x3_2b+branch3x3dbl_3a+branch3x3dbl_3b+branch_pool"),
 }
-"""The modules of Inception-v3, the same in timm and torchvision."""
+"""The layouts of Inception-v3's modules, which are the same in timm and torchvision."""
 
 LAYOUTS: dict[str, Layout] = {
     "timm.models.resnet.BasicBlock": _resnet(last=2),
@@ -146,7 +146,7 @@ LAYOUTS: dict[str, Layout] = {
         standard=out("bn3"),
         pre=into("conv1"),
         post=out("act3", "bn3"),
-        # with drop path timm's block leaves a shortcut alone only where it has no projection
+        # with drop path, timm's block has an identity shortcut only if it has no projection
         identity=(out("downsample", "bn3", when="downsample"), shortcut("downsample", "bn3", when="no drop_path")),
         conv3x3=out("act2", ">conv3"),
     ),
@@ -160,7 +160,7 @@ LAYOUTS: dict[str, Layout] = {
     "timm.models.densenet.DenseLayer": layout(standard=out("conv2"), pre=Point("", "joined", ">norm1")),
     "timm.models.rdnet.DenseBlock": layout(standard=into("drop_path", "layers"), pre=into("layers")),
     "timm.models.dpn.DualPathBlock": layout(
-        # the newer blocks (b) split their branch's last convolution in two: its end, as one map, is what both take
+        # the newer blocks (b) split their last convolution in two; both take the output of c1x1_c
         standard=out("c1x1_c"),
         pre=into("c1x1_a"),
         conv3x3=into("c1x1_c.conv", when="no b"),
@@ -323,7 +323,7 @@ LAYOUTS: dict[str, Layout] = {
     "timm.models.byobnet.BottleneckBlock": _byob("conv1_1x1", "conv3_1x1", slot("attn", "conv2_kxk")),
     "timm.models.byobnet.DarkBlock": _byob("conv1_1x1", "conv2_kxk", None),
     "timm.models.byobnet.EdgeBlock": _byob("conv1_kxk", "conv2_1x1", slot("attn", "conv1_kxk")),
-    # re-parametrised units: the branches are summed, attention comes before the activation
+    # re-parametrised blocks: the branches are summed, and attention comes before the activation
     "timm.models.byobnet.RepVggBlock": layout(standard=slot("attn", "conv_1x1"), post=out("act", "conv_1x1")),
     "timm.models.byobnet.MobileOneBlock": layout(standard=slot("attn", "conv_kxk"), post=out("act", "conv_kxk")),
     "timm.models.nasnet.FirstCell": concatenated(f"final_path_bn+comb_iter_4_left+{_FOUR_CELLS}"),
@@ -344,8 +344,8 @@ UNIT_WHEN: dict[str, str] = {
     "timm.models.metaformer.MetaFormerBlock": "no token_mixer.qkv",
     "timm.models.lowformer.ResidualBlock": "main.point_conv",
 }
-"""Blocks that take units only if an attribute holds, or is not there: MobileNetV3's last stage is one 1×1 convolution,
-CAFormer's last two stages and most residual blocks of LowFormer's are of attention or an MLP."""
+"""Conditions under which blocks take units: they exclude the 1×1 convolution at the end of MobileNetV3, and the blocks
+of CAFormer and LowFormer that consist of attention or an MLP."""
 
 _FOUR = tuple(f"stages.{stage}." for stage in range(4))
 STAGES: dict[str, Stages] = {

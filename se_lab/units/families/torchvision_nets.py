@@ -1,4 +1,4 @@
-"""Where the blocks of torchvision's nets take units, and what their stages are; `rows` explains the strings."""
+"""Layouts of the blocks of torchvision's nets, and their stages; `rows` explains the strings."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from se_lab.units.families.timm_nets import INCEPTION_V3
 
 
 def _resnet(last: int) -> Layout:
-    """Return the layout of a block with one shared activation: only a norm ends its branch."""
+    """Return the layout of a ResNet block, which uses one module for all its activations."""
     return layout(
         standard=out(f"bn{last}"),
         pre=into("conv1"),
@@ -29,7 +29,7 @@ def _resnet(last: int) -> Layout:
 
 
 def _inverted(body: str, residual: str, *pointwise: Point) -> Layout:
-    """Return the layout of an inverted residual, whose branch is a Sequential; `pointwise` is its last convolution."""
+    """Return the layout of an inverted residual; `pointwise` is the last convolution of its body."""
     return layout(
         standard=out(body),
         pre=into(body),
@@ -39,7 +39,7 @@ def _inverted(body: str, residual: str, *pointwise: Point) -> Layout:
     )
 
 
-# an expansion and an SE unit may come before the last convolution
+# the index of the last convolution depends on whether the block has an expansion and an SE unit
 _MOBILE = _inverted(
     "block", "use_res_connect", into("block.3", when="block.3"), into("block.2", when="block.2"), into("block.1")
 )
@@ -97,4 +97,4 @@ LAST_NORMS: dict[str, str] = {
     "torchvision.models.resnet.BasicBlock": "bn2",
     "torchvision.models.resnet.Bottleneck": "bn3",
 }
-"""The norms that end a residual branch; timm's blocks have a method `zero_init_last` instead."""
+"""The norms at the end of residual branches; timm's blocks have a method `zero_init_last` instead."""

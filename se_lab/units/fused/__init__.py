@@ -1,7 +1,7 @@
-"""SE units without passes of their own: the same modules, parameters and numbers, another forward.
+"""Fused SE units: the same modules and parameters, with fewer passes over memory.
 
-Fusing swaps the class of a block or a unit for a subclass whose forward runs `units`. Calls that cannot be
-fused, because of modules, hooks or tensors, run as in the plain net.
+Fusing replaces the class of a block or a unit by a subclass whose forward calls `units`. Calls that cannot be fused,
+because of their modules, hooks or tensors, run as in the plain net.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which units of a net run fused, and the classes that do it."""
+"""Fuse the units of a net, by classes whose forward runs fused."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from se_lab.units.unit import Unit
 
 
 def fuse(model: nn.Module) -> nn.Module:
-    """Let the SE units of a net run fused, in place, and return the net.
+    """Fuse the SE units of a net in place, and return the net.
 
-    Parameters, state-dict keys and hooks stay as they are: the net can be copied, pickled, checkpointed, compiled,
-    exported and put into DistributedDataParallel, and weights move between the two forms. torch.jit.script turns the
-    net back, as `unfuse` does. Gradients of gradients need the plain form.
+    Parameters, state-dict keys and hooks do not change: the net can be copied, pickled, checkpointed, compiled,
+    exported and wrapped by DistributedDataParallel, and both forms can load each other's weights. torch.jit.script
+    undoes it, as `unfuse` does. Second derivatives need the plain form.
     """
     return _swap(model, FUSED)
 
 
 def unfuse(model: nn.Module) -> nn.Module:
-    """Undo `fuse`, in place, and return the net."""
+    """Undo `fuse` in place, and return the net."""
     return _swap(model, {fused: plain for plain, fused in FUSED.items()})
 
 
 def form_of(model: nn.Module, path: str) -> str:
-    """Return how the SE unit at a path runs in a fused net, as far as its modules say: tail, inner, unit or plain.
+    """Return how the SE unit at a path runs in a fused net: tail, inner, unit or plain.
 
-    tail is BN → SE → [drop path] → add → act in one, inner BN → ReLU → SE, unit the unit alone; unit and plain
-    may be followed by a reason, such as "unit: drop_block before the activation".
+    tail fuses BN → SE → [drop path] → add → act, inner fuses BN → ReLU → SE, and unit only the unit; unit and plain may
+    be followed by a reason, such as "unit: drop_block before the activation".
     """
     unit = model.get_submodule(path)
     assert isinstance(unit, Unit)
@@ -59,11 +59,11 @@ def form_of(model: nn.Module, path: str) -> str:
 
 class _Fused(nn.Module):
     def __prepare_scriptable__(self) -> nn.Module:
-        return unfuse(self)  # TorchScript compiles what it returns
+        return unfuse(self)  # TorchScript compiles the result
 
 
 class FusedSqueezeExcite(_Fused, SqueezeExcite):
-    """The unit alone, x · gate(x)."""
+    """A fused unit, x · gate(x)."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Scale x, (N, C, H, W), by its gate."""
@@ -75,7 +75,7 @@ class FusedSqueezeExcite(_Fused, SqueezeExcite):
 class FusedBasicBlock(_Fused, BasicBlock):
     """timm's basic block with a fused tail, or a fused BN → ReLU → SE after its first convolution."""
 
-    aa: nn.Module  # None as far as timm's annotations go
+    aa: nn.Module  # timm annotates it as None
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, C_in, H, W) to (N, C, H / stride, W / stride)."""
@@ -122,8 +122,8 @@ def _tail(block: Any, conv: nn.Module, y: Tensor, norm: Any, act: nn.Module, sho
     same_kind = (shortcut.shape, shortcut.dtype, shortcut.device) == (x.shape, x.dtype, x.device)
     if same_kind and not _no_tail(block, norm, act) and _suits(x, norm):
         drop_path = None if isinstance(block.drop_path, nn.Identity) else block.drop_path
-        fresh = type(conv) is nn.Conv2d and not _hooks(conv)  # nobody has seen its output
-        return units.tail(x, shortcut, norm, block.se, drop_path, ACTIVATIONS[type(act)], fresh)
+        reuse = type(conv) is nn.Conv2d and not _hooks(conv)  # nothing else uses its output
+        return units.tail(x, shortcut, norm, block.se, drop_path, ACTIVATIONS[type(act)], reuse)
     x = norm(x)
     if block.se is not None:
         x = block.se(x)
@@ -138,7 +138,7 @@ ACTIVATIONS: dict[type[nn.Module], str] = {nn.ReLU: "relu", nn.Identity: "identi
 
 
 def _no_inner(norm: nn.Module, drop_block: nn.Module, act: Any) -> str:
-    """Return why these modules' BN → ReLU → SE cannot be fused, or ""."""
+    """Return why BN → ReLU → SE of these modules cannot be fused, or ""."""
     unit = getattr(act, "se", None)
     if not isinstance(unit, Unit) or unit.why_not_fused():
         return "no unit with a fused form after the activation"
@@ -152,7 +152,7 @@ def _no_inner(norm: nn.Module, drop_block: nn.Module, act: Any) -> str:
 
 
 def _no_tail(block: Any, norm: nn.Module, act: nn.Module) -> str:
-    """Return why these modules' BN → SE → add → act cannot be fused, or ""."""
+    """Return why BN → SE → add → act of these modules cannot be fused, or ""."""
     if not isinstance(block.se, Unit) or block.se.why_not_fused():
         return "no unit with a fused form before the addition"
     if type(act) not in ACTIVATIONS:
@@ -168,7 +168,7 @@ def _other_norm(norm: nn.Module) -> str:
 
 
 def _hooks(*modules: nn.Module) -> str:
-    """Name the module whose hooks would not see what they expect."""
+    """Return 'hooks on the …' for the first module with hooks, or "" if there are none."""
     for module in modules:
         if has_hooks(module):
             return f"hooks on the {type(module).__name__}"
@@ -176,13 +176,13 @@ def _hooks(*modules: nn.Module) -> str:
 
 
 def _suits(x: Tensor, norm: units.Norm | None = None) -> bool:
-    """Return whether the passes can run on x now."""
+    """Return whether the passes can run on x."""
     if x.dim() != 4 or x.device.type not in ("cpu", "cuda") or not x.is_floating_point() or x.numel() == 0:
         return False
     if torch.compiler.is_exporting():
         return False  # an exported net has the plain operators
     if norm is not None and units.uses_batch(norm) and x.numel() == x.shape[1] and units.group_of(norm) is None:
-        return False  # one value a channel: torch raises its error
+        return False  # one value per channel, for which PyTorch raises an error
     if torch.compiler.is_compiling():
         return True
     if type(x) not in (Tensor, nn.Parameter) or watched():

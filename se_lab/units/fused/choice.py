@@ -1,4 +1,4 @@
-"""Whether a trial runs fused."""
+"""Decide whether a trial runs fused."""
 
 from __future__ import annotations
 
@@ -12,31 +12,30 @@ from se_lab.units.unit import Unit
 
 
 class Work(NamedTuple):
-    """Multiply-accumulates of forward passes."""
+    """Numbers of multiply-accumulates in forward passes."""
 
     step: float
-    """Of a process's share of a training step."""
+    """In one process's share of a training step."""
     training: float
-    """Of all steps."""
+    """In all steps."""
 
 
-PAYS_FROM: dict[str, Work] = {"cpu": Work(step=5e9, training=1e11)}
-"""The least work for which fused units are proven faster, by device type (benchmarks/RESULTS.md: ResNet-50).
+MINIMUM_WORK: dict[str, Work] = {"cpu": Work(step=5e9, training=1e11)}
+"""The minimum work for which fused units are measured to be faster, by device (benchmarks/RESULTS.md: ResNet-50).
 
-In small steps the fixed cost of a fused unit, under a millisecond, outweighs what it saves: on a core, ResNet-20 gains
-at 32 pixels and 128 images, and loses at 16 pixels. The passes are compiled once per machine, in five seconds, so
-that a trial need save only a fraction of those.
+In small steps the fixed cost of a fused unit, under a millisecond, exceeds the time saved: on one core, ResNet-20 with
+128 images is faster at 32 pixels, and slower at 16 pixels. Compiling the passes takes five seconds, once per machine.
 """
 
 
 def choose(mode: str, device: str, work: Work, model: nn.Module) -> tuple[bool, str]:
-    """Decide for a trial, and say why.
+    """Return whether a trial runs fused, and the reason.
 
     Args:
         mode: `ModelSpec.fused`.
-        device: The type of the device that trains.
-        work: What the trial has to do.
-        model: The net, not fused yet.
+        device: The type of the device for training.
+        work: The work of the trial.
+        model: The net in its plain form.
     """
     if mode == "off":
         return False, "off: model.fused=off"
@@ -45,13 +44,13 @@ def choose(mode: str, device: str, work: Work, model: nn.Module) -> tuple[bool, 
         return False, f"off: {forms[0].partition(': ')[2]}" if forms else "off: the net has no units"
     if mode == "auto":
         if not any(form in ("tail", "inner") for form in forms):
-            return False, "off: only the units themselves would be fused, which is not proven faster in whole nets"
-        if device not in PAYS_FROM:
+            return False, "off: only single units could be fused, which is not proven faster"
+        if device not in MINIMUM_WORK:
             return False, f"off: not proven faster on {device}"
-        if work.step < PAYS_FROM[device].step:
-            return False, "off: too little work a step to gain by it"
-        if work.training < PAYS_FROM[device].training:
-            return False, "off: too short a trial to pay for compiling"
+        if work.step < MINIMUM_WORK[device].step:
+            return False, "off: the steps are too small to be faster"
+        if work.training < MINIMUM_WORK[device].training:
+            return False, "off: the trial is too short to recover the time of compiling"
     if not compiles(device):
         return False, f"off: no compiler for {device}"
-    return True, "on: model.fused=on" if mode == "on" else "on: enough work to gain by it"
+    return True, "on: model.fused=on" if mode == "on" else "on: the steps are large enough to be faster"

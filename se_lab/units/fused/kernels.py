@@ -1,17 +1,16 @@
-"""The four passes of a fused SE tail over the big tensor, on CUDA, by Triton.
+"""The four passes of a fused SE tail on CUDA, as custom ops that launch Triton kernels.
 
-Forward: `moments` (BN's statistics and the squeeze from one reading), `apply` (what follows the gate). Backward:
-`backward_moments` (the shortcut's gradient and the sums that all other gradients follow from), `backward_input`.
+Forward: `moments` (BN's statistics and the squeeze, from one read of x), `apply` (everything after the gate). Backward:
+`backward_moments` (the shortcut's gradient, and the sums for all other gradients), `backward_input`.
 
-Tensors are (N, C, H, W) in NCHW or channels_last memory, float16, bfloat16, float32 or float64; results take the
-layout of x, and a tensor in another layout is copied first. Statistics and coefficients are float32, float64 for
-float64 x. While `torch.are_deterministic_algorithms_enabled()`, runs repeat to the bit on one kind of device;
-otherwise a clock chooses how sums are split, once a shape and process.
+Tensors are (N, C, H, W) in NCHW or channels_last memory, of float16, bfloat16, float32 or float64; results have the
+layout of x, and tensors in another layout are copied first. Statistics and coefficients are float32, or float64 for
+float64 x. If `torch.are_deterministic_algorithms_enabled()`, results are reproducible to the bit on one kind of device;
+otherwise the split of sums is tuned once per shape and process.
 
-Each pass is a custom op, opaque to torch.compile, so that the launch (grid, device, tuning) stays plain Python; there
-is nothing for Inductor to fuse into them, it tunes the kernels of a `triton_op` in its own way, and `wrap_triton` of
-earlier PyTorch refuses interpreted kernels. Kernels are tuned in a shape's first call: make it before a CUDA graph
-is captured.
+Each pass is a custom op, opaque to torch.compile, so that the launch (grid, device, tuning) is plain Python: Inductor
+could fuse nothing into the kernels, would tune a `triton_op` differently, and `wrap_triton` of earlier PyTorch rejects
+interpreted kernels. Kernels are tuned in the first call for a shape, which must precede the capture of a CUDA graph.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ ACTIVATIONS = ("relu", "identity")
 
 
 def available() -> bool:
-    """Return whether Triton is installed, with its interpreter on or a GPU that has bfloat16 (Ampere or newer)."""
+    """Return whether Triton is installed and can run: interpreted, or on a GPU from Ampere on."""
     if importlib.util.find_spec("triton") is None:
         return False
     if interpreted():
@@ -36,7 +35,7 @@ def available() -> bool:
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean and biased variance of x over H and W, each (N, C), from one reading and without cancellation."""
+    """Return mean and biased variance of x over H and W, each (N, C), without cancellation."""
     mean, variance = torch.ops.se_lab.moments(x).unbind()
     return mean, variance
 
@@ -49,7 +48,7 @@ def apply(
     activation: str,
     centre: Tensor | None = None,
 ) -> Tensor:
-    """Return act(scale[n, c]·(x − centre[n, c]) + shift[n, c] + shortcut) in the layout and dtype of x.
+    """Return act(scale·(x − centre) + shift + shortcut) in the layout and dtype of x.
 
     Args:
         x: (N, C, H, W).
@@ -57,7 +56,7 @@ def apply(
         shift: (N, C).
         shortcut: (N, C, H, W) of any dtype, or None.
         activation: relu or identity.
-        centre: (N, C), or None for 0: a mean far above the deviation costs fewer digits here than in shift.
+        centre: (N, C), or None for 0. A mean far above the deviation loses fewer digits in centre than in shift.
     """
     out: Tensor = torch.ops.se_lab.apply(x, scale, shift, shortcut, _is_relu(activation), centre)
     return out
@@ -70,7 +69,7 @@ def backward_moments(
 
     Args:
         grad: Gradient of out, (N, C, H, W).
-        out: What `apply` returned; not read for identity, where g is grad.
+        out: The result of `apply`; not used for identity, where g is grad.
         x: (N, C, H, W).
         mean: (N, C).
         activation: relu or identity.
@@ -86,7 +85,7 @@ def backward_moments(
 
 
 def backward_input(g: Tensor, x: Tensor, p: Tensor, q: Tensor, r: Tensor, centre: Tensor | None = None) -> Tensor:
-    """Return p·g + q·(x − centre) + r in the layout and dtype of x; p, q, r and centre (None: 0) are (N, C)."""
+    """Return p·g + q·(x − centre) + r in the layout and dtype of x; coefficients are (N, C)."""
     dx: Tensor = torch.ops.se_lab.backward_input(g, x, p, q, r, centre)
     return dx
 
@@ -205,14 +204,16 @@ def _is_relu(activation: str) -> bool:
 
 
 def _check(x: Tensor, *others: Tensor | None, coefficients: tuple[Tensor | None, ...] = ()) -> None:
-    """Raise ValueError for tensors a kernel would misread."""
+    """Raise ValueError for shapes, types or devices that the kernels do not support."""
     if x.dim() != 4 or not x.dtype.is_floating_point:
         raise ValueError(f"x is {tuple(x.shape)} of {x.dtype}; it must be (N, C, H, W) of floating point")
     for tensors, shape in ((others, x.shape), (coefficients, x.shape[:2])):
         for tensor in tensors:
             if tensor is not None and (tensor.shape != shape or tensor.device != x.device):
                 actual = f"{tuple(tensor.shape)} on {tensor.device}"
-                raise ValueError(f"beside x, {tuple(x.shape)} on {x.device}, comes {actual}; it must be {tuple(shape)}")
+                raise ValueError(
+                    f"x is {tuple(x.shape)} on {x.device}, and a tensor is {actual}; expected {tuple(shape)}"
+                )
 
 
 def _accumulator(x: Tensor) -> torch.dtype:
@@ -220,7 +221,7 @@ def _accumulator(x: Tensor) -> torch.dtype:
 
 
 def _layout(x: Tensor) -> torch.memory_format:
-    """Return the layout results take: that of x, or for a slice the one it is cut from."""
+    """Return the layout of the results: that of x, or, for a slice, that of the whole tensor."""
     return torch.contiguous_format if x.is_contiguous() or x.stride(1) != 1 else torch.channels_last
 
 

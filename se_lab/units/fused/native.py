@@ -1,4 +1,4 @@
-"""The passes in C++ for CPUs, compiled once for a machine's kind of CPU and kept in the user's cache."""
+"""The passes in C++ for CPUs, compiled once per kind of CPU and cached in the user's folder."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ Pointers = ctypes.Array[ctypes.c_void_p]
 
 
 def native_pass(name: str, dtype: torch.dtype) -> Callable[..., Any] | None:
-    """Return a pass of passes.py in C++, None where there is no compiler, or none for maps of this type.
+    """Return a pass of passes.py in C++, or None for unsupported dtypes or without a compiler.
 
-    It takes maps of the type in one layout, NCHW or channels_last, and float32 coefficients, (N, C); its sums are
+    It takes maps of this dtype in one layout, NCHW or channels_last, and float32 coefficients, (N, C); its sums are
     float64.
     """
     return PASSES[name] if dtype in TYPES and library() is not None else None
@@ -39,17 +39,17 @@ def native_pass(name: str, dtype: torch.dtype) -> Callable[..., Any] | None:
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """Return the compiled passes; None where there is no C++ compiler for them."""
+    """Return the compiled passes, or None if there is no suitable C++ compiler."""
     command = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
     compiler = [*shlex.split(command or ""), *FLAGS]
     try:
-        # the compiler's macros name its version and this CPU: several kinds of machine may share a home folder
+        # the macros identify the compiler and the CPU: machines of several kinds may share a home folder
         macros = subprocess.run([*compiler, "-dM", "-E", "-x", "c++", os.devnull], check=True, capture_output=True)
         key = hashlib.sha256(b"\0".join([macros.stdout, SOURCE.read_bytes(), " ".join(FLAGS).encode()]))
         with _folder() as folder:
             path = folder / f"passes-{key.hexdigest()[:16]}.so"
             if not _is_ours(path):
-                with tempfile.TemporaryDirectory(dir=folder) as build_folder:  # several processes may be at it
+                with tempfile.TemporaryDirectory(dir=folder) as build_folder:  # several processes may compile at once
                     output = Path(build_folder, path.name)
                     subprocess.run([*compiler, "-o", output, SOURCE], check=True, capture_output=True)
                     output.replace(path)
@@ -60,7 +60,7 @@ def library() -> ctypes.CDLL | None:
 
 @contextlib.contextmanager
 def _folder() -> Iterator[Path]:
-    """Yield the user's cache, or a temporary folder if it is not writable."""
+    """Yield the user's cache folder, or a temporary folder if the cache is not writable."""
     with contextlib.ExitStack() as stack:
         try:
             folder = cache_folder()
@@ -74,7 +74,7 @@ def _folder() -> Iterator[Path]:
 
 
 def _is_ours(path: Path) -> bool:
-    """Return whether a path exists, belongs to this user, is no link, and nobody else can write to it or replace it."""
+    """Return whether a path exists, is not a link, and only this user can write or replace it."""
     for entry in (path, path.parent):
         try:
             status = entry.lstat()
@@ -83,7 +83,7 @@ def _is_ours(path: Path) -> bool:
         writable = stat.S_IMODE(status.st_mode) & (stat.S_IWGRP | stat.S_IWOTH)
         if stat.S_ISLNK(status.st_mode) or status.st_uid not in (os.geteuid(), 0) or (writable and entry == path):
             return False
-        if writable and not status.st_mode & stat.S_ISVTX:  # in a folder such as /tmp only owners rename
+        if writable and not status.st_mode & stat.S_ISVTX:  # with the sticky bit, as in /tmp, only owners can rename
             return False
     return True
 
@@ -91,9 +91,9 @@ def _is_ours(path: Path) -> bool:
 def _call(
     name: str, x: Tensor, maps: Sequence[Tensor | None], by: Sequence[Tensor] = (), sums: int = 0
 ) -> list[Tensor]:
-    """Run a pass over maps like x, the results among them last, and return its sums."""
+    """Run a pass over maps with the shape of x, outputs last; return its sums."""
     outputs = [x.new_empty(x.shape[:2], dtype=torch.float64) for _ in range(sums)]
-    # kept until the call returns: nothing else owns the contiguous copies
+    # a reference to the contiguous copies, which must live until the call returns
     by = [coefficient.contiguous() for coefficient in by]
     function = getattr(library(), f"se_lab_{name}")
     last = not x.is_contiguous()
@@ -123,9 +123,9 @@ def _apply(
     shift: Tensor,
     shortcut: Tensor | None,
     activation: str,
-    over: bool = False,
+    in_place: bool = False,
 ) -> Tensor:
-    out = x if over else torch.empty_like(x)
+    out = x if in_place else torch.empty_like(x)
     _call("apply_relu" if activation == "relu" else "apply", x, [x, shortcut, out], [centre, scale, shift])
     return out
 

@@ -1,11 +1,12 @@
-"""The passes over big tensors that a fused SE unit consists of: what each computes, and the fastest form at hand.
+"""The passes of fused SE units over large tensors, each run in its fastest form.
 
-A pass reads or writes tensors of shape (N, C, H, W) once, in the layout of the first, the convolution's output: a
-gradient may come in another, from the pooling at the end, and would pass it on through the whole net. Other inputs and
-outputs of a pass are (N, C), in float32, or float64 for float64 tensors, and are left to plain PyTorch.
-Each pass is defined here by a function of plain PyTorch, which as such takes several. In one it runs by a kernel of our
-own, in C++ on a CPU (native.py) and in Triton on CUDA (kernels.py), and by Inductor where there is none and inside
-torch.compile.
+A pass reads or writes tensors (N, C, H, W) once, in the layout of the first one, the convolution's output; the gradient
+from the final pooling may have another layout, which would otherwise spread through the net. Other inputs and outputs
+of a pass are (N, C), in float32, or in float64 for float64 tensors.
+
+Each pass is defined by a function of plain PyTorch, which takes several passes over memory. A single pass is run by a
+C++ kernel on CPUs (native.py), by a Triton kernel on CUDA (kernels.py), or, without a kernel and inside torch.compile,
+by Inductor.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from se_lab.units.fused.native import native_pass
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Return mean and biased variance over H and W, (N, C) each."""
-    # about a value near by: Σx² − (Σx)² alone cancels where the mean is far from 0
+    # relative to a pivot, since Σx² − (Σx)² cancels if the mean is far from 0
     pivot = _first_row(x)
     difference = _wide(x) - _map(pivot)
     pixels = x.shape[2] * x.shape[3]
@@ -48,11 +49,11 @@ def apply(
     shift: Tensor,
     shortcut: Tensor | None,
     activation: str,
-    over: bool = False,
+    in_place: bool = False,
 ) -> Tensor:
-    """Return act(scale · (x − centre) + shift + shortcut), the activation relu or identity.
+    """Return act(scale · (x − centre) + shift + shortcut); the activation is relu or identity.
 
-    `over`: x is no longer needed, so a kernel may overwrite it with the result, which saves memory.
+    With `in_place`, a kernel may overwrite x with the result, which saves memory.
     """
     y = _affine(x, centre, scale, shift)
     if shortcut is not None:
@@ -63,7 +64,7 @@ def apply(
 def backward_moments(
     x: Tensor, grad: Tensor, out: Tensor | None, centre: Tensor, activation: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return g = grad · [out > 0] (grad itself for identity), Σ g, and Σ g · (x − centre), over H and W."""
+    """Return g = grad · [out > 0] (identity: grad), Σ g, and Σ g · (x − centre), over H and W."""
     g = torch.where(out > 0, grad, 0) if activation == "relu" and out is not None else grad
     values = _wide(g)
     return g, _sum(values), _sum(values * (_wide(x) - _map(centre)))
@@ -75,21 +76,21 @@ def backward_input(x: Tensor, g: Tensor, centre: Tensor, p: Tensor, q: Tensor, r
 
 
 def activated_moments(x: Tensor, centre: Tensor, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the sums over H and W of u = relu(scale · (x − centre) + shift), [u > 0], and [u > 0] · (x − centre)."""
+    """Return Σ u, Σ [u > 0] and Σ [u > 0] · (x − centre), with u as in `gate_activated`."""
     u = torch.relu(_affine(x, centre, scale, shift))
     active = (u > 0).to(u.dtype)
     return _sum(u), _sum(active), _sum(active * (_wide(x) - _map(centre)))
 
 
 def gate_activated(x: Tensor, centre: Tensor, scale: Tensor, shift: Tensor, gate: Tensor) -> Tensor:
-    """Return gate · u, with u as above."""
+    """Return gate · u, with u = relu(scale · (x − centre) + shift)."""
     return (_map(gate) * torch.relu(_affine(x, centre, scale, shift))).to(x.dtype)
 
 
 def backward_gate_moments(
     x: Tensor, grad: Tensor, centre: Tensor, scale: Tensor, shift: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the sums over H and W of grad · u, grad · [u > 0], and grad · [u > 0] · (x − centre), with u as above."""
+    """Return Σ grad · u, Σ grad · [u > 0] and Σ grad · [u > 0] · (x − centre)."""
     u = torch.relu(_affine(x, centre, scale, shift))
     active_grad = torch.where(u > 0, _wide(grad), 0)
     return _sum(active_grad * u), _sum(active_grad), _sum(active_grad * (_wide(x) - _map(centre)))
@@ -106,7 +107,7 @@ def backward_gate_input(
     q: Tensor,
     r: Tensor,
 ) -> Tensor:
-    """Return [u > 0] · (p · grad + constant) + q · (x − centre) + r, with u as above."""
+    """Return [u > 0] · (p · grad + constant) + q · (x − centre) + r, u as in `gate_activated`."""
     active_grad = torch.where(_affine(x, centre, scale, shift) > 0, _map(p) * _wide(grad) + _map(constant), 0)
     return (active_grad + _affine(x, centre, q, r)).to(x.dtype)
 
@@ -128,45 +129,45 @@ PASSES: dict[str, Callable[..., Any]] = {
 
 
 def run(name: str, *arguments: Any) -> Any:
-    """Run a pass over big tensors, (N, C, H, W), with coefficients, (N, C), in the fastest form there is.
+    """Run a pass over large tensors, (N, C, H, W), with coefficients, (N, C), in its fastest form.
 
-    Inside torch.compile it is the plain form, which is then compiled with all around it; float64, which is there to
-    check by, and empty tensors run it as it is.
+    Inside torch.compile the plain form is used, and compiled with the surrounding code. float64, which serves as a
+    reference, and empty tensors also use the plain form.
     """
     x = arguments[0]
     arithmetic = x.dtype if x.dtype == torch.float64 else torch.float32
     arguments = tuple(a.to(arithmetic) if isinstance(a, Tensor) and a.dim() == 2 else a for a in arguments)
-    # Inside torch.compile on CUDA as well: kernels of our own are opaque to it, so that the sum of a block's two
-    # gradients, casts and whatever else touches a pass's maps would need passes that Inductor else fuses with it.
+    # inside torch.compile on CUDA as well: SE-Lab's kernels are opaque to Inductor, which could not fuse the sum of a
+    # block's two gradients, casts and other operations with them
     if torch.compiler.is_compiling() or x.dtype == torch.float64 or x.numel() == 0:
         return PASSES[name](*arguments)
     arguments = tuple(aligned(a, x) if isinstance(a, Tensor) and a.dim() == 4 else a for a in arguments)
     if (kernel := _kernel(name) if x.is_cuda else native_pass(name, x.dtype)) is not None:
         return kernel(*arguments)
-    # PyTorch recompiles for these: the key keeps each function below its limit
+    # PyTorch recompiles for these; with the key, each function stays below the limit of recompilations
     mode = (torch.get_num_threads(), x.is_inference(), torch.is_autocast_enabled())
     key = (x.device.type, x.dtype, x.is_contiguous(), *mode)
     return _compiled(name, key)(*arguments)
 
 
 def aligned(a: Tensor, x: Tensor) -> Tensor:
-    """Return a map in the layout of x."""
+    """Return a tensor in the layout of x."""
     return a.contiguous(memory_format=torch.contiguous_format if x.is_contiguous() else torch.channels_last)
 
 
 def coefficient_type(x: Tensor) -> torch.dtype:
-    """Return the type of (N, C) coefficients: float64 where that costs nothing, since means are subtracted."""
+    """Return the dtype of (N, C) coefficients: float64 on CPUs, for accurate differences."""
     return torch.float64 if x.dtype == torch.float64 or x.device.type == "cpu" else torch.float32
 
 
 @functools.cache
 def compiles(device: str) -> bool:
-    """Return whether PyTorch can compile for cpu or cuda; print a line to stderr if not."""
+    """Return whether PyTorch can compile for cpu or cuda; if not, print a message to stderr."""
     try:
         run("mean", torch.zeros(2, 3, 4, 5, device=device))
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # from Inductor, or from Triton as it builds its driver module
+    except Exception as error:  # from Inductor, or from Triton when it builds its driver module
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         print(f"SE units run unfused: PyTorch finds no compiler for {device} ({reason})", file=sys.stderr)
         return False
@@ -176,7 +177,7 @@ def compiles(device: str) -> bool:
 @functools.cache
 def _compiled(name: str, key: tuple[object, ...]) -> Callable[..., Any]:
     function = PASSES[name]
-    # a code object of its own, since that is what PyTorch counts compilations by
+    # a separate code object, since PyTorch counts compilations by code object
     clone = types.FunctionType(function.__code__.replace(), function.__globals__, name)
     compiled: Callable[..., Any] = torch.compile(clone, dynamic=True)
     return compiled
@@ -184,7 +185,7 @@ def _compiled(name: str, key: tuple[object, ...]) -> Callable[..., Any]:
 
 @functools.cache
 def _kernel(name: str) -> Callable[..., Any] | None:
-    """Return SE-Lab's own CUDA kernel of a pass, if there is one and it runs here."""
+    """Return SE-Lab's CUDA kernel of a pass, or None if there is none or it cannot run."""
     from se_lab.units.fused import kernels
 
     if not kernels.available():
@@ -206,7 +207,7 @@ def _wide(x: Tensor) -> Tensor:
 
 
 def _first_row(x: Tensor) -> Tensor:
-    """Return the mean of a map's first row, (N, C)."""
+    """Return the mean of the first row of each channel, (N, C)."""
     return _wide(x[:, :, 0]).mean(2)
 
 

@@ -1,6 +1,6 @@
-"""What a fused unit must know about PyTorch's state: hooks, tracing, and transforms of `torch.func`.
+"""Query the state of PyTorch: hooks, tracing, and transforms of `torch.func`.
 
-PyTorch has no public name for hooks; its attributes are read in this module only.
+PyTorch has no public interface for hooks; only this module uses its private attributes.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ from torch.autograd import Function
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Tell whether a module has forward or backward hooks of its own."""
+    """Return whether a module has forward or backward hooks."""
     return bool(
         module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     )
 
 
 def only_forward_hook(module: nn.Module, hook: object) -> bool:
-    """Tell whether a module has this forward hook and no other hook."""
+    """Return whether a module has this forward hook and no other hook."""
     other_hooks = module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     return list(module._forward_hooks.values()) == [hook] and not other_hooks
 
 
 def watched() -> bool:
-    """Tell whether something expects to see every module run on ordinary tensors: do not call inside a graph.
+    """Return whether each module has to run on ordinary tensors; not to be called inside a graph.
 
-    That is `torch.jit.trace`, hooks on all modules, or a transform of `torch.func`.
+    This is so under `torch.jit.trace`, with hooks on all modules, and in transforms of `torch.func`.
     """
     tracing: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
     return tracing or _hooks_on_all_modules() or _transforming()
@@ -40,7 +40,7 @@ def _hooks_on_all_modules() -> bool:
 
 
 class _Probe(Function):
-    """An autograd function without `setup_context`, as those of `units` are: transforms refuse it."""
+    """An autograd function without `setup_context`, like those in `units`; transforms reject it."""
 
     @staticmethod
     def forward(ctx: Any) -> None:
@@ -56,5 +56,5 @@ def _transforming() -> bool:
 
 
 def interpreted() -> bool:
-    """Return whether Triton runs kernels on the CPU, in NumPy, by what Triton itself takes for yes."""
+    """Return whether Triton interprets kernels on the CPU, by Triton's own environment variable."""
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")

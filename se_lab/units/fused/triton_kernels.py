@@ -1,13 +1,13 @@
-"""The four passes of a fused SE tail by Triton: no checks here, `se_lab.units.fused.kernels` is the way in.
+"""Launch the Triton kernels of a fused SE tail, without checks of the arguments (see `kernels`).
 
-A tensor is dense in one of two layouts. Channels last, (N, H·W, C) in memory: a program takes a block of pixels by a
-block of channels. NCHW, (N·C, H·W) in memory: reductions take a block of rows by a block of pixels, and what goes
-element by element takes a flat run of the tensor, so that odd H·W still moves in whole vectors, as do reductions whose
-rows do not begin at a multiple of 16 bytes. A program's base is an int64, offsets within its tile are int32: tensors of
-2³¹ elements and more need no kernels of their own.
+Tensors are dense in one of two layouts. Channels last, (N, H·W, C) in memory: a program takes a block of pixels by a
+block of channels. NCHW, (N·C, H·W) in memory: reductions take a block of rows by a block of pixels; elementwise kernels
+take a contiguous range of the tensor, so that loads are full vectors for odd H·W as well, and so do reductions whose
+rows do not start at a multiple of 16 bytes. The base of a program is an int64, and offsets within its tile are int32,
+so that the same kernels work for 2³¹ elements and more.
 
-Arithmetic is float32 (float64 for float64 tensors), rounded once, where a result is stored. Nothing is added
-atomically: where an image's pixels are split over programs, each stores its part and the parts are merged in order.
+Arithmetic is float32 (float64 for float64 tensors), rounded once, when a result is stored. There are no atomic sums: if
+an image's pixels are split among programs, each stores a partial result, and these are merged in order.
 """
 
 # mypy: disable-error-code="no-untyped-def", allow-untyped-decorators, allow-untyped-calls
@@ -26,15 +26,15 @@ from se_lab.units.fused import triton_reductions as reductions
 from se_lab.units.fused.torch_state import interpreted
 
 INTERPRETED = interpreted()
-"""Whether Triton runs kernels on the CPU, one operation after another: Triton reads it once, as we do."""
+"""Whether Triton interprets kernels on the CPU; read once, as Triton does."""
 
 
 def moments(x: Tensor, channels_last: bool, dtype: torch.dtype) -> Tensor:
-    """Return mean and biased variance over H and W of dense x, (N, C, H, W), as one tensor, (2, N, C), of dtype."""
+    """Return mean and biased variance over H and W of dense x, as one tensor, (2, N, C)."""
     n, c, hw = _shape(x)
     rows, parts = _split(n, c, hw, channels_last)
     partial = x.new_empty((parts, 2, n, c), dtype=dtype)
-    if not channels_last and _rows_are_narrow(x):
+    if not channels_last and _rows_are_unaligned(x):
         _launch_rows(reductions.row_moments, x, x, partial, n)
         return partial[0]
     _launch_reduction(reductions.moments, x, channels_last, parts, x, partial, n, rows, parts == 1)
@@ -52,13 +52,13 @@ def backward_moments(
 ) -> Tensor:
     """Return Σ g and Σ g·(x − mean) over H and W as one tensor, (2, N, C).
 
-    With `out`, g is grad where out is above 0, and is written; without, g is grad.
+    With `out`, grad · [out > 0] is written to g; without, g must be grad.
     """
     n, c, hw = _shape(x)
     rows, parts = _split(n, c, hw, channels_last)
     partial = mean.new_empty((parts, 2, n, c))
     relu_out = grad if out is None else out
-    if not channels_last and _rows_are_narrow(x):
+    if not channels_last and _rows_are_unaligned(x):
         _launch_rows(reductions.row_backward_moments, x, grad, relu_out, g, x, mean, partial, n, out is not None)
         return partial[0]
     arguments = (grad, relu_out, g, x, mean, partial, n, rows, out is not None)
@@ -101,11 +101,11 @@ def _shape(x: Tensor) -> tuple[int, int, int]:
 
 
 PROGRAMS = 2048
-"""With fewer programs of 64 channels, some 15 for each multiprocessor of an H100, an image's pixels are split."""
+"""Number of programs of 64 channels, about 15 per multiprocessor of an H100, below which pixels are split."""
 
 
 def _split(n: int, c: int, hw: int, channels_last: bool) -> tuple[int, int]:
-    """Return (pixels a part, parts): a function of the shape alone, so that a sum is the same on every device."""
+    """Return (pixels per part, parts); only the shape matters, so that all devices sum alike."""
     if not channels_last:
         return hw, 1
     target = PROGRAMS // (n * triton.cdiv(c, 64))
@@ -114,14 +114,14 @@ def _split(n: int, c: int, hw: int, channels_last: bool) -> tuple[int, int]:
     return rows, triton.cdiv(hw, rows)
 
 
-MOST_OF_A_ROW = 1024
-"""Pixels of a row, up to which eight rows, which begin at a multiple of 16 bytes, fit into a program's registers."""
+MAX_ROW = 1024
+"""Maximum number of pixels in a row for which eight rows fit into a program's registers."""
 
 
-def _rows_are_narrow(x: Tensor) -> bool:
-    """Whether a row of NCHW need not begin at a multiple of 16 bytes, so that its loads would be narrow."""
+def _rows_are_unaligned(x: Tensor) -> bool:
+    """Return whether rows of NCHW do not start at multiples of 16 bytes, and are short enough."""
     pixels = x.shape[2] * x.shape[3]
-    return pixels <= MOST_OF_A_ROW and pixels * x.element_size() % 16 != 0
+    return pixels <= MAX_ROW and pixels * x.element_size() % 16 != 0
 
 
 def _launch_rows(kernel: Any, x: Tensor, *arguments: object) -> None:
@@ -140,7 +140,7 @@ def _launch_reduction(kernel: Any, x: Tensor, channels_last: bool, parts: int, *
     def grid(tile: dict[str, int]) -> tuple[int, int]:
         return groups * triton.cdiv(columns, tile["BLOCK_C"]), parts
 
-    # how a sum is split decides its last bits, so where runs must repeat no clock chooses the tile
+    # the split of a sum affects its last bits, so deterministic runs use a fixed tile
     fixed = torch.are_deterministic_algorithms_enabled()
     _launch(kernel, _reduction_tiles, x, channels_last, grid, fixed, *arguments, channels_last)
 
@@ -176,7 +176,7 @@ def _launch(
 
 @functools.cache
 def _tuned(kernel: Any, tiles: Tiles, c: int, hw: int, channels_last: bool, size: int) -> Any:
-    """Return the kernel with its autotuner: one for each shape, layout and power of 4 of elements."""
+    """Return a kernel with an autotuner for this shape, layout and order of magnitude of elements."""
     clock = functools.partial(triton.testing.do_bench, warmup=5, rep=25)
     return triton.autotune(configs=tiles(c, hw, channels_last), key=[], do_bench=clock)(kernel)
 
@@ -210,7 +210,7 @@ def _pointwise_tiles(c: int, hw: int, channels_last: bool) -> list[triton.Config
 
 
 def _configs(shapes: list[tuple[int, int, int, int]], c: int, hw: int) -> list[triton.Config]:
-    """Return a configuration for each (pixels, channels, warps, stages), cut to the tensor, each once."""
+    """Return the distinct configurations for (pixels, channels, warps, stages), cut to the tensor."""
     most_c, most_hw = triton.next_power_of_2(c), triton.next_power_of_2(hw)
     tiles = dict.fromkeys((min(hw_, most_hw), min(c_, most_c), warps, stages) for hw_, c_, warps, stages in shapes)
     return [

@@ -1,6 +1,6 @@
-"""The Triton kernels of a fused SE tail that go element by element; `triton_kernels` launches them.
+"""The elementwise Triton kernels of a fused SE tail, which `triton_kernels` launches.
 
-Channels last, a program takes a block of pixels by a block of channels; NCHW, a flat run of the tensor.
+In channels last, a program takes a block of pixels by a block of channels; in NCHW, a contiguous range of the tensor.
 """
 
 # ruff: noqa: N803 (N, C and H·W are the field's names, and constants of a kernel are upper case)
@@ -20,7 +20,7 @@ def _elements(
     BLOCK_HW: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """Return a tile's elements (the first one's base, offsets from it, a mask), and the same of their n·C + c."""
+    """Return base, offsets and mask of a tile's elements, and the same of their indices n·C + c."""
     block = tl.program_id(0)
     if CHANNELS_LAST:
         column_blocks: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C
@@ -57,7 +57,7 @@ def apply(
     BLOCK_HW: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """act(scale·(x − centre) + shift + shortcut)."""
+    """Store act(scale·(x − centre) + shift + shortcut)."""
     accumulator: tl.constexpr = scale.dtype.element_ty
     base, offsets, mask, first, index, index_mask = _elements(N, C, HW, CHANNELS_LAST, BLOCK_HW, BLOCK_C)
     a = tl.load(scale + first + index, mask=index_mask, other=0)
@@ -90,7 +90,7 @@ def backward_input(
     BLOCK_HW: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """p·g + q·(x − centre) + r."""
+    """Store p·g + q·(x − centre) + r."""
     accumulator: tl.constexpr = p.dtype.element_ty
     base, offsets, mask, first, index, index_mask = _elements(N, C, HW, CHANNELS_LAST, BLOCK_HW, BLOCK_C)
     a = tl.load(p + first + index, mask=index_mask, other=0)

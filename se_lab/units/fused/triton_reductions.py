@@ -1,7 +1,7 @@
-"""The Triton kernels that sum over the pixels of a fused SE tail; `triton_kernels` launches them.
+"""The Triton kernels of a fused SE tail that sum over pixels, which `triton_kernels` launches.
 
-Channels last, or where each row of NCHW begins at a multiple of 16 bytes, a tile moves in whole vectors. Rows of 7×7 or
-14×14 pixels do not begin so: there a program reads a flat run of whole rows and sorts it in shared memory.
+In channels last, or if each row of NCHW starts at a multiple of 16 bytes, tiles are loaded in full vectors. Rows of 7×7
+or 14×14 pixels are not aligned: for these, a program loads a range of whole rows and rearranges it in shared memory.
 """
 
 # ruff: noqa: N803 (N, C and H·W are the field's names, and constants of a kernel are upper case)
@@ -14,9 +14,9 @@ import triton.language as tl
 
 @triton.jit
 def _columns(N, C: tl.constexpr, HW: tl.constexpr, CHANNELS_LAST: tl.constexpr, BLOCK_C: tl.constexpr):
-    """Return a reduction's columns: the first one's base, their offsets from it, their index n·C + c, and a mask.
+    """Return base, offsets, indices n·C + c, and mask of a reduction's columns.
 
-    Images come last to first: what the kernel before wrote last, or the kernel after reads first, is then in the cache.
+    Images are processed last to first, since the last ones written by the previous kernel are still in the cache.
     """
     block = tl.num_programs(0) - 1 - tl.program_id(0)
     column = tl.arange(0, BLOCK_C)
@@ -45,11 +45,11 @@ def moments(
     BLOCK_C: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """Mean and variance of the pixels [part · rows, (part + 1) · rows).
+    """Store mean and variance of the pixels [part · rows, (part + 1) · rows).
 
-    Each lane of the tile goes through its pixels by Welford's recurrence, and Chan's formula merges the lanes. Both
-    work on x less the column's first pixel, so that a mean far above the deviation costs no digits; parts that are
-    still to be merged keep their means so.
+    Each lane of the tile uses Welford's recurrence for its pixels, and Chan's formula merges the lanes. The column's
+    first pixel is subtracted from x, so that a mean far above the deviation loses no digits; it is also subtracted
+    from the means of parts that will be merged.
     """
     accumulator: tl.constexpr = partial.dtype.element_ty
     step: tl.constexpr = C if CHANNELS_LAST else 1
@@ -129,7 +129,7 @@ def backward_moments(
     BLOCK_C: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """Where the ReLU let through, g; Σ g and Σ g·(x − mean) of the pixels [part · rows, (part + 1) · rows)."""
+    """Store g (with RELU), Σ g and Σ g·(x − mean) of the pixels [part · rows, (part + 1) · rows)."""
     accumulator: tl.constexpr = partial.dtype.element_ty
     step: tl.constexpr = C if CHANNELS_LAST else 1
     base, column, index, mask = _columns(N, C, HW, CHANNELS_LAST, BLOCK_C)
@@ -147,7 +147,7 @@ def backward_moments(
         valid = (start + lane < length)[:, None] & mask[None, :]
         value = tl.load(grad + base + offsets, mask=valid, other=0).to(accumulator)
         if RELU:
-            # as in PyTorch, NaN passes, so that it stays visible
+            # as in PyTorch, NaN is kept
             is_zero = tl.load(out + base + offsets, mask=valid, other=0).to(accumulator) <= 0
             value = tl.where(is_zero, 0, value)
             tl.store(g + base + offsets, value.to(g.dtype.element_ty), mask=valid)
@@ -164,7 +164,7 @@ def backward_moments(
 
 @triton.jit
 def _rows(N, C: tl.constexpr, HW: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_HW: tl.constexpr):
-    """Return a flat run of BLOCK_C whole rows of NCHW: its first row n·C + c, offsets from that row's start, a mask."""
+    """Return the first row, n·C + c, the offsets and the mask of a range of BLOCK_C rows of NCHW."""
     first = (tl.num_programs(0) - 1 - tl.program_id(0)).to(tl.int64) * BLOCK_C
     rows = tl.minimum(N.to(tl.int64) * C - first, BLOCK_C).to(tl.int32)
     flat = tl.arange(0, BLOCK_C * BLOCK_HW)
@@ -173,7 +173,7 @@ def _rows(N, C: tl.constexpr, HW: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_HW:
 
 @triton.jit
 def _by_row(flat, HW: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_HW: tl.constexpr):
-    """Return a flat run as (BLOCK_C, BLOCK_HW), a row of HW pixels each, and 0 behind it."""
+    """Return a range of rows as (BLOCK_C, BLOCK_HW), with zeros after the HW pixels of each row."""
     pixel = tl.arange(0, BLOCK_HW)[None, :]
     source = tl.arange(0, BLOCK_C)[:, None] * HW + tl.minimum(pixel, HW - 1)
     rows = tl.reshape(tl.gather(flat, tl.reshape(source, (BLOCK_C * BLOCK_HW,)), 0), (BLOCK_C, BLOCK_HW))
@@ -182,9 +182,9 @@ def _by_row(flat, HW: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_HW: tl.constexp
 
 @triton.jit(do_not_specialize=["N"])
 def row_moments(x, result, N, C: tl.constexpr, HW: tl.constexpr, BLOCK_HW: tl.constexpr, BLOCK_C: tl.constexpr):
-    """Mean and variance of whole rows of NCHW, all of a row's pixels in registers.
+    """Store mean and variance of whole rows of NCHW, with all pixels of a row in registers.
 
-    The mean is corrected by the mean of what is left: a mean far above the deviation costs no digits.
+    The mean is corrected by the mean of the differences, so that a mean far above the deviation loses no digits.
     """
     accumulator: tl.constexpr = result.dtype.element_ty
     first, flat, mask = _rows(N, C, HW, BLOCK_C, BLOCK_HW)
@@ -216,13 +216,13 @@ def row_backward_moments(
     BLOCK_HW: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """As `backward_moments`, of whole rows of NCHW."""
+    """Store the results of `backward_moments` for whole rows of NCHW."""
     accumulator: tl.constexpr = result.dtype.element_ty
     first, flat, mask = _rows(N, C, HW, BLOCK_C, BLOCK_HW)
     base = first * HW
     value = tl.load(grad + base + flat, mask=mask, other=0).to(accumulator)
     if RELU:
-        is_zero = tl.load(out + base + flat, mask=mask, other=0).to(accumulator) <= 0  # NaN passes
+        is_zero = tl.load(out + base + flat, mask=mask, other=0).to(accumulator) <= 0  # NaN is kept
         value = tl.where(is_zero, 0, value)
         tl.store(g + base + flat, value.to(g.dtype.element_ty), mask=mask)
     difference = tl.load(x + base + flat, mask=mask, other=0).to(accumulator)

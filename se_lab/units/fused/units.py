@@ -1,13 +1,12 @@
-"""SE units as autograd functions over few passes: a residual unit's tail, BN → ReLU → SE, and the unit alone.
+"""Fused SE units as autograd functions: a residual block's tail, BN → ReLU → SE, and x · gate.
 
-Per image and channel, over H × W: m and v are mean and variance of the convolution's output x. Batch statistics follow
-from them (μ = mean of m; σ² = mean of v + variance of m), and so does the squeeze of BN's output,
-z = a (m − μ) + β with a = γ / √(σ² + ε). BN and gate together are then one affine map, s · (a (x − m) + z).
+m and v are the mean and variance over H × W of the convolution's output x, per image and channel. The batch statistics
+follow from them (μ = mean of m; σ² = mean of v + variance of m), and so does the squeeze of BN's output,
+z = a (m − μ) + β with a = γ / √(σ² + ε). BN and gate together are one affine map, s · (a (x − m) + z).
 
-What lies between the first pass over x and the last, from m and v to the gate, is plain PyTorch on (N, C). The
-gradient of x has a part through each of the two; to write it in one pass, the backward of the last passes its terms
-to that of the first, as the gradients of empty outputs of the first: `token` gets the big gradient, carriers get the
-(N, C) coefficients that go with it.
+Everything between the first and the last pass over x, from m and v to the gate, is plain PyTorch on (N, C). Both passes
+contribute to the gradient of x. To write it in one pass, the backward of the last pass hands its terms to that of the
+first, as gradients of empty outputs: `token` carries the gradient (N, C, H, W), and carriers its coefficients (N, C).
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ Norm = nn.BatchNorm2d | nn.SyncBatchNorm | SyncBatchNorm
 
 def scale(x: Tensor, unit: Unit) -> Tensor:
     """Return x · gate(x), (N, C, H, W), in three passes."""
-    if not torch.is_grad_enabled():  # the plain form has three too, save where PyTorch's sums of 16 bits are slow
+    if not torch.is_grad_enabled():  # the plain form has three passes as well, but PyTorch's 16-bit sums can be slow
         slow = x.dtype == torch.float16 or (x.dtype == torch.bfloat16 and not x.is_contiguous())
         z = run("mean", x) if slow and x.device.type == "cpu" else squeeze_avg(x)
         return x * unit.gate_of_means(z)[:, :, None, None].to(x.dtype)
@@ -46,17 +45,17 @@ def tail(
     unit: Unit,
     drop_path: nn.Module | None,
     activation: str,
-    own: bool = False,
+    reuse: bool = False,
 ) -> Tensor:
     """Return act(drop_path(SE(BN(x))) + shortcut), (N, C, H, W), in four passes.
 
-    `own`: nothing else uses x, so without gradients the result may reuse its memory.
+    With `reuse`, the result may overwrite x if gradients are disabled.
     """
     m, v, token, carrier = _Moments.apply(x, uses_batch(norm))
     a, z = _normalise(norm, m, v, x)
     s = unit.gate_of_means(z)
     s = _dropped(s, drop_path, x)
-    in_place = own and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    in_place = reuse and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
     return cast(Tensor, _Affine.apply(x.detach(), m, s, a, z, shortcut, token, carrier, activation, in_place))
 
 
@@ -71,12 +70,12 @@ def inner(x: Tensor, norm: Norm, unit: Unit) -> Tensor:
 
 
 def uses_batch(norm: Norm) -> bool:
-    """Tell whether a norm takes the batch's statistics, not the running ones."""
+    """Return whether a norm uses the statistics of the batch, not the running ones."""
     return norm.training or norm.running_mean is None
 
 
 def group_of(norm: Norm) -> Any:
-    """Return the processes that a norm shares its batch statistics with, None where it has its own."""
+    """Return the process group with which a norm shares its batch statistics, or None."""
     if isinstance(norm, nn.BatchNorm2d) or not (norm.training and dist.is_available() and dist.is_initialized()):
         return None
     group = getattr(norm, "process_group", None) or dist.group.WORLD
@@ -84,10 +83,10 @@ def group_of(norm: Norm) -> Any:
 
 
 def _dropped(s: Tensor, drop_path: nn.Module | None, x: Tensor) -> Tensor:
-    """Return gates, (N, C), with those of dropped images at 0."""
+    """Return gates, (N, C), multiplied by the drop path's factors (0 for dropped images)."""
     if drop_path is None or not drop_path.training:
         return s
-    # a factor an image, from the same random numbers as on a map
+    # one factor per image, from the same random numbers as for a map
     factors: Tensor = drop_path(x.new_ones((len(x), 1, 1, 1)))
     return s * factors.flatten(1).to(s.dtype)
 
@@ -120,7 +119,7 @@ def _update_running(norm: Norm, mean: Tensor, variance: Tensor) -> None:
 
 
 class _Moments(Function):
-    """m and v of x (v None if not requested), and the empty token and carrier."""
+    """m and v of x (v is None if not requested), and an empty token and carrier."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, variance: bool) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
@@ -144,7 +143,10 @@ class _Moments(Function):
 
 
 class _Affine(Function):
-    """act(s · (a · (x − m) + z) + shortcut), s · x without a and z; x is detached: its gradient goes to the token."""
+    """act(s · (a · (x − m) + z) + shortcut), or s · x without a and z.
+
+    Its gradient for x goes to the token.
+    """
 
     @staticmethod
     def forward(
@@ -158,12 +160,12 @@ class _Affine(Function):
         token: Tensor,
         carrier: Tensor,
         activation: str,
-        over: bool,
+        in_place: bool,
     ) -> Tensor:
         factor = s if a is None else s * a
         centre, rest = _split(m, x)
         shift = torch.addcmul(s * (m if z is None else z), factor, rest)
-        out = cast(Tensor, run("apply", x, centre, factor, shift, shortcut, activation, over))
+        out = cast(Tensor, run("apply", x, centre, factor, shift, shortcut, activation, in_place))
         norm = () if a is None or z is None else (a, z)
         ctx.save_for_backward(x, m, s, factor, *norm, *([out] if activation == "relu" else []))
         ctx.activation, ctx.joined, ctx.norm = activation, shortcut is not None, bool(norm)
@@ -188,7 +190,7 @@ class _Affine(Function):
 
 
 class _InnerMoments(Function):
-    """As _Moments, with a carrier for each of what the last pass takes: constant, p, scale and shift."""
+    """_Moments with four carriers, for the last pass's constant, p, scale and shift."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, variance: bool) -> tuple[Any, ...]:
@@ -261,7 +263,7 @@ class _InnerGate(Function):
 
 
 class _Normalise(Function):
-    """BN's factor a and the mean z of its output, by the statistics of the batch, which come out as well.
+    """BN's factor a, the mean z of its output, and the batch's mean and variance.
 
     `share` is an image's fraction of the batch, over all processes of the group.
     """
@@ -286,7 +288,7 @@ class _Normalise(Function):
         difference, inverse, weight, a = ctx.saved_tensors
         d_bias = dz.sum(0)
         d_weight = (da + (dz * difference).sum(0)) * inverse
-        # the mean and the variance have a part in every image's output, in the whole group's
+        # mean and variance affect the outputs for all images of the group
         d_mean, d_variance = _sum_over(torch.stack([-a * d_bias, d_weight * weight * inverse.square() / -2]), ctx.group)
         d_variance = d_variance * ctx.share
         dm = torch.addcmul(torch.addcmul(d_mean * ctx.share, a, dz), d_variance, difference, value=2)
@@ -295,7 +297,7 @@ class _Normalise(Function):
 
 
 def _sum_over(x: Tensor, group: Any) -> Tensor:
-    """Return the sum of a tensor over the processes of a group; the tensor itself where there is none."""
+    """Return the sum of a tensor over the processes of a group, or the tensor without a group."""
     if group is None:
         return x
     total = x.contiguous().clone()
@@ -304,11 +306,11 @@ def _sum_over(x: Tensor, group: Any) -> Tensor:
 
 
 def _split(m: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return m in the type of the passes over x, and its rounding error."""
+    """Return m in the dtype of the passes over x, and its rounding error."""
     centre = m if x.dtype == torch.float64 else m.float()
     return centre, centre - m
 
 
 def _empty(x: Tensor, m: Tensor, carriers: int) -> tuple[Tensor, ...]:
-    """Return a token shaped like x and carriers shaped like m, of one element each."""
+    """Return a token with the shape of x and carriers with the shape of m, each of one element."""
     return x.new_empty(()).expand(x.shape), *(m.new_empty(()).expand(m.shape) for _ in range(carriers))

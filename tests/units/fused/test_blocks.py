@@ -338,17 +338,17 @@ def test_auto_is_on_where_it_is_proven_and_pays():
     assert choose("auto", "cuda", much, net) == (False, "off: not proven faster on cuda")
     digits, cifar = 2.5e6, 4.1e7  # multiply-accumulates of ResNet-20 at 8 and at 32 pixels
     few = Work(digits * 128, digits * 1149 * 15)
-    assert choose("auto", "cpu", few, net) == (False, "off: too little work a step to gain by it")
+    assert choose("auto", "cpu", few, net) == (False, "off: the steps are too small to be faster")
     short = Work(cifar * 128, cifar * 1024)
-    assert choose("auto", "cpu", short, net) == (False, "off: too short a trial to pay for compiling")
+    assert choose("auto", "cpu", short, net) == (False, "off: the trial is too short to recover the time of compiling")
     long = Work(cifar * 128, cifar * 45_000 * 30)
-    assert choose("auto", "cpu", long, net) == (True, "on: enough work to gain by it")
+    assert choose("auto", "cpu", long, net) == (True, "on: the steps are large enough to be faster")
 
 
 def test_auto_is_off_where_no_whole_block_would_be_fused():
     much, alone = Work(1e12, 1e18), small("post")
     assert forms(alone) == {"unit"}
-    assert choose("auto", "cpu", much, alone)[1].startswith("off: only the units themselves would be fused")
+    assert choose("auto", "cpu", much, alone)[1].startswith("off: only single units could be fused")
     assert choose("on", "cpu", much, alone)[0]
 
 
@@ -365,7 +365,7 @@ def test_a_unit_without_a_fused_form_stays_plain_and_fused_on_is_refused(unit):
     with torch.no_grad():
         expected = net(x)
         assert torch.equal(fuse(net)(x), expected)
-    with pytest.raises(SpecError, match=f"fused is 'on', and model.se.unit={unit} has no fused form; allowed .* auto"):
+    with pytest.raises(SpecError, match=f"fused is 'on', but model.se.unit={unit} has no fused form; it must be auto"):
         built("on")
 
 

@@ -269,7 +269,7 @@ def launched(name: str, hw: int, channels_last: bool, dtype: str) -> bool:
     if not name.endswith("moments") or channels_last:
         return not name.startswith("row")
     kind = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[dtype]
-    return triton_kernels._rows_are_narrow(torch.empty(1, 1, 1, hw, dtype=kind)) is name.startswith("row")
+    return triton_kernels._rows_are_unaligned(torch.empty(1, 1, 1, hw, dtype=kind)) is name.startswith("row")
 
 
 def big_accesses(ptx: str) -> list[str]:

@@ -16,13 +16,13 @@ def test_a_fused_trial_is_the_plain_one_in_float64(quick, here, monkeypatch):
     plain = quick(train=TrainSpec(epochs=1, precision="fp64"))
     expected = run(plain, dataclasses.replace(here, store=f"{here.store}_plain"))
     assert not calls
-    assert expected.host["fused"] == "off: too little work a step to gain by it"
-    monkeypatch.setitem(choice.PAYS_FROM, "cpu", choice.Work(0, 0))
+    assert expected.host["fused"] == "off: the steps are too small to be faster"
+    monkeypatch.setitem(choice.MINIMUM_WORK, "cpu", choice.Work(0, 0))
     told = run(plain, here)
     if told.host["fused"].startswith("off"):
         pytest.skip(told.host["fused"])
     assert calls
-    assert told.host["fused"] == "on: enough work to gain by it"
+    assert told.host["fused"] == "on: the steps are large enough to be faster"
     assert told.metrics == pytest.approx(expected.metrics, rel=1e-9)
 
 
@@ -34,6 +34,6 @@ def test_a_rehearsal_runs_what_the_trial_would(quick, here, monkeypatch):
     assert not calls
     if not passes.compiles("cpu"):
         pytest.skip("no compiler here")
-    monkeypatch.setitem(choice.PAYS_FROM, "cpu", choice.Work(0, 0))
+    monkeypatch.setitem(choice.MINIMUM_WORK, "cpu", choice.Work(0, 0))
     rehearse(trial, here)
     assert calls
