@@ -20,7 +20,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
-from torch._C._distributed_c10d import TCPStore
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from se_lab.spec import ExecSpec, RunSpec, SpecError, TrainSpec
 from se_lab.spec.command import module_command
