@@ -123,7 +123,7 @@ def test_every_option_trains_and_counts_errors_by_the_dominant_class(quick, here
 
 
 def test_options_that_cannot_be_are_refused():
-    with pytest.raises(SpecError, match=r"augment is .none., and data\.mixup is on"):
+    with pytest.raises(SpecError, match=r"augment is .none., and data\.mixup is set"):
         DataSpec(augment="none", mixup=0.1)
     with pytest.raises(SpecError, match=r"timm's form is rand-m9-mstd0\.5-inc1"):
         DataSpec(rand_augment="randaug")
