@@ -46,9 +46,9 @@ def test_a_folder_gives_the_weights_that_were_tested(tmp_path: Path, select: str
 
 def test_what_cannot_be_loaded_is_told_plainly(tmp_path: Path) -> None:
     trial(tmp_path / "a")
-    with pytest.raises(SpecError, match=r"no such file; there are best\.ckpt, last\.ckpt; did you mean 'last\.ckpt'"):
+    with pytest.raises(SpecError, match=r"the folder has best\.ckpt, last\.ckpt; did you mean 'last\.ckpt'"):
         load_trained(tmp_path / "a" / "las.ckpt")
-    with pytest.raises(SpecError, match="no such file"):
+    with pytest.raises(SpecError, match="there is no checkpoint"):
         load_trained(tmp_path / "nowhere")
     (tmp_path / "a" / "last.ckpt").write_bytes(b"torn")
     with pytest.raises(SpecError, match="no checkpoint of SE-Lab's"):
