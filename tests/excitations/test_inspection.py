@@ -230,7 +230,7 @@ def test_files_of_others_are_replaced_only_when_asked(name: str, trial: Path, tm
     (tmp_path / name).write_text("mine")
     with pytest.raises(SpecError, match=rf"{name} already exists and was not written by SE-Lab.*--overwrite"):
         inspect_nets([trial], Inspection(output=tmp_path))
-    with pytest.raises(SpecError, match=f"{name} would be replaced"):
+    with pytest.raises(SpecError, match=f"{name} already exists"):
         inspect_sweep(read_records(trial.parent), Inspection(output=tmp_path))
     assert (tmp_path / name).read_text() == "mine"
 
@@ -247,7 +247,7 @@ def test_its_own_files_are_replaced_and_those_of_others_with_overwrite(
     (tmp_path / "out" / "maps.png").write_text("mine")
     inspect_nets([trial], dataclasses.replace(few, overwrite=True))
     assert (tmp_path / "out" / "explorer.html").read_text() != "mine"
-    with pytest.raises(SpecError, match=r"maps\.png would be replaced"):  # not written before, so it stays another's
+    with pytest.raises(SpecError, match=r"maps\.png already exists"):  # not written before, so it stays another's
         inspect_nets([trial], few)
 
 

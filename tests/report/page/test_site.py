@@ -72,6 +72,6 @@ def test_a_store_of_two_data_sets_has_a_page_for_each_and_a_study_without_result
 def test_a_file_of_someone_elses_stays(study: Make, tmp_path: Path) -> None:
     (tmp_path / "index.html").write_text("mine")
     records = study([({"insertion": "none"}, [8.0]), ({"reduction": 4}, [7.0])])
-    with pytest.raises(SpecError, match=r"index\.html would be replaced"):
+    with pytest.raises(SpecError, match=r"index\.html already exists"):
         write_site([Chapter("a", "", records)], tmp_path)
     assert (tmp_path / "index.html").read_text() == "mine" and not (tmp_path / "a.html").exists()
