@@ -1,6 +1,6 @@
-"""Images: small sets as tensors in memory, large ones from folders, shards and hubs; order and augmentation are keyed.
+"""Data sets of images: small ones in memory, large ones from folders, shards and hubs.
 
-In: a `DataSpec`, a seed, a root. Out: a LightningDataModule of three splits, whose loaders can stop within an epoch.
+In: a `DataSpec`, a seed, a root. Out: a LightningDataModule of three splits; its loaders can resume within an epoch.
 """
 
 from se_lab.data.base import Batch as Batch

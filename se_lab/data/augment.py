@@ -1,4 +1,4 @@
-"""Augmentation of batches of tensors on their device; random draws are keyed to the image, never to its batch."""
+"""Augment batches of tensors on their device, with random numbers keyed to each image."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from torch import Tensor
 from se_lab.spec import DataSpec, SpecError
 
 TRIES = 10
-"""Rectangles that random erasing draws until one fits, as timm does."""
+"""Maximum number of rectangles that random erasing draws until one fits, as in timm."""
 DRAWS = 2 + 2 + 4 * TRIES
-"""Uniform numbers for an image's cutout and random erasing."""
+"""Number of uniform random numbers for the cutout and random erasing of an image."""
 
 
 def crop(images: Tensor, corners: Tensor, size: int) -> Tensor:
-    """Cut a square out of each image, (N, C, H, W) -> (N, C, size, size), at its corner, (N, 2) rows and columns."""
+    """Crop a square from each image, (N, C, H, W), at its corner, (N, 2) rows and columns."""
     windows = images.unfold(2, size, 1).unfold(3, size, 1)  # (N, C, rows, columns, size, size), a view
     return windows[torch.arange(len(images), device=images.device), :, corners[:, 0], corners[:, 1]]
 
 
 def removes(spec: DataSpec) -> bool:
-    """Return whether training images get cutout or random erasing."""
+    """Return whether a spec has cutout or random erasing."""
     return bool(spec.cutout or spec.random_erasing)
 
 
 def remove(images: Tensor, draws: Tensor, spec: DataSpec) -> Tensor:
-    """Apply cutout, then random erasing, to normalised images, (N, C, H, W), as far as the spec has them.
+    """Apply a spec's cutout and random erasing to images, (N, C, H, W).
 
     Args:
-        images: Of mean 0 and deviation 1.
-        draws: Uniform numbers in [0, 1), (N, DRAWS), on the CPU: a row an image.
-        spec: Says which.
+        images: Images, normalised to mean 0 and standard deviation 1.
+        draws: Uniform random numbers in [0, 1), (N, DRAWS), on the CPU.
+        spec: The data spec.
     """
     if spec.cutout:
         box = _cutout_boxes(draws[:, :2], images.shape[2:], spec.cutout)
@@ -54,9 +54,9 @@ def remove(images: Tensor, draws: Tensor, spec: DataSpec) -> Tensor:
 
 
 def _cutout_boxes(draws: Tensor, size: torch.Size, side: int) -> Tensor:
-    """Return the (N, 4) tops, bottoms, lefts and rights of squares centred on any pixel, cut at the borders.
+    """Return squares centred on random pixels, (N, 4): top, bottom, left and right.
 
-    DeVries & Taylor 2017, section 3.2: a part of the square may lie outside the image.
+    Part of a square may lie outside the image (DeVries & Taylor 2017, section 3.2).
     """
     height, width = size
     centres = (draws * torch.tensor([height, width])).long()
@@ -65,7 +65,7 @@ def _cutout_boxes(draws: Tensor, size: torch.Size, side: int) -> Tensor:
 
 
 def _erasing_boxes(draws: Tensor, size: torch.Size) -> Tensor:
-    """Return the boxes of Zhong et al. 2020 with timm's ranges: 2 % to a third of the image, aspect 0.3 to 1/0.3."""
+    """Return the boxes of Zhong et al. 2020, with timm's ranges of area and aspect ratio."""
     height, width = size
     tries = draws.view(len(draws), TRIES, 4)
     area = (0.02 + (1 / 3 - 0.02) * tries[..., 0]) * height * width
@@ -78,7 +78,7 @@ def _erasing_boxes(draws: Tensor, size: torch.Size) -> Tensor:
 
 
 def _inside(boxes: Tensor, images: Tensor) -> Tensor:
-    """Return (N, 1, H, W): whether a pixel is in its image's box."""
+    """Return a mask, (N, 1, H, W), of the pixels inside each image's box."""
     top, bottom, left, right = boxes.to(images.device, non_blocking=True)[:, :, None].unbind(1)
     rows = torch.arange(images.shape[2], device=images.device)
     columns = torch.arange(images.shape[3], device=images.device)
@@ -87,7 +87,7 @@ def _inside(boxes: Tensor, images: Tensor) -> Tensor:
 
 
 class Mixer:
-    """Mixup and cutmix by timm, with one share per training step, the same in all its micro-batches."""
+    """timm's mixup and cutmix, with one mixing ratio for all micro-batches of a training step."""
 
     def __init__(self, spec: DataSpec, classes: int) -> None:
         self.mixup = Mixup(spec.mixup, spec.cutmix, label_smoothing=0.0, num_classes=classes)  # type: ignore[no-untyped-call]
@@ -96,7 +96,7 @@ class Mixer:
         """Mix each image with its mirror in the batch: image N - 1 - i with image i.
 
         Returns:
-            Images (N, C, H, W) and the shares of the classes (N, classes). The images' memory is reused.
+            The mixed images (N, C, H, W), in place, and class probabilities (N, classes).
         """
         with keyed_globals(seed):
             mixed_images, shares = self.mixup(images, labels)
@@ -104,17 +104,17 @@ class Mixer:
 
 
 def check_mixing(micro_batch: int) -> None:
-    """Raise SpecError for a micro-batch that does not fall into pairs."""
+    """Raise SpecError for a micro-batch with an odd number of images."""
     if micro_batch % 2:
         raise SpecError(
-            f"mixup and cutmix mix pairs of images, and a device gets {micro_batch} at a time: change "
-            "data.batch_size so that it gets an even number"
+            f"mixup and cutmix need micro-batches of an even number of images, and they have {micro_batch}; change "
+            "data.batch_size"
         )
 
 
 @contextlib.contextmanager
 def keyed_globals(seed: int) -> Iterator[None]:
-    """Key the global streams, from which torchvision and timm draw, inside the context; then restore them."""
+    """Seed the global random generators, which torchvision and timm use, inside the context."""
     python_state, numpy_state = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)

@@ -1,7 +1,7 @@
-"""What all data sets have in common: three splits, and loaders that can stop within an epoch.
+"""Base classes of data sets, with three splits, and of loaders that can resume within an epoch.
 
-Order and augmentation come from streams keyed by (seed, epoch) and (seed, epoch, image): they do not depend on the
-model, on the number of workers, or on where a run was interrupted.
+Order and augmentation use random streams keyed by (seed, epoch) and (seed, epoch, image), so that they do not depend
+on the model, the number of workers or interruptions.
 """
 
 from __future__ import annotations
@@ -21,28 +21,29 @@ from se_lab.data.augment import Mixer, check_mixing
 from se_lab.spec import DataSpec, SpecError, seed_of
 
 Batch = tuple[Tensor, Tensor, Tensor]
-"""Images (N, C, H, W), labels (N,), and the images' numbers in their split (N,). In training with mixup or cutmix the
-labels are fractions of the classes, (N, classes)."""
+"""Images (N, C, H, W), labels (N,), and the images' numbers in their split (N,). With mixup or cutmix, training labels
+are class probabilities, (N, classes)."""
 
 SPLITS = ("train", "val", "test")
 
 
 class DataError(ValueError):
-    """A data set that cannot be trained on; the message names the folder or file."""
+    """A data set is unusable; the message names the folder or file."""
 
 
 class KeyedSampler(Sampler[tuple[int, int, int]]):
-    """The order of the images: a permutation keyed by (seed, epoch), or as they come. Lightning sets the epoch.
+    """The order of the images: a permutation keyed by (seed, epoch), or ascending without a seed.
 
-    With repeats, each image comes `repeats` times in a row, and an epoch has as many images as without.
+    With `repeats`, each image occurs `repeats` times in a row, while the size of an epoch stays the same. Lightning
+    sets the epoch.
     """
 
     def __init__(self, size: int, seed: int | None, repeats: int = 1, *, fixed: bool = False) -> None:
-        """Take the number of images and the seed; `fixed` repeats the first epoch, to overfit a few batches."""
+        """Order `size` images; with `fixed`, all epochs have the order of the first, for overfitting."""
         self.size, self.seed, self.repeats, self.fixed, self.epoch = size, seed, repeats, fixed, 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Take the epoch, from 0, that the next pass belongs to."""
+        """Set the epoch, from 0, of the next pass."""
         self.epoch = 0 if self.fixed else epoch
 
     def order(self) -> Tensor:
@@ -53,7 +54,7 @@ class KeyedSampler(Sampler[tuple[int, int, int]]):
         return torch.randperm(self.size, generator=stream).repeat_interleave(self.repeats)[: self.size]
 
     def turns(self) -> Tensor:
-        """Return each place's repetition number of its image, from 0, (size,)."""
+        """Return the repetition number, from 0, of the image at each place, (size,)."""
         return torch.arange(self.size) % self.repeats
 
     def key(self, stream: str, turn: int) -> int:
@@ -70,7 +71,7 @@ class KeyedSampler(Sampler[tuple[int, int, int]]):
 
 @dataclass(frozen=True)
 class Portion:
-    """The part of every training step that one rank takes: a step is `accumulate` micro-batches on each rank."""
+    """A rank's part of each training step: `accumulate` micro-batches."""
 
     rank: int = 0
     ranks: int = 1
@@ -80,31 +81,30 @@ class Portion:
         """Return the number of images in a micro-batch, for a step of `batch_size` images.
 
         Raises:
-            SpecError: where a step cannot be divided evenly, naming the nearest sizes that can.
+            SpecError: if a step cannot be divided evenly.
         """
         parts = self.ranks * self.accumulate
         if batch_size % parts:
             multiple = batch_size - batch_size % parts
             sizes = " or ".join(str(size) for size in (multiple, multiple + parts) if size)
             raise SpecError(
-                f"data.batch_size is {batch_size}, the images of a training step on all devices; "
-                f"{counted(self.ranks, 'device')} with {counted(self.accumulate, 'accumulation step')} each need a "
-                f"multiple of {parts}: {sizes}"
+                f"data.batch_size is {batch_size}, the global batch size; {counted(self.ranks, 'device')} with "
+                f"{counted(self.accumulate, 'accumulation step')} each need a multiple of {parts}, such as {sizes}"
             )
         return batch_size // parts
 
 
 class Batches:
-    """A data loader that can stop in the middle of an epoch and resume there: Lightning saves and restores its state.
+    """A data loader whose state can be saved and restored within an epoch, as Lightning does.
 
-    In training, step k of an epoch has the images batch_size * k to batch_size * (k + 1) of the epoch's order, however
-    many ranks and micro-batches share it: rank r of R takes images r, r + R, … of the step's first half, and their
-    mirror images in the second. This separates the repeats of an image and keeps the pairs of mixup together. Images
-    that do not fill a last batch are left out of the epoch, other ones in each epoch; fewer images than a batch make
-    one batch. In evaluation all ranks have the same number of batches, and every image is in exactly one.
+    In training, step k of an epoch has the images batch_size * k to batch_size * (k + 1) of the epoch's order, for any
+    number of ranks and micro-batches: rank r of R takes images r, r + R, … of the first half, and their mirror images
+    in the second. This separates the repeats of an image, and keeps the pairs of mixup together. Images that do not
+    fill the last batch are left out of the epoch; if there are fewer images than a batch, they are one batch. In
+    evaluation all ranks have the same number of batches, and each image is in exactly one.
     """
 
-    batch_sampler = None  # Lightning reads it from every loader with a sampler
+    batch_sampler = None  # Lightning expects this attribute of loaders with a sampler
 
     def __init__(self, sampler: KeyedSampler, batch_size: int, portion: Portion = Portion()) -> None:
         self.sampler, self.portion = sampler, portion
@@ -117,24 +117,24 @@ class Batches:
                 f"{counted(sampler.size, 'training image' if self.training else 'image')} cannot be divided into a "
                 f"batch of two or more for each of {counted(parts, 'device or accumulation step')}"
             )
-        self.done = 0  # micro-batches of this epoch that have been yielded
-        self._skip = 0  # of the next pass, which resumes an epoch
+        self.done = 0  # micro-batches yielded in this epoch
+        self._skip = 0  # micro-batches to skip in the next pass, which resumes an epoch
         self.mixer: Mixer | None = None
 
     @property
     def training(self) -> bool:
-        """Whether the order is a shuffled one."""
+        """Whether the images are shuffled."""
         return self.sampler.seed is not None
 
     def __len__(self) -> int:
-        """Return the micro-batches of an epoch on this rank."""
+        """Return the number of micro-batches of an epoch on this rank."""
         count, rest = divmod(self.sampler.size, self.micro_batch * self.portion.ranks)
         if self.training:
             return count // self.portion.accumulate * self.portion.accumulate
-        return count + (rest >= self.portion.ranks or not count)  # fewer join the batch before
+        return count + (rest >= self.portion.ranks or not count)  # a smaller rest joins the last batch
 
     def places(self, number: int) -> Tensor:
-        """Return the places in the epoch's order that micro-batch `number` of this rank takes."""
+        """Return the places in the epoch's order of micro-batch `number` of this rank."""
         rank, ranks, accumulate = self.portion.rank, self.portion.ranks, self.portion.accumulate
         first = number * self.micro_batch * ranks
         if not self.training:
@@ -148,7 +148,7 @@ class Batches:
         return step * step_size + torch.cat([half, (step_size - 1 - half).flip(0)])
 
     def __iter__(self) -> Iterator[Batch]:
-        # A generator: it draws no random number before the first batch is asked for, when the epoch is known.
+        # a generator, since the epoch is known only when the first batch is requested
         skip, self.done, self._skip = self._skip, self._skip, 0
         for images, labels, numbers in self.load(skip):
             if self.mixer is not None:
@@ -163,55 +163,55 @@ class Batches:
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, int]:
-        """Return how many micro-batches of this epoch have been yielded."""
+        """Return the number of micro-batches yielded in this epoch."""
         return {"done": self.done % len(self), "accumulate": self.portion.accumulate}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Resume the epoch at the next pass; the number of ranks may differ, that of accumulation steps may not.
+        """Resume the epoch in the next pass; the number of ranks may differ.
 
         Raises:
-            DataError: for another number of accumulation steps.
+            DataError: if the number of accumulation steps differs.
         """
         accumulate = state.get("accumulate", 1)
         if state["done"] and accumulate != self.portion.accumulate:
             raise DataError(
-                f"the epoch began with {counted(accumulate, 'accumulation step')} and can only be resumed with as "
-                f"many, not with {self.portion.accumulate}"
+                f"the epoch was started with {counted(accumulate, 'accumulation step')} and cannot be resumed with "
+                f"{self.portion.accumulate}"
             )
         self.done = self._skip = state["done"] % len(self)
 
 
 class ImageData(L.LightningDataModule):
-    """A data set in three splits. The test split is evaluated once, at the end, and decides nothing."""
+    """Base class of data sets in three splits."""
 
     classes: list[str]
     in_chans: int
     image_size: int
     sizes: dict[str, int]
-    """Images of the train, val and test splits."""
+    """The numbers of images in the train, val and test splits."""
     accumulate: int = 1
-    """Micro-batches of a training step on each device; with a trainer, its own number counts."""
+    """Micro-batches of a training step on each device; a trainer's own number takes precedence."""
 
     def __init__(self, spec: DataSpec, seed: int) -> None:
         super().__init__()
         self.spec, self.seed = spec, seed
         self.skipped: list[str] = []
-        """Images left out so far, with the reason (data.on_error=skip)."""
+        """The skipped images, each with the reason (data.on_error=skip)."""
         self._digest: str | None = None
         self.left_out: Counter[str] = Counter()
-        """How many entries of each kind are no images, such as {"hidden": 2, ".gif": 3}."""
+        """The number of entries of each kind that are not images, such as {"hidden": 2, ".gif": 3}."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps: the images left out."""
+        """Return the skipped images, for a checkpoint."""
         return {"skipped": self.skipped}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the images left out."""
+        """Restore the skipped images."""
         self.skipped = list(dict.fromkeys([*state_dict["skipped"], *self.skipped]))
 
     @property
     def digest(self) -> str:
-        """Identifies the images: tables warn where they mix trials of different digests."""
+        """The digest of the images; tables warn if the digests of their trials differ."""
         if self._digest is None:
             self._digest = self.identify()
         return self._digest
@@ -221,7 +221,7 @@ class ImageData(L.LightningDataModule):
         raise NotImplementedError
 
     def class_names(self) -> list[str]:
-        """Return the names of the classes, as people call them."""
+        """Return readable names of the classes."""
         return self.classes
 
     def test_keys(self) -> Sequence[str]:
@@ -233,7 +233,7 @@ class ImageData(L.LightningDataModule):
         raise NotImplementedError
 
     def train_dataloader(self) -> Batches:
-        """Return the training batches, in the order of (seed, epoch), mixed if the spec says so."""
+        """Return the training batches, with the spec's mixup or cutmix."""
         batches = self.batches("train")
         if self.spec.mixup or self.spec.cutmix:
             check_mixing(batches.micro_batch)
@@ -241,7 +241,7 @@ class ImageData(L.LightningDataModule):
         return batches
 
     def val_dataloader(self) -> Batches | list[Any]:
-        """Return the validation batches; none where no image is held out."""
+        """Return the validation batches, or an empty list if there are no validation images."""
         return self.batches("val") if self.sizes["val"] else []
 
     def test_dataloader(self) -> Batches:
@@ -254,7 +254,7 @@ class ImageData(L.LightningDataModule):
 
     @property
     def batch_size(self) -> int:
-        """Images of a training step on all devices. Lightning's Tuner sets it (scale_batch_size)."""
+        """The global batch size of a training step, which Lightning's Tuner can set."""
         return self.spec.batch_size
 
     @batch_size.setter
@@ -262,7 +262,7 @@ class ImageData(L.LightningDataModule):
         self.spec = dataclasses.replace(self.spec, batch_size=value)
 
     def summary(self) -> str:
-        """Return one line: the images of each split, their size, the classes, and how many were left out."""
+        """Return a line with the numbers of images and classes, the image size, and what was left out."""
         splits = [f"{self.sizes[split]:,} {split}" for split in SPLITS if self.sizes[split]]
         line = (
             f"{self.spec.name}: {', '.join(splits)} images of {self.image_size}×{self.image_size} pixels in "
@@ -273,7 +273,7 @@ class ImageData(L.LightningDataModule):
         return line + (f"; left out: {', '.join(kinds)}" if kinds else "")
 
     def portion(self) -> Portion:
-        """Return the part of a step that this process takes: of the trainer's ranks, or all of it without a trainer."""
+        """Return this process's part of each step, which is the whole step without a trainer."""
         if self.trainer is None:
             return Portion(accumulate=self.accumulate)
         return Portion(self.trainer.global_rank, self.trainer.world_size, self.trainer.accumulate_grad_batches)
@@ -294,7 +294,7 @@ def stratified_split(labels: Tensor, shares: tuple[float, float], seed: int) -> 
 
     Args:
         labels: (N,) class numbers.
-        shares: The second and the third part, as fractions; the first gets the rest.
+        shares: The fractions of the second and the third part; the first gets the rest.
         seed: Seed of the split.
 
     Returns:
@@ -314,6 +314,6 @@ def stratified_split(labels: Tensor, shares: tuple[float, float], seed: int) -> 
     return first, middle, last
 
 
-def counted(number: int, what: str, plural: str = "") -> str:
-    """Return '1 image' or '1,234 images'."""
-    return f"{number:,} {what if number == 1 else plural or f'{what}s'}"
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """Return a number and its noun, such as '1 image' or '1,234 images'."""
+    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"

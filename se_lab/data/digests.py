@@ -1,4 +1,4 @@
-"""Digests of data sets: by the bytes of their images, remembered for files that have not changed."""
+"""Digests of data sets, from the bytes of their images, cached while the files do not change."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from se_lab.spec import seed_of
 from se_lab.store import cache_folder
 
 WHOLE = 2 * 10**9
-"""Bytes of a set up to which every image is read for its digest."""
+"""Maximum size in bytes of a data set of which all images are read for the digest."""
 SAMPLE = 2_000
-"""Images of a larger set that are read for its digest."""
+"""Number of images of a larger data set that are read for the digest."""
 
 T = TypeVar("T")
 
@@ -28,7 +28,7 @@ _use_memory = contextvars.ContextVar("_use_memory", default=True)
 
 
 def digest_of(*parts: bytes) -> str:
-    """Return 16 hexadecimal digits that identify a data set by its bytes."""
+    """Return the digest of some bytes: 16 hexadecimal digits."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(part)
@@ -36,23 +36,23 @@ def digest_of(*parts: bytes) -> str:
 
 
 def encoded_name(name: str) -> bytes:
-    """Return a file name as bytes, also one that is not UTF-8."""
+    """Return a file name as bytes; it need not be UTF-8."""
     return name.encode("utf-8", "surrogateescape")
 
 
 def content_digest(
     names: Sequence[str], sizes: Sequence[int], read: Callable[[int], bytes], times: Sequence[int] = ()
 ) -> str:
-    """Return the digest of a set of images by their bytes; the order of the images does not matter.
+    """Return the digest of a data set, which does not depend on the order of the images.
 
-    Every image of a set of up to WHOLE bytes is read. Of a larger set a keyed sample of SAMPLE images is read, and the
-    digest depends on all names, sizes and times.
+    Up to WHOLE bytes, all images are read. For a larger data set, a fixed random sample of SAMPLE images is read, and
+    the digest also depends on the names, sizes and times of all images.
 
     Args:
-        names: What an image is and where it belongs, such as train/cat/0.png.
-        sizes: Bytes of each image.
-        read: Returns an image's bytes by its number. It is called from several threads.
-        times: When each image was last modified, in whole seconds.
+        names: A name for each image that includes split and class, such as train/cat/0.png.
+        sizes: The size of each image in bytes.
+        read: Returns the bytes of an image, given its number; it is called from several threads.
+        times: The time of each image's last modification, in whole seconds.
     """
     order = sorted(range(len(names)), key=names.__getitem__)
     is_small = sum(sizes) <= WHOLE
@@ -70,13 +70,13 @@ def content_digest(
 
 
 def remembered(kind: str, key: Sequence[object], make: Callable[[], T], keep: Callable[[T], bool] = bool) -> T:
-    """Return what `make` returns, from the user's cache if it was made with the same key before.
+    """Return the result of `make`, which is cached by `key` in the user's cache folder.
 
     Args:
-        kind: The kind of value, a part of the file's name.
-        key: Everything that the value depends on, as JSON values.
-        make: Returns the value, a JSON value.
-        keep: Whether a value may be remembered.
+        kind: The kind of value, which is part of the file's name.
+        key: All that the value depends on, as JSON values.
+        make: Computes the value, a JSON value.
+        keep: Returns whether a value may be cached.
     """
     text = json.dumps(key, separators=(",", ":"))
     path = cache_folder() / f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
@@ -85,14 +85,14 @@ def remembered(kind: str, key: Sequence[object], make: Callable[[], T], keep: Ca
             return cast(T, json.loads(path.read_text("utf-8"))["value"])
     value = make()
     if keep(value):
-        with contextlib.suppress(OSError):  # a full or read-only disk: it is made again next time
+        with contextlib.suppress(OSError):  # on a full or read-only disk, the value is not cached
             write_cached(path, lambda temp_path: temp_path.write_text(json.dumps({"value": value}), "utf-8"))
     return value
 
 
 @contextlib.contextmanager
 def forgetting() -> Iterator[None]:
-    """Read all images again inside the context, ignoring cached values."""
+    """Ignore cached values inside the context."""
     token = _use_memory.set(False)
     try:
         yield
@@ -101,7 +101,7 @@ def forgetting() -> Iterator[None]:
 
 
 def write_cached(path: Path, write: Callable[[Path], object]) -> None:
-    """Put a file into the cache, complete or not at all. Raise OSError where that fails."""
+    """Write a file to the cache atomically; raise OSError if that fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent)
     os.close(handle)

@@ -1,4 +1,4 @@
-"""Image files as a source of encoded images, whatever their names and wherever they lie."""
+"""Image files as a source of encoded images."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from se_lab.data.pictures import decode
 
 
 def printable(name: str) -> str:
-    r"""Return a file name as text, its bytes that are not UTF-8 as \xe9: it can be printed and written anywhere."""
+    r"""Return a file name as valid text, with bytes that are not UTF-8 written as \xe9."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 @dataclass(frozen=True, eq=False)
 class Files(Dataset[tuple[Image.Image, int]]):
-    """Image files, by their paths under a root: a map-style data set that gives (PIL image, label)."""
+    """A map-style data set of image files, given by paths relative to a root: (PIL image, label)."""
 
     root: str
     paths: Sequence[str]
@@ -31,7 +31,7 @@ class Files(Dataset[tuple[Image.Image, int]]):
 
     @cached_property
     def names(self) -> Sequence[str]:
-        """The paths as text."""
+        """The paths as valid text."""
         try:
             "".join(self.paths).encode()
         except UnicodeEncodeError:
@@ -39,17 +39,14 @@ class Files(Dataset[tuple[Image.Image, int]]):
         return self.paths
 
     def read(self, numbers: Sequence[int]) -> list[bytes]:
-        """Return the files' bytes."""
+        """Return the contents of the files with these numbers."""
         try:
             return [Path(self.root, self.paths[number]).read_bytes() for number in numbers]
         except OSError as error:
             raise DataError(f"{printable(str(error.filename))} cannot be read: {error.strerror}") from error
 
     def status(self) -> list[tuple[int, int, int, int]]:
-        """Return size, times of the last modification and the last change in nanoseconds, and inode of each file.
-
-        All are zero for a missing file.
-        """
+        """Return size, modification time, change time (in ns) and inode of each file; 0 if missing."""
         return [_status(f"{self.root}/{path}") for path in self.paths]
 
     def __len__(self) -> int:

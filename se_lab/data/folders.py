@@ -1,4 +1,4 @@
-"""Data sets in folders of image files: one folder per class, or ImageNet and Places365 in torchvision's layout."""
+"""Data sets in folders of image files: one folder per class, or torchvision's Places365."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ from se_lab.data.images import EncodedData
 from se_lab.spec import DataSpec, expand_path
 
 HIDDEN = ("@eaDir", "__MACOSX", "Thumbs.db", "desktop.ini")
-"""Entries that operating systems and servers leave in folders, beside those whose names begin with a dot."""
+"""Names of hidden entries, besides those that start with a dot."""
 
 
 @dataclass(frozen=True)
 class Scan:
-    """The images of a folder with a sub-folder for each class, in a fixed order."""
+    """The images of a folder with one sub-folder per class, sorted by name."""
 
     classes: list[str]
     paths: list[str]
-    """Below the folder."""
+    """The paths of the images, relative to the folder."""
     labels: list[int]
     left_out: Counter[str] = field(default_factory=Counter)
-    """How many entries of each kind are no images, such as {"hidden": 2, ".gif": 3}."""
+    """The number of entries of each kind that are not images, such as {"hidden": 2, ".gif": 3}."""
 
 
 def scan(folder: str | Path) -> Scan:
-    """List a folder with a sub-folder for each class, without opening any file.
+    """List the images of a folder with one sub-folder per class, without opening them.
 
     Hidden entries (.ipynb_checkpoints, @eaDir, __MACOSX, ._x.png, Thumbs.db) and files without an image suffix
     are left out and counted.
 
     Raises:
-        OSError: where the folder cannot be listed.
+        OSError: if the folder cannot be listed.
     """
     result = Scan([], [], [])
     for entry in _entries(str(folder), result.left_out):
@@ -56,10 +56,10 @@ def scan(folder: str | Path) -> Scan:
 
 
 def class_folders(folder: str | Path) -> list[str]:
-    """Return the names of the sub-folders that `scan` takes as classes, in its order, without opening them.
+    """Return the names of the class folders in a folder, in the order of `scan`.
 
     Raises:
-        OSError: where the folder cannot be listed.
+        OSError: if the folder cannot be listed.
     """
     return [entry.name for entry in _entries(str(folder), Counter()) if entry.is_dir()]
 
@@ -92,10 +92,10 @@ def _kind(name: str) -> str:
 
 
 class FolderData(EncodedData):
-    """Folders in torchvision's ImageFolder layout: train/, and val/ or test/ or both, each with a folder a class.
+    """A data set in folders: train/, and val/ or test/ or both, each with one folder per class.
 
-    With both, val/ is the validation split; with one of them, that one is the test split, as ImageNet's val/ is in
-    the paper, and `val_fraction` of the training images are held out for validation.
+    If there are both, val/ is the validation split; if there is one, it is the test split, as ImageNet's val/ in the
+    paper, and `val_fraction` of the training images are held out for validation.
     """
 
     def __init__(
@@ -108,11 +108,11 @@ class FolderData(EncodedData):
         self.set_splits(listing.train, listing.val, listing.test, {})
 
     def unreadable(self, every: bool = False) -> dict[str, str]:
-        """Return the images that cannot be decoded, {name: reason}; none if the listing is marked as checked."""
+        """Return the images that cannot be decoded, {name: reason}; {} for a checked listing."""
         return {} if self.listing.checked and not every else super().unreadable(every)
 
     def class_names(self) -> list[str]:
-        """Return the classes' names: for WordNet ids the words in torchvision's meta.bin, or else in timm."""
+        """Return the names of the classes; for WordNet ids, the words from meta.bin or timm."""
         if not all(name[:1] == "n" and name[1:].isdigit() and len(name) == 9 for name in self.classes):
             return self.classes
         if (meta := self.root / "meta.bin").exists():
@@ -127,43 +127,42 @@ class FolderData(EncodedData):
 
 @dataclass(frozen=True)
 class Listing:
-    """The files of a set that lies in folders."""
+    """The files of a data set in folders."""
 
     root: Path
     classes: list[str]
     train: Files
     val: Files | None
-    """None where it is to be held out of train."""
+    """The validation images, or None if they are to be held out of the training images."""
     test: Files
     left_out: Counter[str]
     digest: str | None = None
-    """The digest of the images, if it is known."""
+    """The digest of the images, or None if it is unknown."""
     checked: bool = False
     """Whether every image is known to be readable."""
 
 
 _inherited: dict[tuple[str, str], Listing] = {}
-"""Listings from another process, by the name and the root of the set."""
+"""Listings from another process, by the name and the root of the data set."""
 
 
 def inherit(listing: Listing, spec: DataSpec, *, root: str | Path = ".") -> None:
-    """Let this process open a set by a listing of another process, without listing its folders."""
+    """Register a listing from another process, so that the data set's folders need not be listed."""
     _inherited[spec.name, str(root)] = listing
 
 
-_MISSING = "is missing; a data set has train/ and val/ or test/, each with a folder a class"
+_MISSING = "is missing; a data set has train/ and val/ or test/, each with one folder per class"
 
 
 def list_files(spec: DataSpec, root: str | Path) -> Listing:
-    """Return the files of a set that lies in folders; no image is read.
+    """Return the files of a data set in folders, without reading images.
 
     Raises:
-        DataError: naming the folder that is missing or that holds no data set.
+        DataError: if a folder is missing or does not contain a data set.
     """
     folder = expand_path(spec.name.removeprefix("folder:"), root)  # imagenet and places365: root/<name>
     if not folder.is_dir():
-        sought = f"data.name is {spec.name!r}, sought in data_root {str(root)!r}"
-        raise DataError(f"{folder / 'train'} {_MISSING}; {sought}")
+        raise DataError(f"{folder / 'train'} {_MISSING}; data.name is {spec.name!r}, data_root {str(root)!r}")
     has_lists = spec.name == "places365" and (folder / "places365_train_standard.txt").exists()
     return _places365(folder) if has_lists else _folders(folder)
 
@@ -172,7 +171,7 @@ def _folders(root: Path) -> Listing:
     left_out: Counter[str] = Counter()
     eval_splits = [name for name in ("val", "test") if (root / name).is_dir()]
     if (root / "train").is_dir() and not eval_splits:
-        raise DataError(f"{root} has train/ but neither val/ nor test/; one of them holds the test images")
+        raise DataError(f"{root} has train/ but neither val/ nor test/; one of them must contain the test images")
     scans = {split: _scan_split(root, split) for split in ("train", *eval_splits)}
     classes = scans["train"].classes
     files = []
@@ -188,7 +187,7 @@ def _folders(root: Path) -> Listing:
 
 
 def _places365(root: Path) -> Listing:
-    """Read torchvision's layout: lists of files, and data_256_standard/ and val_256/, or the large ones."""
+    """Return the files of Places365 in torchvision's layout, of the small or the large images."""
     is_small = (root / "data_256_standard").is_dir()
     try:
         train, test = (Places365(root, split, small=is_small) for split in ("train-standard", "val"))
@@ -215,12 +214,11 @@ def _scan_split(root: Path, split: str) -> Scan:
         strays = result.left_out["image beside the class folders"]
         raise DataError(
             f"{folder} has {len(result.classes)} class folders ({', '.join(map(printable, result.classes))}); training "
-            "needs two or more"
-            + (f", and the {strays} images beside them belong into the folders of their classes" if strays else "")
+            "needs at least two" + (f"; move the {strays} images beside them into class folders" if strays else "")
         )
     if empty_classes := sorted(set(range(len(result.classes))) - set(result.labels)):
         raise DataError(
-            f"{folder / printable(result.classes[empty_classes[0]])} has no image; files ending in "
-            f"{', '.join(IMG_EXTENSIONS)} count"
+            f"{folder / printable(result.classes[empty_classes[0]])} has no images; the suffix of an image must be one "
+            f"of {', '.join(IMG_EXTENSIONS)}"
         )
     return result

@@ -1,4 +1,4 @@
-"""Hugging Face data sets: a folder on this machine, read in any order, or one of the hub, streamed."""
+"""Hugging Face data sets: local folders, with random access, or streamed from the hub."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from se_lab.spec import DataSpec, expand_path, seed_of
 
 SPLIT_NAMES = {"train": ("train",), "val": ("validation", "val", "valid", "dev"), "test": ("test",)}
 BUFFER = 4096
-"""Images of the buffer through which a streamed training split is shuffled."""
+"""Number of images in the buffer that shuffles a streamed training split."""
 
 
 def open_hub(spec: DataSpec, seed: int, root: str | Path, workers: int) -> EncodedData:
-    """Open hf:PATH, a folder under the root that `save_to_disk` wrote or that load_dataset reads, or hf:NAME, streamed.
+    """Open a data set: hf:PATH, a folder for `load_from_disk` or `load_dataset`, or hf:NAME, streamed.
 
     Raises:
-        DataError: for a set that is not there, has no images or labels, or lacks a split.
+        DataError: if the data set does not exist, has no images or labels, or lacks a split.
     """
     try:
         import datasets
     except ImportError as error:
-        raise DataError("hf: needs a package that is missing: pip install 'se-lab[shards]'") from error
+        raise DataError("hf: needs a missing package: pip install 'se-lab[shards]'") from error
     name = spec.name.removeprefix("hf:")
     path = expand_path(name, root)
     try:
@@ -39,26 +39,24 @@ def open_hub(spec: DataSpec, seed: int, root: str | Path, workers: int) -> Encod
         return StreamedData(spec, seed, workers, datasets.load_dataset(name, streaming=True))
     except DataError:
         raise
-    except Exception as error:  # whatever its readers and the network raise
-        raise DataError(
-            f"{spec.name} cannot be opened, neither as the folder {path} nor on the hub: {error}"
-        ) from error
+    except Exception as error:  # the readers and the network can raise any exception
+        raise DataError(f"{spec.name} cannot be opened as the folder {path}, nor from the hub: {error}") from error
 
 
 class HubData(EncodedData):
-    """A set on this machine, in the full permutation of (seed, epoch), as folders are."""
+    """A data set in a local folder, with the permutation of (seed, epoch) over all images."""
 
-    def __init__(self, spec: DataSpec, seed: int, workers: int, found: Mapping[str, Any]) -> None:
+    def __init__(self, spec: DataSpec, seed: int, workers: int, tables: Mapping[str, Any]) -> None:
         super().__init__(spec, seed, workers)
-        image, label, self.classes = _columns(spec.name, next(iter(found.values())).features)
-        sources = {split: Rows(found[name], name, image, label) for split, name in _names(found).items()}
+        image, label, self.classes = _columns(spec.name, next(iter(tables.values())).features)
+        sources = {split: Rows(tables[name], name, image, label) for split, name in _names(tables).items()}
         sources = {split: rows for split, rows in sources.items() if split == "train" or max(rows.labels) >= 0}
         if not self.classes:
             self.classes = [str(number) for number in range(max(sources["train"].labels) + 1)]
         eval_splits = _held_out(spec.name, sources)
         count = len(self.classes)
         bad = {
-            name: f"its label is {label}, and there are {count} classes from 0 on"
+            name: f"its label is {label}; it must be from 0 to {count - 1}"
             for rows in sources.values()
             for name, label in zip(rows.names, rows.labels, strict=True)
             if not 0 <= label < count
@@ -68,7 +66,7 @@ class HubData(EncodedData):
         self.set_splits(sources["train"], val, sources[eval_splits[-1]], bad)
 
     def identify(self) -> str:
-        """Return the digest of the encoded images and their labels; of unchanged tables, cached."""
+        """Return the digest of the encoded images and their labels, cached for unchanged tables."""
         places = [(rows, number) for rows in self.rows.values() for number in range(len(rows.labels))]
         names = [f"{rows.names[number]} {rows.labels[number]}" for rows, number in places]
         size = sum(rows.size for rows in self.rows.values()) // max(len(names), 1)
@@ -84,7 +82,7 @@ class HubData(EncodedData):
 
 
 class Rows:
-    """The rows of a split, still encoded."""
+    """The encoded images and the labels of a split."""
 
     check_first = True
 
@@ -92,7 +90,7 @@ class Rows:
         from datasets import Image
 
         self.size = int(rows.data.nbytes)
-        """Bytes of the table, without images in files of their own."""
+        """The size of the table in bytes, without images in separate files."""
         self.rows, self.image = rows.select_columns([image]).cast_column(image, Image(decode=False)), image
         self.labels = [-1 if value is None else int(value) for value in rows.select_columns([label])[label]]
         self.names = [f"{name}/{number}" for number in range(len(self.labels))]
@@ -102,7 +100,7 @@ class Rows:
         return [_encoded(image) for image in self.rows[list(numbers)][self.image]]
 
     def status(self) -> list[Any]:
-        """Return values that change with the table's files: sizes, times and inodes."""
+        """Return the fingerprint of the table, and sizes, times and inodes of its files."""
         files = [Path(file["filename"]).stat() for file in self.rows.cache_files]
         return [
             self.rows._fingerprint,
@@ -111,42 +109,42 @@ class Rows:
 
 
 class StreamedData(EncodedData):
-    """A set of the hub, streamed over the network; nothing is kept.
+    """A data set of the hub, streamed over the network; nothing is stored.
 
-    The order of a training epoch is that of datasets' shuffle, keyed by (seed, epoch): the set's files in random order,
-    some at a time, through a buffer of BUFFER images. It may differ between versions of datasets. The process reads the
-    stream and sends encoded images to its workers, so the order does not depend on their number. Each rank reads the
-    whole stream and decodes its own part. After an interruption the epoch is read again from its start, without
-    decoding, up to where it stopped. Augmentation is keyed by the image's place in the epoch's order.
+    The order of a training epoch is that of datasets' shuffle, seeded by (seed, epoch): the files in random order, some
+    at a time, through a buffer of BUFFER images. It may differ between versions of datasets. The main process reads the
+    stream and sends encoded images to its workers, so that the order does not depend on their number. Each rank reads
+    the whole stream, and decodes its own part. An interrupted epoch is read again from its start, without decoding, to
+    the place where it stopped. Augmentation is keyed by the image's place in the epoch's order.
     """
 
-    def __init__(self, spec: DataSpec, seed: int, workers: int, found: Mapping[str, Any]) -> None:
+    def __init__(self, spec: DataSpec, seed: int, workers: int, tables: Mapping[str, Any]) -> None:
         super().__init__(spec, seed, workers)
         from datasets import Image
 
-        table = next(iter(found.values()))
+        table = next(iter(tables.values()))
         if table.features is None:
-            raise DataError(f"{spec.name} does not say what its columns are; download it and name the folder")
+            raise DataError(f"{spec.name} does not declare its columns; download it and name the folder")
         self.image, self.label, self.classes = _columns(spec.name, table.features)
         if not self.classes:
-            raise DataError(f"{spec.name} does not say how many classes column {self.label!r} has")
+            raise DataError(f"{spec.name} does not declare the number of classes in column {self.label!r}")
         columns = [self.image, self.label]
         self.streams = {
-            split: found[name].select_columns(columns).cast_column(self.image, Image(decode=False))
-            for split, name in _names(found).items()
+            split: tables[name].select_columns(columns).cast_column(self.image, Image(decode=False))
+            for split, name in _names(tables).items()
         }
         unlabelled = [s for s in self.streams if s != "train" and next(iter(self.streams[s]))[self.label] in (None, -1)]
         eval_splits = _held_out(spec.name, [split for split in self.streams if split not in unlabelled])
         self.streams["test"] = self.streams[eval_splits[-1]]
-        names = _names(found)
-        counts = {split: _count(spec.name, found[names[split]], names[split]) for split in ("train", *eval_splits)}
+        names = _names(tables)
+        counts = {split: _count(spec.name, tables[names[split]], names[split]) for split in ("train", *eval_splits)}
         self.sizes = {"train": counts["train"], "val": 0, "test": counts[eval_splits[-1]]}
         if len(eval_splits) == 2:
             self.sizes["val"] = counts["val"]
         elif spec.val_fraction:
             raise DataError(
-                f"{spec.name} is streamed and has no validation split of its own, and of a stream none can be held "
-                "out: set data.val_fraction=0, or download it and name the folder"
+                f"{spec.name} has no validation split, and no images can be held out of a stream; set "
+                "data.val_fraction=0, or download it and name the folder"
             )
         self._digest = digest_of(f"{spec.name} {getattr(table.info, 'version', '')} {self.sizes}".encode())
 
@@ -155,12 +153,12 @@ class StreamedData(EncodedData):
         return StreamBatches(self, split)
 
     def test_keys(self) -> Sequence[str]:
-        """Return the test images' places in the stream."""
+        """Return the places of the test images in the stream."""
         return [f"test/{number}" for number in range(self.sizes["test"])]
 
 
 class StreamBatches(EncodedBatches):
-    """Batches of a stream, whose encoded images go to the workers with their keys."""
+    """Batches of a stream, whose encoded images are sent to the workers."""
 
     def __init__(self, data: StreamedData, split: str) -> None:
         images = StreamedImages(data, split)
@@ -168,7 +166,7 @@ class StreamBatches(EncodedBatches):
         self.stream, self.split, self.columns = data.streams[split], split, (data.image, data.label)
 
     def keys(self, skip: int) -> Iterator[list[tuple[Key, bytes, int]]]:
-        """Yield keys, encoded images and labels of each batch of this epoch, from number `skip` on."""
+        """Yield keys, encoded images and labels of each batch of this epoch, from batch `skip` on."""
         sampler, repeats = self.sampler, self.sampler.repeats
         stream = self.stream
         if self.training:
@@ -186,8 +184,8 @@ class StreamBatches(EncodedBatches):
                 place, row = next(rows, (-1, {}))
                 if place < 0:
                     raise DataError(
-                        f"{self.data.spec.name} has fewer images in its {self.split} split than the {sampler.size} "
-                        "that it declares"
+                        f"{self.data.spec.name} has fewer images in its {self.split} split than the declared "
+                        f"{sampler.size}"
                     )
                 if place >= first // repeats:
                     buffer[place] = row
@@ -199,24 +197,24 @@ class StreamBatches(EncodedBatches):
 
 
 class Passing:
-    """The test images of a stream by number, read in one pass; going back starts another pass."""
+    """The test images of a stream by number; a lower number than the last starts another pass."""
 
     check_first = False
 
     def __init__(self, data: StreamedData) -> None:
-        """Read all labels. Raise DataError for one out of range."""
+        """Read all labels; raise DataError for a label out of range."""
         self.rows, self.image = data.streams["test"], data.image
         labels = [row[data.label] for row in self.rows.select_columns([data.label])]
         self.names, count = [f"test/{number}" for number in range(len(labels))], len(data.classes)
         for name, label in zip(self.names, labels, strict=True):
             if label is None or not 0 <= label < count:
-                raise DataError(f"{name}: its label is {label}, and there are {count} classes from 0 on")
+                raise DataError(f"{name}: its label is {label}; it must be from 0 to {count - 1}")
         self.labels: list[int] = labels
         self._pass: Iterator[Any] = iter(())
         self._next = len(labels)
 
     def read(self, numbers: Sequence[int]) -> list[bytes]:
-        """Return the encoded images of these numbers; fastest where they ascend from call to call."""
+        """Return the encoded images of these numbers; ascending numbers are fastest."""
         images = {}
         for number in sorted(set(numbers)):
             if number < self._next:
@@ -227,7 +225,7 @@ class Passing:
 
 
 class StreamedImages(Dataset[Item]):
-    """Decodes images that come with their keys; unreadable ones are left out."""
+    """Decodes the images of a stream; unreadable images are left out."""
 
     def __init__(self, data: StreamedData, split: str) -> None:
         self.transform, self.spec, self.seed, self.split = data.transform(split), data.spec, data.seed, split
@@ -241,11 +239,11 @@ class StreamedImages(Dataset[Item]):
         name = f"{self.split}/{key[1]} of epoch {key[0]}"
         if label is not None and 0 <= label < self.count:
             return make_item(key, encoded, label, name, self)
-        return no_item(key, f"{name}: its label is {label}, and there are {self.count} classes from 0 on", self.spec)
+        return no_item(key, f"{name}: its label is {label}; it must be from 0 to {self.count - 1}", self.spec)
 
 
 def _columns(name: str, features: Mapping[str, Any]) -> tuple[str, str, list[str]]:
-    """Return the columns of images and of labels, and the names of the classes, if they are there."""
+    """Return the columns of images and of labels, and the names of the classes (or [])."""
     from datasets import ClassLabel, Image, Value
 
     images = [column for column, kind in features.items() if isinstance(kind, Image)]
@@ -260,7 +258,7 @@ def _columns(name: str, features: Mapping[str, Any]) -> tuple[str, str, list[str
 
 
 def _names(tables: Mapping[str, Any]) -> dict[str, str]:
-    """Return the set's names for our splits."""
+    """Return the data set's names of the train, val and test splits."""
     return {split: name for split, names in SPLIT_NAMES.items() for name in names[::-1] if name in tables}
 
 
@@ -274,7 +272,7 @@ def _held_out(name: str, splits: Mapping[str, Any] | Sequence[str]) -> list[str]
 def _count(name: str, rows: Any, split: str) -> int:
     info = (rows.info.splits or {}).get(split)
     if info is None or not info.num_examples:
-        raise DataError(f"{name} does not say how many images its {split} split has; download it and name the folder")
+        raise DataError(f"{name} does not declare the size of its {split} split; download it and name the folder")
     return int(info.num_examples)
 
 

@@ -1,4 +1,4 @@
-"""Images read one by one: decoded and cut to size by worker processes, normalised a batch at a time on the device."""
+"""Data sets of encoded images, which worker processes decode and the device normalises."""
 
 from __future__ import annotations
 
@@ -21,45 +21,45 @@ from se_lab.data.pictures import PictureTransform, Raw, decode, normaliser, why_
 from se_lab.spec import DataSpec, seed_of
 
 Key = tuple[int, int, int]
-"""An image of a pass: epoch, number in the split, and which repetition it is."""
+"""The key of an image in a pass: epoch, number in the split, and repetition."""
 Item = tuple[Tensor | None, int, int, Tensor, list[str]]
-"""An image (C, H, W) as bytes, or None; its label and number; the random numbers of `remove`; the images that were
-left out for it, with the reason."""
+"""An image (C, H, W) as bytes, or None; its label and number; the random numbers of `remove`; and the unreadable images
+that it replaces, with the reasons."""
 
 FORK = "fork" if sys.platform == "linux" else None
-"""How worker processes start. A trial of a sweep, which comes from a fork server, would otherwise start a server of its
-own for them: each worker would import PyTorch anew, and all would outlive the trial."""
+"""The start method of worker processes. A sweep's trials come from a fork server, and would otherwise start another,
+whose workers would import PyTorch again, and outlive the trial."""
 
 CHECKED = 20_000
-"""Sets on this machine with no more images are decoded before training starts; unreadable images of larger ones are
-found when they are read."""
+"""Maximum number of images in a local data set that are all decoded before training; unreadable images of larger data
+sets are detected when they are read."""
 
 
 class Source(Protocol):
-    """Where the images of a split come from. It is sent to worker processes."""
+    """A source of the images of a split, which is sent to worker processes."""
 
     @property
     def names(self) -> Sequence[str]:
-        """A name for each image, which lasts as long as the set."""
+        """A permanent name for each image."""
         ...
 
     @property
     def labels(self) -> Sequence[int]:
-        """The images' class numbers."""
+        """The class numbers of the images."""
         ...
 
     @property
     def check_first(self) -> bool:
-        """Whether images can be read so fast that all of a small set are checked before training."""
+        """Whether reading is fast enough to check all images of a small set before training."""
         ...
 
     def read(self, numbers: Sequence[int]) -> Sequence[Raw]:
-        """Return the images of these numbers, not decoded. Raise DataError where that fails for other reasons."""
+        """Return the encoded images with these numbers; raise DataError if reading fails."""
         ...
 
 
 class Part:
-    """Some of the images of a source."""
+    """A subset of the images of a source."""
 
     def __init__(self, source: Source, numbers: Sequence[int]) -> None:
         self.source, self.numbers, self.check_first = source, list(numbers), source.check_first
@@ -67,12 +67,12 @@ class Part:
         self.labels = list(map(source.labels.__getitem__, self.numbers))
 
     def read(self, numbers: Sequence[int]) -> Sequence[Raw]:
-        """Return the images of these numbers, not decoded."""
+        """Return the encoded images with these numbers."""
         return self.source.read([self.numbers[number] for number in numbers])
 
 
 class EncodedData(ImageData):
-    """A data set whose images are read one by one, from a Source for each split."""
+    """A data set with a Source of encoded images for each split."""
 
     flips = True
     """Whether a mirrored image shows the same class."""
@@ -84,12 +84,12 @@ class EncodedData(ImageData):
         self.splits: dict[str, Source] = {}
         self.whole: list[Source] = []
         """The sources before images were held out for validation or left out."""
-        self.transform("train")  # fail now for a RandAugment that timm cannot read
+        self.transform("train")  # raises for a RandAugment that timm cannot parse
 
     def set_splits(self, train: Source, val: Source | None, test: Source, bad: dict[str, str]) -> None:
-        """Take the splits without their bad images, and hold out validation images if there are none.
+        """Set the splits without their bad images, and hold out validation images if `val` is None.
 
-        All images are decoded once where that takes seconds, so that bad ones are found before training.
+        All images of a small data set are decoded, so that bad ones are found before training.
 
         Args:
             train: The training images.
@@ -109,12 +109,12 @@ class EncodedData(ImageData):
         self.sizes = {split: len(source.labels) for split, source in self.splits.items()}
         for split, kind in (("train", "training"), ("test", "test")):
             if not self.sizes[split]:
-                raise DataError(f"{self.spec.name} has no {kind} image that can be read")
+                raise DataError(f"{self.spec.name} has no readable {kind} images")
 
     def identify(self) -> str:
-        """Return the digest; files that have not changed are not read again."""
+        """Return the digest, cached for unchanged files."""
         files = self._files()
-        assert files is not None, "a set without files says itself how it is identified"
+        assert files is not None, "a data set without files must override identify"
         names, status = (
             [name for part in files for name in part.paths],
             [row for part in files for row in part.status()],
@@ -125,7 +125,7 @@ class EncodedData(ImageData):
             part, place = places[number]
             try:
                 return part.read([place])[0]
-            except DataError:  # data.on_error=skip trains without it
+            except DataError:  # data.on_error=skip trains without the image
                 return b""
 
         def make() -> str:
@@ -135,10 +135,10 @@ class EncodedData(ImageData):
         return remembered("images", [WHOLE, *({part.root for part in files}), names, status], make)
 
     def unreadable(self, every: bool = False) -> dict[str, str]:
-        """Return the images that cannot be decoded, {name: reason}; for unchanged files, from the cache.
+        """Return the images that cannot be decoded, {name: reason}, cached for unchanged files.
 
         Args:
-            every: Include images that are slow to read.
+            every: Whether to include images that are slow to read.
         """
         sources = [source for source in self.whole if every or source.check_first]
         if (files := self._files()) is None or len(sources) != len(self.whole):
@@ -151,12 +151,12 @@ class EncodedData(ImageData):
         return remembered("unreadable", key, lambda: _unreadable(sources), lasting)
 
     def _files(self) -> list[Files] | None:
-        """Return the image files, or None if some images lie elsewhere."""
+        """Return the image files, or None if some images are not files."""
         files = [source for source in self.whole if isinstance(source, Files)]
         return files if len(files) == len(self.whole) else None
 
     def leave_out(self, bad: dict[str, str]) -> None:
-        """Drop images by name, {name: reason}, or raise DataError unless the spec says to skip them."""
+        """Drop images by name, {name: reason}; raise DataError unless data.on_error is skip."""
         if not bad:
             return
         lines = [f"{name}: {reason}" for name, reason in bad.items()]
@@ -172,14 +172,14 @@ class EncodedData(ImageData):
                 self.splits[split] = Part(source, [n for n, name in enumerate(source.names) if name not in bad])
 
     def note(self, left_out: Iterable[str]) -> None:
-        """Remember the images that were left out, and print each once."""
+        """Record skipped images, and print each once."""
         for text in left_out:
             if text not in self.skipped:
                 self.skipped.append(text)
                 print(f"left out: {text}", file=sys.stderr)
 
     def test_keys(self) -> Sequence[str]:
-        """Return the test images' names."""
+        """Return the names of the test images."""
         return self.splits["test"].names
 
     def batches(self, split: str) -> Batches:
@@ -188,13 +188,13 @@ class EncodedData(ImageData):
         return EncodedBatches(self, images, self._sampler(split))
 
     def transform(self, split: str) -> PictureTransform:
-        """Return the transform of a split: random resized crop and flip in training, else the central crop."""
+        """Return the transform of a split, with augmentation for training images."""
         training = split == "train" and self.spec.augment == "standard"
         return PictureTransform(self.spec, self.image_size, training, self.flips)
 
 
 class EncodedBatches(Batches):
-    """Batches of images read one by one. The worker processes live as long as the loader."""
+    """Batches of encoded images, decoded by worker processes that live as long as the loader."""
 
     def __init__(self, data: EncodedData, images: Dataset[Item], sampler: KeyedSampler) -> None:
         super().__init__(sampler, data.spec.batch_size, data.portion())
@@ -221,7 +221,7 @@ class EncodedBatches(Batches):
             if images is None:
                 if self.training:
                     raise DataError(f"no image of a batch can be read: {'; '.join(left_out[:10])}")
-                # empty, so that all ranks have as many batches
+                # an empty batch, so that all ranks have the same number of batches
                 images = torch.empty((0, 3, self.data.image_size, self.data.image_size), dtype=torch.uint8)
             batch = normalise(images.to(device, non_blocking=True))
             if self.training:
@@ -229,14 +229,14 @@ class EncodedBatches(Batches):
             yield batch, labels.to(device, non_blocking=True), numbers
 
     def keys(self, skip: int) -> Iterator[list[Any]]:
-        """Yield the keys of each batch of this epoch, from number `skip` on; the workers read the images."""
+        """Yield the keys of each batch of this epoch, from batch `skip` on, for the workers."""
         order, turns, epoch = self.sampler.order(), self.sampler.turns(), self.sampler.epoch
         for places in map(self.places, range(skip, len(self))):
             yield [(epoch, *pair) for pair in zip(order[places].tolist(), turns[places].tolist(), strict=True)]
 
 
 class _Renewed:
-    """The keys of a pass for a DataLoader that outlives it."""
+    """The keys of the current pass, for a DataLoader that is used for several passes."""
 
     def __init__(self, batches: EncodedBatches) -> None:
         self.batches = batches
@@ -246,9 +246,9 @@ class _Renewed:
 
 
 class DecodedImages(Dataset[Item]):
-    """The images of a split, fetched in batches by key, so that augmentation is keyed to each image.
+    """The decoded images of a split, fetched by key, with augmentation keyed to each image.
 
-    In training, an unreadable image is replaced by another, chosen by its key; in evaluation it is left out.
+    In training, an unreadable image is replaced by a random one keyed by its key; in evaluation it is left out.
     """
 
     def __init__(self, source: Source, transform: PictureTransform, spec: DataSpec, seed: int, training: bool) -> None:
@@ -272,12 +272,12 @@ class DecodedImages(Dataset[Item]):
             item = make_item(key, raw, self.source.labels[number], self.source.names[number], self)
             left_out += item[4]
             if len(left_out) == 10:
-                raise DataError(f"ten images in turn cannot be read: {'; '.join(left_out)}")
+                raise DataError(f"ten consecutive images cannot be read: {'; '.join(left_out)}")
         return (*item[:4], left_out)
 
 
 class Making(Protocol):
-    """The settings for making an item."""
+    """The settings that `make_item` needs."""
 
     transform: PictureTransform
     spec: DataSpec
@@ -285,12 +285,12 @@ class Making(Protocol):
 
 
 def make_item(key: Key, raw: Raw, label: int, name: str, making: Making) -> Item:
-    """Return an image's item; one without a picture if it cannot be read and the spec says to skip it."""
+    """Return the item of an image, without a picture if it is unreadable and data.on_error is skip."""
     epoch, number, turn = key
     spec = making.spec
     try:
         picture = decode(raw)
-    except Exception as error:  # PIL raises whatever its decoders do
+    except Exception as error:  # PIL's decoders can raise any exception
         return no_item(key, f"{name}: {error}", spec)
     with keyed_globals(seed_of(making.seed, "augment", epoch, number, *([turn] if turn else []))):
         image = making.transform(picture)
@@ -299,7 +299,7 @@ def make_item(key: Key, raw: Raw, label: int, name: str, making: Making) -> Item
 
 
 def no_item(key: Key, reason: str, spec: DataSpec) -> Item:
-    """Return an item without a picture, or raise DataError unless the spec says to skip such images."""
+    """Return an item without a picture; raise DataError unless data.on_error is skip."""
     if spec.on_error == "stop":
         raise DataError(f"{reason} (data.on_error=skip leaves such images out)")
     return None, 0, key[1], torch.empty(0), [reason]
@@ -316,7 +316,7 @@ def _collate(items: list[Item]) -> tuple[Tensor | None, Tensor, Tensor, Tensor |
 
 
 def _unreadable(sources: Sequence[Source]) -> dict[str, str]:
-    """Decode every image, and return the names of those that cannot be, with the reason."""
+    """Return the images that cannot be decoded, {name: reason}."""
 
     def check(source: Source, number: int) -> tuple[str, str]:
         try:

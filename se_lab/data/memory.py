@@ -1,4 +1,4 @@
-"""Small sets: in memory as bytes, on the device that trains, augmented a batch at a time."""
+"""Small data sets, kept in memory on the training device and augmented in batches."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from se_lab.spec import DataSpec, SpecError, seed_of
 
 
 class TensorBatches(Batches):
-    """Batches of a set in memory, augmented and normalised a batch at a time, on the images' device."""
+    """Batches of a data set in memory, augmented and normalised on the images' device."""
 
     def __init__(self, data: MemoryData, split: str, sampler: KeyedSampler) -> None:
         super().__init__(sampler, data.spec.batch_size, data.portion())
@@ -25,17 +25,17 @@ class TensorBatches(Batches):
         self.augment = split == "train" and data.spec.augment == "standard"
 
     def load(self, skip: int) -> Iterator[Batch]:
-        """Yield random crops of the zero-padded images, half of them flipped where the set allows it."""
+        """Yield the batches of this epoch from batch `skip` on, augmented in training."""
         images, labels = self.data.tensors(self.split)
         pad, flips, size = self.data.pad, self.data.flips, images.shape[-1]
         order = self.sampler.order()
-        rows = order + self.sampler.turns() * self.sampler.size  # of the tables below
+        rows = order + self.sampler.turns() * self.sampler.size  # row numbers in the tables below
         corners, mirrors, removals = (
             torch.cat(parts) for parts in zip(*map(self.draws, range(self.sampler.repeats)), strict=True)
         )
         places = [self.places(number) for number in range(skip, len(self))]
         positions, lengths = torch.cat(places), [len(part) for part in places]
-        # one copy for all batches: a GPU finishes its work before each copy
+        # one copy for all batches, since each copy waits for the GPU
         tables = (order[positions], corners[rows[positions]], mirrors[rows[positions]])
         per_batch = [torch.split(table.to(images.device), lengths) for table in tables]
         for numbers, corner, mirror, row in zip(*per_batch, torch.split(rows[positions], lengths), strict=True):
@@ -54,7 +54,7 @@ class TensorBatches(Batches):
             yield batch, labels[numbers], numbers
 
     def draws(self, turn: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the random corners and flips of an epoch, and the random numbers of `remove`: row i is image i's."""
+        """Return crop corners, flips and the random numbers of `remove` for an epoch, a row per image."""
         size = self.sampler.size
         stream = torch.Generator().manual_seed(self.sampler.key("augment", turn))
         corners = torch.randint(2 * self.data.pad + 1, (size, 2), generator=stream)
@@ -65,15 +65,15 @@ class TensorBatches(Batches):
 
 
 class MemoryData(ImageData):
-    """A set in memory as bytes, on the device that trains, without worker processes."""
+    """A data set kept in memory as bytes on the training device, without worker processes."""
 
     pad: int
-    """Zero padding around the training images, from which crops of the original size are taken."""
+    """Zero padding of training images in pixels, before crops of the original size are taken."""
     flips: bool
     """Whether a mirrored image shows the same class."""
 
     def __init__(self, spec: DataSpec, seed: int, splits: dict[str, tuple[Tensor, Tensor]]) -> None:
-        """Take each split's images, (N, C, H, W) bytes, and labels, (N,); normalise by the training images only."""
+        """Create the data set from {split: (images (N, C, H, W) of bytes, labels (N,))}."""
         super().__init__(spec, seed)
         images = splits["train"][0].float()
         self.mean, self.std = images.mean((0, 2, 3), keepdim=True), images.std((0, 2, 3), keepdim=True)
@@ -82,7 +82,7 @@ class MemoryData(ImageData):
         self.rand_augment = None
         if spec.rand_augment:
             if images.shape[1] != 3:
-                raise SpecError(f"data.rand_augment is for colour images, and {spec.name} has none")
+                raise SpecError(f"data.rand_augment is {spec.rand_augment!r}, but {spec.name} has no colour images")
             self.rand_augment = RandAugment(spec.rand_augment, self.mean[0, :, 0, 0].round())
         self.in_chans, self.image_size = images.shape[1], spec.image_size or images.shape[-1]
 
@@ -95,7 +95,7 @@ class MemoryData(ImageData):
         return images, labels
 
     def normalise(self, images: Tensor) -> Tensor:
-        """Return images of zero mean and unit standard deviation in each channel, in the size of the spec."""
+        """Normalise images by the mean and deviation of the training images, and resize them."""
         if self.mean.device != images.device:
             self.mean, self.std = self.mean.to(images.device), self.std.to(images.device)
         images = images.float().sub_(self.mean).div_(self.std)
@@ -109,9 +109,9 @@ class MemoryData(ImageData):
 
 
 class DigitsData(MemoryData):
-    """scikit-learn's handwritten digits (UCI, 1,797 images of 8×8): half of each class is the test split.
+    """scikit-learn's handwritten digits (UCI, 1,797 images of 8×8); half of each class is the test split.
 
-    With a fifth held out, a ResNet-20's test error is near 0.5 %, one or two images: too few to tell seeds apart.
+    With a smaller test split, too few images are misclassified to distinguish variants.
     """
 
     pad, flips = 1, False
@@ -129,5 +129,5 @@ class DigitsData(MemoryData):
         self._digest = digest_of(digits.images.tobytes(), digits.target.tobytes())
 
     def test_keys(self) -> Sequence[str]:
-        """Return the test images' numbers in scikit-learn's set."""
+        """Return the numbers of the test images in scikit-learn's data set."""
         return [str(number) for number in self._test_numbers]

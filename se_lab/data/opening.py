@@ -1,4 +1,4 @@
-"""Open the data set that a spec names, and tell what is known of one without opening it."""
+"""Open the data set of a spec, or return its shape and digest."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ DATASETS.update(TORCHVISION)
 
 @dataclass(frozen=True)
 class Known:
-    """What is known of a data set without opening it."""
+    """Properties of a data set that are known without opening it."""
 
     classes: int
     in_chans: int
     image_size: int
     train_images: int
-    """Before any are held out for validation."""
+    """The number of training images before any are held out for validation."""
     test_images: int
     val_images: int | None = None
-    """None where it has no validation split of its own."""
+    """The number of validation images, or None if there is no validation split."""
     in_memory: bool = False
-    """Whether the statistics of its training images normalise it; sets of files use ImageNet's."""
+    """Whether images are normalised by statistics of the training images; data sets of files use ImageNet's."""
 
 
 KNOWN = {
@@ -66,19 +66,19 @@ def create_data(
 ) -> ImageData:
     """Open the data set of a spec as a LightningDataModule.
 
-    Its loaders give images (N, C, H, W), labels (N,) and the images' numbers (N,).
+    Its loaders yield images (N, C, H, W), labels (N,) and the images' numbers (N,).
 
     Args:
-        spec: Which images.
+        spec: The data spec.
         seed: Seed of the order and the augmentation of the training images, unless the spec has an `order_seed`.
-        root: Where relative paths start, and where imagenet, places365 and torchvision's sets lie.
-        workers: Processes that read files.
-        download: Fetch one of torchvision's sets where it is missing.
-        accumulate: Micro-batches of a training step on each device; a trainer's own number counts more.
+        root: The root of relative paths, and the folder of imagenet, places365 and torchvision's data sets.
+        workers: Number of processes that read files.
+        download: Whether to download a missing data set of torchvision's.
+        accumulate: Micro-batches of a training step on each device; a trainer's own number takes precedence.
 
     Raises:
-        DataError: naming the folder or file that cannot be used.
-        SpecError: for a batch that cannot be divided evenly, here or, with several ranks, by the loaders.
+        DataError: if a folder or file is missing or invalid.
+        SpecError: for a batch size that cannot be divided evenly; with several ranks, the loaders raise it.
 
     Examples:
         >>> data = create_data(DataSpec("digits", batch_size=64), seed=0)
@@ -116,9 +116,9 @@ def _open_folders(spec: DataSpec, seed: int, root: str | Path, workers: int) -> 
 
 
 def listing_of(spec: DataSpec, *, root: str | Path = ".") -> Listing | None:
-    """Return the files of a set that lies in folders, with its digest, to hand to other processes.
+    """Return the files of a data set in folders, with its digest, to pass to other processes.
 
-    None for a set that lies elsewhere, that cannot be opened, or that has images which cannot be read.
+    Return None for other data sets, and for those that cannot be opened or have unreadable images.
     """
     if not spec.is_in_folders:
         return None
@@ -131,12 +131,12 @@ def listing_of(spec: DataSpec, *, root: str | Path = ".") -> Listing | None:
 
 
 def with_present_digest(listing: Listing, spec: DataSpec, *, root: str | Path = ".") -> Listing:
-    """Return a listing with the digest of its files as they are now; they are read again only if one has changed."""
+    """Return a listing with the present digest; files are read again only if one has changed."""
     try:
         data = FolderData(spec, 0, root, 0, dataclasses.replace(listing, digest=None))
         checked = listing.checked and data.digest == listing.digest
         return dataclasses.replace(listing, digest=data.digest, checked=checked)
-    except (DataError, OSError):  # as for a file that is gone: the trials record it
+    except (DataError, OSError):  # such as a missing file; the trials record the error
         return listing
 
 
@@ -146,13 +146,13 @@ class DataShape:
 
     classes: int
     shape: tuple[int, int, int]
-    """(C, H, W) of an image."""
+    """The shape of an image, (C, H, W)."""
     sizes: dict[str, int]
-    """Images of the train, val and test splits."""
+    """The numbers of images in the train, val and test splits."""
 
 
 def data_shape(spec: DataSpec, *, root: str | Path = ".") -> DataShape:
-    """Return the shape of a data set: a known set is not opened (its sizes are approximate), others are."""
+    """Return the shape of a data set; known ones are not opened, and their sizes are approximate."""
     if (info := KNOWN.get(spec.name)) is not None:
         size = spec.image_size or info.image_size
         val_images = info.classes * round(spec.val_fraction * info.train_images / info.classes)
@@ -165,18 +165,18 @@ def data_shape(spec: DataSpec, *, root: str | Path = ".") -> DataShape:
 
 
 def data_shapes(specs: Iterable[DataSpec], *, root: str | Path = ".") -> dict[DataSpec, DataShape]:
-    """Return the shape of each data set, as `data_shape` has it; each is opened once."""
+    """Return the shape of each data set; each is opened at most once."""
     return {spec: data_shape(spec, root=root) for spec in dict.fromkeys(specs)}
 
 
 def present_digest(spec: DataSpec, *, root: str | Path = ".") -> str | None:
     """Return the digest of the present images, or None if they are missing or need a network.
 
-    Files that have not changed are not read again.
+    Unchanged files are not read again.
 
     Args:
-        spec: Which images.
-        root: Where relative paths start.
+        spec: The data spec.
+        root: The root of relative paths.
     """
     if "://" in spec.name or spec.name.startswith("hf:"):
         return None
@@ -191,17 +191,17 @@ class Inspection:
     """The result of reading all images of a data set."""
 
     digest: str
-    """Equal to the digest of a trial's record if the images are the same."""
+    """The digest of the images, to compare with those in records."""
     images: int
     unreadable: list[str]
-    """Images that cannot be decoded, with the reason."""
+    """The images that cannot be decoded, each with the reason."""
 
 
 def inspect_images(spec: DataSpec, *, root: str | Path = ".") -> Inspection:
     """Read and decode every image of a data set, ignoring cached values.
 
     Raises:
-        DataError: naming the folder or file that cannot be used.
+        DataError: if a folder or file is missing or invalid.
     """
     with forgetting():
         data = create_data(dataclasses.replace(spec, on_error="skip"), 0, root=root)
@@ -216,4 +216,4 @@ def inspect_images(spec: DataSpec, *, root: str | Path = ".") -> Inspection:
 def check_split(spec: DataSpec, sizes: dict[str, int], needs: str) -> None:
     """Raise SpecError if there are no validation images; `needs` names the setting that needs them."""
     if not sizes["val"]:
-        raise SpecError(f"{needs} needs validation images, and {spec.name} holds none out: set data.val_fraction")
+        raise SpecError(f"{needs} needs validation images, and {spec.name} has none: set data.val_fraction above 0")

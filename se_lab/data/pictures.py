@@ -1,8 +1,8 @@
 """Decode images to bytes of the net's input size, by PIL and torchvision's transforms v2.
 
-Images become RGB as torchvision makes them: CMYK, palette and grey ones are converted, a transparency is dropped, and
-the rotation that a camera notes in EXIF is not applied, as in the training of the published nets. Of 16 bits a channel
-the upper 8 stay, which torchvision would clip to white.
+Images are converted to RGB as torchvision does: CMYK, palette and grey images are converted, transparency is dropped,
+and EXIF rotation is ignored, as in the training of the published nets. Images of 16 bits per channel keep their upper 8
+bits; torchvision would clip them to white.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ from se_lab.data.rand_augment import posterize_all
 from se_lab.spec import DataSpec, SpecError
 
 Raw = bytes | Image.Image | Tensor | Exception
-"""An image from its source: encoded, a PIL image, bytes (1 or 3, H, W), or the reason why there is none."""
+"""An image from its source: encoded, a PIL image, a uint8 tensor (1 or 3, H, W), or the error of reading it."""
 
 
 class PictureTransform:
-    """Random resized crop, flip and RandAugment in training, else the central crop, of images decoded by PIL."""
+    """The transform of PIL images: random crop, flip and RandAugment, or the centre crop."""
 
     def __init__(self, spec: DataSpec, size: int, training: bool, flips: bool = True) -> None:
-        """Take the augmentation of a spec.
+        """Create the transform of a spec.
 
         Args:
-            spec: Which RandAugment, and the share of the centre crop.
+            spec: The data spec, for RandAugment and the size of the centre crop.
             size: Side of the images in pixels.
             training: Whether images are augmented.
             flips: Whether half of the training images are mirrored.
 
         Raises:
-            SpecError: for a RandAugment that timm cannot read.
+            SpecError: for a RandAugment that timm cannot parse.
         """
         steps: list[Callable[[Any], Any]]
         if training:
@@ -52,63 +52,63 @@ class PictureTransform:
         self._steps = v2.Compose([*steps, v2.PILToTensor()])
 
     def __call__(self, picture: Image.Image) -> Tensor:
-        """Return an RGB image's bytes, (3, size, size); what is drawn comes from the global streams."""
+        """Return an RGB image as bytes, (3, size, size), using the global random generators."""
         return cast(Tensor, self._steps(picture))
 
 
 def short_side(spec: DataSpec, size: int) -> int:
-    """Return the short side in pixels from which the centre is cut in evaluation, such as 256 for images of 224."""
+    """Return the short side in pixels before the centre crop, such as 256 for images of 224 pixels."""
     return math.floor(size / spec.crop_pct)
 
 
 def decode(raw: Raw) -> Image.Image:
-    """Return an image as RGB, whatever suffix its file has.
+    """Return an image as RGB; its format is detected from its content.
 
     Raises:
-        Exception: whatever PIL's decoders raise, or ValueError, with a message that says what is wrong.
+        Exception: any exception of PIL's decoders, or ValueError.
     """
     if isinstance(raw, Exception):
         raise raw
     if isinstance(raw, Tensor):
         if raw.dtype != torch.uint8 or raw.dim() != 3 or raw.shape[0] not in (1, 3):
             kind = str(raw.dtype).removeprefix("torch.")
-            raise ValueError(f"a {kind} tensor {tuple(raw.shape)}; an image is a uint8 tensor (1 or 3, H, W)")
+            raise ValueError(f"it is a {kind} tensor {tuple(raw.shape)}; it must be a uint8 tensor (1 or 3, H, W)")
         return cast(Image.Image, v2.functional.to_pil_image(raw)).convert("RGB")
     image = raw if isinstance(raw, Image.Image) else _open(raw)
     image.load()
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
     elif image.mode in ("I", "F"):
-        raise ValueError(f"pixels of mode {image.mode}; images have 8 or 16 bits a channel")
+        raise ValueError(f"its pixels have mode {image.mode}; they must have 8 or 16 bits per channel")
     return image.convert("RGB")
 
 
 def _open(encoded: bytes) -> Image.Image:
     if not encoded:
-        raise ValueError("it has no bytes")
+        raise ValueError("it is empty")
     try:
         return Image.open(io.BytesIO(encoded))
     except UnidentifiedImageError:
-        raise ValueError(f"it is no image; it begins with {encoded[:12]!r}") from None
+        raise ValueError(f"it is not an image: it starts with {encoded[:12]!r}") from None
 
 
 def why_unreadable(raw: Raw) -> str:
     """Return why an image cannot be decoded, or an empty string."""
     try:
         decode(raw)
-    except Exception as error:  # PIL raises whatever its decoders do
+    except Exception as error:  # PIL's decoders can raise any exception
         return str(error) or type(error).__name__
     return ""
 
 
 def normaliser(device: torch.device) -> Callable[[Tensor], Tensor]:
-    """Return a function that normalises bytes (…, 3, H, W) on a device by ImageNet's mean and deviation."""
+    """Return a function that normalises bytes (…, 3, H, W) by ImageNet's mean and deviation."""
     mean, std = (torch.tensor(v, device=device)[:, None, None] for v in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
     return lambda images: images.float().div_(255).sub_(mean).div_(std)
 
 
 def _rand_augment(config: str, size: int) -> Callable[[Image.Image], Image.Image]:
-    colour = tuple(round(255 * value) for value in IMAGENET_DEFAULT_MEAN)  # of what lies outside an image
+    colour = tuple(round(255 * value) for value in IMAGENET_DEFAULT_MEAN)  # for pixels from outside the image
     bilinear = Image.Resampling.BILINEAR
     try:
         draw = rand_augment_transform(
@@ -116,6 +116,6 @@ def _rand_augment(config: str, size: int) -> Callable[[Image.Image], Image.Image
         )
     except (AssertionError, ValueError, KeyError, TypeError) as error:
         raise SpecError(
-            f"data.rand_augment is {config!r}, which timm cannot read ({error}); an example is rand-m9-mstd0.5-inc1"
+            f"data.rand_augment is {config!r}, which timm cannot parse ({error}); an example is rand-m9-mstd0.5-inc1"
         ) from error
     return cast(Callable[[Image.Image], Image.Image], posterize_all(draw))

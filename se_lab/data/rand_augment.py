@@ -1,4 +1,4 @@
-"""RandAugment (Cubuk et al. 2020) for batches on their device: timm draws operations, tensor code applies them."""
+"""RandAugment (Cubuk et al. 2020) for batches of tensors; timm chooses the operations."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from se_lab.data.augment import keyed_globals
 from se_lab.spec import SpecError
 
 Drawn = list[tuple[str, tuple[float, ...]]]
-"""Operations and their arguments, in turn."""
+"""Operations, in order, with their arguments."""
 
 
 def posterize_all(draw: Any) -> Any:
-    """Let timm's RandAugment keep 0 bits of an image, which makes it black; PIL refuses that from version 12 on."""
+    """Let timm's RandAugment posterize to 0 bits (black), which PIL rejects from version 12 on."""
     for operation in draw.ops:
         if operation.name.startswith("Posterize"):
             operation.aug_fn = _posterize_picture
@@ -37,29 +37,30 @@ class RandAugment:
     """timm's RandAugment for images (N, 3, H, W) of bytes."""
 
     def __init__(self, config: str, fill: Tensor) -> None:
-        """Take timm's configuration, such as rand-m9-mstd0.5-inc1, and the colour (3,) of what lies outside an image.
+        """Create a RandAugment from timm's configuration, and a colour (3,) for pixels from outside.
 
         Raises:
-            SpecError: for one that timm cannot read, or with an operation missing in OPERATIONS.
+            SpecError: for a configuration that timm cannot parse, or with an operation that is not in OPERATIONS.
         """
         try:
             self.draw = rand_augment_transform(config, {"img_mean": (128, 128, 128)})
         except (AssertionError, ValueError, KeyError, TypeError) as error:
             raise SpecError(
-                f"data.rand_augment is {config!r}, which timm cannot read ({error}); an example is rand-m9-mstd0.5-inc1"
+                f"data.rand_augment is {config!r}, which timm cannot parse ({error}); an example is "
+                "rand-m9-mstd0.5-inc1"
             ) from error
         for operation in self.draw.ops:
             name = operation.name.removesuffix("Increasing")
             if name not in OPERATIONS:
-                raise SpecError(f"data.rand_augment is {config!r}, and {name} is not made for sets in memory")
+                raise SpecError(f"data.rand_augment is {config!r}; {name} is not available for data sets in memory")
             operation.aug_fn = functools.partial(_note, name)
         self.fill = fill
 
     def __call__(self, images: Tensor, keys: list[int]) -> Tensor:
-        """Return the augmented images; what is drawn for image n is keyed by keys[n]."""
+        """Return the augmented images; keys[n] seeds the operations of image n."""
         choices: list[Drawn] = []
         with keyed_globals(0):
-            for key in keys:  # from the streams that timm draws from
+            for key in keys:  # timm uses the global generators
                 random.seed(key)
                 np.random.seed(key % 2**32)
                 choices.append(self.draw([]))
@@ -78,7 +79,7 @@ class RandAugment:
                 places += rows
                 arguments += [choices[row][turn][1][:1] or (0.0,) for row in rows]
         device = images.device
-        # one copy for all steps, without waiting for the GPU as making a tensor per step would
+        # one copy for all operations, since each copy would wait for the GPU
         indices = torch.tensor(places, dtype=torch.long).to(device, non_blocking=True).split_with_sizes(sizes)
         values = (
             torch.tensor(arguments).view(len(places), 1, 1, 1).to(device, non_blocking=True).split_with_sizes(sizes)
@@ -93,8 +94,8 @@ def _note(name: str, before: Drawn, *arguments: float, **_: Any) -> Drawn:
     return [*before, (name, arguments)]
 
 
-# Each takes images (N, 3, H, W) of whole numbers from 0 to 255, one argument per image (N, 1, 1, 1), and the fill
-# colour (3,), and returns whole numbers, the same as PIL.
+# the operations take images (N, 3, H, W) with integer values from 0 to 255, one argument per image (N, 1, 1, 1) and the
+# fill colour (3,), and return the same integers as PIL
 
 
 def _grey(images: Tensor) -> Tensor:
@@ -166,7 +167,7 @@ def _solarize_add(images: Tensor, added: Tensor, _: Tensor) -> Tensor:
 
 
 def _affine(images: Tensor, matrix: Tensor, fill: Tensor) -> Tensor:
-    """Sample at matrix (N, 2, 3) · (x, y, 1), in pixels from the upper left corner; bilinear, as PIL does."""
+    """Sample images at matrix (N, 2, 3) · (x, y, 1), in pixels, with bilinear interpolation as in PIL."""
     height, width = images.shape[2:]
     rows, columns = torch.meshgrid(
         torch.arange(height, device=images.device) + 0.5, torch.arange(width, device=images.device) + 0.5, indexing="ij"
@@ -238,4 +239,4 @@ OPERATIONS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "TranslateYRel": _translate_y,
     "Desaturate": _desaturate,
 }
-"""timm's names, less the suffix Increasing, which tells how a magnitude becomes the argument."""
+"""Operations by timm's names without the suffix Increasing, which only affects their arguments."""

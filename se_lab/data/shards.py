@@ -1,9 +1,8 @@
-"""Webdataset shards: tars of images with their labels, on this machine or behind s3://, http:// or another fsspec URL.
+"""Webdataset shards: tar files of images and labels, local or at s3://, http:// or fsspec URLs.
 
-A shard is read once to index its images; after that each image is read by its range of bytes, a whole batch at a
-time, and only the index is kept on disk. So the order is the full permutation of (seed, epoch), as for every other
-set, not that of a shuffle buffer: it does not depend on the number of workers or devices, and an interrupted epoch
-resumes at once where it stopped.
+A shard is read once to index its images; then images are read by their byte ranges, a batch at a time, and only the
+index is stored on disk. The order is therefore the permutation of (seed, epoch) over all images, without a shuffle
+buffer: it does not depend on the number of workers or devices, and an interrupted epoch resumes immediately.
 """
 
 from __future__ import annotations
@@ -32,17 +31,17 @@ from se_lab.store import cache_folder
 
 NO_LABEL = -(2**31)
 AT_ONCE = 8
-"""Shards that are indexed at the same time."""
+"""Number of shards that are indexed at the same time."""
 VALIDATORS = ("mtime", "ino", "ETag", "LastModified", "Last-Modified", "Content-MD5", "Digest", "generation", "md5Hash")
-"""Fields of a file's info that change with its content; a server may give none of them."""
+"""Fields of a file's info that change with the file's content; a server may provide none of them."""
 
 
 class ShardData(EncodedData):
-    """wds:TRAIN,TEST or wds:TRAIN,VAL,TEST, each a shard or several in braces, such as train-{000..127}.tar.
+    """A data set wds:TRAIN,TEST or wds:TRAIN,VAL,TEST of shards such as train-{000..127}.tar.
 
-    A sample has one image, KEY.jpg, KEY.png or the like, and its class number in KEY.cls, or under "label" in KEY.json;
-    KEY.mask.png is no image. The number of classes is one more than the highest label of a training image, or the
-    number of lines of a classnames.txt beside the first shard.
+    A sample has one image, such as KEY.jpg or KEY.png (but not KEY.mask.png), and a class number in KEY.cls or under
+    "label" in KEY.json. The number of classes is the highest training label plus one, or the number of lines in
+    classnames.txt beside the first shard.
     """
 
     def __init__(self, spec: DataSpec, seed: int, root: str | Path, workers: int) -> None:
@@ -50,8 +49,8 @@ class ShardData(EncodedData):
         parts = [_expand(part, root) for part in re.split(r",(?![^{]*\})", spec.name.removeprefix("wds:"))]
         if not 2 <= len(parts) <= 3:
             raise DataError(
-                f"data.name is {spec.name!r}; it names training and test shards, or training, validation and test "
-                "shards, with commas between them: wds:train-{000..127}.tar,test-{00..07}.tar"
+                f"data.name is {spec.name!r}; it must name training and test shards, or training, validation and test "
+                "shards, separated by commas, such as wds:train-{000..127}.tar,test-{00..07}.tar"
             )
         folders = [url.rpartition("/")[0] for part in parts for url in part]
         base = _common(folders)
@@ -65,13 +64,12 @@ class ShardData(EncodedData):
         if count < 2:
             raise DataError(
                 f"{spec.name} has {counted(len(train.labels), 'training image')} of "
-                f"{counted(count, 'class', 'classes')}; training needs two classes"
+                f"{counted(count, 'class', 'classes')}; training needs at least two classes"
             )
         if not names and (empty := sorted(set(range(count)) - set(train.labels))):
             raise DataError(
-                f"{spec.name} has no training image of {len(empty)} of {count} classes: "
-                f"{', '.join(map(str, empty[:10]))}; class numbers go from 0 on without gaps, or a classnames.txt says "
-                "what they are"
+                f"{spec.name} has no training images of {len(empty)} of {count} classes: "
+                f"{', '.join(map(str, empty[:10]))}; number classes from 0 on without gaps, or add classnames.txt"
             )
         self.classes = [str(number) for number in range(count)]
         self._class_names = names or self.classes
@@ -82,16 +80,16 @@ class ShardData(EncodedData):
                 if label == NO_LABEL:
                     bad.setdefault(name, "it has no label in .cls or .json")
                 elif not 0 <= label < count:
-                    bad.setdefault(name, f"its label is {label}, and there are {count} classes from 0 on")
+                    bad.setdefault(name, f"its label is {label}; it must be from 0 to {count - 1}")
         self._indexed, self._versions = shards, versions
         self.set_splits(train, shards[1] if len(shards) == 3 else None, test, bad)
 
     def class_names(self) -> list[str]:
-        """Return the lines of classnames.txt, or the numbers."""
+        """Return the lines of classnames.txt, or the class numbers."""
         return self._class_names
 
     def identify(self) -> str:
-        """Return the digest of the images' bytes, names and labels, wherever the shards lie."""
+        """Return the digest of the images' bytes, names and labels, which ignores the shards' location."""
         shards = self._indexed
         names = [f"{name} {label}" for split in shards for name, label in zip(split.names, split.labels, strict=True)]
         if all(split.hashes for split in shards):
@@ -111,33 +109,33 @@ class ShardData(EncodedData):
 
 @dataclass(frozen=True)
 class Shards:
-    """Images in tars, by the range of bytes where each lies."""
+    """Images in tar files, with their byte ranges."""
 
     urls: list[str]
     names: list[str]
     labels: list[int]
     places: np.ndarray[Any, np.dtype[np.int64]]
-    """(N, 3): the image's shard, its first byte and its size."""
+    """The shard, first byte and size of each image, (N, 3)."""
     hashes: list[str] = field(default_factory=list)
-    """SHA-256 of each image; empty for large sets."""
+    """The SHA-256 of each image; empty for large data sets."""
     problems: dict[str, str] = field(default_factory=dict)
-    """Images that cannot be used, with the reason."""
+    """Unusable images, {name: reason}."""
 
     @property
     def check_first(self) -> bool:
-        """Whether the shards are on this machine."""
+        """Whether the shards are local files."""
         return "://" not in self.urls[0]
 
     def read(self, numbers: Sequence[int]) -> list[bytes]:
-        """Return the encoded images of these numbers, all fetched at the same time."""
+        """Return the encoded images of these numbers, fetched concurrently."""
         places = self.places[list(numbers)].tolist()
         urls = [self.urls[shard] for shard, _, _ in places]
         contents = _fetch(urls, [first for _, first, _ in places], [first + size for _, first, size in places])
         for url, content, (_, _, size) in zip(urls, contents, places, strict=True):
             if len(content) != size:
                 raise DataError(
-                    f"{url} returned {len(content)} bytes instead of {size}: the file has changed, or its server does "
-                    "not serve ranges of bytes"
+                    f"{url} returned {len(content)} bytes instead of {size}: the file has changed, or the server does "
+                    "not support byte ranges"
                 )
         return contents
 
@@ -160,7 +158,7 @@ def _file_system(url: str) -> tuple[Any, str]:
 
         fs, path = url_to_fs(url)  # fsspec keeps one per process, and a new one after a fork
     except ImportError as error:
-        raise DataError(f"{url} needs a package that is missing ({error}): pip install 'se-lab[shards]'") from error
+        raise DataError(f"{url} needs a missing package ({error}): pip install 'se-lab[shards]'") from error
     except ValueError as error:
         raise DataError(f"{url} cannot be opened: {error}") from error
     return fs, path
@@ -170,7 +168,7 @@ def _expand(pattern: str, root: str | Path) -> list[str]:
     try:
         from braceexpand import braceexpand
     except ImportError as error:
-        raise DataError("wds: needs a package that is missing: pip install 'se-lab[shards]'") from error
+        raise DataError("wds: needs a missing package: pip install 'se-lab[shards]'") from error
     try:
         urls = list(braceexpand(pattern))
     except ValueError as error:
@@ -179,7 +177,7 @@ def _expand(pattern: str, root: str | Path) -> list[str]:
 
 
 def _common(folders: list[str]) -> str:
-    """Return the folder that contains all folders; os.path would split s3://."""
+    """Return the common parent of folders or URLs; os.path would split s3://."""
     paths = [folder.split("/") for folder in folders]
     prefix = itertools.takewhile(lambda parts: len(set(parts)) == 1, zip(*paths, strict=False))
     return "/".join(parts[0] for parts in prefix)
@@ -192,11 +190,11 @@ def _class_names(first_shard: str) -> list[str]:
 
 
 def _index(urls: list[str], versions: list[list[Any]], base: str, hashed: bool) -> Shards:
-    """Index shards, or load the cached index of the same files.
+    """Return the images of shards, from the cached index if the shards have not changed.
 
     Args:
         urls: The shards.
-        versions: Their sizes and other values that change with them; without those, they are indexed again.
+        versions: The results of `_version`; shards with a size only are not cached.
         base: The folder that names are relative to.
         hashed: Whether to hash the images.
     """
@@ -211,7 +209,7 @@ def _index(urls: list[str], versions: list[list[Any]], base: str, hashed: bool) 
             results = list(pool.map(_samples, urls, [hashed] * len(urls)))
         samples = [(number, sample) for number, shard in enumerate(results) for sample in shard]
         if not samples:
-            raise DataError(f"{urls[0]}{f' and {len(urls) - 1} more' if len(urls) > 1 else ''}: no image in the shards")
+            raise DataError(f"{urls[0]}{f' and {len(urls) - 1} more' if len(urls) > 1 else ''}: no images in shards")
         arrays = {
             "keys": np.array([item.key for _, item in samples]),
             "labels": np.array([item.label for _, item in samples], np.int64),
@@ -248,12 +246,12 @@ def _keep(cache: Path, arrays: dict[str, np.ndarray[Any, Any]]) -> None:
 
 
 def _version(url: str) -> list[Any]:
-    """Return a shard's size, and other values that change with its content."""
+    """Return a shard's size, and its fields that change with its content (VALIDATORS)."""
     fs, path = _file_system(url)
     try:
         info = fs.info(path)
-    except Exception as error:  # whatever the file system behind the URL raises
-        raise DataError(f"{url} is missing, or cannot be reached: {error!r}") from error
+    except Exception as error:  # fsspec's file systems can raise any exception
+        raise DataError(f"{url} is missing or cannot be reached: {error!r}") from error
     return [int(info.get("size") or 0), *(f"{key} {info[key]}" for key in VALIDATORS if info.get(key) is not None)]
 
 
@@ -261,14 +259,14 @@ def _version(url: str) -> list[Any]:
 class _Sample:
     key: str
     place: tuple[int, int] = (0, 0)
-    """First byte and size of the image."""
+    """The first byte and the size of the image."""
     label: int = NO_LABEL
     hash: str = ""
     problem: str = ""
     image: str = ""
     """The extension of the image."""
     other: str = ""
-    """An extension such as mask.png, which is no image of the sample."""
+    """An extension such as mask.png, which is not that of the image."""
 
     def take_image(self, extension: str, place: tuple[int, int]) -> None:
         if self.image:
@@ -279,7 +277,7 @@ class _Sample:
     def take_label(self, extension: str, content: bytes) -> None:
         label, problem = _label(content, extension)
         if label != self.label and NO_LABEL not in (label, self.label):
-            problem = problem or f"it has two labels, {self.label} and {label} in .cls and .json"
+            problem = problem or f"its labels in .cls and .json differ: {self.label} and {label}"
         self.problem = self.problem or problem
         self.label = label if self.label == NO_LABEL else self.label
 
@@ -291,7 +289,7 @@ def _samples(url: str, hashed: bool) -> list[_Sample]:
     try:
         with fs.open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
-                tar.members = []  # type: ignore[attr-defined]  # tarfile would keep them all
+                tar.members = []  # type: ignore[attr-defined]  # tarfile would keep all members in memory
                 folder, _, name = member.name.rpartition("/")
                 stem, dot, extension = name.partition(".")
                 if not (member.isfile() and stem and dot):
@@ -309,10 +307,10 @@ def _samples(url: str, hashed: bool) -> list[_Sample]:
                 elif f".{extension.rpartition('.')[2]}" in IMG_EXTENSIONS:
                     sample.other = extension
     except (tarfile.TarError, OSError) as error:
-        raise DataError(f"{url} is no whole tar without compression: {error}") from error
+        raise DataError(f"{url} is not a complete, uncompressed tar file: {error}") from error
     for sample in samples:
         if not sample.image and sample.other:
-            sample.problem = f"it has no image but .{sample.other}; an image's name is KEY.jpg, KEY.png or the like"
+            sample.problem = f"it has .{sample.other} but no image, such as KEY.jpg or KEY.png"
     return [sample for sample in samples if sample.image or sample.other]
 
 
@@ -323,14 +321,14 @@ def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
 
 
 def _label(content: bytes, extension: str) -> tuple[int, str]:
-    """Return the label of a .cls or a .json, or NO_LABEL; and its problem, or an empty string."""
+    """Return the label in a .cls or .json file, or NO_LABEL, and a problem, or an empty string."""
     if extension == "cls":
         value: Any = content.decode("utf-8", "backslashreplace").strip()
     else:
         try:
             fields = json.loads(content)
         except ValueError as error:
-            return NO_LABEL, f"its .json is no JSON ({error})"
+            return NO_LABEL, f"its .json is not valid JSON ({error})"
         if not isinstance(fields, dict) or "label" not in fields:
             return NO_LABEL, ""
         value = fields["label"]
@@ -338,4 +336,4 @@ def _label(content: bytes, extension: str) -> tuple[int, str]:
         value = int(value)
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**31:
         return value, ""
-    return NO_LABEL, f"its label is {str(value)[:40]!r} in .{extension}; a label is an integer, such as 3"
+    return NO_LABEL, f"its label is {str(value)[:40]!r} in .{extension}; it must be an integer, such as 3"

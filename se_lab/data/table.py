@@ -1,4 +1,4 @@
-"""The table of data sets: each a function that returns three splits of images with labels. A plugin adds its own."""
+"""The table of data sets: functions that return splits of labelled images; plugins can add some."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ from se_lab.data.pictures import Raw, decode
 from se_lab.spec import DATA_SETS, DataSpec, expand_path
 
 Images = Dataset[Any]
-"""A map-style data set (with a length) that gives (image, label)."""
+"""A map-style data set of (image, label)."""
 
 LABELS = ("targets", "labels", "_labels", "y")
-"""Attributes that torchvision's data sets keep their labels in."""
+"""Attributes in which torchvision's data sets store their labels."""
 
 
 @dataclass(frozen=True)
 class Splits:
     """The splits of a data set.
 
-    Each split is a map-style torch data set that gives (image, label): a PIL image or a uint8 tensor (C, H, W) of one
-    or three channels, and the number of its class. It augments nothing: SE-Lab does, keyed by seed, epoch and image.
+    Each split is a map-style torch data set of (image, label): a PIL image or a uint8 tensor (C, H, W) with one or
+    three channels, and a class number. Images must not be augmented: SE-Lab does that, keyed by seed, epoch and image.
 
     Examples:
         >>> from torch.utils.data import TensorDataset
@@ -56,17 +56,17 @@ class Splits:
     classes: Sequence[str]
     """The names of the classes, in the order of the labels."""
     image_size: int = 224
-    """Side in pixels of the images that the net sees, unless `data.image_size` says otherwise."""
+    """Side in pixels of the net's input images, unless `data.image_size` is set."""
     pad: int | None = None
-    """None: worker processes read the images, whose training crops are of random size. A number: the images all have
-    one size and are kept in memory; training crops are of that size, after zero padding by `pad` pixels."""
+    """None: worker processes read the images, and training crops have random sizes. A number: all images have the same
+    size and are kept in memory, and training crops have that size, after zero padding by `pad` pixels."""
     flips: bool = True
     """Whether a mirrored image shows the same class."""
 
 
 DATASETS: dict[str, Callable[..., Splits]] = {}
-"""Data sets by name, each a function of the root folder that returns `Splits`; `data.name` may be any of these names.
-A function with a parameter `download` is given --download."""
+"""Data sets by name (for `data.name`), each a function of the root folder that returns `Splits`. A function with a
+parameter `download` is passed the value of --download."""
 DATA_SETS["table"] = DATASETS
 
 
@@ -74,7 +74,7 @@ def open_table(spec: DataSpec, seed: int, root: str | Path, workers: int, downlo
     """Open a data set of the table.
 
     Raises:
-        DataError: if its function fails or returns unusable splits.
+        DataError: if the function fails or returns invalid splits.
     """
     splits = _call(spec.name, root, download)
     sources = {"train": splits.train, "val": splits.val, "test": splits.test}
@@ -83,11 +83,11 @@ def open_table(spec: DataSpec, seed: int, root: str | Path, workers: int, downlo
             continue
         if not (hasattr(images, "__len__") and hasattr(images, "__getitem__")):
             raise DataError(
-                f"{spec.name}: its {split} split is {type(images).__name__}; it must be a map-style data set, with "
-                "__len__ and __getitem__"
+                f"{spec.name}: its {split} split has type {type(images).__name__}; it must be a map-style data set "
+                "with __len__ and __getitem__"
             )
     if len(splits.classes) < 2:
-        raise DataError(f"{spec.name} has {counted(len(splits.classes), 'class', 'classes')}; training needs two")
+        raise DataError(f"{spec.name} has {counted(len(splits.classes), 'class', 'classes')}; it must be at least 2")
     if splits.pad is not None:
         return _TableInMemory(spec, seed, splits)
     return _TableData(spec, seed, splits, workers)
@@ -101,7 +101,7 @@ def _call(name: str, root: str | Path, download: bool) -> Splits:
     except DataError:
         raise
     except Exception as error:  # a user's function can raise anything
-        hint = "; --download fetches it" if options and not download else ""
+        hint = "; download it with --download" if options and not download else ""
         raise DataError(f"{name} cannot be opened in {root}: {type(error).__name__}: {error}{hint}") from error
     if not isinstance(splits, Splits):
         raise DataError(f"DATASETS[{name!r}] returned {type(splits).__name__}; it must return se_lab.Splits")
@@ -109,7 +109,7 @@ def _call(name: str, root: str | Path, download: bool) -> Splits:
 
 
 class _TableInMemory(MemoryData):
-    """Images of one size. The augmentation is the paper's for CIFAR (section 5.2): flip, zero-pad, random crop."""
+    """A data set in memory, augmented as CIFAR in the paper (section 5.2): flip, pad, random crop."""
 
     def __init__(self, spec: DataSpec, seed: int, splits: Splits) -> None:
         self.pad, self.flips = splits.pad or 0, splits.flips
@@ -127,7 +127,7 @@ class _TableInMemory(MemoryData):
 
 
 def _stacked(name: str, images: Any, classes: int) -> tuple[Tensor, Tensor]:
-    """Return all images of a split, (N, C, H, W) bytes, and their labels, (N,)."""
+    """Return all images of a split, (N, C, H, W) of bytes, and their labels, (N,)."""
     if isinstance(images, TensorDataset):
         pixels, labels = images.tensors
     else:
@@ -137,18 +137,18 @@ def _stacked(name: str, images: Any, classes: int) -> tuple[Tensor, Tensor]:
         tensors = [raw if isinstance(raw, Tensor) else pil_to_tensor(raw) for raw, _ in items]
         if len(shapes := sorted({tuple(image.shape) for image in tensors})) > 1:
             raise DataError(
-                f"{name}: images of shapes {', '.join(map(str, shapes[:3]))}; with a pad all have one shape"
+                f"{name}: images have shapes {', '.join(map(str, shapes[:3]))}; with a pad, all must have one shape"
             )
         pixels, labels = torch.stack(tensors), torch.tensor([label for _, label in items])
     if pixels.dtype != torch.uint8 or pixels.dim() != 4 or pixels.shape[2] != pixels.shape[3]:
-        raise DataError(f"{name}: {pixels.dtype} {tuple(pixels.shape)}; images are uint8 (N, C, H, H)")
+        raise DataError(f"{name}: images are {pixels.dtype} {tuple(pixels.shape)}; they must be uint8 (N, C, H, H)")
     if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
-        raise DataError(f"{name}: labels from {labels.min()} to {labels.max()}; there are {classes} classes from 0 on")
+        raise DataError(f"{name}: labels are {labels.min()} to {labels.max()}; they must be from 0 to {classes - 1}")
     return pixels, labels.long()
 
 
 class _TableData(EncodedData):
-    """Images that worker processes read."""
+    """A data set whose images are read by worker processes."""
 
     def __init__(self, spec: DataSpec, seed: int, splits: Splits, workers: int) -> None:
         self.flips = splits.flips
@@ -161,7 +161,7 @@ class _TableData(EncodedData):
         self.set_splits(train, val, test, bad)
 
     def identify(self) -> str:
-        """Return the digest: of files as folders have it, else of the pixels of all images, or of a sample."""
+        """Return the digest of the image files, or of the decoded images of a set without files."""
         if self._files() is not None:
             return super().identify()
         places = [(source, number) for source in self.whole for number in range(len(source.labels))]
@@ -171,7 +171,7 @@ class _TableData(EncodedData):
             source, place = places[number]
             try:
                 return decode(source.read([place])[0]).tobytes()
-            except Exception:  # PIL raises whatever its decoders do; data.on_error=skip trains without it
+            except Exception:  # PIL's decoders can raise any exception; data.on_error=skip trains without the image
                 return b""
 
         size = len(read(0))
@@ -180,11 +180,11 @@ class _TableData(EncodedData):
 
 
 def _source(images: Any, split: str, classes: int, bad: dict[str, str]) -> Source:
-    """Return a split as a source of images, and add its images with wrong labels to `bad`."""
+    """Return a split as a source of images, and add images with invalid labels to `bad`."""
     source = _as_source(images, split)
     for name, label in zip(source.names, source.labels, strict=True):
         if not 0 <= label < classes:
-            bad[name] = f"its label is {label}, and there are {classes} classes from 0 on"
+            bad[name] = f"its label is {label}; it must be from 0 to {classes - 1}"
     return source
 
 
@@ -210,12 +210,12 @@ class Rows:
         self.names = [f"{split}/{number}" for number in range(len(self.labels))]
 
     def read(self, numbers: Sequence[int]) -> list[Raw]:
-        """Return the images of these numbers, or why they cannot be read."""
+        """Return the images with these numbers, or the errors of reading them."""
         return [_item(self.images, number)[0] for number in numbers]
 
 
 def _labels(images: Any) -> list[int]:
-    """Return all labels: from the attribute where torchvision's sets keep them, else from the items themselves."""
+    """Return all labels, from an attribute of the data set or from its items."""
     for name in LABELS:
         values = getattr(images, name, None)
         if values is not None and not callable(values) and len(values) == len(images):
@@ -226,17 +226,17 @@ def _labels(images: Any) -> list[int]:
 
 
 def _label(label: Any) -> int:
-    """Return a class number, or -1 for what is none."""
+    """Return a label as an integer, or -1 for any other value."""
     value = label.item() if hasattr(label, "item") and getattr(label, "ndim", 0) == 0 else label
     return value if isinstance(value, int) and not isinstance(value, bool) else -1
 
 
 def _item(images: Any, number: int) -> tuple[Image.Image | Tensor | Exception, int]:
-    """Return an image and its label, or why it cannot be read."""
+    """Return an image and its label, or an error and -1."""
     try:
         image, label = images[number]
     except Exception as error:  # a user's data set can raise anything
         return error, -1
     if not isinstance(image, (Image.Image, Tensor)):
-        return ValueError(f"a {type(image).__name__}; an image is a PIL image or a uint8 tensor (C, H, W)"), -1
+        return ValueError(f"it is a {type(image).__name__}; it must be a PIL image or a uint8 tensor (C, H, W)"), -1
     return image, _label(label)

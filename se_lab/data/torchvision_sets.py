@@ -1,4 +1,4 @@
-"""torchvision's data sets for the table, by name: in memory where their images are small, else as files."""
+"""torchvision's data sets for the table: small images in memory, others as files."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from se_lab.data.files import Files
 from se_lab.data.table import Splits
 
 TEST_FRACTION = 0.2
-"""Share of test images in sets without a test split: always the same images, whatever the spec's seeds."""
+"""Fraction of test images in data sets without a test split; the split does not depend on seeds."""
 
 
 def _pixels(dataset: Any, labels: Any) -> TensorDataset:
-    """Return images and labels as tensors: data of (N, H, W), (N, H, W, C) or (N, C, H, W)."""
+    """Return the images of a torchvision data set, (N, C, H, W), and labels, as a TensorDataset."""
     data = torch.as_tensor(np.asarray(dataset.data))
     if data.dim() == 3:
         data = data[:, None]

@@ -1,4 +1,4 @@
-"""Run one trial: net, data and task under Lightning, with checkpoints, metrics and the record.
+"""Run a trial: train and test its net by Lightning, with checkpoints, metrics and a record.
 
 In: a `RunSpec` and an `ExecSpec`. Out: a `RunRecord` in the store.
 """

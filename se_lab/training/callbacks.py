@@ -1,4 +1,4 @@
-"""Callbacks for your own LightningModule."""
+"""Callbacks for any LightningModule."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from se_lab.units.paths import Example
 
 
 class InsertSE(L.Callback):
-    """Inserts units into the net of any LightningModule, before its optimizers are made and weights are loaded.
+    """Inserts units into the net of a LightningModule before its optimizers are created.
 
     Examples:
         >>> callback = InsertSE(SESpec(reduction=8), net="model")  # L.Trainer(callbacks=[callback]) inserts the units
@@ -29,21 +29,21 @@ class InsertSE(L.Callback):
         at: Sequence[str] | Mapping[str, str] | None = None,
         example: Example = None,
     ) -> None:
-        """Say what to insert and where.
+        """Set the units and their places.
 
         Args:
             spec: The units.
-            net: Path of the net in the LightningModule, such as model; by default the module itself.
-            existing_se: As `insert_se` has it.
-            at: As `insert_se` has it.
-            example: As `insert_se` has it.
+            net: The path of the net in the LightningModule, such as model; by default the module itself.
+            existing_se: See `insert_se`.
+            at: See `insert_se`.
+            example: See `insert_se`.
         """
         self.spec, self.net, self.existing_se, self.at, self.example = spec, net, existing_se, at, example
         self.sites: list[Site] = []
         """The sites of the last insertion."""
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Insert the units, unless an equal callback has inserted them already, as for a fit before a test.
+        """Insert the units, unless they are already inserted, such as by a fit before a test.
 
         Raises:
             SpecError: as `insert_se` does.

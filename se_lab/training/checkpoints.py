@@ -1,4 +1,4 @@
-"""Checkpoints on disk: written to a temporary file and verified before they replace the previous one."""
+"""Write checkpoints, which are verified before they replace the previous one, and read them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class CheckpointError(OSError):
 
 
 class TrialCheckpointIO(TorchCheckpointIO):
-    """Writes and reads a trial's checkpoints: they hold its id, and only the trial's holder writes them."""
+    """Writes and reads a trial's checkpoints, which contain its id; only its holder writes them."""
 
     def __init__(self, folder: TrialFolder) -> None:
         super().__init__()
@@ -34,8 +34,8 @@ class TrialCheckpointIO(TorchCheckpointIO):
         """Write a checkpoint.
 
         Raises:
-            ClaimLostError: if another worker has taken the trial.
-            CheckpointError: if it cannot be written.
+            ClaimLostError: if another worker has claimed the trial.
+            CheckpointError: if the checkpoint cannot be written.
         """
         self.folder.check()
         write_checkpoint(Path(path), {"trial_id": self.folder.trial_id, **checkpoint})
@@ -44,7 +44,7 @@ class TrialCheckpointIO(TorchCheckpointIO):
         """Read a checkpoint.
 
         Raises:
-            SpecError: for one of another trial.
+            SpecError: if the checkpoint belongs to another trial.
         """
         checkpoint: dict[str, Any] = super().load_checkpoint(path, *arguments, **options)
         _check_owner(path, checkpoint, self.folder.trial_id)
@@ -52,25 +52,25 @@ class TrialCheckpointIO(TorchCheckpointIO):
 
 
 def read_checkpoint(path: Path, trial_id: str, digest: str | None = None) -> dict[str, Any]:
-    """Return a trial's checkpoint on the CPU, where PyTorch itself does not notice a flipped bit.
+    """Return a trial's checkpoint on the CPU, after verifying its checksums.
 
     Args:
         path: The file.
-        trial_id: The trial that it must be of.
-        digest: Its SHA-256, if it is known.
+        trial_id: The id of the trial.
+        digest: The SHA-256 of the file, or None if it is unknown.
 
     Raises:
-        SpecError: for one that is missing, damaged, changed, or of another trial.
+        SpecError: if the checkpoint is missing, damaged, changed, or belongs to another trial.
     """
     if not is_whole(path):
-        raise SpecError(f"{path} is no checkpoint of SE-Lab's: it is missing, corrupt or incomplete")
+        raise SpecError(f"{path} is not a checkpoint of SE-Lab: it is missing, corrupt or incomplete")
     if digest not in (None, store.digest_of_file(path)):
         raise SpecError(f"{path} was changed after its trial ended: its digest is not the one in record.json")
     try:
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         checkpoint["state_dict"]
-    except Exception as error:  # torch raises whatever its readers do
-        raise SpecError(f"{path} is no checkpoint of SE-Lab's: {type(error).__name__}: {error}") from error
+    except Exception as error:  # torch.load can raise any exception
+        raise SpecError(f"{path} is not a checkpoint of SE-Lab: {type(error).__name__}: {error}") from error
     _check_owner(path, checkpoint, trial_id)
     return checkpoint
 
@@ -78,16 +78,16 @@ def read_checkpoint(path: Path, trial_id: str, digest: str | None = None) -> dic
 def _check_owner(path: Any, checkpoint: Mapping[str, Any], trial_id: str) -> None:
     if (owner := checkpoint.get("trial_id", trial_id)) != trial_id:
         raise SpecError(
-            f"{path} is a checkpoint of trial {owner}, and it lies in the folder of trial {trial_id}: remove the "
-            "checkpoints there, and the trial begins anew"
+            f"{path} is a checkpoint of trial {owner} in the folder of trial {trial_id}; delete the checkpoints there "
+            "to restart the trial"
         )
 
 
 def write_checkpoint(path: Path, checkpoint: Mapping[str, Any]) -> None:
-    """Write a checkpoint, verify its checksums, and move it into place; last.ckpt becomes previous.ckpt.
+    """Write and verify a checkpoint, and move it into place; last.ckpt becomes previous.ckpt.
 
     Raises:
-        CheckpointError: if it cannot be written; existing checkpoints stay, and the incomplete file is deleted.
+        CheckpointError: if the checkpoint cannot be written; existing checkpoints are kept.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temp_path = store.aside_of(path)
@@ -96,25 +96,25 @@ def write_checkpoint(path: Path, checkpoint: Mapping[str, Any]) -> None:
             torch.save(dict(checkpoint), file)
             file.flush()
             os.fsync(file.fileno())
-            if hasattr(os, "posix_fadvise"):  # to read it back from the disk, not from memory
+            if hasattr(os, "posix_fadvise"):  # so that verifying reads the disk, not the page cache
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         if not is_whole(temp_path):
-            raise CheckpointError(f"{path}: what was written does not read back")
+            raise CheckpointError(f"{path}: its checksums are wrong after writing")
         if path.name == "last.ckpt" and path.exists():
             path.replace(path.with_name("previous.ckpt"))
         store.put_in_place(temp_path, path)
-    except (OSError, RuntimeError) as error:  # torch wraps the file's error
+    except (OSError, RuntimeError) as error:  # PyTorch wraps OSErrors
         size, free = temp_path.stat().st_size if temp_path.exists() else 0, shutil.disk_usage(path.parent).free
         temp_path.unlink(missing_ok=True)
         if isinstance(error, CheckpointError):
             raise
         number = getattr(error, "errno", None) or getattr(error.__cause__ or error.__context__, "errno", None)
-        text = f"it could not be written after {size:,} bytes, with {free:,} free; the checkpoint before it is whole"
+        text = f"writing failed after {size:,} bytes, with {free:,} free; the previous checkpoint is intact"
         raise CheckpointError(number or 0, f"{os.strerror(number) if number else error}: {text}", str(path)) from error
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """Return the newest complete checkpoint of a trial, by its checksums; print a line if that is not the last."""
+    """Return the newest intact checkpoint of a trial; print a message for each corrupt one."""
     for name in ("last.ckpt", "previous.ckpt"):
         path = folder / name
         if not path.exists():
@@ -131,14 +131,13 @@ def is_whole(path: Path) -> bool:
         with zipfile.ZipFile(path) as archive:
             return archive.testzip() is None
     except (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError, RuntimeError, ValueError):
-        return False  # what zipfile raises where bits of its directory are flipped
+        return False  # the exceptions of zipfile for a corrupt directory
 
 
 def restart_validation(checkpoint: dict[str, Any]) -> None:
-    """Let Lightning restart a validation when it resumes a checkpoint that was saved during one.
+    """Change a checkpoint that was saved during a validation so that Lightning restarts it.
 
-    By default it would skip the validation. Its loop resumes an evaluation with one batch under way; of the batches
-    before that one nothing is kept.
+    By default Lightning would skip the validation. Its loop restarts an evaluation with exactly one batch in progress.
     """
     counts = {"ready": 0, "started": 0, "processed": 0, "completed": 0}
     checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"] = {

@@ -1,4 +1,4 @@
-"""Why a trial failed, whether a retry can help, and the record of the failure."""
+"""Classify and record the failures of trials."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from se_lab import store
 from se_lab.spec import ExecSpec, RunSpec
 
 OK_AGAIN = ("lost process", "data loader", "network")
-"""Kinds of failure that a retry in the same place may fix."""
+"""Kinds of failure that a retry on the same machine may fix."""
 OUT_OF_MEMORY, NAN_LOSS, DISK_FULL, BROKEN_DEVICE, LOST, LOADER, NETWORK, OTHER = (
     "out of memory", "NaN loss", "disk full", "broken device", "lost process", "data loader", "network", "error",
 )  # fmt: skip
@@ -20,7 +20,7 @@ OUT_OF_MEMORY, NAN_LOSS, DISK_FULL, BROKEN_DEVICE, LOST, LOADER, NETWORK, OTHER 
 _WORDS: dict[str, tuple[str, ...]] = {
     OUT_OF_MEMORY: (
         "out of memory", "can't allocate memory", "cannot allocate memory", "cublas_status_alloc_failed",
-        "cublas_status_not_initialized", "unable to find an engine to execute",  # for want of a workspace
+        "cublas_status_not_initialized", "unable to find an engine to execute",  # no memory for a workspace
     ),
     LOADER: ("dataloader worker", "too many open files"),
     DISK_FULL: (
@@ -34,7 +34,7 @@ _WORDS: dict[str, tuple[str, ...]] = {
     ),
     NETWORK: ("connection refused", "connection reset", "name resolution", "network is unreachable", "timed out"),
 }  # fmt: skip
-"""Parts of the messages of errors without a type of their own: RuntimeErrors of PyTorch and CUDA."""
+"""Parts of messages by kind, for errors without a specific type, such as RuntimeErrors of PyTorch and CUDA."""
 _ERRNO = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), DISK_FULL),
     **dict.fromkeys((errno.EIO, errno.ESTALE), BROKEN_DEVICE),
@@ -45,7 +45,7 @@ _ERRNO = {
 
 
 def failure_kind(error: BaseException) -> str:
-    """Return the kind of a trial's error, or of one that led to it; 'error' if neither has a kind."""
+    """Return the kind of an error or of its causes, or 'error' if it is unknown."""
     kinds = (kind for link in _chain(error) for test in _TESTS if (kind := test(link)) is not None)
     return next(kinds, OTHER)
 
@@ -56,7 +56,7 @@ def reason(error: str) -> str:
 
 
 def record_failure(spec: RunSpec, execution: ExecSpec, error: str, kind: str) -> None:
-    """Record a trial's error, a traceback or a line, unless its own process, which may be gone or know less, has."""
+    """Record a trial's error (a traceback or a line), unless its process has recorded the same."""
     folder = store.trial_folder(execution.store, spec.trial_id)
     with contextlib.suppress(store.TrialBusyError), store.claim(folder):
         record = store.read_record(folder)
@@ -68,16 +68,16 @@ def record_failure(spec: RunSpec, execution: ExecSpec, error: str, kind: str) ->
 
 
 def death(exit_code: int) -> str:
-    """Describe how a process without a record ended, by its exit code as in `multiprocessing`."""
+    """Describe the end of a process without a record, by its exit code as in `multiprocessing`."""
     if exit_code >= 0:
-        return f"its process left with status {exit_code} and no record"
+        return f"its process exited with status {exit_code} and no record"
     name = signal.Signals(-exit_code).name if -exit_code in set(signal.Signals) else f"signal {-exit_code}"
     hint = {
-        "SIGKILL": ", as by a system that is out of memory",
-        "SIGBUS": ", as by a full disk or full shared memory",
-        "SIGSEGV": ", a crash outside Python",
+        "SIGKILL": " (perhaps out of memory)",
+        "SIGBUS": " (perhaps a full disk or full shared memory)",
+        "SIGSEGV": " (a crash outside Python)",
     }.get(name, "")
-    return f"its process was ended by {name}{hint}"
+    return f"its process was killed by {name}{hint}"
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

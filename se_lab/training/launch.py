@@ -1,8 +1,8 @@
-"""Start the ranks of a trial of several devices, one process per device, and watch them.
+"""Start the ranks of a trial on several devices, one process per device, and supervise them.
 
-Each rank is a Python process of its own, which runs se_lab.training.rank, whether a command, a sweep's forked worker or
-a notebook starts it. The parent process watches the ranks, passes signals on, and lets no rank outlive the others.
-Under srun with one task per device, and under torchrun, the processes are the ranks already.
+Each rank is a separate Python process that runs se_lab.training.rank, whether it is started by a command, a sweep's
+worker or a notebook. The parent process forwards signals, and no rank outlives the others. Under torchrun, and under
+srun with one task per device, the ranks are already running.
 """
 
 from __future__ import annotations
@@ -28,34 +28,34 @@ from se_lab.training.failures import death
 from se_lab.training.stopping import RESUME_ME, InterruptedTrialError, Stop, catch_signals
 
 PIPE, PARENT = "SE_LAB_RANK_PIPE", "SE_LAB_RANK_PARENT"
-"""Variables with a rank's end of the pipe to the process that started it, and with that process's id."""
+"""Environment variables with the rank's end of the pipe to the parent process, and the parent's id."""
 GRACE_SECONDS = 15.0
-"""How long the other ranks may take to notice that one has failed."""
+"""Time for the other ranks to exit after one has failed."""
 STOP_SECONDS = 600.0
-"""How long a rank that was asked to stop may write its checkpoint."""
+"""Time for a rank to write its checkpoint after it was asked to stop."""
 
 
 class LostRankError(RuntimeError):
-    """A rank's process died without an error message."""
+    """A rank's process ended without an error message."""
 
 
 Progress = Callable[[Mapping[str, float]], None]
 
 
 def launch(work: str, spec: RunSpec, execution: ExecSpec, progress: Progress | None = None) -> Any:
-    """Start this node's ranks of a trial, wait until they end, and return rank 0's result.
+    """Start this node's ranks of a trial, wait until they exit, and return rank 0's result.
 
     Args:
-        work: What each rank does: "run" or "rehearse".
+        work: The work of each rank: "run" or "rehearse".
         spec: The trial.
-        execution: Where and how.
+        execution: Where and how the trial runs.
         progress: Called in this process with rank 0's rows; its errors are raised in rank 0.
 
     Raises:
-        SpecError: for a trial of several nodes where no variable says which of them this is.
-        LostRankError: for a rank that died without an error message.
+        SpecError: for several nodes without the variables NODE_RANK, MASTER_ADDR and MASTER_PORT.
+        LostRankError: if a rank ended without an error message.
         InterruptedTrialError: on SIGTERM, SIGUSR1, SIGHUP or SIGINT, when all ranks have exited.
-        Exception: the first that a rank raised.
+        Exception: the first exception that a rank raised.
     """
     watch = _Watch(progress)
     with catch_signals(Stop(at_once=False)) as stop, _meeting_point(spec.train) as meeting:
@@ -71,7 +71,7 @@ def launch(work: str, spec: RunSpec, execution: ExecSpec, progress: Progress | N
 
 @contextlib.contextmanager
 def _meeting_point(train: TrainSpec) -> Iterator[dict[str, str]]:
-    """Hold the store where the ranks meet, at a free port; across nodes, at the port in MASTER_PORT."""
+    """Open the TCP store of the ranks at a free port (several nodes: MASTER_PORT); yield variables."""
     env = os.environ
     host, port, node = "127.0.0.1", 0, 0
     if train.nodes > 1:
@@ -85,7 +85,7 @@ def _meeting_point(train: TrainSpec) -> Iterator[dict[str, str]]:
     yield {
         "MASTER_ADDR": host,
         "MASTER_PORT": str(meeting.port if meeting is not None else port),
-        "TORCHELASTIC_USE_AGENT_STORE": "True",  # rank 0 is to use this store, not to open one
+        "TORCHELASTIC_USE_AGENT_STORE": "True",  # rank 0 uses this store, and opens no other
         "NODE_RANK": str(node),
         "GROUP_RANK": str(node),
         "WORLD_SIZE": str(train.ranks),
@@ -94,31 +94,31 @@ def _meeting_point(train: TrainSpec) -> Iterator[dict[str, str]]:
 
 
 class _Rank:
-    """A rank, as seen by the process that started it."""
+    """A handle for a rank in the parent process."""
 
     def __init__(self, local: int, work: str, spec: RunSpec, execution: ExecSpec, meeting: Mapping[str, str]) -> None:
         self.number = int(meeting["NODE_RANK"]) * spec.train.devices + local
         self.pipe, child_end = Pipe()
         self.open, self.killed = True, False
         request = json.dumps({"work": work, "spec": spec.flat(), "execution": dataclasses.asdict(execution)})
-        places = {"RANK": str(self.number), "LOCAL_RANK": str(local)}
-        ties = {PIPE: str(child_end.fileno()), PARENT: str(os.getpid())}
+        numbers = {"RANK": str(self.number), "LOCAL_RANK": str(local)}
+        parent = {PIPE: str(child_end.fileno()), PARENT: str(os.getpid())}
         path = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
         self._process = subprocess.Popen(
             module_command("se_lab.training.rank", request),
-            env={**os.environ, **meeting, **places, **ties, "PYTHONPATH": path},
+            env={**os.environ, **meeting, **numbers, **parent, "PYTHONPATH": path},
             pass_fds=[child_end.fileno()],
-            start_new_session=True,  # the terminal's Ctrl-C goes to the process that passes it on
+            start_new_session=True,  # Ctrl-C in the terminal goes to the parent process, which forwards it
         )
         child_end.close()
 
     @property
     def code(self) -> int | None:
-        """Its exit status, negative for the signal that ended it."""
+        """The exit status of the process, negative for a signal, or None while it runs."""
         return self._process.poll()
 
     def messages(self) -> Iterator[tuple[str, Any]]:
-        """Yield the messages since the last call."""
+        """Yield the messages received since the last call."""
         try:
             while self.open and self.pipe.poll():
                 yield self.pipe.recv()
@@ -137,7 +137,7 @@ class _Rank:
 
 
 class _Watch:
-    """Watches the ranks of a node until all have exited."""
+    """Supervises the ranks of a node until all have exited."""
 
     def __init__(self, progress: Progress | None) -> None:
         self.ranks: list[_Rank] = []
@@ -168,8 +168,8 @@ class _Watch:
             try:
                 if self._progress is not None:
                     self._progress(content)
-            except Exception as raised:  # such as StoppedEarlyError, which rank 0 raises again
-                answer = raised
+            except Exception as exception:  # such as StoppedEarlyError, which rank 0 raises again
+                answer = exception
             with contextlib.suppress(OSError):
                 rank.pipe.send(answer)
         elif kind == "error":
@@ -180,14 +180,14 @@ class _Watch:
             self._result = content
 
     def result(self, *, stopping: bool) -> Any:
-        """Return what rank 0 returned, or raise the first error."""
+        """Return rank 0's result, or raise the first error."""
         codes = [rank.code for rank in self.ranks]
         if stopping or RESUME_ME in codes:
             if divergences := [error for error in self._errors if isinstance(error, FloatingPointError)]:
-                raise divergences[0]  # resuming would diverge again
+                raise divergences[0]  # a resumed trial would diverge again
             if any(codes):
                 raise InterruptedTrialError
-            return self._result  # the last batch was done when the signal came
+            return self._result  # the signal came after the last batch
         for rank in self.ranks:
             if (code := rank.code) is not None and code < 0 and not rank.killed:
                 raise LostRankError(f"rank {rank.number} of {len(self.ranks)} is lost: {death(code)}")

@@ -1,4 +1,4 @@
-"""The loggers of a trial. A logger's error never fails the trial: it is recorded, and training continues."""
+"""The loggers of a trial; an error of a logger is recorded, and training continues."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from se_lab.training.preflight import wandb_mode
 
 NAMES = {"wandb": "W&B", "tensorboard": "TensorBoard"}
 CALLS = ("log_metrics", "log_hyperparams", "save", "finalize", "after_save_checkpoint")
-"""Logger methods that Lightning calls in training."""
+"""Logger methods that Lightning calls during training."""
 
 
 @contextlib.contextmanager
 def open_loggers(
     record: RunRecord, folder: Path, execution: ExecSpec, further: Sequence[Logger] = ()
 ) -> Iterator[list[Logger]]:
-    """Yield the loggers of a trial: the one that `execution` names, if it starts, and further ones.
+    """Yield the loggers of a trial: that of `execution.logger`, if it starts, and `further` ones.
 
-    Errors are printed, and stored in the record's host under the logger's name.
+    Errors are printed, and stored in the record's `host` under the name of the logger.
     """
     with contextlib.ExitStack() as stack:
         loggers = []
@@ -34,7 +34,7 @@ def open_loggers(
             loggers = stack.enter_context(_wandb_logger(record, folder, execution))
         elif execution.logger != "none":
             kind = {"tensorboard": TensorBoardLogger, "csv": CSVLogger}[execution.logger]
-            # TensorBoard reads several files of one folder as one run; a CSV file would be overwritten
+            # TensorBoard reads all files of a folder as one run; CSV files need a new folder for each run
             version = {"version": ""} if kind is TensorBoardLogger else {}
             local_logger = kind(folder, name=execution.logger, **version)
             local_logger.log_hyperparams({key: value for key, value in record.spec.items() if value is not None})
@@ -43,7 +43,7 @@ def open_loggers(
 
 
 class _Losses:
-    """Errors of a logger: the first is stored in the record and printed."""
+    """The state of a logger: its first error is printed and stored in the record."""
 
     def __init__(self, record: RunRecord, name: str) -> None:
         self.record, self.name = record, name
@@ -59,7 +59,7 @@ class _Losses:
 
 
 def _guard(logger: Logger, losses: _Losses) -> Logger:
-    """Return a logger whose calls do nothing once one has failed."""
+    """Return a logger that does nothing after its first error."""
 
     def guarded(call: Callable[..., Any]) -> Callable[..., Any]:
         def call_or_note(*arguments: Any, **options: Any) -> None:
@@ -78,10 +78,10 @@ def _guard(logger: Logger, losses: _Losses) -> Logger:
 
 @contextlib.contextmanager
 def _wandb_logger(record: RunRecord, folder: Path, execution: ExecSpec) -> Iterator[list[Logger]]:
-    """Yield Lightning's WandbLogger: offline unless W&B's own variables say otherwise; none if W&B does not start.
+    """Yield a list with Lightning's WandbLogger, or an empty list if W&B does not start.
 
-    An agent's run, and one that the caller has opened, is used and left open. If W&B's service has died, a new one is
-    started.
+    It is offline unless W&B's variables say otherwise. A run of an agent or of the caller is used and left open. If
+    W&B's service has died, a new one is started.
     """
     import wandb
 
@@ -114,20 +114,20 @@ def _wandb_logger(record: RunRecord, folder: Path, execution: ExecSpec) -> Itera
 
 
 def _abandon_service() -> None:
-    """Forget W&B's service and its run, which are gone, so that the next run of this process starts another."""
+    """Disconnect from W&B's service, which has died, so that the next run starts another."""
     import wandb
 
     with contextlib.suppress(Exception):
         wandb.teardown()
     wandb.run = None
-    os.environ.pop("WANDB_SERVICE", None)  # the sweep's
+    os.environ.pop("WANDB_SERVICE", None)  # set by the sweep
 
 
 def _open_wandb(record: RunRecord, folder: Path, execution: ExecSpec) -> Any:
     import wandb
     from lightning.pytorch.loggers import WandbLogger
 
-    agent = "WANDB_SWEEP_ID" in os.environ  # an agent brings the run's id
+    agent = "WANDB_SWEEP_ID" in os.environ  # an agent sets the run's id
     fields = {key: value for key, value in record.spec.items() if value is not None}
     logger = WandbLogger(
         project=os.environ.get("WANDB_PROJECT", execution.project),
@@ -143,7 +143,7 @@ def _open_wandb(record: RunRecord, folder: Path, execution: ExecSpec) -> Any:
         settings=wandb.Settings(mode=wandb_mode(), silent=True, console="off"),  # type: ignore[arg-type]
     )
     run = logger.experiment
-    # keys that the agent set are locked to the sweep, and keep their values
+    # keys set by the agent are locked, and keep their values
     config = fields | {"trial_id": record.trial_id, "provenance": record.provenance}
     run.config.update({key: value for key, value in config.items() if key not in run.config})
     return logger

@@ -1,4 +1,4 @@
-"""Loss in nats and errors in %, as torchmetrics: sums over images that add up over batches and over ranks."""
+"""Loss in nats and errors in %, as torchmetrics that sum over images, batches and ranks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 
 class MeanLoss(Metric):
-    """The mean loss of an image, in nats, summed in double precision: half the work of torchmetrics' MeanMetric."""
+    """The mean loss per image in nats, summed in double precision; cheaper than MeanMetric."""
 
     full_state_update = False
     higher_is_better = False
@@ -22,9 +22,9 @@ class MeanLoss(Metric):
         self.add_state("images", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
 
     def single(self) -> None:
-        """Sum in single precision: for mps, which has no doubles."""
+        """Sum in single precision, for mps, which does not support doubles."""
         self.total = self.total.float()
-        self._defaults["total"] = torch.zeros((), dtype=torch.float32)  # restored by reset, and moved with the metric
+        self._defaults["total"] = torch.zeros((), dtype=torch.float32)  # the value after reset
 
     def update(self, losses: Tensor) -> None:
         """Add the losses of a batch, (N,)."""
@@ -32,12 +32,12 @@ class MeanLoss(Metric):
         self.images = self.images + len(losses)
 
     def compute(self) -> Tensor:
-        """Return the mean, a double; NaN of no image."""
+        """Return the mean as a double; NaN without images."""
         return self.total / self.images
 
 
 class TopError(MulticlassAccuracy):
-    """The error in %: images whose label is not among the guesses."""
+    """The top-k error in %: the fraction of images whose label is not among the k guesses."""
 
     higher_is_better = False
     tp: Tensor
@@ -54,8 +54,8 @@ class TopError(MulticlassAccuracy):
         super().update(guess, labels)
 
     def compute(self) -> Tensor:
-        """Return the error, a double; NaN of no image."""
-        return (100 * self.fn.cpu().double() / (self.tp + self.fn).cpu()).squeeze()  # mps has no doubles
+        """Return the error as a double; NaN without images."""
+        return (100 * self.fn.cpu().double() / (self.tp + self.fn).cpu()).squeeze()  # mps does not support doubles
 
 
 class Scores(nn.Module):
@@ -65,14 +65,14 @@ class Scores(nn.Module):
     top1_error: TopError
 
     def __init__(self, num_classes: int, *, top5: bool = True) -> None:
-        """Leave out the top-5 error with five classes or fewer: it would always be 0."""
+        """Create the metrics, without top-5 error for up to five classes: it would always be 0."""
         super().__init__()
         self.loss, self.top1_error = MeanLoss(), TopError(num_classes)
         self.top5_error = TopError(num_classes) if top5 and num_classes > 5 else None
 
     def update(self, losses: Tensor, guesses: Tensor, labels: Tensor) -> None:
-        """Add a batch: its losses, (N,), the likeliest classes, best first, (N, 1) or (N, 5), and labels, (N,)."""
-        if not len(labels):  # no image of the batch was readable, and torchmetrics needs at least one
+        """Add a batch: losses, (N,), most likely classes, best first, (N, 1) or (N, 5), labels, (N,)."""
+        if not len(labels):  # no image of the batch is readable; torchmetrics needs at least one
             return
         self.loss.update(losses)
         self.top1_error.update(guesses[:, :1], labels)
@@ -80,11 +80,11 @@ class Scores(nn.Module):
             self.top5_error.update(guesses, labels)
 
     def metrics(self, split: str) -> dict[str, Metric]:
-        """Return the metrics under the keys that they are logged by, such as val/top1_error."""
+        """Return the metrics by their logged keys, such as val/top1_error."""
         return {f"{split}/{name}": metric for name, metric in self.named_children() if isinstance(metric, Metric)}
 
     def compute(self, split: str) -> dict[str, float]:
-        """Return split/loss in nats, split/top1_error and split/top5_error in %, of all ranks' images."""
+        """Return split/loss in nats, split/top1_error and split/top5_error in %, over all ranks."""
         return {key: float(metric.compute()) for key, metric in self.metrics(split).items()}
 
     def reset(self) -> None:
@@ -93,17 +93,17 @@ class Scores(nn.Module):
             metric.reset()
 
     def sums(self) -> dict[str, dict[str, Tensor]]:
-        """Return this rank's sums so far, on the CPU, to load them later."""
+        """Return this rank's sums on the CPU, for `load_sums`."""
         return {
             key: {name: value.cpu() for name, value in metric.metric_state.items() if isinstance(value, Tensor)}
             for key, metric in self.metrics("").items()
         }
 
     def load_sums(self, sums: dict[str, dict[str, Tensor]]) -> None:
-        """Restore sums that `sums` returned."""
+        """Restore the result of `sums`."""
         device = self.loss.total.device
         zero = torch.zeros(1, dtype=torch.long, device=device)
-        self.update(zero, zero[:, None], zero)  # torchmetrics warns of a metric without an update; its sums go now
+        self.update(zero, zero[:, None], zero)  # torchmetrics warns without an update; these sums are overwritten
         for key, metric in self.metrics("").items():
             for name, value in sums[key].items():
                 setattr(metric, name, value.to(device))

@@ -1,4 +1,4 @@
-"""Optimizers and learning-rate schedules: timm's, by the names of an OptimSpec."""
+"""Create the optimizer and the learning-rate schedule of an OptimSpec."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from se_lab.spec import OptimSpec, check_choice
 
 TIMM_OPTIMIZERS = {"sgd": "momentum", "nesterov": "sgd"}
-"""timm's `sgd` has Nesterov momentum; SE-Lab's is the paper's, with plain momentum."""
+"""timm's names: its `sgd` has Nesterov momentum, while SE-Lab's has plain momentum, as in the paper."""
 
 
 def check_optimizer(optim: OptimSpec) -> None:
-    """Raise SpecError for an optimizer that timm does not have, naming the nearest."""
+    """Raise SpecError, with the nearest name, for an optimizer that timm does not have."""
     name = TIMM_OPTIMIZERS.get(optim.name, optim.name).removeprefix("lookahead_")
     check_choice("optim.name", name, ("nesterov", *map(str, list_optimizers())))
 
 
 def create_optimizer(net: nn.Module, optim: OptimSpec) -> torch.optim.Optimizer:
-    """Return the optimizer of a spec over a net's parameters."""
+    """Return the optimizer of a spec for a net's parameters."""
     name = TIMM_OPTIMIZERS.get(optim.name, optim.name)
     return create_optimizer_v2(net, name, optim.lr, optim.weight_decay, optim.momentum)
 
@@ -30,9 +30,9 @@ def create_optimizer(net: nn.Module, optim: OptimSpec) -> torch.optim.Optimizer:
 def create_schedule(
     optimizer: torch.optim.Optimizer, optim: OptimSpec, epochs: int
 ) -> Scheduler | ReduceLROnPlateau | OneCycle:
-    """Return the schedule of a spec, with the optimizer at the rate of the first step.
+    """Return the schedule of a spec, and set the optimizer to the rate of the first step.
 
-    It is timm's; for plateau PyTorch's, since timm's is deprecated and keeps no state to resume from.
+    Schedules are timm's, but plateau is PyTorch's, since timm's is deprecated and has no state to resume from.
     """
     if optim.schedule == "plateau":
         plateau = ReduceLROnPlateau(optimizer, mode="min", factor=optim.decay_rate, patience=optim.patience)
@@ -42,11 +42,11 @@ def create_schedule(
         return OneCycle(optimizer)
     schedule, _ = create_scheduler_v2(
         optimizer,
-        # timm has no constant schedule; multistep without milestones is one
+        # timm has no constant schedule; multistep without milestones is constant
         sched="multistep" if optim.schedule == "constant" else optim.schedule,
         num_epochs=epochs,
         decay_epochs=optim.decay_epochs,
-        decay_milestones=[epoch + 1 for epoch in optim.milestones],  # timm drops one epoch before the given one
+        decay_milestones=[epoch + 1 for epoch in optim.milestones],  # timm decays one epoch earlier
         decay_rate=optim.decay_rate,
         warmup_epochs=optim.warmup_epochs,
         warmup_lr=optim.lr / max(optim.warmup_epochs, 1),
@@ -57,7 +57,7 @@ def create_schedule(
 
 
 def step_plateau(schedule: ReduceLROnPlateau, optim: OptimSpec, epoch: int, loss: float) -> None:
-    """Set the rate of the epoch after `epoch`: of the warm-up, or by the validation loss."""
+    """Set the rate of the next epoch, by the warm-up or by the validation loss."""
     if epoch < optim.warmup_epochs:
         set_rate(schedule.optimizer, optim.lr * warmed(epoch + 1, optim.warmup_epochs))
     else:
@@ -71,14 +71,14 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 class OneCycle(LRScheduler):
-    """Rise linearly over the warm-up, then fall linearly to 0, step by step; `start` sets the number of steps."""
+    """A schedule that rises linearly during the warm-up, then falls linearly to 0, per step."""
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self.steps, self.warmup = 1, 0
         super().__init__(optimizer)
 
     def start(self, steps: int, warmup: int) -> None:
-        """Set the number of steps of the whole run and of its warm-up, and the rate of the step to come."""
+        """Set the number of steps in training and in its warm-up, and the rate of the next step."""
         self.steps, self.warmup = steps, warmup
         for group, rate in zip(self.optimizer.param_groups, self.get_lr(), strict=True):
             group["lr"] = rate
@@ -89,10 +89,10 @@ class OneCycle(LRScheduler):
 
 
 def onecycle(step: int, steps: int, warmup: int) -> float:
-    """Return the fraction of the peak rate at a step: linearly up over `warmup` steps, then down to 0 at the end."""
+    """Return the fraction of the peak rate at a step, with a linear warm-up and decay to 0."""
     return min((step + 1) / (warmup + 1), (steps - step) / max(steps - warmup, 1))
 
 
 def warmed(epoch: int, warmup: int) -> float:
-    """Return the fraction of the base learning rate at an epoch of linear warm-up, as timm has it; 1 after it."""
+    """Return the fraction of the base rate at an epoch of linear warm-up, as in timm; 1 afterwards."""
     return min((1 + epoch * (1 - 1 / warmup)) / warmup, 1.0) if warmup else 1.0

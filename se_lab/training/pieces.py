@@ -1,4 +1,4 @@
-"""Callbacks and loggers that an ExecSpec names: classes of a plugin, of Lightning's, or under an import path."""
+"""Create the callbacks and loggers that an ExecSpec names."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ from se_lab.spec import ExecSpec, SpecError, nearest
 from se_lab.spec.flags import import_plugins
 
 CHANGES_NUMBERS = {
-    "EarlyStopping": "a trial trains for train.epochs, and early_terminate in a sweep spec gives trials up",
-    "Timer": "a trial trains for train.epochs",
-    "StochasticWeightAveraging": "train.ema averages weights",
-    "WeightAveraging": "train.ema averages weights",
-    "GradientAccumulationScheduler": "it is train.accumulate",
-    "LearningRateFinder": "it is optim.lr",
-    "BatchSizeFinder": "it is data.batch_size",
+    "EarlyStopping": "use early_terminate in a sweep spec instead",
+    "Timer": "set train.epochs instead",
+    "StochasticWeightAveraging": "set train.ema instead",
+    "WeightAveraging": "set train.ema instead",
+    "GradientAccumulationScheduler": "set train.accumulate instead",
+    "LearningRateFinder": "set optim.lr instead",
+    "BatchSizeFinder": "set data.batch_size instead",
     "ModelPruning": "a trial trains all weights of its net",
     "BaseFinetuning": "a trial trains all weights of its net",
-    "InsertSE": "the units of a trial are model.se",
+    "InsertSE": "set model.se instead",
 }
-"""Callbacks of Lightning and SE-Lab that would change a trial's results, and the setting to use instead."""
+"""Callbacks of Lightning and SE-Lab that would affect a trial's results, and what to use instead."""
 
 
 def create_callbacks(execution: ExecSpec) -> list[L.Callback]:
     """Return the callbacks that an ExecSpec names.
 
     Raises:
-        SpecError: for a class that is not there, is no callback, would change the numbers of a trial, cannot be made
-            with its arguments, or has a state that no checkpoint can hold.
+        SpecError: for a class that does not exist, is not a callback, would affect results, rejects its arguments, or
+            has a state that checkpoints cannot contain.
     """
     callbacks = [
         _create("callbacks", piece, L.Callback, lightning_callbacks, execution) for piece in execution.callbacks
@@ -50,10 +50,10 @@ def create_callbacks(execution: ExecSpec) -> list[L.Callback]:
 
 
 def create_loggers(execution: ExecSpec, folder: Path) -> list[Logger]:
-    """Return the further loggers that an ExecSpec names; those that take a save_dir get the trial's folder.
+    """Return the additional loggers of an ExecSpec; a parameter save_dir gets the trial's folder.
 
     Raises:
-        SpecError: for a class that is not there, is no logger, or cannot be made with its arguments.
+        SpecError: for a class that does not exist, is not a logger, or rejects its arguments.
     """
     defaults = {"save_dir": str(folder)}
     return [_create("loggers", piece, Logger, lightning_loggers, execution, defaults) for piece in execution.loggers]
@@ -65,9 +65,9 @@ def _create(
     base: type,
     home: ModuleType,
     execution: ExecSpec,
-    usual: Mapping[str, Any] = {},
+    defaults: Mapping[str, Any] = {},
 ) -> Any:
-    """Return an object of the class that a piece names; `usual` are arguments that it may take."""
+    """Return an object of the class that a piece names; `defaults` are passed if it accepts them."""
     path: object = piece
     arguments: Mapping[str, Any] = {}
     if isinstance(piece, Mapping):
@@ -80,16 +80,16 @@ def _create(
     for ancestor in kind.__mro__:
         if ancestor.__name__ in CHANGES_NUMBERS and ancestor.__module__.startswith(("lightning.", "se_lab.")):
             alternative = CHANGES_NUMBERS[ancestor.__name__]
-            raise SpecError(f"{key} has {ancestor.__name__}, which would change the numbers of a trial: {alternative}")
+            raise SpecError(f"{key} has {ancestor.__name__}, which would affect a trial's results: {alternative}")
     parameters = inspect.signature(kind).parameters
     try:
-        return kind(**{name: value for name, value in usual.items() if name in parameters} | dict(arguments))
-    except Exception as error:  # a user's class can raise anything
-        raise SpecError(f"{key} has {path}, which cannot be made: {type(error).__name__}: {error}") from error
+        return kind(**{name: value for name, value in defaults.items() if name in parameters} | dict(arguments))
+    except Exception as error:  # a user's class can raise any exception
+        raise SpecError(f"{key} has {path}, which cannot be created: {type(error).__name__}: {error}") from error
 
 
 def _class(key: str, path: str, base: type, home: ModuleType, execution: ExecSpec) -> type:
-    """Return the class of a name: of a plugin, else of Lightning's; or of an import path."""
+    """Return a class by its import path, or by its name in a plugin or in Lightning."""
     module, _, name = path.rpartition(".")
     if module:
         import_plugins(module, key)
@@ -101,7 +101,7 @@ def _class(key: str, path: str, base: type, home: ModuleType, execution: ExecSpe
     candidate = next((getattr(owner, name) for owner in homes if hasattr(owner, name)), None)
     if not (isinstance(candidate, type) and issubclass(candidate, base)):
         names = [attribute for owner in homes for attribute, value in vars(owner).items() if _is_kind(value, base)]
-        problem = f"is no {base.__name__} of Lightning's kind" if candidate is not None else "is not there"
+        problem = f"is not a Lightning {base.__name__}" if candidate is not None else "does not exist"
         raise SpecError(f"{key} has {path!r}, which {problem}{nearest(name, names)}")
     return candidate
 
@@ -111,12 +111,14 @@ def _is_kind(value: object, base: type) -> bool:
 
 
 def _check_state(callback: L.Callback) -> None:
-    """Raise SpecError for a state that a checkpoint cannot restore: it is read without running any code."""
+    """Raise SpecError if a callback's state cannot be loaded with weights_only=True."""
     buffer = io.BytesIO()
     try:
         torch.save(callback.state_dict(), buffer)
         buffer.seek(0)
         torch.load(buffer, weights_only=True)
-    except Exception as error:  # pickle raises what the state's classes do
-        state = f"{type(callback).__name__}, whose state_dict() holds more than tensors, numbers, text, lists and dicts"
-        raise SpecError(f"callbacks has {state}, so no checkpoint could resume it: {error}") from error
+    except Exception as error:  # pickle can raise any exception
+        raise SpecError(
+            f"callbacks has {type(callback).__name__}, whose state_dict() cannot be loaded from a checkpoint; it must "
+            f"contain only tensors, numbers, text, lists and dicts: {error}"
+        ) from error

@@ -1,4 +1,4 @@
-"""How a process that trains uses the machine."""
+"""Set up a training process: its threads and its memory."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import torch
 
 
 def prepare(threads: int) -> None:
-    """Set the number of CPU threads of this process, and let it keep freed memory."""
+    """Set this process's number of CPU threads, and let it keep freed memory."""
     torch.set_num_threads(threads)
     keep_memory()
 
 
 def keep_memory() -> None:
-    """Let the C library keep freed memory for reuse, where it has that option (glibc).
+    """Let the C library keep freed memory for reuse, if it has that option (glibc).
 
-    By default it returns large blocks to the system, which clears them page by page when they are allocated again; and
-    each step frees and allocates the same maps as the one before. Peak memory stays nearly the same.
+    Each step frees and allocates maps of the same sizes. By default glibc returns large blocks to the system, which
+    clears them page by page at the next allocation. Peak memory stays nearly the same.
     """
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
         libc.mallopt(-4, 0)  # M_MMAP_MAX: map no block separately

@@ -1,4 +1,4 @@
-"""One rank of a trial, in a process that `se_lab.training.launch` has started."""
+"""The main program of a rank, which `se_lab.training.launch` starts."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from se_lab.training.stopping import RESUME_ME, InterruptedTrialError, exit_on_s
 
 
 def main() -> int:
-    """Do the work that the command line names, report to the parent process, and return the exit status."""
+    """Run the requested work, send its result to the parent process, and return the exit status."""
     from se_lab.training.launch import PARENT, PIPE
 
     pipe = Connection(int(os.environ.pop(PIPE)))
-    threading.Thread(target=_follow, args=(int(os.environ.pop(PARENT)),), daemon=True).start()
+    threading.Thread(target=_stop_after, args=(int(os.environ.pop(PARENT)),), daemon=True).start()
     try:
         pipe.send(("result", _work(json.loads(sys.argv[1]), pipe)))
     except InterruptedTrialError:
@@ -32,39 +32,39 @@ def main() -> int:
     return 0
 
 
-def _work(what: dict[str, object], pipe: Connection) -> object:
+def _work(request: dict[str, object], pipe: Connection) -> object:
     from se_lab.spec import ExecSpec, run_spec
     from se_lab.spec.flags import import_plugins
     from se_lab.training.rehearse import rehearse
     from se_lab.training.run import run
 
-    execution = ExecSpec(**what["execution"])  # type: ignore[arg-type]
-    import_plugins(execution.plugins)  # operators that the spec names
-    spec = run_spec(what["spec"])  # type: ignore[arg-type]
+    execution = ExecSpec(**request["execution"])  # type: ignore[arg-type]
+    import_plugins(execution.plugins)  # before names in the spec are checked
+    spec = run_spec(request["spec"])  # type: ignore[arg-type]
 
     def progress(row: Mapping[str, float]) -> None:
         try:
             pipe.send(("row", dict(row)))
             error = pipe.recv()
-        except (EOFError, OSError):  # the parent has ended, and `_follow` stops this process
+        except (EOFError, OSError):  # the parent process has ended, and `_stop_after` stops this one
             return
         if error is not None:
             raise error
 
-    return rehearse(spec, execution) if what["work"] == "rehearse" else run(spec, execution, progress=progress)
+    return rehearse(spec, execution) if request["work"] == "rehearse" else run(spec, execution, progress=progress)
 
 
 def _portable(error: BaseException) -> BaseException:
     """Return an error if it can be pickled, else a RuntimeError with the same message."""
     try:
         pickle.loads(pickle.dumps(error))
-    except Exception:  # whatever a class's own constructor says
+    except Exception:  # an error's constructor can raise any exception
         return RuntimeError(f"{type(error).__name__}: {error}")
     return error
 
 
-def _follow(parent: int) -> None:
-    """Stop, with a checkpoint, when the parent process has ended."""
+def _stop_after(parent: int) -> None:
+    """Send SIGTERM to this process when the parent process has ended."""
     while os.getppid() == parent:
         time.sleep(0.5)
     os.kill(os.getpid(), signal.SIGTERM)

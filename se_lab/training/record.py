@@ -1,4 +1,4 @@
-"""The record of a trial that is about to run: what it is, what it costs, where and with what it runs."""
+"""Create the record of a trial before it runs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from se_lab.units.costs import profile
 
 
 def new_record(trial: Trial, task: ClassificationTask) -> RunRecord:
-    """Return the record of a trial that begins, still without its results."""
+    """Return the record of a starting trial, without results."""
     spec, execution, data = trial.spec, trial.execution, trial.data
     costs = dataclasses.asdict(profile(task.model, trial.shape))
     sites = [dataclasses.asdict(site) for site in task.model.se_sites]  # type: ignore[union-attr]

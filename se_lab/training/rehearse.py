@@ -1,4 +1,4 @@
-"""Rehearse a trial: build it, train two steps, save a checkpoint, and estimate the whole run."""
+"""Rehearse a trial: train two steps, save a checkpoint, and estimate the whole run."""
 
 from __future__ import annotations
 
@@ -33,37 +33,37 @@ PREDICTION_BYTES = 64
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """A trial's time and memory, from two steps."""
+    """The estimated time, memory and disk space of a trial."""
 
     trial_id: str
-    trained: int
-    """Training steps of the rehearsal."""
+    rehearsed_steps: int
+    """The number of training steps in the rehearsal."""
     steps: int
-    """Training steps of the whole run."""
+    """The number of training steps in the whole run."""
     step_ms: float
     images_per_s: float
-    """In training."""
+    """The number of training images per second."""
     seconds: float
-    """Estimated time of the whole run."""
+    """The estimated time of the whole run."""
     host_bytes: int
-    """Peak memory of a process."""
+    """The peak memory of a process."""
     device_bytes: int
-    """Peak memory of a GPU; 0 without."""
+    """The peak memory of a GPU, or 0."""
     checkpoint_bytes: int
     disk_bytes: int
-    """Final size of the trial's folder: two checkpoints, the best weights, predictions."""
+    """The final size of the trial's folder: two checkpoints, the best weights, predictions."""
     free_bytes: int
-    """Free space on the store's disk."""
+    """The free space on the store's disk."""
 
     def text(self) -> str:
-        """Return lines for a terminal."""
+        """Return the estimates as lines of text."""
         minutes, gib = self.seconds / 60, 2**30
         duration = f"{minutes:.1f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
         lines = [
-            f"trial {self.trial_id}: built, trained {self.trained} steps, evaluated, saved and loaded again",
-            f"memory         {self.host_bytes / gib:.2f} GiB a process"
-            + (f", {self.device_bytes / gib:.2f} GiB a GPU" if self.device_bytes else ""),
-            f"speed          {self.images_per_s:,.0f} images/s, {self.step_ms:.1f} ms a step",
+            f"trial {self.trial_id}: trained {self.rehearsed_steps} steps, evaluated, saved and resumed",
+            f"memory         {self.host_bytes / gib:.2f} GiB per process"
+            + (f", {self.device_bytes / gib:.2f} GiB per GPU" if self.device_bytes else ""),
+            f"speed          {self.images_per_s:,.0f} images/s, {self.step_ms:.1f} ms per step",
             f"the whole run  {self.steps:,} steps, about {duration}",
             f"disk           {self.disk_bytes / 2**20:,.0f} MiB, of {self.free_bytes / gib:,.1f} GiB free"
             + (": NOT ENOUGH" if self.disk_bytes > self.free_bytes else ""),
@@ -72,13 +72,13 @@ class Rehearsal:
 
 
 def rehearse(spec: RunSpec, execution: ExecSpec) -> Rehearsal:
-    """Build a trial, take two training steps and an evaluation batch, save and load it, and estimate its needs.
+    """Train two steps of a trial, evaluate a batch, save and resume; return estimates for the run.
 
-    The store is not changed. A trial of several devices is rehearsed on as many.
+    The store is not changed. A trial on several devices is rehearsed on the same number of devices.
 
     Raises:
         SpecError, DataError: as `run` does.
-        Exception: whatever would make the trial fail.
+        Exception: any error that would make the trial fail.
     """
     import_plugins(execution.plugins)
     check_before(spec, execution)
@@ -86,10 +86,10 @@ def rehearse(spec: RunSpec, execution: ExecSpec) -> Rehearsal:
         rehearsal: Rehearsal = launch("rehearse", spec, execution)
         return rehearsal
     with opened(spec, execution, rank) as trial, tempfile.TemporaryDirectory() as name:
-        return _rehearse_here(trial, Path(shared(name), spec.trial_id))  # its parent is marked as a store
+        return _rehearse_in(Path(shared(name), spec.trial_id), trial)  # the parent folder is marked as a store
 
 
-def _rehearse_here(trial: Trial, folder: Path) -> Rehearsal:
+def _rehearse_in(folder: Path, trial: Trial) -> Rehearsal:
     spec, execution, data = trial.spec, trial.execution, trial.data
     macs = profile(create_model(spec.model, len(data.classes), data.in_chans), trial.shape).macs
     clock = _Clock()
@@ -115,11 +115,11 @@ def _rehearse_here(trial: Trial, folder: Path) -> Rehearsal:
     saved_state = {key: value.cpu() for key, value in task.state_dict().items()}
     rank_0 = trial.rank.number == 0
     size = shared((folder / "last.ckpt").stat().st_size if rank_0 else 0)
-    best = folder / "best.ckpt"  # not there without validation images, nor where their loss is nan
+    best = folder / "best.ckpt"  # missing without validation images, or if their loss is NaN
     best_size = shared(best.stat().st_size if rank_0 and best.exists() else 0)
     resumed_task = fit(folder / "last.ckpt")
     if any(not torch.equal(value.cpu(), saved_state[key]) for key, value in resumed_task.state_dict().items()):
-        raise RuntimeError("the checkpoint that was written gives other weights back")
+        raise RuntimeError("the weights in the checkpoint differ from those saved")
     batch = spec.data.batch_size
     evaluations = (data.sizes["val"] * spec.train.epochs + data.sizes["test"]) / batch
     store_path = Path(execution.store).absolute()
@@ -127,7 +127,7 @@ def _rehearse_here(trial: Trial, folder: Path) -> Rehearsal:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return Rehearsal(
         trial_id=spec.trial_id,
-        trained=len(clock.ends) - 1,
+        rehearsed_steps=len(clock.ends) - 1,
         steps=steps,
         step_ms=1000 * clock.step_s,
         images_per_s=batch / clock.step_s,
@@ -141,33 +141,33 @@ def _rehearse_here(trial: Trial, folder: Path) -> Rehearsal:
 
 
 class _Clock(L.Callback):
-    """Times the last step from the end of the one before, its data included, and the faster of two test batches."""
+    """Measures the last training step, its data included, and the faster of two test batches."""
 
     def __init__(self) -> None:
         self.ends: list[float] = []
-        self.test_s, self._test_began = float("inf"), 0.0
+        self.test_s, self._test_start = float("inf"), 0.0
 
     @property
     def step_s(self) -> float:
         return self.ends[-1] - self.ends[-2]
 
     def on_train_start(self, trainer: L.Trainer, task: L.LightningModule) -> None:
-        """Begin here, for an epoch of one step."""
+        """Start the timer, which an epoch of one step needs."""
         self.ends = [time.perf_counter()]
 
     def on_train_batch_end(self, trainer: L.Trainer, task: L.LightningModule, *rest: Any) -> None:
-        """Note the time, when the GPU is done too."""
+        """Record the end of the step, after waiting for the GPU."""
         if task.device.type == "cuda":
             torch.cuda.synchronize()
         if (rest[-1] + 1) % trainer.accumulate_grad_batches == 0:
             self.ends.append(time.perf_counter())
 
     def on_test_batch_start(self, *_: Any) -> None:
-        """Note the time."""
-        self._test_began = time.perf_counter()
+        """Start the timer of a test batch."""
+        self._test_start = time.perf_counter()
 
     def on_test_batch_end(self, trainer: L.Trainer, task: L.LightningModule, *_: Any) -> None:
-        """Take the time, when the GPU is done too."""
+        """Record the time of the test batch, after waiting for the GPU."""
         if task.device.type == "cuda":
             torch.cuda.synchronize()
-        self.test_s = min(self.test_s, time.perf_counter() - self._test_began)
+        self.test_s = min(self.test_s, time.perf_counter() - self._test_start)

@@ -1,4 +1,4 @@
-"""One trial, from its spec to its record, interrupted or not."""
+"""Run a trial from its spec to its record, resuming it if it was interrupted."""
 
 from __future__ import annotations
 
@@ -41,23 +41,23 @@ __all__ = ["RESUME_ME", "InterruptedTrialError", "Progress", "StoppedEarlyError"
 
 
 def run(spec: RunSpec, execution: ExecSpec | None = None, *, progress: Progress | None = None) -> RunRecord:
-    """Run a trial to its end, resuming it if it has begun, and return its record.
+    """Run or resume a trial, and return its record.
 
-    The training is that of `L.Trainer(...).fit(ClassificationTask(spec, ...), create_data(spec.data, spec.seed))`, to
-    the same numbers. A finished trial is not run again; a failed one resumes from its checkpoint. A trial of several
-    devices is run by as many processes, which this one starts, unless srun or torchrun has. SIGTERM, SIGUSR1 and SIGHUP
-    end a running trial within a training step or a batch of an evaluation, with a checkpoint to resume from.
+    The results equal those of `L.Trainer(...).fit(ClassificationTask(spec, ...), create_data(spec.data, spec.seed))`. A
+    finished trial is not run again; a failed one resumes from its checkpoint. A trial on several devices runs in one
+    process per device; this function starts them, unless srun or torchrun has. SIGTERM, SIGUSR1 and SIGHUP stop a trial
+    after the current training step or evaluation batch, with a checkpoint to resume from.
 
     Args:
-        spec: What to run.
-        execution: Where and how.
+        spec: The trial.
+        execution: Where and how the trial runs.
         progress: Called with each epoch's row.
 
     Raises:
-        SpecError, DataError: before anything is written, for what cannot be run.
-        TrialBusyError: while another worker holds the trial.
-        InterruptedTrialError: on SIGTERM, SIGUSR1, SIGHUP or SIGINT, with everything saved.
-        Exception: whatever made the trial fail, after its traceback went into the record.
+        SpecError, DataError: before anything is written, for a trial that cannot run.
+        TrialBusyError: if another worker holds the trial.
+        InterruptedTrialError: on SIGTERM, SIGUSR1, SIGHUP or SIGINT, after saving the state.
+        Exception: the error that made the trial fail, after recording its traceback.
 
     Examples:
         >>> net = ModelSpec("cifar_resnet20", kwargs={"units": 1})  # a ResNet-8
@@ -81,24 +81,24 @@ def run(spec: RunSpec, execution: ExecSpec | None = None, *, progress: Progress 
         task = trial.create_task()
         trial.leave_if_asked()
         with trial.claimed(folder) as trial_folder:
-            # finished by another worker during the build
+            # another worker may have finished the trial while the net was built
             if (finished_record := shared(_finished(folder) if trial_folder.is_held else None)) is not None:
                 return name_differences(finished_record, spec, execution, trial.data.digest)
             return TrialRun(trial, task, trial_folder, progress, callbacks, loggers).to_the_end()
 
 
 class TrialBar(RichProgressBar):
-    """Lightning's bar, which counts epochs from 1, and shows the last error in place of the logger's version."""
+    """Lightning's progress bar, with epochs counted from 1 and the last error."""
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Begin the bar of an epoch."""
+        """Start the bar of an epoch."""
         super().on_train_epoch_start(trainer, pl_module)
         if self.progress is not None and self.train_progress_bar_id is not None:
             epoch = f"Epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
             self.progress.update(self.train_progress_bar_id, description=f"{epoch:{len(self.validation_description)}}")
 
     def configure_columns(self, trainer: L.Trainer) -> list[Any]:
-        """Return the columns, with a short bar in a narrow terminal: the error beside it stays on its line."""
+        """Return the columns, with a short bar in a narrow terminal to fit the error on the line."""
         columns: list[Any] = super().configure_columns(trainer)
         for column in columns:
             if isinstance(column, BarColumn) and get_console().width < 100:
@@ -106,7 +106,7 @@ class TrialBar(RichProgressBar):
         return columns
 
     def get_metrics(self, trainer: L.Trainer, *_: Any) -> dict[str, Any]:
-        """Return the metrics beside the bar."""
+        """Return the metrics shown beside the bar."""
         errors = {"val/top1_error": "validation error", "train/top1_error": "training error"}
         pairs = [
             (name, trainer.callback_metrics[key]) for key, name in errors.items() if key in trainer.callback_metrics
@@ -115,7 +115,7 @@ class TrialBar(RichProgressBar):
 
 
 class TrialRun:
-    """A trial that this process holds, from here to its record."""
+    """A run of a trial that this process holds."""
 
     def __init__(
         self,
@@ -140,14 +140,14 @@ class TrialRun:
         self.with_bar = bar_enabled and progress is None and folder.is_held and sys.stderr.isatty()
 
     def to_the_end(self) -> RunRecord:
-        """Train and test; write the record, also of a failure, and return it."""
+        """Train and test; write and return the record, also for a failure."""
         self.folder.clear_leftovers()
         try:
             self._train_and_test()
         except Exception as error:
-            if self.trial.stop.asked and not isinstance(error, FloatingPointError):  # another rank may have left first
+            if self.trial.stop.asked and not isinstance(error, FloatingPointError):  # another rank may have exited
                 reason = "".join(traceback.format_exception_only(error)).strip()
-                print(f"asked to stop, and stopped by an error, which is not recorded: {reason}", file=sys.stderr)
+                print(f"asked to stop, and stopped by an error that is not recorded: {reason}", file=sys.stderr)
                 raise InterruptedTrialError from error
             self.record.status, self.record.error = "failed", traceback.format_exc()
             self.record.error_kind = failure_kind(error)
@@ -176,9 +176,9 @@ class TrialRun:
             checkpoint = shared(newest_checkpoint(self.folder.path) if self.folder.is_held else None)
             try:
                 trainer.fit(self.task, datamodule=self.trial.data, ckpt_path=checkpoint, weights_only=True)
-                self.trial.stop.at_once = False  # a trial that was trained before leaves its test between two batches
+                self.trial.stop.at_once = False  # not set by a fit that had no epochs left; the test stops itself
                 self.record.status, test_metrics = "finished", self._test(trainer)
-            except SystemExit:  # Lightning's own answer to a second Ctrl-C
+            except SystemExit:  # raised by Lightning on a second Ctrl-C
                 raise InterruptedTrialError from None
             except StoppedEarlyError:
                 self.record.status, test_metrics = "stopped", {}
@@ -191,10 +191,10 @@ class TrialRun:
                 logger.finalize("success")
 
     def _test(self, trainer: Any) -> dict[str, float]:
-        """Test the weights that the spec selects, keep their predictions, and return the metrics."""
+        """Test the selected weights, write their predictions, and return the metrics."""
         if self.trial.spec.train.select == "best":
             if self.keeper.best_loss == float("inf"):
-                raise FloatingPointError("the validation loss was nan or infinite in every epoch: no weights are best")
+                raise FloatingPointError("the validation loss was nan or infinite in every epoch, so none is best")
             checkpoint = read_checkpoint(self.folder.path / "best.ckpt", self.folder.trial_id)
             self.task.load_state_dict(checkpoint["state_dict"])
         trainer.test(self.task, datamodule=self.trial.data, verbose=False)
@@ -221,13 +221,13 @@ class TrialRun:
 
 
 def _run_ranks(spec: RunSpec, execution: ExecSpec, folder: Path, progress: Progress | None) -> RunRecord:
-    """Run a trial's ranks in separate processes; record the errors of ranks other than 0 too."""
+    """Run a trial's ranks in separate processes; record the errors of all ranks."""
     try:
         record: RunRecord = launch("run", spec, execution, progress)
     except (SpecError, store.TrialBusyError, store.ClaimLostError):
         raise
     except Exception as error:
-        if isinstance(error, LostRankError) or (folder / "claims").is_dir():  # else nothing has begun
+        if isinstance(error, LostRankError) or (folder / "claims").is_dir():  # otherwise the trial has not started
             kind = LOST if isinstance(error, LostRankError) else failure_kind(error)
             record_failure(spec, execution, "".join(traceback.format_exception(error)), kind)
         raise
@@ -240,8 +240,8 @@ def _finished(folder: Path) -> RunRecord | None:
 
 
 def name_differences(record: RunRecord, spec: RunSpec, execution: ExecSpec, images: str | None) -> RunRecord:
-    """Print changes since a trial finished that could affect its results, and return its record."""
+    """Print all changes that could affect results since a trial finished; return its record."""
     provenance = store.current_provenance(spec, execution, images=images, device=device_model(execution))
     for difference in store.differences(record.provenance, provenance):
-        print(f"trial {record.trial_id} is finished, and {difference}: its numbers may differ today", file=sys.stderr)
+        print(f"trial {record.trial_id} is finished, but {difference}: a new run may differ", file=sys.stderr)
     return record

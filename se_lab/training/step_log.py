@@ -1,4 +1,4 @@
-"""The loss and the learning rate within an epoch, for epochs that take hours."""
+"""Log the loss and the learning rate within long epochs."""
 
 from __future__ import annotations
 
@@ -8,40 +8,40 @@ import lightning as L
 import torch
 from torch import Tensor
 
-LONG_EPOCH, USUAL = 1000, 100
-"""Steps per epoch from which steps are logged by default, and the default number of steps between two values."""
+LONG_EPOCH, DEFAULT_EVERY = 1000, 100
+"""The minimum number of steps in an epoch for logging by default, and the default interval in steps."""
 
 
 class StepLog(L.Callback):
-    """Logs train/loss_step, in nats, the mean of this rank's steps since the last value, and lr_step.
+    """Logs lr_step and train/loss_step, the mean loss in nats of this rank's steps since the last value.
 
-    The losses stay on their device until a value is logged: no other step waits for them.
+    Losses stay on their device until a value is logged, so that other steps do not wait for them.
     """
 
     def __init__(self, every: int | None) -> None:
-        """Log each `every` steps; None: each 100 in epochs of at least 1,000 steps; 0: never."""
+        """Log each `every` steps; 0 logs none; None: each 100 steps in epochs of at least 1,000 steps."""
         self._asked, self.every, self._rate = every, every or 0, 0.0
         self._losses: list[Tensor] = []
 
     def on_train_start(self, trainer: L.Trainer, task: L.LightningModule) -> None:
-        """Choose how many steps lie between two values."""
+        """Set the interval in steps."""
         steps = trainer.num_training_batches / trainer.accumulate_grad_batches
-        default = USUAL if steps >= LONG_EPOCH else 0
+        default = DEFAULT_EVERY if steps >= LONG_EPOCH else 0
         self.every = (default if self._asked is None else self._asked) if trainer.loggers else 0
 
     def on_train_batch_start(self, trainer: L.Trainer, task: L.LightningModule, batch: Any, batch_idx: int) -> None:
-        """Record the step's learning rate before a schedule sets the next one."""
+        """Record the learning rate of the step before a schedule changes it."""
         if self.every and batch_idx % trainer.accumulate_grad_batches == 0:
             self._rate = float(trainer.optimizers[0].param_groups[0]["lr"])
 
     def on_train_batch_end(
         self, trainer: L.Trainer, task: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Keep the loss, and log the mean when that is due."""
+        """Collect the loss, and log the mean loss after each interval."""
         if not self.every:
             return
         parts = trainer.accumulate_grad_batches
-        self._losses.append(outputs["loss"])  # Lightning has divided it by the micro-batches per step
+        self._losses.append(outputs["loss"])  # Lightning has divided it by the number of micro-batches
         if (batch_idx + 1) % parts or trainer.global_step % self.every:
             return
         losses, self._losses = self._losses, []

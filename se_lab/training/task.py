@@ -1,4 +1,4 @@
-"""Image classification as a LightningModule: the net, its four steps, its metrics and its optimizer."""
+"""Image classification as a LightningModule."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from se_lab.training.optimize import OneCycle, create_optimizer, create_schedule
 from se_lab.units.model import create_model
 
 Batch = tuple[Tensor, ...] | list[Tensor]
-"""Images (N, C, H, W), labels (N,) or fractions of classes (N, classes), and, if known, the images' numbers (N,)."""
+"""Images (N, C, H, W), labels (N,) or class probabilities (N, classes), and optionally the images' numbers (N,)."""
 
 
 class ClassificationTask(L.LightningModule):
-    """A trial's net and its training: an ordinary LightningModule, for `run` and for your own Trainer.
+    """The net of a trial and its training, as a LightningModule for `run` or any Trainer.
 
-    Logged at the end of an epoch: train/loss, train/top1_error; val/… and test/… with top5_error where there are more
-    than five classes. Losses are in nats, errors in %.
+    It logs, at the end of each epoch, loss in nats and top1_error in % as train/…, val/… and test/…; for more than five
+    classes, also val/top5_error and test/top5_error.
 
     Examples:
         >>> spec = RunSpec(ModelSpec("cifar_resnet20", SESpec(reduction=4)), DataSpec("digits"))
@@ -45,7 +45,7 @@ class ClassificationTask(L.LightningModule):
         """Build the net.
 
         Args:
-            spec: The trial; `load_from_checkpoint` gives its flat form.
+            spec: The trial, or its flat form, which `load_from_checkpoint` passes.
             num_classes: Outputs of the classifier.
             in_chans: Channels of the images.
 
@@ -61,10 +61,10 @@ class ClassificationTask(L.LightningModule):
         self.model = create_model(spec.model, num_classes, in_chans, seed=spec.seed, sync_bn=sync_bn)
         self.layout = torch.channels_last if spec.train.channels_last else torch.contiguous_format
         self.model.to(memory_format=self.layout)
-        if spec.train.precision == "fp64":  # before a checkpoint is loaded, which Lightning's plugin does not wait for
+        if spec.train.precision == "fp64":  # Lightning's plugin would convert the net after loading a checkpoint
             self.model.double()
         self.ema = ModelEmaV3(self.model, decay=spec.train.ema).requires_grad_(False) if spec.train.ema else None
-        self.train()  # the average too: Lightning warns of parts in eval mode, and sets the mode for each evaluation
+        self.train()  # including the average, since Lightning warns about modules in eval mode
         self.train_scores = Scores(num_classes, top5=False)
         self.val_scores, self.test_scores = Scores(num_classes), Scores(num_classes)
 
@@ -75,7 +75,7 @@ class ClassificationTask(L.LightningModule):
 
     @property
     def lr(self) -> float:
-        """The learning rate. Lightning's Tuner sets it (lr_find)."""
+        """The learning rate, which Lightning's Tuner can set."""
         return self.spec.optim.lr
 
     @lr.setter
@@ -84,7 +84,7 @@ class ClassificationTask(L.LightningModule):
         self.hparams["spec"] = self.spec.flat()
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return logits, (N, C, H, W) -> (N, classes)."""
+        """Return the logits of images, (N, C, H, W) -> (N, classes)."""
         return self._logits(self.model, images)
 
     def _logits(self, net: nn.Module, images: Tensor) -> Tensor:
@@ -92,22 +92,22 @@ class ClassificationTask(L.LightningModule):
         return logits
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the loss, in nats."""
+        """Return the mean loss of a batch in nats."""
         images, labels, *_ = batch
         logits = self(images)
         losses = F.cross_entropy(logits, labels, label_smoothing=self.spec.train.label_smoothing, reduction="none")
-        targets = labels.argmax(1) if labels.ndim == 2 else labels  # mixup and cutmix give fractions of classes
+        targets = labels.argmax(1) if labels.ndim == 2 else labels  # mixup and cutmix give class probabilities
         self.train_scores.update(losses.detach(), logits.detach().argmax(1, keepdim=True), targets)
         return losses.mean()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Add a batch to the validation's metrics."""
+        """Add a batch to the validation metrics."""
         self._evaluate(batch, self.val_scores)
 
     def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Add a batch to the test's metrics; return the likeliest classes, best first, (N, 5) at most, as `top5`.
+        """Add a batch to the test metrics; return its predictions.
 
-        Beside them their probabilities, as `probability`.
+        These are `top5`, the up to 5 most likely classes, best first, (N, 5), and `probability`, their probabilities.
         """
         logits, guesses = self._evaluate(batch, self.test_scores)
         return {"top5": guesses, "probability": logits.float().softmax(1).gather(1, guesses)}
@@ -117,7 +117,7 @@ class ClassificationTask(L.LightningModule):
         return self._logits(self.tested, batch if isinstance(batch, Tensor) else batch[0]).softmax(1)
 
     def _evaluate(self, batch: Batch, scores: Scores) -> tuple[Tensor, Tensor]:
-        """Add a batch to the metrics; return its logits, (N, classes), and the likeliest classes, (N, 5) at most."""
+        """Add a batch to metrics; return logits, (N, classes), and up to 5 most likely classes, (N, 5)."""
         images, labels, *_ = batch
         logits = self._logits(self.tested, images)
         guesses = logits.topk(min(5, logits.shape[1]), dim=1).indices
@@ -125,7 +125,7 @@ class ClassificationTask(L.LightningModule):
         return logits, guesses
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Return timm's optimizer, and timm's schedule or PyTorch's."""
+        """Return the optimizer and the schedule of the spec."""
         optim = self.spec.optim
         optimizer = create_optimizer(self.model, optim)
         schedule = create_schedule(optimizer, optim, self.spec.train.epochs)
@@ -136,7 +136,7 @@ class ClassificationTask(L.LightningModule):
         }
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
-        """Set the rate of the next epoch or step."""
+        """Set the learning rate of the next epoch or step."""
         if isinstance(scheduler, Scheduler):
             scheduler.step(self.current_epoch + 1)
         elif isinstance(scheduler, ReduceLROnPlateau):
@@ -145,13 +145,13 @@ class ClassificationTask(L.LightningModule):
             super().lr_scheduler_step(scheduler, metric)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Take the step, and let the moving average follow."""
+        """Take an optimizer step, and update the moving average."""
         super().optimizer_step(*args, **kwargs)
         if self.ema is not None:
             self.ema.update(self.model, step=self.global_step + 1)
 
     def setup(self, stage: str) -> None:
-        """Prepare batch norms shared by ranks for a CPU, and sums for a device without doubles."""
+        """Adapt synchronised batch norms to CPUs, and metrics to devices without doubles."""
         device = self.trainer.strategy.root_device.type
         if device == "cpu":
             sync_on_cpu(self.model)
@@ -160,54 +160,54 @@ class ClassificationTask(L.LightningModule):
                 scores.loss.single()
 
     def on_fit_start(self) -> None:
-        """Compile the net if the spec says so, after all other changes to it.
+        """Compile the net if the spec says so, after all other changes to the net.
 
-        Compile in place, to keep the keys of its state dict, and each shape separately: by PyTorch's default the result
-        depends on the first shape, and a trial resumed in its validation would end with other weights.
+        It is compiled in place, to keep the state-dict keys, and for each shape separately: by PyTorch's default the
+        results depend on the first shape, so that a trial resumed in its validation would end with other weights.
         """
         if self.spec.train.compile:
             self.model.compile(dynamic=False)
             self.tested.compile(dynamic=False)
 
     def on_train_start(self) -> None:
-        """Tell step-based schedules the number of steps."""
+        """Set the number of steps of schedules that need it."""
         batches, parts = self.trainer.num_training_batches, self.trainer.accumulate_grad_batches
         for config in self.trainer.lr_scheduler_configs if math.isfinite(batches) else ():
             if isinstance(config.scheduler, OneCycle):
                 steps = int(batches) // parts
                 config.scheduler.start(steps * self.spec.train.epochs, steps * self.spec.optim.warmup_epochs)
             elif isinstance(config.scheduler, ReduceLROnPlateau):
-                # Lightning's interval epoch comes after the epoch's checkpoint, which would lack this step
+                # with the interval epoch, Lightning would step the schedule after saving the epoch's checkpoint
                 config.interval, config.frequency = "step", int(batches)
 
     def on_train_epoch_start(self) -> None:
-        """Begin the epoch's sums; a resumed epoch keeps its own."""
+        """Reset the training metrics; a resumed epoch keeps them."""
         self.train_scores.reset()
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Key the dropout stream to (seed, step)."""
+        """Seed dropout by the seed and the step."""
         part = (batch_idx % self.trainer.accumulate_grad_batches, self.global_rank)
         key = () if part == (0, 0) else part
         torch.manual_seed(seed_of(self.spec.seed, "dropout", self.global_step, *key))
 
     def on_train_epoch_end(self) -> None:
-        """Log the epoch's training metrics."""
+        """Log the training metrics of the epoch."""
         self.log_dict(self.train_scores.metrics("train"))
 
     def on_validation_epoch_start(self) -> None:
-        """Begin the validation, with the statistics of rank 0."""
+        """Reset the validation metrics, and share the buffers of rank 0."""
         self._begin(self.val_scores)
 
     def on_validation_epoch_end(self) -> None:
-        """Log the validation's metrics."""
+        """Log the validation metrics."""
         self.log_dict(self.val_scores.metrics("val"))
 
     def on_test_epoch_start(self) -> None:
-        """Begin the test, with the statistics of rank 0."""
+        """Reset the test metrics, and share the buffers of rank 0."""
         self._begin(self.test_scores)
 
     def on_test_epoch_end(self) -> None:
-        """Log the test's metrics."""
+        """Log the test metrics."""
         self.log_dict(self.test_scores.metrics("test"))
 
     def _begin(self, scores: Scores) -> None:
@@ -215,10 +215,10 @@ class ClassificationTask(L.LightningModule):
         share_buffers(self.tested)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save each rank's sums of an unfinished epoch."""
+        """Save the sums of each rank's training metrics."""
         checkpoint["train_sums"] = gathered(self.train_scores.sums())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the sums."""
+        """Restore the sums of this rank's training metrics."""
         if self.global_rank < len(sums := checkpoint.get("train_sums", [])):
             self.train_scores.load_sums(sums[self.global_rank])

@@ -1,4 +1,4 @@
-"""Lightning's Trainer for a trial, and the two private names of Lightning that this takes."""
+"""Create Lightning's Trainer for a trial."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": 
 
 
 def create_trainer(spec: RunSpec, execution: ExecSpec, rank: Rank, folder: TrialFolder, **options: Any) -> L.Trainer:
-    """Return Lightning's Trainer for a trial: its loop, its devices, its files, and further options of Lightning's."""
+    """Return Lightning's Trainer for a trial; `options` are additional arguments of L.Trainer."""
     devices = rank_options(rank, spec.train)
     plugins = [*devices.pop("plugins"), TrialCheckpointIO(folder)]
     settings = dict(execution.trainer)
-    if profiler := settings.get("profiler"):  # its table would go to a log that SE-Lab keeps quiet
+    if profiler := settings.get("profiler"):  # to a file, since SE-Lab silences Lightning's log
         settings["profiler"] = PROFILERS[profiler](dirpath=folder.path, filename="profile")
     trainer = L.Trainer(
         default_root_dir=folder.path,
@@ -52,29 +52,29 @@ def create_trainer(spec: RunSpec, execution: ExecSpec, rank: Rank, folder: Trial
         },
         plugins=plugins,
     )
-    # only memory that is read before it is written needs it; it costs a pass over each new tensor
+    # filling takes a pass over each new tensor, and no code here reads uninitialised memory
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    _leave_signals_alone(trainer)
+    _disable_signal_handlers(trainer)
     return trainer
 
 
-def _leave_signals_alone(trainer: L.Trainer) -> None:
-    """Keep Lightning from answering SIGTERM: se_lab.training.stopping does, and the ranks agree on it in the keeper.
+def _disable_signal_handlers(trainer: L.Trainer) -> None:
+    """Disable Lightning's signal handlers, which se_lab.training.stopping and the keeper replace.
 
-    Lightning's handler broadcasts to ranks that do not listen, which blocks them all; and with several ranks its loop
-    broadcasts before every step whether one was asked to stop, for which every GPU waits.
+    Lightning's handler broadcasts to ranks that do not listen, which blocks all ranks; and with several ranks its loop
+    broadcasts stop requests before each step, for which every GPU waits.
     """
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
 
 
 def quiet_lightning() -> None:
-    """Silence Lightning's messages at every start, and warnings that a user of SE-Lab cannot act on."""
+    """Silence Lightning's start messages, and warnings that do not concern users of SE-Lab."""
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
         ".*does not have many workers.*",
-        ".*use `self.log\\(.*sync_dist=True.*",  # the keeper logs rank 0's rate and speed alone
+        ".*use `self.log\\(.*sync_dist=True.*",  # rate and speed are logged for rank 0 only
         ".*`srun` command is available.*",
         ".*`broadcast_buffers` is deprecated.*",  # the oldest supported PyTorch lacks its replacement
     ):

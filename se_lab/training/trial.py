@@ -1,4 +1,4 @@
-"""A trial run's images, net, rank and stop signal, built once at its start and passed on."""
+"""A running trial: its spec, rank, stop signal and images."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from se_lab.units.fused import Work, choose, fuse
 
 @dataclass(frozen=True)
 class Trial:
-    """A trial that is about to run, as one of its ranks sees it."""
+    """A trial that is about to run, on one of its ranks."""
 
     spec: RunSpec
     execution: ExecSpec
@@ -33,15 +33,14 @@ class Trial:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of an image."""
+        """The shape of an image, (C, H, W)."""
         return self.data.in_chans, self.data.image_size, self.data.image_size
 
     def create_task(self) -> ClassificationTask:
-        """Build the net.
+        """Return the task with its net.
 
         Raises:
-            SpecError: for a net that cannot be built, whose batch norms would see a single value, or whose units
-                would see too small a map.
+            SpecError: for a net that cannot be built, or whose maps are too small for its batch norms or units.
         """
         task = ClassificationTask(self.spec, len(self.data.classes), self.data.in_chans)
         check_norms(task.model, self.spec, self.shape)
@@ -49,11 +48,11 @@ class Trial:
         return task
 
     def fuse_if_faster(self, task: ClassificationTask, macs: int) -> str:
-        """Fuse the SE units of a task if the spec says so or it is faster, and return the choice and reason.
+        """Fuse the units of a task if `model.fused` says so, and return the choice and its reason.
 
         Args:
-            task: The task, whose nets are changed in place.
-            macs: Multiply-accumulates of an image's forward pass.
+            task: The task, which is changed in place.
+            macs: Multiply-accumulates of the forward pass of an image.
         """
         train, images = self.spec.train, self.data.sizes["train"]
         micro_batch = min(self.spec.data.batch_size, images) // (train.ranks * train.accumulate)
@@ -65,10 +64,10 @@ class Trial:
 
     @contextlib.contextmanager
     def claimed(self, path: Path) -> Iterator[TrialFolder]:
-        """Claim the trial's folder on rank 0; the other ranks wait until it has.
+        """Claim the trial's folder on rank 0, and let the other ranks wait for the claim.
 
         Raises:
-            TrialBusyError: while another worker holds it.
+            TrialBusyError: if another worker holds the trial.
         """
         with contextlib.ExitStack() as stack:
             claim, message = None, ""
@@ -82,19 +81,19 @@ class Trial:
             yield TrialFolder(path, self.spec.trial_id, claim)
 
     def leave_if_asked(self) -> None:
-        """Raise InterruptedTrialError on all ranks if one was asked to stop before there is anything to save."""
+        """Raise InterruptedTrialError on all ranks if one of them was asked to stop."""
         if any(gathered(self.stop.asked)):
             raise InterruptedTrialError
 
 
 @contextlib.contextmanager
 def opened(spec: RunSpec, execution: ExecSpec, rank: Rank, *, announced: bool = False) -> Iterator[Trial]:
-    """Join the other ranks, catch signals, and open the images; if `announced`, print a line about them.
+    """Join the other ranks, catch signals, and open the images; if `announced`, print a summary.
 
     Raises:
-        DataError: naming the folder or file that cannot be used.
-        SpecError: for a spec that needs validation images where none are held out.
-        InterruptedTrialError: where a rank was asked to stop.
+        DataError: if a folder or file is missing or invalid.
+        SpecError: if the spec needs validation images and there are none.
+        InterruptedTrialError: if a rank was asked to stop.
     """
     prepare(execution.threads)
     quiet_lightning()
@@ -108,7 +107,7 @@ def opened(spec: RunSpec, execution: ExecSpec, rank: Rank, *, announced: bool = 
 
 
 def open_data(spec: RunSpec, execution: ExecSpec, rank: Rank) -> ImageData:
-    """Open the images of a trial; one rank per node downloads them, before the others open them."""
+    """Open the images of a trial; one rank per node downloads them before the others open them."""
 
     def opened_with(download: bool) -> ImageData:
         return create_data(

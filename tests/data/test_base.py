@@ -74,14 +74,16 @@ def test_ranks_resume_where_they_were_and_on_other_ranks():
     (alone,) = loaders(1, 2)
     alone.load_state_dict(state)
     assert sorted(next(iter(alone))[2].tolist()) == sorted(torch.cat([rank[6][2] for rank in whole]).tolist())
-    with pytest.raises(DataError, match="began with 2 accumulation steps"):
+    with pytest.raises(DataError, match="started with 2 accumulation steps"):
         loaders(2, 1)[0].load_state_dict(state)
 
 
 def test_batches_that_cannot_be_dealt_out_are_refused_with_the_nearest_sizes():
-    with pytest.raises(SpecError, match=r"size is 100.*3 accumulation steps each need a multiple of 3: 99 or 102"):
+    with pytest.raises(
+        SpecError, match=r"size is 100.*3 accumulation steps each need a multiple of 3, such as 99 or 102"
+    ):
         create_data(DataSpec(batch_size=100), 0, accumulate=3)
-    with pytest.raises(SpecError, match=r"8 devices with 1 accumulation step each need a multiple of 8: 8"):
+    with pytest.raises(SpecError, match=r"8 devices with 1 accumulation step each need a multiple of 8, such as 8"):
         loaders(8, 1, batch_size=7)
     with pytest.raises(DataError, match="3 training images cannot be divided"):
         Batches(KeyedSampler(3, 0), 8, Portion(0, 2))

@@ -106,7 +106,7 @@ def test_places365_is_read_in_torchvisions_layout(tmp_path, noise, monkeypatch, 
 
 
 def test_a_set_that_is_not_there_is_refused_with_the_fields_that_say_where(tmp_path):
-    with pytest.raises(DataError, match=rf"data\.name is 'imagenet', sought in data_root '{tmp_path}'"):
+    with pytest.raises(DataError, match=rf"data\.name is 'imagenet', data_root '{tmp_path}'"):
         create_data(DataSpec("imagenet"), 0, root=tmp_path)
 
 
@@ -119,7 +119,7 @@ def test_wrong_folders_are_refused_by_name(folders, tmp_path, noise):
         create_data(folders("held", splits=("train",)), 0)
     spec = folders("empty")
     (tmp_path / "empty/train/cow").mkdir()
-    with pytest.raises(DataError, match=r"train/cow has no image"):
+    with pytest.raises(DataError, match=r"train/cow has no images"):
         create_data(spec, 0)
     spec = folders("odd")
     (tmp_path / "odd/val/dog").rename(tmp_path / "odd/val/cow")
@@ -128,7 +128,7 @@ def test_wrong_folders_are_refused_by_name(folders, tmp_path, noise):
     spec = folders("flat", splits=("train",))
     (tmp_path / "flat/val").mkdir()
     noise(0).save(tmp_path / "flat/val/0.png")
-    with pytest.raises(DataError, match="the 1 images beside them belong into the folders of their classes"):
+    with pytest.raises(DataError, match="move the 1 images beside them into class folders"):
         create_data(spec, 0)
 
 
@@ -148,9 +148,9 @@ def spoilt(folders, tmp_path, noise):
 
 BAD = {
     "train/cat/cut.jpg": "image file is truncated",
-    "train/dog/empty.jpg": "it has no bytes",
-    "train/dog/text.jpg": "it is no image; it begins with b'not a pictur'",
-    "val/cat/float.tiff": "pixels of mode F",
+    "train/dog/empty.jpg": "it is empty",
+    "train/dog/text.jpg": "it is not an image: it starts with b'not a pictur'",
+    "val/cat/float.tiff": "its pixels have mode F",
 }
 
 
@@ -198,7 +198,7 @@ def test_bad_images_of_a_large_set_are_found_in_passing(spoilt, batches, monkeyp
 def test_a_set_without_an_image_left_is_refused(spoilt, tmp_path, monkeypatch):
     for path in (tmp_path / "set/train").rglob("*.*g"):
         path.write_bytes(b"")
-    with pytest.raises(DataError, match="has no training image that can be read"):
+    with pytest.raises(DataError, match="has no readable training images"):
         create_data(DataSpec(**{**vars(spoilt), "on_error": "skip"}), 0)
 
 
@@ -281,7 +281,7 @@ def test_all_images_can_be_read_again(folders, tmp_path, noise):
     (tmp_path / "one/val/dog/5.png").write_bytes(b"torn")
     inspection = inspect_images(spec)
     assert inspection.digest != create_data(folders("two"), 0).digest
-    assert inspection.unreadable == ["val/dog/5.png: it is no image; it begins with b'torn'"]
+    assert inspection.unreadable == ["val/dog/5.png: it is not an image: it starts with b'torn'"]
 
 
 def test_a_folder_without_its_prefix_is_told_its_form(tmp_path, monkeypatch):

@@ -120,7 +120,7 @@ def test_cifar_is_read_from_torchvisions_files_and_normalised_by_its_training_im
 
 def test_a_corrupt_cifar_is_refused(cifar):
     (cifar / "cifar-10-batches-py/data_batch_3").write_bytes(b"torn")
-    with pytest.raises(DataError, match=r"cifar10 cannot be opened in .*corrupted.*; --download fetches it"):
+    with pytest.raises(DataError, match=r"cifar10 cannot be opened in .*corrupted.*; download it with --download"):
         create_data(DataSpec("cifar10"), 0, root=cifar)
 
 

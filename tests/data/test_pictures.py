@@ -72,7 +72,7 @@ def test_rand_augment_is_timms_and_comes_after_crop_and_flip(noise):
         changed += not torch.equal(expected, v1.functional.pil_to_tensor(cropped))
     assert changed > 10
     with pytest.raises(
-        SpecError, match=r"data\.rand_augment is 'rand-x9', which timm cannot read.*rand-m9-mstd0\.5-inc1"
+        SpecError, match=r"data\.rand_augment is 'rand-x9', which timm cannot parse.*rand-m9-mstd0\.5-inc1"
     ):
         PictureTransform(DataSpec("folder:x", rand_augment="rand-x9"), 64, training=True)
 
@@ -102,7 +102,7 @@ def test_16_bits_are_scaled_not_clipped_as_torchvision_clips_them(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "reason"),
-    [(b"", "it has no bytes"), (b"not a picture", "it is no image; it begins with b'not a pictur'")],
+    [(b"", "it is empty"), (b"not a picture", "it is not an image: it starts with b'not a pictur'")],
 )
 def test_what_is_no_image_is_said(content, reason):
     assert why_unreadable(content) == reason

@@ -106,18 +106,22 @@ def test_a_plugins_class_needs_no_path(few, here, mine):
 @pytest.mark.parametrize(
     ("field", "piece", "message"),
     [
-        ("callbacks", "LearningRateMonitr", "is not there; did you mean 'LearningRateMonitor'"),
+        ("callbacks", "LearningRateMonitr", "does not exist; did you mean 'LearningRateMonitor'"),
         ("callbacks", "no_module_of_mine.Watch", "callbacks has 'no_module_of_mine': ModuleNotFoundError"),
-        ("callbacks", "torch.nn.Linear", "is no Callback of Lightning's"),
-        ("callbacks", "CSVLogger", "is not there"),
-        ("callbacks", {"class_path": "LearningRateMonitor", "init_args": {"intervl": 1}}, "cannot be made: TypeError"),
+        ("callbacks", "torch.nn.Linear", "is not a Lightning Callback"),
+        ("callbacks", "CSVLogger", "does not exist"),
+        (
+            "callbacks",
+            {"class_path": "LearningRateMonitor", "init_args": {"intervl": 1}},
+            "cannot be created: TypeError",
+        ),
         ("callbacks", {"class": "LearningRateMonitor"}, "a mapping of class_path and init_args"),
         ("callbacks", {"class_path": "EarlyStopping", "init_args": {"monitor": "val/loss"}}, "early_terminate"),
         ("callbacks", "se_lab.InsertSE", "model.se"),
         ("callbacks", "StochasticWeightAveraging", "train.ema"),
-        ("callbacks", "MINE.Opaque", "no checkpoint could resume it"),
+        ("callbacks", "MINE.Opaque", "cannot be loaded from a checkpoint"),
         ("loggers", "CSVLoger", "did you mean 'CSVLogger'"),
-        ("loggers", "LearningRateMonitor", "is not there"),
+        ("loggers", "LearningRateMonitor", "does not exist"),
     ],
 )
 def test_what_is_no_callback_or_logger_of_a_trial_is_refused_before_any_work(few, here, mine, field, piece, message):
@@ -161,9 +165,9 @@ def test_flags_of_the_trainer_reach_it_and_change_no_number(few, here, tmp_path)
 
 def test_limits_are_for_a_rehearsal(few, here):
     limited = dataclasses.replace(here, trainer={"limit_train_batches": 3})
-    with pytest.raises(SpecError, match=r"limit_train_batches would change the numbers.*--dry_run"):
+    with pytest.raises(SpecError, match=r"limit_train_batches would affect a trial's results.*--dry_run"):
         run(few(), limited)
-    assert rehearse(few(), limited).trained == 3
+    assert rehearse(few(), limited).rehearsed_steps == 3
 
 
 def test_workers_of_a_sweep_get_callbacks_and_what_is_wrong_with_one_is_said_first(mine, tmp_path, capsys):

@@ -55,13 +55,13 @@ def test_the_command_prints_it(capsys, tmp_path):
     status = main(["train", "--dry_run", "--recipe=digits", f"--store={tmp_path / 'store'}", "--wandb=false"])
     said = capsys.readouterr().out
     assert status == 0 and not (tmp_path / "store").exists()
-    assert all(word in said for word in ("images/s", "GiB a process", "the whole run", "MiB, of"))
+    assert all(word in said for word in ("images/s", "GiB per process", "the whole run", "MiB, of"))
 
 
 def test_a_unit_that_sees_too_small_a_map_is_refused_before_anything_is_written(quick, here):
     spec = quick(model=ModelSpec("resnet18", SESpec(unit="simam")))  # digits of 8 × 8 pixels are 1 × 1 in layer 2
     for start in (run, rehearse):
-        with pytest.raises(SpecError, match=r"simam needs maps of at least 2 pixels, and layer2\.0\.se has 1 × 1"):
+        with pytest.raises(SpecError, match=r"simam needs maps of at least 2 pixels, but layer2\.0\.se has 1 × 1"):
             start(spec, here)
     assert not Path(here.store).exists()
 

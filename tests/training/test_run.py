@@ -238,7 +238,7 @@ def test_a_loss_that_is_no_number_fails_the_trial(quick, here, batch_size, said)
 def test_without_a_validation_loss_no_weights_are_best(quick, here, monkeypatch):
     spec = quick(train=TrainSpec(epochs=1, select="best"))
     monkeypatch.setattr(MeanLoss, "compute", lambda _: torch.tensor(float("nan")))
-    with pytest.raises(FloatingPointError, match="in every epoch: no weights are best"):
+    with pytest.raises(FloatingPointError, match="in every epoch, so none is best"):
         run(spec, here)
     assert read_record(trial_folder(here.store, spec.trial_id)).error_kind == "NaN loss"
 

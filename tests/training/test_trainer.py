@@ -14,7 +14,7 @@ from lightning.pytorch.trainer.connectors import signal_connector
 
 import se_lab
 from se_lab.training.checkpoints import restart_validation
-from se_lab.training.trainer import _leave_signals_alone
+from se_lab.training.trainer import _disable_signal_handlers
 
 PRIVATE = {"_signal_connector": "training/trainer.py", "_broadcast_sigterm_tensor": "training/trainer.py"}
 """Attributes of Lightning's Trainer and its loops that start with an underscore, and where they are used."""
@@ -44,7 +44,7 @@ def test_lightning_registers_no_handler_of_signals(trainer, monkeypatch):
     trainer._signal_connector.register_signal_handlers()
     assert signal.SIGTERM in asked  # what SE-Lab keeps it from
     asked.clear()
-    _leave_signals_alone(trainer)
+    _disable_signal_handlers(trainer)
     trainer._signal_connector.register_signal_handlers()
     assert asked == []
     # and Lightning calls it under that name, once a fit or a test
@@ -54,7 +54,7 @@ def test_lightning_registers_no_handler_of_signals(trainer, monkeypatch):
 def test_lightnings_loop_broadcasts_nothing_before_a_step(trainer):
     loop = trainer.fit_loop.epoch_loop
     assert "self._broadcast_sigterm_tensor()" in inspect.getsource(type(loop).advance)
-    _leave_signals_alone(trainer)
+    _disable_signal_handlers(trainer)
     loop._broadcast_sigterm_tensor()  # with ranks it would wait for the others
 
 

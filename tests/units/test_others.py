@@ -240,7 +240,7 @@ def test_a_unit_without_such_weights_says_so():
 
 def test_maps_too_small_for_a_unit_are_refused_with_the_place():
     traced = trace(ModelSpec("test_resnet"), 10, (3, 32, 32))
-    with pytest.raises(SpecError, match=r"unit=simam needs maps of at least 2 pixels, and SE_5_1 of .* has 1 × 1"):
+    with pytest.raises(SpecError, match=r"unit=simam needs maps of at least 2 pixels, but SE_5_1 of .* has 1 × 1"):
         traced.variant(SESpec(unit="simam"))
     traced.variant(SESpec(unit="simam", stages=(2, 3)))
 
