@@ -53,7 +53,7 @@ def profile(argv: list[str]) -> int:
         size = (3, options.image_size, options.image_size)
         rows = costs.net_costs(spec.model, options.classes, size)
         if options.measure:
-            rows[0] |= costs.measured(spec.model, options.classes, size, execution.device)
+            rows[0] |= costs.measure_latency(spec.model, options.classes, size, execution.device)
     print(costs.render(rows, options.format))
     return 0
 

@@ -1,4 +1,4 @@
-"""Inspect trained units: capture gates, gather statistics per class and unit, draw figures and pages.
+"""Inspect trained units: capture gates, compute statistics, draw figures and write pages.
 
-In: a trained net and images. Out: DataFrames, figures, an explorer page.
+Input: a trained net and images. Output: a statistics file, figures, an explorer page.
 """

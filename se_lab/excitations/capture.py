@@ -1,4 +1,4 @@
-"""Capture of what units do to images: their gates s, and on request squeezed descriptors z (section 3) and maps."""
+"""Capture the gates s of units, and optionally squeezed descriptors z (section 3) and maps."""
 
 from __future__ import annotations
 
@@ -26,29 +26,29 @@ GATES: dict[type[nn.Module], tuple[str, str]] = {
     EffectiveSEModule: ("gate", "fc"),
     LegacySEModule: ("sigmoid", "fc1"),
 }
-"""By class of unit: the child whose output is the gate, and the child whose input is the squeezed descriptor."""
+"""For each class of unit, the child that outputs the gate, and the child whose input is the squeezed descriptor."""
 
 
 class ExcitationError(SpecError):
-    """Excitations are unavailable: the message says why, and what to do."""
+    """Excitations cannot be captured or shown."""
 
 
 @dataclass(frozen=True)
 class GateSite:
-    """One SE unit whose gate can be captured."""
+    """A unit whose gate can be captured."""
 
     name: str
-    """The paper's name, SE_{stage}_{unit}; with _2 where a block has a second one, such as timm's own beside ours."""
+    """Name as in the paper, SE_{stage}_{unit}, with _2 for a second unit in a block."""
     stage: int
     unit: int
     channels: int
-    """Channels of the gate."""
+    """Number of channels of the gate."""
     path: str
-    """The unit's path, for `get_submodule`."""
+    """Module path of the unit, for `get_submodule`."""
     low: float | None = 0.0
-    """The lower bound of the gate, from its excitation; None where there is none."""
+    """Lower bound of the gate, or None if unbounded."""
     high: float | None = 1.0
-    """The upper bound of the gate: 1 for sigmoid and tanh, None for ReLU."""
+    """Upper bound of the gate: 1 for sigmoid and tanh, None for ReLU."""
 
 
 class Capture:
@@ -57,29 +57,29 @@ class Capture:
     def __init__(self, sites: list[GateSite]) -> None:
         self.sites = sites
         self.excitations: dict[str, Tensor] = {}
-        """By site name, (N, C), in the net's dtype; of a gate that varies over H×W the mean, in float32 or wider."""
+        """Gates (N, C) by site name, in the net's dtype; means over H×W, in float32 or wider, for spatial gates."""
         self.maps: dict[str, Tensor] = {}
-        """By site name, (N, H, W), where they were asked for and the gate varies over H×W: its mean over channels."""
+        """Means over channels (N, H, W) of spatial gates by site name, if requested."""
         self.squeezed: dict[str, Tensor] = {}
-        """By site name, (N, C): the squeezed descriptors, where they were asked for."""
+        """Squeezed descriptors (N, C) by site name, if requested."""
 
 
 @contextlib.contextmanager
 def capture_excitations(model: nn.Module, *, squeezed: bool = False, maps: bool = False) -> Iterator[Capture]:
-    """Capture the gates s (section 3.2) of every unit that has one, and of timm's own SE, while the context is open.
+    """Capture the gates s (section 3.2) of all units, including timm's, within a context.
 
-    The net's outputs do not change by a bit. Works under inference_mode, autocast and channels_last, and on a net in
-    DistributedDataParallel, where each process captures its own images. The hooks are removed when the context closes,
-    also after an error.
+    The outputs of the net are bit-identical. Works with inference_mode, autocast, channels_last and
+    DistributedDataParallel, where each process captures its own images. The hooks are removed at the end of the
+    context, even after an error.
 
     Args:
-        model: The net, in eval mode for the gates that it is tested with.
-        squeezed: Capture the squeezed descriptors z (equation 2) as well.
-        maps: Capture maps of the gates that vary over H×W as well.
+        model: The net, usually in eval mode.
+        squeezed: Also capture the squeezed descriptors z (equation 2).
+        maps: Also capture maps of gates that vary over H×W.
 
     Raises:
-        ExcitationError: for a net without gates, or one that runs other code than its modules' (torch.compile,
-            TorchScript, DataParallel): pass the net that it was made from.
+        ExcitationError: if the net has no gates, or does not run its modules' hooks (torch.compile, TorchScript,
+            DataParallel); pass the original net instead.
 
     Examples:
         >>> model = create_model(ModelSpec("cifar_resnet20"), num_classes=10).eval()
@@ -104,7 +104,7 @@ def capture_excitations(model: nn.Module, *, squeezed: bool = False, maps: bool 
             capture.maps[name] = _product(factors).mean(1)
 
     def hook_descriptor(name: str, unit: nn.Module) -> Any:
-        if isinstance(unit, Unit):  # its first layer may run as a convolution, or as part of a larger kernel
+        if isinstance(unit, Unit):  # the first layer may run as a convolution, or within a larger kernel
             return lambda module, inputs: keep(capture.squeezed, name, unit.squeezed(inputs[0]))
         return lambda module, inputs: keep(capture.squeezed, name, inputs[0])
 
@@ -124,7 +124,7 @@ def capture_excitations(model: nn.Module, *, squeezed: bool = False, maps: bool 
 
 @contextlib.contextmanager
 def replace_gate(model: nn.Module, site: GateSite, gate: Tensor) -> Iterator[None]:
-    """Let a unit scale by a constant gate, (C,), instead of its own, while the context is open."""
+    """Replace the gate of a unit by a constant gate (C,) within a context."""
     unit = _hookable(model).get_submodule(site.path)
     passed = 0
 
@@ -135,7 +135,7 @@ def replace_gate(model: nn.Module, site: GateSite, gate: Tensor) -> Iterator[Non
     def constant(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
         nonlocal passed
         passed += 1
-        ones = torch.ones_like(output)  # the first factor is the gate, all others are 1
+        ones = torch.ones_like(output)  # the first factor becomes the gate, all others 1
         return ones * gate.to(output).view(1, -1, *[1] * (output.dim() - 2)) if passed == 1 else ones
 
     gate_module = unit.get_submodule(_children_of(unit)[0])
@@ -149,7 +149,7 @@ def replace_gate(model: nn.Module, site: GateSite, gate: Tensor) -> Iterator[Non
 
 
 def _hook_gate(unit: nn.Module, keep: Callable[[Sequence[Tensor]], None]) -> list[Any]:
-    """Hand `keep` the factors of a unit's gate after each forward pass; return the handles of the hooks."""
+    """Call `keep` with the factors of a gate after each forward pass; return hook handles."""
     gate = unit.get_submodule(_children_of(unit)[0])
     if _has_one_factor(unit):
         return [gate.register_forward_hook(lambda module, inputs, output: keep([output.detach()]))]
@@ -162,16 +162,16 @@ def _hook_gate(unit: nn.Module, keep: Callable[[Sequence[Tensor]], None]) -> lis
 
 
 def _has_one_factor(unit: nn.Module) -> bool:
-    """Return whether a gate has one factor: the unit then needs no hooks, which would make it run unfused."""
+    """Return whether a gate has one factor, so that no hooks on the unit prevent fusion."""
     return not isinstance(unit, Unit) or not unit.why_not_fused()
 
 
 def _mean_gate(factors: Sequence[Tensor]) -> Tensor:
-    """Return the mean over H×W, (N, C), of the product of a gate's factors; of one without H and W the gate itself."""
+    """Return the product (N, C) of a gate's factors, averaged over H×W."""
     if len(factors) == 1 and (factors[0].dim() == 2 or factors[0].shape[2:] == (1, 1)):
         return factors[0].flatten(1)
     maps = [_wide(factor) for factor in factors]
-    for axis in (2, 3):  # what one factor alone varies along is averaged before the product, which is then small
+    for axis in (2, 3):  # if only one factor varies along an axis, average first, to keep the product small
         indices = [number for number, factor in enumerate(maps) if factor.shape[axis] > 1]
         if len(indices) == 1:
             maps[indices[0]] = maps[indices[0]].mean(axis, keepdim=True)
@@ -188,27 +188,27 @@ def _wide(factor: Tensor) -> Tensor:
 
 
 def gate_sites(model: nn.Module) -> list[GateSite]:
-    """Return the units of a net that have a gate, in its order, under the paper's names.
+    """Return the units of a net with a gate, in order, with names as in the paper.
 
-    Units are counted as the family table counts them. For a family it does not know, the k-th container of blocks with
-    SE units is stage k + 1, and a unit's number is its block's in there, from 1.
+    Stages and units are numbered as in the family table. For an unknown family, the k-th container of blocks with SE
+    units is stage k + 1, and units are numbered from 1 by their block in the container.
 
     Raises:
-        ExcitationError: where there is none.
+        ExcitationError: if no unit has a gate.
     """
     unit_prefixes = tuple(f"{path}." for path, module in model.named_modules() if isinstance(module, Unit))
     units = {
         path: module
         for path, module in model.named_modules()
-        if _children_of(module)[0] and not path.startswith(unit_prefixes)  # a unit may be built from a layer of timm's
+        if _children_of(module)[0] and not path.startswith(unit_prefixes)  # a unit may contain a timm layer
     }
     if not units:
         name = (getattr(model, "pretrained_cfg", None) or {}).get("architecture") or type(model).__name__
         raise ExcitationError(
-            f"{name} has no unit with a gate to inspect; build it with units (model.se.insertion=standard), "
-            "or take a net that has them, such as timm's seresnet50"
+            f"{name} has no unit with a gate to inspect; build the net with units (model.se.insertion=standard), "
+            "or use a net that has units, such as timm's seresnet50"
         )
-    sites = {site.path: site for site in getattr(model, "se_sites", ())}  # by tables or by paths, as they are named
+    sites = {site.path: site for site in getattr(model, "se_sites", ())}
     numbers = _numbers(model, list(units))
     numbers |= {path: (site.stage, site.unit) for path, site in sites.items()}
     names: dict[str, str] = {}
@@ -255,7 +255,7 @@ def _numbers(model: nn.Module, paths: Sequence[str]) -> dict[str, tuple[int, int
     if len(numbers) == len(paths):
         return numbers
     blocks = [path.rpartition(".")[0] for path in paths]
-    # a block that hangs on the net itself, such as a stem, is a stage of its own
+    # A block that is a direct child of the net, such as a stem, is a separate stage.
     containers = list(dict.fromkeys(block.rpartition(".")[0] or block for block in blocks))
     first = 2 if "." in blocks[0] else 1
     for path, block in zip(paths, blocks, strict=True):
@@ -273,10 +273,10 @@ def _hookable(model: nn.Module) -> nn.Module:
         for module in model.modules()
     )
     for condition, kind, advice in (
-        (compiled, "compiled by torch.compile", "the net before it was compiled (compiled._orig_mod)"),
-        (isinstance(model, torch.jit.ScriptModule), "a TorchScript module", "the net it was made from"),
+        (compiled, "compiled by torch.compile", "the original net (compiled._orig_mod)"),
+        (isinstance(model, torch.jit.ScriptModule), "a TorchScript module", "the original net"),
         (isinstance(model, nn.DataParallel), "in DataParallel", "its .module, or use DistributedDataParallel"),
     ):
         if condition:
-            raise ExcitationError(f"the net is {kind}, and its modules' hooks do not run: pass {advice}")
+            raise ExcitationError(f"the net is {kind}, so hooks of its modules do not run; pass {advice}")
     return model

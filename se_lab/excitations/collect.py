@@ -1,4 +1,4 @@
-"""From a checkpoint, or a pretrained net of timm's, to the statistics of its gates."""
+"""Collect statistics of the gates of a checkpoint or a pretrained timm net."""
 
 from __future__ import annotations
 
@@ -23,51 +23,51 @@ from se_lab.trained.inputs import check_pretrained, open_pretrained
 from se_lab.trained.load import load_trained
 
 SAVE_SECONDS = 30.0
-"""How much work an interruption can cost."""
+"""Interval for saving statistics, which limits the loss by an interruption."""
 EXTREMES = 4
-"""Images kept that excite a channel most, and least."""
+"""Number of images to keep that excite a channel most, and least."""
 
 Say = Callable[[str], object]
 
 
 @dataclass(frozen=True)
 class TrainedNet:
-    """A net to inspect, and its source."""
+    """A net to inspect."""
 
     label: str
     model: nn.Module
     spec: RunSpec | None
-    """None for a pretrained net of timm's."""
+    """Spec of the trial, or None for a pretrained timm net."""
     about: dict[str, Any] = field(default_factory=dict)
-    """source, and for a checkpoint its trial, variant (with the backbone and the seed) and epoch."""
+    """source, and for a checkpoint also trial_id, variant (with backbone and seed) and epoch."""
     data_config: dict[str, Any] | None = None
-    """How timm feeds its pretrained net."""
+    """timm's data config of a pretrained net."""
 
 
 @dataclass(frozen=True)
 class CaptureOptions:
-    """How to capture gates."""
+    """Options of `collect`."""
 
     images_per_class: int | None = None
-    """Random images of each class, the same each time; all by default."""
+    """Number of random images of each class, the same in every call; by default all."""
     device: str = "auto"
     """auto, cpu, cuda or mps."""
     extremes: bool = False
-    """Keep which images excite each channel most and least."""
+    """Keep the images that excite each channel most and least."""
     redundancy: bool = False
-    """Measure the error with each unit's gate held at its mean: one more pass over the images a unit."""
+    """Measure the error with each unit's gate replaced by its mean, with one pass over the images per unit."""
     trust_plugins: bool = False
-    """Import the modules that a trial's record names under plugins, if they are not imported yet."""
+    """Import the plugins that a trial's record names, if they are not imported yet."""
     say: Say = lambda text: None
-    """Reports progress."""
+    """Called with progress messages."""
 
 
 def open_net(source: str | Path, *, trust_plugins: bool = False) -> TrainedNet:
-    """Load a checkpoint or the folder of a trial, or with timm:NAME a pretrained net of timm's.
+    """Load the net of a checkpoint, a trial's folder, or timm:NAME.
 
     Raises:
-        SpecError: for a checkpoint that is missing or of another net, a name timm does not know, weights that cannot be
-            had, or a net without SE units.
+        SpecError: if the checkpoint is missing or does not match, timm does not know the name, the weights cannot be
+            loaded, or the net has no SE units.
     """
     text = str(source)
     if text.startswith("timm:"):
@@ -88,7 +88,7 @@ def _pretrained(name: str) -> TrainedNet:
     check_pretrained(name)
     arch = name.split(".")[0]
     with torch.device("meta"):
-        gate_sites(timm.create_model(arch))  # whether it has units is known before its weights are fetched
+        gate_sites(timm.create_model(arch))  # raises for a net without units before downloading weights
     model, config = open_pretrained(name)
     return TrainedNet(f"timm:{name}", model, None, {"source": f"timm:{name}", "variant": arch}, config)
 
@@ -96,32 +96,30 @@ def _pretrained(name: str) -> TrainedNet:
 def open_data(
     net: TrainedNet, data: str | None = None, *, batch_size: int = 64, root: str = ".", workers: int = 2
 ) -> LabelledImages:
-    """Open the images to run through a net: `data`, or its trial's test images.
+    """Open the images to run through a net: the data set `data`, or the trial's test images.
 
     Raises:
-        SpecError, DataError: where there are none, or the net cannot take them.
+        SpecError, DataError: if there are no images, or they do not match the net.
     """
     if data is None and net.spec is None:
-        raise ExcitationError(f"{net.label} is not a trial's: say what to show it, --data folder:PATH")
-    base = net.spec.data if net.spec else DataSpec()  # how a trial's images are normalised and cropped
+        raise ExcitationError(f"{net.label} is not a trial and has no images; give --data, such as --data folder:PATH")
+    base = net.spec.data if net.spec else DataSpec()  # defines normalisation and crop
     spec = dataclasses.replace(base, name=data or base.name, batch_size=batch_size)
     images = open_images(spec, root=root, workers=workers, config=net.data_config)
     expected = next(p.shape[1] for p in net.model.parameters() if p.dim() == 4)
     actual = 1 if spec.name == "digits" else 3
     if expected != actual:
-        raise ExcitationError(
-            f"{net.label} takes images of {expected} channels, and those of {spec.name} have {actual}"
-        )
+        raise ExcitationError(f"{net.label} needs images with {expected} channels; images of {spec.name} have {actual}")
     return images
 
 
 def collect(net: TrainedNet, images: LabelledImages, path: Path, options: CaptureOptions) -> ExcitationStatistics:
-    """Run images through a net and return the statistics of its gates, which are written to `path` as well.
+    """Run images through a net, and return the statistics of its gates, saved to `path`.
 
-    An existing file of the same net and images is reused; an interrupted one is resumed.
+    A file for the same net and images is reused, and an interrupted run is resumed.
 
     Raises:
-        ExcitationError: for a gate that is NaN or infinite.
+        ExcitationError: if a gate is NaN or infinite.
     """
     numbers = images.choose(options.images_per_class)
     key = _fingerprint(net.model, images, numbers, options)
@@ -140,7 +138,7 @@ def collect(net: TrainedNet, images: LabelledImages, path: Path, options: Captur
         statistics.about["redundancy"] = previous_about["redundancy"]
     if statistics.images < len(numbers):
         if statistics.images:
-            options.say(f"going on after {statistics.images} images")
+            options.say(f"resuming after {statistics.images} images")
         _run(model, images, numbers, statistics, part, options.say)
     statistics.check_finite()
     if options.redundancy and "redundancy" not in statistics.about:
@@ -154,13 +152,13 @@ def collect(net: TrainedNet, images: LabelledImages, path: Path, options: Captur
 def redundancy(
     model: nn.Module, images: LabelledImages, numbers: Tensor, statistics: ExcitationStatistics, say: Say
 ) -> dict[str, float]:
-    """Return the top-1 error in % with each unit's gate held at its mean over all images, and under "" as it is.
+    """Return the top-1 error in % with each unit's gate at its mean, and "" for the net.
 
-    It answers the paper's question (section 7.2) whether the last stage's units can be removed: a unit with a constant
-    gate can be folded into its convolution.
+    This shows whether units can be removed (section 7.2), since a unit with a constant gate can be folded into its
+    convolution.
 
     Raises:
-        ExcitationError: where the net's outputs are not the images' classes.
+        ExcitationError: if the net does not have the classes of the images.
     """
     outputs = output_of_class(model, images.classes).to(next(model.parameters()).device)
     weight = statistics.count / statistics.count.sum()
@@ -179,20 +177,20 @@ def redundancy(
         mean = weight @ statistics.mean[:, first : first + site.channels]
         with replace_gate(model, site, mean):
             errors[site.name] = error()
-        say(f"{site.name} held at its mean: {errors[site.name]:.2f} % error, {errors['']:.2f} % as it is")
+        say(f"{site.name} with mean gate: {errors[site.name]:.2f} % error, {errors['']:.2f} % unchanged")
     return errors
 
 
 def output_of_class(model: nn.Module, classes: Sequence[str]) -> Tensor:
-    """Return the number of the net's output for each class, (K,), as `se_lab.trained.evaluate.output_numbers`.
+    """Return the index of the net's output for each class, (K,), as `evaluate.output_numbers`.
 
     Raises:
-        ExcitationError: where the net's outputs are not these classes.
+        ExcitationError: if the net does not have these classes.
     """
     try:
         return output_numbers(model, classes, "the net")
     except SpecError as error:
-        raise ExcitationError(f"{error}; their error cannot be measured, look without --redundancy") from None
+        raise ExcitationError(f"{error}; remove --redundancy, which needs the error on these classes") from None
 
 
 def _run(
@@ -226,12 +224,12 @@ def _load_matching(path: Path, key: str, device: torch.device) -> ExcitationStat
     try:
         statistics = ExcitationStatistics.load(path, device)
     except ExcitationError:
-        return None  # of an older format: it is made anew
+        return None  # an older format
     return statistics if statistics.about.get("key") == key else None
 
 
 def _fingerprint(model: nn.Module, images: LabelledImages, numbers: Tensor, options: CaptureOptions) -> str:
-    """Identify what the statistics are of: weights, images, and whether the most exciting ones are kept."""
+    """Return a hash of weights, images and options, to recognise matching statistics."""
     digest = hashlib.sha256(f"{images.name} {images.digest} {options.extremes}".encode())
     digest.update(numbers.numpy().tobytes())
     for name, value in model.state_dict().items():

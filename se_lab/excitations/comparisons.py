@@ -1,4 +1,4 @@
-"""Charts that compare units, checkpoints and variants by their excitations; `report.figures.image` draws them."""
+"""Charts that compare the excitations of units, checkpoints and variants."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from se_lab.report.columns import MINUS
 from se_lab.report.figures.chart import COLORS, MARKERS, Axis, Cells, Chart, Panel, Series, line_look, span
 
 Labelled = Sequence[tuple[str, ExcitationStatistics]]
-"""Statistics of nets, each with its label."""
+"""Pairs of a net's label and its statistics."""
 _DECADES = tuple(step * 10.0**power for power in range(4) for step in (1, 2, 5))
 
 
 def saturation(statistics: ExcitationStatistics) -> Chart:
-    """Chart the share of each unit's gates near the bounds of its excitation, in %, over all images and channels.
+    """Chart the percentage of each unit's gates near the bounds of its excitation.
 
-    ReLU has no upper bound: its share of zeros is shown instead.
+    For ReLU, which has no upper bound, this is the percentage of zeros.
     """
     units = [statistics.unit(site.name) for site in statistics.sites]
     shares = 100 * np.nan_to_num([measures.saturation(unit) for unit in units])
@@ -32,19 +32,18 @@ def saturation(statistics: ExcitationStatistics) -> Chart:
         for sign, share, label, color in zip((-1, 1), shares.T, labels, COLORS, strict=False)
     ]
     limit = max(float(shares.max()) * 1.1, 1.0)
-    label = "share of gates in %" + ("" if shares.any() else " (none is saturated)")
+    label = "gates in %" + ("" if shares.any() else " (none is saturated)")
     axis = Axis(label, (-limit, limit), ticks=[(tick, f"{abs(tick):g}") for tick in _around_zero(limit)])
     panel = Panel(axis, _unit_rows([unit.site.name for unit in units]), bars, zero="x")
-    note = "Over all images and channels; to the left near the lower bound, to the right near the upper."
+    note = "All images and channels; left: near the lower bound, right: near the upper bound."
     return Chart("saturation", "Saturation of gates", note, [panel], rows=len(units))
 
 
 def selectivity(labelled: Labelled) -> Chart:
-    """Chart the class selectivity of each unit: the variance between classes (ω²), and the selectivity index.
+    """Chart the class selectivity of units: variance between classes (ω²) and index.
 
-    Nets of one label, such as the seeds of a variant, are one line of their mean, in a band from the lowest to the
-    highest. A dotted line is the index that chance alone gives. Gates below 0, as tanh makes them, have no selectivity
-    index.
+    Nets with the same label, such as seeds of a variant, are shown by their mean and range. Dotted lines are the index
+    expected by chance. The index is omitted for negative gates, such as those of tanh.
     """
     names = list(dict.fromkeys(site.name for _, statistics in labelled for site in statistics.sites))
     variance: list[Series] = []
@@ -64,7 +63,7 @@ def selectivity(labelled: Labelled) -> Chart:
             chance = np.array([[measures.selectivity_without_classes(unit) for unit in net] for net in units]).mean(0)
             index += [_with_range(line, values), replace(line, y=chance, name="", dash="dot", marker="", width=1)]
     suffix = ", of gates ≥ 0" if len(index) < 2 * len(variance) else ""
-    margin = max(0.5, 0.02 * len(names))  # for whole markers
+    margin = max(0.5, 0.02 * len(names))  # leaves room for markers
     columns = replace(_unit_columns(names), limits=(-margin, len(names) - 1 + margin))
     panels = [
         Panel(columns, Axis(label, _from_zero(lines)), lines)
@@ -72,7 +71,7 @@ def selectivity(labelled: Labelled) -> Chart:
         if lines
     ]
     remarks = dict.fromkeys(measures.few_images(net.count.cpu().numpy()) for _, net in labelled)
-    note = "; ".join(["Dotted: the index by chance"] * bool(index) + list(filter(None, remarks)))
+    note = "; ".join(["Dotted: index expected by chance"] * bool(index) + list(filter(None, remarks)))
     wide = len(names) > 25
     return Chart(
         "selectivity", "Class selectivity of units", f"{note}." if note else "", panels, columns=1 if wide else 2
@@ -80,10 +79,9 @@ def selectivity(labelled: Labelled) -> Chart:
 
 
 def overlay(labelled: Labelled) -> Chart:
-    """Chart how the gates of nets are distributed, a panel a stage, a line a label: sigmoid beside tanh beside ReLU.
+    """Chart the density of gates in each stage, with a line per label.
 
-    The density of all gates of a stage's units; nets of one label are averaged. Gates above the 99.9th percentile of
-    all, as ReLU makes them, are beyond the panel.
+    Nets with the same label are averaged. The range of a panel ends at the 99.9th percentile of gates, for ReLU.
     """
     stages = sorted({site.stage for _, statistics in labelled for site in statistics.sites})
     edges = bin_edges()
@@ -104,29 +102,29 @@ def overlay(labelled: Labelled) -> Chart:
     low, high = min(reach) - 0.02, max(reach) + 0.02
     ticks = [tick for tick in (-1.0, -0.5, 0.0, 0.5, *_DECADES[::3]) if low <= tick <= high]
     gate = Axis("gate", (low, high))
-    if high > 2:  # ReLU has no end: what lies between −1 and 1 would be squeezed into a line
+    if high > 2:  # for ReLU, a linear axis would compress the range from −1 to 1
         gate = Axis("gate (logarithmic above 1)", (low, high), "symlog", _plain(ticks))
     top = 1.1 * max(float(line.y.max()) for stage_lines in lines.values() for line in stage_lines)
     ticks = [tick for tick in (0.0, 0.5, *_DECADES) if tick <= top]
     density_axis = Axis("density (logarithmic above 1)", (0.0, top), "symlog", _plain(ticks))
     panels = [Panel(gate, density_axis, lines[stage], title=f"stage {stage}") for stage in stages]
-    return Chart("distribution", "Distribution of gates by stage", "Over all images and channels.", panels, columns=4)
+    return Chart("distribution", "Distribution of gates by stage", "All images and channels.", panels, columns=4)
 
 
 def unit_similarity(a: ExcitationStatistics, b: ExcitationStatistics | None = None) -> Chart:
-    """Chart how alike units tell classes apart (debiased CKA): the units of one net, or of two nets.
+    """Chart the similarity (debiased CKA) between the units of one net, or of two nets.
 
-    A line on the colour key is the 95 % quantile when classes are permuted: what lies below may be chance.
+    A line on the colour bar marks the 95 % quantile for permuted classes.
 
     Raises:
-        ExcitationError: with fewer than four classes, for which the measure is not defined.
+        ExcitationError: for fewer than four classes, for which debiased CKA is not defined.
     """
     other = b or a
     rows = [a.unit(site.name) for site in a.sites]
     columns = [other.unit(site.name) for site in other.sites]
     classes = int(min((rows[0].count > 0).sum(), (columns[0].count > 0).sum()))
     if classes < 4:
-        raise ExcitationError(f"the images are of {classes} classes, and the similarity of units needs four")
+        raise ExcitationError(f"the images have {classes} classes; the similarity of units needs at least 4")
     matrix = measures.unit_similarity(rows, columns)
     chance = measures.similarity_by_chance(rows, columns)
     mark = (chance, "95 % by chance") if np.isfinite(chance) else None
@@ -138,17 +136,17 @@ def unit_similarity(a: ExcitationStatistics, b: ExcitationStatistics | None = No
         Axis(names[0], (len(rows) - 0.5, -0.5), ticks=ticks, names=True),
         cells=cells,
     )
-    note = "High where units tell the same classes apart."
+    note = "High for units that distinguish the same classes."
     if np.isnan(matrix).any():
-        note = "Blank: no class moves the gates."
+        note = "Blank: the gates do not depend on the class."
     return Chart("unit_similarity", "Similarity of units", note, [panel], rows=1.15 * len(rows) + 3)
 
 
 def redundancy(statistics: ExcitationStatistics) -> Chart:
-    """Chart the top-1 error when a unit's gate is held at its mean, against that of the net as it is (section 7.2)."""
+    """Chart the change of the top-1 error with a unit's gate at its mean (section 7.2)."""
     errors = statistics.about.get("redundancy")
     if not errors:
-        raise ExcitationError("the redundancy of these units was not measured: run with --redundancy")
+        raise ExcitationError("the redundancy of units was not measured; run with --redundancy")
     names = [site.name for site in statistics.sites]
     change = np.array([errors[name] - errors[""] for name in names])
     rows = np.arange(len(names), dtype=float)
@@ -156,19 +154,19 @@ def redundancy(statistics: ExcitationStatistics) -> Chart:
     for color, mask in ((COLORS[1], change > 0), (COLORS[0], change <= 0)):
         if mask.any():
             bars = Series(change[mask], rows[mask], color=color, bars=True)
-            series += [bars, replace(bars, bars=False, marker="circle", size=5, front=1)]  # a change of 0 is seen too
+            series += [bars, replace(bars, bars=False, marker="circle", size=5, front=1)]  # shows a change of 0 too
     extent = max(float(np.abs(change).max()), 0.5)
     limits = (min(change.min(), 0) - 0.08 * extent, max(change.max(), 0.5 * extent) + 0.08 * extent)
     panel = Panel(Axis("change of the top-1 error in percentage points", limits), _unit_rows(names), series, zero="x")
-    note = f"Top-1 error of the net as it is: {errors['']:.2f} %."
-    return Chart("redundancy", "Error with each unit's gate held at its mean", note, [panel], rows=len(names))
+    note = f"Top-1 error of the unchanged net: {errors['']:.2f} %."
+    return Chart("redundancy", "Error with each unit's gate replaced by its mean", note, [panel], rows=len(names))
 
 
 def training(labelled: Sequence[tuple[float, ExcitationStatistics]]) -> Chart:
-    """Chart how units change over training: selectivity, saturation and spread of the gates by epoch, a line a stage.
+    """Chart selectivity, saturation and standard deviation of gates over training, by stage.
 
     Args:
-        labelled: Statistics of several checkpoints of one trial, by epoch.
+        labelled: Pairs of epoch and statistics, for several checkpoints of one trial.
     """
     labelled = sorted(labelled, key=lambda pair: pair[0])
     sites = labelled[0][1].sites
@@ -190,12 +188,12 @@ def training(labelled: Sequence[tuple[float, ExcitationStatistics]]) -> Chart:
 
 
 def _unit_rows(names: Sequence[str]) -> Axis:
-    """Return an axis that names units downwards."""
+    """Return a vertical axis with the names of units, from top to bottom."""
     return Axis(limits=(len(names) - 0.4, -0.6), ticks=list(enumerate(names)), names=True)
 
 
 def _unit_columns(names: Sequence[str]) -> Axis:
-    """Return an axis that names units from left to right."""
+    """Return a horizontal axis with the names of units."""
     return Axis(limits=(-0.5, len(names) - 0.5), ticks=list(enumerate(names)), names=True)
 
 
@@ -211,12 +209,12 @@ def _plain(ticks: Sequence[float]) -> list[tuple[float, str]]:
 
 
 def _from_zero(lines: Sequence[Series]) -> tuple[float, float]:
-    """Return the range of lines and their bands, 0 within."""
+    """Return the range of lines and their bands, including 0."""
     return span([0.0], *(part for line in lines for part in (line.y, line.low, line.high) if part is not None))
 
 
 def _with_range(line: Series, values: Floats) -> Series:
-    """Return a line of the mean over nets of values (nets, units), in a band from the lowest to the highest."""
+    """Return a line with the mean of values (nets, units) over nets, and a band of the range."""
     has_range = len(values) > 1
     return replace(
         line, y=values.mean(0), low=values.min(0) if has_range else None, high=values.max(0) if has_range else None

@@ -1,4 +1,4 @@
-"""Charts of one net's excitations, the SE paper's Figures 6 and 7 among them; `report.figures.image` draws them."""
+"""Charts of one net's excitations, including the SE paper's Figures 6 and 7."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from se_lab.report.figures.chart import COLORS, Axis, Cells, Chart, Panel, Serie
 from se_lab.spec import check_choice, seed_of
 
 CHANNELS = 50
-"""Channels of a panel of Figure 6."""
-_CLASSES = 12  # classes whose lines can be told apart in a panel
-_NAMED = 30  # classes that a matrix names along its sides
+"""Number of channels in a panel of Figure 6."""
+_CLASSES = 12  # maximum number of lines in a panel
+_NAMED = 30  # maximum number of classes whose names are shown beside a matrix
 
 
-def papers_units(sites: Sequence[GateSite]) -> list[str]:
-    """Return the units that Figures 6 and 7 show: the last of each stage, and the last three of the last stage.
+def paper_units(sites: Sequence[GateSite]) -> list[str]:
+    """Return the units of Figures 6 and 7: the last of each stage, and three of the last stage.
 
-    For SE-ResNet-50 these are the paper's SE_2_3, SE_3_4, SE_4_6, SE_5_1, SE_5_2 and SE_5_3.
+    For SE-ResNet-50, these are SE_2_3, SE_3_4, SE_4_6, SE_5_1, SE_5_2 and SE_5_3, as in the paper.
     """
     last_stage = max(site.stage for site in sites)
     stages = dict.fromkeys(site.stage for site in sites)
@@ -34,22 +34,22 @@ def papers_units(sites: Sequence[GateSite]) -> list[str]:
 
 
 def activations(statistics: ExcitationStatistics, classes: Sequence[int], units: Sequence[str] | None = None) -> Chart:
-    """Chart Figure 6: the mean gate of fifty uniformly sampled channels, a line a class and one for the mean of all.
+    """Chart the mean gate of fifty random channels by class, and over all classes (Figure 6).
 
     Raises:
-        ExcitationError: for a class that has no image.
-        SpecError: for a unit the net has not got.
+        ExcitationError: for a class without images.
+        SpecError: for a unit that the net does not have.
     """
     first_classes = classes[:_CLASSES]
 
     def series(unit: UnitStatistics, channels: NDArray[np.intp]) -> list[Series]:
         x, count = channels.astype(float), int((unit.count > 0).sum())
         mean = measures.mean_of_classes(unit)[channels]
-        # wide and light below the classes, which it would hide where they agree
+        # A wide, light line below those of the classes, so that equal lines remain visible.
         lines = [Series(x, mean, f"all ({count} classes)", "#b8b8b8", dash="solid", width=4, front=-1)]
         for number, label in enumerate(first_classes):
             color, dash = line_look(number)
-            values = _of_class(unit, statistics, label).mean[label][channels]
+            values = _check_class(unit, statistics, label).mean[label][channels]
             name = class_label(statistics.classes[label])
             lines.append(Series(x, values, name, color, dash=dash, width=1.2))
         return lines
@@ -61,15 +61,15 @@ def activations(statistics: ExcitationStatistics, classes: Sequence[int], units:
 
 
 def deviations(statistics: ExcitationStatistics, classes: Sequence[int], units: Sequence[str] | None = None) -> Chart:
-    """Chart Figure 7: mean ± one standard deviation of the gates within a class, over its images; fifty channels.
+    """Chart mean ± one standard deviation of fifty channels' gates within a class (Figure 7).
 
-    The paper shows two classes; so does this figure, the first two of those given.
+    As in the paper, the figure shows two classes: the first two of `classes`.
     """
 
     def series(unit: UnitStatistics, channels: NDArray[np.intp]) -> list[Series]:
         lines, x = [], channels.astype(float)
         for number, label in enumerate(classes[:2]):
-            class_unit = _of_class(unit, statistics, label)
+            class_unit = _check_class(unit, statistics, label)
             mean, std = class_unit.mean[label][channels], class_unit.std[label][channels]
             color, dash = line_look(number)
             name = f"{class_label(statistics.classes[label])}, mean ± std"
@@ -81,7 +81,7 @@ def deviations(statistics: ExcitationStatistics, classes: Sequence[int], units: 
 
 
 def distribution(statistics: ExcitationStatistics) -> Chart:
-    """Chart ridgelines: how the gates of each unit are distributed over all images and channels, stage by stage."""
+    """Chart the density of each unit's gates over all images and channels, as ridgelines."""
     units = _units(statistics, [site.name for site in statistics.sites])
     stages = list(dict.fromkeys(unit.site.stage for unit in units))
     series, named_stages = [], set()
@@ -99,32 +99,32 @@ def distribution(statistics: ExcitationStatistics) -> Chart:
     ticks = [(row, unit.site.name) for row, unit in enumerate(reversed(units))]
     y_axis = Axis(limits=(-0.3, len(units) + 0.9), ticks=ticks, names=True)
     panel = Panel(Axis("gate", span(*(line.x for line in series), margin=0.03)), y_axis, series)
-    note = "Over all images and channels; each unit is scaled to its own peak."
+    note = "All images and channels; the peaks of all units have the same height."
     return Chart("distribution", "Distribution of gates", note, [panel], rows=len(units) + 1.2)
 
 
 def class_similarity(statistics: ExcitationStatistics, units: Sequence[str] | None = None) -> Chart:
-    """Chart how alike classes excite a unit: correlation of class means over channels, classes in clusters."""
+    """Chart the correlation of class means over channels for each unit, with clustered classes."""
     unit_statistics = _units(statistics, units)
     matrices = [measures.class_similarity(unit) for unit in unit_statistics]
-    # The scale never narrows to rounding errors, as it would where a unit's gates are the same for all classes.
+    # A minimum range avoids showing rounding errors of units with the same gates for all classes.
     low = min(0.9, *(float(np.min(matrix, initial=1.0, where=~np.isnan(matrix))) for matrix, _ in matrices))
     panels = []
     for unit, (matrix, order) in zip(unit_statistics, matrices, strict=True):
         show_names = len(order) <= _NAMED
         names = [class_label(statistics.classes[label]) for label in order] if show_names else []
         ticks = list(enumerate(names))
-        label = "" if show_names else f"{len(order)} classes, in clusters"
+        label = "" if show_names else f"{len(order)} classes, clustered"
         limits = (-0.5, len(order) - 0.5)
         x_axis, y_axis = Axis(label, limits, ticks=ticks, names=True), Axis("", limits[::-1], ticks=ticks, names=True)
         cells = Cells(matrix, "correlation of class means", low=low, high=1.0, dark_high=True)
         panels.append(Panel(x_axis, y_axis, cells=cells, title=unit.site.name))
-    note = "Classes that excite a unit alike stand together."
+    note = "Classes are clustered by similarity."
     return Chart("class_similarity", "Similarity of classes by unit", note, panels, columns=3)
 
 
 def sampled_channels(site: GateSite) -> NDArray[np.intp]:
-    """Return fifty uniformly sampled channels of a unit, rising, the same for every net; all where there are fewer."""
+    """Return up to fifty random channels of a unit, sorted, the same for every net."""
     rng = np.random.default_rng(seed_of("channels", site.name))
     count = min(CHANNELS, site.channels)
     return np.sort(rng.choice(site.channels, count, replace=False))
@@ -138,7 +138,7 @@ def _by_channel(
     units: Sequence[UnitStatistics],
     series: Callable[[UnitStatistics, NDArray[np.intp]], list[Series]],
 ) -> Chart:
-    """Return panels of lines over the channels of units, with one vertical range, so that they can be compared."""
+    """Return a chart with a panel of lines over channels for each unit, on a common scale."""
     panels = []
     for unit in units:
         channels = sampled_channels(unit.site)
@@ -149,11 +149,9 @@ def _by_channel(
     return Chart(key, title, note, [replace(panel, y=Axis(label, limits)) for panel in panels], columns=3)
 
 
-def _of_class(unit: UnitStatistics, statistics: ExcitationStatistics, label: int) -> UnitStatistics:
+def _check_class(unit: UnitStatistics, statistics: ExcitationStatistics, label: int) -> UnitStatistics:
     if not unit.count[label]:
-        raise ExcitationError(
-            f"there is no image of class {statistics.classes[label]!r} among the {statistics.images} that were run"
-        )
+        raise ExcitationError(f"none of the {statistics.images} images is of class {statistics.classes[label]!r}")
     return unit
 
 
@@ -161,4 +159,4 @@ def _units(statistics: ExcitationStatistics, names: Sequence[str] | None) -> lis
     site_names = [site.name for site in statistics.sites]
     for name in names or ():
         check_choice("unit", name, site_names)
-    return [statistics.unit(name) for name in names or papers_units(statistics.sites)]
+    return [statistics.unit(name) for name in names or paper_units(statistics.sites)]

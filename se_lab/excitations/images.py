@@ -1,4 +1,4 @@
-"""Images to run through a net: classes by name, a few images of each, batches from any position."""
+"""Test images to run through a net, with selection of classes and of images per class."""
 
 from __future__ import annotations
 
@@ -26,31 +26,34 @@ if TYPE_CHECKING:
     from PIL import Image
 
 AMBIGUOUS = {"plane": ("n02690373", "n04552348")}
-"""Names that mean something else in the paper than in ImageNet, where plane is a carpenter's tool (n03954731): its
-Figures 6 and 7 show an aircraft, without saying whether the airliner or the warplane."""
+"""Names with another meaning in the paper than in ImageNet, where plane is a carpenter's tool (n03954731): Figures 6
+and 7 show an aircraft, either the airliner or the warplane."""
 
 
 Contents = tuple[list[str], Source, str]
-"""Classes, images and a digest of both."""
+"""Classes, images, and a digest of both."""
 
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """The test images of a data set, or a few of each class."""
+    """The test images of a data set."""
 
     name: str
     classes: list[str]
     labels: Tensor
-    """(N,) class numbers."""
+    """Class numbers (N,)."""
     digest: str
-    """Identifies images and their transform."""
+    """Digest of the images and their transform."""
     batches: Callable[[Tensor], Iterable[Batch]]
-    """Makes the batches of the images of the given numbers, in that order: images (N, C, H, W), labels, numbers."""
+    """Returns batches of the images with given numbers, in that order: images (N, C, H, W), labels, numbers."""
     picture: Callable[[int], Image.Image]
-    """Returns an image by its number, to be looked at."""
+    """Returns the picture of an image number, for display."""
 
     def choose(self, per_class: int | None) -> Tensor:
-        """Return the numbers of `per_class` random images of each class, the same each time, or of all images."""
+        """Return the numbers of `per_class` random images of each class, or of all images.
+
+        The random images are the same in every call.
+        """
         if per_class is None:
             return torch.arange(len(self.labels))
         if per_class < 1:
@@ -64,25 +67,25 @@ class LabelledImages:
 def open_images(
     spec: DataSpec, *, root: str = ".", workers: int = 0, config: dict[str, Any] | None = None
 ) -> LabelledImages:
-    """Open the test images of a data set. Files are read only when requested.
+    """Open the test images of a data set; files are read on demand.
 
     Args:
-        spec: Which; for folder:PATH (and imagenet and places365 in such folders under the root) the images of
-            PATH/test, else of PATH/val, else of PATH itself, a folder a class; else those that a trial is tested on.
-        root: Where relative paths start.
-        workers: Processes that read files.
-        config: timm's data config of a pretrained net (input size, crop, mean and std); by default SE-Lab's own.
+        spec: The data set. For folder:PATH (and imagenet and places365 as such folders) the images of PATH/test,
+            PATH/val or PATH itself, with one folder per class; otherwise the test images of a trial.
+        root: Folder that relative paths start from.
+        workers: Number of processes that read files.
+        config: timm's data config of a pretrained net; by default the preprocessing of the data set.
 
     Raises:
-        DataError: naming the folder that is missing or holds no images.
+        DataError: if the folder is missing or has no images.
     """
     folder = expand_path(spec.name.removeprefix("folder:"), root)
-    has_list = spec.name == "places365" and (folder / "places365_val.txt").exists()  # as torchvision has it
+    has_list = spec.name == "places365" and (folder / "places365_val.txt").exists()  # torchvision's layout
     if spec.name.startswith("folder:") or (spec.name in ("imagenet", "places365") and not has_list):
         folder = next((folder / name for name in ("test", "val") if (folder / name).is_dir()), folder)
         return _from_source(replace(spec, name=f"folder:{folder}"), _folder(folder), workers, config)
     data = create_data(spec, 0, root=root)
-    if isinstance(data, StreamedData):  # of which every process would read all
+    if isinstance(data, StreamedData):  # without workers, each of which would read all images
         return _from_source(spec, (data.classes, Passing(data), data.digest), 0, config)
     if isinstance(data, EncodedData):
         return _from_source(spec, (data.classes, data.splits["test"], data.digest), workers, config)
@@ -107,13 +110,13 @@ def _from_memory(spec: DataSpec, data: ImageData) -> LabelledImages:
 
 
 def _folder(folder: Path) -> Contents:
-    """Return the classes, the images and a digest of a folder of images with one folder per class."""
+    """Return the contents of a folder of images with one folder per class."""
     try:
         contents = scan(folder)
     except OSError as error:
-        raise DataError(f"{folder} is no folder of images, with a folder a class: {error.strerror}") from None
+        raise DataError(f"{folder} is not a folder of images with one folder per class: {error.strerror}") from None
     if not contents.paths:
-        raise DataError(f"{folder} has class folders, and no image that can be read")
+        raise DataError(f"{folder} has class folders, but no images")
     files = Files(str(folder), contents.paths, contents.labels)
     listing = "\n".join(f"{name} {size}" for name, (size, *_) in zip(files.names, files.status(), strict=True))
     return [printable(name) for name in contents.classes], files, hashlib.sha256(listing.encode()).hexdigest()
@@ -145,29 +148,29 @@ def _from_source(spec: DataSpec, contents: Contents, workers: int, config: dict[
 
 
 class _Shown(Dataset[tuple[Tensor, int]]):
-    """Images of a source, prepared for a net."""
+    """Preprocessed images of a source."""
 
     def __init__(self, source: Source, prepare: Callable[[Image.Image], Tensor]) -> None:
         self.source, self.prepare = source, prepare
 
     def pictures(self, numbers: Sequence[int]) -> list[Image.Image]:
-        """Return these images without transforms. Raise DataError for one that cannot be read."""
+        """Return images without transforms; raise DataError for one that cannot be read."""
         pictures = []
         for number, encoded in zip(numbers, self.source.read(numbers), strict=True):
             try:
                 pictures.append(decode(encoded))
-            except Exception as error:  # PIL raises whatever its decoders do
+            except Exception as error:  # PIL's decoders raise many types of errors
                 raise DataError(f"{self.source.names[number]} cannot be read: {error}") from error
         return pictures
 
     def __getitems__(self, numbers: list[int]) -> list[tuple[Tensor, int]]:
-        """Return a batch."""
+        """Return the images and labels of a batch."""
         labels = [self.source.labels[number] for number in numbers]
         return [(self.prepare(picture), label) for picture, label in zip(self.pictures(numbers), labels, strict=True)]
 
 
 class _AsTested:
-    """Prepares an image as a trial's own test does."""
+    """The preprocessing of a trial's test images."""
 
     def __init__(self, spec: DataSpec) -> None:
         size = spec.image_size or 224
@@ -182,17 +185,17 @@ class _AsTested:
 
 
 def class_label(name: str) -> str:
-    """Return a class's name in figures: the first of WordNet's names for an ImageNet id, else `name` itself."""
+    """Return a class's name in figures: the first WordNet name of an ImageNet id, else `name`."""
     return _imagenet().get(name, (name,))[0]
 
 
 def choose_classes(asked: Sequence[str], classes: Sequence[str]) -> list[int]:
     """Return the numbers of classes given by name, WordNet id, folder or number.
 
-    By default the paper's four if the data has them, else four evenly spaced ones.
+    By default, these are the paper's four classes if the data has them, else four evenly spaced ones.
 
     Raises:
-        ExcitationError: for an unknown name, with the nearest; for one that fits several classes, with all of them.
+        ExcitationError: for an unknown or ambiguous name.
     """
     if not asked:
         papers = [classes.index(id) for id in ("n01443537", "n02110958", "n02690373", "n09246464") if id in classes]
@@ -214,27 +217,25 @@ def _choose_class(query: str, classes: Sequence[str]) -> int:
     if len(matches) == 1:
         return classes.index(matches[0])
     if matches:
-        options = ", ".join(_described(name) for name in matches[:12])
-        raise ExcitationError(
-            f"class {query!r} fits {len(matches)} classes: {options}; ask for one by its folder or id"
-        )
+        options = ", ".join(_describe(name) for name in matches[:12])
+        raise ExcitationError(f"class {query!r} is ambiguous: {options}; use the folder or id of a class")
     all_names = dict.fromkeys([*classes, *(word for names in words.values() for word in names)])
-    examples = ", ".join(map(_described, classes[:5])) + (f" and {len(classes) - 5} more" if len(classes) > 5 else "")
-    raise ExcitationError(f"no class is called {query!r}; there are {examples}{nearest(lower_query, all_names)}")
+    examples = ", ".join(map(_describe, classes[:5])) + (f" and {len(classes) - 5} more" if len(classes) > 5 else "")
+    raise ExcitationError(f"unknown class {query!r}; the classes are {examples}{nearest(lower_query, all_names)}")
 
 
 def _split(words: str) -> list[str]:
     return words.replace("-", " ").split()
 
 
-def _described(name: str) -> str:
+def _describe(name: str) -> str:
     words = _imagenet().get(name)
     return f"{name} ({', '.join(words)})" if words else name
 
 
 @functools.cache
 def _imagenet() -> dict[str, tuple[str, ...]]:
-    """Return WordNet's names of ImageNet's 1,000 classes by their ids; the first of a class is its own if it can be."""
+    """Return WordNet's names of ImageNet's 1,000 classes by id."""
     from timm.data import ImageNetInfo
 
     info = ImageNetInfo()

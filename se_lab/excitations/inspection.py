@@ -1,4 +1,4 @@
-"""The excitations of trained nets: statistics file, figures and explorer page of each, and what sets them apart."""
+"""Inspect trained nets: write statistics, figures and explorer pages, and compare nets."""
 
 from __future__ import annotations
 
@@ -31,55 +31,54 @@ FILE = "excitations.safetensors"
 PAGE = "explorer.html"
 FIGURES = ("figure_6", "figure_7", "distribution", "saturation", "selectivity", "class_similarity", "unit_similarity",
            "redundancy", "maps", "training")  # fmt: skip
-"""Names of all figures, of one net or several, without the suffix."""
+"""Names of all figures, without suffix."""
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """Images, outputs and figures of an inspection."""
+    """Options of an inspection."""
 
     data: str | None = None
-    """digits or folder:PATH; by default what a trial was tested with."""
+    """digits or folder:PATH; by default the test images of the trial."""
     classes: Sequence[str] = ()
     """Classes of the figures by name, WordNet id, folder or number; by default the paper's, or four evenly spaced."""
     output: str | Path | None = None
-    """The folder to write into; by default excitations/ in a trial's folder, and for several nets or timm's here."""
+    """Output folder; by default excitations/, in a trial's folder for a single trial."""
     overwrite: bool = False
     """Replace files that SE-Lab did not write."""
     batch_size: int = 64
     root: str = "."
-    """Where relative data paths start."""
+    """Folder that relative data paths start from."""
     workers: int = 2
-    """Processes that read files."""
+    """Number of processes that read files."""
     wandb: str | None = None
-    """The W&B project whose runs get histograms and figures; none by default."""
+    """W&B project in which histograms and figures are added to the trials' runs, if any."""
     look: Look = field(default_factory=Look)
     """Style and width of the figures."""
     capture: CaptureOptions = field(default_factory=CaptureOptions)
 
 
 def inspect_nets(sources: Sequence[str | Path], request: Inspection) -> list[Path]:
-    """Write statistics file, figures and explorer of each net, and of several nets figures that compare them.
+    """Write statistics and figures of each net, comparisons of nets, and an explorer page.
 
     Args:
-        sources: Checkpoints, folders of trials, or timm:NAME; the explorer shows the first two side by side. Several
-            checkpoints of one trial give the figure of how its units changed over training.
-        request: What to show them.
+        sources: Checkpoints, folders of trials, or timm:NAME. The explorer shows the first two side by side. For
+            several checkpoints of one trial, there is a figure of changes over training.
+        request: The options.
 
     Returns:
-        The files that were written.
+        The paths of the files.
 
     Raises:
-        SpecError, DataError: for a net, class or image that is not there, and for files that SE-Lab did not write and
-            would replace, before any image is run.
+        SpecError, DataError: if a net, class or image is missing, or a file exists that SE-Lab did not write.
     """
     nets = [open_net(source, trust_plugins=request.capture.trust_plugins) for source in sources]
     images = [_images(net, request) for net in nets]
-    class_numbers = [_chosen(request, image_set) for image_set in images]
+    class_numbers = [_class_numbers(request, image_set) for image_set in images]
     folders = [_folder_of(net, request, alone=len(nets) == 1) for net in nets]
     common_folder = folders[0] if len(nets) == 1 else Path(request.output or "excitations")
     with _writing({*folders, common_folder}, request):
-        pass  # nothing is run for files that may not be written
+        pass  # raises before running any image if files must not be replaced
     labelled, paths, figure_paths = [], [], []
     for net, image_set, classes, folder in zip(nets, images, class_numbers, folders, strict=True):
         with _writing([folder], request):
@@ -90,7 +89,7 @@ def inspect_nets(sources: Sequence[str | Path], request: Inspection) -> list[Pat
         if request.wandb:
             _send(net, statistics, folder, request.wandb)
     same_classes = all(image_set.classes == images[0].classes for image_set in images[1:])
-    unit = figures.papers_units(labelled[0][1].sites)[-1]
+    unit = figures.paper_units(labelled[0][1].sites)[-1]
     subset = labelled[: 2 if same_classes else 1]
     picture = images[0].picture if request.capture.extremes else None
     with _writing([common_folder], request):
@@ -103,28 +102,28 @@ def inspect_nets(sources: Sequence[str | Path], request: Inspection) -> list[Pat
 
 
 def inspect_sweep(records: pd.DataFrame, request: Inspection) -> list[Path]:
-    """Inspect every finished trial with SE units, each in its own folder, and overlay the variants.
+    """Inspect every finished trial with SE units in its own folder, and compare the variants.
 
     Args:
-        records: Trials as `load_records` gives them.
-        request: What to show them; its output is the folder of the overlays.
+        records: Trials from `load_records`.
+        request: The options; the output is the folder of comparisons.
 
     Raises:
-        ExcitationError: where no finished trial has SE units.
-        SpecError: for files that SE-Lab did not write and would replace, before any image is run.
+        ExcitationError: if no finished trial has SE units.
+        SpecError: if a file exists that SE-Lab did not write.
     """
     study = group_variants(records)
     trials = study.trials
     finished_trials = trials[(trials["status"] == "finished") & (trials[INSERTION] != "none")]
     if finished_trials.empty:
         raise ExcitationError(
-            f"none of the {len(trials)} trials has finished with SE units in its net: run the sweep, or name others"
+            f"none of {len(trials)} trials has finished and has SE units; run the sweep, or select other trials"
         )
     names = study.variants["variant"].reindex(finished_trials["variant"])
-    is_single = names.nunique() == 1  # its name in the study has only what tells it from the baseline
+    is_single = names.nunique() == 1  # the name in a study with one variant may be too short
     folder = Path(request.output or "excitations")
     with _writing([folder], request):
-        pass  # nothing is run for files that may not be written
+        pass  # raises before running any image if files must not be replaced
     labelled, paths = [], []
     variants: dict[str, tuple[ExcitationStatistics, LabelledImages]] = {}  # the first seed of each
     for name, row in zip(names, finished_trials.to_dict("records"), strict=True):
@@ -132,7 +131,7 @@ def inspect_sweep(records: pd.DataFrame, request: Inspection) -> list[Path]:
         if is_single and net.spec is not None:
             name = variant_name(net.spec)
         images = _images(net, request)
-        classes = _chosen(request, images)
+        classes = _class_numbers(request, images)
         request.capture.say(f"{name}, seed {row['seed']:.0f} ({net.label})")
         trial_folder = Path(row["folder"]) / "excitations"
         statistics = collect(net, images, trial_folder / FILE, request.capture)
@@ -141,7 +140,7 @@ def inspect_sweep(records: pd.DataFrame, request: Inspection) -> list[Path]:
         figure_paths = _figures_of_one(net, images, statistics, classes, trial_folder, request)
         paths += [trial_folder / FILE, *figure_paths]
         picture = images.picture if request.capture.extremes else None
-        unit = figures.papers_units(statistics.sites)[-1]
+        unit = figures.paper_units(statistics.sites)[-1]
         nets = [(name, statistics)]
         page = trial_folder / PAGE
         paths.append(write_page(nets, page, unit=unit, classes=classes, picture=picture, figures=_static(figure_paths)))
@@ -157,20 +156,19 @@ def inspect_sweep(records: pd.DataFrame, request: Inspection) -> list[Path]:
 def _explorer_of_two(
     variants: dict[str, tuple[ExcitationStatistics, LabelledImages]], path: Path, request: Inspection
 ) -> Path:
-    """Write the explorer of the first and the last variant; of the first alone where their classes differ."""
+    """Write the explorer of the first and last variant, or only the first if classes differ."""
     (first, (statistics, images)), *_, (last, (last_statistics, last_images)) = variants.items()
     nets = [(first, statistics)]
     if images.classes == last_images.classes:
         nets.append((last, last_statistics))
-    unit, picture = figures.papers_units(statistics.sites)[-1], images.picture if request.capture.extremes else None
-    return write_page(nets, path, unit=unit, classes=_chosen(request, images), picture=picture)
+    unit, picture = figures.paper_units(statistics.sites)[-1], images.picture if request.capture.extremes else None
+    return write_page(nets, path, unit=unit, classes=_class_numbers(request, images), picture=picture)
 
 
 def _writing(folders: Iterable[Path], request: Inspection) -> AbstractContextManager[None]:
-    """Return a context for writing into folders, which lets only SE-Lab's own files be replaced.
+    """Return a context for writing into folders, in which only files of SE-Lab may be replaced.
 
-    In the folder of a trial these names are SE-Lab's, and a statistics file is known by its header: an interrupted run
-    resumes from it.
+    All files in the folder of a trial may be replaced, and statistics files, which are recognised by their header.
     """
     names = [PAGE, *(f"{name}.{suffix}" for name in FIGURES for suffix in ("png", "svg"))]
     outside_folders = [folder for folder in folders if not any(map(is_trial, folder.absolute().parents))]
@@ -186,11 +184,11 @@ def _images(net: TrainedNet, request: Inspection) -> LabelledImages:
     return open_data(net, request.data, batch_size=request.batch_size, root=request.root, workers=request.workers)
 
 
-def _chosen(request: Inspection, images: LabelledImages) -> list[int]:
+def _class_numbers(request: Inspection, images: LabelledImages) -> list[int]:
     numbers = choose_classes(request.classes, images.classes)
     empty = [images.classes[label] for label in numbers if not (images.labels == label).any()]
     if empty and request.classes:
-        raise ExcitationError(f"{images.name} has no image of class {', '.join(empty)}; add some, or ask for others")
+        raise ExcitationError(f"{images.name} has no image of class {', '.join(empty)}; choose other classes")
     return [label for label in numbers if images.classes[label] not in empty]
 
 
@@ -232,21 +230,21 @@ def _figures_of_one(
 
 
 def _unit_similarity(request: Inspection, *statistics: ExcitationStatistics) -> list[Chart]:
-    """Return the chart of one net's units or two nets', or none and say why."""
+    """Return the similarity chart of the units of one or two nets, or none with a message."""
     try:
         return [compare.unit_similarity(*statistics)]
     except ExcitationError as error:
-        request.capture.say(f"unit_similarity left out: {error}")
+        request.capture.say(f"unit_similarity skipped: {error}")
         return []
 
 
 def _static(paths: Sequence[Path]) -> list[Path]:
-    """Return the images that a page shows without JavaScript."""
+    """Return the paths of the images that a page shows without JavaScript."""
     return [path for path in paths if path.suffix == ".png" and path.stem in ("figure_6", "figure_7", "distribution")]
 
 
 def _save(charts: Sequence[Chart], folder: Path, request: Inspection) -> list[Path]:
-    """Draw charts into a folder, each under its own name."""
+    """Draw charts and save them to a folder."""
     return [path for chart in charts for path in save_figure(draw(chart, request.look), folder / chart.key)]
 
 
@@ -264,7 +262,7 @@ def _comparisons(
 
 
 def _send(net: TrainedNet, statistics: ExcitationStatistics, folder: Path, project: str) -> None:
-    """Give a trial's W&B run its histograms and figures under excitations/…, offline unless W&B's variables say so."""
+    """Log histograms and figures to a trial's W&B run, as excitations/…; offline by default."""
     import wandb
 
     values: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""Where in a picture the gates of spatial units are high, such as CBAM's and coordinate attention's."""
+"""Maps of the gates of spatial units, such as CBAM and coordinate attention, over pictures."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from se_lab.excitations.capture import capture_excitations
-from se_lab.excitations.figures import papers_units
+from se_lab.excitations.figures import paper_units
 from se_lab.excitations.images import LabelledImages, class_label
 from se_lab.report.figures.look import Look, fallback_fonts, settings_of_style
 
@@ -21,9 +21,10 @@ if TYPE_CHECKING:
 
 
 def map_figure(model: nn.Module, images: LabelledImages, classes: Sequence[int], look: Look) -> Figure | None:
-    """Draw the gate's mean over channels over one picture of each class; None where no gate varies over H×W.
+    """Draw maps of gates, averaged over channels, over one picture of each class.
 
-    Columns are the units of Figures 6 and 7, each with a colour scale of its own, which its title gives.
+    Columns are the units of Figures 6 and 7, with separate colour scales given in their titles. None if no gate varies
+    over H×W.
     """
     numbers = torch.tensor([int((images.labels == label).nonzero()[0]) for label in classes])
     device = next(model.parameters()).device
@@ -36,7 +37,7 @@ def map_figure(model: nn.Module, images: LabelledImages, classes: Sequence[int],
             pictures += [_grey(image.numpy()) for image in batch]
             maps.append({name: values.float().cpu().numpy() for name, values in capture.maps.items()})
     gate_maps = {name: np.concatenate([part[name] for part in maps]) for name in maps[0]}
-    names = [name for name in papers_units(capture.sites) if name in gate_maps]
+    names = [name for name in paper_units(capture.sites) if name in gate_maps]
     labels = [class_label(images.classes[label]) for label in classes]
     with settings_of_style(look.settings(fallback_fonts(labels)[0])):
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -59,7 +60,7 @@ def map_figure(model: nn.Module, images: LabelledImages, classes: Sequence[int],
                 if row == 0:
                     panel.set_title(f"{name}\n{low:.3f} to {high:.3f}", fontsize=look.small)
         title = "Gates by position" if look.title is None else look.title
-        note = "mean over channels: dark is low, yellow is high"
+        note = "mean over channels; dark is low, yellow is high"
         text = f"{title}\n{note}" if title else note
         figure.suptitle(text, fontsize=look.small)
         figure.set_label(text)
@@ -67,7 +68,7 @@ def map_figure(model: nn.Module, images: LabelledImages, classes: Sequence[int],
 
 
 def _grey(image: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return a net's input, (C, H, W), as grey values from 0 to 1."""
+    """Convert a net's input (C, H, W) to grey values from 0 to 1."""
     grey: NDArray[np.float32] = image.mean(0)
     low, high = grey.min(), grey.max()
     return (grey - low) / (high - low) if high > low else np.zeros_like(grey)

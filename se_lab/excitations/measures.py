@@ -1,4 +1,4 @@
-"""Measures of how gates depend on classes, from a unit's statistics."""
+"""Measures of the dependence of gates on classes, from a unit's statistics."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from se_lab.excitations.statistics import PER_UNIT, Floats, UnitStatistics, bin_
 from se_lab.spec import seed_of
 
 NEAR = 0.05
-"""A gate this near to a bound of its excitation counts as saturated."""
+"""Distance from a bound of the excitation below which a gate counts as saturated."""
 FEW_IMAGES = 10
-"""With fewer images of a class than this, measures of classes say little."""
+"""Number of images of a class below which measures are noisy."""
 DRAWS = 20
 PERMUTATIONS = 200
 
 
 def mean_of_classes(unit: UnitStatistics) -> Floats:
-    """Return the mean over all classes that have images, (C,): the line 'all' of Figure 6."""
+    """Return the mean over all classes with images, (C,): the line 'all' of Figure 6."""
     return np.asarray(unit.mean[unit.count > 0].mean(0))
 
 
 def variances(unit: UnitStatistics) -> tuple[Floats, Floats]:
-    """Return the variance between class means and the mean variance within classes, (C,) each, over all images."""
+    """Return the variance between class means, and the mean variance within classes, (C,) each."""
     mask = unit.count > 0
     weight = (unit.count[mask] / unit.count.sum())[:, None]
     mean = unit.mean[mask]
@@ -33,17 +33,16 @@ def variances(unit: UnitStatistics) -> tuple[Floats, Floats]:
 
 
 def variance_explained(unit: UnitStatistics) -> Floats:
-    """Return the share of each channel's variance that lies between classes, (C,), as ω² (Hays 1963).
+    """Return the fraction of each channel's variance between classes, (C,), as ω² (Hays 1963).
 
-    (SSb − (k − 1) MSw) / (SSt + MSw), for k classes. Unlike the plain share SSb / SSt it is about 0, and may fall
-    below 0, where classes do not matter, however few images a class has. NaN with one image per class, where the
-    variance within is unknown; 0 for a constant gate.
+    ω² = (SSb − (k − 1) MSw) / (SSt + MSw) for k classes. Unlike SSb / SSt, it is close to 0, or negative, if classes do
+    not matter, even for few images per class. NaN for one image per class, 0 for a constant gate.
     """
     return _omega_squared(unit, *variances(unit))
 
 
 def unit_variance_explained(unit: UnitStatistics) -> float:
-    """Return the share of the variance of all a unit's channels together that lies between classes, as ω²."""
+    """Return the fraction of the variance between classes over all channels of a unit, as ω²."""
     between, within = variances(unit)
     return float(_omega_squared(unit, between.sum(keepdims=True), within.sum(keepdims=True))[0])
 
@@ -57,20 +56,19 @@ def _omega_squared(unit: UnitStatistics, between: Floats, within: Floats) -> Flo
 
 
 def selectivity_index(unit: UnitStatistics) -> Floats:
-    """Return the class selectivity index of each channel, (C,), from 0 to 1 (Morcos et al. 2018, section 2.2).
+    """Return the class selectivity index of channels, (C,) (Morcos et al. 2018, section 2.2).
 
-    (a − b) / (|a| + |b|), a the mean of the class that excites the channel most and b the mean over the other classes.
-    It is not defined for gates below 0, as tanh makes them: there it can overstate selectivity.
+    The index is (a − b) / (|a| + |b|), from 0 to 1, where a is the mean of the class that excites the channel most, and
+    b the mean over the other classes. It is not meaningful for negative gates, such as those of tanh.
     """
     return _selectivity(unit.mean[unit.count > 0])
 
 
 def selectivity_without_classes(unit: UnitStatistics) -> float:
-    """Return the mean selectivity index that a unit's channels would have if classes did not matter.
+    """Return the mean selectivity index of a unit that is expected by chance.
 
-    The largest of several class means exceeds the others by chance alone. Class means are drawn around the mean of all
-    images, with the spread that the images within classes give them, from a stream of the unit's name. NaN with one
-    image a class.
+    Even without an effect of classes, the largest class mean exceeds the others. Class means are drawn around the
+    overall mean, with the variance within classes, from a stream keyed by the unit's name. NaN for one image per class.
     """
     mask = unit.count > 0
     count = unit.count[mask][:, None]
@@ -93,10 +91,10 @@ def _selectivity(mean: Floats) -> Floats:
 
 
 def saturation(unit: UnitStatistics) -> tuple[float, float]:
-    """Return the shares of gates within 0.05 of the excitation's lower and upper bound, of all images and channels.
+    """Return the fractions of gates within 0.05 of the lower and upper bound of the excitation.
 
-    Sigmoid: s < 0.05 and s > 0.95; tanh: s < −0.95 and s > 0.95. An excitation without an upper bound, such as ReLU,
-    saturates at exactly 0 alone: the share of zeros, and NaN.
+    Sigmoid: s < 0.05 and s > 0.95; tanh: s < −0.95 and s > 0.95. For an excitation without an upper bound, such as
+    ReLU, these are the fraction of zeros and NaN.
     """
     counts = unit.by_class.sum(0)
     low, high = unit.site.low, unit.site.high
@@ -109,7 +107,7 @@ def saturation(unit: UnitStatistics) -> tuple[float, float]:
 
 
 def saturation_labels(units: Sequence[UnitStatistics]) -> tuple[str, str]:
-    """Return in words what the two shares of `saturation` count, for units of one excitation or of several."""
+    """Return labels for the two fractions of `saturation`."""
     limits = {(unit.site.low, unit.site.high) for unit in units}
     if len(limits) > 1:
         return "at or near the lower bound", "near the upper bound"
@@ -120,7 +118,7 @@ def saturation_labels(units: Sequence[UnitStatistics]) -> tuple[str, str]:
 
 
 def few_images(count: Floats) -> str:
-    """Return a remark on classes with too few images to judge by, from the images of each class (K,), or ""."""
+    """Return a remark on classes with few images, given the counts (K,), or ""."""
     counts = count[count > 0]
     few_classes = int((counts < FEW_IMAGES).sum())
     if not few_classes:
@@ -129,14 +127,14 @@ def few_images(count: Floats) -> str:
 
 
 def closed_histogram(unit: UnitStatistics) -> tuple[NDArray[np.int64], Floats]:
-    """Return how many gates of all images and channels fall into each bin, (B',), and the bins' edges, (B' + 1,).
+    """Return the histogram of all gates of a unit: counts (B',) and bin edges (B' + 1,).
 
-    Only bins between the lowest and the highest gate, the outer ones cut off there.
+    The bins extend from the lowest to the highest gate.
     """
     edges, counts = bin_edges(), unit.by_class.sum(0)
     mask = unit.count > 0
     low, high = float(unit.minimum[mask].min()), float(unit.maximum[mask].max())
-    if high <= 1:  # a gate of exactly 1 opens the bin after the last one of sigmoid and tanh
+    if high <= 1:  # gates of exactly 1 are in the bin after the last one for sigmoid and tanh
         counts[2 * PER_UNIT - 1] += counts[2 * PER_UNIT]
         counts[2 * PER_UNIT] = 0
     bins = np.flatnonzero(counts)
@@ -147,7 +145,7 @@ def closed_histogram(unit: UnitStatistics) -> tuple[NDArray[np.int64], Floats]:
 
 
 def density(unit: UnitStatistics) -> tuple[Floats, Floats]:
-    """Return the density curve of a unit's gates: gates (P,) and densities (P,), 0 at both ends."""
+    """Return the density curve of a unit's gates: gates (P,) and densities (P,)."""
     counts, edges = closed_histogram(unit)
     height = counts / counts.sum() / np.diff(edges)
     return np.concatenate([edges[:1], edges[:-1] + np.diff(edges) / 2, edges[-1:]]), np.concatenate(
@@ -156,10 +154,10 @@ def density(unit: UnitStatistics) -> tuple[Floats, Floats]:
 
 
 def class_similarity(unit: UnitStatistics) -> tuple[Floats, NDArray[np.intp]]:
-    """Return the correlation of class means over channels (K, K), and the classes (K,) in the order of its clusters.
+    """Return the correlation of class means over channels, (K, K), and clustered classes (K,).
 
-    Only classes with images count. Average linkage of 1 − correlation. A class whose mean gate is the same for all
-    channels has no correlation: NaN there, clustered as 0.
+    Classes with images are clustered by average linkage of 1 − correlation. The correlation of a class with equal means
+    in all channels is NaN, clustered as 0.
     """
     from scipy.cluster.hierarchy import leaves_list, linkage
     from scipy.spatial.distance import squareform
@@ -181,21 +179,21 @@ def class_similarity(unit: UnitStatistics) -> tuple[Floats, NDArray[np.intp]]:
 
 
 def unit_similarity(rows: Sequence[UnitStatistics], columns: Sequence[UnitStatistics]) -> Floats:
-    """Return how alike units tell classes apart, (R, C'), at most 1: debiased linear CKA of class means.
+    """Return the debiased linear CKA of class means between units, (R, C').
 
-    Linear CKA (Kornblith et al. 2019, equation 3) with the unbiased estimate of HSIC (Song et al. 2012, equation 5):
-    about 0 for unrelated units, where the plain CKA of few classes nears 1. Units may have different numbers of
-    channels, or come from two nets; the classes are those that both have images of. NaN where there are fewer than four
-    such classes, or a unit has the same gates for all of them.
+    Linear CKA (Kornblith et al. 2019, equation 3) with the unbiased estimate of HSIC (Song et al. 2012, equation 5) is
+    close to 0 for unrelated units, while plain CKA approaches 1 for few classes. Units may have different numbers of
+    channels, or belong to two nets; classes without images in either are ignored. NaN for fewer than four classes, and
+    for a unit with the same gates for all classes.
     """
     left, right = _grams(rows, columns)
     return np.asarray(left.reshape(len(rows), -1) @ right.reshape(len(columns), -1).T)
 
 
 def similarity_by_chance(rows: Sequence[UnitStatistics], columns: Sequence[UnitStatistics]) -> float:
-    """Return the 95 % quantile of `unit_similarity` when the classes of one side are permuted.
+    """Return the 95 % quantile of `unit_similarity` for permuted classes.
 
-    Over 200 permutations and all pairs of ten units a side, evenly spaced. NaN where there is no similarity.
+    It is computed from 200 permutations and all pairs of ten evenly spaced units. NaN if all similarities are NaN.
     """
     sample = [
         [units[i] for i in np.unique(np.linspace(0, len(units) - 1, 10).astype(int))] for units in (rows, columns)
@@ -218,7 +216,7 @@ def _grams(rows: Sequence[UnitStatistics], columns: Sequence[UnitStatistics]) ->
 
 
 def _gram(mean: Floats) -> Floats:
-    """Return the inner products of class means (K, C), U-centred and scaled to length 1, (K, K); NaN for equal means.
+    """Return the U-centred Gram matrix (K, K) of class means, with norm 1; NaN if equal.
 
     The inner product of two U-centred matrices is K (K − 3) times the unbiased HSIC (Székely and Rizzo 2014).
     """

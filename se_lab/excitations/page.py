@@ -1,4 +1,4 @@
-"""The explorer: one self-contained HTML page to look at gates by unit, class and channel, drawn by Plotly."""
+"""The explorer: a self-contained HTML page with gates by unit, class and channel."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ if TYPE_CHECKING:
 
 ASSETS = Path(__file__).with_name("assets")
 ARRAY_BYTES = 30_000_000
-"""What means and standard deviations may take, in all nets of a page together: with base64 and Plotly 45 MB."""
+"""Maximum size of means and standard deviations of all nets on a page; with base64 and Plotly, the page has 45 MB."""
 WIDE_BYTES = 8_000_000
-"""Up to here a number takes two bytes instead of one."""
+"""Size up to which a number is stored in two bytes instead of one."""
 THUMBNAILS = 4000
-"""Pictures on a page, about 1.5 kB each."""
+"""Maximum number of pictures on a page, about 1.5 kB each."""
 THUMBNAIL_SIDE = 64
 
 Picture = Callable[[int], "Image.Image"]
 
 
 class Detail(NamedTuple):
-    """How much of the numbers a page keeps."""
+    """The amount of data on a page."""
 
     share: float
-    """Of each unit's channels."""
+    """Fraction of each unit's channels."""
     wide: bool
-    """Whether a number takes two bytes, not one."""
+    """Whether a number is stored in two bytes instead of one."""
 
 
 def write_page(
@@ -52,19 +52,19 @@ def write_page(
     picture: Picture | None = None,
     figures: Sequence[Path] = (),
 ) -> Path:
-    """Write the explorer of one net, or of two side by side.
+    """Write the explorer of one net, or of two nets side by side.
 
-    Numbers are rounded to a 255th of a unit's range, in small pages to a 65535th, and channels are thinned, evenly at
-    random, where a page would pass 60 MB; the page says so.
+    Numbers are rounded to 1/255 of a unit's range, or 1/65535 on small pages. Large pages show a random subset of
+    channels. The page mentions both.
 
     Args:
-        labelled: One or two nets' statistics of the same classes, by label.
-        path: The file.
-        unit: The unit to begin with.
-        classes: The classes to begin with.
-        picture: Returns an image by its number, for thumbnails of those that excite a channel most and least, where
-            the statistics kept them.
-        figures: Images (PNG) of the first net for readers without JavaScript, who get tables of the units as well.
+        labelled: Labels and statistics of one or two nets with the same classes.
+        path: The file to write.
+        unit: The unit to show first.
+        classes: The classes to show first.
+        picture: Returns the picture of an image number, for thumbnails of images that excite a channel most and least,
+            if the statistics contain them.
+        figures: Figures (PNG) of the first net to show without JavaScript, after tables of the units.
     """
     first = labelled[0][1]
     total_bytes = sum(2 * (s.count > 0).sum().item() * sum(site.channels for site in s.sites) for _, s in labelled)
@@ -74,7 +74,7 @@ def write_page(
     data = {
         "title": " and ".join(dict.fromkeys(label for label, _ in labelled)),
         "about": _about(labelled),
-        "thinned": ". ".join(filter(None, (_thinned(detail), measures.few_images(first.count.cpu().numpy())))),
+        "thinned": ". ".join(filter(None, (_size_remark(detail), measures.few_images(first.count.cpu().numpy())))),
         "classes": [class_label(name) for name in first.classes],
         "folders": first.classes,
         "nets": nets,
@@ -127,18 +127,18 @@ def _unit(unit: UnitStatistics, channels: NDArray[np.intp]) -> dict[str, Any]:
         "stage": unit.site.stage,
         "channels": unit.site.channels,
         "kept": channels.tolist(),
-        "all": _rounded(measures.mean_of_classes(unit)[channels]),
-        "selectivity": _rounded(measures.selectivity_index(unit)[channels]),
-        "explained": _rounded(measures.variance_explained(unit)[channels]),
+        "all": _round(measures.mean_of_classes(unit)[channels]),
+        "selectivity": _round(measures.selectivity_index(unit)[channels]),
+        "explained": _round(measures.variance_explained(unit)[channels]),
         "between": _percent(measures.unit_variance_explained(unit)),
         "saturated": [_percent(share) for share in measures.saturation(unit)],
         "saturation": list(measures.saturation_labels([unit])),
-        "density": [_rounded(x), _rounded(y)],
+        "density": [_round(x), _round(y)],
     }
 
 
 def _kept(name: str, channels: int, share: float) -> NDArray[np.intp]:
-    """Return the channels of a unit that are on the page, rising."""
+    """Return the channels of a unit that are on the page, sorted."""
     count = min(channels, max(50, int(share * channels)))
     if count == channels:
         return np.arange(channels)
@@ -146,7 +146,7 @@ def _kept(name: str, channels: int, share: float) -> NDArray[np.intp]:
 
 
 def _quantise(values: Floats, wide: bool) -> tuple[dict[str, float], str]:
-    """Return the range of the values (K, C) and, in base64, their steps in it, row by row."""
+    """Return the range of values (K, C), and the values as integers in base64, row by row."""
     low, high = float(values.min()), float(values.max())
     steps = 65535 if wide else 255
     scaled = np.rint((values - low) * (steps / (high - low) if high > low else 0.0))
@@ -155,7 +155,7 @@ def _quantise(values: Floats, wide: bool) -> tuple[dict[str, float], str]:
 
 
 def _extremes(statistics: ExcitationStatistics, name: str, channels: NDArray[np.intp]) -> NDArray[np.int64]:
-    """Return the images that excite each kept channel most and least, (channels, 2, M), −1 for none."""
+    """Return the images (channels, 2, M) that excite each channel most and least, −1 for none."""
     images = statistics.top_image[:, :, statistics.first[name] + channels].cpu().numpy()
     return np.asarray(images.transpose(2, 0, 1))
 
@@ -163,7 +163,7 @@ def _extremes(statistics: ExcitationStatistics, name: str, channels: NDArray[np.
 def _thumbnails(
     units: list[dict[str, Any]], extremes: Mapping[int, NDArray[np.int64]], picture: Picture | None
 ) -> dict[int, str]:
-    """Give units their channels' pictures, the most selective channels first, and return the pictures by number."""
+    """Add image numbers of selective channels to units, and return thumbnails by image number."""
     ranked = sorted(
         (
             (-units[place]["selectivity"][row], place, row)
@@ -196,14 +196,14 @@ def _about(labelled: Sequence[tuple[str, ExcitationStatistics]]) -> str:
 
 
 def _origin(label: str, about: Mapping[str, Any]) -> str:
-    """Return the net and the trial that a label stands for, as far as the label does not name them."""
+    """Return the variant and the trial of a label, unless the label contains them."""
     trial = about.get("trial_id", "")
     parts = [about.get("variant", "a net"), f"trial {trial}" if trial and trial not in label else ""]
     return ", ".join(filter(None, parts))
 
 
 def _static(data: Mapping[str, Any], figures: Sequence[Path]) -> str:
-    """Return tables of the units, and images, for readers without JavaScript."""
+    """Return tables of units and figures, for readers without JavaScript."""
     parts = [f"<h1>Excitations of {html.escape(data['title'])}</h1>", f"<p>{html.escape(data['about'])}</p>"]
     for net in data["nets"]:
         heads = ["unit", "stage", "channels", "variance between classes (ω², %)"]
@@ -225,19 +225,19 @@ def _row(tag: str, cells: Sequence[object]) -> str:
     return "<tr>" + "".join(f"<{tag}>{html.escape(str(cell))}</{tag}>" for cell in cells) + "</tr>"
 
 
-def _thinned(detail: Detail) -> str:
+def _size_remark(detail: Detail) -> str:
     sentences = []
     if detail.share < 1:
         sentences.append(
-            f"Thinned to keep the page small: about {100 * detail.share:.0f} % of each unit's channels, at random, "
-            "at least 50. The statistics file beside this page has them all."
+            f"To limit the size of the page, it shows about {100 * detail.share:.0f} % of each unit's channels, at "
+            "random, at least 50. The statistics file has all channels."
         )
     if not detail.wide:
         sentences.append("Means and standard deviations are rounded to 1/255 of a unit's range.")
     return " ".join(sentences)
 
 
-def _rounded(values: Floats) -> list[float | None]:
+def _round(values: Floats) -> list[float | None]:
     return [float(f"{value:.4g}") if np.isfinite(value) else None for value in values]
 
 

@@ -1,16 +1,16 @@
-"""Streaming statistics of gates by class and channel, in memory independent of the number of images.
+"""Streaming statistics of gates by class and channel.
 
-A statistics file is safetensors with a JSON header. Read it in three lines:
+A statistics file is a safetensors file with a JSON header:
 
     with safetensors.safe_open("excitations.safetensors", "numpy") as file:
         header, mean = json.loads(file.metadata()["header"]), file.get_tensor("mean")
-    print(mean[header["classes"].index("7")])  # (channels of all units in turn,)
+    print(mean[header["classes"].index("7")])  # (T,), the channels of all units
 
-Tensors, for K classes, T channels of all units in turn, U units, B bins: count (K,) images; mean, m2 (the sum of
-squared deviations), minimum, maximum (K, T); zero (T,) gates that are exactly 0; by_class (U, K, B), by_channel (T, B)
-histograms; and where the most exciting images were kept, top_value, top_image (2, M, T): the M images that excite a
-channel most, then least. Header: format, sites (name, stage, unit, channels, path, low, high, first: its first channel
-among the T), classes, images (run so far), and about: the net and the data.
+Tensors, for K classes, U units with T channels in total, and B bins: count (K,), the number of images; mean, m2 (the
+sum of squared deviations), minimum and maximum (K, T); zero (T,), the number of gates that are exactly 0; histograms
+by_class (U, K, B) and by_channel (T, B); optionally top_value and top_image (2, M, T), the M images that excite a
+channel most and least. Header: format, sites (name, stage, unit, channels, path, low, high, and first, the index of the
+first channel), classes, images (their number), and about (net and data).
 """
 
 from __future__ import annotations
@@ -32,16 +32,17 @@ from se_lab.store import write_bytes_whole
 
 FORMAT = 2
 BLOCK = {"cpu": 32, "cuda": 256}
-"""Images that are merged at a time: few stay in a CPU's cache, many keep a GPU busy."""
+"""Number of images merged at a time: small for a CPU's cache, large for a GPU."""
 PER_UNIT = 40
 BINS = 3 * PER_UNIT
 Floats = NDArray[np.float64]
 
 
 def bin_edges() -> Floats:
-    """Return the edges of the histograms, (B + 1,): steps of 1/40 from −1 to 1, then 1/(1 − k/40), to infinity.
+    """Return the bin edges (B + 1,) of the histograms.
 
-    The first bin also holds what lies below −1.
+    They have steps of 1/40 from −1 to 1, and then are 1/(1 − k/40), up to infinity. The first bin includes values below
+    −1.
     """
     inner = np.arange(-PER_UNIT, PER_UNIT + 1) / PER_UNIT
     with np.errstate(divide="ignore"):
@@ -51,38 +52,38 @@ def bin_edges() -> Floats:
 
 @dataclasses.dataclass(frozen=True)
 class UnitStatistics:
-    """Statistics of one unit's gates, in NumPy; a class without images has count 0 and NaN elsewhere."""
+    """Statistics of one unit's gates as NumPy arrays, with NaN for classes without images."""
 
     site: GateSite
     count: Floats
-    """(K,) images of each class."""
+    """Number of images of each class, (K,)."""
     mean: Floats
-    """(K, C)"""
+    """Mean gate by class and channel, (K, C)."""
     std: Floats
-    """(K, C) standard deviation over a class's images (divided by their number, not one less)."""
+    """Standard deviation over the images of a class, without Bessel's correction, (K, C)."""
     minimum: Floats
-    """(K, C)"""
+    """Smallest gate by class and channel, (K, C)."""
     maximum: Floats
-    """(K, C)"""
+    """Largest gate by class and channel, (K, C)."""
     by_class: NDArray[np.int64]
-    """(K, B) gates in each bin of `bin_edges`."""
+    """Number of gates by class and bin of `bin_edges`, (K, B)."""
     by_channel: NDArray[np.int64]
-    """(C, B)"""
+    """Number of gates by channel and bin, (C, B)."""
     zero: NDArray[np.int64]
-    """(C,) gates that are exactly 0, as ReLU makes them."""
+    """Number of gates of each channel that are exactly 0, as with ReLU, (C,)."""
 
 
 class ExcitationStatistics:
-    """Count, mean, M2, minimum, maximum and histograms of gates per unit, class and channel.
+    """Count, mean, M2, minimum, maximum and histograms of gates by unit, class and channel.
 
-    Moments merge as Chan, Golub and LeVeque (1979) merge them: the mean is kept in float64 and M2 sums deviations from
-    it, so that a spread of 1e-5 around 0.9999 survives. Neither batches nor their order matter to 1e-5.
+    Moments are merged by the method of Chan, Golub and LeVeque (1979), with means in float64, so that a standard
+    deviation of 1e-5 around 0.9999 is preserved. Results depend on batches and their order by less than 1e-5.
 
     Args:
-        sites: The units, as `Capture.sites` gives them.
-        classes: Names of the classes; labels are numbers in this list.
-        device: Where the statistics are kept: best where the net is.
-        extremes: How many images to keep that excite each channel most, and least.
+        sites: The units, from `Capture.sites`.
+        classes: Names of the classes; labels are indices into this list.
+        device: Device of the statistics, preferably that of the net.
+        extremes: Number of images to keep that excite each channel most, and least.
 
     Examples:
         >>> model = create_model(ModelSpec("cifar_resnet20"), num_classes=10).eval()
@@ -119,16 +120,16 @@ class ExcitationStatistics:
         self.top_value = torch.full((2, extremes, channels), -math.inf, device=device)
         self.top_image = torch.full((2, extremes, channels), -1, dtype=torch.int64, device=device)
         unit_of = torch.repeat_interleave(torch.arange(units), torch.tensor([site.channels for site in sites]))
-        self._class_row = (unit_of * kinds * BINS).int().to(device)  # where a channel's rows of the histograms start
+        self._class_row = (unit_of * kinds * BINS).int().to(device)  # offset of a channel's histograms
         self._channel_row = torch.arange(0, channels * BINS, BINS, dtype=torch.int32, device=device)
 
     def update(self, excitations: Mapping[str, Tensor], labels: Tensor, images: Tensor | None = None) -> None:
-        """Take in a batch.
+        """Add a batch.
 
         Args:
-            excitations: (N, C) by site, as `Capture.excitations` gives them.
-            labels: (N,) class numbers, on the CPU, so that no code there waits for a GPU.
-            images: (N,) the images' numbers, where the most exciting are to be kept.
+            excitations: Gates (N, C) by site name, from `Capture.excitations`.
+            labels: Class numbers (N,), on the CPU to avoid waiting for a GPU.
+            images: Image numbers (N,), needed for `extremes`.
         """
         block = BLOCK.get(self.m2.device.type, BLOCK["cpu"])
         for start in range(0, len(labels), block):
@@ -145,8 +146,7 @@ class ExcitationStatistics:
         cpu_tensors = (torch.bincount(row).double()[:, None], class_numbers, row, first, labels)
         n, class_numbers, row, first, label = (t.to(self.mean.device, non_blocking=True) for t in cpu_tensors)
         old_count = self.count[class_numbers][:, None]
-        # deviations from the mean so far, or from a class's first image, are small where gates are saturated: float32
-        # holds them
+        # Deviations from the previous mean, or from the first image of a class, are small enough for float32.
         mean = torch.where(old_count > 0, self.mean[class_numbers], gates[first].double())
         deviation = (gates - mean[row]).float()
         shift = torch.zeros(len(class_numbers), gates.shape[1], device=gates.device).index_add_(0, row, deviation)
@@ -175,13 +175,13 @@ class ExcitationStatistics:
             self.top_image[side] = torch.cat([self.top_image[side], numbers]).gather(0, best.indices)
 
     def merge(self, other: ExcitationStatistics) -> None:
-        """Add the statistics of other images of the same classes and units.
+        """Add the statistics of other images for the same units and classes.
 
         Raises:
-            ExcitationError: for other units or classes.
+            ExcitationError: if units or classes differ.
         """
         if (self.sites, self.classes) != (other.sites, other.classes):
-            raise ExcitationError(f"these are statistics of other units or classes: {_difference(self, other)}")
+            raise ExcitationError(f"the statistics have different units or classes: {_difference(self, other)}")
         device = self.mean.device
         a, b = self.count[:, None], other.count.to(device)[:, None]
         n = (a + b).clamp(min=1)
@@ -201,32 +201,32 @@ class ExcitationStatistics:
         self.images += other.images
 
     def merge_ranks(self) -> None:
-        """Merge the statistics of all processes of torch.distributed, each of its own images, into every one."""
+        """Merge the statistics of all ranks of torch.distributed, in every rank."""
         states: list[dict[str, Any] | None] = [None] * torch.distributed.get_world_size()
         torch.distributed.all_gather_object(states, self._state())
         total = ExcitationStatistics(
             self.sites, self.classes, device=self.mean.device, extremes=self.top_value.shape[1]
         )
-        for state in states:  # in the order of the ranks, so that every rank has the same bits
+        for state in states:  # in rank order, so that the results are identical in all ranks
             part = ExcitationStatistics(self.sites, self.classes, extremes=self.top_value.shape[1])
             part.__dict__.update(state or {})
             total.merge(part)
         self.__dict__.update(total.__dict__ | {"about": self.about})
 
     def check_finite(self) -> None:
-        """Raise ExcitationError if a gate was NaN or infinite, naming units and classes."""
+        """Raise ExcitationError if a gate is NaN or infinite, with the units and classes."""
         mask = ~torch.isfinite(self.mean)
         if not mask.any():
             return
         units = [site.name for site in self.sites if mask[:, self._channels(site)].any()]
         classes = [name for name, is_bad in zip(self.classes, mask.any(1).tolist(), strict=True) if is_bad]
         raise ExcitationError(
-            f"gates of {_some(units)} are NaN or infinite, for images of {_some(classes)}: the training of this net "
-            "diverged, or its numbers overflow in half precision; look at its training loss, or run it in float32"
+            f"gates of {_name_list(units)} are NaN or infinite, for images of {_name_list(classes)}: training "
+            "diverged, or half precision overflows; check the training loss, or run the net in float32"
         )
 
     def unit(self, name: str) -> UnitStatistics:
-        """Return one unit's statistics by its site's name."""
+        """Return the statistics of the unit with a given site name."""
         site = next(site for site in self.sites if site.name == name)
         part = self._channels(site)
         count = self.count.cpu().numpy()
@@ -243,7 +243,7 @@ class ExcitationStatistics:
         return UnitStatistics(site, count, *moments, by_class, by_channel, self.zero[part].cpu().numpy())
 
     def save(self, path: str | Path) -> Path:
-        """Write a statistics file, whole or not at all; the header's `about` is this object's."""
+        """Write a statistics file atomically."""
         from safetensors.torch import save
 
         header = {
@@ -259,10 +259,10 @@ class ExcitationStatistics:
 
     @classmethod
     def load(cls, path: str | Path, device: torch.device | str = "cpu") -> ExcitationStatistics:
-        """Read a statistics file, to inspect or to resume.
+        """Load a statistics file.
 
         Raises:
-            ExcitationError: for a file that is not one.
+            ExcitationError: if the file is not a statistics file of this format.
         """
         from safetensors import SafetensorError, safe_open
 
@@ -271,7 +271,7 @@ class ExcitationStatistics:
                 header = json.loads((file.metadata() or {})["header"])
                 tensors = {name: file.get_tensor(name).to(device) for name in file.keys()}  # noqa: SIM118  (no mapping)
         except (SafetensorError, KeyError) as error:
-            raise ExcitationError(f"{path} is no statistics file of excitations: {error}") from None
+            raise ExcitationError(f"{path} is not a statistics file of excitations: {error}") from None
         if header.get("format") != FORMAT:
             raise ExcitationError(f"{path} has format {header.get('format')}; this version of SE-Lab reads {FORMAT}")
         for site in header["sites"]:
@@ -292,7 +292,7 @@ class ExcitationStatistics:
 
 
 def is_statistics_file(path: str | Path) -> bool:
-    """Return whether a file is one that `ExcitationStatistics.save` has written, of any format."""
+    """Return whether `ExcitationStatistics.save` wrote a file, in any format version."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -304,8 +304,8 @@ def is_statistics_file(path: str | Path) -> bool:
 
 def _difference(a: ExcitationStatistics, b: ExcitationStatistics) -> str:
     if a.classes != b.classes:
-        return f"{len(a.classes)} and {len(b.classes)} classes, " + _some(sorted(set(a.classes) ^ set(b.classes)))
-    return _some(
+        return f"{len(a.classes)} and {len(b.classes)} classes, " + _name_list(sorted(set(a.classes) ^ set(b.classes)))
+    return _name_list(
         [
             f"{s.name} ({s.channels} channels)"
             for s in sorted({*a.sites} ^ {*b.sites}, key=lambda s: (s.name, s.channels))
@@ -313,5 +313,5 @@ def _difference(a: ExcitationStatistics, b: ExcitationStatistics) -> str:
     )
 
 
-def _some(names: Sequence[str]) -> str:
+def _name_list(names: Sequence[str]) -> str:
     return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")

@@ -1,6 +1,6 @@
-"""Tables, statistics and plots of ablations.
+"""Tables, statistics and figures of ablation studies.
 
-In: a DataFrame of trials, one row each. Out: tables as text, figures, pages.
+Input: a DataFrame with one row per trial. Output: tables as text, figures, HTML pages.
 """
 
 from __future__ import annotations

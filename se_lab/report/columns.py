@@ -1,4 +1,4 @@
-"""The one list of columns that tables and plots share: key, label, unit, direction, format."""
+"""The columns of tables and figures: key, label, unit, direction and format."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ MINUS = "−"
 
 
 class ReportError(SpecError):
-    """Trials or a request that allow no table or figure; the message says what was given and what there is."""
+    """An error in a request for a table or figure, or in the trials for it."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """What a column of the records means and how it is printed.
+    """The meaning and the format of a column.
 
-    `kind` says how the trials of a variant become one cell: a metric as mean ± interval over seeds, a cost as the
-    value all seeds share, a timing as their median; a spec key tells variants apart; a statistic is computed.
+    `kind` determines the cell of a variant: a metric is a mean ± interval over seeds, a cost the common value of all
+    seeds, a timing the median over seeds; a spec key distinguishes variants; a statistic is computed.
     """
 
     key: str
@@ -41,9 +41,9 @@ class Column:
     unit: str = ""
     better: Literal["lower", "higher"] | None = None
     decimals: int | None = None
-    """Digits after the point. None: a count, printed with the SI prefix that its column needs."""
+    """Number of decimals; None for a count, printed with an SI prefix."""
     short: str = "{}"
-    """A spec key's value inside a variant's name: `r={}`."""
+    """Format of a spec key's value in a variant's name, such as `r={}`."""
 
     @property
     def heading(self) -> str:
@@ -103,9 +103,9 @@ COLUMNS: dict[str, Column] = {column.key: column for column in _LISTED}
 
 
 def column(key: str, available: Iterable[object] = ()) -> Column:
-    """Return the column of that key, from the list or, where only the records know it, made from its name.
+    """Return the column for a key, or a new one for a spec key or metric in `available`.
 
-    Raises ReportError, with the nearest names, where neither knows it.
+    Raises ReportError for an unknown key.
     """
     if key in COLUMNS:
         return COLUMNS[key]
@@ -116,14 +116,14 @@ def column(key: str, available: Iterable[object] = ()) -> Column:
     if key in names and "/" in key:
         direction: Literal["lower", "higher"] | None = "lower" if re.search("loss|error", key) else None
         return Column(key, key, "metric", "", "higher" if "acc" in key else direction, 4)
-    raise unknown("column", key, [*COLUMNS, *names])
+    raise unknown_name("column", key, [*COLUMNS, *names])
 
 
 def full_key(name: str, available: Iterable[object]) -> str:
-    """Return the column that a short name stands for: `reduction` for `model.se.reduction`, `lr` for `optim.lr`.
+    """Expand a short name of a column: `reduction` to `model.se.reduction`, `lr` to `optim.lr`.
 
-    A column's own name, or one that no column ends in, is returned as it is; of several metrics, the test one is taken.
-    Raises ReportError where several columns end in it.
+    Full and unknown names are returned unchanged; among metrics, the test metric has priority. Raises ReportError for
+    an ambiguous name.
     """
     names = list(map(str, available))
     if name in names or name in COLUMNS:
@@ -131,18 +131,18 @@ def full_key(name: str, available: Iterable[object]) -> str:
     matches = [key for key in names if re.split(r"[./]", key)[-1] == name or key.endswith(f".{name}")]
     matches = [key for key in matches if key == f"test/{name}"] or matches
     if len(matches) > 1:
-        raise ReportError(f"{name!r} is short for several columns: {', '.join(matches)}. Give one of them in full.")
+        raise ReportError(f"{name!r} is ambiguous: {', '.join(matches)}. Use a full name.")
     return matches[0] if matches else name
 
 
-def unknown(what: str, given: object, allowed: Iterable[object]) -> ReportError:
-    """Make the error for a name that is not among the allowed ones: what was given, the nearest, all of them."""
+def unknown_name(what: str, given: object, allowed: Iterable[object]) -> ReportError:
+    """Return an error for an unknown name, with the nearest and all allowed names."""
     names = list(dict.fromkeys(map(str, allowed)))
     return ReportError(f"Unknown {what} {given!r}.{did_you_mean(given, names)} Known: {', '.join(names)}.")
 
 
 def did_you_mean(given: object, allowed: Iterable[str]) -> str:
-    """Return ` Did you mean …?` for a name that resembles an allowed one, else the empty string."""
+    """Return ` Did you mean …?` for a name similar to an allowed one, else an empty string."""
     matches = difflib.get_close_matches(str(given), list(allowed), n=1, cutoff=0.5)
     return f" Did you mean {matches[0]!r}?" if matches else ""
 
@@ -153,7 +153,7 @@ def is_missing(value: object) -> bool:
 
 
 def value_text(value: object) -> str:
-    """Write a spec value as a reader writes it: 16.0 as `16`, a list as `2, 3`, nothing as a dash."""
+    """Format a spec value: 16.0 as `16`, a list as `2, 3`, a missing value as a dash."""
     if isinstance(value, Mapping):
         return ", ".join(f"{key}={value_text(item)}" for key, item in value.items()) or BLANK
     if isinstance(value, (list, tuple)):
@@ -166,7 +166,7 @@ def value_text(value: object) -> str:
 
 
 def value_texts(values: pd.Series) -> pd.Series:
-    """Write each value of a column as `value_text` does."""
+    """Format each value of a column with `value_text`."""
     codes, uniques = distinct_values(values)
     texts = np.array([value_text(value) for value in uniques], dtype=object)[codes]
     result: pd.Series = pd.Series(texts, index=values.index, dtype=object)
@@ -174,7 +174,7 @@ def value_texts(values: pd.Series) -> pd.Series:
 
 
 def distinct_values(values: pd.Series) -> tuple[NDArray[np.intp], Sequence[object]]:
-    """Return (N,) numbers of the distinct values in order of appearance, missing as one of them, and those values."""
+    """Return codes (N,) and the distinct values in order of appearance, including missing."""
     try:
         codes, uniques = pd.factorize(values, use_na_sentinel=False)
     except TypeError:  # lists and mappings have no hash
@@ -186,7 +186,7 @@ def distinct_values(values: pd.Series) -> tuple[NDArray[np.intp], Sequence[objec
 
 
 def number_order(values: pd.Series) -> NDArray[np.intp]:
-    """Return (N,) indices that sort numbers, missing ones first; unsorted where not all are numbers."""
+    """Return indices (N,) that sort numbers, missing first; other values keep their order."""
     numbers = pd.to_numeric(value_texts(values).mask(values.isna()), errors="coerce")
     if (numbers.isna() & values.notna()).any():
         return np.arange(len(values))
@@ -194,7 +194,7 @@ def number_order(values: pd.Series) -> NDArray[np.intp]:
 
 
 def number_text(value: float, decimals: int | None, *, signed: bool = False) -> str:
-    """Write a number with fixed decimals and a real minus sign; a dash for NaN; thousands apart where it is a count."""
+    """Format a number with fixed decimals and thousands separators; NaN as a dash."""
     if not math.isfinite(value):
         return BLANK
     spec = f"{'+' if signed else ''},.{decimals or 0}f"
@@ -203,7 +203,7 @@ def number_text(value: float, decimals: int | None, *, signed: bool = False) -> 
 
 
 def interval_text(mean: float, half_width: float, decimals: int | None, *, signed: bool = False) -> str:
-    """Write a mean with its interval, `7.41 ± 0.32`, or alone where there is none."""
+    """Format a mean with its interval, `7.41 ± 0.32`, or without if there is none."""
     text = number_text(mean, decimals, signed=signed)
     return f"{text} ± {number_text(half_width, decimals)}" if math.isfinite(half_width) else text
 
@@ -216,10 +216,10 @@ def range_texts(
     decimals: int | None,
     even: bool = True,
 ) -> list[str]:
-    """Write means with intervals that may be longer on one side.
+    """Format means with intervals that may be asymmetric.
 
-    As `7.41 ± 0.32` where both sides of every interval agree to the printed digits; otherwise, and without `even`,
-    as `0.75 (0.42–1.35)`.
+    The format is `7.41 ± 0.32` if all intervals are symmetric up to rounding and `even` is true, else
+    `0.75 (0.42–1.35)`.
     """
     sides = np.round([mean - low, high - mean], decimals or 0)
     if even and not (np.abs(sides[1] - sides[0]) > 1.5 * 10.0 ** -(decimals or 0)).any():
@@ -230,9 +230,9 @@ def range_texts(
 
 
 def with_prefix(column: Column, largest: float) -> tuple[Column, float]:
-    """Return a count's column with the SI prefix that `largest` asks for, and the divisor: 28.072 M, 3.858 G.
+    """Return a count's column with the SI prefix for `largest` (28.072 M), and the divisor.
 
-    Three decimals, so that reduction ratios which differ by a few thousand parameters stay apart.
+    Three decimals distinguish reduction ratios that differ by a few thousand parameters.
     """
     if column.decimals is not None:
         return column, 1.0

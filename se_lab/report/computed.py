@@ -1,4 +1,4 @@
-"""The columns of a table that are computed from all trials: each statistic with the notes that say how to read it."""
+"""Computed columns of a table, with notes that explain them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 
 from se_lab.report import joint, predictions, ranks, statistics
-from se_lab.report.columns import BLANK, ReportError, column, interval_text, number_text, unknown
-from se_lab.report.notes import sign_flip_note, some
+from se_lab.report.columns import BLANK, ReportError, column, interval_text, number_text, unknown_name
+from se_lab.report.notes import name_list, sign_flip_note
 from se_lab.report.statistics import Floats
 from se_lab.report.variants import DEFAULT_LEVEL, Study, group_variants
 
@@ -22,11 +22,11 @@ class Evidence:
 
     Attributes:
         model: The model of the comparison: joint, pooled, paired or welch (`joint.compare`).
-        margin: The difference below which variants count as equivalent, in the metric's unit; with it a column says
+        margin: The difference below which variants count as equivalent, in the metric's unit; adds the column verdict:
             better, worse, equivalent or undecided.
-        detect: A difference in the metric's unit; with it a column says how many seeds it takes to detect it.
-        contrasts: Pairs of variants to compare beneath the table.
-        spread: What stands beside a mean: its 95 % interval, or std, the standard deviation over seeds.
+        detect: A difference in the metric's unit; adds a column with the number of seeds needed to detect it.
+        contrasts: Pairs of variants to compare in notes.
+        spread: The spread shown with a mean: interval (95 %), or std, the standard deviation over seeds.
     """
 
     model: str = "joint"
@@ -45,51 +45,51 @@ class Request(NamedTuple):
 
     @property
     def values(self) -> Floats:
-        """(V, S) the metric of each variant and seed."""
+        """The metric by variant and seed, (V, S)."""
         return np.asarray(self.study.by_seed(self.metric).to_numpy(), dtype=np.float64)
 
 
 Answer = tuple[dict[str, Any], list[str]]
-"""Columns of the table's data by name, and notes."""
+"""New columns of the table's data by name, and notes."""
 
 
 def interval(study: Study, metric: str) -> statistics.Bounds:
-    """Return the mean of a metric over the seeds of each variant, (V,), with its interval."""
+    """Return the mean of a metric over seeds and its interval, for each variant, (V,)."""
     values = study.by_seed(metric).to_numpy()
     if column(metric, study.trials).unit == "%":
         has_images = metric.startswith("test/") and "test_images" in study.trials
         return statistics.error_interval(values, study.per_variant("test_images", "first") if has_images else np.nan)
     estimate = statistics.t_interval(values)
-    half = np.where(estimate.varies, estimate.half_width, np.nan)  # equal values have no spread to judge by
+    half = np.where(estimate.varies, estimate.half_width, np.nan)  # equal values do not show a spread
     return statistics.Bounds(estimate.mean, estimate.mean - half, estimate.mean + half, estimate.n)
 
 
 def differences(study: Study, metric: str, model: str = "joint") -> joint.Comparison:
-    """Return each variant's difference to its baseline with the simultaneous intervals of the table."""
+    """Return each variant's difference from its baseline, with simultaneous intervals."""
     return joint.compare(study.by_seed(metric).to_numpy(), study.group, study.baseline, model, study.level)
 
 
 def largest_half_width(records: pd.DataFrame, metric: str, level: float) -> float:
-    """Return the largest half-width of a table's simultaneous intervals at a level, such as 0.95.
+    """Return the largest half-width of a table's simultaneous intervals at a confidence level.
 
-    Raises ReportError where no variant is compared with a baseline.
+    Raises ReportError if no variant is compared with a baseline.
     """
     study = group_variants(records)
     half = joint.compare(study.by_seed(metric).to_numpy(), study.group, study.baseline, level=level).half_width
     if not np.isfinite(half).any():
-        raise ReportError("No variant is compared with a baseline (insertion none), so there is no interval.")
+        raise ReportError("No variant has a baseline (insertion none), so there are no intervals.")
     return float(np.nanmax(half))
 
 
 def paired_matrix(study: Study, metric: str) -> Floats:
-    """Return (V, S) differences of a metric to the baseline of the same group and seed; NaN where one is missing."""
+    """Return differences (V, S) of a metric from the baseline of the same group and seed."""
     values = study.by_seed(metric).to_numpy()
     is_compared = (study.baseline >= 0) & ~study.is_baseline
     return np.asarray(values - np.where(is_compared[:, None], values[study.baseline], np.nan))
 
 
 def comparison_notes(request: Request) -> list[str]:
-    """Return notes on how differences were compared, the gain of pairing by seed, and the effects over nets."""
+    """Return notes on the comparison, on pairing by seed, and on mean effects over nets."""
     study, values = request.study, request.values
     comparison = differences(study, request.metric, request.evidence.model)
     has_interval = np.isfinite(comparison.half_width)
@@ -99,8 +99,8 @@ def comparison_notes(request: Request) -> list[str]:
     if study.level != DEFAULT_LEVEL:
         notes.append(
             f"Seeds were added until the intervals were narrow enough, so ± of Δ is a {100 * study.level:.2f} % "
-            "interval: those of all looks at the growing table hold together in 95 % of studies. Compare adjusted p "
-            f"values with {1 - study.level:.2g}, not 0.05."
+            "interval; the intervals of all looks hold together in 95 % of studies. Compare adjusted p values with "
+            f"{1 - study.level:.2g}, not 0.05."
         )
     paired_widths = joint.compare(values, study.group, study.baseline, "paired", study.level).half_width
     ratio = (
@@ -110,23 +110,23 @@ def comparison_notes(request: Request) -> list[str]:
     )
     if request.evidence.model == "joint" and np.isfinite(ratio) and np.isfinite(comparison.correlation):
         notes.append(
-            f"Pairs of one seed correlate {number_text(comparison.correlation, 2)}: a seed-by-seed comparison would "
-            f"make this table's intervals {ratio:.2g} times as wide."
+            f"The correlation within seeds is {number_text(comparison.correlation, 2)}; a paired comparison would "
+            f"make the intervals {ratio:.2g} times as wide."
         )
     return notes + _effects_over_nets(request, comparison)
 
 
 def contrast_note(request: Request, first: str, second: str) -> str:
-    """Return a line on two variants: `r=8 against r=16: −0.02 ± 0.20 points, equivalent at 0.3`.
+    """Return a line such as `r=8 against r=16: −0.02 ± 0.20 points, equivalent at 0.3`.
 
     Raises ReportError for an unknown variant.
     """
     names = list(request.study.variants["variant"])
     for name in (first, second):
         if name not in names:
-            raise unknown("variant", name, names)
+            raise unknown_name("variant", name, names)
     if first == second:
-        raise ReportError(f"A contrast takes two variants, not {first!r} twice.")
+        raise ReportError(f"A contrast needs two different variants, not {first!r} twice.")
     col = column(request.metric, request.study.trials)
     pair, group = (names.index(first), names.index(second)), request.study.group
     result, narrow_result = (
@@ -142,26 +142,26 @@ def contrast_note(request: Request, first: str, second: str) -> str:
 
 def _model_text(comparison: joint.Comparison, has_interval: Any, study: Study, model: str) -> str:
     if model == "paired":
-        return "± is simultaneous over the table (Šidák), each row paired by its seeds, with a variance of its own."
+        return "± is a simultaneous interval (Šidák): each row is paired by seed and has its own variance."
     blocked, variance = comparison.blocked[has_interval], comparison.variance[has_interval]
-    seeds = "with seeds as blocks" if blocked.all() else "without seeds as blocks, as no difference between them shows"
+    seeds = "seeds as blocks" if blocked.all() else "no blocks, as seeds do not differ significantly"
     if blocked.any() and not blocked.all():
-        seeds = "with seeds as blocks in the groups where they differ"
+        seeds = "seeds as blocks in groups where they differ significantly"
     if model != "joint":
-        seeds = "without seeds as blocks"
-    spread = "one variance for all rows (Dunnett)" if (variance != "row").all() else "a variance a row (Welch, Šidák)"
+        seeds = "no blocks"
+    spread = "a common variance (Dunnett)" if (variance != "row").all() else "a variance per row (Welch, Šidák)"
     if model == "joint":
-        spread = "one variance for all rows (Dunnett)"
+        spread = "a common variance (Dunnett)"
         if (variance == "baseline").any():
-            spread = "one variance for the variants and a larger one, which stands out, for the baseline (Dunnett)"
+            spread = "a common variance of the variants and a significantly larger one of the baseline (Dunnett)"
         if (variance == "row").any():
-            names = some(study.variants["variant"][has_interval & (comparison.variance == "row")])
-            spread += f", but a larger one of their own, which stands out, for {names}"
-    return f"± holds {100 * study.level:.4g} % for all differences of the table together: {spread}; {seeds}."
+            names = name_list(study.variants["variant"][has_interval & (comparison.variance == "row")])
+            spread += f", but a separate, significantly larger one for {names}"
+    return f"± is a simultaneous {100 * study.level:.4g} % interval for all differences: {spread}; {seeds}."
 
 
 def _effects_over_nets(request: Request, comparison: joint.Comparison) -> list[str]:
-    """Return notes on the mean effect of each unit setting that at least two nets or data sets have."""
+    """Return notes on the mean effect of each unit setting used in two or more groups."""
     study = request.study
     if not study.group_keys or study.group.max() < 1:
         return []
@@ -174,7 +174,7 @@ def _effects_over_nets(request: Request, comparison: joint.Comparison) -> list[s
         if np.isfinite(half):
             text = interval_text(mean, half, col.decimals, signed=True)
             notes.append(
-                f"{setting} over {len(rows)} groups: {text}, standard deviation between groups "
+                f"{setting}, mean over {len(rows)} groups: {text}, standard deviation between groups "
                 f"{number_text(spread, col.decimals)}."
             )
     return notes
@@ -183,26 +183,26 @@ def _effects_over_nets(request: Request, comparison: joint.Comparison) -> list[s
 def _verdict(request: Request) -> Answer:
     study, col = request.study, column(request.metric, request.study.trials)
     if col.better is None:
-        raise ReportError(f"{request.metric} has no better direction, so there is no verdict.")
+        raise ReportError(f"No verdict: it is unknown whether lower or higher {request.metric} is better.")
     margin = request.evidence.margin
     if margin is not None and not margin > 0:
-        raise ReportError(f"The margin of equivalence must be above zero, not {margin:g}.")
+        raise ReportError(f"The equivalence margin is {margin:g}; it must be above 0.")
     comparison, narrow_comparison = (
         joint.compare(request.values, study.group, study.baseline, request.evidence.model, level)
         for level in study.levels
     )
     words = joint.verdicts(comparison, narrow_comparison, 1.0 if col.better == "lower" else -1.0, margin)
-    note = "Verdict: better or worse where the simultaneous interval excludes zero"
+    note = "Verdict: better or worse if the simultaneous interval excludes zero"
     if margin is not None:
         rate = 1 - study.level
-        note += f", equivalent where two one-sided tests at {rate:.2g} put the difference within ±{margin:g}"
+        note += f", equivalent if two one-sided tests at {rate:.2g} show a difference within ±{margin:g}"
     return {"verdict": np.array(words, dtype=object)}, [f"{note}, else undecided."]
 
 
 def _p_joint(request: Request) -> Answer:
-    p = joint.adjusted(request.values, request.study.group, request.study.baseline, request.evidence.model)
+    p = joint.table_p_values(request.values, request.study.group, request.study.baseline, request.evidence.model)
     return {"p_joint": p}, [
-        f"p, adjusted: of the {request.evidence.model} model, two-sided, for all comparisons of the table."
+        f"p, adjusted: two-sided, in the {request.evidence.model} model, for all comparisons of the table."
     ]
 
 
@@ -227,9 +227,9 @@ def _most_pairs(pairs: Floats) -> int:
 def _seeds_needed(request: Request) -> Answer:
     detect = request.evidence.detect
     if detect is None:
-        raise ReportError("The column seeds_needed needs detect=, the difference that should be detected.")
+        raise ReportError("The column seeds_needed needs detect=, the difference to detect.")
     if detect <= 0:
-        raise ReportError(f"The difference to detect must be above zero, not {detect:g}.")
+        raise ReportError(f"The difference to detect is {detect:g}; it must be above 0.")
     study = request.study
     comparison = differences(study, request.metric, request.evidence.model)
     seeds = study.by_seed(request.metric).notna().sum(axis=1).to_numpy(dtype=float)
@@ -244,14 +244,14 @@ def _seeds_needed(request: Request) -> Answer:
         for end, factor in (("", 1.0), (":low", low), (":high", high))
     }
     notes = [
-        f"Seeds needed: to detect a difference of {detect:g} in 80 % of studies (t test at 0.05, variances as in the "
-        f"{request.evidence.model} model); in brackets the 90 % interval of that number, as the spread is an estimate."
+        f"Seeds needed: to detect a difference of {detect:g} in 80 % of studies (t test at 0.05, variances of the "
+        f"{request.evidence.model} model), with a 90 % interval, since the variance is an estimate."
     ]
     is_constant = (
         (comparison.n > 1) & np.isfinite(comparison.mean) & ~np.isfinite(comparison.half_width) & ~study.is_baseline
     )
     if len(names := study.variants["variant"][is_constant]):
-        notes.append(f"The same difference for every seed, so nothing to judge their spread by: {some(names)}.")
+        notes.append(f"No number of seeds, as all seeds have the same difference: {name_list(names)}.")
     return columns, notes
 
 
@@ -268,11 +268,11 @@ def _ranks(request: Request) -> Answer:
     ]
     source = "seeds and test images" if ranking.images else "seeds alone"
     note = (
-        f"Ranks (95 % interval), P(best) and P(better than no SE): of the means in a group, by bootstrap over {source}"
+        f"Ranks (95 % interval), P(best) and P(better than no SE): of means within a group, by bootstrap over {source}"
     )
     data = {"rank": np.array(texts, dtype=object), "rank:mean": ranking.rank}
     data |= {"rank:low": ranking.low, "rank:high": ranking.high, "p_best": ranking.best, "p_better": ranking.better}
-    return data, [f"{note}; one seed gives none."]
+    return data, [f"{note}; not for single seeds."]
 
 
 def _p_improvement(request: Request) -> Answer:
@@ -282,20 +282,20 @@ def _p_improvement(request: Request) -> Answer:
         ranks.probability_of_improvement(values[row], values[base]) if has_base else np.nan
         for row, (base, has_base) in enumerate(zip(study.baseline, is_compared, strict=True))
     ]
-    note = "P(improvement): that one trial is better than one of the baseline's (Mann-Whitney, as in rliable)."
+    note = "P(improvement): probability that a trial is better than one of the baseline (Mann-Whitney, as in rliable)."
     return {"p_improvement": np.array(p)}, [note]
 
 
 def _iqm(request: Request) -> Answer:
     means = np.array([ranks.interquartile_mean(row) for row in request.values])
-    return {"iqm": means}, ["IQM: the mean of the middle half of the seeds, as in rliable; of four seeds or more."]
+    return {"iqm": means}, ["IQM: interquartile mean over seeds, as in rliable; needs at least four seeds."]
 
 
 def _sign(request: Request) -> float:
-    """Return 1 where a lower metric is better, −1 where a higher one is; raise ReportError where neither is."""
+    """Return 1 if a lower metric is better, else −1; raise ReportError if unknown."""
     direction = column(request.metric, request.study.trials).better
     if direction is None:
-        raise ReportError(f"{request.metric} has no better direction, so its values cannot be ranked.")
+        raise ReportError(f"No ranks: it is unknown whether lower or higher {request.metric} is better.")
     return 1.0 if direction == "lower" else -1.0
 
 
@@ -305,18 +305,18 @@ def _difference_images(request: Request) -> Answer:
 
 
 def _params_over(request: Request) -> Answer:
-    return _over_plain(request.study, "params")
+    return _added_cost(request.study, "params")
 
 
 def _macs_over(request: Request) -> Answer:
-    return _over_plain(request.study, "macs")
+    return _added_cost(request.study, "macs")
 
 
-def _over_plain(study: Study, key: str) -> Answer:
-    """Return the cost that the units add, in % of the net without them."""
+def _added_cost(study: Study, key: str) -> Answer:
+    """Return the cost that the units add, in % of the net without units."""
     for column_key in (key, f"{key}_se"):
         if column_key not in study.trials:
-            raise ReportError(f"No trial has a value of the column {column_key!r}, which {key}_over is computed from.")
+            raise ReportError(f"{key}_over needs the column {column_key!r}, which no trial has.")
     totals, units = study.per_variant(key, "first"), study.per_variant(f"{key}_se", "first")
     return {f"{key}_over": 100 * units / (totals - units)}, []
 

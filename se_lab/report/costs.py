@@ -1,4 +1,4 @@
-"""Costs of nets as rows: a net by stage and unit, the trials of a sweep, and the paper's figures beside ours."""
+"""Costs of a net by stage and unit, of the trials of a sweep, and of the paper's nets."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ _NONE = ModuleCost(0, 0, 0, 0)
 
 
 def net_costs(spec: ModelSpec, num_classes: int = 1000, input_size: Size = (3, 224, 224)) -> list[Row]:
-    """Return a row for the whole net, each stage, each unit, and the rest (stem, transitions, head).
+    """Return a row for the net, each stage, each unit, and the rest (stem, transitions, head).
 
-    Columns: part, channels, hidden and fused form of the SE unit (`fused.form_of`), and the counts of `Complexity`,
-    each also for SE alone; for the net, the cost of its units in % of the net without them. fvcore counts the net;
-    `closed_form` gives the difference of the units' closed forms ("equal" is expected), or says that there is none.
+    Columns: part, channels, hidden width and fused form of the SE unit (`fused.form_of`), and the counts of
+    `Complexity`, in total and for SE units only; for the net, also the cost of the units in % of the net without them.
+    fvcore counts the net; `closed_form` compares with the closed forms of the units ("equal" is expected).
 
     Raises:
-        SpecError: if no net can be built from the spec.
+        SpecError: if the net cannot be built.
     """
     model = create_model(dataclasses.replace(spec, pretrained=False, init="timm"), num_classes, input_size[0])
     costs = profile(model, input_size)
@@ -52,8 +52,8 @@ def net_costs(spec: ModelSpec, num_classes: int = 1000, input_size: Size = (3, 2
     differences = {key: getattr(closed_form, key) - getattr(costs, key) for key in _TOTALS}
     agreement = ", ".join(f"{key} {value:+,}" for key, value in differences.items() if value) or "equal"
     if not all(module.has_closed_form() for module in model.modules() if isinstance(module, Unit)):
-        agreement = "no closed form" + ("" if agreement == "equal" else f"; counted alone: {agreement}")
-    rows = [{"part": "net", **{key: getattr(costs, key) for key in _TOTALS}, **_over(costs)}]
+        agreement = "no closed form" + ("" if agreement == "equal" else f"; counted separately: {agreement}")
+    rows = [{"part": "net", **{key: getattr(costs, key) for key in _TOTALS}, **_relative_costs(costs)}]
     rows[0]["closed_form"] = agreement
     sites = {site.name: site for site in model.se_sites}  # type: ignore[union-attr]
     places = [place for place in survey(model) if place.spots or place.name in sites]
@@ -61,7 +61,7 @@ def net_costs(spec: ModelSpec, num_classes: int = 1000, input_size: Size = (3, 2
     for place in places:
         site = sites.get(place.name)
         se = costs.by_module.get(site.path, _NONE) if site else _NONE
-        total = _summed(costs, _paths(model, place))
+        total = _sum_costs(costs, _paths(model, place))
         units.append(
             {"part": place.name, "stage": place.stage, **_columns(total, se)}
             | ({"channels": site.channels, "hidden": site.hidden, "fused": _form(spec, model, site)} if site else {})
@@ -73,7 +73,7 @@ def net_costs(spec: ModelSpec, num_classes: int = 1000, input_size: Size = (3, 2
 
 
 def sweep_costs(trials: Iterable[RunSpec], root: str | Path = ".") -> list[Row]:
-    """Return a row a trial: trial_id, the flat model spec, and the counts; a backbone is counted once."""
+    """Return a row per trial: trial_id, the flat model spec, and the counts."""
     trials = list(trials)
     shapes = data_shapes((trial.data for trial in trials), root=root)
     traces: dict[str, Trace] = {}
@@ -83,12 +83,12 @@ def sweep_costs(trials: Iterable[RunSpec], root: str | Path = ".") -> list[Row]:
         costs = cached_costs(trial.model, data.classes, data.shape, traces)
         model = {key: value for key, value in trial.flat().items() if key.startswith("model.")}
         counts = {key: getattr(costs, key) for key in _TOTALS}
-        rows.append({"trial_id": trial.trial_id, **model, **counts, **_over(costs)})
+        rows.append({"trial_id": trial.trial_id, **model, **counts, **_relative_costs(costs)})
     return rows
 
 
 def cached_costs(spec: ModelSpec, num_classes: int, input_size: Size, traces: dict[str, Trace]) -> Complexity:
-    """Return the costs of a spec, tracing its backbone unless `traces` has it."""
+    """Return the costs of a spec, tracing its backbone unless `traces` contains it."""
     net = dotted(spec) | {"classes": num_classes, "size": input_size}
     key = json.dumps({k: v for k, v in net.items() if not k.startswith("se.") and k != "fused"}, sort_keys=True)
     if key not in traces:
@@ -97,9 +97,9 @@ def cached_costs(spec: ModelSpec, num_classes: int, input_size: Size, traces: di
 
 
 def paper_costs(paper: str = "all") -> list[Row]:
-    """Return a row for each cost that a table of the paper prints, or all of them: ours, published, deviation, reason.
+    """Return rows with counted and published costs of one or all of the paper's tables.
 
-    Published figures and what is known about them: published.yaml. MACs at 224 pixels, 299 for Inception-ResNet-v2.
+    published.yaml has the published values with notes. MACs are for 224 pixels, 299 for Inception-ResNet-v2.
     """
     rows: list[Row] = []
     for paper_row in count_paper_costs(paper, say=lambda _: None).to_dict("records"):
@@ -123,10 +123,10 @@ def paper_costs(paper: str = "all") -> list[Row]:
     return rows
 
 
-def measured(spec: ModelSpec, num_classes: int, input_size: Size, device: str, repeats: int = 20) -> Row:
-    """Return the median latency of one image in ms, eval mode, and the peak memory in MB.
+def measure_latency(spec: ModelSpec, num_classes: int, input_size: Size, device: str, repeats: int = 20) -> Row:
+    """Return the median latency of one image in ms, in eval mode, and the peak memory in MB.
 
-    `device` is as in ExecSpec. The peak is that of PyTorch on a GPU, and that of the whole process elsewhere.
+    `device` is as in ExecSpec. On a GPU the memory is that of PyTorch, elsewhere that of the whole process.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -138,7 +138,7 @@ def measured(spec: ModelSpec, num_classes: int, input_size: Size, device: str, r
         torch.cuda.reset_peak_memory_stats()
     times = []
     with torch.inference_mode():
-        for _ in range(repeats + 3):  # the first few warm up
+        for _ in range(repeats + 3):  # the first three are warm-up
             start = time.perf_counter()
             model(image)
             if device in ("cuda", "mps"):
@@ -151,7 +151,7 @@ def measured(spec: ModelSpec, num_classes: int, input_size: Size, device: str, r
 
 
 def render(rows: Sequence[Row], form: str) -> str:
-    """Return rows as a table for the terminal, csv, or json."""
+    """Format rows as json, csv, or a table for the terminal."""
     if form == "json":
         return json.dumps(list(rows), indent=2)
     columns = list(dict.fromkeys(key for row in rows for key in row))
@@ -177,7 +177,7 @@ def _cell(value: Any) -> str:
 
 
 def _reason(printed: dict[Any, Any], spec: ModelSpec, key: str, costs: Complexity) -> str:
-    """Return why our count differs from the printed one, as far as is known (published.yaml, notes)."""
+    """Return the reason for a difference from the printed cost, if known."""
     our_count = getattr(costs, key)
     half = printed[f"{key}:digit"] / 2
 
@@ -186,24 +186,24 @@ def _reason(printed: dict[Any, Any], spec: ModelSpec, key: str, costs: Complexit
 
     if fits(our_count):
         return "as printed"
-    is_ablation = not printed["table"].startswith(("table_2_", "table_3_"))  # those have other nets, too
+    is_ablation = not printed["table"].startswith(("table_2_", "table_3_"))
     if key == "params" and is_ablation:
         if fits(our_count + BN_STATISTICS):
-            return f"as printed with the {BN_STATISTICS:,} running statistics of the norms"
+            return f"as printed with the {BN_STATISTICS:,} running statistics of batch norms"
         if abs(our_count - printed[key]) <= PARAMS_SLACK:
-            return "fits neither with the norms' running statistics nor without; within 0.12M"
+            return "within 0.12M, with or without running statistics of batch norms"
     if key == "params" and spec.backbone == "shufflenet_v1_g3":
         if spec.se.insertion != "none":
-            return "the paper leaves open which units: model.se.units=stride_1 gives its 2.4M"
-        return "the architecture as published has 1.87M; the paper cuts it off"
+            return "the paper does not specify the units; model.se.units=stride_1 gives its 2.4M"
+        return "the published architecture has 1.87M, which the paper truncates"
     if spec.backbone == "inception_resnet_v2":
-        return "unexplained: at 299 pixels the published net's convolutions and linears come to 13.156G"
+        return "unexplained: at 299 pixels, the convolutions and linear layers of the published net have 13.156G"
     if spec.se.insertion != "none" and fits(our_count + costs.elementwise_se // 2):
-        return "fits with one operation more for each element that SE scales"
-    return "unexplained: ours are convolutions and linears, the paper does not say what it counts"
+        return "as printed with one more operation per element scaled by SE"
+    return "unexplained: the paper does not specify which operations it counts"
 
 
-def _over(costs: Complexity) -> Row:
+def _relative_costs(costs: Complexity) -> Row:
     """Return the parameters and MACs that the units add, in % of the net without them."""
     pairs = {"params": (costs.params, costs.params_se), "macs": (costs.macs, costs.macs_se)}
     return {f"{key}_over_%": round(100 * units / (total - units), 3) for key, (total, units) in pairs.items()}
@@ -214,7 +214,7 @@ def _form(spec: ModelSpec, model: nn.Module, site: Site) -> str:
 
 
 def _paths(model: nn.Module, place: Place) -> list[str]:
-    """Return the modules of a unit: its block; where that is a lone activation, the layers before it as well."""
+    """Return the module paths of a block; for an activation, also of the layers before it."""
     name, dot, leaf = place.path.rpartition(".")
     siblings = dict(model.get_submodule(name).named_children())
     paths = [place.path]
@@ -225,7 +225,7 @@ def _paths(model: nn.Module, place: Place) -> list[str]:
     return paths
 
 
-def _summed(counted: Complexity, paths: Iterable[str]) -> ModuleCost:
+def _sum_costs(counted: Complexity, paths: Iterable[str]) -> ModuleCost:
     costs = [counted.by_module.get(path, _NONE) for path in paths]
     return ModuleCost(*(sum(values) for values in zip(*(dataclasses.astuple(cost) for cost in costs), strict=True)))
 

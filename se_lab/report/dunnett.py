@@ -1,4 +1,4 @@
-"""Dunnett's distribution (1955): the largest of several |t| that share one standard error and one baseline."""
+"""Dunnett's distribution (1955): the largest |t| of several comparisons with one baseline."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _U, _U_WEIGHTS = np.polynomial.legendre.leggauss(48)
 def dunnett_cdf(limits: ArrayLike, df: float, loadings: tuple[float, ...], counts: tuple[int, ...]) -> Floats:
     """Return the probability that the largest |t| is below each of the limits (L,).
 
-    Two t correlate by the product of their loadings; counts[i] of them have loadings[i]. Given the baseline's mean and
-    the estimated standard error the t are independent, which leaves two integrals.
+    The correlation of two t is the product of their loadings; counts[i] of the t have loadings[i]. Given the baseline's
+    mean and the standard error, the t are independent, so two integrals remain.
     """
     scale, weights = _scales(df)
     bound = np.atleast_1d(np.asarray(limits, dtype=np.float64))[:, None, None] * scale
@@ -32,7 +32,7 @@ def dunnett_cdf(limits: ArrayLike, df: float, loadings: tuple[float, ...], count
 
 @lru_cache(maxsize=4096)
 def dunnett_quantile(level: float, df: float, loadings: tuple[float, ...], counts: tuple[int, ...]) -> float:
-    """Return the limit that the largest |t| stays below with probability `level`."""
+    """Return the quantile of the largest |t| at probability `level`."""
     if sum(counts) == 1:
         return float(stats.t.isf((1 - level) / 2, df))
     tail = (1 - level) / 2
@@ -45,7 +45,7 @@ def dunnett_quantile(level: float, df: float, loadings: tuple[float, ...], count
 
 
 def one_factor(correlations: Floats) -> Floats:
-    """Return (K,) loadings of one common factor, whose products come nearest to the correlations (K, K)."""
+    """Return loadings (K,) of one factor, whose products approximate the correlations (K, K)."""
     k = len(correlations)
     loading = np.full(k, np.sqrt(0.5))
     for _ in range(50 if k > 2 else 0):
@@ -53,17 +53,17 @@ def one_factor(correlations: Floats) -> Floats:
         loading = 0.5 * loading + 0.5 * cross_sums / np.maximum((loading**2).sum() - loading**2, 1e-12)
     if k == 2:
         loading = np.full(2, np.sqrt(max(float(correlations[0, 1]), 0.0)))
-    return np.asarray(np.clip(loading, 0.0, 0.99))  # the quadrature has too few nodes for larger loadings
+    return np.asarray(np.clip(loading, 0.0, 0.99))  # the quadrature has too few nodes for larger ones
 
 
-def grouped(loading: Floats) -> tuple[tuple[float, ...], tuple[int, ...]]:
-    """Return the distinct loadings and how many t have each."""
+def group_loadings(loading: Floats) -> tuple[tuple[float, ...], tuple[int, ...]]:
+    """Return the distinct loadings and their counts."""
     values, counts = np.unique(loading.round(3), return_counts=True)
     return tuple(map(float, values)), tuple(map(int, counts))
 
 
 @lru_cache(maxsize=1024)
 def _scales(df: float) -> tuple[Floats, Floats]:
-    """Return nodes of the estimated over the true standard error, and their weights."""
-    v = 0.5 * (_U + 1)  # the probability is v²: nodes are dense where the estimate is small
+    """Return quadrature nodes and weights for the ratio of estimated to true standard error."""
+    v = 0.5 * (_U + 1)  # the probability is v², so nodes are dense for small estimates
     return np.sqrt(stats.chi2.ppf(v**2, df) / df), _U_WEIGHTS * v

@@ -1,6 +1,6 @@
-"""Models of one group of variants: differences to its baseline, their standard errors, and how they correlate.
+"""Models of one group of variants: differences from the baseline and their standard errors.
 
-`cells` is (1 + K, S), the baseline and then K variants by seed, NaN where a trial is missing.
+`cells` is (1 + K, S), the baseline and K variants by seed, NaN for missing trials.
 """
 
 from __future__ import annotations
@@ -11,32 +11,32 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import fdtrc, stdtr, stdtrit
 
-from se_lab.report.dunnett import dunnett_cdf, dunnett_quantile, grouped, one_factor
+from se_lab.report.dunnett import dunnett_cdf, dunnett_quantile, group_loadings, one_factor
 from se_lab.report.statistics import Floats, paired_difference
 
-# By simulation (benchmarks/evidence.py): tables of equal variances raise 3.6 to 5.3 % false alarms, tables in which one
-# variant or the baseline is three times as variable at most 8 %. All differences share the baseline, hence its level.
+# Levels of the F tests, chosen by simulation (benchmarks/evidence.py): tables with equal variances have 3.6 to 5.3 %
+# false positives, tables with one variant or baseline three times as variable at most 8 %.
 _ROW_STANDS_OUT, _BASELINE_STANDS_OUT, _ONE_OF_TWO_STANDS_OUT = 0.05, 0.2, 0.15
-_SEEDS_DIFFER = 0.01  # blocks found by chance come with too small an error, so the test must be strict
+_SEEDS_DIFFER = 0.01  # a strict test, since blocks found by chance make the standard error too small
 _FEWEST_DF = 4
 
 
 class Fit(NamedTuple):
-    """The comparisons of one group: (K,) differences, standard errors, degrees of freedom; NaN where there is none."""
+    """Differences (K,), standard errors and degrees of freedom of a group; NaN if missing."""
 
     mean: Floats
     error: Floats
     df: Floats
     loading: Floats | None
-    """(K,) such that two differences correlate by the product of their loadings; None: each row has its own error."""
+    """Loadings (K,): the correlation of two differences is their product. None if each row has its own error."""
     blocked: bool
     variance: Literal["shared", "baseline", "row"]
-    """The variance of the errors: one for all, the baseline's own beside that of all variants, or each row's own."""
+    """The variance model: one variance, a separate one for the baseline, or one per row."""
     wider: tuple[Fit, ...] = ()
-    """Fits of the rows whose variance is in doubt, NaN in the others; the widest interval is used."""
+    """Alternative fits for rows with a larger variance, NaN in the other rows; the widest interval is used."""
 
     def only(self, row: int) -> Fit:
-        """Return one row of the fit, as if nothing else were compared."""
+        """Return the fit of a single row, as the only comparison."""
         loading = None if self.loading is None else np.zeros(1)
         index, wider = np.array([row]), tuple(fit.only(row) for fit in self.wider)
         return self._replace(
@@ -45,7 +45,7 @@ class Fit(NamedTuple):
 
 
 class TwoWay(NamedTuple):
-    """Least squares of variant + seed: the variants' (pseudo-)inverse information, effects, and sums of squares."""
+    """Least-squares fit of variant + seed effects, with sums of squares."""
 
     inverse: Floats
     effects: Floats
@@ -57,12 +57,12 @@ class TwoWay(NamedTuple):
 
 
 def groups(group: NDArray[np.intp], chosen: NDArray[np.bool_]) -> list[NDArray[np.intp]]:
-    """Return the chosen rows of each group."""
+    """Return the indices of the chosen rows, by group."""
     return [np.flatnonzero(chosen & (group == g)) for g in np.unique(group[chosen])]
 
 
 def two_way(rows: Floats) -> TwoWay | None:
-    """Fit variant + seed to (K, S) rows of which cells may be missing; None where there is nothing to fit."""
+    """Fit variant + seed effects to values (K, S) with missing cells; None if all are missing."""
     mask = ~np.isnan(rows)
     rows, mask = rows[:, mask.any(axis=0)], mask[:, mask.any(axis=0)]
     if not mask.any():
@@ -83,7 +83,7 @@ def two_way(rows: Floats) -> TwoWay | None:
 
 
 def fit_group(cells: Floats, model: str) -> Fit:
-    """Fit a model (`joint`, `pooled`, `paired` or `welch`) to the baseline and the variants of one group."""
+    """Fit the model joint, pooled, paired or welch to the baseline and variants of a group."""
     if model == "paired":
         return _paired(cells)
     if model != "joint":
@@ -103,7 +103,7 @@ def fit_group(cells: Floats, model: str) -> Fit:
 
 
 def widths(fit: Fit, level: float) -> tuple[Floats, Floats, Floats, NDArray[np.str_]]:
-    """Return (K,) simultaneous half-widths, standard errors, degrees of freedom, and the kinds of variance."""
+    """Return simultaneous half-widths, standard errors, df and variance models, (K,) each."""
     count = int(np.isfinite(fit.df).sum())
     half, error, df = np.full((3, len(fit.mean)), np.nan)
     variance = np.full(len(half), fit.variance)
@@ -116,7 +116,7 @@ def widths(fit: Fit, level: float) -> tuple[Floats, Floats, Floats, NDArray[np.s
 
 
 def adjusted_p(fit: Fit) -> Floats:
-    """Return (K,) two-sided p values, adjusted for the comparisons of the group."""
+    """Return two-sided p values (K,), adjusted for the comparisons of the group."""
     count, p = int(np.isfinite(fit.df).sum()), np.full(len(fit.mean), np.nan)
     for candidate in (fit, *fit.wider):
         mask = np.isfinite(candidate.df) & (candidate.error > 0)
@@ -124,7 +124,7 @@ def adjusted_p(fit: Fit) -> Floats:
         if candidate.loading is None:
             p_values = 1 - (1 - 2 * stdtr(candidate.df[mask], -t)) ** count
         else:
-            p_values, factors = np.empty(len(t)), grouped(candidate.loading[np.isfinite(candidate.df)])
+            p_values, factors = np.empty(len(t)), group_loadings(candidate.loading[np.isfinite(candidate.df)])
             for df in np.unique(candidate.df[mask]):
                 rows = candidate.df[mask] == df
                 p_values[rows] = 1 - dunnett_cdf(t[rows], float(df), *factors)
@@ -133,11 +133,11 @@ def adjusted_p(fit: Fit) -> Floats:
 
 
 def _critical(fit: Fit, level: float, count: int) -> Floats:
-    """Return (K,) simultaneous half-widths in standard errors."""
+    """Return simultaneous half-widths (K,) in units of the standard error."""
     if fit.loading is None:
         return np.asarray(-stdtrit(fit.df, (1 - level ** (1 / max(count, 1))) / 2))
     quantiles, mask = np.full(len(fit.df), np.nan), np.isfinite(fit.df)
-    factors = grouped(fit.loading[mask])
+    factors = group_loadings(fit.loading[mask])
     for df in np.unique(fit.df[mask]):
         quantiles[fit.df == df] = dunnett_quantile(level, float(df), *factors)
     return quantiles
@@ -158,7 +158,7 @@ def _seeds_differ(fitted: TwoWay) -> bool:
     if fitted.df < _FEWEST_DF or fitted.seed_df < 1:
         return False
     seed_ms, rest_ms = fitted.seed_square / fitted.seed_df, fitted.square / fitted.df
-    # Rows that are equal up to a shift leave no residual to judge by; intervals without blocks are the wider ones.
+    # Without residuals the F test is undefined; intervals without blocks are wider.
     if rest_ms <= 1e-18 * max(seed_ms, 1e-300):
         return False
     return bool(fdtrc(fitted.seed_df, fitted.df, seed_ms / rest_ms) < _SEEDS_DIFFER)
@@ -166,12 +166,12 @@ def _seeds_differ(fitted: TwoWay) -> bool:
 
 def _residuals(cells: Floats, fitted: TwoWay) -> Floats:
     residuals = cells - fitted.effects[:, None]
-    counts = (~np.isnan(residuals)).sum(axis=0)  # a seed with a single variant is fitted exactly
+    counts = (~np.isnan(residuals)).sum(axis=0)  # a seed with a single variant has no residual
     return np.asarray(np.where(counts > 1, residuals - np.nansum(residuals, axis=0) / np.maximum(counts, 1), np.nan))
 
 
 def _moments(cells: Floats) -> tuple[Floats, Floats, Floats]:
-    """Return (K,) means, variances and counts; a variance is at least that of rounding to the grid of the values."""
+    """Return means, variances and counts, (K,); a variance is at least that of rounding."""
     n = (~np.isnan(cells)).sum(axis=1).astype(float)
     mean = np.nansum(cells, axis=1) / np.maximum(n, 1)
     squares = np.nansum((cells - mean[:, None]) ** 2, axis=1)
@@ -182,7 +182,7 @@ def _moments(cells: Floats) -> tuple[Floats, Floats, Floats]:
 
 
 def _stand_out(cells: Floats, baseline: float, row: float) -> NDArray[np.bool_]:
-    """Return (1 + K,) whether a row's variance is above that of all others together, by F tests at these levels."""
+    """Return whether each row (1 + K,) has a larger variance than the other rows, by F tests."""
     _, variance, n = _moments(cells)
     df = np.where(np.isfinite(variance), n - 1, 0.0)
     square = df * np.nan_to_num(variance)
@@ -226,12 +226,12 @@ def _welch(cells: Floats) -> Fit:
 
 
 def _two_variances(cells: Floats) -> Fit:
-    """Fit one variance for the baseline and one for all variants (after Hasler & Hothorn 2008)."""
+    """Fit one variance for the baseline and one for all variants (Hasler and Hothorn 2008)."""
     mean, variance, n = _moments(cells)
     df = np.where(np.isfinite(variance), n - 1, 0.0)
     pooled_variance = (df[1:] * np.nan_to_num(variance[1:])).sum() / df[1:].sum()
     rows, base = pooled_variance / np.maximum(n[1:], 1), variance[0] / n[0]
     row_df = (rows + base) ** 2 / (rows**2 / df[1:].sum() + base**2 / df[0])
-    row_df = np.where(n[1:] > 0, np.floor(10 * row_df) / 10, np.nan)  # few distinct values, as each quantile is slow
+    row_df = np.where(n[1:] > 0, np.floor(10 * row_df) / 10, np.nan)  # few distinct values: a quantile is slow
     loading = np.sqrt(base / (rows + base))
     return Fit(mean[1:] - mean[0], np.sqrt(rows + base), row_df, loading, False, "baseline")

@@ -1,4 +1,4 @@
-"""A table as text: headings and cells, and the choice of columns that fit a width."""
+"""The text of a table, and the selection of columns that fit a width."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ Measure = Callable[[str], float]
 
 @dataclass(frozen=True)
 class Grid:
-    """The printed content of a table, as text: C columns of R cells."""
+    """The text of a table with C columns and R rows."""
 
     headings: Sequence[str]
     cells: Sequence[Sequence[str]]
-    """(C, R) the cells, column by column."""
+    """Cells (C, R), column by column."""
     is_text: Sequence[bool]
-    """(C,) whether a column holds names (left-aligned, may wrap) or numbers (right-aligned, never cut)."""
+    """Whether each column (C,) contains names (left-aligned, may wrap) or numbers (right-aligned, on one line)."""
     title: str = ""
     notes: Sequence[str] = ()
     bold: Sequence[Sequence[bool]] = ()
-    """(C, R) which cells are printed bold; empty for none."""
+    """Whether each cell (C, R) is bold; empty if none is."""
     groups: Sequence[object] = ()
-    """(R,) rows with different values are set apart by a rule; empty for none."""
+    """Group of each row (R,); groups are separated by rules. Empty for a single group."""
 
     def is_bold(self, column: int, row: int) -> bool:
-        """Return whether a cell is printed bold."""
+        """Return whether a cell is bold."""
         return bool(len(self.bold) and len(self.bold[column]) and self.bold[column][row])
 
     def starts_group(self, row: int) -> bool:
-        """Return whether a rule belongs above a row."""
+        """Return whether there is a rule above a row."""
         return bool(row and len(self.groups) and self.groups[row] != self.groups[row - 1])
 
 
@@ -39,27 +39,27 @@ class FittedColumns:
 
     columns: tuple[int, ...]
     headings: tuple[tuple[str, ...], ...]
-    """The heading of each column, in lines."""
+    """Lines of each column's heading."""
     widths: tuple[float, ...]
-    """The width of each column; longer names have to wrap."""
+    """Width of each column, to which longer names are wrapped."""
     left_out: tuple[str, ...]
-    """The headings of the columns that do not fit."""
+    """Headings of the columns that do not fit."""
 
 
 def fit(grid: Grid, available: float, measure: Measure, gap: float) -> FittedColumns:
-    """Choose the columns that fit: names first, then metrics (which may be bold), then the rest.
+    """Select the columns that fit: first names, then metrics (with bold cells), then the rest.
 
-    Headings may wrap into three lines, names too, numbers never.
+    Headings wrap to at most three lines; names wrap, numbers do not.
 
     Args:
         grid: The table.
-        available: The width, in the unit of `measure`.
+        available: Total width, in the unit of `measure`.
         measure: Returns the width of a text.
-        gap: The space between two columns.
+        gap: Space between two columns.
     """
     cells = [max(map(measure, column), default=0.0) for column in grid.cells]
     for lines in (1, 2, 3):
-        headings = [_wrapped(heading, lines, measure) for heading in grid.headings]
+        headings = [_wrap(heading, lines, measure) for heading in grid.headings]
         widths = [max(cell, *map(measure, heading)) for cell, heading in zip(cells, headings, strict=True)]
         if sum(widths) + gap * (len(widths) - 1) <= available:
             return FittedColumns(tuple(range(len(widths))), tuple(headings), tuple(widths), ())
@@ -75,7 +75,7 @@ def fit(grid: Grid, available: float, measure: Measure, gap: float) -> FittedCol
     columns.sort()
     room = available - gap * (len(columns) - 1) - sum(widths[c] for c in columns if not grid.is_text[c])
     names = sorted((c for c in columns if grid.is_text[c]), key=lambda c: widths[c])
-    for place, column in enumerate(names):  # a short name leaves its share to the longer ones
+    for place, column in enumerate(names):  # short names leave space to longer ones
         widths[column] = min(widths[column], room / (len(names) - place))
         room -= widths[column]
     left_out = tuple(heading for c, heading in enumerate(grid.headings) if c not in columns)
@@ -84,8 +84,8 @@ def fit(grid: Grid, available: float, measure: Measure, gap: float) -> FittedCol
     )
 
 
-def _wrapped(text: str, lines: int, measure: Measure) -> tuple[str, ...]:
-    """Wrap a heading into at most `lines` lines, as narrow as possible."""
+def _wrap(text: str, lines: int, measure: Measure) -> tuple[str, ...]:
+    """Wrap a heading to the smallest width that takes at most `lines` lines."""
     words = text.split() or [""]
     for width in sorted(
         {measure(" ".join(words[i:j])) for i in range(len(words)) for j in range(i + 1, len(words) + 1)}

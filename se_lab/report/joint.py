@@ -1,7 +1,7 @@
-"""Compare all variants of a table with their baselines at once: one model, simultaneous intervals.
+"""Compare all variants of a table with their baselines, with simultaneous intervals.
 
-Pure functions on arrays. `values` is (V, S), a row a variant and a column a seed, NaN where a trial is missing; `group`
-(V,) numbers the groups, `baseline` (V,) names each variant's baseline, −1 where there is none.
+In these functions, `values` (V, S) has a row per variant and a column per seed, NaN for missing trials; `group` (V,) is
+the number of each variant's group, and `baseline` (V,) the row of its baseline, −1 without one.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from se_lab.report.columns import unknown
+from se_lab.report.columns import unknown_name
 from se_lab.report.fits import Fit, adjusted_p, fit_group, groups, two_way, widths
 from se_lab.report.statistics import Floats, paired_difference
 
@@ -21,27 +21,27 @@ MODELS: tuple[str, ...] = get_args(Model)
 
 
 class Comparison(NamedTuple):
-    """Differences to the baseline (V,) with their intervals and errors; NaN where there is no comparison."""
+    """Differences from the baseline (V,) with intervals; NaN without a comparison."""
 
     mean: Floats
     half_width: Floats
-    """Half-widths of the intervals, which hold together over the table."""
+    """Half-widths of the simultaneous intervals."""
     error: Floats
     """Standard errors of the differences."""
     df: Floats
     """Degrees of freedom of the standard errors."""
     n: NDArray[np.int64]
-    """Seeds that the variant and its baseline share."""
+    """Number of seeds shared by variant and baseline."""
     blocked: NDArray[np.bool_]
-    """(V,) whether the variant's group was compared within seeds."""
+    """Whether seeds are blocks in the variant's group, (V,)."""
     variance: NDArray[np.str_]
-    """(V,) the variance of the interval: `shared` by all, the `baseline`'s own beside that, or the `row`'s own."""
+    """Variance model (V,): `shared`, `baseline` (the baseline has its own) or `row` (the variant has its own)."""
     correlation: float
-    """Between two variants of one seed, estimated over all groups; NaN where it cannot be."""
+    """Correlation of two variants with the same seed, over all groups; NaN if it cannot be estimated."""
 
     @property
     def excludes_zero(self) -> NDArray[np.bool_]:
-        """Where the simultaneous interval does not hold zero; False where there is none."""
+        """Whether the simultaneous interval excludes zero, (V,); False without an interval."""
         return np.asarray(np.abs(self.mean) > self.half_width)
 
 
@@ -52,20 +52,19 @@ def compare(
     model: str = "joint",
     level: float = 0.95,
 ) -> Comparison:
-    """Return each variant's difference to its baseline, with simultaneous intervals over the whole table.
+    """Return each variant's difference from its baseline, with simultaneous intervals.
 
-    `joint` fits error ~ variant + seed in each group. The seed is a block where an F test finds that seeds differ
-    (at 0.01), else it is dropped. All rows share one variance (Dunnett 1955), except where an F test finds that a
-    variance stands out above the rest. A row whose own does (at 0.05) takes Welch's interval, or the paired one among
-    blocks. Where the baseline's does (at 0.2, as all rows share it), it has a variance of its own beside that of the
-    variants (Hasler & Hothorn 2008). Either is used only where wider. `pooled` has no block and always one
-    variance, `welch` never; `paired` takes the differences seed by seed, each row with a variance of its own. Rows with
-    a variance of their own share 1 − level by Šidák, and so do groups.
+    `joint` fits error ~ variant + seed in each group, without the seed unless an F test at 0.01 shows that seeds
+    differ. All rows share one variance (Dunnett 1955). A row with a significantly larger variance (F test at 0.05) gets
+    Welch's interval, or the paired one if seeds are blocks. A baseline with a significantly larger variance (at 0.2,
+    since all rows depend on it) gets a separate variance (Hasler and Hothorn 2008). Both apply only if the interval is
+    wider. `pooled` has one variance and no blocks, `welch` one variance per row; `paired` uses differences by seed,
+    with one variance per row. Rows with separate variances, and groups, share 1 − level by Šidák's correction.
 
-    Assumes seeds that are independent and errors that are roughly normal (t with 3 degrees of freedom still does).
-    The critical assumption is one variance: with `pooled`, a variant three times as variable raises the false alarms
-    of a table to 14 %, a baseline to 33 %; with `joint` they are at most 6 and 8 % (benchmarks/evidence.py). Raises
-    ReportError for an unknown model.
+    Assumes independent seeds and roughly normal errors (t with 3 degrees of freedom is close enough). The critical
+    assumption is equal variances: if a variant is three times as variable, `pooled` has 14 % false positives per table,
+    if the baseline is, 33 %; `joint` has at most 6 and 8 % (benchmarks/evidence.py). Raises ReportError for an unknown
+    model.
     """
     array = np.asarray(values, dtype=np.float64)
     count = len(array)
@@ -77,12 +76,14 @@ def compare(
         mean[rows], blocked[rows] = fit.mean, fit.blocked
         half[rows], error[rows], df[rows], variance[rows] = widths(fit, level ** (1 / group_count))
     pairs = paired_difference(array, np.where(np.isfinite(mean)[:, None], array[baseline], np.nan)).n
-    half = np.where(half > 1e-9 * np.maximum(np.abs(mean), 1e-3), half, np.nan)  # equal values: unknown spread
+    half = np.where(half > 1e-9 * np.maximum(np.abs(mean), 1e-3), half, np.nan)  # equal values show no spread
     return Comparison(mean, half, error, df, pairs, blocked, variance, seed_correlation(array, group))
 
 
-def adjusted(values: ArrayLike, group: NDArray[np.intp], baseline: NDArray[np.intp], model: str = "joint") -> Floats:
-    """Return (V,) two-sided p values of the differences to the baseline, adjusted for all comparisons of the table.
+def table_p_values(
+    values: ArrayLike, group: NDArray[np.intp], baseline: NDArray[np.intp], model: str = "joint"
+) -> Floats:
+    """Return two-sided p values (V,) of differences, adjusted for all comparisons of a table.
 
     Raises ReportError for an unknown model.
     """
@@ -96,16 +97,16 @@ def adjusted(values: ArrayLike, group: NDArray[np.intp], baseline: NDArray[np.in
 def _fits(
     array: Floats, group: NDArray[np.intp], baseline: NDArray[np.intp], model: str
 ) -> list[tuple[NDArray[np.intp], Fit]]:
-    """Return the rows of each group that can be compared with its baseline, and their fit."""
+    """Return the rows of each group that can be compared with the baseline, and their fit."""
     if model not in MODELS:
-        raise unknown("model", model, MODELS)
+        raise unknown_name("model", model, MODELS)
     mask = (baseline >= 0) & (baseline != np.arange(len(array))) & ~np.isnan(array).all(axis=1)
     mask &= ~np.isnan(array[baseline]).all(axis=1)
     return [(rows, fit_group(array[[baseline[rows[0]], *rows]], model)) for rows in groups(group, mask)]
 
 
 def _tested(fits: list[tuple[NDArray[np.intp], Fit]]) -> int:
-    """Count the groups that share the error rate of a table."""
+    """Return the number of groups that share the error rate of a table."""
     return max(1, sum(bool(np.any(fit.df > 0)) for _, fit in fits))
 
 
@@ -116,9 +117,9 @@ def contrast(
     model: str = "joint",
     level: float = 0.95,
 ) -> Comparison:
-    """Return the difference of a pair of variants, first − second, with an interval of its own, in one row.
+    """Return the difference first − second of a pair of variants, with a separate interval.
 
-    The variance is from all variants of their group. Raises ReportError for an unknown model.
+    The variance is estimated from all variants of the group. Raises ReportError for an unknown model.
     """
     array, (first, second) = np.asarray(values, dtype=np.float64), pair
     has_values = np.isfinite(array).any(axis=1) | np.isin(np.arange(len(array)), pair)  # an empty row has no variance
@@ -133,11 +134,11 @@ def contrast(
 
 
 def verdicts(compared: Comparison, narrower: Comparison, sign: float, margin: float | None = None) -> list[str]:
-    """Return better, worse, equivalent or undecided for each variant; nothing where there is no interval.
+    """Return better, worse, equivalent, undecided, or "" without an interval, for each variant.
 
-    compared, narrower: the same comparison with simultaneous 95 % and 90 % intervals. sign: 1 where lower is better, −1
-    where higher is. Equivalence is two one-sided tests at 0.05 against ±margin, that is, the 90 % interval inside the
-    margin (Schuirmann 1987); without a margin there is none.
+    `compared` and `narrower` are the same comparison with 95 % and 90 % intervals; `sign` is 1 if lower values are
+    better, else −1. Equivalence requires a margin: two one-sided tests at 0.05 against ±margin, that is, a 90 %
+    interval within the margin (Schuirmann 1987).
     """
     is_equivalent = np.abs(narrower.mean) + narrower.half_width < (0.0 if margin is None else margin)
     directions = np.where(sign * compared.mean < 0, "better", "worse")
@@ -146,7 +147,7 @@ def verdicts(compared: Comparison, narrower: Comparison, sign: float, margin: fl
 
 
 def seed_correlation(values: Floats, group: NDArray[np.intp]) -> float:
-    """Return the correlation of two variants with one seed, from the mean squares of seed and rest in each group."""
+    """Return the correlation of variants with the same seed, from mean squares of all groups."""
     seed_ms, rest_ms, sizes = [], [], []
     for rows in groups(group, np.asarray(~np.isnan(values).all(axis=1))):
         fit = two_way(values[rows])
@@ -161,11 +162,11 @@ def seed_correlation(values: Floats, group: NDArray[np.intp]) -> float:
 
 
 def pooled_effect(differences: ArrayLike, errors: ArrayLike) -> tuple[float, float, float]:
-    """Return the mean effect over nets, the half-width of its 95 % interval, and the spread between nets.
+    """Return mean effect over nets, half-width of its 95 % interval, and standard deviation.
 
-    differences, errors: (G,), one a net. A mixed model with a random effect of the net (statsmodels' combine_effects):
-    the variance between nets by Paule & Mandel (1982), the interval by Hartung & Knapp with t(G − 1), which holds for
-    few nets. The spread is a standard deviation. NaN below two nets.
+    `differences` and `errors` are (G,), one per net. A random-effects model (statsmodels' combine_effects): variance
+    between nets by Paule and Mandel (1982), interval by Hartung and Knapp with t(G − 1), which is valid for few nets.
+    The standard deviation is that between nets. NaN for fewer than two nets.
     """
     from statsmodels.stats.meta_analysis import combine_effects
 

@@ -1,4 +1,4 @@
-"""LaTeX tables that need only booktabs and threeparttable and fit a column or a page."""
+"""LaTeX tables that fit a column or a page, using booktabs and threeparttable."""
 
 from __future__ import annotations
 
@@ -6,25 +6,25 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from se_lab.report.columns import BLANK, MINUS, ReportError, unknown
+from se_lab.report.columns import BLANK, MINUS, ReportError, unknown_name
 from se_lab.report.grid import FittedColumns, Grid, fit
 
 WIDTHS = {"single": 3.15, "double": 6.5}
-"""The width in inches of a column and of a page of two columns, the narrower ones among the usual classes."""
+"""Width of a column and of a two-column page in inches, for common document classes."""
 POINTS_PER_INCH = 72.27
 _NEVER = 10_000
 _SIZE, _LINE, _GAP = 8.0, 9.6, 8.0
-"""Font size, line and space between columns in points: set in the table, so that its width is known."""
+"""Font size, line height and column gap in points, set in the table so that its width is known."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """The layout of a LaTeX table in its document."""
+    """The layout of a LaTeX table."""
 
     width: str = ""
-    """single, double, or inches; by default single, and double for a wide table."""
+    """single, double, or inches; by default single, or double for a wide table."""
     caption: str = ""
-    """By default the table's title."""
+    """Caption; by default the table's title."""
     label: str = ""
     wide: bool = False
     """Whether the table spans both columns of a page (`table*`)."""
@@ -38,14 +38,14 @@ class Setting:
         try:
             inches = float(width.removesuffix("in"))
         except ValueError:
-            raise unknown("width", width, [*WIDTHS, "or inches, such as 5.5"]) from None
+            raise unknown_name("width", width, [*WIDTHS, "or inches, such as 5.5"]) from None
         if not 1 <= inches <= 100:
             raise ReportError(f"The width is {width} inches; it must be from 1 to 100.")
         return inches * POINTS_PER_INCH
 
 
 def latex_text(grid: Grid, setting: Setting) -> str:
-    """Write a table as a threeparttable with booktabs rules, without the columns that do not fit its width."""
+    """Format a table in LaTeX, without the columns that do not fit its width."""
     layout = fit(grid, setting.points, _width, _GAP)
     heading_lines = max(map(len, layout.headings))
     columns = [_column(grid, layout, place, heading_lines) for place in range(len(layout.columns))]
@@ -55,8 +55,8 @@ def latex_text(grid: Grid, setting: Setting) -> str:
         body += [r"    \midrule"] * grid.starts_group(row) + [line]
     environment = "table*" if setting.wide else "table"
     label = rf"\label{{{setting.label}}}" if setting.label else ""
-    comments = [f"% left out, as it would be too wide: {', '.join(layout.left_out)}"] if layout.left_out else []
-    notes = [rf"    \item[] {_escaped(note)}" for note in grid.notes]
+    comments = [f"% omitted to fit the width: {', '.join(layout.left_out)}"] if layout.left_out else []
+    notes = [rf"    \item[] {_escape(note)}" for note in grid.notes]
     if notes:
         notes = [r"  \begin{tablenotes}[flushleft]\scriptsize\raggedright", *notes, r"  \end{tablenotes}"]
     return "\n".join(
@@ -66,7 +66,7 @@ def latex_text(grid: Grid, setting: Setting) -> str:
             rf"\begin{{{environment}}}[t]",
             r"  \centering",
             r"  \begin{threeparttable}",
-            rf"  \caption{{\sloppy {_escaped(setting.caption or grid.title)}}}{label}",
+            rf"  \caption{{\sloppy {_escape(setting.caption or grid.title)}}}{label}",
             rf"  \fontsize{{{_SIZE:g}}}{{{_LINE:g}}}\selectfont \setlength{{\tabcolsep}}{{{_GAP / 2:g}pt}}"
             + r" \renewcommand{\arraystretch}{1.3}"
             * any(_RANGE.fullmatch(cell) for column in grid.cells for cell in column),
@@ -86,16 +86,16 @@ def latex_text(grid: Grid, setting: Setting) -> str:
 
 
 def _column(grid: Grid, layout: FittedColumns, place: int, heading_lines: int) -> tuple[str, list[str]]:
-    """Return a column's letter and its cells, the lines of its heading first."""
+    """Return a column's specifier and its cells, starting with the lines of the heading."""
     column, heading = layout.columns[place], layout.headings[place]
     cells = grid.cells[column]
-    head = [""] * (heading_lines - len(heading)) + [_escaped(line, unbroken=_NEVER) for line in heading]
+    head = [""] * (heading_lines - len(heading)) + [_escape(line, unbroken=_NEVER) for line in heading]
     bold = [grid.is_bold(column, row) for row in range(len(cells))]
     if not grid.is_text[column]:
         return "r", head + [_number(cell, cells, best) for cell, best in zip(cells, bold, strict=True)]
     wraps = max(map(_width, cells), default=0.0) > layout.widths[place]
     texts = [
-        rf"\raggedright\let\\\tabularnewline {_escaped(cell, unbroken=8)}" if wraps else _escaped(cell, unbroken=_NEVER)
+        rf"\raggedright\let\\\tabularnewline {_escape(cell, unbroken=8)}" if wraps else _escape(cell, unbroken=_NEVER)
         for cell in cells
     ]
     texts = [rf"\textbf{{{text}}}" if best else text for text, best in zip(texts, bold, strict=True)]
@@ -103,7 +103,7 @@ def _column(grid: Grid, layout: FittedColumns, place: int, heading_lines: int) -
 
 
 def _number(cell: str, cells: Sequence[str], bold: bool) -> str:
-    """Write a number, padded to the column's longest interval, so that decimals stay aligned."""
+    """Format a number, padded to the column's longest interval to align decimals."""
     if any(_RANGE.fullmatch(text) for text in cells):
         return _range(cell, cells, bold)
     tails = [text.partition("±")[2].strip() for text in cells]
@@ -111,7 +111,7 @@ def _number(cell: str, cells: Sequence[str], bold: bool) -> str:
     value, tail = cell.partition("±")[0].strip(), cell.partition("±")[2].strip()
     math = value.replace(MINUS, "-").replace(",", "{,}")
     if not re.fullmatch(r"[-+\d.{},]+", math):
-        math, bold = rf"\mbox{{{_escaped(value, unbroken=_NEVER)}}}", False
+        math, bold = rf"\mbox{{{_escape(value, unbroken=_NEVER)}}}", False
     if not value:
         return ""
     if bold:
@@ -124,19 +124,19 @@ def _number(cell: str, cells: Sequence[str], bold: bool) -> str:
 
 
 def _range(cell: str, cells: Sequence[str], bold: bool) -> str:
-    """Write `0.75 (0.42–1.35)` as 0.75 with the distances to both ends; padded where there is no interval."""
+    """Format `0.75 (0.42–1.35)` as 0.75 with the distances to both ends."""
     value, plus, minus = _sides(cell)
     if not plus:
         width, longest = max((len(sides[0]), sides[1]) for sides in map(_sides, cells) if sides[1])
-        if len(value) > width:  # padding would make the column wider than measured
-            return _escaped(value)
-        return rf"{_escaped(value)}$\phantom{{{{}}^{{{longest}}}}}$" if value else ""
+        if len(value) > width:  # padding would exceed the measured width
+            return _escape(value)
+        return rf"{_escape(value)}$\phantom{{{{}}^{{{longest}}}}}$" if value else ""
     digits = rf"\mathbf{{{value}}}" if bold else value
     return rf"${digits}^{{{plus}}}_{{{minus}}}$"
 
 
 def _sides(cell: str) -> tuple[str, str, str]:
-    """Return a cell's value and the signed distances to its interval's upper and lower ends; empty without one."""
+    """Return a cell's value and the signed distances to both ends of its interval, if any."""
     match = _RANGE.fullmatch(cell)
     if match is None:
         return cell, "", ""
@@ -171,8 +171,8 @@ _TEX = {
 }
 
 
-def _escaped(text: str, *, unbroken: int = 15) -> str:
-    """Write text so that TeX prints it; lines may also end inside words of more characters than `unbroken`."""
+def _escape(text: str, *, unbroken: int = 15) -> str:
+    """Escape text for TeX; words longer than `unbroken` may be broken."""
 
     def word(text: str) -> str:
         pieces = re.split(r"(?<=[\W_])(?=\w)|(?<=\w{8})(?=\w)", text) if len(text) > unbroken else [text]
@@ -182,7 +182,7 @@ def _escaped(text: str, *, unbroken: int = 15) -> str:
 
 
 def _width(text: str) -> float:
-    """Return the width of a text in points, in Computer Modern, the widest of the usual fonts."""
+    """Return the width of a text in points in Computer Modern, the widest of the common fonts."""
     value, plus, minus = _sides(text)
     if plus:
         return _width(value) + 0.75 * max(_width(plus), _width(minus))
@@ -196,4 +196,4 @@ _EM = {
     **dict.fromkeys("±×−+=<>Δ", 0.88),
     **dict.fromkeys("0123456789", 0.57),
 }
-"""Widths in em: those of cmr8 and a little more, as bold digits are wider."""
+"""Character widths in em, slightly larger than in cmr8, since bold digits are wider."""

@@ -1,4 +1,4 @@
-"""The notes under a table: missing or mixed trials, and how to read the numbers."""
+"""Notes under a table, on missing and mixed trials and on the meaning of the numbers."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ if TYPE_CHECKING:
     from se_lab.report.variants import Study
 
 _SPREAD_NOTES = {
-    "std": "Beside a mean stands the standard deviation over seeds.",
-    "interval": "Beside a mean stands its 95 % t interval over seeds (of an error on the logit scale, which stays "
-    "within 0 and 100 %). It says what other seeds would give on these test images, with these settings and this "
-    "split. For other test images it is too narrow: there it covers 59 to 90 %, not 95.",
+    "std": "Means are given with standard deviations over seeds.",
+    "interval": "Means are given with 95 % t intervals over seeds (for errors, on the logit scale, within 0 and "
+    "100 %). The intervals are for other seeds with the same test images, settings and split. For other test images "
+    "they are too narrow: their coverage is 59 to 90 %, not 95 %.",
 }
-_LISTED = 8  # names that a note gives; the rest are counted
+_LISTED = 8  # maximum number of names in a note
 
 
 def missing_notes(
     trials: pd.DataFrame, variants: pd.DataFrame, group: NDArray[np.intp], baseline: NDArray[np.intp]
 ) -> list[str]:
-    """Return notes on unfinished trials, absent seeds and baselines, and mixed versions and conditions."""
+    """Return notes on unfinished trials, missing seeds and baselines, and mixed conditions."""
     notes = []
     is_finished = trials["status"] == "finished"
     for status, rows in trials[~is_finished].groupby("status", sort=False):
@@ -38,42 +38,38 @@ def missing_notes(
             name if is_missing(error) else f"{name} ({error})"
             for name, error in zip(trial_names(rows, variants), errors, strict=True)
         ]
-        notes.append(f"{len(rows)} {'trial' if len(rows) == 1 else 'trials'} {status}: {some(texts)}.")
+        notes.append(f"{len(rows)} {'trial' if len(rows) == 1 else 'trials'} {status}: {name_list(texts)}.")
     notes += _unequal_seeds(trials, variants, group)
     if "chosen" in trials and (is_chosen := trials["chosen"].eq(True)).any():
         names = variants["variant"].loc[list(dict.fromkeys(trials.loc[is_chosen, "variant"]))]
-        remark = "chosen by the validation errors of these trials, which flatters them"
-        notes.append(f"{some(names)}: {remark}; RUNS confirm:FILE has fresh seeds.")
+        remark = "selected by validation errors of these trials, so their results are biased"
+        notes.append(f"{name_list(names)}: {remark}; RUNS confirm:FILE has fresh seeds.")
     orphans = variants["variant"][baseline < 0]
     if len(orphans) == len(variants):
-        notes.append("No baseline (insertion none) among the records: no differences.")
+        notes.append("No differences, as there is no baseline (insertion none).")
     elif len(orphans):
-        notes.append(f"No baseline of their own, so no differences: {some(orphans)}.")
+        notes.append(f"No differences, as their groups have no baseline: {name_list(orphans)}.")
     if "code_version" in trials:
         versions = trials.loc[is_finished, "code_version"].dropna().value_counts(sort=False)
         if len(versions) > 1:
             version_text = ", ".join(f"{version} ({count})" for version, count in versions.items())
-            notes.append(f"Warning: trials of {len(versions)} code versions in one table: {version_text}.")
-    notes += [
-        f"Warning: trials under different conditions in one table: {condition}."
-        for condition in mixed_conditions(trials)
-    ]
+            notes.append(f"Warning: the trials have {len(versions)} code versions: {version_text}.")
+    notes += [f"Warning: the trials ran under different conditions: {text}." for text in mixed_conditions(trials)]
     return notes
 
 
 def mixed_conditions(records: pd.DataFrame) -> list[str]:
-    """Return the conditions (versions, device, threads, git, plugins) in which finished trials differ, with counts."""
+    """Return the conditions (versions, device, git and so on) that vary among finished trials."""
     if "provenance" not in records:
         return []
     texts = records.loc[records["status"] == "finished", "provenance"].dropna()
     conditions = mixtures(json.loads(text) for text in texts)
-    return [
-        condition for condition in conditions if not condition.startswith(("images:", "se-lab:"))
-    ]  # other checks report these
+    # Other checks report different images and code versions.
+    return [condition for condition in conditions if not condition.startswith(("images:", "se-lab:"))]
 
 
 def _unequal_seeds(trials: pd.DataFrame, variants: pd.DataFrame, group: NDArray[np.intp]) -> list[str]:
-    """Return a note on seeds for which only some variants of a group have trials."""
+    """Return a note on seeds that only some variants of a group have."""
     codes, seeds = pd.factorize(trials["seed"], sort=True)
     has_seed = np.zeros((len(variants), len(seeds)), dtype=bool)
     has_seed[trials["variant"], codes] = True
@@ -85,7 +81,7 @@ def _unequal_seeds(trials: pd.DataFrame, variants: pd.DataFrame, group: NDArray[
         return []
     names = variants["variant"].iloc[rows]
     texts = [f"{name} ({', '.join(map(value_text, seeds[is_absent[i]]))})" for name, i in zip(names, rows, strict=True)]
-    return [f"Seeds that are not among the records: {some(texts)}."]
+    return [f"Missing seeds: {name_list(texts)}."]
 
 
 def trial_names(trials: pd.DataFrame, variants: pd.DataFrame) -> list[str]:
@@ -95,27 +91,27 @@ def trial_names(trials: pd.DataFrame, variants: pd.DataFrame) -> list[str]:
 
 
 def not_measured(study: Study, key: str) -> list[str]:
-    """Name the finished trials without a finite value of a metric."""
+    """Return a note on finished trials without a finite value of a metric."""
     is_finished = (study.trials["status"] == "finished").to_numpy()
     trials = study.trials[is_finished & ~np.isfinite(pd.to_numeric(study.trials[key], "coerce").to_numpy(dtype=float))]
     if trials.empty:
         return []
-    return [f"Finished without a finite {key}, so left out of it: {some(trial_names(trials, study.variants))}."]
+    return [f"Finished without a finite {key}: {name_list(trial_names(trials, study.variants))}."]
 
 
 def unequal_costs(study: Study, key: str) -> list[str]:
-    """Warn of variants whose seeds do not agree in a cost, and of times that differ within a variant."""
+    """Return warnings about costs or times that differ between the seeds of a variant."""
     if column(key, study.trials).kind == "timing":
         return uneven_times(study, key)
     if column(key, study.trials).kind != "cost":
         return []
     is_unequal = study.trials.groupby("variant")[key].nunique() > 1
     names = study.variants["variant"][is_unequal[is_unequal].index]
-    return [f"Warning: {key} differs between the seeds of {some(names)}; the first is shown."] if len(names) else []
+    return [f"Warning: {key} differs between the seeds of {name_list(names)}; using the first."] if len(names) else []
 
 
 def uneven_times(study: Study, key: str) -> list[str]:
-    """Warn where finished trials of one variant, which do the same work, differ in a time by more than a tenth."""
+    """Return a warning if a time differs by more than 10 % between trials of one variant."""
     values = pd.to_numeric(study.trials[key], errors="coerce")
     trials = study.trials.assign(**{key: values})[(study.trials["status"] == "finished") & (values > 0)]
     times = trials.groupby("variant")[key].agg(["min", "max"])
@@ -124,26 +120,26 @@ def uneven_times(study: Study, key: str) -> list[str]:
         return []
     label = "the time of a step" if key == "step_ms" else column(key, study.trials).label
     return [
-        f"Warning: trials of one variant differ by up to {100 * excess:.0f} % in {label}, as when other work shares "
-        "the machine; smaller differences between variants mean nothing."
+        f"Warning: trials of one variant differ by up to {100 * excess:.0f} % in {label}, for example because of other "
+        "work on the machine; ignore smaller differences between variants."
     ]
 
 
 def sign_flip_note(test: SignFlip, pairs: int) -> str:
-    """Return a note on the p values and the smallest that the seeds allow."""
+    """Return a note on sign-flip p values and their minimum for the number of seeds."""
     if not pairs:
-        return "p: nothing pairs with the baseline, so there is no test."
+        return "p: no test, as no variant shares a seed with its baseline."
     smallest = float(np.nanmin(test.smallest))
     return (
         f"p: two-sided sign-flip test of the paired differences "
-        f"({'exact' if test.exact else f'{DRAWS:,} patterns drawn'}). With {pairs} "
-        f"{'seed' if pairs == 1 else 'seeds'} it cannot be below {smallest:.4g}"
+        f"({'exact' if test.exact else f'{DRAWS:,} random patterns'}). With {pairs} "
+        f"{'seed' if pairs == 1 else 'seeds'} p is at least {smallest:.4g}"
         f"{', so no difference can reach 0.05' if smallest > 0.05 else ''}."
     )
 
 
 def unfinished_notes(data: pd.DataFrame, of: Column) -> list[str]:
-    """Return a note on means and their worst-rank bounds, for variants whose seeds failed or were stopped."""
+    """Return a note on worst-rank bounds of variants with failed or stopped trials."""
     rows = data[(data["over"] > data["n"]) & (data["n"] > 0)]
     texts = [
         f"{name} ({n}/{total} finished): {number_text(mean, of.decimals)}, bound {number_text(bound, of.decimals)}"
@@ -151,37 +147,37 @@ def unfinished_notes(data: pd.DataFrame, of: Column) -> list[str]:
             index=False
         )
     ]
-    explanation = "Means are of the seeds that finished; bounds count the others as the worst trial of the group"
-    return [f"{explanation}: {some(texts)}."] if texts else []
+    explanation = "Means are over finished seeds; bounds use the worst trial of the group for the others"
+    return [f"{explanation}: {name_list(texts)}."] if texts else []
 
 
 def reading_notes(data: pd.DataFrame, metric: str, metrics: Sequence[str], spread: str = "interval") -> list[str]:
-    """Return notes on reading the numbers: what ± and bold mean, and where there is no interval."""
+    """Return notes on the meaning of ± and bold, and on variants without an interval."""
     notes = []
     singles = data["variant"][data["n"] == 1]
     if (data["n"] <= 1).all():
-        notes.append("One seed a variant: no interval, so no difference here can be told from the luck of a seed.")
+        notes.append("One seed per variant: no intervals, so differences may be due to chance.")
     else:
         notes.append(_SPREAD_NOTES[spread])
         if len(doubles := data["variant"][data["n"] == 2]):
-            notes.append(f"Warning: two seeds hardly show their spread, so intervals are very wide: {some(doubles)}.")
+            notes.append(f"Warning: intervals over two seeds are very wide: {name_list(doubles)}.")
         if spread == "interval" and (remark := _equal_values(data, metrics)):
             notes.append(remark)
         if len(singles):
-            notes.append(f"One seed only, so no interval: {some(singles)}.")
+            notes.append(f"One seed only, so no interval: {name_list(singles)}.")
     partial_names = data["variant"][(data["n"] > 0) & (data[f"{metric}:pairs"] < data["n"]) & ~data["is_baseline"]]
     paired_names = data["variant"][(data["n"] > 0) & (data[f"{metric}:pairs"] > 0)]
     if len(partial_names) and len(paired_names):
         counts = data.loc[partial_names.index, [f"{metric}:pairs", "n"]].to_numpy()
         texts = [f"{name} ({pairs} of {n})" for name, (pairs, n) in zip(partial_names, counts, strict=True)]
-        notes.append(f"Fewer pairs than seeds, as the baseline or the variant lacks some: {some(texts)}.")
+        notes.append(f"Fewer pairs than seeds, as variant and baseline have different seeds: {name_list(texts)}.")
     if any(data[f"{key}:best"].any() for key in metrics):
-        notes.append("Bold: best of its group, where the simultaneous interval of its difference excludes zero.")
+        notes.append("Bold: best of its group, if the simultaneous interval of its difference excludes zero.")
     return notes
 
 
 def _equal_values(data: pd.DataFrame, metrics: Sequence[str]) -> str:
-    """Return a note on variants whose seeds all have one value: their interval is over images or missing."""
+    """Return a note on variants whose seeds all have the same value, or an empty string."""
     names = []
     for key in metrics:
         rows = (data["n"] > 1) & (data[f"{key}:std"] <= 1e-9 * data[key].abs())
@@ -189,13 +185,13 @@ def _equal_values(data: pd.DataFrame, metrics: Sequence[str]) -> str:
     if not names:
         return ""
     return (
-        "Equal for all seeds, which shows nothing of their spread: the interval is that of an error counted on the "
-        f"test images (Clopper & Pearson), none where their number is not known: {some(names)}."
+        "Equal for all seeds, so the spread over seeds is unknown; the interval is binomial, over test images "
+        f"(Clopper and Pearson), if their number is known: {name_list(names)}."
     )
 
 
-def some(names: Iterable[str]) -> str:
-    """Join the first eight names and the number of the others."""
+def name_list(names: Iterable[str]) -> str:
+    """Join up to eight names, followed by the number of the others."""
     items = list(names)
     suffix = [f"and {len(items) - _LISTED} more"] if len(items) > _LISTED else []
     return "; ".join(items[:_LISTED] + suffix)

@@ -1,4 +1,4 @@
-"""Costs of the SE paper's nets, counted by us, beside the printed ones: no training run is needed."""
+"""Counted costs of the SE paper's nets, for comparison with the printed ones."""
 
 from __future__ import annotations
 
@@ -17,23 +17,22 @@ if TYPE_CHECKING:
     from se_lab.units.costs import Complexity
 
 CROP = {"inception_resnet_v2": 299}
-"""The side of the image where it is not 224 (published.yaml, Table 2)."""
+"""Image size in pixels if not 224 (published.yaml, Table 2)."""
 
 
 def count_paper_costs(paper: str = "all", say: Callable[[str], None] = print) -> pd.DataFrame:
-    """Count every net whose parameters or MACs the paper's table of that name prints, or all tables.
+    """Count the nets with printed parameters or MACs in one or all of the paper's tables.
 
-    Returns the rows of `paper_rows` that print a cost, with `counted_params`, `counted_macs`, and `costs`: the whole
-    Complexity. A backbone of 1000 classes is run once, which takes seconds and gives the costs of all its variants;
-    `say` gets a line for each.
-    Raises ReportError for an unknown table and for one that prints no costs.
+    Returns the rows of `paper_rows` with a printed cost, with `counted_params`, `counted_macs`, and `costs`, a
+    Complexity. Each backbone, with 1000 classes, is traced once for all its variants; `say` is called with a line for
+    each. Raises ReportError for an unknown table or one without costs.
     """
-    from se_lab.units.costs import trace  # PyTorch, which no other table needs
+    from se_lab.units.costs import trace  # imports PyTorch, which other tables do not need
 
     rows = paper_rows(paper)
     rows = rows[rows[["params", "macs"]].notna().any(axis=1)].reset_index(drop=True)
     if rows.empty:
-        raise ReportError(f"The paper's {paper} prints no costs.")
+        raise ReportError(f"The paper's {paper} has no costs.")
     cost_by_index: dict[Any, Complexity] = {}
     for backbone, variants in rows.groupby("model.backbone", sort=False):
         side = CROP.get(str(backbone), 224)

@@ -1,4 +1,4 @@
-"""Per-image comparisons over the trials' `predictions.npz`: for one-seed studies, and for other test images."""
+"""Comparisons of variants image by image, from the trials' predictions.npz."""
 
 from __future__ import annotations
 
@@ -20,43 +20,43 @@ from se_lab.store import read_result
 
 
 class ClassDifferences(NamedTuple):
-    """Differences of two variants' errors by class (C,), in points; NaN for a class without a test image."""
+    """Differences of two variants' errors by class (C,), in points; NaN without test images."""
 
     names: list[str]
     images: NDArray[np.intp]
     mean: Floats
     half_width: Floats
-    """Half-widths of the 95 % intervals over seeds, a class each; NaN with one seed."""
+    """Half-widths of 95 % intervals over seeds, separate for each class; NaN with one seed."""
     p: Floats
-    """Two-sided, corrected for all classes (Holm)."""
+    """Two-sided p values, corrected for all classes (Holm)."""
     seeds: int
-    """The fewest seeds of either variant."""
+    """Number of seeds, the smaller of the two variants."""
 
 
 def has_predictions(folder: object) -> bool:
-    """Return whether a trial's folder, as records name it, holds the predictions of its test images."""
+    """Return whether a trial's folder contains predictions of test images."""
     return isinstance(folder, (str, Path)) and bool(folder) and Path(folder, "predictions.npz").exists()
 
 
 def load_predictions(folder: str | Path) -> Any:
-    """Open the predictions of a trial's test images: key, label, top5, probability and correct (N, …).
+    """Load a trial's predictions of N test images: key, label, top5, probability, correct.
 
-    Raises SpecError where they are not what the trial wrote, FileNotFoundError where there are none.
+    Raises SpecError if the file has changed since the trial, FileNotFoundError if there is none.
     """
     return np.load(io.BytesIO(read_result(folder, "predictions.npz")), allow_pickle=False)
 
 
 def image_errors(folder: str, top: int = 1) -> tuple[NDArray[np.str_], NDArray[np.bool_]]:
-    """Return sorted keys (N,), and whether the first `top` (1 or 5) guesses miss each image's label.
+    """Return sorted image keys (N,), and whether each image is a top-`top` error (1 or 5).
 
-    Raises FileNotFoundError where the trial has no predictions, ReportError where a key comes twice.
+    Raises FileNotFoundError if the trial has no predictions, ReportError for duplicate keys.
     """
     with load_predictions(folder) as archive:
         keys = archive["key"].astype(str)
         hit = archive["correct"] if top == 1 else (archive["top5"] == archive["label"][:, None]).any(axis=1)
     order = np.argsort(keys, kind="stable")
     if np.any(keys[order][1:] == keys[order][:-1]):
-        raise ReportError(f"The predictions in {folder} name an image twice.")
+        raise ReportError(f"The predictions in {folder} contain an image twice.")
     return keys[order], ~hit[order].astype(bool)
 
 
@@ -64,7 +64,7 @@ CALIBRATION = "test/calibration_error"
 
 
 def with_calibration(records: pd.DataFrame) -> pd.DataFrame:
-    """Add the expected calibration error of each finished trial whose predictions have probabilities, in %."""
+    """Add the expected calibration error, in %, of finished trials with probabilities."""
     values = np.full(len(records), np.nan)
     for row, (status, folder) in enumerate(zip(records["status"], records.get("folder", ""), strict=True)):
         if status != "finished" or not has_predictions(folder):
@@ -77,10 +77,10 @@ def with_calibration(records: pd.DataFrame) -> pd.DataFrame:
 
 
 def calibration_error(confidence: NDArray[np.floating], correct: NDArray[np.bool_], bins: int = 15) -> float:
-    """Return the expected calibration error in % of the most probable classes' probabilities (N,).
+    """Return the expected calibration error, in %, from probabilities of the top class (N,).
 
-    The mean of |accuracy − confidence| over bins of equal width, weighted by their images (Guo et al. 2017, equation
-    3). A single model's is biased upwards where bins have few images.
+    This is the mean of |accuracy − confidence| over bins of equal width, weighted by the number of images (Guo et al.
+    2017, equation 3). It is biased upwards if bins have few images.
     """
     places = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
     gap = np.bincount(places, weights=correct.astype(float) - confidence, minlength=bins)
@@ -88,19 +88,19 @@ def calibration_error(confidence: NDArray[np.floating], correct: NDArray[np.bool
 
 
 def mcnemar_column(study: Study, metric: str) -> tuple[Floats, str]:
-    """Return (V,) McNemar's exact p of each variant against its baseline where one seed pairs, and a note."""
+    """Return p values (V,) of McNemar's exact test against the baseline, and a note."""
     p = np.full(len(study.variants), np.nan)
     has_several = False
     for variant, pairs in _pairs(study, metric):
         has_several |= len(pairs) > 1
         if len(pairs) == 1:
             p[variant] = statistics.mcnemar(~pairs[0][0], ~pairs[0][1]).p
-    note = "p, McNemar: exact, over the test images of two trained nets; another seed is another net."
-    return p, note + (" Not given where several seeds pair: that is what the difference is for." if has_several else "")
+    note = "p, McNemar: exact, over test images, for two trained nets; other seeds may differ."
+    return p, note + (" Not given if several seeds are shared; use the difference instead." if has_several else "")
 
 
 def image_differences(study: Study, metric: str, rng: np.random.Generator) -> tuple[Floats, Floats, str]:
-    """Return (V,) differences to the baseline in points, half-widths valid for other test images, and a note."""
+    """Return differences in points and half-widths for other images, (V,) each, and a note."""
     estimate, half = np.full((2, len(study.variants)), np.nan)
     for variant, pairs in _pairs(study, metric):
         points = 100.0 * np.stack([errors.astype(float) - base for errors, base in pairs])
@@ -110,20 +110,20 @@ def image_differences(study: Study, metric: str, rng: np.random.Generator) -> tu
         )
         estimate[variant], half[variant] = interval.estimate, (interval.high - interval.low) / 2
     note = (
-        "Δ, seeds × images: 95 % interval for other seeds and other test images (variance components of both); one "
-        "seed: other images alone (bootstrap)."
+        "Δ, seeds × images: 95 % interval for other seeds and other test images (variance components of both); for "
+        "one seed, other images only (bootstrap)."
     )
     return estimate, half, note
 
 
 def _pairs(study: Study, metric: str) -> Iterator[tuple[int, list[tuple[NDArray[np.bool_], NDArray[np.bool_]]]]]:
-    """Yield each variant with the errors of its trials and of the baseline's of the same seeds, image by image."""
+    """Yield each variant with pairs of its and the baseline's image errors, by seed."""
     if not metric.startswith("test/top"):
-        raise ReportError(f"Predictions are kept of test images and top-1 or top-5 errors, not for {metric!r}.")
+        raise ReportError(f"Predictions allow only top-1 and top-5 test errors, not {metric!r}.")
     top = 5 if "top5" in metric else 1
     trials = study.trials[study.trials["status"] == "finished"]
     if "folder" not in trials:
-        raise ReportError("These records name no folders, where the predictions of a trial are kept: read the store.")
+        raise ReportError("The records have no folders, which contain the predictions; read them from the store.")
     folders = trials.set_index(["variant", "seed"])["folder"].to_dict()
     seeds = sorted({seed for _, seed in folders})
     errors = {key: image_errors(folder, top) for key, folder in folders.items()}
@@ -145,13 +145,14 @@ def _pairs(study: Study, metric: str) -> Iterator[tuple[int, list[tuple[NDArray[
 
 
 def class_differences(study: Study, metric: str, first: int, second: int) -> ClassDifferences:
-    """Compare the errors of two variants class by class: Welch's t test over seeds, for one seed McNemar's over images.
+    """Compare the errors of two variants by class.
 
-    A class whose error no seed changes has no p. Raises ReportError for other metrics than top-1 and top-5 test
-    errors, and where a trial has no predictions or the trials are of different images.
+    The test is Welch's t test over seeds, or McNemar's over images for one seed. There is no p value if all seeds have
+    the same error. Raises ReportError for other metrics than top-1 and top-5 test errors, for trials without
+    predictions, and for trials with different images.
     """
     if metric not in ("test/top1_error", "test/top5_error"):
-        raise ReportError(f"Predictions are kept of test images and top-1 or top-5 errors, not for {metric!r}.")
+        raise ReportError(f"Predictions allow only top-1 and top-5 test errors, not {metric!r}.")
     keys, label, misses = _missed_images(study, 5 if "top5" in metric else 1, (first, second))
     count = np.bincount(label)
     mean, half, p = np.full((3, len(count)), np.nan)
@@ -168,8 +169,8 @@ def class_differences(study: Study, metric: str, first: int, second: int) -> Cla
 
 
 def _welch(a: Floats, b: Floats) -> tuple[float, float]:
-    """Return p and half-width of the 95 % interval of Welch's t test; a sample of equal values has no variance."""
-    parts = np.array([x.var(ddof=1) / len(x) if np.ptp(x) > 0 else 0.0 for x in (a, b)])  # without rounding errors
+    """Return p value and half-width of the 95 % interval of Welch's t test."""
+    parts = np.array([x.var(ddof=1) / len(x) if np.ptp(x) > 0 else 0.0 for x in (a, b)])  # avoids rounding errors
     error = np.sqrt(parts.sum())
     df = parts.sum() ** 2 / (parts**2 / (len(a) - 1, len(b) - 1)).sum()
     return float(2 * stats.t.sf(abs(a.mean() - b.mean()) / error, df)), float(stats.t.ppf(0.975, df) * error)
@@ -178,7 +179,7 @@ def _welch(a: Floats, b: Floats) -> tuple[float, float]:
 def _missed_images(
     study: Study, top: int, variants: tuple[int, int]
 ) -> tuple[NDArray[np.str_], NDArray[np.intp], list[NDArray[np.bool_]]]:
-    """Return keys and labels (N,) of the test images, and which ones each variant's trials miss, (S, N) each."""
+    """Return keys and labels (N,) of test images, and the errors of each variant, (S, N)."""
     trials = study.trials[study.trials["status"] == "finished"]
     keys = label = None
     misses = []
@@ -193,7 +194,7 @@ def _missed_images(
                 truth = archive["label"][np.argsort(archive["key"].astype(str), kind="stable")]
             keys, label = (names, truth) if keys is None else (keys, label)
             if not np.array_equal(keys, names):
-                raise ReportError("The two variants' trials were tested on different images.")
+                raise ReportError("The two variants were tested on different images.")
             rows.append(errors)
         if not rows:
             raise ReportError(f"No trial of {study.variants['variant'].iloc[variant]} has predictions.")
@@ -203,7 +204,7 @@ def _missed_images(
 
 
 def class_names(keys: NDArray[np.str_], label: NDArray[np.intp], classes: int) -> list[str]:
-    """Return the classes' names: the folder of their images, where each class has one of its own, else the number."""
+    """Return class names: the folders of the images if each class has its own, else numbers."""
     folders = np.array([key.split("/")[0] if "/" in key else "" for key in keys])
     names = []
     for number in range(classes):

@@ -1,4 +1,4 @@
-"""The SE paper's printed figures (published.yaml), row by row under our own keys, to compare with ours."""
+"""Published results of the SE paper (published.yaml), keyed like SE-Lab's columns."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ import pandas as pd
 import yaml
 from numpy.typing import NDArray
 
-from se_lab.report.columns import COLUMNS, Column, number_text, unknown, value_text, with_prefix
-from se_lab.report.notes import some
+from se_lab.report.columns import COLUMNS, Column, number_text, unknown_name, value_text, with_prefix
+from se_lab.report.notes import name_list
 from se_lab.report.render import Shown, Table
 from se_lab.report.variants import INSERTION, Study
 from se_lab.spec import SESpec, moot_fields
 
 ABLATED = ("resnet50_v1", "resnet50")
-"""The net of Tables 10 to 16; the first name strides as the paper's does, so its MACs are the paper's."""
+"""Names of the net of Tables 10 to 16; the first has the paper's strides, and so its MACs."""
 BACKBONES: Mapping[str, tuple[str, ...]] = {
     "ResNet-50": ABLATED,
     "ResNet-101": ("resnet101_v1", "resnet101"),
@@ -40,15 +40,15 @@ BACKBONES: Mapping[str, tuple[str, ...]] = {
     "Shake-Even 29 2x4x64d + Cutout": ("cifar_shake_shake29_2x4x64d",),
 }
 BN_STATISTICS = 53_120
-"""ResNet-50's running means and variances, which the ablation tables count as parameters (published.yaml, notes)."""
+"""Number of running means and variances of ResNet-50, which the ablation tables count as parameters."""
 PARAMS_SLACK = 0.12e6
-"""The tolerated difference from a printed count of the ablation tables (published.yaml, notes)."""
+"""Tolerance for the printed parameters of the ablation tables (published.yaml, notes)."""
 BASELINE_ERRORS = {"test/top1_error": 23.30, "test/top5_error": 6.55}
-"""ResNet-50 under the ablation recipe: the baseline of Tables 10 to 16, also of those that do not print it."""
+"""Errors of ResNet-50 with the ablation recipe, the baseline of all of Tables 10 to 16."""
 
-# none of the papers' tables varies the FC bias
+# The FC bias does not vary in the paper's tables.
 _SE_KEYS = ("insertion", "unit", "reduction", "squeeze", "excitation", "stages")
-# A printed column: our key, the unit of its numbers, and the worth of their last digit.
+# For each printed column: SE-Lab's key, the unit of the numbers, and the value of their last digit.
 _FIGURES = {
     "top1": ("test/top1_error", 1.0, 0.01),
     "top5": ("test/top5_error", 1.0, 0.01),
@@ -61,16 +61,16 @@ _PRINTED = ("test/top1_error", "test/top5_error", "params", "macs")
 
 
 UNITS_PAPERS = "units"
-"""The figures for ResNet-50 in the papers of all units: not a table of the SE paper, so not among all its tables."""
+"""Name of the table of ResNet-50 results from the papers of other units, not part of the SE paper."""
 
 EARLIER_TABLE_3 = "table_3_mobile_earlier"
-"""Table 3 in the paper's CVPR edition, whose baselines are worse."""
+"""Table 3 in the CVPR edition of the paper, with worse baselines."""
 EDITIONS = {"table_3_mobile": EARLIER_TABLE_3, EARLIER_TABLE_3: "table_3_mobile"}
 
 
 @dataclass(frozen=True)
 class _Paper:
-    """One table: the SE field that its row labels set, and the data sets on which its errors are comparable to ours."""
+    """A table: name, SE field set by the row labels, and pattern for names of the data set."""
 
     name: str
     axis: str | None
@@ -98,18 +98,18 @@ _TABLES = {
 
 
 def paper_rows(paper: str = "all") -> pd.DataFrame:
-    """Return the rows of one of the paper's tables (`table_10_reduction`, or just `10`), or of all that have variants.
+    """Return the rows of one table of the SE paper (`table_10_reduction`, or `10`), or of all.
 
-    `units` has the rows for ResNet-50 from the papers of other units, each with its source in the label.
+    The table `units` has results for ResNet-50 from the papers of other units, with the source in the label.
 
-    Columns: table, row (its printed label), the spec (`model.backbone`, `model.se.*`), and the printed
-    test/top1_error and test/top5_error (%), params and macs (NaN for none), each with `KEY:digit`, the place value
-    of the last printed digit. Raises ReportError for an unknown table.
+    Columns: table, row (the printed label), the spec (`model.backbone`, `model.se.*`), and the printed test/top1_error
+    and test/top5_error (%), params and macs (NaN if missing), each with `KEY:digit`, the place value of the last
+    printed digit. Raises ReportError for an unknown table.
     """
     names = (
         [name for name in _TABLES if name not in (UNITS_PAPERS, EARLIER_TABLE_3)]
         if paper == "all"
-        else [_named(paper).name]
+        else [_find_table(paper).name]
     )
     rows: pd.DataFrame = pd.DataFrame([row for name in names for row in _rows(_TABLES[name])], dtype=object)
     for key in _PRINTED:
@@ -118,14 +118,13 @@ def paper_rows(paper: str = "all") -> pd.DataFrame:
     return rows
 
 
-def beside_paper(study: Study, data: pd.DataFrame, paper: str) -> tuple[pd.DataFrame, list[Shown], list[str]]:
-    """Join the published figures to a table's data; return the data, the columns to print of them, and notes.
+def add_paper_columns(study: Study, data: pd.DataFrame, paper: str) -> tuple[pd.DataFrame, list[Shown], list[str]]:
+    """Add published results to a table's data; return data, columns to print, and notes.
 
-    Variants meet the paper's rows by their SE spec (and by the backbone in Tables 2 to 5). Deviations and agreement are
-    given where backbone and data set are the paper's. Elsewhere only the paper's own difference to its baseline can
-    be compared.
+    Variants match the paper's rows by SE spec (and by backbone in Tables 2 to 5). Deviations and agreement are given
+    only for the paper's backbone and data set; otherwise only the paper's differences from its baseline are comparable.
     """
-    table, rows = _named(paper), paper_rows(paper)
+    table, rows = _find_table(paper), paper_rows(paper)
     specs = _specs(study)
     places = {_place(row, table): number for number, row in enumerate(rows.to_dict("records"))}
     row_numbers = np.array([places.get(_place(spec, table), -1) for spec in specs.to_dict("records")])
@@ -153,11 +152,8 @@ def beside_paper(study: Study, data: pd.DataFrame, paper: str) -> tuple[pd.DataF
     return data, shown, _notes(table, rows, row_numbers, is_paper)
 
 
-def costs_beside_paper(study: Study) -> Table | None:
-    """Return a table of the variants that are the paper's nets, on its data set: counted and printed costs.
-
-    None where no variant is one of them.
-    """
+def variant_paper_costs(study: Study) -> Table | None:
+    """Return a table of counted and printed costs of variants in the paper, if any."""
     specs, records = _specs(study), []
     counts = {f"counted_{key}": study.per_variant(key, "first") for key in ("params", "macs") if key in study.trials}
     for table in (table for name, table in _TABLES.items() if name not in (UNITS_PAPERS, EARLIER_TABLE_3)):
@@ -173,20 +169,23 @@ def costs_beside_paper(study: Study) -> Table | None:
 
 
 def paper_cost_table(costs: pd.DataFrame) -> Table:
-    """Return a table of counted costs beside the paper's, without any training run.
+    """Return a table of counted and printed costs.
 
-    costs: rows of `paper_rows` with `counted_params` and `counted_macs` of our nets, NaN where none was built.
+    costs: rows of `paper_rows` with `counted_params` and `counted_macs`, NaN for nets that were not built.
     """
     rows = costs[costs[["params", "macs"]].notna().any(axis=1)].reset_index(drop=True)
     data = pd.DataFrame({"variant": rows["row"], "group": rows["table"], "is_baseline": rows[INSERTION] == "none"})
     data["model.backbone"] = rows["model.backbone"]
-    shown = [Shown(Column("table", "table", "text"), "group"), Shown(Column("row", "row", "text"), "variant")]
+    shown = [
+        Shown(Column("table", "table", "text"), "group"),
+        Shown(Column("row", "row", "text"), "variant"),
+    ]
     shown.append(Shown(COLUMNS["model.backbone"], "model.backbone"))
     for key in ("params", "macs"):
         data[key] = rows[f"counted_{key}"]
         scaled, divisor = with_prefix(COLUMNS[key], float(np.nanmax(data[key], initial=0.0)))
         shown.append(Shown(scaled, key, divisor=divisor))
-        if rows[key].notna().any():  # Table 10 prints no MACs
+        if rows[key].notna().any():  # Table 10 has no MACs
             data[f"{key}:paper"] = rows[key]
             data[f"{key}:agrees"] = agreement(data[key], rows, key)
             shown += _cost_shown(rows, key)
@@ -194,10 +193,10 @@ def paper_cost_table(costs: pd.DataFrame) -> Table:
 
 
 def agreement(ours: pd.Series, printed: pd.DataFrame, key: str) -> NDArray[np.object_]:
-    """Return (V,) whether our costs round to the printed ones (V rows of `paper_rows`), or the deviation.
+    """Return whether counted costs (V,) round to the printed ones, or the deviation, as text.
 
-    The ablation tables count parameters with the BN running statistics, so either count is accepted there, and so is
-    a difference of 0.12 M. Empty where one side has no figure.
+    `printed` has V rows of `paper_rows`. For ablation tables, counts with the running statistics of batch norms and
+    differences of up to 0.12 M are accepted. The text is empty if a cost is missing.
     """
     count, paper = ours.to_numpy(dtype=float), printed[key].to_numpy(dtype=float)
     digit = printed[f"{key}:digit"].to_numpy(dtype=float)
@@ -225,12 +224,12 @@ def _figures() -> dict[str, Any]:
     return {**tables, UNITS_PAPERS: units}
 
 
-def _named(paper: str) -> _Paper:
+def _find_table(paper: str) -> _Paper:
     number = re.fullmatch(r"(?:table[_ ]?)?(\d+)", paper)
     for name, table in _TABLES.items():
         if paper == name or (number and name.startswith(f"table_{number[1]}_")):
             return table
-    raise unknown("table of the paper", paper, _TABLES)
+    raise unknown_name("table of the paper", paper, _TABLES)
 
 
 def _rows(table: _Paper) -> list[dict[str, Any]]:
@@ -254,10 +253,10 @@ def _rows(table: _Paper) -> list[dict[str, Any]]:
 
 
 def _ablation_spec(axis: str, label: object) -> dict[str, Any]:
-    """Return the SE spec of a row's label: `original` and `ResNet-50` are the plain net, `SE_Stage_3` is stages [3]."""
+    """Return the SE spec for a row label; `original` is the plain net, `SE_Stage_3` stages [3]."""
     if label in ("original", "ResNet-50"):
         return {"insertion": "none"}
-    if axis == "unit":  # SimAM's paper puts it behind the 3×3 convolution
+    if axis == "unit":  # SimAM's paper inserts SimAM after the 3×3 convolution
         places = {"none": "none", "simam": "conv3x3"}
         return {"unit": label if label != "none" else "se", "insertion": places.get(str(label), "standard")}
     stage = re.fullmatch(r"SE_Stage_(\d)", str(label))
@@ -279,7 +278,7 @@ def _row(table: str, label: str, backbone: str, se: dict[str, Any], printed: Map
 
 
 def _specs(study: Study) -> pd.DataFrame:
-    """Return (V, …) the first trial of each variant, with defaults for unrecorded backbone, data and SE fields."""
+    """Return the first trial of each variant, with defaults for missing fields."""
     firsts: pd.DataFrame = study.trials.drop_duplicates("variant").set_index("variant")
     firsts = firsts.reindex(study.variants.index)
     for key, default in {"backbone": None, **{f"se.{key}": value for key, value in asdict(SESpec()).items()}}.items():
@@ -289,7 +288,7 @@ def _specs(study: Study) -> pd.DataFrame:
 
 
 def _place(spec: Mapping[Any, Any], table: _Paper) -> tuple[str, ...]:
-    """Return the key of a spec in the paper's table: its net where rows are nets, and its relevant SE fields."""
+    """Return the key of a spec in a table: relevant SE fields, and the net if rows are nets."""
     nets = [label for label, names in BACKBONES.items() if spec["model.backbone"] in names]
     net = (nets[0] if nets else "another",) if table.axis is None else ()
     moot = moot_fields(spec[INSERTION], spec["model.se.unit"])
@@ -298,17 +297,17 @@ def _place(spec: Mapping[Any, Any], table: _Paper) -> tuple[str, ...]:
 
 
 def _is_papers(spec: Mapping[Any, Any], table: _Paper) -> bool:
-    """Return whether a trial's data set, and in an ablation its net, are those of the paper's table."""
+    """Return whether a trial has the data set, and in an ablation table the net, of a table."""
     on_data = re.search(table.data, value_text(spec["data.name"]).lower()) is not None
     return on_data and (table.axis is None or spec["model.backbone"] in ABLATED)
 
 
 def _baselines(rows: pd.DataFrame, printed: pd.DataFrame, key: str) -> NDArray[np.float64]:
-    """Return (V,) the paper's own baseline of each of its rows."""
+    """Return the published result of each row's baseline, (V,)."""
     base_errors = rows[rows[INSERTION] == "none"].set_index("model.backbone")[key]
     if len(base_errors) > 1:
         return printed["model.backbone"].map(base_errors).to_numpy(dtype=float)
-    row_bases = printed[f"{key}:base"].to_numpy(dtype=float)  # for papers that each print their own
+    row_bases = printed[f"{key}:base"].to_numpy(dtype=float)  # if each row is from a different paper
     return np.where(
         np.isnan(row_bases), np.nan if rows[f"{key}:base"].notna().any() else BASELINE_ERRORS[key], row_bases
     )
@@ -324,28 +323,28 @@ def _cost_shown(printed: pd.DataFrame, key: str) -> list[Shown]:
 
 def _notes(table: _Paper, rows: pd.DataFrame, row_numbers: NDArray[np.intp], is_paper: NDArray[np.bool_]) -> list[str]:
     if (row_numbers < 0).all():
-        return [f"None of these variants is in the paper's {table.name}."]
+        return [f"No variant is in the paper's {table.name}."]
     edition = "the earlier edition, about CVPR 2018" if table.name == EARLIER_TABLE_3 else "arXiv 1709.01507 v4"
     source = f"{table.name} of Hu et al. ({edition})"
     if table.name == UNITS_PAPERS:
-        source = "; ".join(rows["row"][rows.index.isin(row_numbers)]) + ", each under its own recipe"
+        source = "; ".join(rows["row"][rows.index.isin(row_numbers)]) + ", each with its own recipe"
     notes = [f"Paper: {source}, one run each, single centre crop."]
     if table.name in EDITIONS:
-        notes.append(f"Table 3 differs between the paper's editions; the other one: --paper {EDITIONS[table.name]}.")
+        notes.append(f"Table 3 differs in the paper's other edition: --paper {EDITIONS[table.name]}.")
     if not is_paper.any():
-        notes.append("Another net or data set than the paper's: of its errors only the differences can be compared.")
+        notes.append("Net or data set differ from the paper's, so only differences from the baseline are comparable.")
     missing = rows["row"][~rows.index.isin(row_numbers)]
     if len(missing):
-        notes.append(f"In the paper's table but not here: {some(missing)}.")
+        notes.append(f"Rows of the paper's table without a variant: {name_list(missing)}.")
     return notes + (_cost_notes() if is_paper.any() and rows[["params", "macs"]].notna().any(axis=None) else [])
 
 
 def _cost_notes() -> list[str]:
     return [
-        "Agree: our count rounds to the printed digit. The ablation tables print parameters with the BN running "
-        "statistics, so either count will do there.",
+        "Agree: the count rounds to the printed digit, with or without the running statistics of batch norms in "
+        "ablation tables.",
         f"The paper's ResNets stride in the first 1×1 of a bottleneck ({ABLATED[0]}), timm's {ABLATED[1]} in the 3×3, "
         "which costs 0.23 GMACs more.",
-        "The paper's MACs of SE nets seem to hold the scaling too, one multiplication an element, which ours list as "
-        "elementwise: with it SE-ResNet-50 has 3.866 G, SE-VGG-16 15.484 G and SE-MobileNet 571.9 M, as printed.",
+        "The paper's MACs of SE nets seem to include the scaling, one multiplication per element, which SE-Lab counts "
+        "as elementwise: with it SE-ResNet-50 has 3.866 G, SE-VGG-16 15.484 G, SE-MobileNet 571.9 M, as printed.",
     ]

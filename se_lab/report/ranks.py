@@ -1,6 +1,6 @@
-"""Ranks of variants with intervals, and their probabilities to be best or better than the baseline, by bootstrap.
+"""Bootstrap ranks of variants, and probabilities to be best or better than the baseline.
 
-The names are rliable's (Agarwal et al. 2021, "Deep Reinforcement Learning at the Edge of the Statistical Precipice").
+Names follow rliable (Agarwal et al. 2021, "Deep Reinforcement Learning at the Edge of the Statistical Precipice").
 """
 
 from __future__ import annotations
@@ -19,38 +19,38 @@ from se_lab.report.statistics import Floats
 from se_lab.report.variants import Study
 
 DRAWS = 4_000
-_CELLS = 4_000_000  # of float64 at a time: 32 MB
-_FEWEST = 2  # seeds of a variant: a single seed cannot be resampled
+_CELLS = 4_000_000  # float64 values in memory at a time: 32 MB
+_FEWEST = 2  # minimum number of seeds of a variant for resampling
 
 
 class Ranks(NamedTuple):
-    """Ranks within a group (V,), 1 the best; NaN for variants that are not ranked."""
+    """Ranks within groups (V,), where 1 is best; NaN for variants without a rank."""
 
     rank: Floats
-    """Of the means; equal means share the best rank."""
+    """Rank of the mean; equal means share the best rank."""
     low: Floats
     high: Floats
     """Bounds of the 95 % percentile interval."""
     best: Floats
-    """Probability that the variant's mean is the lowest of its group; equal ones share it."""
+    """Probability of the best mean in the group, shared between equal means."""
     better: Floats
-    """Probability that it is lower than the baseline's; an equal one counts half."""
+    """Probability of a better mean than the baseline; equal means count half."""
     images: bool
-    """Whether images were drawn as well as seeds."""
+    """Whether images are resampled as well as seeds."""
 
 
 def can_rank(study: Study, metric: str) -> bool:
-    """Return whether a group has two variants of at least two seeds, and lower or higher values are better."""
+    """Return whether any group has two variants with two or more seeds to rank."""
     has_seeds = (study.by_seed(metric).notna().sum(axis=1) >= _FEWEST).to_numpy()
     direction = column(metric, study.trials).better
     return direction is not None and bool((np.bincount(study.group[has_seeds], minlength=1) > 1).any())
 
 
 def rank_study(study: Study, metric: str, sign: float, rng: np.random.Generator) -> Ranks:
-    """Rank the variants of each group by a metric; `sign` is 1 where lower is better, −1 where higher is.
+    """Rank the variants of each group by a metric; `sign` is 1 if lower is better, else −1.
 
-    Seeds are drawn for each variant separately. For top-1 and top-5 test errors, if the predictions of all trials are
-    of the same images, those images are drawn as well, the same for all variants.
+    Seeds are resampled for each variant separately. For top-1 and top-5 test errors, if all trials have predictions of
+    the same images, the images are resampled too, jointly for all variants.
     """
     values = study.by_seed(metric).to_numpy()
     parts = np.full((5, len(values)), np.nan)
@@ -72,11 +72,11 @@ def rank_study(study: Study, metric: str, sign: float, rng: np.random.Generator)
 
 
 def bootstrap_means(trials: Sequence[Floats], rng: np.random.Generator, draws: int = DRAWS) -> Floats:
-    """Return the means of variants (D, V) over images and seeds drawn with replacement.
+    """Return means of variants (D, V) over images and seeds drawn with replacement.
 
-    trials: a variant each, (seeds, images), with the same images. All variants get the same draw of images and each a
-    draw of seeds of its own, whose deviations are scaled by √(S / (S − 1)): S draws from S seeds vary less than S seeds
-    do, by a third of the variance for three.
+    `trials` has an array (seeds, images) for each variant, with the same images. Images are drawn jointly for all
+    variants, seeds separately. The deviations of seeds are scaled by √(S / (S − 1)), since means of S draws from S
+    seeds vary too little, by a third of the variance for S = 3.
     """
     images, size = trials[0].shape[1], sum(len(sample) for sample in trials)
     edges = np.cumsum([0, *map(len, trials)])
@@ -97,8 +97,8 @@ def bootstrap_means(trials: Sequence[Floats], rng: np.random.Generator, draws: i
 
 
 def summarize(means: Floats, baseline: int | None) -> Floats:
-    """Return, (4, V), both bounds of the ranks, P(best) and P(better than the baseline) of drawn means (D, V)."""
-    means = means.round(9)  # equal means may differ in their last bits
+    """Return low and high ranks, P(best) and P(better), (4, V), for drawn means (D, V)."""
+    means = means.round(9)  # ignores rounding errors
     ranks = stats.rankdata(means, method="min", axis=1)
     low, high = np.quantile(ranks, [0.025, 0.975], axis=0, method="nearest")
     is_first = ranks == 1
@@ -112,9 +112,10 @@ def summarize(means: Floats, baseline: int | None) -> Floats:
 
 
 def probability_of_improvement(values: ArrayLike, baseline: ArrayLike) -> float:
-    """Return the probability that a trial of `values` (S,) is below one of `baseline` (T,); ties count half.
+    """Return the probability that a trial of `values` (S,) is below one of `baseline` (T,).
 
-    rliable's probability of improvement of one task: the Mann-Whitney U over S · T. NaN where a side has no value.
+    This is rliable's probability of improvement on one task: Mann-Whitney U over S · T. Ties count half. NaN without
+    values.
     """
     variant_values, base_values = (
         array[~np.isnan(array)] for array in (np.asarray(values, float), np.asarray(baseline, float))
@@ -125,14 +126,14 @@ def probability_of_improvement(values: ArrayLike, baseline: ArrayLike) -> float:
 
 
 def interquartile_mean(values: ArrayLike) -> float:
-    """Return the mean of the middle half of `values` (S,), rliable's IQM; NaN for fewer than four values."""
+    """Return the interquartile mean of `values` (S,), as rliable; NaN for fewer than four."""
     array = np.asarray(values, dtype=np.float64)
     array = array[~np.isnan(array)]
     return float(stats.trim_mean(array, 0.25)) if len(array) >= 4 else float("nan")
 
 
 def _errors_by_image(study: Study, metric: str, rows: NDArray[np.intp]) -> list[Floats] | None:
-    """Return the errors in % of the rows' trials, (seeds, images) each; None where not all are of the same images."""
+    """Return the errors (seeds, images) of each row in %; None if images differ."""
     if metric not in ("test/top1_error", "test/top5_error") or "folder" not in study.trials:
         return None
     trials = study.trials[(study.trials["status"] == "finished") & study.trials[metric].notna()]

@@ -1,4 +1,4 @@
-"""A finished table and its output formats: terminal, Markdown, CSV, LaTeX, JSON, HTML."""
+"""A table and its output formats: terminal, Markdown, CSV, LaTeX, JSON, HTML."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
-from se_lab.report.columns import Column, interval_text, is_missing, range_texts, unknown, value_texts
+from se_lab.report.columns import Column, interval_text, is_missing, range_texts, unknown_name, value_texts
 from se_lab.report.grid import Grid
 from se_lab.report.latex import Setting, latex_text
 from se_lab.report.terminal import terminal_text
@@ -19,35 +19,35 @@ from se_lab.report.terminal import terminal_text
 
 @dataclass(frozen=True)
 class Shown:
-    """One printed column: where its values are in the table's data, and how they look."""
+    """A printed column, with the names of the data columns for its cells."""
 
     column: Column
     value: str
     half: str | None = None
-    """Data column with the half-width of the 95 % interval, or with another value to print after ±."""
+    """Data column with the value to print after ±, such as the half-width of the 95 % interval."""
     bold: str | None = None
-    """Data column that is true where the value is printed bold."""
+    """Boolean data column that marks bold cells."""
     divisor: float = 1.0
     signed: bool = False
     ends: tuple[str, str] | None = None
-    """Data columns with the ends of an interval that may be longer on one side."""
+    """Data columns with the ends of an interval that may be asymmetric."""
     total: str | None = None
-    """Data column with the number that a count is out of."""
+    """Data column with the total for a count."""
 
     @property
     def is_text(self) -> bool:
-        """Whether the column holds names, not numbers."""
+        """Whether the column contains names, not numbers."""
         return self.column.kind in ("spec", "text")
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table as data with what its columns mean.
+    """A table of variants.
 
-    data: tidy, one row a variant, full precision; counts and times in units of one, errors in %. Besides what is
-    printed: `variant` (its name), `group`, `is_baseline`. A metric's interval is under `METRIC:low` and `METRIC:high`,
-    its standard deviation under `METRIC:std`, its difference to the baseline under `METRIC:difference`,
-    `METRIC:difference:ci95` and `METRIC:pairs`.
+    data: one row per variant in full precision, with counts and times without SI prefix and errors in %. Columns that
+    are not printed: `variant` (the name), `group`, `is_baseline`; for each metric the interval `METRIC:low` and
+    `METRIC:high`, the standard deviation `METRIC:std`, and the difference from the baseline `METRIC:difference`,
+    with half-width `METRIC:difference:ci95` and number of seeds `METRIC:pairs`.
     """
 
     title: str
@@ -56,17 +56,17 @@ class Table:
     notes: tuple[str, ...]
 
     def render(self, format: str, *, width: int | None = None, setting: Setting | None = None) -> str:
-        """Write the table as text: terminal, markdown, csv, latex, json or html.
+        """Format the table as terminal, markdown, csv, latex, json or html.
 
-        CSV is the data without the notes. The terminal's text has escape codes only where stdout is a terminal, and is
-        as wide as that or `width` characters; `setting` is for LaTeX. Raises ReportError for another format.
+        CSV has no notes. Terminal text is `width` characters wide, by default the terminal's width, with escape codes
+        only if stdout is a terminal. `setting` is for LaTeX. Raises ReportError for an unknown format.
         """
         if format not in FORMATS:
-            raise unknown("format", format, FORMATS)
+            raise unknown_name("format", format, FORMATS)
         return FORMATS[format](self, width, setting or Setting())
 
     def grid(self) -> Grid:
-        """Return the table as it is printed."""
+        """Return the printed cells of the table."""
         return Grid(
             headings=[shown.column.heading for shown in self.shown],
             cells=[cell_texts(shown, self.data) for shown in self.shown],
@@ -78,13 +78,13 @@ class Table:
         )
 
 
-def _starred(grid: Grid) -> Grid:
-    """Return the grid with decimal points that line up under right justification, and a star after the best."""
-    cells = [_aligned(*column) for column in zip(grid.cells, grid.bold, strict=True)]
+def _add_stars(grid: Grid) -> Grid:
+    """Return the grid with aligned decimal points, and a star after bold cells."""
+    cells = [_align(*column) for column in zip(grid.cells, grid.bold, strict=True)]
     return replace(grid, cells=cells, notes=[note.replace("Bold:", "Bold, *:", 1) for note in grid.notes])
 
 
-def _aligned(cells: Sequence[str], bold: Sequence[bool]) -> list[str]:
+def _align(cells: Sequence[str], bold: Sequence[bool]) -> list[str]:
     tails = [match[0] if (match := re.search(r" [±(].*", cell)) else "" for cell in cells]
     width = max(map(len, tails), default=0)
     texts = [cell[: len(cell) - len(tail)] + tail.rjust(width) for cell, tail in zip(cells, tails, strict=True)]
@@ -130,7 +130,7 @@ def _json(table: Table) -> str:
 
 
 def _plain(value: object) -> object:
-    """Convert a value for JSON: NumPy scalars to Python's, NaN to None (null)."""
+    """Convert a value for JSON: NumPy scalars to Python scalars, NaN to None."""
     value = value.item() if isinstance(value, np.generic) else value
     return None if is_missing(value) else value
 
@@ -154,7 +154,7 @@ def _html(grid: Grid) -> str:
 
 
 def cell_texts(shown: Shown, data: pd.DataFrame) -> list[str]:
-    """Write the column's cells: `7.41 ± 0.32`; a dash where a number is missing, nothing where none belongs."""
+    """Format the cells of a column, such as `7.41 ± 0.32`, or a dash for a missing number."""
     if shown.is_text:
         return list(_labels(shown, data))
     decimals = shown.column.decimals
@@ -174,13 +174,13 @@ def cell_texts(shown: Shown, data: pd.DataFrame) -> list[str]:
             text if n == total else f"{text}/{total} finished"
             for text, n, total in zip(texts, values, totals, strict=True)
         ]
-    if shown.signed:  # the baseline has no difference to itself: empty, not a dash
+    if shown.signed:  # empty for the baseline, not a dash
         texts = ["" if base else text for text, base in zip(texts, data["is_baseline"], strict=True)]
     return texts
 
 
 def _labels(shown: Shown, data: pd.DataFrame) -> pd.Series:
-    """Write the values of a key; the baseline has `no SE` under the first SE key and nothing under the others."""
+    """Format the values of a spec key; the baseline is `no SE` in the first SE key only."""
     texts = value_texts(data[shown.value])
     if not shown.value.startswith("model.se."):
         return texts
@@ -189,7 +189,7 @@ def _labels(shown: Shown, data: pd.DataFrame) -> pd.Series:
 
 
 FORMATS: dict[str, Callable[[Table, int | None, Setting], str]] = {
-    "terminal": lambda table, width, _: terminal_text(_starred(table.grid()), width),
+    "terminal": lambda table, width, _: terminal_text(_add_stars(table.grid()), width),
     "markdown": lambda table, *_: _markdown(table.grid()),
     "csv": lambda table, *_: _csv(table),
     "latex": lambda table, _, setting: latex_text(table.grid(), setting),

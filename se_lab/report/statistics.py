@@ -1,7 +1,7 @@
-"""Statistics of ablations: pure functions on arrays, random numbers only from a generator passed by the caller.
+"""Statistics of ablation studies, as pure functions on arrays.
 
-Arrays of seeds have the seeds on their last axis, NaN where a trial is missing; every function uses the values present.
-An interval over seeds holds the test set fixed: it says what another seed would give on the same images.
+The last axis is that of seeds, with NaN for missing trials, which all functions ignore. Intervals over seeds are for a
+fixed test set: they do not include the variation between test images.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
-from scipy.special import (  # the quantiles of stats.t, without its checks of arguments, which take longer
+from scipy.special import (  # faster than stats.t, which checks its arguments
     betaincinv,
     expit,
     logit,
@@ -20,14 +20,14 @@ from scipy.special import (  # the quantiles of stats.t, without its checks of a
 
 Floats = NDArray[np.float64]
 
-EXACT_SEEDS = 16  # 2^15 sign patterns a variant; beyond it, patterns are drawn
+EXACT_SEEDS = 16  # up to 2^15 sign patterns are enumerated
 DRAWS = 9_999
-_UPPER = 0.975  # all intervals hold 95 %, all tests are two-sided at 0.05
-_CELLS = 4_000_000  # of float64 at a time: 32 MB
+_UPPER = 0.975  # for 95 % intervals and two-sided tests at 0.05
+_CELLS = 4_000_000  # float64 values in memory at a time: 32 MB
 
 
 class Estimate(NamedTuple):
-    """Means with the half-widths of their intervals (NaN below two values) and the numbers of values."""
+    """Means with half-widths of intervals (NaN below two values) and numbers of values."""
 
     mean: Floats
     half_width: Floats
@@ -35,20 +35,21 @@ class Estimate(NamedTuple):
 
     @property
     def varies(self) -> NDArray[np.bool_]:
-        """Where the values differ by more than rounding. Equal values show only how coarsely a test set counts."""
+        """Whether the values differ by more than rounding errors."""
         return np.asarray(self.half_width > 1e-9 * np.abs(self.mean))
 
     @property
     def excludes_zero(self) -> NDArray[np.bool_]:
-        """Where the interval does not hold zero; False where there is none, and where all values are equal.
+        """Whether the interval excludes zero; False without one, and if all values are equal.
 
-        If differences of −1, 0 and 1 image are equally likely, two seeds agree on −1 or on 1 in 22 % of studies.
+        Equal values are no evidence: if differences of −1, 0 and 1 image are equally likely, two seeds have the same
+        non-zero difference in 22 % of studies.
         """
         return np.asarray(self.varies & (np.abs(self.mean) > self.half_width))
 
 
 class Bounds(NamedTuple):
-    """Means between the ends of their intervals (NaN where there is none), and the numbers of values."""
+    """Means with the ends of their intervals (NaN without an interval) and numbers of values."""
 
     mean: Floats
     low: Floats
@@ -57,12 +58,12 @@ class Bounds(NamedTuple):
 
     @property
     def sides(self) -> Floats:
-        """(2, ...) how far the intervals reach below and above their means."""
+        """Lengths of the intervals below and above the means, (2, ...)."""
         return np.stack([self.mean - self.low, self.high - self.mean])
 
 
 class SignFlip(NamedTuple):
-    """Two-sided p values, the smallest that each n allows, and whether all sign patterns were counted."""
+    """Two-sided p values, their minima for the numbers of seeds, and whether they are exact."""
 
     p: Floats
     smallest: Floats
@@ -70,7 +71,7 @@ class SignFlip(NamedTuple):
 
 
 class McNemar(NamedTuple):
-    """Exact two-sided p, and the images that only the first or only the second net gets right."""
+    """Exact two-sided p value, and numbers of images that only one net classifies correctly."""
 
     p: float
     only_first: int
@@ -78,7 +79,7 @@ class McNemar(NamedTuple):
 
 
 class Interval(NamedTuple):
-    """An estimate between two bounds."""
+    """An estimate with the bounds of its interval."""
 
     estimate: float
     low: float
@@ -86,10 +87,10 @@ class Interval(NamedTuple):
 
 
 def t_interval(values: ArrayLike) -> Estimate:
-    """Return Student's 95 % t interval of the mean over the last axis, `mean ± t(n−1) · sd / √n`.
+    """Return the 95 % t interval of the mean over the last axis, `mean ± t(n−1) · sd / √n`.
 
-    values: (..., S), NaN where missing. Assumes independent seeds with roughly normal errors; covers at the stated
-    rate for every n ≥ 2 then, but is wide for few: t is 12.7 for two seeds and 4.3 for three.
+    values: (..., S), NaN if missing. Assumes independent seeds and roughly normal errors. The interval is valid for any
+    n ≥ 2, but wide for small n: t is 12.7 for two seeds and 4.3 for three.
     """
     array = np.asarray(values, dtype=np.float64)
     present = ~np.isnan(array)
@@ -103,15 +104,15 @@ def t_interval(values: ArrayLike) -> Estimate:
 
 
 def error_interval(values: ArrayLike, images: ArrayLike = np.nan) -> Bounds:
-    """Return the 95 % interval over seeds of a mean error in %, which stays within 0 and 100 %.
+    """Return the 95 % interval over seeds of a mean error in %, within 0 and 100 %.
 
-    Student's t on the logit scale: logit(mean) ± t(n−1) · sd / √n / (mean · (1 − mean)), the sd by the delta method. It
-    covers as well as the t interval, also at 0.75 % error, where the latter reaches below 0 in two of three tables. The
-    spread of equal values is unknown: their interval is that of an error counted on `images` (Clopper & Pearson 1934).
+    Student's t on the logit scale: logit(mean) ± t(n−1) · sd / √n / (mean · (1 − mean)), by the delta method. The
+    coverage is that of the t interval, even at 0.75 % error, where two of three t intervals extend below 0. If all
+    values are equal, the interval is binomial over `images` (Clopper and Pearson 1934).
 
     Args:
-        values: (..., S) errors in %, NaN where missing.
-        images: (...) images that an error is counted on, NaN where that is not known.
+        values: Errors (..., S) in %, NaN if missing.
+        images: Numbers of test images (...), NaN if unknown.
     """
     estimate = t_interval(values)
     share, half = estimate.mean / 100, estimate.half_width / 100
@@ -131,41 +132,40 @@ def error_interval(values: ArrayLike, images: ArrayLike = np.nan) -> Bounds:
 
 
 def paired_difference(values: ArrayLike, baseline: ArrayLike) -> Estimate:
-    """Return the mean of `values − baseline` seed by seed, with its t interval; unpaired seeds are left out.
+    """Return the mean of `values − baseline` over shared seeds, with its t interval.
 
-    values, baseline: (..., S) with the same seeds in the same places. The effect of a seed on both cancels, so the
-    interval is narrower than that of two independent means where the pairs correlate.
+    values, baseline: (..., S) with the same order of seeds. If pairs correlate, the interval is narrower than that of
+    two independent means.
     """
     return t_interval(np.asarray(values, dtype=np.float64) - np.asarray(baseline, dtype=np.float64))
 
 
 def sign_flip(differences: ArrayLike, rng: np.random.Generator | None = None, draws: int = DRAWS) -> SignFlip:
-    """Test by permutation whether each paired difference could as well have had the opposite sign.
+    """Test whether paired differences are symmetric about zero, by permutation of their signs.
 
-    differences: (..., S), NaN where a pair is missing. Up to 16 seeds all 2^n patterns are counted and p is exact;
-    beyond, `draws` patterns come from `rng`, and the observed one counts as one more (Phipson & Smyth 2010).
-    p is never below 2/2^n: 0.25 for three seeds, 0.0625 for five, so six are the fewest that can reach 0.05. Exact
-    p values are conservative for few seeds: the alarm rate at 0.05 is 0 up to n = 5, 1/32 at 6, 3/64 at 7.
-    Raises ValueError beyond 16 seeds without a generator.
+    differences: (..., S), NaN if missing. For up to 16 seeds all 2^n sign patterns are enumerated and p is exact; for
+    more, `draws` patterns are drawn from `rng`, and the observed one is added (Phipson and Smyth 2010). p is at least
+    2/2^n: 0.25 for three seeds, 0.0625 for five, so six seeds are needed to reach 0.05. The rate of false positives at
+    0.05 is 0 up to n = 5, 1/32 for 6, 3/64 for 7. Raises ValueError for more than 16 seeds without a generator.
     """
     array = np.asarray(differences, dtype=np.float64)
     present = ~np.isnan(array)
     n = present.sum(axis=-1)
-    # A missing pair becomes 0, whose sign does not matter: the patterns of those present are counted equally often.
+    # Missing pairs become 0, whose sign does not matter.
     rows = np.where(present, array, 0.0).reshape(-1, array.shape[-1])
     rows = rows[:, np.any(rows != 0.0, axis=0)]
     seeds = rows.shape[1]
     exact = seeds <= EXACT_SEEDS
     if exact:
-        free_signs = max(seeds - 1, 0)  # |sum| is the same with all signs turned, so the first sign stays
+        free_signs = max(seeds - 1, 0)  # the first sign is fixed, since flipping all signs keeps |sum|
         bits = (np.arange(2**free_signs)[:, None] >> np.arange(free_signs)) & 1
         signs = np.hstack([np.ones((2**free_signs, min(seeds, 1))), 1.0 - 2.0 * bits])
     elif rng is None:
-        raise ValueError(f"{seeds} seeds are too many to count every sign pattern: give a generator.")
+        raise ValueError(f"{seeds} seeds are too many to enumerate all sign patterns; pass a generator.")
     else:
         signs = rng.choice((-1.0, 1.0), size=(draws, seeds))
     sums = np.abs(rows.sum(axis=1))
-    slack = 1e-12 * np.abs(rows).sum(axis=1)  # equal sums may differ in their last bits
+    slack = 1e-12 * np.abs(rows).sum(axis=1)  # for rounding errors
     step = max(1, _CELLS // len(signs))
     hits = np.concatenate(
         [
@@ -179,31 +179,30 @@ def sign_flip(differences: ArrayLike, rng: np.random.Generator | None = None, dr
 
 
 def mcnemar(first: ArrayLike, second: ArrayLike) -> McNemar:
-    """Run McNemar's exact test on paired per-image results: a binomial test of the images on which they disagree.
+    """Run McNemar's exact test on paired results by image, a binomial test of disagreements.
 
-    first, second: (N,) bool, whether each net has the image right, same images in the same order. It asks whether
-    these two trained nets differ on such images, not whether the methods do: another seed is another net.
-    Conservative: the alarm rate at 0.05 is 0 up to five disagreements and nears 0.05 from some hundreds on.
-    Raises ValueError where the lengths differ.
+    first, second: (N,) bool, whether each net classifies an image correctly. The test compares two trained nets, not
+    two methods, since other seeds give other nets. It is conservative: the rate of false positives at 0.05 is 0 for up
+    to five disagreements, and close to 0.05 for some hundreds. Raises ValueError for different lengths.
     """
     a, b = np.asarray(first, dtype=bool), np.asarray(second, dtype=bool)
     if a.shape != b.shape:
-        raise ValueError(f"McNemar's test pairs images, but there are {a.shape} and {b.shape} of them.")
+        raise ValueError(f"McNemar's test needs arrays of the same shape, not {a.shape} and {b.shape}.")
     only_a, only_b = int(np.sum(a & ~b)), int(np.sum(~a & b))
     p = min(1.0, 2.0 * float(stats.binom.cdf(min(only_a, only_b), only_a + only_b, 0.5)))
     return McNemar(p, only_a, only_b)
 
 
 def bootstrap_images(values: ArrayLike, rng: np.random.Generator, draws: int = 10_000) -> Interval:
-    """Return the 95 % percentile bootstrap over images of the mean of `values` (N,), e.g. differences of errors.
+    """Return the 95 % percentile bootstrap interval over images of the mean of `values` (N,).
 
-    For one-seed studies: it says what other test images would give with these very weights. Raises ValueError
-    where `values` is empty.
+    For studies with one seed: the interval is for other test images with the same weights. Raises ValueError if
+    `values` is empty.
     """
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1 or not array.size:
         raise ValueError(f"A bootstrap over images needs a (N,) array with N ≥ 1, not {array.shape}.")
-    # Drawing N images is drawing how often each distinct value comes: few numbers where values are −1, 0 and 1.
+    # Draw the counts of distinct values instead of N images, since there are few, such as −1, 0 and 1.
     distinct, counts = np.unique(array, return_counts=True)
     means = _multinomial_means(distinct[None], counts, rng, draws)[:, 0]
     low, high = np.quantile(means, [1 - _UPPER, _UPPER])
@@ -211,12 +210,12 @@ def bootstrap_images(values: ArrayLike, rng: np.random.Generator, draws: int = 1
 
 
 def seeds_images_interval(values: ArrayLike) -> Interval:
-    """Return the 95 % interval of the mean of `values` (S, N) for other seeds and other images, crossed.
+    """Return the 95 % interval of the mean of `values` (S, N) for other seeds and other images.
 
-    Seeds and images are random effects of a two-way table; the variance of its mean is (MS seeds + MS images − MS
-    rest) / SN, with Satterthwaite's degrees of freedom, and never below that of seeds or images alone. Without any
-    image noise this is the t interval over seeds. With one seed only images vary. Raises ValueError where `values` is
-    not two-dimensional or is empty.
+    Seeds and images are crossed random effects. The variance of the mean is (MS seeds + MS images − MS residual) / SN,
+    with Satterthwaite's degrees of freedom, and at least that of either effect alone. Without variation of images,
+    this is the t interval over seeds; for one seed, only images vary. Raises ValueError if `values` is empty or not
+    two-dimensional.
     """
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 2 or not array.size:
@@ -236,9 +235,9 @@ def seeds_images_interval(values: ArrayLike) -> Interval:
 
 
 def holm(p: ArrayLike) -> Floats:
-    """Correct p values (M,) by Holm's step-down method; NaN stays NaN and does not count as a test.
+    """Correct p values (M,) by Holm's step-down method (Holm 1979), ignoring NaN.
 
-    Keeps the chance of any false alarm among the rows below the level, whatever their dependence (Holm 1979).
+    The method controls the family-wise error rate under any dependence.
     """
     array = np.asarray(p, dtype=np.float64)
     result = np.full(array.shape, np.nan)
@@ -250,21 +249,21 @@ def holm(p: ArrayLike) -> Floats:
 
 
 def seeds_needed(sd: ArrayLike, difference: float, power: float = 0.8, rows: ArrayLike = 1.0) -> Floats:
-    """Return the fewest seeds with which a two-sided t test at 0.05 finds a true `difference` with that power.
+    """Return the number of seeds that a two-sided t test at 0.05 needs to detect a difference.
 
     Args:
-        sd: (...) the standard deviation of the differences of single seeds, in the unit of `difference`; NaN gives NaN.
-        difference: The difference to find.
-        power: The share of studies that should find it.
-        rows: (...) degrees of freedom of the test for each seed after the first: 1 paired, 2 with two variants of
-            one variance, V with V variants.
+        sd: Standard deviation (...) of the difference for a single seed, in the unit of `difference`.
+        difference: The true difference.
+        power: The probability of detection.
+        rows: Degrees of freedom (...) of the test per seed after the first: 1 if paired, 2 for two variants with a
+            common variance, V for V variants.
 
-    Raises ValueError where `difference` is not positive.
+    Raises ValueError if `difference` is not positive.
     """
     if not difference > 0:
-        raise ValueError(f"The difference to tell must be above zero, not {difference!r}.")
+        raise ValueError(f"difference is {difference!r}; it must be above 0.")
     effect = difference / np.maximum(np.asarray(sd, dtype=np.float64), 1e-12 * difference)
-    # The normal approximation never needs more seeds than the t test: the search goes up from it by a few.
+    # Start the search at the normal approximation, which needs fewer seeds than the t test.
     n = np.maximum(2.0, np.floor(((stats.norm.ppf(_UPPER) + stats.norm.ppf(power)) / effect) ** 2))
     while np.any(too_few := _t_test_power(n, effect, np.asarray(rows) * (n - 1)) < power):
         n = np.where(too_few, n + 1, n)
@@ -272,19 +271,19 @@ def seeds_needed(sd: ArrayLike, difference: float, power: float = 0.8, rows: Arr
 
 
 def sd_factors(df: ArrayLike) -> tuple[Floats, Floats]:
-    """Return the 5 % and 95 % bounds of a true standard deviation, as factors of an estimate with `df`."""
+    """Return factors from an estimated standard deviation to its 5 % and 95 % bounds."""
     freedom = np.asarray(df, dtype=np.float64)
     return np.sqrt(freedom / stats.chi2.ppf(0.95, freedom)), np.sqrt(freedom / stats.chi2.ppf(0.05, freedom))
 
 
 def _t_test_power(n: Floats, effect: Floats, df: Floats) -> Floats:
-    shift = np.minimum(effect * np.sqrt(n), 300.0)  # there the power is 1; far beyond, it may not converge
+    shift = np.minimum(effect * np.sqrt(n), 300.0)  # the power is 1 there; larger values may not converge
     limit = stdtrit(df, _UPPER)
-    return np.asarray(stats.ncf.sf(limit**2, 1, df, shift**2))  # F is t squared, so it has both tails
+    return np.asarray(stats.ncf.sf(limit**2, 1, df, shift**2))  # F = t², so both tails are included
 
 
 def _multinomial_means(values: Floats, counts: NDArray[np.int64], rng: np.random.Generator, draws: int) -> Floats:
-    """(draws, R) means of the rows of `values` (R, K), whose column k is drawn in proportion to counts[k]."""
+    """Return means (draws, R) of `values` (R, K), drawing columns in proportion to `counts`."""
     total = int(counts.sum())
     step = max(1, _CELLS // len(counts))
     return np.concatenate(

@@ -1,4 +1,4 @@
-"""The ablation table: one row a variant, errors with their intervals, differences to the baseline, costs."""
+"""The ablation table, with errors, differences from the baseline and costs of each variant."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from se_lab.report.columns import (
     full_key,
     number_order,
     range_texts,
-    unknown,
+    unknown_name,
     value_text,
     value_texts,
     with_prefix,
@@ -44,26 +44,32 @@ def ablation_table(
     paper: str | None = None,
     evidence: Evidence | None = None,
 ) -> Table:
-    """Return a table with a row per variant, in the records' order, each group's baseline first.
+    """Return a table with a row per variant, in the order of the records, baselines first.
 
-    records: one row a trial, as `load_records` returns them. `metric` is the metric of differences and p values.
-    `columns` names the columns to print, out of `se_lab.report.columns` and the records' own metrics; by default
-    seeds, the metric, its difference, top-5 error where there is one, parameters, MACs and time a step. `rows` are
-    those of `group_variants`. With `paper` (`table_10_reduction`, or `10`) the SE paper's figures stand beside ours.
-    `evidence` says how variants are compared. Failed, missing and unpaired trials are left out and named in the notes;
-    `filter_records` makes a table of fewer trials.
-    Raises ReportError for no records, none finished, an unknown column, a metric that no trial has, two versions of a
-    data set.
+    Failed, missing and unpaired trials are omitted and named in notes.
+
+    Args:
+        records: One row per trial, from `load_records`; use `filter_records` for a subset.
+        metric: The metric of differences and p values.
+        columns: Columns of `se_lab.report.columns` or metrics of the records; by default seeds, the metric, its
+            difference, top-5 error if available, parameters, MACs and time per step.
+        rows: The spec keys of rows, as for `group_variants`.
+        paper: A table of the SE paper to add (`table_10_reduction`, or `10`).
+        evidence: How variants are compared.
+
+    Raises:
+        ReportError: if no trial has finished, a column is unknown, no trial has the metric, or the records mix versions
+            of a data set.
     """
     if any("calibration_error" in name for name in (metric, *(columns or ()))):
         records = with_calibration(records)
     metric, evidence = full_key(metric, records), evidence or Evidence()
     if evidence.spread not in SPREADS:
-        raise unknown("spread", evidence.spread, SPREADS)
+        raise unknown_name("spread", evidence.spread, SPREADS)
     study = group_variants(records, rows=rows)
     refuse_absent_metric(study, metric)
     request = computed.Request(study, metric, evidence)
-    keys = _chosen(request, columns)
+    keys = _column_keys(request, columns)
     metrics = list(dict.fromkeys([metric, *(key for key in keys if _kind(study, key) == "metric")]))
     data = study.variants.copy()
     data.insert(2, "is_baseline", study.is_baseline)
@@ -83,7 +89,7 @@ def ablation_table(
     notes += [computed.contrast_note(request, *names) for names in evidence.contrasts]
     notes += reading_notes(data, metric, metrics, evidence.spread)
     if paper is not None:
-        data, paper_shown, remarks = published.beside_paper(study, data, paper)
+        data, paper_shown, remarks = published.add_paper_columns(study, data, paper)
         shown, notes = shown + paper_shown, notes + remarks
     notes += settings_notes(study)
     return Table(_title(study, data["n"]), data, tuple(shown), tuple(dict.fromkeys(notes)))
@@ -96,11 +102,11 @@ def pivot_table(
     *,
     metric: str = "test/top1_error",
 ) -> Table:
-    """Return a table of the metric with a row per value of the key `index` and a column per value of `across`.
+    """Return a table of a metric, with rows for values of `index`, columns for `across`.
 
-    For example reduction ratios × backbones. Numbers are sorted, other values are in the records' order. Bold is as in
-    `ablation_table`. A baseline that has no value of `across` is named in a note. Raises ReportError where the two keys
-    do not tell all variants apart, and as `ablation_table`.
+    For example reduction ratios × backbones. Numbers are sorted, other values keep the order of the records. Bold is as
+    in `ablation_table`. A baseline without a value of `across` is in a note. Raises ReportError as `ablation_table`,
+    and if the two keys do not distinguish all variants.
     """
     index, across, metric = (full_key(name, records) for name in (index, across, metric))
     study = group_variants(records, rows=[index, across])
@@ -136,12 +142,12 @@ def pivot_table(
 
 
 def refuse_absent_metric(study: Study, metric: str) -> None:
-    """Raise ReportError, with the measured metrics, where no finished trial has a finite value of `metric`."""
+    """Raise ReportError if no finished trial has a finite value of a metric."""
     is_finished = study.trials["status"] == "finished"
     if not is_finished.any():
         counts = study.trials["status"].value_counts(sort=False)
         text = ", ".join(f"{count} {status}" for status, count in counts.items())
-        raise ReportError(f"None of the {len(study.trials)} trials has finished: {text}.")
+        raise ReportError(f"None of {len(study.trials)} trials has finished: {text}.")
 
     def is_measured(key: str) -> bool:
         values: pd.Series = study.trials[key]
@@ -156,7 +162,7 @@ def refuse_absent_metric(study: Study, metric: str) -> None:
 
 
 def default_columns(study: Study, metric: str) -> list[str]:
-    """Return those that the records have of: seeds, metric, difference, top-5 beside top-1, costs."""
+    """Return the available columns among seeds, metric, difference, top-5 error, and costs."""
     top5 = metric.replace("top1", "top5")
     has_top5 = top5 != metric and top5 in study.trials and study.by_seed(top5).notna().any(axis=None)
     costs = [key for key in ("params", "macs", "step_ms") if key in study.trials and study.trials[key].notna().any()]
@@ -164,8 +170,8 @@ def default_columns(study: Study, metric: str) -> list[str]:
     return ["n", metric, *difference, *([top5] if has_top5 else []), *costs]
 
 
-def _chosen(request: computed.Request, columns: Sequence[str] | None) -> list[str]:
-    """Return the keys of the columns to print: the given or default ones, and those that margin and detect add."""
+def _column_keys(request: computed.Request, columns: Sequence[str] | None) -> list[str]:
+    """Return the keys of the columns to print, including those for margin and detect."""
     study = request.study
     keys = [full_key(name, study.trials) for name in columns or ()] or default_columns(study, request.metric)
     if request.evidence.margin is not None and "verdict" not in keys:
@@ -176,10 +182,10 @@ def _chosen(request: computed.Request, columns: Sequence[str] | None) -> list[st
 
 
 def _with_column(request: computed.Request, data: pd.DataFrame, key: str) -> tuple[pd.DataFrame, Shown, list[str]]:
-    """Return the table's data extended for a column, the column as printed, and notes on it.
+    """Add a column to the table's data; return the data, the printed column, and notes.
 
     Raises:
-        ReportError: for a column that no trial has a value of, or that tells variants apart.
+        ReportError: if no trial has the column, or its key distinguishes variants.
     """
     study, col = request.study, column(request.metric, request.study.trials)
     if key == request.metric or _kind(study, key) == "metric":
@@ -189,15 +195,15 @@ def _with_column(request: computed.Request, data: pd.DataFrame, key: str) -> tup
     if key == "n":
         return data, Shown(COLUMNS["n"], "n", total="over"), []
     if _kind(study, key) == "statistic":
-        new_columns, notes = ({}, []) if key in data else computed.STATISTICS[key](request)  # ranks and P come together
+        new_columns, notes = ({}, []) if key in data else computed.STATISTICS[key](request)  # ranks add P(best) too
         is_difference = key == "difference_images"
         item = _difference_shown(column(request.metric), key, COLUMNS[key]) if is_difference else _statistic_shown(key)
         return data.assign(**new_columns), item, notes
     if key not in study.trials:
         names = [name for name, col in COLUMNS.items() if name in study.trials or col.kind == "statistic"]
-        raise ReportError(f"No trial has a value of the column {key!r}. There are: {', '.join(names)}.")
+        raise ReportError(f"No trial has the column {key!r}. Available: {', '.join(names)}.")
     if _kind(study, key) == "spec":
-        raise ReportError(f"{key} tells variants apart: name it among the rows, not the columns.")
+        raise ReportError(f"{key} is a setting; use it as a row key, not as a column.")
     values = study.per_variant(key, "median" if column(key, study.trials).kind == "timing" else "first")
     values = values.astype(int) if (values % 1 == 0).all() else values
     scaled, divisor = with_prefix(column(key, study.trials), float(np.nanmax(values, initial=0.0)))
@@ -209,17 +215,17 @@ def _kind(study: Study, key: str) -> str:
 
 
 def _metric_columns(study: Study, key: str, model: str = "joint") -> dict[str, NDArray[Any]]:
-    """Return mean, interval, difference to the baseline and whether the value is the best of its group beyond doubt."""
+    """Return mean, interval, difference and significance of a metric, as columns of the data."""
     if key not in study.trials:
-        raise unknown("column", key, [str(name) for name in study.trials if "/" in str(name)])
+        raise unknown_name("column", key, [str(name) for name in study.trials if "/" in str(name)])
     mean, difference = computed.interval(study, key), computed.differences(study, key, model)
     direction = column(key, study.trials).better
     sign = {"lower": 1.0, "higher": -1.0, None: np.nan}[direction]
     score = pd.Series(sign * mean.mean)
-    is_best = np.isclose(score, score.groupby(study.group).transform("min"), rtol=1e-9, atol=1e-9)  # ties share it
+    is_best = np.isclose(score, score.groupby(study.group).transform("min"), rtol=1e-9, atol=1e-9)  # includes ties
     bound = study.bound(key, direction)
     base = np.where(study.baseline >= 0, mean.mean[study.baseline], np.nan)
-    is_doubtful = sign * bound > sign * base  # with the worst value for failed seeds, the variant would not be better
+    is_doubtful = sign * bound > sign * base  # not better with the worst value for failed seeds
     return {
         key: mean.mean,
         f"{key}:low": mean.low,
@@ -253,7 +259,7 @@ def _statistic_shown(key: str) -> Shown:
 
 
 def _title(study: Study, n: pd.Series) -> str:
-    """Return what all trials share: `cifar_resnet20 on digits, 20 epochs, 3 seeds`."""
+    """Return the shared settings of all trials: `cifar_resnet20 on digits, 20 epochs, 3 seeds`."""
 
     def counted(count: object, noun: str) -> str:
         return f"{count} {noun}" if str(count) == "1" else f"{count} {noun}s"
@@ -271,6 +277,6 @@ def _title(study: Study, n: pd.Series) -> str:
 
 
 def _without_folders(data: str) -> str:
-    """Return the name of a data set without the folders that lead to it: `folder:/a/b` is `b`."""
+    """Return the name of a data set without parent folders: `b` for `folder:/a/b`."""
     _, colon, path = data.partition(":")
     return path.rstrip("/").rpartition("/")[2] if colon and "/" in path else data

@@ -1,4 +1,4 @@
-"""Tables for the terminal, in one style for all verbs."""
+"""Tables for the terminal."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import sys
 from se_lab.report.grid import Grid, fit
 
 EVERYTHING = 10_000
-"""The width assumed for a file or a pipe, to which no table need be fitted."""
+"""Width for a file or a pipe, where tables are not limited."""
 
 
 def terminal_width() -> int:
-    """Return the terminal's width in characters (COLUMNS where set), or `EVERYTHING` without a terminal."""
+    """Return the terminal's width in characters (COLUMNS if set), or else `EVERYTHING`."""
     if sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdecimal():
         from rich.console import Console
 
@@ -22,12 +22,11 @@ def terminal_width() -> int:
 
 
 def terminal_text(grid: Grid, width: int | None = None) -> str:
-    """Write a table for a terminal; columns that do not fit are named beneath it.
+    """Format a table for a terminal, with escape codes only if stdout is a terminal.
 
     Args:
-        grid: The table.
-        width: The width in characters, by default that of the terminal. There are escape codes only where stdout is
-            a terminal.
+        grid: The table; columns that do not fit are named in a note.
+        width: Width in characters, by default that of the terminal.
     """
     from rich import box
     from rich.cells import cell_len
@@ -60,7 +59,7 @@ def terminal_text(grid: Grid, width: int | None = None) -> str:
     console.print(table)
     notes = list(grid.notes)
     if layout.left_out:
-        notes.insert(0, f"Not shown at {width} characters: {', '.join(layout.left_out)}.")
+        notes.insert(0, f"Columns that do not fit {width} characters: {', '.join(layout.left_out)}.")
     if notes:
         console.print()
     for note in notes:

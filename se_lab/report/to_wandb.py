@@ -1,4 +1,4 @@
-"""Uploads to W&B: the report of a study, and runs to which figures are added. Offline unless set otherwise."""
+"""Uploads of reports and figures to W&B, offline by default."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def send_report(
     title: str,
     metric: str = "test/top1_error",
 ) -> str:
-    """Log a study's table (wandb.Table) and page (wandb.Html) to a W&B run of the job type report.
+    """Log a study's table and page to a W&B run with the job type report.
 
-    The table is left out where no trial has finished. Returns where the run is: an address, or offline the folder that
-    `wandb sync` takes. Raises ReportError where W&B refuses.
+    There is no table before any trial has finished. Returns the URL of the run, or its folder for `wandb sync` if
+    offline. Raises ReportError if W&B reports an error.
     """
     import wandb
 
@@ -43,24 +43,24 @@ def send_report(
 
 @contextmanager
 def wandb_run(project: str, folder: Path, **about: Any) -> Iterator[Any]:
-    """Yield a W&B run, offline unless WANDB_MODE says otherwise, whose files are under `folder`.
+    """Yield a W&B run with files in `folder`, offline unless WANDB_MODE is set.
 
-    Raises ReportError where W&B refuses.
+    Raises ReportError if W&B reports an error.
     """
     import wandb
 
     settings = wandb.Settings(silent=True, console="off")
     mode: Any = wandb_mode()
     try:
-        # leaves a run that the caller has open alone
+        # create_new does not affect another active run
         with wandb.init(project=project, dir=folder, mode=mode, settings=settings, reinit="create_new", **about) as run:
             yield run
     except (wandb.errors.Error, wandb.errors.UsageError) as error:
-        raise ReportError(f"W&B did not take it: {error}") from error
+        raise ReportError(f"W&B reported an error: {error}") from error
 
 
 def as_frame(table: Table) -> pd.DataFrame:
-    """Return a table's printed columns: numeric in the printed unit, with half-widths of intervals beside them."""
+    """Return a table's columns and intervals as numbers in the printed unit."""
     columns: dict[str, Any] = {}
     for shown in table.shown:
         heading = shown.column.heading

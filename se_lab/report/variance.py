@@ -1,4 +1,4 @@
-"""Where the variance of a metric comes from: each source from trials that differ by that source alone."""
+"""Sources of variance of a metric, from trials that differ in one source only."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ SOURCES = {
     "split": "data.split_seed",
     ROUNDING: "model.rounding",
 }
-"""The spec key that varies only this source."""
+"""The spec key of each source."""
 ALL = "seed (order and weights)"
 IMAGES = "test images"
 
 
 class Component(NamedTuple):
-    """A variance from sets of trials, each of which differs by one source alone."""
+    """The variance of one source, pooled over sets of trials that differ in this source only."""
 
     variance: float
     df: int
     trials: int
 
     def limits(self) -> tuple[float, float]:
-        """Return the 95 % interval of the standard deviation, by chi squared: for normal errors."""
+        """Return the 95 % chi-squared interval of the standard deviation."""
         if not self.df:
             return float("nan"), float("nan")
         high, low = (float(stats.chi2.ppf(level, self.df)) for level in (0.025, 0.975))
@@ -49,11 +49,11 @@ class Component(NamedTuple):
 
 
 def variance_table(records: pd.DataFrame, metric: str = "test/top1_error") -> Table:
-    """Return the variance of a metric by source: a row for each source that the trials vary.
+    """Return a table of the variance of a metric by source.
 
-    Sources are the keys of SOURCES and, for top-1 and top-5 test errors with stored predictions, the test images. The
-    variance in a set of trials that differ by one key alone is due to that key; sets are weighted by their degrees of
-    freedom. Raises ReportError where no source varies alone, as in a sweep without such keys.
+    Sources are those of SOURCES and, for top-1 and top-5 test errors with predictions, the test images. The variance of
+    a source is that within sets of trials that differ in its key only, weighted by degrees of freedom. Raises
+    ReportError if no two trials differ in one source only.
     """
     metric = full_key(metric, records)
     if metric not in records:
@@ -64,14 +64,14 @@ def variance_table(records: pd.DataFrame, metric: str = "test/top1_error") -> Ta
     components = {name: part for name, part in components.items() if part.df}
     if not components.keys() - {ALL}:
         keys = ", ".join(SOURCES.values())
-        raise ReportError(f"No two trials differ by one source of variance alone: none of {keys} varies.")
+        raise ReportError(f"No two trials differ in one source of variance only; vary one of {keys}.")
     if images := image_component(trials, metric):
         components[IMAGES] = images
     return _table(components, column(metric, trials))
 
 
 def component(trials: pd.DataFrame, metric: str, key: str) -> Component:
-    """Return the variance of a metric among trials that differ by `key` alone, pooled over all such sets."""
+    """Return the variance of a metric within sets of trials that differ in `key` only."""
     if key not in trials or trials.empty:
         return Component(float("nan"), 0, 0)
     keys = [str(name) for name in trials if str(name).startswith(SPEC_SECTIONS) or name == "seed"]
@@ -83,9 +83,9 @@ def component(trials: pd.DataFrame, metric: str, key: str) -> Component:
 
 
 def image_component(trials: pd.DataFrame, metric: str) -> Component | None:
-    """Return the variance of an error over new test images, averaged over trials; None without predictions.
+    """Return the variance of an error over new test images, averaged over trials.
 
-    In a trial of N images it is the variance of a mean: that of the images' errors, divided by N.
+    For a trial with N images, this is the variance of the images' errors, divided by N. None without predictions.
     """
     if metric not in ("test/top1_error", "test/top5_error") or "folder" not in trials:
         return None
@@ -99,7 +99,7 @@ def image_component(trials: pd.DataFrame, metric: str) -> Component | None:
 
 
 def _table(components: Mapping[str, Component], col: Column) -> Table:
-    """Return the table: standard deviations, and the shares of the sum."""
+    """Return a table of standard deviations and shares of variance."""
     floor = components[ROUNDING].variance if ROUNDING in components else 0.0
     noisy_sources = ("data order", "initial weights", "split")
     variances = {
@@ -125,17 +125,17 @@ def _table(components: Mapping[str, Component], col: Column) -> Table:
         Shown(Column("share", "share of variance", "statistic", "%", decimals=0), "share"),
     )
     notes = [
-        "Each row from trials that differ by this source alone: standard deviation (SD) and degrees of freedom (df); "
-        "intervals by chi squared, for normal errors.",
-        "Shares are of the sum of the sources that were varied.",
+        "Each row is from trials that differ in one source only: standard deviation (SD) with degrees of freedom (df) "
+        "and chi-squared interval.",
+        "Shares are relative to the sum of the varied sources.",
     ]
     if ROUNDING in components:
-        notes.append("Order, weights and split move a run by floating point as well, which their shares leave out.")
+        notes.append("The shares of order, weights and split exclude the variance due to floating point.")
     if IMAGES in components:
-        notes.append("Test images: what other images would give with the same weights, the mean over the trials.")
+        notes.append("Test images: variance over other images with the same weights, averaged over trials.")
     if "split" in components:
-        notes.append("Split: where it divides the test images too, as on digits, they are part of its row.")
+        notes.append("Split: includes test images if the split changes them too, as for digits.")
     missing = [name for name in SOURCES if name not in components]
     if missing:
-        notes.append(f"Not varied alone: {', '.join(missing)}.")
+        notes.append(f"Not varied separately: {', '.join(missing)}.")
     return Table(f"Sources of variance: {col.heading}", pd.DataFrame(rows, columns=names), shown, tuple(notes))

@@ -1,4 +1,4 @@
-"""Records sorted into variants: which trials differ by the seed alone, and which baseline each is compared with."""
+"""Group trials into variants, and find the baseline of each."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from se_lab.report.columns import (
     distinct_values,
     full_key,
     is_missing,
-    unknown,
+    unknown_name,
     value_text,
     value_texts,
 )
-from se_lab.report.notes import missing_notes, some
+from se_lab.report.notes import missing_notes, name_list
 
 BASELINE = "no SE"
 INSERTION = "model.se.insertion"
@@ -32,15 +32,15 @@ _SE = "model.se."
 
 @dataclass(frozen=True)
 class Study:
-    """Trials by variant.
+    """Trials grouped by variant.
 
-    trials: the records, one row a trial, with its `variant` number.
-    variants: one row a variant (the index is its number), in the table's order: groups as they first appear, in
-    each its baseline first. Columns: the varied keys with their values, and `variant`, its name.
+    trials: the records, one row per trial, with the number of its `variant`.
+    variants: one row per variant, indexed by number, in the order of the table: groups in order of appearance, each
+    with its baseline first. Columns: the varied keys, `variant` (the name) and `group`.
     group_keys, se_keys: the varied keys outside and inside `model.se`.
-    group: (V,) the number of each variant's group, in the table's order.
-    baseline: (V,) the number of each variant's baseline, −1 where its group has none.
-    notes: what is missing or mixed.
+    group: the number of each variant's group, (V,).
+    baseline: the number of each variant's baseline, (V,), −1 without one.
+    notes: notes on missing or mixed trials.
     """
 
     trials: pd.DataFrame
@@ -53,26 +53,26 @@ class Study:
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """All varied keys, groups first."""
+        """All varied keys, starting with the group keys."""
         return self.group_keys + self.se_keys
 
     @property
     def is_baseline(self) -> NDArray[np.bool_]:
-        """(V,) which variants are baselines."""
+        """Whether each variant is a baseline, (V,)."""
         return np.asarray(self.baseline == np.arange(len(self.baseline)))
 
     @property
     def level(self) -> float:
-        """The confidence level of the table's simultaneous intervals: 0.95, higher after looks at a growing sweep."""
+        """Confidence level of simultaneous intervals: 0.95, or higher if seeds were added."""
         return 1 - float(self.trials["look_level"].min()) if "look_level" in self.trials else DEFAULT_LEVEL
 
     @property
     def levels(self) -> tuple[float, float]:
-        """The level of the intervals, and that at which one-sided tests of equivalence have the same error rate."""
+        """The level of intervals, and the level with the same error rate for equivalence tests."""
         return self.level, 2 * self.level - 1
 
     def by_seed(self, metric: str) -> pd.DataFrame:
-        """Return (V, S) a metric of the finished trials, NaN where there is none; columns are the seeds."""
+        """Return a metric of finished trials by variant and seed, (V, S), NaN if missing."""
         is_finished = (self.trials["status"] == "finished").to_numpy()
         values = pd.to_numeric(self.trials[metric], errors="coerce").to_numpy(dtype=float)[is_finished]
         codes, seeds = pd.factorize(self.trials["seed"].to_numpy()[is_finished], sort=True)
@@ -82,15 +82,15 @@ class Study:
         return table
 
     def over(self) -> NDArray[np.int64]:
-        """Return (V,) the number of trials that finished, failed or were stopped."""
+        """Return the number of trials of each variant that finished, failed or were stopped, (V,)."""
         is_over = self.trials["status"].isin(("finished", "failed", "stopped"))
         counts = is_over.groupby(self.trials["variant"]).sum().reindex(self.variants.index)
         return np.asarray(counts.fillna(0), dtype=np.int64)
 
     def bound(self, metric: str, better: str | None) -> NDArray[np.float64]:
-        """Return (V,) means of a metric with the worst value of the group for seeds that failed or were stopped.
+        """Return means of a metric (V,), with the group's worst value for failed trials.
 
-        This is worst-rank imputation (Lachin 1999): the mean of the finished seeds alone flatters a variant.
+        This is worst-rank imputation (Lachin 1999): the mean over finished trials alone would be biased.
         """
         values = self.by_seed(metric)
         n = values.notna().sum(axis=1).to_numpy()
@@ -101,18 +101,17 @@ class Study:
         return np.asarray(np.where(totals > 0, sums / np.maximum(totals, 1), np.nan))
 
     def per_variant(self, key: str, how: str) -> pd.Series:
-        """Return (V,) a cost (how="first") or a timing (how="median") of each variant's trials."""
+        """Return a cost (how="first") or a timing (how="median") of each variant, (V,)."""
         numbers = pd.to_numeric(self.trials[key], errors="coerce")
         return numbers.groupby(self.trials["variant"]).agg(how).reindex(self.variants.index).astype(float)
 
 
 def filter_records(records: pd.DataFrame, where: Mapping[str, object]) -> pd.DataFrame:
-    """Keep the trials whose columns have the given values: {"squeeze": "max"}, or a list of allowed ones.
+    """Keep the trials with the given column values: {"squeeze": "max"}, or a list of values.
 
-    Values match by their printed text, so strings from a command line work. A filter on a `model.se` key other than the
-    insertion keeps the baselines, which have no SE units and so no such value; one on a key of the spec keeps trials
-    without a record, whose spec is unknown. Raises ReportError for an unknown column and for a filter without a match,
-    with the values there are, and where no trial has a record.
+    Values are compared as printed, so strings from the command line match. Baselines are kept by filters on `model.se`
+    keys other than the insertion, and trials without a record, whose spec is unknown, by filters on any spec key.
+    Raises ReportError for an unknown column, for a filter without a match, and if no trial has a record.
     """
     if where:
         _refuse_no_trials(records)
@@ -120,13 +119,13 @@ def filter_records(records: pd.DataFrame, where: Mapping[str, object]) -> pd.Dat
     for name, value in where.items():
         key = full_key(name, records)
         if key not in records:
-            raise unknown("column", key, records.columns)
+            raise unknown_name("column", key, records.columns)
         texts = value_texts(records[key])
         is_list = isinstance(value, (list, tuple)) and not texts.isin([value_text(value)]).any()
         allowed_texts = {text for item in (value if is_list else [value]) for text in _spellings(item)}  # type: ignore[attr-defined]
         mask = texts.isin(allowed_texts)
         if not mask.any():
-            raise unknown(f"value of {key}", value, texts.unique())
+            raise unknown_name(f"value of {key}", value, texts.unique())
         if key.startswith(_SE) and key != INSERTION:
             mask |= _is_plain(records)
         if key.startswith(SPEC_SECTIONS) or key == "seed":
@@ -136,13 +135,12 @@ def filter_records(records: pd.DataFrame, where: Mapping[str, object]) -> pd.Dat
 
 
 def group_variants(records: pd.DataFrame, *, rows: Sequence[str] | None = None) -> Study:
-    """Sort records (one row a trial, as `load_records` gives them) into variants.
+    """Group records, one row per trial from `load_records`, into variants.
 
-    Varied keys are found from the records, without the seed; `rows` gives them in another order, or fewer where those
-    still tell the variants apart. The baseline is the variant without SE units (insertion none) of the same
-    group, that is with the same values of every key outside `model.se`.
-    Raises ReportError for no records, an unknown column, two versions of one data set, `rows` that mix variants, and
-    two trials of one variant and seed.
+    The trials of a variant differ only in the seed. `rows` gives the varied keys in another order, or fewer of them.
+    The baseline of a variant is the variant without SE units (insertion none) in the same group, that is, with the same
+    values of all keys outside `model.se`. Raises ReportError for empty records, an unknown column, two versions of one
+    data set, `rows` that do not distinguish all variants, and two trials with the same variant and seed.
     """
     _refuse_no_trials(records)
     records, notes = _without_unrecorded(records)
@@ -150,9 +148,9 @@ def group_variants(records: pd.DataFrame, *, rows: Sequence[str] | None = None) 
     rows = [full_key(name, records) for name in rows or ()]
     for key in rows:
         if key == "seed":
-            raise ReportError("The seed cannot tell variants apart: intervals are over seeds.")
+            raise ReportError("seed cannot be a row key, since intervals are over seeds.")
         if key not in spec:
-            raise unknown("row key", key, spec)
+            raise unknown_name("row key", key, spec)
     trials = _without_copies(records.reset_index(drop=True))
     _refuse_two_versions(trials)
 
@@ -163,12 +161,12 @@ def group_variants(records: pd.DataFrame, *, rows: Sequence[str] | None = None) 
     if len(np.unique(numbers)) < len(np.unique(_codes(trials, varied_keys, is_plain))):
         hidden_keys = [key for key in varied_keys if key not in keys]
         raise ReportError(
-            f"Rows by {', '.join(keys)} would mix trials that also differ in {', '.join(hidden_keys)}: "
-            f"add {'it' if len(hidden_keys) == 1 else 'them'} to the rows, or filter the records."
+            f"Rows by {', '.join(keys)} mix trials that also differ in {', '.join(hidden_keys)}; "
+            f"add {'this key' if len(hidden_keys) == 1 else 'these keys'} to the rows, or filter the records."
         )
     group_keys = tuple(key for key in keys if not key.startswith(_SE))
     se_keys = tuple(key for key in keys if key.startswith(_SE))
-    if not keys:  # a single variant still needs a name
+    if not keys:  # a single variant needs a name too
         group_keys = tuple(key for key in ("model.backbone", INSERTION) if key in trials)[:1]
     return _study(trials, numbers, is_plain, group_keys, se_keys, notes)
 
@@ -182,13 +180,13 @@ def _spellings(value: object) -> set[str]:
 
 
 def _without_unrecorded(records: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """Leave out trials whose spec the store does not have yet, with a note: their variant is unknown."""
+    """Remove trials without a recorded spec, whose variant is unknown, and return notes."""
     _refuse_none_recorded(records)
     is_recorded = _is_recorded(records)
     counts = records.loc[~is_recorded, "status"].value_counts(sort=False)
     notes = [
-        f"{count} {'trial' if count == 1 else 'trials'} {status}, of a variant that is not known before its record: "
-        f"{some(records.loc[~is_recorded & (records['status'] == status), 'trial_id'])}."
+        f"{count} {'trial' if count == 1 else 'trials'} {status}, with unknown variant as there is no record: "
+        f"{name_list(records.loc[~is_recorded & (records['status'] == status), 'trial_id'])}."
         for status, count in counts.items()
     ]
     return records[is_recorded], notes
@@ -196,10 +194,10 @@ def _without_unrecorded(records: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]
 
 def _refuse_no_trials(records: pd.DataFrame) -> None:
     if records.empty:
-        raise ReportError("No trials: the records are empty.")
+        raise ReportError("There are no trials; the records are empty.")
     missing_keys = [key for key in ("trial_id", "status") if key not in records]
     if missing_keys:
-        raise ReportError(f"These are no records of trials: they have no {' and no '.join(missing_keys)}.")
+        raise ReportError(f"Records of trials need the columns {' and '.join(missing_keys)}.")
 
 
 def _is_recorded(records: pd.DataFrame) -> pd.Series:
@@ -213,7 +211,7 @@ def _refuse_none_recorded(records: pd.DataFrame) -> None:
 
 
 def _without_copies(trials: pd.DataFrame) -> pd.DataFrame:
-    """Keep one copy of each trial that several stores hold, a finished one where there is one."""
+    """Keep one copy of each trial that is in several stores, preferably a finished one."""
     if trials["trial_id"].is_unique:
         return trials
     order = (trials["status"] != "finished").argsort(kind="stable")
@@ -224,7 +222,7 @@ def _without_copies(trials: pd.DataFrame) -> pd.DataFrame:
 
 
 def _refuse_two_versions(trials: pd.DataFrame) -> None:
-    """Raise ReportError for trials on different images under one name of a data set; two sets are two groups."""
+    """Raise ReportError for trials on different versions of one data set."""
     if "data_digest" not in trials:
         return
     names = trials["data.name"] if "data.name" in trials else pd.Series("", index=trials.index)
@@ -234,8 +232,8 @@ def _refuse_two_versions(trials: pd.DataFrame) -> None:
             versions = ", ".join(f"{value} ({count} trials)" for value, count in counts.items())
             suffix = f" of {name}" if name else ""
             raise ReportError(
-                f"The records mix {len(counts)} versions of the data{suffix}, which no table can compare: {versions}. "
-                f"Choose one, e.g. --where data_digest={counts.index[0]}."
+                f"The records mix {len(counts)} versions of the data{suffix}, which are not comparable: {versions}. "
+                f"Select one, such as --where data_digest={counts.index[0]}."
             )
 
 
@@ -246,7 +244,7 @@ def _is_plain(trials: pd.DataFrame) -> NDArray[np.bool_]:
 
 
 def _factorize(values: pd.Series) -> NDArray[np.intp]:
-    """Return (N,) numbers of the distinct values, −1 for missing ones; lists and mappings by their text."""
+    """Return codes (N,) of distinct values, −1 if missing; lists are compared as text."""
     if pd.api.types.is_object_dtype(values):
         codes, uniques = distinct_values(values)
         texts = [None if is_missing(value) else value_text(value) for value in uniques]
@@ -255,9 +253,9 @@ def _factorize(values: pd.Series) -> NDArray[np.intp]:
 
 
 def _codes(frame: pd.DataFrame, keys: Sequence[str], plain: NDArray[np.bool_] | None = None) -> NDArray[np.intp]:
-    """Return (N,) numbers of the distinct combinations of the keys, in order of appearance.
+    """Return codes (N,) of the distinct combinations of keys, in order of appearance.
 
-    With `plain`, the SE keys of nets without SE units are ignored, and no other net counts as equal to these.
+    `plain` marks nets without SE units, whose SE keys are ignored.
     """
     codes = {key: _factorize(frame[key]) for key in keys}
     if plain is not None:
@@ -269,13 +267,13 @@ def _codes(frame: pd.DataFrame, keys: Sequence[str], plain: NDArray[np.bool_] | 
 
 
 def _varied_keys(trials: pd.DataFrame, spec: Sequence[str], plain: NDArray[np.bool_]) -> tuple[str, ...]:
-    """Return spec keys with more than one value, groups first; among `model.se`, those in which SE variants differ.
+    """Return the varied spec keys, group keys first; SE keys must vary among SE nets.
 
-    The insertion alone tells a baseline from its only SE variant.
+    If a baseline has only one SE variant, the insertion is the varied key.
     """
 
     def varies(values: pd.Series) -> bool:
-        if not pd.api.types.is_object_dtype(values) and len(values):  # fast, as most are constant
+        if not pd.api.types.is_object_dtype(values) and len(values):  # a faster check
             matches = values.array == values.iloc[0]
             return not np.all(matches) and not values.isna().all()
         codes = _factorize(values)
@@ -297,7 +295,7 @@ def _study(
     se_keys: tuple[str, ...],
     notes: list[str],
 ) -> Study:
-    """Return the study: variants in the table's order, their names and baselines."""
+    """Return a study with variants in the order of the table, their names and baselines."""
     keys = group_keys + se_keys
     first_rows = pd.Series(numbers).drop_duplicates().index.to_numpy()  # each variant's first trial
     group = _codes(trials, group_keys)[first_rows]
@@ -307,7 +305,7 @@ def _study(
     new_numbers = np.empty(len(order), dtype=np.intp)
     new_numbers[numbers[first_rows]] = np.arange(len(order))
 
-    # A column with missing values holds its integers as floats: convert them back.
+    # pandas stores integers as floats in columns with missing values.
     variants = trials.loc[first_rows, list(keys)].reset_index(drop=True).astype(object)
     variants = variants.map(lambda value: int(value) if isinstance(value, float) and value.is_integer() else value)
     for key in se_keys:
@@ -321,13 +319,13 @@ def _study(
     variants.insert(1, "group", group_names)
 
     trials = trials.assign(variant=new_numbers[numbers])
-    _refuse_doubles(trials)
+    _refuse_duplicates(trials)
     notes = notes + missing_notes(trials, variants, group, baseline)
     return Study(trials, variants, group_keys, se_keys, group, baseline, tuple(notes))
 
 
 def _names(variants: pd.DataFrame, keys: Sequence[str]) -> list[str]:
-    """Return (V,) names of the keys' values: `resnet50, r=16`; empty without keys; missing SE values are left out."""
+    """Return names (V,) of the values of the keys, such as `resnet50, r=16`."""
     parts = []
     for key in keys:
         texts = value_texts(variants[key]).map(column(key, keys).short.format)
@@ -335,10 +333,10 @@ def _names(variants: pd.DataFrame, keys: Sequence[str]) -> list[str]:
     return [", ".join(filter(None, texts)) for texts in zip(*parts, strict=True)] if parts else [""] * len(variants)
 
 
-def _refuse_doubles(trials: pd.DataFrame) -> None:
+def _refuse_duplicates(trials: pd.DataFrame) -> None:
     doubles = trials[trials.duplicated(["variant", "seed"], keep=False)]
     if len(doubles):
         first_pair = doubles[
             (doubles["variant"] == doubles["variant"].iloc[0]) & (doubles["seed"] == doubles["seed"].iloc[0])
         ]
-        raise ReportError(f"Trials {', '.join(first_pair['trial_id'])} have one spec and one seed: keep one of them.")
+        raise ReportError(f"Trials {', '.join(first_pair['trial_id'])} have the same spec and seed; keep one of them.")

@@ -66,7 +66,7 @@ def call_in_process(function: Callable[..., T], *arguments: Any) -> T:
 
 
 def call_in_processes(count: int, function: Callable[..., T], *arguments: Any) -> list[T]:
-    """Return the results of a function called in `count` processes at once; see `call_in_process`."""
+    """Return the results of a function called in `count` processes; see `call_in_process`."""
     with forking():
         children = [_start(function, arguments) for _ in range(count)]
     answers = []

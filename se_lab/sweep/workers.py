@@ -29,7 +29,7 @@ CONTEXT_BYTES = 600 << 20
 
 
 def choose_workers(trials: Sequence[RunSpec], execution: ExecSpec) -> tuple[int, str]:
-    """Rehearse the largest trial; return the number of trials to run in parallel and the reason."""
+    """Rehearse the largest trial; return the number of parallel trials and the reason."""
     trial = max(trials, key=_weight)
     cores = max(available_cores() // (execution.threads * trial.train.ranks), 1)
     rehearsal = call_in_process(rehearse, trial, execution)

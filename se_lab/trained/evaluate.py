@@ -126,7 +126,7 @@ def evaluate(
 
 
 def output_numbers(model: nn.Module, classes: Sequence[str], label: str) -> Tensor:
-    """Return the index of the net's output for each class, (K,); ImageNet's classes go by WordNet id.
+    """Return the index of the net's output for each class (K,), for ImageNet by WordNet id.
 
     Raises:
         SpecError: if the net does not have these classes.

@@ -304,7 +304,7 @@ with torch.inference_mode():
 
 
 def _plain_timm(folder: Path, net: Net) -> tuple[str, dict[str, Tensor] | None]:
-    """Return error ("" if none) and outputs of a folder's net in a process that imports only timm."""
+    """Return error or "", and outputs of a folder's net in a process that imports only timm."""
     with tempfile.TemporaryDirectory() as scratch:
         inputs, outputs = f"{scratch}/images.safetensors", f"{scratch}/outputs.safetensors"
         save_file({str(number): net.images(number) for number in (1, 3)}, inputs)

@@ -1,4 +1,4 @@
-"""Find the timm net that equals a net with SE-Lab's units, and convert weights between them.
+"""Find the timm net that equals a net with SE-Lab's units, and convert its weights.
 
 timm's SE units have biases, and their hidden width is rounded up to a multiple of 8. SE-Lab's weights are padded with
 zeros, which change no output, so they fit unless SE-Lab's units are wider.
@@ -26,7 +26,7 @@ LAYERS = (("fc1", "fc2"), ("conv_reduce", "conv_expand"))
 def find_twin(
     model: nn.Module, spec: ModelSpec, classes: int, in_chans: int, is_same: Callable[[nn.Module], bool]
 ) -> tuple[str, dict[str, Any], State] | None:
-    """Return name, keyword arguments and weights of the equal timm net, or None if there is none.
+    """Return name, keyword arguments and weights of the equal timm net, if there is one.
 
     Args:
         model: A net with SE-Lab's units.

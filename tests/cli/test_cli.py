@@ -214,7 +214,7 @@ def test_sweep_then_table_then_plot(swept, tmp_path, capsys):
     assert main(["table", str(spec), "--store", str(store), "--format", "csv", "-o", str(tmp_path / "t.csv")]) == 0
     lines = (tmp_path / "t.csv").read_text().splitlines()
     assert len(lines) == 3 and "no SE" in lines[1]
-    assert "95 % t interval" in capsys.readouterr().err  # a CSV file has no place for notes
+    assert "95 % t intervals" in capsys.readouterr().err  # a CSV file has no place for notes
     assert main(["plot", str(spec), "--store", str(store), "-o", str(tmp_path / "figures")]) == 0
     assert (tmp_path / "figures/tradeoff_macs.png").read_bytes().startswith(b"\x89PNG")
     assert "<svg" in (tmp_path / "figures/curves.svg").read_text()

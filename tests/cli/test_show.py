@@ -21,7 +21,7 @@ def test_numbers_stand_right_and_what_does_not_fit_is_named(
     monkeypatch.setenv("COLUMNS", "30")
     show(("trial", "status", "params", "time"), rows)
     narrow = capsys.readouterr().out
-    assert "1,234,567" in narrow and "Not shown at 30 characters: time." in " ".join(narrow.split())
+    assert "1,234,567" in narrow and "do not fit 30 characters: time." in " ".join(narrow.split())
 
 
 def test_a_table_needs_neither_pandas_nor_pytorch() -> None:

@@ -116,7 +116,7 @@ def test_the_best_by_validation_are_confirmed_with_fresh_seeds_and_the_table_kno
     assert set(chosen[chosen].index) == expected
     assert sorted(load_records(f"confirm:{path}", folder)["seed"].unique()) == [1000, 1001]
     assert main(["table", str(path), f"--store={folder}"]) == 0
-    assert "chosen by the validation errors of these trials" in " ".join(capsys.readouterr().out.split())
+    assert "selected by validation errors of these trials" in " ".join(capsys.readouterr().out.split())
     assert main(["table", f"confirm:{path}", f"--store={folder}"]) == 0
     assert "chosen" not in capsys.readouterr().out
     assert main([*again[:-2], "--confirm=1"]) == 2
@@ -150,7 +150,7 @@ def test_a_table_names_a_mixture_of_conditions_and_strict_refuses_it(tmp_path, c
         write_finished(tmp_path, RunSpec(seed=seed), 1.0 + seed, provenance={"torch": torch, "threads": "1"})
     assert main(["table", str(tmp_path)]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "different conditions in one table: torch: 2.13.0 (1 trial), 2.14.1 (1 trial)" in said
+    assert "under different conditions: torch: 2.13.0 (1 trial), 2.14.1 (1 trial)" in said
     assert main(["table", str(tmp_path), "--strict"]) == 2
     assert "torch: 2.13.0 (1 trial), 2.14.1 (1 trial)" in capsys.readouterr().err
 

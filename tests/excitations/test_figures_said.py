@@ -47,7 +47,7 @@ def test_a_figure_that_needs_more_classes_is_left_out_and_said(tmp_path: Path) -
     statistics = collect(net, images, tmp_path / "x.safetensors", request.capture)
     said.clear()
     assert inspection._unit_similarity(request, statistics) == []
-    assert said == ["unit_similarity left out: the images are of 3 classes, and the similarity of units needs four"]
+    assert said == ["unit_similarity skipped: the images have 3 classes; the similarity of units needs at least 4"]
 
 
 def test_more_classes_than_a_matrix_can_name_are_drawn_and_counted() -> None:
@@ -55,4 +55,4 @@ def test_more_classes_than_a_matrix_can_name_are_drawn_and_counted() -> None:
     filled.count += 5
     filled.mean.copy_(torch.rand(filled.mean.shape, generator=torch.Generator().manual_seed(0)))
     figure = draw(class_similarity(filled), Look("paper"))
-    assert "31 classes, in clusters" in [text.get_text() for text in texts(figure)]
+    assert "31 classes, clustered" in [text.get_text() for text in texts(figure)]

@@ -132,7 +132,7 @@ def test_a_constant_gate_shows_no_selectivity(tmp_path: Path) -> None:
 def test_redundancy_is_the_error_with_a_gate_held_at_its_mean(tmp_path: Path) -> None:
     net, images = driven_net(), driven_images()
     statistics = collect(net, images, tmp_path / "x.safetensors", CaptureOptions(redundancy=True))
-    # class 1 is never guessed and classes 0 and 2 always right; held at its mean, the gate is below 0.8 for all
+    # class 1 is never guessed and classes 0 and 2 always right; at its mean, the gate is below 0.8 for all
     assert statistics.about["redundancy"][""] == pytest.approx(100 / 3)
     assert statistics.about["redundancy"][statistics.sites[0].name] == pytest.approx(200 / 3)
     bars = excitation_comparisons.redundancy(statistics).panels[0].series[0]
@@ -198,7 +198,7 @@ def test_figure_6_shows_the_means_of_the_classes_and_of_all(statistics, stored) 
 def test_the_papers_units_are_its_six_for_se_resnet50() -> None:
     with torch.device("meta"):
         sites = excitation_collect.gate_sites(timm.create_model("seresnet50"))
-    assert excitation_figures.papers_units(sites) == ["SE_2_3", "SE_3_4", "SE_4_6", "SE_5_1", "SE_5_2", "SE_5_3"]
+    assert excitation_figures.paper_units(sites) == ["SE_2_3", "SE_3_4", "SE_4_6", "SE_5_1", "SE_5_2", "SE_5_3"]
 
 
 def test_figure_7_shows_one_standard_deviation_around_the_mean(statistics, stored) -> None:
@@ -318,7 +318,7 @@ def test_fifty_units_and_long_labels_are_legible_in_one_column() -> None:
 
 def test_a_sweep_without_units_says_so(tmp_path: Path) -> None:
     write_trial(tmp_path, insertion="none")
-    with pytest.raises(ExcitationError, match="none of the 1 trials has finished with SE units"):
+    with pytest.raises(ExcitationError, match="none of 1 trials has finished and has SE units"):
         inspect_sweep(read_records(tmp_path), Inspection())
 
 
@@ -327,11 +327,11 @@ def test_wrong_input_costs_nothing_and_says_what_to_do(trial: Path, tmp_path: Pa
     plain = write_trial(tmp_path, insertion="none")
     for arguments, message in (
         ([str(plain)], "cifar_resnet20 has no unit with a gate"),
-        ([str(trial), "--classes", "ten"], "no class is called 'ten'"),
+        ([str(trial), "--classes", "ten"], "unknown class 'ten'"),
         ([str(trial / "lst.ckpt")], "did you mean 'last.ckpt'"),
         (["timm:seresnet5"], "did you mean 'seresnet50'"),
         (["timm:resnet18"], "resnet18 has no unit with a gate"),
-        ([str(trial), "--data", f"folder:{tmp_path / 'none'}"], "is no folder of images"),
+        ([str(trial), "--data", f"folder:{tmp_path / 'none'}"], "is not a folder of images"),
         ([], "takes checkpoints or timm:NAME"),
     ):
         assert main(["excitations", *arguments]) == 2
@@ -384,7 +384,7 @@ def test_a_pretrained_net_of_timms_sees_a_folder_as_timm_would_show_it(
     assert ExcitationStatistics.load(written[0]).count.tolist() == [3, 2, 0]
     with pytest.raises(ExcitationError, match="no image of class n09246464"):
         inspect_nets(["timm:seresnet50"], Inspection(data=f"folder:{folder}", classes=["cliff"]))
-    with pytest.raises(ExcitationError, match="say what to show it, --data"):
+    with pytest.raises(ExcitationError, match="has no images; give --data"):
         open_data(net)
     assert excitation_collect.output_of_class(net.model, ["n02110958"]).tolist() == [254]  # ImageNet's pug
 

@@ -118,7 +118,7 @@ def test_gates_that_are_the_same_for_all_classes_show_one_even_colour_and_no_sim
 def test_the_similarity_of_units_is_refused_for_fewer_than_four_classes() -> None:
     filled = ExcitationStatistics([GateSite("SE_2_1", 2, 1, 8, "a")], list("uvwx"))
     filled.count[:3] = 5
-    with pytest.raises(ExcitationError, match="of 3 classes, and the similarity of units needs four"):
+    with pytest.raises(ExcitationError, match="have 3 classes; the similarity of units needs at least 4"):
         excitation_comparisons.unit_similarity(filled)
 
 

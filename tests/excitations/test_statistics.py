@@ -156,7 +156,7 @@ def test_a_file_is_read_in_three_lines(tmp_path: Path) -> None:
 
 def test_another_file_is_told_from_a_statistics_file(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"no safetensors")
-    with pytest.raises(ExcitationError, match="no statistics file"):
+    with pytest.raises(ExcitationError, match="not a statistics file"):
         ExcitationStatistics.load(tmp_path / "x")
 
 

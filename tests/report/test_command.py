@@ -62,7 +62,7 @@ def test_a_pivot_has_a_row_a_ratio_and_a_column_a_backbone(run: Run) -> None:
     rows = {row["variant"]: row for row in csv.DictReader(io.StringIO(out))}
     assert status == 0 and list(rows) == ["no SE", "4", "16"]
     assert float(rows["4"]["large"]) == pytest.approx((7.0 + 7.5 + 7.2) / 3 - 2)
-    assert "95 % t interval" in notes and "95 %" not in out
+    assert "95 % t intervals" in notes and "95 %" not in out
 
 
 def test_detect_adds_the_seeds_that_a_difference_needs(run: Run) -> None:
@@ -110,10 +110,10 @@ def test_two_data_sets_stand_beside_each_other_in_every_verb(
     [
         (
             lambda r: r.assign(data_digest=["a", "b"] * 9),
-            "mix 2 versions of the data of digits, which no table can compare: a (9 trials)",
+            "mix 2 versions of the data of digits, which are not comparable: a (9 trials)",
         ),
         (lambda r: r.assign(**{TOP1: float("nan")}), "No finished trial has a value of 'test/top1_error'"),
-        (lambda r: r.assign(status="running"), "None of the 18 trials has finished: 18 running"),
+        (lambda r: r.assign(status="running"), "None of 18 trials has finished: 18 running"),
         (lambda r: r.head(0), "No trials"),
     ],
 )
@@ -137,7 +137,7 @@ def test_plot_draws_what_it_can_and_says_what_it_cannot(run: Run, tmp_path: Path
     status, out, err = run("plot", "runs", "-o", str(tmp_path), "--format", "svg")
     names = ["tradeoff_params", "tradeoff_macs", "tradeoff_step_ms", "differences", "reduction", "heatmap", "parallel"]
     assert status == 0 and [Path(line).stem for line in out.split()] == names
-    assert err.startswith("curves left out: None of the 18 finished trials has a metrics.csv")
+    assert err.startswith("curves left out: None of 18 finished trials has a metrics.csv")
     assert "classes left out: No trial of" in err
     only = tmp_path / "only"
     assert run("plot", "runs", "-o", str(only), "--kind", "tradeoff", "--cost", "macs", "--format", "pdf")[0] == 0
@@ -153,7 +153,7 @@ def test_plot_takes_width_style_and_title(run: Run, tmp_path: Path) -> None:
     assert run("plot", "runs", "-o", str(tmp_path), *flags, "--title", "~/x")[0] == 0  # a title is text, and no path
     assert "<title>~/x</title>" in (tmp_path / "tradeoff_macs.svg").read_text(encoding="utf-8")
     status, _, err = run("plot", "runs", "-o", str(tmp_path), "--width", "0.1")
-    assert status == 2 and "from 2 to 60 inches, not 0.1" in err
+    assert status == 2 and "The width is 0.1 inches; it must be from 2 to 60" in err
 
 
 def test_report_into_a_folder_has_an_index(run: Run, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ def one_group(values: np.ndarray, model: str = "joint") -> joint.Comparison:
 
 def p_values(values: np.ndarray, model: str = "joint") -> np.ndarray:
     nothing = np.zeros(len(values), dtype=np.intp)
-    return joint.adjusted(values, nothing, nothing, model)
+    return joint.table_p_values(values, nothing, nothing, model)
 
 
 # Two-sided 5 % points of Dunnett (1964), by number of comparisons and degrees of freedom

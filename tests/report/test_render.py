@@ -33,7 +33,7 @@ def test_markdown_has_a_row_a_variant_bold_best_and_notes(table: Table) -> None:
     assert rows[2][:4] == ["no SE", "3", "8.20 (7.72–8.71)", ""]
     assert rows[4][2:4] == ["**7.23 (6.63–7.88)**", "**−0.97 ± 0.41**"]
     assert len({len(row) for row in rows}) == 1
-    assert any(line.startswith("- Beside a mean stands its 95 % t interval over seeds") for line in lines)
+    assert any(line.startswith("- Means are given with 95 % t intervals over seeds") for line in lines)
 
 
 def test_csv_holds_the_data_in_full_precision(table: Table) -> None:
@@ -80,7 +80,7 @@ def test_the_terminals_table_is_plain_text_in_a_pipe_and_stars_the_best(table: T
     r4 = next(line for line in text.splitlines() if line.strip().startswith("4 "))
     assert "7.23 (6.63–7.88)*" in r4
     assert "−0.97 ± 0.41*" in r4
-    assert "stands its 95 % t interval over seeds" in text
+    assert "given with 95 % t intervals over seeds" in text
 
 
 def test_in_a_terminal_the_best_is_bold(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,7 +42,7 @@ def test_the_standard_deviation_may_stand_beside_a_mean_and_another_word_is_refu
 ) -> None:
     table = ablation_table(reduction_study, evidence=Evidence(spread="std"))
     assert f"7.23 ± {np.std(R4, ddof=1):.2f}" in table.render("markdown")
-    assert "Beside a mean stands the standard deviation over seeds." in table.notes
+    assert "Means are given with standard deviations over seeds." in table.notes
     with pytest.raises(ValueError, match="Did you mean 'std'"):
         ablation_table(reduction_study, evidence=Evidence(spread="sd"))
 
@@ -72,7 +72,7 @@ def test_the_difference_and_its_interval_are_those_of_statsmodels_with_seeds_as_
         assert r4[f"{TOP1}:difference"] == pytest.approx(np.mean(R4) - np.mean(BASE))
         # 3.02: Dunnett's two-sided 5 % point for 4 comparisons and 8 degrees of freedom (1964)
         assert r4[f"{TOP1}:difference:ci95"] == pytest.approx(3.02 * fit.bse["C(r)[T.4.0]"], rel=0.003)
-        assert any("one variance for all rows (Dunnett); with seeds as blocks" in note for note in table.notes)
+        assert any("a common variance (Dunnett); seeds as blocks" in note for note in table.notes)
 
 
 def test_the_other_models_are_a_flag_and_a_wrong_one_is_refused(reduction_study: pd.DataFrame) -> None:
@@ -105,7 +105,7 @@ def test_the_table_of_a_sweep_that_grew_keeps_the_level_of_its_last_look(reducti
     half = [row(table, "r=4")[f"{TOP1}:difference:ci95"] for table in (usual, grew)]
     dunnett = [dunnett_quantile(level, 8.0, (0.707,), (4,)) for level in (0.95, 1 - 0.0158)]
     assert half[1] / half[0] == pytest.approx(dunnett[1] / dunnett[0], rel=1e-3)
-    assert any("± holds 98.42 % for all differences" in note for note in grew.notes)
+    assert any("± is a simultaneous 98.42 % interval for all differences" in note for note in grew.notes)
     assert any("Seeds were added until" in note and "0.016, not 0.05" in note for note in grew.notes)
 
 
@@ -124,7 +124,7 @@ def test_a_missing_seed_leaves_the_other_pairs_and_is_named(reduction_study: pd.
     assert (r4["n"], r4[f"{TOP1}:pairs"]) == (2, 2)
     # Seeds are no block here (F test, p > 0.01), so all three of the baseline count.
     assert r4[f"{TOP1}:difference"] == pytest.approx((7.0 + 7.2) / 2 - np.mean(BASE))
-    assert any("not among the records" in note and "r=4 (1)" in note for note in table.notes)
+    assert any("Missing seeds" in note and "r=4 (1)" in note for note in table.notes)
 
 
 def test_a_failed_trial_is_left_out_and_named_with_its_error(reduction_study: pd.DataFrame) -> None:
@@ -281,7 +281,7 @@ def test_p_values_say_the_smallest_that_the_seeds_allow(reduction_study: pd.Data
     assert r4["p"] == 0.25  # 2 of 2^3 sign patterns: all three differences have one sign
     assert r4["p_holm"] == 1.0  # 4 comparisons × 0.25
     assert np.isnan(row(table, "no SE")["p"])
-    assert any("cannot be below 0.25, so no difference can reach 0.05" in note for note in table.notes)
+    assert any("is at least 0.25, so no difference can reach 0.05" in note for note in table.notes)
 
 
 def test_detect_says_how_many_seeds_a_difference_needs(reduction_study: pd.DataFrame) -> None:
@@ -309,7 +309,8 @@ def test_a_difference_that_is_the_same_for_every_seed_is_not_beyond_doubt(study:
     assert not table.data[f"{TOP1}:best"].any()
     assert table.data["seeds_needed"].isna().all()  # no spread was seen to tell them from
     assert any(
-        note.startswith("The same difference for every seed") and note.endswith("standard.") for note in table.notes
+        note.startswith("No number of seeds, as all seeds have the same difference") and note.endswith("standard.")
+        for note in table.notes
     )
 
 

@@ -45,5 +45,5 @@ def test_of_trials_that_all_failed_the_page_alone_is_sent(reduction_study: pd.Da
 
 
 def test_what_wandb_refuses_is_said(offline: Path) -> None:
-    with pytest.raises(ReportError, match="W&B did not take it: Invalid project"), wandb_run("no/where/", offline):
+    with pytest.raises(ReportError, match="W&B reported an error: Invalid project"), wandb_run("no/where/", offline):
         raise AssertionError

@@ -89,7 +89,7 @@ def test_a_trial_of_two_stores_counts_once(reduction_study: pd.DataFrame) -> Non
 
 def test_two_trials_of_one_variant_and_seed_are_refused(reduction_study: pd.DataFrame) -> None:
     twin = reduction_study.iloc[[3]].assign(trial_id="twin")
-    with pytest.raises(ValueError, match="one spec and one seed"):
+    with pytest.raises(ValueError, match="the same spec and seed"):
         ablation_table(pd.concat([reduction_study, twin]))
 
 

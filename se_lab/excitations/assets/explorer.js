@@ -1,6 +1,6 @@
-// The explorer: its state, its controls, and the plots that follow from them.
+// The explorer: its state, controls and plots.
 const state = { stage: "all", unit: "", classes: [], order: "number", count: 50, channel: 0, spread: false, compare: data.nets.length > 1 };
-let slots = new Map();  // a class keeps its colour until it is removed
+let slots = new Map();  // the colour of each selected class
 const say = text => { at("message").textContent = text; };
 const unitNames = () => [...new Set(data.nets.flatMap((_, net) => unitsShown(net).map(unit => unit.name)))];
 const unitOf = net => data.nets[net].units.findIndex(unit => unit.name === state.unit);
@@ -15,12 +15,12 @@ function restore() {
   state.stage = stages.includes(get("stage")) ? get("stage") : "all";
   state.unit = get("unit", data.start.unit);
   if (!unitNames().includes(state.unit)) {
-    problems.push(`No unit is called ${state.unit}${state.stage === "all" ? "" : ` in stage ${state.stage}`}.`);
+    problems.push(`There is no unit ${state.unit}${state.stage === "all" ? "" : ` in stage ${state.stage}`}.`);
     state.unit = unitNames().includes(data.start.unit) ? data.start.unit : unitNames()[0];
   }
   const labels = get("classes") === undefined ? data.start.classes : get("classes").split(",").filter(Boolean).map(Number);
   const unknown = labels.filter(label => !there(label));
-  if (unknown.length) problems.push(`There is no class ${unknown.join(", ")} here.`);
+  if (unknown.length) problems.push(`There is no class ${unknown.join(", ")}.`);
   state.classes = [...new Set(labels)].filter(there).slice(0, MOST_CLASSES);
   slots = new Map(state.classes.map((label, slot) => [label, slot]));
   state.order = [...at("order").options].map(option => option.value).includes(get("order")) ? get("order") : "number";
@@ -47,11 +47,11 @@ function fillUnits() {
   if (!names.includes(state.unit)) state.unit = names[0];
   at("unit").replaceChildren(...names.map(name => new Option(name, name, false, name === state.unit)));
 }
-function fit() {  // counts and channels that the unit has; returns what was out of range
+function fit() {  // limits counts and channels to those of the unit; returns messages
   const { name, kept } = firstUnit(), problems = [], most = kept.length;
   at("count").max = most;
   if (!(state.count >= 1 && state.count <= most)) {
-    if (state.count !== 50) problems.push(`${name} has ${most} channels on this page: 1 to ${most} can be shown.`);
+    if (state.count !== 50) problems.push(`${name} has ${most} channels on this page; choose 1 to ${most}.`);
     state.count = Math.max(1, Math.min(most, Math.round(state.count) || 1));
   }
   if (!kept.includes(state.channel)) {
@@ -67,7 +67,7 @@ function fillChosen() {
     const chip = button(`${names[i]} ×`, () => {
       state.classes = state.classes.filter(other => other !== label);
       slots.delete(label);
-      changed(state.classes.length ? "" : "No class is selected: the line is the mean of all classes.");
+      changed(state.classes.length ? "" : "No class is selected; the line is the mean of all classes.");
       fillChosen();
       (at("chosen").children[Math.min(i, state.classes.length - 1)] ?? at("class")).focus();
     }, { title: `remove ${data.classes[label]}`, "aria-label": `remove ${data.classes[label]}` });
@@ -82,10 +82,10 @@ function addClass() {
   if (!text) return say("Type the name of a class, or its folder.");
   if (label < 0) {
     const near = data.classes.filter((name, i) => name.toLowerCase().includes(text) || data.folders[i].toLowerCase().includes(text));
-    return say(`No class is called “${given}”` + (near.length ? `; ${near.slice(0, 5).join(", ")} ${near.length === 1 ? "contains" : "contain"} it.` : "."));
+    return say(`Unknown class “${given}”` + (near.length ? `; similar: ${near.slice(0, 5).join(", ")}.` : "."));
   }
   at("class").value = "";
-  if (slots.has(label)) return say(`“${data.classes[label]}” is selected already.`);
+  if (slots.has(label)) return say(`“${data.classes[label]}” is already selected.`);
   if (slots.size >= MOST_CLASSES) return say(`At most ${MOST_CLASSES} classes can be selected; remove one first.`);
   if (!there(label)) return say(`There is no image of class “${data.classes[label]}”.`);
   const taken = new Set(slots.values());
@@ -112,7 +112,7 @@ at("class").addEventListener("change", addClass);
 at("order").addEventListener("change", () => { state.order = at("order").value; changed(); });
 for (const id of ["spread", "compare"]) at(id).addEventListener("change", () => { state[id] = at(id).checked; changed(); });
 at("count").addEventListener("change", () => {
-  state.count = Number(at("count").value) || 0;  // 50 is what it starts with, and no mistake in a unit of fewer
+  state.count = Number(at("count").value) || 0;  // the default of 50 is not an error for smaller units
   changed(state.count === 50 && firstUnit().kept.length < 50 ? `${state.unit} has ${firstUnit().kept.length} channels on this page.` : "");
 });
 at("channel").addEventListener("change", () => {
@@ -126,7 +126,7 @@ at("channel").addEventListener("change", () => {
 });
 
 // Plots
-const KINDS = {  // title, height, what to draw, the numbers, and what a click on a point does
+const KINDS = {  // title, height, plot, data rows, action of a click on a point, note
   overview: ["Units", 250, overview, overviewRows, point => chooseUnit(point.x), "All units. Click one to select it."],
   profile: ["Gates by channel", 360, profile, profileRows, point => { state.channel = point.customdata; changed(); }, "Click a point to select its channel."],
   one: ["One channel by class", 400, channel, (net, u) => [["class", "mean gate", "standard deviation"], ...byClass(net, u).map(([name, ...two]) => [name, ...two.map(rounded)])], null, ""],
@@ -181,4 +181,4 @@ loadPlotly().then(() => {
   dark.addEventListener("change", () => { fillChosen(); drawAll(); });
   for (const [event, on] of [["beforeprint", true], ["afterprint", false]]) addEventListener(event, () => { printing = on; drawAll(); });
   document.body.dataset.ready = "1";
-}, error => say(`The figures cannot be drawn by this browser: ${error.message}`));
+}, error => say(`This browser cannot draw the figures: ${error.message}`));

@@ -1,17 +1,17 @@
-// What the explorer draws of one net: its units, the gates of a unit by channel, one channel by class, all gates of a unit.
+// The plots of one net: its units, gates by channel, one channel by class, and the density of a unit's gates.
 const COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#882255", "#332288", "#999933", "#661100", "#44AA99", "#666666"];
-const hue = slot => COLORS[slot];  // a colour for each class; the second six are dashed as well
+const hue = slot => COLORS[slot];  // the colour of a class; lines of the second six are dashed
 const dash = slot => slot < 6 ? "solid" : "dash";
 const MOST_CLASSES = COLORS.length, BARS = 12;
 
-// Numbers lie in the page as bytes in base64, and are decoded when their unit is first looked at.
+// Numbers are stored as bytes in base64, and decoded when their unit is first shown.
 const decoded = new Map();
 function bytes(kind, net, unit) {
   const id = `${kind}-${net}-${unit}`;
   if (!decoded.has(id)) decoded.set(id, Uint8Array.from(atob(at(id).textContent), char => char.charCodeAt(0)));
   return decoded.get(id);
 }
-function value(kind, net, u, label, place) {  // place: a channel's place among those kept
+function value(kind, net, u, label, place) {  // place: the index of a channel among those on the page
   const unit = data.nets[net].units[u], scale = unit[kind], row = data.nets[net].row[label];
   if (row < 0) return null;
   const i = row * unit.kept.length + place, array = bytes(kind, net, u);
@@ -19,13 +19,13 @@ function value(kind, net, u, label, place) {  // place: a channel's place among 
   return scale.low + (scale.high - scale.low) * step / (unit.wide ? 65535 : 255);
 }
 
-// Names that fit: their ends tell names apart, so it is the middle that goes; names that would then be alike stay whole.
+// Shortens names in the middle, except those that would become equal.
 function shortened(names, most = 30) {
   const short = names.map(name => name.length > most ? `${name.slice(0, 8)}…${name.slice(9 - most)}` : name);
   return short.map((text, i) => short.indexOf(text) !== short.lastIndexOf(text) ? names[i] : text);
 }
 
-function places(net, u) {  // the channels shown, as places among those kept, in the order asked for
+function places(net, u) {  // returns the indices of the visible channels in the selected order
   const unit = data.nets[net].units[u];
   const every = unit.kept.map((_, i) => i);
   if (state.order !== "number") every.sort((a, b) => unit[state.order][b] - unit[state.order][a]);
@@ -65,7 +65,7 @@ function profileRows(net, u) {
 }
 const rounded = number => number === null ? null : Number(number.toPrecision(5));
 
-function byClass(net, u) {  // the classes from the lowest to the highest mean gate of the channel, [] where it has none here
+function byClass(net, u) {  // returns the classes sorted by mean gate of the channel; [] if the channel is not on the page
   const place = data.nets[net].units[u].kept.indexOf(state.channel);
   if (place < 0) return [];
   return data.classes.map((name, label) => [name, value("mean", net, u, label, place), value("std", net, u, label, place)])
@@ -89,10 +89,10 @@ function showPictures(net, u, box) {
   const found = (data.nets[net].units[u].pictures || {})[state.channel];
   box.replaceChildren();
   if (!found) {
-    if (data.thumbnails) box.append(make("p", "No pictures were kept for this channel.", { class: "note" }));
+    if (data.thumbnails) box.append(make("p", "There are no pictures for this channel.", { class: "note" }));
     return;
   }
-  ["excite it most", "excite it least"].forEach((what, side) => {
+  ["highest excitation", "lowest excitation"].forEach((what, side) => {
     const images = found[side].map(number => make("img", null, { src: data.nets[net].thumbnails[number], alt: `image ${number}`, title: `image ${number}` }));
     box.append(make("div", null, {}, make("span", what), ...images));
   });

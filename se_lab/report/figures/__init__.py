@@ -1,4 +1,4 @@
-"""Draw the figures of a study: what each shows is computed once, then drawn as an image and for the page.
+"""The figures of a study, each computed once and drawn with Matplotlib and with Plotly.
 
-In: trials sorted into variants. Out: charts, Matplotlib figures, files, and dictionaries for Plotly.
+Input: trials grouped into variants. Output: charts, Matplotlib figures, files, and dictionaries for Plotly.
 """

@@ -1,6 +1,6 @@
-"""What a figure shows, apart from how it is drawn: points, lines, cells and axes in the units of the data.
+"""The content of a figure: points, lines, cells and axes, in the units of the data.
 
-A chart holds the values themselves, never positions on paper: `image` draws it with Matplotlib, `page` for Plotly.
+`image` draws a chart with Matplotlib, `page` converts it for Plotly.
 """
 
 from __future__ import annotations
@@ -17,92 +17,92 @@ Scale = Literal["linear", "log", "symlog"]
 Tick = tuple[float, str]
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
-"""Okabe and Ito's, which the colour-blind can tell apart; charts add markers, dashes or names, so none needs colour."""
+"""Colours of Okabe and Ito, safe for colour-blind readers; charts also use markers, dashes or names."""
 MARKERS = ("circle", "square", "diamond", "triangle-up", "triangle-down", "pentagon", "x", "star")
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 
 
 @dataclass(frozen=True)
 class Axis:
-    """An axis: what it measures, its range, and the ticks where they are not round numbers of the range."""
+    """An axis: label, range, scale, and ticks (by default round numbers)."""
 
     label: str = ""
     limits: tuple[float, float] | None = None
     scale: Scale = "linear"
     ticks: Sequence[Tick] | None = None
     names: bool = False
-    """The ticks are names, which may be long: they are wrapped, numbered or thinned to fit."""
+    """Ticks are names, which may be wrapped, numbered or omitted to fit."""
     whole: bool = False
-    """Only whole numbers are ticks."""
+    """Ticks are integers."""
     visible: bool = True
 
 
 @dataclass(frozen=True)
 class Series:
-    """Points (N,), a line through them, or both, with the half-widths of their intervals or a band."""
+    """N points, a line through them, or both, with intervals or a band."""
 
     x: Floats
     y: Floats
     name: str = ""
-    """Its name in the legend; without one it is not listed."""
+    """Name in the legend; empty to omit the series."""
     color: str = "#000000"
     marker: str = ""
-    """Of MARKERS, or tick; without one there are no points, only the line."""
+    """One of MARKERS, or tick; empty for a line without markers."""
     size: float = 6.0
-    """Of the markers, in points at the base font size."""
+    """Size of markers in points, at the base font size."""
     dash: str = ""
-    """Of DASHES; without one the points are not joined."""
+    """One of DASHES; empty for points without a line."""
     width: float = 1.5
     hollow: NDArray[np.bool_] | None = None
-    """(N,) which markers are white inside."""
+    """Whether each marker is hollow, (N,)."""
     x_half: Floats | None = None
     y_half: Floats | None = None
-    """(N,) half-widths of the intervals along an axis, or (2, N) below and above; NaN for none."""
+    """Half-widths of intervals, (N,), or lengths below and above, (2, N); NaN without an interval."""
     low: Floats | None = None
     high: Floats | None = None
-    """(N,) bounds of the band around a line."""
+    """Bounds of a band around the line, (N,)."""
     bars: bool = False
-    """Horizontal bars from 0 to x at the heights y."""
+    """Draw horizontal bars from 0 to x at heights y."""
     alpha: float = 1.0
     hover: Sequence[str] = ()
-    """(N,) the hover text of each point, its first line a heading; a single text is for every point."""
+    """Hover text of each point, (N,), starting with a heading; or one text for all points."""
     keys: Sequence[tuple[int, int]] = ()
-    """(N,) the variant and the trial behind each point, −1 for none; a single pair is for the whole line."""
+    """Variant and trial of each point, (N,), −1 for none; or one pair for the whole line."""
     hidden: bool = False
-    """A page shows it only when it is asked for."""
+    """On a page, show the series only if it is selected in the legend."""
     front: int = 0
-    """The drawing order: higher numbers lie on top."""
+    """Drawing order; series with higher numbers are on top."""
     pareto: int = 0
-    """1 or −1 for a Pareto front where low or high values are better; a page draws that of its visible points."""
+    """1 or −1 for a Pareto front where lower or higher is better, which a page updates for visible points."""
 
 
 @dataclass(frozen=True)
 class Cells:
-    """A matrix: values (R, C), drawn row by row from the top, with the texts in its cells."""
+    """A matrix of values (R, C), drawn from the top row, with text in its cells."""
 
     values: Floats
     label: str
-    """What the values measure, beside the colour key."""
+    """Label of the colour bar."""
     texts: Sequence[Sequence[str]] = ()
     low: float | None = None
     high: float | None = None
-    """Ends of the colour key; by default those of the values."""
+    """Range of the colour bar; by default that of the values."""
     dark_high: bool = False
-    """High values are dark, as where they are better; signed values have a diverging map instead."""
+    """High values are dark; ignored for signed values, which have a diverging colour map."""
     hover: Sequence[Sequence[str]] = ()
     keys: Sequence[Sequence[tuple[int, int]]] = ()
     mark: tuple[float, str] | None = None
-    """A value that the colour key marks, and why."""
+    """A value to mark on the colour bar, and its label."""
     part: float = 1.0
-    """Share of the map that is used; lines leave out its lightest part, which is hard to see on white."""
+    """Fraction of the colour map to use; lines omit its lightest part, which is hard to see on white."""
 
     @property
     def range(self) -> tuple[float, float]:
-        """Ends of the colour key; around 0 where values have both signs, so that the map's middle is 0."""
+        """Range of the colour bar, centred on 0 if values have both signs."""
         values = self.values[np.isfinite(self.values)]
         low = self.low if self.low is not None else float(values.min(initial=np.inf))
         high = self.high if self.high is not None else float(values.max(initial=-np.inf))
-        if not low <= high:  # no value at all
+        if not low <= high:  # no values
             return 0.0, 1.0
         if low < 0 < high:
             return -max(-low, high), max(-low, high)
@@ -116,7 +116,7 @@ class Cells:
 
     @property
     def colors(self) -> list[str]:
-        """Colours from low to high, of a diverging map for values of both signs."""
+        """Colours from low to high, of a diverging colour map if values have both signs."""
         from matplotlib import colormaps
         from matplotlib.colors import to_hex
 
@@ -133,19 +133,19 @@ class Cells:
 
 @dataclass(frozen=True)
 class Text:
-    """A text at a point of the panel; `aside` ones stand at the right edge of the panel, at the height y."""
+    """A text at a point (x, y), or, if `at_edge` is true, at the right edge at height y."""
 
     x: float
     y: float
     text: str
-    aside: bool = False
+    at_edge: bool = False
     variant: int = -1
-    """The variant that it belongs to, −1 for none."""
+    """The variant of the text, −1 for none."""
 
 
 @dataclass(frozen=True)
 class Panel:
-    """A pair of axes with what is in it."""
+    """A pair of axes with its content."""
 
     x: Axis = Axis()
     y: Axis = Axis()
@@ -153,42 +153,42 @@ class Panel:
     cells: Cells | None = None
     title: str = ""
     names: Sequence[Text] = ()
-    """Names of points, each put where there is room near its point."""
+    """Names of points, placed close to the points without overlap."""
     texts: Sequence[Text] = ()
     lines: Floats = field(default_factory=lambda: np.empty((0, 2)))
-    """(L, 2) corners of a line that names should not cross where possible."""
+    """Corners (L, 2) of a line that names should avoid."""
     zero: Literal["", "x", "y"] = ""
-    """The axis whose 0 is marked by a line."""
+    """The axis with a line at 0."""
 
 
 @dataclass(frozen=True)
 class Chart:
-    """A figure: panels with a title and a note on the meaning of points and intervals and on omissions."""
+    """A figure: panels, a title, and a note on the meaning of points, intervals and omissions."""
 
     key: str
-    """Its name, that of its files too."""
+    """Name of the figure and its files."""
     title: str
     note: str
     panels: Sequence[Panel]
     columns: int = 1
-    """Panels in a row where there is room."""
+    """Maximum number of panels in a row."""
     rows: float = 0.0
-    """Height of a panel in rows of text; 0 for that of a plot."""
+    """Height of a panel in rows of text; 0 for the default height."""
     color_key: Cells | None = None
-    """Lines whose colour stands for a value have its key beside the panels."""
+    """Values for a colour bar, if colours of lines represent values."""
     legend: str = ""
     """Title of the legend."""
     choice: str = ""
-    """Its label on a page among the charts of one kind."""
+    """Label of the chart on a page with several of the same kind."""
 
     @property
     def heading(self) -> str:
-        """The title with its first letter in upper case."""
+        """The title with a capital first letter."""
         return self.title[:1].upper() + self.title[1:]
 
     @property
     def description(self) -> str:
-        """The figure in words, for readers who cannot see it."""
+        """A description of the figure for screen readers."""
         panel = self.panels[0]
         axes = [f"{name}: {axis.label}." for name, axis in (("Across", panel.x), ("Up", panel.y)) if axis.label]
         cells = [f"Colour: {panel.cells.label}."] if panel.cells else []
@@ -199,7 +199,7 @@ class Chart:
         )
 
     def strings(self) -> Iterator[str]:
-        """Yield every text of the figure."""
+        """Yield all texts of the figure."""
         yield from (self.title, self.note, self.legend)
         for panel in self.panels:
             yield from (panel.title, panel.x.label, panel.y.label)
@@ -212,17 +212,17 @@ class Chart:
 
 
 def line_look(number: int) -> tuple[str, str]:
-    """Return colour and dashes of a line: no two of 36 are the same."""
+    """Return colour and dashes of a line; the first 36 are distinct."""
     return COLORS[number % len(COLORS)], DASHES[(number + number // len(COLORS)) % len(DASHES)]
 
 
 def point_look(number: int) -> tuple[str, str]:
-    """Return colour and marker of a family; −1, a baseline that belongs to all of them, is black."""
+    """Return colour and marker of a family; black for −1, a baseline shared by all families."""
     return (COLORS[number % len(COLORS)], MARKERS[number % len(MARKERS)]) if number >= 0 else ("#000000", MARKERS[0])
 
 
 def span(*values: ArrayLike, scale: Scale = "linear", margin: float = 0.06) -> tuple[float, float]:
-    """Return the range of all finite values with a margin of that share on both sides; 0 to 1 for none."""
+    """Return the range of all finite values with a relative margin; (0, 1) without values."""
     numbers = np.concatenate([np.ravel(np.asarray(part, dtype=np.float64)) for part in values] or [np.empty(0)])
     numbers = numbers[np.isfinite(numbers)]
     if not len(numbers):
@@ -236,10 +236,10 @@ def span(*values: ArrayLike, scale: Scale = "linear", margin: float = 0.06) -> t
 
 
 def interval_limits(mean: Floats, half: Floats, points: Floats, unit: str = "") -> tuple[float, float]:
-    """Return the range of an axis for means (N,) with intervals of ± half, (N,) or (2, N), and for single points.
+    """Return the range of an axis for means (N,) with intervals, (N,) or (2, N), and points.
 
-    Intervals of two seeds can be a hundred times as long as all differences: the axis is cut off at three times
-    the range of the points with the median interval, and where errors in %, or their differences in points, cannot be.
+    Since intervals over two seeds may be very long, the axis extends to at most three times the range of points with
+    the median interval. It is also limited to the possible range of errors in % or their differences in points.
     """
     lower, upper = reach_of(half)
     reaches = np.append(lower, upper)
@@ -251,18 +251,18 @@ def interval_limits(mean: Floats, half: Floats, points: Floats, unit: str = "") 
     if unit == "points":
         low, high = max(low, -100.0), min(high, 100.0)
     if unit == "%":
-        room = 0.04 * (min(high, 100.0) - max(low, 0.0))  # for the marker of a point that stands on the edge
+        room = 0.04 * (min(high, 100.0) - max(low, 0.0))  # for the marker of a point on the edge
         low, high = max(low, -room), min(high, 100.0 + room)
     return low, high
 
 
 def reach_of(half: Floats) -> Floats:
-    """Return (2, N) how far intervals reach below and above their means, 0 where there is none."""
+    """Return the lengths (2, N) of intervals below and above their means."""
     return np.broadcast_to(np.nan_to_num(half), (2, half.shape[-1]))
 
 
 def cut_intervals(series: Series, panel: Panel) -> Iterator[tuple[int, float, float, str]]:
-    """Yield index, edge point (x, y) and side (left, right, below, above) of each interval that leaves the panel."""
+    """Yield index, edge point (x, y) and side of each interval that extends beyond the panel."""
     for half, axis, positions, sides in (
         (series.x_half, panel.x, series.x, ("left", "right")),
         (series.y_half, panel.y, series.y, ("below", "above")),
@@ -277,13 +277,13 @@ def cut_intervals(series: Series, panel: Panel) -> Iterator[tuple[int, float, fl
 
 
 def interval_ends(series: Series) -> tuple[Floats, Floats]:
-    """Return the lower and upper ends of the intervals along y, (N, 2) each; the points where there are none."""
+    """Return the lower and upper ends of the intervals along y, (N, 2) each."""
     lower, upper = reach_of(np.zeros(len(series.y)) if series.y_half is None else series.y_half)
     return np.column_stack([series.x, series.y - lower]), np.column_stack([series.x, series.y + upper])
 
 
 def round_ticks(low: float, high: float, most: int = 5) -> list[Tick]:
-    """Return up to `most` round numbers from low to high, written with the decimals that tell them apart."""
+    """Return up to `most` round numbers from low to high, formatted with sufficient decimals."""
     if not high > low:
         return [(low, f"{low:g}")]
     for power in range(int(np.floor(np.log10(high - low))) - 2, 310):
@@ -297,7 +297,7 @@ def round_ticks(low: float, high: float, most: int = 5) -> list[Tick]:
 
 
 def log_ticks(low: float, high: float) -> list[Tick]:
-    """Return 1, 2 and 5 times powers of ten from low to high; round numbers where those would be fewer than three."""
+    """Return ticks for a log axis: 1, 2 and 5 times powers of ten, or round numbers."""
     powers = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
     for steps in ((1,), (1, 2, 5)):
         ticks = [step * 10.0**power for power in powers for step in steps]

@@ -1,4 +1,4 @@
-"""Training curves: a metric by epoch in training and validation, each variant beside its baseline."""
+"""Training curves: training and validation metrics by epoch, with those of the baseline."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from se_lab.report.variants import BASELINE, Study
 from se_lab.store import read_result
 
 MOST_PANELS = 12
-_LONG = 4  # with this many epochs, the first tenth, which starts at chance level, may lie above the axis
+_LONG = 4  # from this number of epochs on, the first tenth, close to chance level, may exceed the axis
 _SPLITS = {"val": ("solid", "validation"), "train": ("dash", "training")}
 
 
 class Curves(NamedTuple):
-    """A metric by epoch: mean, lowest and highest seed of each variant, and the variants from best to worst."""
+    """Mean and range over seeds of a metric, by epoch and variant, with variants ranked by it."""
 
     keys: list[str]
     bands: pd.DataFrame
@@ -30,14 +30,14 @@ class Curves(NamedTuple):
     seeds: int
     limits: tuple[float, float]
     cut: bool
-    """Early epochs lie above the limits."""
+    """Whether early epochs exceed the limits."""
 
     def has(self, variant: int) -> bool:
-        """Whether the variant has epochs."""
+        """Return whether the variant has epochs."""
         return variant in self.ranked
 
     def series(self, variant: int, key: str) -> Series:
-        """Return a variant's curve with the range of its seeds; few epochs are points, hollow in training."""
+        """Return a variant's curve with the range over seeds, with markers if there are few epochs."""
         band = self.bands.loc[variant][key].dropna()
         epochs, (mean, low, high) = band.index.to_numpy(dtype=float), band.to_numpy(dtype=float).T
         keys = [(variant, -1)]
@@ -47,22 +47,21 @@ class Curves(NamedTuple):
         series = Series(epochs, mean, dash=dash, marker=marker, size=4, hollow=hollow, keys=keys)
         if self.seeds < 2:
             return series
-        if len(epochs) == 1:  # a band of one epoch has no area
+        if len(epochs) == 1:  # a band over one epoch has no area
             return replace(series, y_half=np.array([mean - low, high - mean]))
         return replace(series, low=low, high=high)
 
 
 def curves(study: Study, metric: str) -> Chart:
-    """Chart a panel per variant, its curves over those of its baseline, as in the SE paper's Figure 4.
+    """Chart the curves of each variant and its baseline, as in the SE paper's Figure 4.
 
-    Solid is `val/METRIC`, dashed `train/METRIC` (`test/loss` stands for `loss`); a line is the mean over seeds, its
-    band reaches from the lowest to the highest seed. Of more than twelve variants, those that end best. Raises as
-    `read_curves`.
+    Solid lines are `val/METRIC`, dashed ones `train/METRIC`: means over seeds, with a band from the lowest to the
+    highest seed. At most twelve variants are shown, the best at the last epoch. Raises ReportError as `read_curves`.
     """
     data = _read(study, metric)
     candidates = [variant for variant in data.ranked if not study.is_baseline[variant]] or data.ranked
     variants = sorted(candidates[:MOST_PANELS])
-    base_look = {"color": "#a8a8a8", "width": 2.4}  # distinct in grey too: wide and light below
+    base_look = {"color": "#a8a8a8", "width": 2.4}  # a wide, light line, distinct in greyscale too
     x, y = _epochs(data), Axis(data.of.heading, data.limits)
     panels = []
     for variant in variants:
@@ -75,29 +74,27 @@ def curves(study: Study, metric: str) -> Chart:
         ]
         panels.append(Panel(x, y, series, title=study.variants["variant"].iloc[variant]))
     omission = (
-        f"; {len(candidates) - len(variants)} variants that end worse left out"
-        if len(candidates) > len(variants)
-        else ""
+        f"; {len(candidates) - len(variants)} worse variants are omitted" if len(candidates) > len(variants) else ""
     )
     return Chart("curves", f"{data.of.label} during training", f"{_note(data)}{omission}.", panels, columns=3)
 
 
 def read_curves(study: Study, keys: list[str]) -> pd.DataFrame:
-    """Read metrics.csv of the finished trials: columns variant, seed, epoch and those of `keys` that are there.
+    """Read metrics.csv of finished trials: columns variant, seed, epoch and available keys.
 
-    Files with the same heading are parsed as one, which for thousands of short ones takes a tenth of the time.
-    Raises ReportError where no trial has a folder, a metrics.csv or any of the keys.
+    Files with the same header are parsed together, which is ten times faster for thousands of short files. Raises
+    ReportError if no trial has a folder, a metrics.csv, or any of the keys.
     """
     trials = study.trials[study.trials["status"] == "finished"]
     if "folder" not in trials:
-        raise ReportError("These records name no folders, where the epochs of a trial are kept: read the store itself.")
+        raise ReportError("The records have no folders, which contain the epochs; read them from the store.")
     groups: dict[bytes, tuple[io.BytesIO, list[tuple[int, int, int]]]] = {}
     for variant, seed, folder in zip(*(trials[key].tolist() for key in ("variant", "seed", "folder")), strict=True):
         with contextlib.suppress(FileNotFoundError):
             content = read_result(folder, "metrics.csv")
             content += b"" if content.endswith(b"\n") else b"\n"
             start = content.find(b"\n") + 1
-            if start == len(content):  # no epoch
+            if start == len(content):  # no epochs
                 continue
             buffer, files = groups.setdefault(content[:start], (io.BytesIO(), []))
             buffer.write(memoryview(content)[start:] if files else content)
@@ -111,7 +108,7 @@ def read_curves(study: Study, keys: list[str]) -> pd.DataFrame:
         mask = frame["epoch"].notna()
         frames.append(frame if mask.all() else frame[mask].reset_index(drop=True))
     if not frames:
-        raise ReportError(f"None of the {len(trials)} finished trials has a metrics.csv with an epoch in its folder.")
+        raise ReportError(f"None of {len(trials)} finished trials has a metrics.csv with an epoch.")
     curves: pd.DataFrame = frames[0] if len(frames) == 1 else pd.concat(frames, ignore_index=True)
     if not set(keys) & set(curves):
         raise ReportError(f"The trials' metrics.csv has none of {', '.join(keys)}.")
@@ -122,17 +119,17 @@ def _read(study: Study, metric: str) -> Curves:
     name = metric.split("/", 1)[-1]
     keys = [f"{split}/{name}" for split in _SPLITS]
     table = read_curves(study, keys)
-    table["epoch"] += 1  # the number of epochs trained, as on the page
+    table["epoch"] += 1  # count completed epochs, as on the page
     return gather(table, keys)
 
 
 def gather(table: pd.DataFrame, keys: list[str]) -> Curves:
-    """Return the curves of metrics that `read_curves` has read, for the image and for the page."""
+    """Return the curves of metrics from `read_curves`."""
     keys = [key for key in keys if key in table and table[key].notna().any()]
     bands = table.groupby(["variant", "epoch"])[keys].agg(["mean", "min", "max"])
     final_means = bands[keys[0]]["mean"].groupby("variant").last()
     col = Column("lr", "learning rate", "metric") if keys[0] == "lr" else column(keys[0], table)
-    col = replace(col, label=col.label.removeprefix(f"{keys[0].split('/')[0]} "))  # the dashes show the split
+    col = replace(col, label=col.label.removeprefix(f"{keys[0].split('/')[0]} "))  # dashes show the split
     variants = final_means.sort_values(ascending=col.better != "higher", kind="stable").index.tolist()
     epochs = bands.index.get_level_values("epoch")
     start = epochs.max() / 10 if epochs.max() >= _LONG else 0
@@ -157,4 +154,4 @@ def _epochs(data: Curves) -> Axis:
 
 def _note(data: Curves) -> str:
     note = f"Mean and range of {data.seeds} seeds" if data.seeds > 1 else "One seed"
-    return note + ("; the first epochs lie above the axis" if data.cut else "")
+    return note + ("; the first epochs are above the range of the axis" if data.cut else "")

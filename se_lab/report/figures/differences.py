@@ -1,4 +1,4 @@
-"""The variants' differences to the baseline with their simultaneous intervals."""
+"""Differences of the variants from the baseline, with simultaneous intervals."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ MOST_ROWS = 60
 
 
 def differences(study: Study, metric: str) -> Chart:
-    """Chart a forest plot: each variant's difference to its baseline with its simultaneous 95 % interval.
+    """Chart a forest plot of differences from the baseline with simultaneous 95 % intervals.
 
-    Ticks are the differences of single seeds. A filled square has an interval that excludes zero. Of more than sixty
-    variants, those with the largest differences. Raises ReportError where nothing has a baseline.
+    Ticks are differences of single seeds; filled squares have intervals that exclude zero. At most sixty variants are
+    shown, those with the largest differences. Raises ReportError if no variant has a baseline.
     """
     pairs, comparison = paired_matrix(study, metric), compare(study, metric)
     candidates = np.flatnonzero(np.isfinite(comparison.mean) & (study.baseline != np.arange(len(study.baseline))))
     if not len(candidates):
-        raise ReportError("Nothing pairs with a baseline (insertion none): there are no differences.")
+        raise ReportError("No variant has a baseline (insertion none), so there are no differences.")
     rows = np.sort(candidates[np.argsort(-np.abs(comparison.mean[candidates]), kind="stable")[:MOST_ROWS]])
-    heights = np.full(len(comparison.n), np.nan)  # a blank line stands between groups
+    heights = np.full(len(comparison.n), np.nan)  # with a gap between groups
     heights[rows] = (
         np.arange(len(rows)) + np.cumsum(np.diff(study.group[rows], prepend=study.group[rows[0]]) != 0) * 0.8
     )
@@ -48,22 +48,22 @@ def differences(study: Study, metric: str) -> Chart:
         Axis(f"Δ {col.label} to {BASELINE}" + (f" ({unit})" if unit else ""), limits),
         Axis(limits=(heights[rows[-1]] + 0.7, -0.7), ticks=[(heights[i], names.iloc[i]) for i in rows], names=True),
         [seeds, *_squares(study, comparison, rows, heights, [f"{text} {unit}" for text in texts])],
-        texts=[Text(0, heights[i], texts[i], aside=True, variant=int(i)) for i in rows],
+        texts=[Text(0, heights[i], texts[i], at_edge=True, variant=int(i)) for i in rows],
         zero="x",
     )
     counts = study.by_seed(metric).notna().sum(axis=1).to_numpy()
     note = means_note(np.append(counts[rows], counts[counts == 0])).replace("Mean", "Mean difference")
     if counts[rows].max() > 1:
-        note += "; ticks are seeds" * bool(len(seeds.x)) + "; a filled square has an interval that excludes zero"
+        note += "; ticks are seeds" * bool(len(seeds.x)) + "; filled squares have intervals that exclude zero"
     if len(candidates) > len(rows):
-        note += f"; {len(candidates) - len(rows)} smaller differences left out"
+        note += f"; {len(candidates) - len(rows)} smaller differences are omitted"
     return Chart(
         "differences", f"Difference of {col.label} to {BASELINE}", f"{note}.", [panel], rows=heights[rows[-1]] + 1.4
     )
 
 
 def _seeds(study: Study, col: Column, pairs: Floats, heights: Floats) -> Series:
-    """Return a tick for each difference of a seed."""
+    """Return a tick for the difference of each seed."""
     trials = finished_trials(study, col.key)
     places = study.by_seed(col.key).columns.get_indexer(pd.Index(trials["seed"]))
     delta = pairs[trials["variant"].to_numpy(dtype=int), places]
@@ -76,7 +76,7 @@ def _seeds(study: Study, col: Column, pairs: Floats, heights: Floats) -> Series:
 def _squares(
     study: Study, comparison: Comparison, rows: NDArray[np.intp], heights: Floats, texts: list[str]
 ) -> Iterator[Series]:
-    """Yield the mean differences with their intervals, a colour a group."""
+    """Yield the mean differences with their intervals, with one colour per group."""
     names = study.variants["variant"]
     for group in np.unique(study.group[rows]):
         members = rows[study.group[rows] == group]

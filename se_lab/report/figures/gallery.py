@@ -1,4 +1,4 @@
-"""Every figure that some trials can give, by kind: as images, and for the page."""
+"""All figures of a study, as Matplotlib figures and for the page."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from se_lab.report.columns import ReportError, unknown
+from se_lab.report.columns import ReportError, unknown_name
 from se_lab.report.figures.chart import Chart
 from se_lab.report.figures.classes import classes
 from se_lab.report.figures.curves import curves
@@ -36,10 +36,10 @@ CHARTS: dict[str, Callable[[Study, str], Chart]] = {
     "parallel": parallel,
     "classes": classes,
 }
-"""Charts of a study and a metric by kind; the trade-off takes a cost as well."""
+"""Charts of a study and a metric by kind, except the trade-off, which needs a cost as well."""
 KINDS = ("tradeoff", *CHARTS)
 MOST_CONTRASTS = 12
-"""Variants whose errors by class a page shows."""
+"""Maximum number of variants whose errors by class a page shows."""
 COSTS = ("params", "macs", "step_ms")
 
 
@@ -52,12 +52,12 @@ def draw_figure(
     contrast: tuple[str, str] | None = None,
     look: Look | None = None,
 ) -> Figure:
-    """Draw one figure: tradeoff (of a metric against a cost), classes (of a contrast), or another of KINDS.
+    """Draw a figure of one of KINDS: tradeoff uses `cost`, classes uses `contrast`.
 
-    Raises ReportError for an unknown kind, and for trials that do not allow the figure.
+    Raises ReportError for an unknown kind, and if the figure cannot be drawn for these trials.
     """
     if kind not in KINDS:
-        raise unknown("kind of figure", kind, KINDS)
+        raise unknown_name("kind of figure", kind, KINDS)
     study = group_variants(records)
     refuse_absent_metric(study, metric)
     _, make = next(_charts([kind], [cost], contrast))
@@ -73,25 +73,24 @@ def draw_figures(
     contrast: tuple[str, str] | None = None,
     look: Look | None = None,
 ) -> Iterator[tuple[str, Figure | str]]:
-    """Draw figures one by one; yield the name of each, and the figure or why the trials do not allow it.
+    """Draw figures; yield the name of each with the figure or the reason for an error.
 
-    A trade-off is drawn for each cost; the training curves are those of the metric's kind (`test/loss`: `loss`).
-    `contrast` names the two variants of the errors by class.
-    Raises ReportError for trials that no figure can be made of, as `ablation_table` does for its table.
+    There is a trade-off for each cost. Training curves are validation and training curves of the metric. `contrast`
+    names the two variants for errors by class. Raises ReportError as `ablation_table`.
     """
     study = group_variants(records)
     refuse_absent_metric(study, metric)
     for name, make in _charts(kinds, costs, contrast):
         try:
             yield name, draw(make(study, metric), look)
-        except SpecError as error:  # a ReportError, or a damaged file
+        except SpecError as error:  # a ReportError, or a corrupt file
             yield name, str(error)
 
 
 def page_sections(study: Study, metric: str, by_base: Sequence[Study]) -> list[dict[str, Any]]:
-    """Return the figures of a study for its page, as `page.section` describes them: those that its trials can give.
+    """Return the available figures of a study for its page, in the format of `page.section`.
 
-    by_base: The same trials compared with each baseline, a choice each of the differences.
+    by_base: The same study with each choice of baseline, for the differences.
     """
     kinds: dict[str, tuple[str, list[Callable[[], Chart]]]] = {
         "tradeoff": ("Error against cost", [partial(tradeoff, study, metric, cost) for cost in COSTS]),
@@ -113,7 +112,7 @@ def page_sections(study: Study, metric: str, by_base: Sequence[Study]) -> list[d
 
 
 def _class_charts(study: Study, metric: str) -> list[Callable[[], Chart]]:
-    """Return a maker of the errors by class for each variant with a baseline, the first ones of many."""
+    """Return functions that chart errors by class, for variants with a baseline."""
     names = study.variants["variant"]
     rows = [row for row, base in enumerate(study.baseline) if base not in (-1, row)][:MOST_CONTRASTS]
     return [

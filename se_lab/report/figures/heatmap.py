@@ -1,4 +1,4 @@
-"""A metric by the two keys that a study varies: a cell for each pair of values."""
+"""Heat map of a metric over the two varied keys of a study."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from se_lab.report.variants import BASELINE, Study
 
 
 def heatmap(study: Study, metric: str) -> Chart:
-    """Chart the mean of a metric over two varied keys, dark where it is better; an empty cell has no finished trial.
+    """Chart the mean of a metric over two varied keys, where darker is better.
 
-    The SE units' key goes down, the net's or data's across; a baseline without a value of either is named in the note.
-    Raises ReportError unless two keys vary.
+    Rows are values of the SE key, columns of the group key; cells without finished trials are empty. A baseline without
+    values of the keys is in the note. Raises ReportError unless two keys vary.
     """
     if len(study.keys) != 2:
-        raise ReportError(f"A heat map takes two varied keys, and these trials vary {', '.join(study.keys) or 'none'}.")
+        raise ReportError(f"A heat map needs two varied keys; these trials vary {', '.join(study.keys) or 'none'}.")
     column_key, row_key = study.keys
     col, estimate = column(metric, study.trials), computed.interval(study, metric)
-    is_extra = study.is_baseline & column_key.startswith("model.se.")  # has no value of either key
+    is_extra = study.is_baseline & column_key.startswith("model.se.")  # baselines without values of the keys
     cell_variants = np.flatnonzero(~is_extra)
     values_down = value_texts(study.variants[row_key]).mask(
         study.is_baseline & row_key.startswith("model.se."), BASELINE
     )
-    row, rows = _numbered(values_down.iloc[cell_variants], study.variants[row_key].iloc[cell_variants])
-    place, columns = _numbered(
+    row, rows = _number_names(values_down.iloc[cell_variants], study.variants[row_key].iloc[cell_variants])
+    place, columns = _number_names(
         value_texts(study.variants[column_key]).iloc[cell_variants], study.variants[column_key].iloc[cell_variants]
     )
     variant = np.full((len(rows), len(columns)), -1)
@@ -58,7 +58,7 @@ def heatmap(study: Study, metric: str) -> Chart:
     return Chart("heatmap", f"{col.label} by {labels[1]} and {labels[0]}", note, [panel], rows=1.3 * len(rows) + 1)
 
 
-def _numbered(names: pd.Series, values: pd.Series) -> tuple[NDArray[np.intp], list[str]]:
-    """Return (V,) places of the names among the distinct ones, and those, in the order of their values."""
+def _number_names(names: pd.Series, values: pd.Series) -> tuple[NDArray[np.intp], list[str]]:
+    """Return the indices (V,) of names among the distinct names, and those, ordered by value."""
     unique_names = pd.Index(names.iloc[number_order(values)].unique())
     return unique_names.get_indexer(names), list(unique_names)

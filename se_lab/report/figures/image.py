@@ -1,4 +1,4 @@
-"""Draw a chart with Matplotlib, without its global state, at the chart's own values."""
+"""Draw a chart with Matplotlib, without using its global state."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from se_lab.report.figures.chart import Cells, Chart, Panel
 from se_lab.report.figures.look import SMALLEST, Look, printable
-from se_lab.report.figures.names import wrapped
+from se_lab.report.figures.names import wrap
 from se_lab.report.figures.panels import DASHES, MARKERS, draw_series, set_axes, write_axes, write_cells, write_names
 from se_lab.report.figures.sheet import Sheet, open_sheet
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 def draw(chart: Chart, look: Look | None = None) -> Figure:
-    """Draw a chart as a Matplotlib figure in the given size and style.
+    """Draw a chart as a Matplotlib figure.
 
-    Names that are too long are wrapped or numbered with a key below; the note says which text is left out.
-    The figure's label is its title and, in further lines, what it shows.
+    Long names are wrapped, or numbered with a key below the panels; the note lists omitted text. The label of the
+    figure has the title, followed by lines of description.
     """
     look = look or Look()
     with open_sheet(chart, look) as sheet:
@@ -42,19 +42,19 @@ def draw(chart: Chart, look: Look | None = None) -> Figure:
         ]
         legends = _legends(sheet)
         _lay_out(sheet, legends, remarks)
-        sheet.figure.draw_without_rendering()  # settles the layout, and with it the pixels of a value
+        sheet.figure.draw_without_rendering()  # fixes the layout, which determines pixel positions
         for (axes, panel), names in zip(panels, points, strict=True):
             remarks += [*write_names(sheet, axes, panel, names), *write_cells(sheet, axes, panel)]
         height = sheet.figure.get_figheight()
         _lay_out(sheet, legends, remarks)
-        if sheet.figure.get_figheight() != height:  # the note has grown
+        if sheet.figure.get_figheight() != height:  # the note has more lines
             sheet.figure.draw_without_rendering()
-        sheet.figure.set_layout_engine("none")  # else each saved file repeats the layout
+        sheet.figure.set_layout_engine("none")  # to avoid a new layout for each saved file
     return sheet.figure
 
 
 def _color_keys(sheet: Sheet, panels: Sequence[tuple[Axes, Panel]]) -> None:
-    """Draw the matrices, and a colour key for all those that share one."""
+    """Draw matrices, with a common colour bar for those with the same range."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import ListedColormap, Normalize
 
@@ -72,7 +72,7 @@ def _color_keys(sheet: Sheet, panels: Sequence[tuple[Axes, Panel]]) -> None:
         axes_by_key.setdefault(key, []).append(axes)
         keys.setdefault(key, (colors, cells))
     for key, (colors, cells) in keys.items():
-        label = wrapped(printable(cells.label), 0.7 * sheet.down * sheet.panel_height, sheet.measure_label)
+        label = wrap(printable(cells.label), 0.7 * sheet.down * sheet.panel_height, sheet.measure_label)
         bar = sheet.figure.colorbar(colors, ax=axes_by_key[key], label=label, shrink=0.9)
         if cells.mark:
             value, reason = cells.mark
@@ -82,7 +82,7 @@ def _color_keys(sheet: Sheet, panels: Sequence[tuple[Axes, Panel]]) -> None:
 
 
 def _legends(sheet: Sheet) -> list[Any]:
-    """Make the legend of the series and the key of numbered names, to be placed below the panels."""
+    """Return the legend of the series and the key of numbered names."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
@@ -106,7 +106,7 @@ def _legends(sheet: Sheet) -> list[Any]:
             else Line2D([], [], linewidth=min(series.width, 4.0) * look.scale, marker=marker, markersize=size, **line)
         )  # fmt: skip
     if handles:
-        texts = [wrapped(printable(name), room, sheet.measure) for name in reversed(series_by_name)]
+        texts = [wrap(printable(name), room, sheet.measure) for name in reversed(series_by_name)]
         legends.append(_legend(sheet, handles, texts, sheet.chart.legend))
     if key := sheet.names.key(room, sheet.measure):
         blanks = [Line2D([], [], linestyle="None")] * len(key)
@@ -115,7 +115,7 @@ def _legends(sheet: Sheet) -> list[Any]:
 
 
 def _legend(sheet: Sheet, handles: Sequence[Any], texts: Sequence[str], title: str, **options: Any) -> Any:
-    """Make a legend in as many columns as the figure is wide."""
+    """Return a legend with as many columns as fit the figure."""
     width = sheet.width
     for columns in range(min(len(texts), 6), 0, -1):
         legend = sheet.figure.legend(
@@ -130,7 +130,7 @@ def _legend(sheet: Sheet, handles: Sequence[Any], texts: Sequence[str], title: s
 
 
 def _lay_out(sheet: Sheet, legends: Sequence[Any], remarks: Sequence[str]) -> None:
-    """Give title, note, panels and legends their place, one below the other, and the figure its height."""
+    """Place title, note, panels and legends below each other, and set the height of the figure."""
     look, figure = sheet.look, sheet.figure
     dpi, pad = figure.dpi, sheet.lines(0.4)
     title = sheet.chart.heading if look.title is None else look.title
@@ -140,7 +140,7 @@ def _lay_out(sheet: Sheet, legends: Sequence[Any], remarks: Sequence[str]) -> No
     heading = []
     for text, size, color in ((title, look.font + 1, "black"), (note, look.small, "0.3")):
         if text:
-            lines = wrapped(printable(text), sheet.width - 2 * pad, partial(sheet.measure, size=size))
+            lines = wrap(printable(text), sheet.width - 2 * pad, partial(sheet.measure, size=size))
             heading.append((lines, size, color))
     top = sum(sheet.lines(text.count("\n") + 1, size) for text, size, _ in heading) + pad
     heights = [legend.get_window_extent().height + pad for legend in legends]

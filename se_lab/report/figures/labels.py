@@ -1,4 +1,4 @@
-"""Names of points that overlap neither each other nor the points: where to put each, in pixels."""
+"""Placement of the names of points without overlaps, in pixels."""
 
 from __future__ import annotations
 
@@ -11,22 +11,23 @@ Floats = NDArray[np.float64]
 
 _DIRECTIONS = np.array([(1, 0), (-1, 0), (1, 1), (-1, 1), (1, -1), (-1, -1), (1, 0.5), (-1, 0.5), (0, 1), (0, -1)])
 _DISTANCES = (7, 14, 22, 32, 44, 58, 74, 92)  # in points
-_GAP = 2.0  # pixels that stay free around a name
-_MARKER = 4.5  # points from the middle of a marker to its edge
+_GAP = 2.0  # margin around a name in pixels
+_MARKER = 4.5  # radius of a marker in points
 
 
 def place_names(points: Floats, sizes: Floats, solid: Floats, faint: Floats, room: Floats, scale: float) -> Floats:
-    """Return the lower left corner (N, 2) of each point's name, NaN for those without room.
+    """Return the lower left corner (N, 2) of each point's name, NaN if there is no room.
 
-    The most crowded point is placed first. The result is deterministic.
+    Names of crowded points are placed first. The result is deterministic. All positions are in pixels from the lower
+    left; boxes are (left, bottom, right, top).
 
     Args:
-        points: (N, 2), in pixels as all that follows, upwards.
-        sizes: (N, 2) width and height of each name; a point with width 0 has no name and is only avoided.
-        solid: (M, 4) boxes that no name may touch, such as a legend: left, bottom, right, top.
-        faint: (L, 4) boxes that names should not touch where possible, such as error bars and lines.
-        room: (4,) the box that names must stay in.
-        scale: Pixels of a point (1/72 inch).
+        points: Points (N, 2).
+        sizes: Width and height of each name, (N, 2); a point with width 0 has no name and is only avoided.
+        solid: Boxes (M, 4) that names must avoid, such as a legend.
+        faint: Boxes (L, 4) that names should avoid if possible, such as error bars and lines.
+        room: The box (4,) that contains all names.
+        scale: Pixels per point (1/72 inch).
     """
     corners = np.full(points.shape, np.nan)
     obstacles = [*np.hstack([points - _MARKER * scale, points + _MARKER * scale]), *solid]
@@ -47,12 +48,12 @@ def place_names(points: Floats, sizes: Floats, solid: Floats, faint: Floats, roo
 
 
 def leader_end(point: Floats, corner: Floats, size: Floats, scale: float) -> Floats | None:
-    """Return where a thin line from the point to its name ends, (2,), or None where the name is near enough."""
+    """Return the end (2,) of a leader line from a point to its name; None if the name is close."""
     end = np.clip(point, corner, corner + size)
     return np.asarray(end) if np.hypot(*(end - point)) > 12 * scale else None
 
 
-def along(corners: Floats) -> Floats:
+def boxes_along(corners: Floats) -> Floats:
     """Return small boxes (M, 4) along the line through the corners (L, 2), in pixels."""
     if len(corners) < 2:
         return np.empty((0, 4))
@@ -62,7 +63,7 @@ def along(corners: Floats) -> Floats:
 
 
 def _candidates(point: Floats, size: Floats, scale: float) -> tuple[Floats, Floats]:
-    """Return lower left corners (K, 2) for a name of that size (2,), and how far (K,) from the point they are."""
+    """Return candidates for the lower left corner of a name, (K, 2), and their distances (K,)."""
     reach = np.repeat(np.array(_DISTANCES) * scale, len(_DIRECTIONS))
     aim = np.tile(_DIRECTIONS, (len(_DISTANCES), 1))
     step = aim * (reach / np.maximum(1.0, np.hypot(aim[:, 0], aim[:, 1])))[:, None]
@@ -70,7 +71,7 @@ def _candidates(point: Floats, size: Floats, scale: float) -> tuple[Floats, Floa
 
 
 def _overlap(boxes: Floats, others: Floats) -> Floats:
-    """Return the square pixels that each box (K, 4), with a gap around it, shares with the others (M, 4)."""
+    """Return the area of overlap, in square pixels, of each box (K, 4) with the others (M, 4)."""
     if not len(others):
         return np.zeros(len(boxes))
     padded_boxes = boxes + np.array([-_GAP, -_GAP, _GAP, _GAP])

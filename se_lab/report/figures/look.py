@@ -1,4 +1,4 @@
-"""How figures look: style, width and title, fonts that have the glyphs, and files reproducible to the byte."""
+"""Style, width, title and fonts of figures, and reproducible image files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from se_lab.report.columns import ReportError, unknown
+from se_lab.report.columns import ReportError, unknown_name
 from se_lab.store import write_bytes_whole
 
 if TYPE_CHECKING:
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 STYLE = Path(__file__).with_name("se_lab.mplstyle")
 SMALLEST = 6.0
-"""Points of the smallest text of any figure."""
+"""Minimum font size in points."""
 
 
 class Style(NamedTuple):
-    """Width in inches, font size in points and resolution of a use."""
+    """Width in inches, font size in points, and resolution."""
 
     width: float
     font: float
@@ -37,23 +37,23 @@ STYLES = {"page": Style(6.4, 9.0, 150), "paper": Style(3.3, 7.5, 300), "talk": S
 
 @dataclass(frozen=True)
 class Look:
-    """How a figure is drawn.
+    """Style, width and title of a figure.
 
-    Raises ReportError for an unknown style and for a width that no figure fits into.
+    Raises ReportError for an unknown style or a width out of range.
     """
 
     style: str = "page"
-    """page, paper (one column of a journal) or talk (large print)."""
+    """page, paper (one column of a journal) or talk (large fonts)."""
     width: float | None = None
-    """In inches; by default the style's."""
+    """Width in inches; by default that of the style."""
     title: str | None = None
-    """Instead of the figure's own; the empty string for none."""
+    """A title to use instead of the default; an empty string for no title."""
 
     def __post_init__(self) -> None:
         if self.style not in STYLES:
-            raise unknown("style", self.style, STYLES)
+            raise unknown_name("style", self.style, STYLES)
         if self.width is not None and not 2.0 <= self.width <= 60.0:
-            raise ReportError(f"The width of a figure is from 2 to 60 inches, not {self.width:g}.")
+            raise ReportError(f"The width is {self.width:g} inches; it must be from 2 to 60.")
 
     @property
     def inches(self) -> float:
@@ -62,21 +62,21 @@ class Look:
 
     @property
     def font(self) -> float:
-        """Size of the text in points."""
+        """Font size in points."""
         return STYLES[self.style].font
 
     @property
     def small(self) -> float:
-        """Size of ticks, names and notes in points."""
+        """Font size of ticks, names and notes in points."""
         return max(SMALLEST, self.font - 1)
 
     @property
     def scale(self) -> float:
-        """The size of markers, lines and gaps relative to the page style."""
+        """Size of markers, lines and gaps relative to the page style."""
         return self.font / STYLES["page"].font
 
     def settings(self, families: Sequence[str]) -> dict[str, Any]:
-        """Return the settings that Matplotlib gets on top of the style file."""
+        """Return Matplotlib settings in addition to the style file."""
         sizes = {"font.size": self.font, "axes.titlesize": self.font, "axes.labelsize": self.font}
         sizes |= dict.fromkeys(("legend.fontsize", "xtick.labelsize", "ytick.labelsize"), self.small)
         lines = {"axes.linewidth": 0.8, "grid.linewidth": 0.6, "errorbar.capsize": 2.5, "lines.linewidth": 1.5}
@@ -90,7 +90,7 @@ class Look:
 
 @contextmanager
 def settings_of_style(extra: dict[str, Any] | None = None) -> Iterator[None]:
-    """Apply the package's Matplotlib style, then restore the settings; the figure's note names missing glyphs."""
+    """Return a context with the package's Matplotlib style."""
     import matplotlib
 
     settings: Any = extra or {}
@@ -100,7 +100,7 @@ def settings_of_style(extra: dict[str, Any] | None = None) -> Iterator[None]:
 
 
 def fallback_fonts(texts: Iterable[str]) -> tuple[list[str], str]:
-    """Return installed fonts that have the characters which the usual font lacks, and the characters that none has."""
+    """Return fonts with characters that the default font lacks, and characters in no font."""
     symbols = {character for character in set().union(*texts) if ord(character) > 126 and not _is_mark(character)}
     if not (missing := symbols - _usual_characters()):
         return [], ""
@@ -115,15 +115,15 @@ def fallback_fonts(texts: Iterable[str]) -> tuple[list[str], str]:
 
 
 def printable(text: str) -> str:
-    """Return a text in one line: line breaks and control characters in names become spaces."""
+    """Replace line breaks and control characters in a text by spaces."""
     return "".join(" " if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") else c for c in text)
 
 
 def save_figure(figure: Figure, stem: str | Path, formats: Sequence[str] = ("png", "svg")) -> list[Path]:
-    """Write the figure as `stem.png`, `stem.svg`, … (also pdf) and return the paths.
+    """Save a figure as `stem.png`, `stem.svg` and so on (also pdf), and return the paths.
 
-    Equal figures give equal files: no dates, and fixed ids in SVG, whose text stays text. The figure's label, its title
-    and in further lines what it shows, goes into the files. Missing folders are made.
+    Files are reproducible: they have no dates, and fixed ids in SVG. Text in SVG is not converted to paths. The label
+    of the figure, with title and description, is stored as metadata. Missing folders are created.
     """
     title, _, description = str(figure.get_label()).partition("\n")
     metadata: dict[str, dict[str, Any]] = {
@@ -141,13 +141,13 @@ def save_figure(figure: Figure, stem: str | Path, formats: Sequence[str] = ("png
             )
             content = buffer.getvalue()
             if format == "svg":
-                content = _described(content.decode(), title, description).encode()
+                content = _describe_svg(content.decode(), title, description).encode()
             write_bytes_whole(path, content)
     return paths
 
 
-def _described(svg: str, title: str, description: str) -> str:
-    """Add a description and the role of an image to an SVG, for screen readers."""
+def _describe_svg(svg: str, title: str, description: str) -> str:
+    """Add a description and the role img to an SVG, for screen readers."""
     head, mark, rest = svg.partition("</title>")
     head = head.replace("<svg ", f'<svg role="img" aria-label="{html.escape(title)}" ', 1)
     return f"{head}{mark}\n <desc>{html.escape(description)}</desc>{rest}"
@@ -166,17 +166,17 @@ def _usual_characters() -> set[str]:
 
 @functools.cache
 def _installed_fonts() -> list[tuple[str, set[str]]]:
-    """Return the other families that are installed with their characters, those with the most first."""
+    """Return the other installed font families with their characters, the largest first."""
     from matplotlib.font_manager import fontManager
 
     fonts = [font for font in fontManager.ttflist if font.style == "normal" and font.weight == 400]
-    # a last-resort font has every character, as a box
+    # A last-resort font shows every character as a box.
     files = {font.name: font.fname for font in fonts if not font.name.startswith(("Last Resort", "DejaVu"))}
     families = []
     for family, file in files.items():
         try:
             families.append((family, _characters(file)))
-        except (OSError, RuntimeError):  # a font that was removed, or that FreeType cannot read
+        except (OSError, RuntimeError):  # the font was removed, or FreeType cannot read it
             continue
     return sorted(families, key=lambda item: (-len(item[1]), item[0]))
 

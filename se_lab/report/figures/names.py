@@ -1,4 +1,4 @@
-"""Names that fit their room: whole, in several lines, or as numbers with a key below the figure."""
+"""Fit names into limited space: on one line, on several lines, or as numbers with a key."""
 
 from __future__ import annotations
 
@@ -12,23 +12,22 @@ _BREAKS = r"(?<=[\s_/])(?=[^\s_./-])|(?<=[.-])(?=[^\s_./0-9-])"
 
 
 class Names:
-    """Fits names into a figure and keeps the numbers of those that are too long, each name with one number."""
+    """Fits the names in a figure, and numbers those that are too long."""
 
     def __init__(self) -> None:
         self.numbers: dict[str, str] = {}
 
     def fit(self, names: Sequence[str], room: float, measure: Measure, lines: int = 1) -> list[str]:
-        """Return the names in at most `lines` lines of width `room`, or all of them as numbers."""
-        wrapped_names = [wrapped(name, room, measure) for name in names]
+        """Return the names wrapped to at most `lines` lines of width `room`, or numbers for all."""
+        wrapped_names = [wrap(name, room, measure) for name in names]
         if all(name.count("\n") < lines and widest(name, measure) <= room for name in wrapped_names):
             return wrapped_names
         return [self.numbers.setdefault(name, str(len(self.numbers) + 1)) if name else "" for name in names]
 
     def key(self, room: float, measure: Measure) -> list[str]:
-        """Return the numbered names, each in as many lines as it needs."""
+        """Return the key of numbered names, wrapped to width `room`."""
         return [
-            wrapped(f"{number}  {name}", room, measure).replace("\n", "\n     ")
-            for name, number in self.numbers.items()
+            wrap(f"{number}  {name}", room, measure).replace("\n", "\n     ") for name, number in self.numbers.items()
         ]
 
 
@@ -37,20 +36,20 @@ def widest(text: str, measure: Measure) -> float:
     return max(map(measure, text.split("\n")))
 
 
-def wrapped(text: str, room: float, measure: Measure) -> str:
-    """Break a text into lines no wider than the room, after spaces and _ . - / where it has them.
+def wrap(text: str, room: float, measure: Measure) -> str:
+    """Wrap a text to width `room`, at spaces or after _ . - /.
 
-    Only after spaces where that takes no more lines; a number is never broken after its . or -.
+    Lines break only at spaces if this takes no more lines; numbers are not broken after . or -.
     """
     if measure(text) <= room:
         return text
-    broken = _broken(text, _BREAKS, room, measure)
-    at_spaces = _broken(text, _SPACES, room, measure)
+    broken = _break(text, _BREAKS, room, measure)
+    at_spaces = _break(text, _SPACES, room, measure)
     words_fit = all(measure(word) <= room for word in text.split())
     return at_spaces if words_fit and at_spaces.count("\n") <= broken.count("\n") else broken
 
 
-def _broken(text: str, breaks: str, room: float, measure: Measure) -> str:
+def _break(text: str, breaks: str, room: float, measure: Measure) -> str:
     lines, line = [], ""
     for piece in re.split(breaks, text):
         if line and measure((line + piece).rstrip()) > room:

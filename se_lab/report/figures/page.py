@@ -1,4 +1,4 @@
-"""Draw a chart for Plotly: dictionaries of traces and a layout, each point with the variant and trial behind it."""
+"""Convert a chart to Plotly traces and layout, with the variant and trial of each point."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ from se_lab.report.figures.chart import (
     log_ticks,
     reach_of,
 )
-from se_lab.report.figures.labels import along, place_names
-from se_lab.report.figures.names import wrapped
+from se_lab.report.figures.labels import boxes_along, place_names
+from se_lab.report.figures.names import wrap
 
 Dict = dict[str, Any]
 
-_SYMBOLS = {"tick": "line-ns-open"}  # the others have the names of the charts
+_SYMBOLS = {"tick": "line-ns-open"}  # other markers have the same names in Plotly
 _ARROWS = {"left": "triangle-left", "right": "triangle-right", "below": "triangle-down", "above": "triangle-up"}
 _PLOT = np.array([820.0, 370.0])
-"""Pixels of a plot on a screen of usual width, in which names of points are placed."""
-_CHARACTER = 6.9  # pixels of a character, about
+"""Size of a plot in pixels on a typical screen, for placing names of points."""
+_CHARACTER = 6.9  # approximate width of a character in pixels
 _FONT = 12
-_WRAP = 42  # characters of a line of a name
+_WRAP = 42  # characters per line of a name
 
 
 def section(key: str, title: str, charts: Sequence[Chart]) -> Dict | None:
-    """Return a section of a page: a title, a plot or several to choose from, a note; None without a plot.
+    """Return a section of a page with a title, one or more plots to choose from, and a note.
 
-    A choice has `label`, `traces`, `layout` (with the height in pixels where rows need it), `note` and `description`,
-    for screen readers. A point's `customdata` is its variant and trial, −1 for none; a whole trace has them as
-    `meta`, and an annotation of variant n is called `vn`.
+    A choice has `label`, `traces`, `layout` (with a height in pixels if it has rows), `note` and `description` (for
+    screen readers). `customdata` of a point, or `meta` of a trace, has its variant and trial, −1 for none; the
+    annotation of variant n is named `vn`. None without charts.
     """
     if not charts:
         return None
@@ -49,12 +49,12 @@ def section(key: str, title: str, charts: Sequence[Chart]) -> Dict | None:
 
 
 def plot(chart: Chart) -> Dict:
-    """Return a chart as Plotly traces and layout; user text is escaped, so that none of it acts as markup."""
+    """Return a chart as Plotly traces and layout, with all text escaped."""
     columns = min(chart.columns, len(chart.panels))
     rows = -(-len(chart.panels) // columns)
     traces: list[Dict] = []
-    layout: Dict = {"annotations": [], "shapes": [], "legend": {"title": {"text": escaped(chart.legend)}}}
-    if any(text.aside for panel in chart.panels for text in panel.texts):
+    layout: Dict = {"annotations": [], "shapes": [], "legend": {"title": {"text": escape(chart.legend)}}}
+    if any(text.at_edge for panel in chart.panels for text in panel.texts):
         layout["margin"] = {"l": 60, "r": 120, "t": 34, "b": 48}
     if chart.rows:
         layout["height"] = round(120 + rows * 24 * chart.rows)
@@ -69,7 +69,7 @@ def plot(chart: Chart) -> Dict:
             layout[f"{letter}axis{number}"] = _axis(axis) | {"domain": domain, "anchor": other + number}
             lower_place = place + columns
             if letter == "x" and lower_place < len(chart.panels) and chart.panels[lower_place].x.label == axis.label:
-                layout[f"xaxis{number}"]["title"] = {"text": ""}  # the label is under the lowest panel only
+                layout[f"xaxis{number}"]["title"] = {"text": ""}  # only the lowest panel has the label
         panel_traces = [trace for series in panel.series for trace in _traces(series, panel)]
         panel_traces += [_matrix(panel.cells)] if panel.cells else []
         traces += [trace | ({"xaxis": f"x{number}", "yaxis": f"y{number}"} if number else {}) for trace in panel_traces]
@@ -82,7 +82,7 @@ def plot(chart: Chart) -> Dict:
     if chart.color_key:
         traces.append(_color_key(chart.color_key))
     names = set()
-    for trace in traces:  # the legend has each name once
+    for trace in traces:  # show each name in the legend once
         trace["showlegend"] = bool(trace.get("name")) and trace["name"] not in names and trace["showlegend"]
         names |= {trace["name"]} if trace["showlegend"] else set()
     return {
@@ -91,13 +91,13 @@ def plot(chart: Chart) -> Dict:
     }  # fmt: skip
 
 
-def escaped(text: object) -> str:
-    """Escape what Plotly would read as markup."""
+def escape(text: object) -> str:
+    """Escape text that Plotly would interpret as markup."""
     return html.escape(str(text), quote=False)
 
 
 def as_list(values: ArrayLike, digits: int = 6) -> list[float | None]:
-    """Return numbers rounded to `digits` digits, enough for a screen; None where not finite."""
+    """Return numbers rounded to `digits` significant digits; None if not finite."""
     return [
         float(f"{value:.{digits}g}") if math.isfinite(value) else None
         for value in np.asarray(values, dtype=float).tolist()
@@ -105,7 +105,7 @@ def as_list(values: ArrayLike, digits: int = 6) -> list[float | None]:
 
 
 def _traces(series: Series, panel: Panel) -> Iterator[Dict]:
-    """Yield the traces of a series: its band, its line or points, arrows where an interval leaves the plot."""
+    """Yield the traces of a series: band, line or points, and arrows for truncated intervals."""
     common: Dict = {"visible": "legendonly" if series.hidden else True, "showlegend": bool(series.name)}
     if series.dash and series.keys:
         common |= {"legendgroup": series.keys[0][0]}
@@ -124,7 +124,7 @@ def _traces(series: Series, panel: Panel) -> Iterator[Dict]:
         "mode": mode,
         "x": as_list(series.x),
         "y": as_list(series.y),
-        "name": escaped(series.name),
+        "name": escape(series.name),
     }
     trace |= common | meta
     if series.keys and not is_line:
@@ -173,8 +173,8 @@ def _marker(series: Series) -> Dict:
 
 
 def _hover(text: str) -> str:
-    """Return a text in lines, the first of which is a heading."""
-    heading, *lines = escaped(text).split("\n")
+    """Format a hover text with its first line in bold."""
+    heading, *lines = escape(text).split("\n")
     return "<br>".join([f"<b>{heading}</b>", *lines])
 
 
@@ -185,7 +185,7 @@ def _matrix(cells: Cells) -> Dict:
         "type": "heatmap", "x": list(range(columns)), "y": list(range(rows)),
         "z": [as_list(line) for line in cells.values], "zmin": low, "zmax": high,
         "xgap": 1, "ygap": 1,
-        "colorscale": _colorscale(cells), "colorbar": {"title": {"text": escaped(cells.label), "side": "right"}},
+        "colorscale": _colorscale(cells), "colorbar": {"title": {"text": escape(cells.label), "side": "right"}},
         "hoverinfo": "text", "showlegend": False,
     }  # fmt: skip
     if cells.hover:
@@ -193,15 +193,15 @@ def _matrix(cells: Cells) -> Dict:
     if cells.keys:
         trace["customdata"] = [[list(key) for key in line] for line in cells.keys]
     if len(cells.texts) and cells.values.size <= 400:
-        trace |= {"text": [[escaped(text) for text in line] for line in cells.texts], "texttemplate": "%{text}"}
+        trace |= {"text": [[escape(text) for text in line] for line in cells.texts], "texttemplate": "%{text}"}
     return trace
 
 
 def _color_key(cells: Cells) -> Dict:
-    """Return a trace without points that adds the colour key of lines."""
+    """Return a trace without points that adds a colour bar for lines."""
     low, high = cells.range
     marker = {"color": [low], "cmin": low, "cmax": high, "colorscale": _colorscale(cells), "showscale": True, "size": 0}
-    marker |= {"colorbar": {"title": {"text": escaped(cells.label), "side": "right"}}}
+    marker |= {"colorbar": {"title": {"text": escape(cells.label), "side": "right"}}}
     return {
         "type": "scatter",
         "mode": "markers",
@@ -218,7 +218,7 @@ def _colorscale(cells: Cells) -> list[list[Any]]:
 
 
 def _axis(axis: Axis) -> Dict:
-    layout: Dict = {"title": {"text": escaped(axis.label)}, "automargin": True, "visible": axis.visible}
+    layout: Dict = {"title": {"text": escape(axis.label)}, "automargin": True, "visible": axis.visible}
     if axis.limits:
         layout["range"] = [math.log10(end) for end in axis.limits] if axis.scale == "log" else list(axis.limits)
     if axis.scale == "log":
@@ -227,7 +227,7 @@ def _axis(axis: Axis) -> Dict:
     if ticks is None and axis.scale == "log" and axis.limits:
         ticks = log_ticks(*axis.limits)
     if ticks is not None:
-        names = [wrapped(text, _WRAP, len).replace("\n", "<br>") for text in (escaped(text) for _, text in ticks)]
+        names = [wrap(text, _WRAP, len).replace("\n", "<br>") for text in (escape(text) for _, text in ticks)]
         layout |= {"tickvals": [value for value, _ in ticks], "ticktext": names}
     if axis.names:
         layout |= {"showgrid": False}
@@ -237,7 +237,7 @@ def _axis(axis: Axis) -> Dict:
 
 
 def _texts(panel: Panel, number: str) -> list[Dict]:
-    """Return the texts of a panel as annotations: its title, texts at points and at its edge, names of points."""
+    """Return annotations for the title of a panel, its texts, and names of points."""
     style: Dict = {"showarrow": False, "font": {"size": _FONT}}
     axis_refs: Dict = {"xref": f"x{number}", "yref": f"y{number}"}
     notes = []
@@ -250,19 +250,19 @@ def _texts(panel: Panel, number: str) -> list[Dict]:
             "xanchor": "left",
             "yanchor": "bottom",
         }
-        notes.append(style | refs | {"text": escaped(panel.title)})
+        notes.append(style | refs | {"text": escape(panel.title)})
     for text in panel.texts:
         place: Dict = {"x": text.x, "y": text.y, "xshift": 5} | axis_refs
-        if not text.aside:
-            place |= {"bgcolor": "white", "borderpad": 0}  # lines pass behind it
+        if not text.at_edge:
+            place |= {"bgcolor": "white", "borderpad": 0}  # hides lines behind the text
         else:
-            place |= {"x": 1, "xref": f"x{number} domain", "xshift": 9}  # beyond the arrow of an interval that is cut
-        notes.append(style | place | {"text": escaped(text.text), "xanchor": "left", "name": f"v{text.variant}"})
+            place |= {"x": 1, "xref": f"x{number} domain", "xshift": 9}  # leaves room for arrows
+        notes.append(style | place | {"text": escape(text.text), "xanchor": "left", "name": f"v{text.variant}"})
     return notes + _names(panel, axis_refs)
 
 
 def _names(panel: Panel, axis_refs: Dict) -> list[Dict]:
-    """Return the names of points, each where there is room near its point in a plot of usual size."""
+    """Return annotations with the names of points, placed for a plot of typical size."""
     if not panel.names or not panel.x.limits or not panel.y.limits:
         return []
     points = _pixels(panel, np.array([(label.x, label.y) for label in panel.names]))
@@ -271,7 +271,7 @@ def _names(panel: Panel, axis_refs: Dict) -> list[Dict]:
         np.hstack([_pixels(panel, low) - 2, _pixels(panel, high) + 2])
         for low, high in (interval_ends(series) for series in panel.series if series.y_half is not None)
     ]
-    faint = np.vstack([*boxes, along(_pixels(panel, panel.lines)), np.empty((0, 4))])
+    faint = np.vstack([*boxes, boxes_along(_pixels(panel, panel.lines)), np.empty((0, 4))])
     corners = place_names(points, sizes, np.empty((0, 4)), faint, np.array([0.0, 0.0, *_PLOT]), 1.3)
     notes = []
     for name, point, corner, size in zip(panel.names, points, corners, sizes, strict=True):
@@ -280,13 +280,13 @@ def _names(panel: Panel, axis_refs: Dict) -> list[Dict]:
         dx, dy = corner + size / 2 - point
         x = math.log10(name.x) if panel.x.scale == "log" else float(name.x)
         offset = {"ax": round(dx), "ay": -round(dy), "showarrow": True, "arrowhead": 0, "arrowwidth": 0.6}
-        text = {"text": escaped(name.text), "standoff": 5, "font": {"size": _FONT}, "name": f"v{name.variant}"}
+        text = {"text": escape(name.text), "standoff": 5, "font": {"size": _FONT}, "name": f"v{name.variant}"}
         notes.append(axis_refs | {"x": x, "y": float(name.y)} | offset | text)
     return notes
 
 
 def _pixels(panel: Panel, values: Floats) -> Floats:
-    """Return where values (N, 2) are in a plot of usual size, in pixels upwards."""
+    """Return the positions (N, 2) of values in a plot of typical size, in pixels."""
     low, high = np.array([panel.x.limits, panel.y.limits], dtype=float).T
     points = values.astype(float).reshape(-1, 2)
     if panel.x.scale == "log":

@@ -1,4 +1,4 @@
-"""Draw one panel of a chart: points and lines at their values, axes, names of points, numbers of cells."""
+"""Draw one panel of a chart with Matplotlib: series, axes, names of points, and cells."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from se_lab.report.figures.chart import (
     reach_of,
     round_ticks,
 )
-from se_lab.report.figures.labels import along, leader_end, place_names
+from se_lab.report.figures.labels import boxes_along, leader_end, place_names
 from se_lab.report.figures.look import printable
-from se_lab.report.figures.names import wrapped
+from se_lab.report.figures.names import wrap
 from se_lab.report.figures.sheet import Sheet
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ _ARROWS = {"left": "<", "right": ">", "below": "v", "above": "^"}
 
 
 def draw_series(axes: Axes, series: Series, panel: Panel, scale: float) -> None:
-    """Draw a series at its values; an interval that leaves the panel ends in an arrow at the edge."""
+    """Draw a series, with an arrow at the edge for an interval that extends beyond the panel."""
     x, y, color = series.x, series.y, series.color
     order = 2 + series.front
     style: dict[str, Any] = {"color": color, "alpha": series.alpha, "zorder": order}
@@ -80,11 +80,11 @@ def draw_series(axes: Axes, series: Series, panel: Panel, scale: float) -> None:
 
 
 def set_axes(axes: Axes, panel: Panel) -> None:
-    """Set scales and ranges, and mark the 0 that intervals are compared with."""
+    """Set scales and ranges, and draw the line at 0."""
     for axis, set_scale, set_limits in (
         (panel.x, axes.set_xscale, axes.set_xlim), (panel.y, axes.set_yscale, axes.set_ylim)
     ):  # fmt: skip
-        if axis.scale == "symlog":  # −1 to 1 keeps its room beside unbounded values
+        if axis.scale == "symlog":  # linear from −1 to 1
             set_scale("symlog", linthresh=1, linscale=2)
         elif axis.scale == "log":
             set_scale("log")
@@ -96,14 +96,14 @@ def set_axes(axes: Axes, panel: Panel) -> None:
 
 
 def write_axes(sheet: Sheet, axes: Axes, place: int) -> list[str]:
-    """Write title, labels and ticks of a panel, shared ones only once; return remarks on thinned ticks."""
+    """Write title, labels and ticks of a panel; return remarks on omitted ticks."""
     panels = sheet.chart.panels
     panel = panels[place]
     show_y = place % sheet.across == 0 or panel.y != panels[place - 1].y
     lower_place = place + sheet.across
     show_x = lower_place >= len(panels) or panel.x != panels[lower_place].x
     if panel.title:
-        axes.set_title(wrapped(printable(panel.title), 0.88 * sheet.panel_width, sheet.measure_label))
+        axes.set_title(wrap(printable(panel.title), 0.88 * sheet.panel_width, sheet.measure_label))
     remarks = _write_x(sheet, axes, panel.x, shown=show_x) + _write_y(sheet, axes, panel, shown=show_y)
     for panel_axis, axis in ((panel.x, axes.xaxis), (panel.y, axes.yaxis)):
         if panel_axis.names or panel.cells:
@@ -115,34 +115,34 @@ def write_axes(sheet: Sheet, axes: Axes, place: int) -> list[str]:
         axes.spines["bottom"].set_visible(False)
         axes.tick_params(length=0)
         axes.grid(visible=False)
-    places = sorted({text.x for text in panel.texts if not text.aside})
-    for x in places:  # an axis of parallel coordinates has all its names or only numbers
+    places = sorted({text.x for text in panel.texts if not text.at_edge})
+    for x in places:  # an axis of parallel coordinates, with either names or numbers
         texts = [text for text in panel.texts if text.x == x]
-        room = max(2, int(0.6 * sheet.panel_height / sheet.lines(1)))  # the rest is for labels below
+        room = max(2, int(0.6 * sheet.panel_height / sheet.lines(1)))  # leaves room for labels below
         texts = texts[:: -(-len(texts) // room)]
         names = sheet.names.fit([text.text for text in texts], 0.7 * sheet.panel_width / len(places), sheet.measure)
         for text, name in zip(texts, names, strict=True):
             _write_text(sheet, axes, text, name)
     for text in panel.texts:
-        if text.aside:
+        if text.at_edge:
             _write_text(sheet, axes, text, text.text)
     return remarks
 
 
 def _write_x(sheet: Sheet, axes: Axes, axis: Axis, *, shown: bool) -> list[str]:
-    label = wrapped(printable(axis.label), sheet.panel_width, sheet.measure_label)
+    label = wrap(printable(axis.label), sheet.panel_width, sheet.measure_label)
     if shown:
         axes.set_xlabel(label)
     axes.tick_params(labelbottom=shown)
     ticks = _ticks(axis, 0.9 * sheet.panel_width, lambda text: sheet.measure(text) + sheet.lines(1.2))
     if ticks is None:
         return []
-    ticks, remarks = _thinned(axis, ticks, sheet.plot_width / sheet.lines(0.9), "columns")
+    ticks, remarks = _thin(axis, ticks, sheet.plot_width / sheet.lines(0.9), "columns")
     texts = [printable(text) for _, text in ticks]
     room = 0.92 * sheet.plot_width / max(len(texts), 1)
     rotation: dict[str, Any] = {}
     if axis.names and texts:
-        wrapped_texts = [wrapped(text, room, sheet.measure) for text in texts]
+        wrapped_texts = [wrap(text, room, sheet.measure) for text in texts]
         words = max((sheet.measure(word) for text in texts for word in text.split()), default=0.0)
         if not remarks and words <= room and max(text.count("\n") for text in wrapped_texts) < 3:
             texts = wrapped_texts
@@ -162,12 +162,12 @@ def _write_y(sheet: Sheet, axes: Axes, panel: Panel, *, shown: bool) -> list[str
         axes.set_yticks([])
         return []
     if shown:
-        axes.set_ylabel(wrapped(printable(axis.label), 0.72 * sheet.panel_height, sheet.measure_label))
+        axes.set_ylabel(wrap(printable(axis.label), 0.72 * sheet.panel_height, sheet.measure_label))
     axes.tick_params(labelleft=shown)
     ticks = _ticks(axis, 0.9 * sheet.panel_height, lambda _: sheet.lines(2))
     if ticks is None:
         return []
-    ticks, remarks = _thinned(axis, ticks, sheet.panel_height / sheet.lines(0.95), "rows")
+    ticks, remarks = _thin(axis, ticks, sheet.panel_height / sheet.lines(0.95), "rows")
     texts = [printable(text) for _, text in ticks]
     if axis.names:
         texts = sheet.names.fit(texts, 0.42 * sheet.panel_width, sheet.measure, 2 if sheet.chart.rows else 1)
@@ -176,14 +176,14 @@ def _write_y(sheet: Sheet, axes: Axes, panel: Panel, *, shown: bool) -> list[str
     return remarks
 
 
-def _thinned(axis: Axis, ticks: Sequence[Tick], most: float, what: str) -> tuple[Sequence[Tick], list[str]]:
-    """Return every n-th name, so that at most `most` are left, and remarks on it for the note."""
+def _thin(axis: Axis, ticks: Sequence[Tick], most: float, what: str) -> tuple[Sequence[Tick], list[str]]:
+    """Return every n-th name, at most `most`, and a remark if names are omitted."""
     step = -(-len(ticks) // max(int(most), 1)) if axis.names else 1
-    return ticks[:: max(step, 1)], [f"Not all {what} are named."] if step > 1 else []
+    return ticks[:: max(step, 1)], [f"Some names of {what} are omitted."] if step > 1 else []
 
 
 def _ticks(axis: Axis, room: float, size: Callable[[str], float]) -> Sequence[Tick] | None:
-    """Return the ticks of an axis, as many round numbers as there is room for; None for an axis without a range."""
+    """Return the ticks of an axis, by default round numbers; None without a range."""
     if axis.ticks is not None or axis.limits is None:
         return axis.ticks
     for count in range(8, 1, -1):
@@ -197,8 +197,8 @@ def _ticks(axis: Axis, room: float, size: Callable[[str], float]) -> Sequence[Ti
 
 def _write_text(sheet: Sheet, axes: Axes, text: Text, name: str) -> None:
     options: dict[str, Any] = {"fontsize": sheet.look.small, "va": "center", "annotation_clip": False}
-    if text.aside:
-        gap = (6 * sheet.look.scale, 0)  # more than the arrow of an interval that is cut reaches beyond the edge
+    if text.at_edge:
+        gap = (6 * sheet.look.scale, 0)  # leaves room for the arrow of a truncated interval
         axes.annotate(name, (1, text.y), gap, xycoords=("axes fraction", "data"), textcoords="offset points", **options)
         return
     box = {"boxstyle": "square,pad=0.1", "color": "white", "linewidth": 0, "alpha": 0.85}
@@ -209,7 +209,7 @@ def _write_text(sheet: Sheet, axes: Axes, text: Text, name: str) -> None:
 
 
 def write_names(sheet: Sheet, axes: Axes, panel: Panel, names: Sequence[str]) -> list[str]:
-    """Write the names of points, each where there is room near its point; return a remark on those left out."""
+    """Write the names of points without overlaps; return a remark on omitted names."""
     from matplotlib.patheffects import withStroke
 
     if not names:
@@ -224,7 +224,7 @@ def write_names(sheet: Sheet, axes: Axes, panel: Panel, names: Sequence[str]) ->
     marker_points = [to_pixels(np.column_stack([s.x, s.y])) for s in panel.series if s.marker and s.front >= 0]
     solid = np.vstack([*marker_points, np.empty((0, 2))])
     solid = np.hstack([solid - 4 * scale * sheet.look.scale, solid + 4 * scale * sheet.look.scale])
-    faint = np.vstack([*bars, along(to_pixels(panel.lines)), np.empty((0, 4))])
+    faint = np.vstack([*bars, boxes_along(to_pixels(panel.lines)), np.empty((0, 4))])
     corners = place_names(points, sizes, solid, faint, np.array(axes.bbox.extents), scale)
     for point, value, corner, size, name in zip(points, anchors, corners, sizes, names, strict=True):
         if np.isnan(corner[0]):
@@ -237,18 +237,18 @@ def write_names(sheet: Sheet, axes: Axes, panel: Panel, names: Sequence[str]) ->
         )  # fmt: skip
         text.set_path_effects([withStroke(linewidth=2, foreground="white")])
     count = int(np.isnan(corners[:, 0]).sum())
-    return [f"{count} more without a name for lack of room."] if count else []
+    return [f"{count} more names are omitted for lack of room."] if count else []
 
 
 def write_cells(sheet: Sheet, axes: Axes, panel: Panel) -> list[str]:
-    """Write the numbers into the cells of a matrix where they fit, dark on light and light on dark."""
+    """Write numbers into the cells of a matrix if they fit; return a remark otherwise."""
     cells = panel.cells
     if cells is None or not len(cells.texts):
         return []
     rows, columns = cells.values.shape
     text_width = max(sheet.measure(text) for row in cells.texts for text in row)
     if axes.bbox.width / columns < text_width + sheet.lines(0.4) or axes.bbox.height / rows < sheet.lines(0.9):
-        return ["Numbers are left out for lack of room."]
+        return ["Numbers are omitted for lack of room."]
     (image,) = axes.images
     for (row, cell), value in np.ndenumerate(cells.values):
         is_dark = np.isfinite(value) and sum(image.cmap(image.norm(value))[:3]) < 1.5

@@ -1,4 +1,4 @@
-"""Parallel coordinates: every variant as a line across what it varies, what it costs and how well it does."""
+"""Parallel coordinates: each variant as a line across varied keys, costs and the metric."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from se_lab.report.figures.points import variant_hover
 from se_lab.report.variants import BASELINE, Study
 
 MOST_LINES = 400
-_TICKS = 20  # values of a key that have a tick
-_IN_ORDER = 8  # with more numbers, as a random search has them, a key of the recipe stands to scale
+_TICKS = 20  # maximum number of ticks for the values of a key
+_IN_ORDER = 8  # with more distinct numbers, as in a random search, the axis of a group key is to scale
 
 
 def parallel(study: Study, metric: str) -> Chart:
-    """Chart a line a variant across the varied keys, parameters, MACs and the metric; dark and on top where better.
+    """Chart a line per variant across the varied keys, parameters, MACs and the metric.
 
-    Values of a key stand in their order, evenly spaced; parameters, MACs, the metric and many values of a number of
-    the recipe to scale. Raises ReportError where a single variant has finished.
+    Better variants are darker and on top. Values of a key are sorted and evenly spaced; parameters, MACs, the metric
+    and group keys with many numbers are to scale. Raises ReportError if fewer than two variants have finished.
     """
     col, estimate = column(metric, study.trials), computed.interval(study, metric)
     variants = np.flatnonzero(np.isfinite(estimate.mean))
     if len(variants) < 2 or not study.keys:
-        raise ReportError("Parallel coordinates compare variants, and only one has finished.")
+        raise ReportError("Parallel coordinates need at least two finished variants.")
     worst_first = np.argsort(estimate.mean[variants] * (1 if col.better == "higher" else -1), kind="stable")
     order = variants[worst_first][-MOST_LINES:]
     scales = _scales(study, metric, estimate.mean)
@@ -59,14 +59,14 @@ def parallel(study: Study, metric: str) -> Chart:
         series,
         texts=[Text(place, y, text) for place, (_, _, ticks) in enumerate(scales) for y, text in ticks],
     )
-    note = f"A line a variant, darker where {col.label} is better."
+    note = f"One line per variant; darker means better {col.label}."
     if len(variants) > len(order):
-        note += f" {len(variants) - len(order)} variants that end worse are left out."
+        note += f" {len(variants) - len(order)} worse variants are omitted."
     return Chart("parallel", f"{len(order)} variants at a glance", note, [panel], color_key=means)
 
 
 def _scales(study: Study, metric: str, mean: Floats) -> list[tuple[str, Floats, list[Tick]]]:
-    """Return heading, heights (V,) from 0 to 1 and ticks of each axis: varied keys, costs that differ, the metric."""
+    """Return heading, heights (V,) from 0 to 1 and ticks of each axis."""
     costs = [key for key in ("params", "macs") if key in study.trials and study.trials[key].nunique() > 1]
     return [
         *(_key_scale(study, key) for key in study.keys),
@@ -76,7 +76,7 @@ def _scales(study: Study, metric: str, mean: Floats) -> list[tuple[str, Floats, 
 
 
 def _key_scale(study: Study, key: str) -> tuple[str, Floats, list[Tick]]:
-    """Return heading, heights (V,) and ticks of a varied key: its values in order, the baseline lowest."""
+    """Return heading, heights (V,) and ticks of a varied key, the baseline lowest."""
     values = study.variants[key]
     numbers = pd.to_numeric(values, errors="coerce")
     if key in study.group_keys and numbers.notna().all() and numbers.nunique() > _IN_ORDER:
@@ -93,9 +93,9 @@ def _key_scale(study: Study, key: str) -> tuple[str, Floats, list[Tick]]:
 
 
 def _number_scale(study: Study, key: str, values: Floats) -> tuple[str, Floats, list[Tick]]:
-    """Return heading, heights (V,) and ticks at round numbers, to a linear or, over a decade, logarithmic scale."""
+    """Return heading, heights (V,) and ticks of numbers, on a log scale over a decade."""
     col, divisor = column(key, study.trials), 1.0
-    if col.kind != "spec":  # a setting stands as it was given
+    if col.kind != "spec":  # settings have no SI prefix
         col, divisor = with_prefix(col, float(np.nanmax(values)))
     values = values / divisor
     low, high = float(np.nanmin(values)), float(np.nanmax(values))

@@ -1,4 +1,4 @@
-"""Points that several figures share: means, trials, colours of groups, and their hover texts."""
+"""Points shared by several figures: means and trials, with colours and hover texts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from se_lab.report.variants import Study
 
 
 def means_note(n: NDArray[np.int64]) -> str:
-    """Return what a point stands for, `Mean of 3 seeds with 95 % interval`, and how many variants have none."""
+    """Return a note such as `Mean of 3 seeds with 95 % interval; 1 variant has no result`."""
     low, high = (int(n[n > 0].min()), int(n.max())) if n.any() else (1, 1)
     note = f"Mean of {high if low == high else f'{low} to {high}'} seeds with 95 % interval"
     unfinished = int((n == 0).sum())
@@ -24,7 +24,7 @@ def means_note(n: NDArray[np.int64]) -> str:
 
 
 def finished_trials(study: Study, metric: str) -> pd.DataFrame:
-    """Return the finished trials that have the metric, with their `number` in the study."""
+    """Return the finished trials with a finite metric, with their `number` in the study."""
     values = pd.to_numeric(study.trials[metric], errors="coerce")
     trials = study.trials.assign(number=np.arange(len(study.trials)))
     result: pd.DataFrame = trials[(trials["status"] == "finished") & np.isfinite(values)]
@@ -32,7 +32,7 @@ def finished_trials(study: Study, metric: str) -> pd.DataFrame:
 
 
 def trial_points(study: Study, trials: pd.DataFrame, x: Floats, y: Floats, of: Column, color: str) -> Series:
-    """Return small points of single trials (rows of `finished_trials`); their hover text has name and value."""
+    """Return small points for trials (rows of `finished_trials`), with hover text."""
     names = np.array(trial_names(study.trials, study.variants), dtype=object)[trials["number"]]
     values = [number_text(value, of.decimals) for value in trials[of.key]]
     lines = zip(names, trials["trial_id"], values, strict=True)
@@ -42,14 +42,14 @@ def trial_points(study: Study, trials: pd.DataFrame, x: Floats, y: Floats, of: C
 
 
 def variant_points(study: Study, variants: NDArray[np.intp], x: Floats, estimate: Bounds, of: Column) -> Series:
-    """Return unstyled points at x of the variants' means; their hover text has mean, interval and seeds."""
+    """Return points for the means of variants at x, with hover text."""
     return Series(
         x, estimate.mean[variants], hover=variant_hover(study, variants, estimate, of), keys=keys_of(variants)
     )
 
 
 def variant_hover(study: Study, variants: NDArray[np.intp], estimate: Bounds, of: Column) -> list[str]:
-    """Return hover texts of variants: name, mean and interval, seeds."""
+    """Return hover texts of variants with name, mean, interval and number of seeds."""
     texts = range_texts(estimate.mean[variants], estimate.low[variants], estimate.high[variants], decimals=of.decimals)
     return [
         f"{study.variants['variant'].iloc[i]}\n{text} {of.unit}, {estimate.n[i]} seeds"
@@ -58,16 +58,15 @@ def variant_hover(study: Study, variants: NDArray[np.intp], estimate: Bounds, of
 
 
 def keys_of(variants: NDArray[np.intp]) -> list[tuple[int, int]]:
-    """Return the variants behind points, without trials."""
+    """Return the keys of points that stand for variants, not trials."""
     return [(int(variant), -1) for variant in variants]
 
 
 def families(study: Study) -> tuple[NDArray[np.intp], dict[int, str]]:
-    """Return (V,) numbers of the families, which set colour and marker, and their names.
+    """Return the family of each variant (V,), for colours and markers, and family names.
 
-    A family is a group, or else a value of the first of several SE keys.
-    More groups than there are markers have no names: the variants' own must tell them apart. If each is of one
-    variant, as in a random search, they are one family.
+    A family is a group, or, without groups, a value of the first of several SE keys. If there are more groups than
+    markers, families have no names; if moreover each group has one variant, as in a random search, there is one family.
     """
     if study.group_keys or len(study.se_keys) < 2:
         names = dict(zip(study.group.tolist(), study.variants["group"], strict=True))
@@ -80,7 +79,7 @@ def families(study: Study) -> tuple[NDArray[np.intp], dict[int, str]]:
 
 
 def short_names(variants: pd.DataFrame) -> list[str]:
-    """Return the names without the group, which marker and legend already tell."""
+    """Return the names of variants without the group, which marker and legend show."""
     return [
         name.removeprefix(f"{group}, ") if group else name
         for name, group in zip(variants["variant"], variants["group"], strict=True)

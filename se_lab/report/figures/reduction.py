@@ -1,4 +1,4 @@
-"""The reduction ratio: a metric and the parameters over it, a curve for each setting of the other varied keys."""
+"""A metric and the parameters over the reduction ratio."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ REDUCTION = "model.se.reduction"
 
 
 def reduction(study: Study, metric: str) -> Chart:
-    """Chart a metric and the parameters over the reduction ratio, a curve for each setting of the other varied keys.
+    """Chart a metric and the parameters over the reduction ratio.
 
-    Dashed lines with bands are the baselines and their intervals. Raises ReportError where no curve has two
-    reduction ratios.
+    There is a curve for each setting of the other varied keys. Dashed lines with bands are baselines with intervals.
+    Raises ReportError if no curve has two reduction ratios.
     """
     if REDUCTION not in study.se_keys:
-        raise ReportError("The records have no two reduction ratios: there is no curve to draw.")
+        raise ReportError("The records need at least two reduction ratios.")
     estimate, col = computed.interval(study, metric), column(metric, study.trials)
     params = study.per_variant("params", "first").to_numpy()
     cost, divisor = with_prefix(column("params"), float(np.nanmax(params)))
@@ -58,8 +58,8 @@ def reduction(study: Study, metric: str) -> Chart:
         metric_series.append(replace(points, y_half=estimate.sides[:, members], front=1))
         param_series.append(replace(points, y=params[members]))
     if all(len(series.x) < 2 for series in metric_series):
-        raise ReportError("No setting has finished trials of two reduction ratios: there is no curve to draw.")
-    show_bands = study.is_baseline.sum() <= 3  # the bands of many would cover each other
+        raise ReportError("No setting has finished trials with two reduction ratios.")
+    show_bands = study.is_baseline.sum() <= 3  # bands of more baselines would overlap
     for number, i in enumerate(np.flatnonzero(study.is_baseline & np.isfinite(estimate.mean))):
         name = study.variants["variant"].iloc[i]
         line_y = np.full(2, estimate.mean[i])
@@ -85,7 +85,7 @@ def reduction(study: Study, metric: str) -> Chart:
 
 
 def curve_names(study: Study) -> np.ndarray:
-    """Return (V,) what the variants on one curve share: their names without the reduction ratio."""
+    """Return the curve of each variant (V,): its name without the reduction ratio."""
     if study.keys == (REDUCTION,):
         return np.full(len(study.variants), "", dtype=object)
     names = study.variants["variant"].str.replace(r"(, )?\br=[^,]*", "", regex=True)

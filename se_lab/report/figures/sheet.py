@@ -1,4 +1,4 @@
-"""A figure under construction: its size, the size of its text, and the names replaced by numbers."""
+"""A Matplotlib figure under construction, with sizes of panels and text."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ from se_lab.report.figures.names import Names
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_PANEL = 1.9  # inches at the base font: a panel is not narrower where several stand in a row
-_LINE = 1.35  # height of a line of text in its font size
+_PANEL = 1.9  # minimum width of a panel in inches at the base font size
+_LINE = 1.35  # line height relative to the font size
 
 
 @dataclass
 class Sheet:
-    """A chart's figure under construction."""
+    """The figure of a chart under construction."""
 
     figure: Figure
     chart: Chart
     look: Look
     across: int
-    """Panels in a row."""
+    """Number of panels in a row."""
     missing: str
     """Characters that no installed font has."""
     names: Names = field(default_factory=Names)
     two_lines: bool = False
-    """Names of rows take two lines."""
+    """Whether names of rows need two lines."""
     below: float = 0.0
-    """Height in pixels that rotated names take below a panel."""
+    """Height of rotated names below a panel, in pixels."""
     heading: list[Any] = field(default_factory=list)
-    """The texts of title and note."""
+    """The text objects of title and note."""
 
     @property
     def down(self) -> int:
-        """Rows of panels."""
+        """Number of rows of panels."""
         return -(-len(self.chart.panels) // self.across)
 
     @property
@@ -51,12 +51,12 @@ class Sheet:
 
     @property
     def panel_width(self) -> float:
-        """Approximate width of a panel in pixels: the width of labels is known only when they are drawn."""
+        """Approximate width of a panel in pixels, including labels."""
         return (self.width - self.lines(3)) / self.across
 
     @property
     def plot_width(self) -> float:
-        """Width of a panel in pixels without the labels to its left and the colour key to its right, about."""
+        """Approximate width of a panel in pixels without labels and colour bar."""
         has_key = self.chart.color_key or any(panel.cells for panel in self.chart.panels)
         return (self.panel_width - self.lines(4.5)) * (0.8 if has_key else 1.0)
 
@@ -67,7 +67,7 @@ class Sheet:
 
     @property
     def panel_height(self) -> float:
-        """Height of a panel in pixels, with its labels but for rotated names."""
+        """Height of a panel in pixels, with labels but without rotated names."""
         look, rows = self.look, self.chart.rows
         if rows:
             points = rows * (1.75 if self.two_lines else 1.0) * 1.65 * look.small + 4.5 * look.font
@@ -77,11 +77,11 @@ class Sheet:
         return float(np.clip(inches, 1.7 * look.scale, 4.0 * look.scale)) * self.figure.dpi
 
     def lines(self, count: float, size: float = 0.0) -> float:
-        """Return the height in pixels of lines of text, by default small ones."""
+        """Return the height of lines of text in pixels, by default in the small font size."""
         return count * _LINE * (size or self.look.small) * self.figure.dpi / 72
 
     def measure(self, text: str, size: float = 0.0) -> float:
-        """Return the width in pixels of a line of text, by default small."""
+        """Return the width of a line of text in pixels, by default in the small font size."""
         from matplotlib.font_manager import FontProperties
 
         canvas: Any = self.figure.canvas
@@ -89,20 +89,20 @@ class Sheet:
         return float(canvas.get_renderer().get_text_width_height_descent(text, font, False)[0])
 
     def measure_label(self, text: str) -> float:
-        """Return the width in pixels of a line of text of the size of titles and labels."""
+        """Return the width of a line of text in pixels, in the font size of titles and labels."""
         return self.measure(text, self.look.font)
 
 
 @contextmanager
 def open_sheet(chart: Chart, look: Look) -> Iterator[Sheet]:
-    """Open an empty figure in the given style, with fonts that have all characters of the chart."""
+    """Return a context with an empty figure, and fonts for all characters of the chart."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     families, missing = fallback_fonts(chart.strings())
     with settings_of_style(look.settings(families)):
         columns = max(1, min(chart.columns, len(chart.panels), int(look.inches / (_PANEL * look.scale))))
-        if columns > 2 and len(chart.panels) == columns + 1:  # three and one would look uneven
+        if columns > 2 and len(chart.panels) == columns + 1:  # avoids a single panel in the second row
             columns -= 1
         figure = Figure(figsize=(look.inches, 3.0))
         FigureCanvasAgg(figure)

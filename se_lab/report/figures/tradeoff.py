@@ -1,4 +1,4 @@
-"""A metric against a cost: every variant at its own cost and mean, and the front that no other beats."""
+"""Trade-off of a metric against a cost, with the Pareto front."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ from se_lab.report.statistics import Bounds
 from se_lab.report.variants import Study
 
 NAMED = 20
-"""With more variants, only the front and the baselines have names, and with more of those only the front."""
-_BARS = 60  # with more variants, only named ones have an error bar, and the others are small
-_TRIALS = 400  # with more, points of single trials would cover those of the variants
+"""Maximum number of names; beyond it, only front and baselines, or only the front, have names."""
+_BARS = 60  # with more variants, only those with a name have error bars, and the others are small points
+_TRIALS = 400  # points of more trials would cover those of variants
 
 
 class _Cost(NamedTuple):
-    """A cost in the unit of its axis: of each variant, (V,), and of each finished trial, (T,)."""
+    """A cost in the unit of the axis, for variants (V,) and finished trials (T,)."""
 
     about: Column
     variants: Floats
@@ -50,11 +50,10 @@ class _Cost(NamedTuple):
 
 
 def tradeoff(study: Study, metric: str, cost: str) -> Chart:
-    """Chart a metric against a cost (params, macs, step_ms, …): a point a variant with its 95 % interval over seeds.
+    """Chart a metric against a cost (params, macs, step_ms, …), with 95 % intervals over seeds.
 
-    The line is the Pareto front: the variants that no other beats in both means. Several data sets have none, as their
-    errors cannot be compared. Baselines are hollow; groups have their own marker and colour. Variants of equal cost
-    stand above each other. Raises ReportError where no trial has the cost.
+    The line is the Pareto front of the means; there is none for several data sets, whose errors are not comparable.
+    Baselines are hollow; groups have different markers and colours. Raises ReportError if no trial has the cost.
     """
     col, costs = column(metric, study.trials), _cost(study, metric, cost)
     estimate = computed.interval(study, metric)
@@ -63,7 +62,7 @@ def tradeoff(study: Study, metric: str, cost: str) -> Chart:
     candidates = np.flatnonzero(is_plotted & ("data.name" not in study.group_keys))
     front = candidates[pareto_front(x[candidates], y[candidates], higher_is_better=col.better == "higher")]
     stairs = np.column_stack([np.repeat(x[front], 2)[1:], np.repeat(y[front], 2)[:-1]])
-    is_named = _named(is_plotted, front, study.is_baseline)
+    is_named = _has_name(is_plotted, front, study.is_baseline)
     _, family_names = families(study)
     labels = short_names(study.variants) if family_names else list(study.variants["variant"])
     scale: Scale = "log" if x[is_plotted].min() > 0 and x[is_plotted].max() > 8 * x[is_plotted].min() else "linear"
@@ -88,7 +87,7 @@ def tradeoff(study: Study, metric: str, cost: str) -> Chart:
 
 
 def pareto_front(x: Floats, y: Floats, *, higher_is_better: bool = False) -> NDArray[np.intp]:
-    """Return the indices, by ascending cost x (N,), of the points that no other beats in cost and in y (N,)."""
+    """Return the indices of the Pareto front of costs x (N,) and values y (N,), by cost."""
     score = -y if higher_is_better else y
     order = np.lexsort((score, x))
     minima = np.minimum.accumulate(score[order])
@@ -99,7 +98,7 @@ def pareto_front(x: Floats, y: Floats, *, higher_is_better: bool = False) -> NDA
 def _cost(study: Study, metric: str, cost: str) -> _Cost:
     col = column(cost, study.trials)
     if cost not in study.trials or not study.trials[cost].notna().any():
-        raise ReportError(f"No trial has a value of {cost!r}.")
+        raise ReportError(f"No trial has the cost {cost!r}.")
     x = study.per_variant(cost, "median" if col.kind == "timing" else "first").to_numpy()
     col, divisor = with_prefix(col, float(np.nanmax(x)))
     trials = finished_trials(study, metric)
@@ -107,8 +106,8 @@ def _cost(study: Study, metric: str, cost: str) -> _Cost:
     return _Cost(col, x / divisor, trial_costs / divisor)
 
 
-def _named(is_plotted: NDArray[np.bool_], front: NDArray[np.intp], baseline: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Return (V,) which variants have a name in the figure."""
+def _has_name(is_plotted: NDArray[np.bool_], front: NDArray[np.intp], baseline: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return whether each variant (V,) has a name in the figure."""
     if is_plotted.sum() <= NAMED:
         return is_plotted
     is_front = np.isin(np.arange(len(is_plotted)), front)
@@ -117,7 +116,7 @@ def _named(is_plotted: NDArray[np.bool_], front: NDArray[np.intp], baseline: NDA
 
 
 def _series(study: Study, col: Column, costs: _Cost, estimate: Bounds, is_named: NDArray[np.bool_]) -> Iterator[Series]:
-    """Yield the points of each family: its trials, its variants without an interval, those with one."""
+    """Yield for each family the points of trials, of variants without and with error bars."""
     is_plotted = np.isfinite(costs.variants) & np.isfinite(estimate.mean)
     has_interval = is_plotted if is_plotted.sum() <= _BARS else is_named
     trials = finished_trials(study, col.key)
@@ -145,11 +144,11 @@ def _note(study: Study, x: Floats, n: NDArray[np.int64], unnamed: int) -> str:
     if n.max() > 1 and n.sum() <= _TRIALS:
         notes.append("small points are trials")
     if study.is_baseline.any():
-        notes.append("hollow: no SE")
+        notes.append("hollow points have no SE")
     _, counts = np.unique(x, return_counts=True)
     if (counts > 1).any():
         count = counts[counts > 1].sum()
-        notes.append(f"{count} variants share their cost with others and lie over each other")
+        notes.append(f"{count} variants have the same cost as another")
     if unnamed:
-        notes.append(f"{unnamed} variants without a name")
+        notes.append(f"{unnamed} names are omitted")
     return "; ".join(notes) + "."

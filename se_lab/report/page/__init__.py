@@ -1,6 +1,6 @@
-"""The report: one self-contained HTML page of a study.
+"""Reports of studies as self-contained HTML pages.
 
-In: the records of its trials. Out: a page with the table, figures, every trial, and what their files hold.
+Input: records of trials. Output: a page with table, figures, and all trials.
 """
 
 from se_lab.report.page.report import write_report as write_report

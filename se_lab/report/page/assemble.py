@@ -1,4 +1,4 @@
-"""A page of one file: a template, its style and scripts, data as JSON, and Plotly, compressed."""
+"""Assemble a page in one file from a template, style, scripts, data as JSON, and Plotly."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ def assemble(
     static: str = "",
     arrays: str = "",
 ) -> str:
-    """Return the text of a page that needs no network.
+    """Return the HTML of a page that works without a network.
 
     Args:
-        template: The page with a mark for each part, in this order: HEAD, CSS, STATIC, DATA, ARRAYS, PLOTLY, SCRIPTS.
-        data: The data that the scripts show, as text, so that nothing in it can act as markup.
-        scripts: Files beside `common.js`, which comes first.
-        style: Files beside `page.css`, which comes first.
-        static: Markup for readers without JavaScript, in which the caller has escaped all data.
-        arrays: Elements with numbers that the scripts decode when they need them.
+        template: A page with placeholders in this order: HEAD, CSS, STATIC, DATA, ARRAYS, PLOTLY, SCRIPTS.
+        data: Data for the scripts, which insert it as text, never as markup.
+        scripts: Files in addition to `common.js`, which is first.
+        style: Files in addition to `page.css`, which is first.
+        static: Markup for readers without JavaScript; the caller escapes all data in it.
+        arrays: Elements with numbers that the scripts decode on demand.
     """
     parts = {
         "<!--HEAD-->": _read(ASSETS / "head.html").rstrip(),
@@ -42,14 +42,14 @@ def assemble(
         "/*SCRIPTS*/": "\n".join(_read(path) for path in (ASSETS / "common.js", *scripts)),
     }
     page, pieces = _read(template), []
-    for mark, text in parts.items():  # search behind the inserted text, as data may contain a mark
+    for mark, text in parts.items():  # search after the inserted text, as data may contain a placeholder
         head, _, page = page.partition(mark)
         pieces += [head, text]
     return "".join([*pieces, page])
 
 
 def script_safe(data: Any) -> str:
-    """Write JSON in which no `<` can end the script that it stands in."""
+    """Return JSON without `<`, which could end a script element."""
     text = json.dumps(data, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return text.replace("<", "\\u003c")
 

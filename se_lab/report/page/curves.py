@@ -1,4 +1,4 @@
-"""The training curves of a page: what each trial logged by epoch."""
+"""Data of the training curves of a page."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from se_lab.report.variants import Study
 from se_lab.store import RunRecord
 
 MOST_NUMBERS = 400_000
-"""Numbers of a page; with more, the variants that end worst are left out."""
+"""Maximum number of values on a page; beyond it, the worst variants are omitted."""
 
 
 def curve_data(study: Study, metric: str, kept: Sequence[RunRecord | None]) -> dict[str, Any] | None:
-    """Return errors, losses and learning rates by epoch and, from images per second, by time; None without any.
+    """Return errors, losses and learning rates by epoch and time, or None if there are none.
 
-    `order` has the variants from the one that ends best, the baselines first.
+    `order` lists the variants from best to worst, baselines first. Times are computed from images per second.
     """
     name = metric.split("/", 1)[-1]
     key_groups = [[f"{split}/{name}" for split in ("val", "train")], ["val/loss", "train/loss"], ["lr"]]
@@ -28,7 +28,7 @@ def curve_data(study: Study, metric: str, kept: Sequence[RunRecord | None]) -> d
         table = read_curves(study, [*dict.fromkeys(key for keys in key_groups for key in keys), "images_per_s"])
     except (ValueError, FileNotFoundError):
         return None
-    table["epoch"] += 1  # the number of epochs trained, as in the image
+    table["epoch"] += 1  # count completed epochs, as in the image
     groups = [[key for key in keys if key in table and table[key].notna().any()] for keys in key_groups]
     quantities = [gather(table, keys) for n, keys in enumerate(groups) if keys and keys not in groups[:n]]
     if not quantities:
@@ -42,7 +42,7 @@ def curve_data(study: Study, metric: str, kept: Sequence[RunRecord | None]) -> d
     trials = []
     for (variant, seed), rows in table[table["variant"].isin(order)].groupby(["variant", "seed"]):
         place = places[variant, seed]
-        values = {key: _rounded(rows[key]) for key in keys if rows[key].notna().any()}
+        values = {key: _round(rows[key]) for key in keys if rows[key].notna().any()}
         trials.append({"variant": int(variant), "trial": place, "epoch": rows["epoch"].astype(int).tolist(),
                        "seconds": _seconds(rows, kept[place]), "values": values})  # fmt: skip
     return {
@@ -62,7 +62,7 @@ def curve_data(study: Study, metric: str, kept: Sequence[RunRecord | None]) -> d
 
 
 def _bands(curves: Curves, order: NDArray[np.intp]) -> dict[int, dict[str, list[list[float | None]]]]:
-    """Return epochs, means, lowest and highest seeds by variant and metric, as in the image."""
+    """Return epochs, means, minima and maxima over seeds, by variant and metric."""
     answer: dict[int, dict[str, list[list[float | None]]]] = {}
     for variant in order.tolist():
         if not curves.has(variant):
@@ -70,17 +70,17 @@ def _bands(curves: Curves, order: NDArray[np.intp]) -> dict[int, dict[str, list[
         for key in curves.keys:
             band = curves.bands.loc[variant][key].dropna()
             columns = [band.index.to_series(), *(band[name] for name in ("mean", "min", "max"))]
-            answer.setdefault(variant, {})[key] = [_rounded(column) for column in columns]
+            answer.setdefault(variant, {})[key] = [_round(column) for column in columns]
     return answer
 
 
 def _seconds(rows: pd.DataFrame, record: RunRecord | None) -> list[float | None] | None:
-    """Return the seconds of training up to the end of each epoch, None where they are not known."""
+    """Return the training time at the end of each epoch in seconds, or None if unknown."""
     images = (record.data.get("images") or {}).get("train") if record is not None else None
     if not images or "images_per_s" not in rows or not (rows["images_per_s"] > 0).all():
         return None
-    return _rounded((images / rows["images_per_s"]).cumsum())
+    return _round((images / rows["images_per_s"]).cumsum())
 
 
-def _rounded(values: pd.Series) -> list[float | None]:
+def _round(values: pd.Series) -> list[float | None]:
     return [float(f"{value:.4g}") if np.isfinite(value) else None for value in values.to_numpy(dtype=float)]

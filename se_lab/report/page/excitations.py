@@ -1,4 +1,4 @@
-"""The excitation figures of a study's variants: on its page while they fit, the rest on pages beside it."""
+"""Excitation figures of variants, on the page of a study or on additional pages."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from se_lab.report.variants import Study
 from se_lab.store import write_text_whole
 
 PICTURES = ("figure_6", "figure_7", "distribution", "selectivity", "saturation", "class_similarity", "unit_similarity")
-"""The figures of a trial, the most telling first."""
+"""The figures of a trial, the most informative first."""
 EXPLORER = "explorer.html"
 
 
 def excitation_data(study: Study, room: int, beside: Path | None) -> tuple[list[dict[str, Any]], list[str]]:
-    """Return the figures of one trial of each variant, while they fit into `room` bytes, and the paths of the rest.
+    """Return figures of a trial per variant that fit `room` bytes, and paths of the others.
 
-    With `beside`, a folder, each variant has a page there with all its figures, so nothing is left out.
+    If a folder `beside` is given, a page in it for each variant has all figures, so none is omitted.
     """
     first_trials = _first_trials(study)
     sections: dict[int, dict[str, Any]] = {}
@@ -50,12 +50,12 @@ def excitation_data(study: Study, room: int, beside: Path | None) -> tuple[list[
 
 
 def excitation_pages(study: Study, folder: Path) -> list[Path]:
-    """Return the paths of the pages of excitation figures that a study has in a folder."""
+    """Return the paths of a study's pages of excitation figures in a folder."""
     return [folder / f"excitations-{variant}.html" for variant in _first_trials(study)]
 
 
 def _first_trials(study: Study) -> dict[int, tuple[str, str, Path]]:
-    """Return, by variant, its name, and the first trial that has excitations with their folder."""
+    """Return name, first trial with excitations, and their folder, by variant."""
     trials = study.trials
     result: dict[int, tuple[str, str, Path]] = {}
     for variant, trial, folder in zip(trials["variant"], trials["trial_id"], folders(study), strict=True):
@@ -66,7 +66,7 @@ def _first_trials(study: Study) -> dict[int, tuple[str, str, Path]]:
 
 
 def _links(title: str, folder: Path, page: Path) -> list[dict[str, str]]:
-    """Write the page of a variant's figures; return links to it and to the variant's explorer."""
+    """Write the page of a variant's figures; return links to the page and the explorer."""
     figures = [(picture.replace("_", " "), path) for picture in PICTURES if (path := _figure(folder, picture))]
     parts = [f'<h2>{picture}</h2>\n<img src="{_source(path)}" alt="{picture}">' for picture, path in figures]
     write_text_whole(page, plain_page(title, "\n".join(parts)))
@@ -77,7 +77,7 @@ def _links(title: str, folder: Path, page: Path) -> list[dict[str, str]]:
 
 
 def plain_page(title: str, body: str) -> str:
-    """Return a page without scripts. `body` is markup, in which the caller has escaped all data."""
+    """Return an HTML page without scripts; the caller escapes all data in `body`."""
     style = Path(__file__).with_name("assets") / "page.css"
     return (
         f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -88,7 +88,7 @@ def plain_page(title: str, body: str) -> str:
 
 
 def _figure(folder: Path, picture: str) -> Path | None:
-    """Return the smaller of a figure's files; an SVG, sharp at any size, may be three times as large."""
+    """Return the file of a figure, an SVG unless more than three times as large as the PNG."""
     paths = [path for suffix in ("svg", "png") if (path := folder / f"{picture}.{suffix}").exists()]
     return min(paths, key=lambda path: path.stat().st_size / (3 if path.suffix == ".svg" else 1), default=None)
 

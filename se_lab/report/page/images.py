@@ -1,4 +1,4 @@
-"""Small pictures of test images, where the images are at hand."""
+"""Thumbnails of test images."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ SIDE = 64
 
 
 def thumbnail(record: RunRecord, key: str) -> str | None:
-    """Return a test image of a trial as a data URI: of scikit-learn's digits and of folders of files, else None.
+    """Return a test image as a data URI, for digits and image folders; else None.
 
     Args:
-        record: The trial's, which names the data set and the folder that its path starts from.
-        key: The image's name in `predictions.npz`.
+        record: The record of the trial, with data set and data root.
+        key: The image's key in `predictions.npz`.
     """
     name = str(record.spec.get("data.name", ""))
     if name == "digits":
@@ -33,11 +33,11 @@ def thumbnail(record: RunRecord, key: str) -> str | None:
     for part in ("test", "val", ""):
         path = folder / part / key
         if path.is_file():
-            return _opened(path)
+            return _open_picture(path)
     return None
 
 
-def _opened(path: Path) -> str | None:
+def _open_picture(path: Path) -> str | None:
     from PIL import Image, UnidentifiedImageError
 
     try:

@@ -1,4 +1,4 @@
-"""Errors by class, confusion and the images on which variants disagree, from the trials' predictions.npz."""
+"""Errors by class, confusion matrices and disagreements, from the trials' predictions.npz."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from se_lab.report.variants import Study
 from se_lab.store import RunRecord
 
 MOST_CONFUSION = 50
-"""With more classes, the most confused pairs replace the confusion matrix."""
+"""Maximum number of classes for a confusion matrix; beyond it, the most confused pairs are listed."""
 MOST_PAIRS = 20
 MOST_IMAGES = 1_000
-"""Images inspected for disagreement: those on which trials differ most."""
+"""Maximum number of images to compare, those on which trials differ most."""
 MOST_THUMBNAILS = 300
 
 
 def class_data(study: Study, folders: Sequence[Path | None], kept: Sequence[RunRecord | None]) -> dict[str, Any] | None:
-    """Return results by class and image from the finished trials' predictions; None without any.
+    """Return results by class and image from predictions of finished trials, if any.
 
-    Trials that were tested on other images than the first are left out.
+    Trials with other test images than the first are ignored.
     """
     trials: dict[int, list[tuple[NDArray[np.intp], NDArray[np.bool_]]]] = {}
     keys = label = record = None
@@ -61,7 +61,7 @@ def class_data(study: Study, folders: Sequence[Path | None], kept: Sequence[RunR
         variants.append(
             {"variant": variant, "trials": len(results), "right": hits[variant][selection].tolist(),
              "errors": [round(float(error), 3) if np.isfinite(error) else None for error in errors],
-             "guess": results[0][0][selection].tolist(), **_confused(confusion)}
+             "guess": results[0][0][selection].tolist(), **_confusion_data(confusion)}
         )  # fmt: skip
     pictures = {}
     for place in np.argsort(-np.ptp(share[:, selection], axis=0), kind="stable")[:MOST_THUMBNAILS]:
@@ -81,8 +81,8 @@ def class_data(study: Study, folders: Sequence[Path | None], kept: Sequence[RunR
     }
 
 
-def _confused(confusion: NDArray[np.int_]) -> dict[str, Any]:
-    """Return the confusion matrix, or of many classes the pairs that are confused most."""
+def _confusion_data(confusion: NDArray[np.int_]) -> dict[str, Any]:
+    """Return the confusion matrix, or the most confused pairs for many classes."""
     if len(confusion) <= MOST_CONFUSION:
         return {"confusion": confusion.tolist()}
     off_diagonal = confusion.copy()

@@ -1,4 +1,4 @@
-"""The report of a study, written as one file; with a folder beside it for what does not fit."""
+"""Write the report of a study as one HTML page."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from se_lab.report.page.excitations import excitation_data
 from se_lab.report.page.predictions import class_data
 from se_lab.report.page.tables import bases, table_data
 from se_lab.report.page.trials import folders, records_in, trial_data
-from se_lab.report.published import costs_beside_paper
+from se_lab.report.published import variant_paper_costs
 from se_lab.report.ranks import can_rank
 from se_lab.report.tables import ablation_table, default_columns, refuse_absent_metric
 from se_lab.report.variants import BASELINE, group_variants
@@ -26,7 +26,7 @@ from se_lab.store import write_text_whole
 
 SCRIPTS = ("filter", "table", "figures", "curves", "classes", "trials", "report")
 PAGE_BYTES = 5_900_000
-"""The largest size of a page with its excitation figures; figures beyond it are only named."""
+"""Maximum size of a page with excitation figures; further figures are only listed."""
 
 
 def write_report(
@@ -38,21 +38,21 @@ def write_report(
     metric: str = "test/top1_error",
     beside: Path | None = None,
 ) -> Path:
-    """Write the page: question, table, figures, costs beside the paper's, classes, excitations, every trial.
+    """Write a page with table, figures, paper costs, classes, excitations and all trials.
 
-    It has the trials' specs, environments and tracebacks where their folders are at hand. The browser shows all of it
-    as text, so nothing in it can act as markup. Without JavaScript the table and static figures stand there.
+    Specs, environments and tracebacks are included if the trials' folders are available. All data is inserted as text,
+    never as markup. Without JavaScript, the page shows the table and static figures.
 
     Args:
-        records: One row a trial, as `load_records` gives them.
-        path: The file.
-        title: The page's title, such as the sweep's name.
-        question: What the study asks: a paragraph each, such as the sweep's description.
+        records: One row per trial, from `load_records`.
+        path: The file to write.
+        title: Title of the page, such as the name of the sweep.
+        question: Introductory paragraphs, such as the description of the sweep.
         metric: The metric to compare.
-        beside: A folder beside the file for all excitation figures.
+        beside: A folder for pages with all excitation figures.
 
     Raises:
-        ReportError: as `ablation_table`, except where trials have failed and none finished, which the page reports.
+        ReportError: as `ablation_table`, except if all trials failed, which the page reports.
     """
     study = group_variants(records)
     places = folders(study)
@@ -77,7 +77,7 @@ def write_report(
         data["bases"] = baselines if len(baselines) > 1 else None
         data["curves"] = curve_data(study, metric, trial_records)
         data["classes"] = class_data(study, places, trial_records)
-    costs = costs_beside_paper(study)
+    costs = variant_paper_costs(study)
     data["paper"] = table_data(costs) if costs else None
     template, scripts = ASSETS / "report.html", [ASSETS / f"{name}.js" for name in SCRIPTS]
     size = len(assemble(template, {}, scripts, static=static).encode()) + len(script_safe(data).encode())
@@ -88,7 +88,7 @@ def write_report(
 
 
 def _static_figures(records: pd.DataFrame, metric: str) -> str:
-    """Return the figures as images, for readers without JavaScript."""
+    """Return the figures as img elements, for readers without JavaScript."""
     images = []
     for _, figure in draw_figures(records, costs=COSTS[:1], metric=metric):
         if isinstance(figure, str):

@@ -1,4 +1,4 @@
-"""A folder of reports: an index, a page a study, and further pages for figures that do not fit there."""
+"""Write a folder of reports: an index, a page per study, and pages of excitation figures."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ INDEX = "index.html"
 
 @dataclass(frozen=True)
 class Chapter:
-    """A study of the index."""
+    """A study in the index."""
 
     title: str
     question: str
@@ -32,12 +32,12 @@ class Chapter:
 
     @property
     def name(self) -> str:
-        """The name of its files."""
+        """Name of the chapter's files."""
         return re.sub(r"[^\w.-]+", "-", self.title).strip("-.") or "study"
 
 
 def by_data_set(chapter: Chapter) -> list[Chapter]:
-    """Split a store's trials by data set; trials that have no record yet stay with the first."""
+    """Split the trials of a store by data set; trials without a record are put into the first."""
     names = chapter.records.get("data.name", pd.Series(dtype=object)).dropna()
     if names.nunique() < 2:
         return [chapter]
@@ -54,23 +54,23 @@ def write_site(
     where: Mapping[str, object] | None = None,
     overwrite: bool = False,
 ) -> list[Path]:
-    """Write an index and a page a study, each with the excitation figures of all its variants on pages beside it.
+    """Write an index, a page for each study, and pages with excitation figures.
 
     Args:
-        chapters: The studies, in the index's order.
-        folder: The folder to write into.
+        chapters: The studies, in the order of the index.
+        folder: The output folder.
         metric: The metric to compare.
-        where: Keep only these trials, as in `filter_records`.
+        where: A filter on trials, as for `filter_records`.
         overwrite: Replace files that SE-Lab did not write.
 
     Returns:
-        The index and the studies' pages.
+        The paths of the index and of the pages of studies.
 
     Raises:
-        ReportError: where no study allows a page; a single study that does not is named in the index.
+        ReportError: if no study has a report; otherwise the index lists those without one.
     """
     folder = Path(folder)
-    names = _distinct([chapter.name for chapter in chapters])
+    names = _make_distinct([chapter.name for chapter in chapters])
     folders = [folder / name for name in names]
     pages = [folder / f"{name}.html" for name in names]
     extra_pages = [
@@ -90,11 +90,11 @@ def write_site(
                 cells = [f'<a href="{html.escape(page.name)}">{html.escape(chapter.title)}</a>']
                 cells += map(html.escape, _summary(group_variants(records), metric))
                 cells.append(html.escape(chapter.question))
-            except SpecError as error:  # a ReportError, or a damaged file
+            except SpecError as error:  # a ReportError, or a corrupt file
                 cells = [html.escape(chapter.title), html.escape(str(error)), "", ""]
             rows.append("<tr>" + "".join(f'<td class="text">{cell}</td>' for cell in cells) + "</tr>")
         if not reports:
-            raise ReportError(f"None of the {len(chapters)} studies has a report: {_why(rows[0])}")
+            raise ReportError(f"None of {len(chapters)} studies has a report: {_why(rows[0])}")
         head = "".join(
             f'<th scope="col" class="text">{name}</th>' for name in ("study", "trials", "best variant", "question")
         )
@@ -111,7 +111,7 @@ def _pages_beside(chapter: Chapter, folder: Path, where: Mapping[str, object]) -
 
 
 def _summary(study: Study, metric: str) -> list[str]:
-    """Return the counts of trials and the best variant."""
+    """Return the numbers of trials by status, and the best variant."""
     counts = study.trials["status"].value_counts(sort=False)
     winner = ""
     if metric in study.trials and (study.trials["status"] == "finished").any():
@@ -123,8 +123,8 @@ def _summary(study: Study, metric: str) -> list[str]:
     return [", ".join(f"{count} {status}" for status, count in counts.items()), winner]
 
 
-def _distinct(names: Sequence[str]) -> list[str]:
-    """Return the names, with a number appended to repeated ones and to the index's."""
+def _make_distinct(names: Sequence[str]) -> list[str]:
+    """Append numbers to duplicate names, and to the name of the index."""
     counts: dict[str, int] = {Path(INDEX).stem: 1}
     answer = []
     for name in names:

@@ -1,4 +1,4 @@
-"""The tables of a page: cells, sort keys, and the text to copy; differences to any variant."""
+"""Data of the tables of a page, with differences from any variant."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from se_lab.report.render import Table
 from se_lab.report.variants import BASELINE, Study
 
 MOST_BASES = 24
-"""With more settings to compare with, only the usual baseline is offered."""
+"""Maximum number of settings offered as baseline; beyond it, only insertion none."""
 
 
 def table_data(table: Table) -> dict[str, Any]:
-    """Return the columns with printed cells and sort keys, and the table in formats to copy."""
+    """Return columns with printed cells and sort keys, and the table in formats for copying."""
     grid = table.grid()
     columns = []
     for c, shown in enumerate(table.shown):
@@ -38,7 +38,7 @@ COPIES = {"LaTeX": "latex", "Markdown": "markdown", "CSV": "csv"}
 
 
 def _parts(text: str, format: str, rows: int) -> dict[str, Any]:
-    """Split a table's text into its head, rows and foot."""
+    """Split the text of a table into head, rows and foot."""
     lines = text.rstrip("\n").split("\n")
     start = {"latex": r"    \midrule", "markdown": "", "csv": None}[format]
     first = lines.index(start) + 1 if start is not None else 1
@@ -48,16 +48,16 @@ def _parts(text: str, format: str, rows: int) -> dict[str, Any]:
 
 
 def settings(study: Study) -> list[str]:
-    """Return each variant's name without its group's, which variants of several groups can share."""
+    """Return the name of each variant without its group."""
     pairs = study.variants[["group", "variant"]].itertuples(index=False)
     return [name.removeprefix(f"{group}, ") if name != group else name for group, name in pairs]
 
 
 def bases(study: Study, metric: str) -> list[dict[str, Any]]:
-    """Return, for each setting that variants can be compared with, the study so compared and the table's column.
+    """Return the study and the column of differences for each setting that can be the baseline.
 
-    The usual baseline comes first. A group that lacks a setting keeps its own baseline. Settings without a finished
-    trial are left out. Empty without a baseline.
+    Insertion none is first. A group without the setting keeps its own baseline. Settings without a finished trial are
+    omitted. The list is empty if there is no baseline.
     """
     names = np.array(settings(study), dtype=object)
     baseline = study.baseline
@@ -73,7 +73,7 @@ def bases(study: Study, metric: str) -> list[dict[str, Any]]:
             base[study.group == study.group[variant]] = variant
         new_study = dataclasses.replace(study, baseline=base)
         estimate = computed.differences(new_study, metric)
-        if not np.isfinite(estimate.mean[~new_study.is_baseline]).any():  # none of its trials has finished
+        if not np.isfinite(estimate.mean[~new_study.is_baseline]).any():  # no finished trials
             continue
         texts = [
             "" if is_base else interval_text(value, half, col.decimals, signed=True)
@@ -89,5 +89,5 @@ def bases(study: Study, metric: str) -> list[dict[str, Any]]:
 
 
 def number(value: float) -> float | None:
-    """Return a number as JSON has it, None for NaN."""
+    """Return a number for JSON, with None for NaN."""
     return float(value) if np.isfinite(value) else None

@@ -1,4 +1,4 @@
-"""Every trial of a page: settings, environment, the command that repeats it, and its error."""
+"""Data of all trials of a page: settings, environment, command to reproduce, and error."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from se_lab.spec import RunSpec
 from se_lab.store import RunRecord, read_record
 
 TRACEBACK_CHARACTERS = 6_000
-"""The end of a traceback, which says what went wrong."""
+"""Maximum length of a traceback, of which the end is kept."""
 
 
 def folders(study: Study) -> list[Path | None]:
-    """Return (T,) the folder of each trial, None where its records came from elsewhere."""
+    """Return the folder of each trial (T,), or None if unknown."""
     paths = study.trials.get("folder", pd.Series(index=study.trials.index, dtype=object))
     return [Path(folder) if isinstance(folder, str) and folder else None for folder in paths]
 
 
 def records_in(places: Sequence[Path | None]) -> list[RunRecord | None]:
-    """Return (T,) the record of each trial that has ended and whose folder is known, else None."""
+    """Return the record of each trial (T,), or None if the folder is unknown or has no record."""
     return [read_record(folder) if folder is not None else None for folder in places]
 
 
 def trial_data(study: Study, kept: Sequence[RunRecord | None], metric: str) -> dict[str, Any]:
-    """Return every trial; shared settings, environments and tracebacks are listed once."""
+    """Return the data of all trials; common settings and environments are listed once."""
     spec = [str(key) for key in study.trials if "." in str(key) or key == "seed"]
     texts = pd.DataFrame({key: value_texts(study.trials[key]) for key in spec})
     shared_keys = [key for key in spec if texts[key].nunique() == 1]
@@ -79,8 +79,8 @@ def trial_data(study: Study, kept: Sequence[RunRecord | None], metric: str) -> d
 
 
 def repeat_command(record: RunRecord) -> str:
-    """Return the command that repeats a trial: `se-lab train` with every field that is not at its default."""
-    default = RunSpec().flat()  # None: unused by the unit, or by a net without units
+    """Return the `se-lab train` command that repeats a trial, with all non-default fields."""
+    default = RunSpec().flat()  # None for fields that the unit does not use
     flags = [
         f"--{key}={value if isinstance(value, str) else json.dumps(value)}"
         for key, value in record.spec.items()

@@ -88,7 +88,7 @@ def test_trials_without_predictions_or_of_other_images_are_refused(
     other = write_predictions("other", np.ones(200, bool), first=7)
     with pytest.raises(ReportError, match="different images"):
         classes(group_variants(records.assign(folder=[records["folder"][0], other])), TOP1)
-    with pytest.raises(ReportError, match="top-1 or top-5"):
+    with pytest.raises(ReportError, match="top-1 and top-5"):
         classes(group_variants(records), "test/loss")
 
 

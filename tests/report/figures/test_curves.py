@@ -66,7 +66,7 @@ def test_the_best_stay_where_there_are_more_than_fit(study: Make, with_curves: W
     )
     chart = chart_of(records)
     assert [panel.title for panel in chart.panels] == [f"r={r}" for r in range(58, 70)]
-    assert "56 variants that end worse left out" in chart.note
+    assert "56 worse variants are omitted" in chart.note
 
 
 def test_without_se_variants_the_baselines_are_the_panels(study: Make, with_curves: WithCurves) -> None:
@@ -95,7 +95,7 @@ def test_the_fall_from_chance_level_may_lie_above_the_axis_and_the_note_says_so(
     records = rewrite(with_curves(study([({"reduction": 4}, [8.0])])), list(range(40)), val_top1_error=errors)
     chart = chart_of(records)
     assert (chart.panels[0].y.limits or (0, 0))[1] == pytest.approx(1.08 * errors[4])
-    assert "the first epochs lie above the axis" in chart.note
+    assert "the first epochs are above the range of the axis" in chart.note
 
 
 def test_a_trial_without_a_validation_split_has_its_training_curve(study: Make, with_curves: WithCurves) -> None:
@@ -123,7 +123,7 @@ def test_files_with_other_columns_a_torn_end_or_no_epoch_are_read_as_far_as_they
 def test_folders_without_curves_and_unknown_metrics_are_refused(
     reduction_study: pd.DataFrame, with_curves: WithCurves, tmp_path: Path
 ) -> None:
-    with pytest.raises(ValueError, match=r"None of the 15 .*metrics\.csv"):
+    with pytest.raises(ValueError, match=r"None of 15 .*metrics\.csv"):
         chart_of(reduction_study.assign(folder=str(tmp_path)))
     with pytest.raises(ValueError, match="none of val/top9_error"):
         chart_of(with_curves(reduction_study), "test/top9_error")

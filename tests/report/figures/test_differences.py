@@ -37,7 +37,7 @@ def test_the_largest_differences_stay_where_there_are_too_many(study: Make) -> N
         study([({"insertion": "none"}, [8.0])] + [({"reduction": r}, [8.0 - r / 100]) for r in range(2, 72)])
     )
     assert [name for _, name in chart.panels[0].y.ticks or ()] == [f"r={r}" for r in range(12, 72)]
-    assert "10 smaller differences left out" in chart.note
+    assert "10 smaller differences are omitted" in chart.note
 
 
 def test_without_a_baseline_there_is_no_forest(study: Make) -> None:

@@ -67,5 +67,5 @@ def test_a_baseline_without_a_cell_is_named_in_the_note(study: Make) -> None:
 
 
 def test_a_study_of_one_key_has_no_heat_map(reduction_study: pd.DataFrame) -> None:
-    with pytest.raises(ValueError, match=r"two varied keys, and these trials vary model\.se\.reduction"):
+    with pytest.raises(ValueError, match=r"two varied keys; these trials vary model\.se\.reduction"):
         heatmap(group_variants(reduction_study), "test/top1_error")

@@ -142,7 +142,7 @@ def test_width_style_and_title_are_what_is_asked_for() -> None:
     assert "Error by epoch" not in [one.get_text() for one in draw(line_chart("a"), Look(title="")).texts]
     with pytest.raises(ValueError, match=r"Unknown style 'papr'\. Did you mean 'paper'"):
         Look("papr")
-    with pytest.raises(ValueError, match=r"from 2 to 60 inches, not 0\.5"):
+    with pytest.raises(ValueError, match=r"width is 0\.5 inches; it must be from 2 to 60"):
         Look(width=0.5)
 
 
@@ -181,7 +181,7 @@ def test_a_matrix_has_numbers_that_stand_out_where_they_fit_and_a_note_where_not
     cells = Cells(wide, "error", [[f"{value:.2f}" for value in row] for row in wide])
     figure = draw(line_chart("a", panels=[Panel(Axis("x", (-0.5, 99.5)), Axis("y", (3.5, -0.5)), cells=cells)]))
     assert not figure.axes[0].texts
-    assert "Numbers are left out" in figure.texts[1].get_text()
+    assert "Numbers are omitted" in figure.texts[1].get_text()
 
 
 def test_more_rows_or_columns_than_can_be_named_are_thinned_and_the_note_says_so() -> None:
@@ -208,7 +208,7 @@ def test_whole_numbers_are_written_without_decimals():
 
 def test_numbers_beside_a_panel_keep_clear_of_the_arrows_of_cut_intervals() -> None:
     points = Series(np.array([1.0, 2.0]), np.array([0.0, 1.0]), marker="square", x_half=np.array([50.0, 1.0]))
-    numbers = [Text(0, y, "−1.00 ± 50.00", aside=True) for y in (0.0, 1.0)]
+    numbers = [Text(0, y, "−1.00 ± 50.00", at_edge=True) for y in (0.0, 1.0)]
     panel = Panel(Axis("Δ", (-3, 3)), Axis("", (1.6, -0.6)), [points], texts=numbers)
     for style in STYLES:
         figure = draw(line_chart("a", panels=[panel]), Look(style))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from se_lab.report.figures.labels import place_names
-from se_lab.report.figures.names import Names, wrapped
+from se_lab.report.figures.names import Names, wrap
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,7 @@ from se_lab.report.figures.names import Names, wrapped
     ],
 )
 def test_a_name_is_broken_where_it_can_be_and_nothing_of_it_is_lost(text: str, expected: str) -> None:
-    assert wrapped(text, 10, len) == expected
+    assert wrap(text, 10, len) == expected
 
 
 def test_names_that_do_not_fit_become_numbers_with_a_key() -> None:

@@ -57,7 +57,7 @@ def test_variants_of_equal_cost_stand_at_that_cost_and_the_note_says_so(study: M
     for order in (records, records.iloc[::-1]):
         chart = chart_of(order)
         assert {x for x, _ in points(chart).values()} == {271.45}
-        assert "6 variants share their cost" in chart.note
+        assert "6 variants have the same cost" in chart.note
 
 
 def test_trials_are_small_points_with_the_trial_behind_them(reduction_study: pd.DataFrame) -> None:
@@ -125,7 +125,7 @@ def test_more_variants_than_can_be_named_leave_the_front_and_the_baseline_named(
     )
     named = {name.text for name in chart.panels[0].names}
     assert "no SE" in named and len(named) < 41
-    assert f"{41 - len(named)} variants without a name" in chart.note
+    assert f"{41 - len(named)} names are omitted" in chart.note
 
 
 def test_a_variant_without_a_result_is_not_drawn(reduction_study: pd.DataFrame) -> None:

@@ -64,8 +64,8 @@ def test_a_store_of_two_data_sets_has_a_page_for_each_and_a_study_without_result
     waiting = Chapter("later", "", study(variants).assign(status="running"))
     index, *pages = write_site([*chapters, waiting, chapters[0]], tmp_path)
     assert [page.name for page in pages] == ["runs-digits.html", "runs-cifar10.html", "runs-digits-2.html"]
-    assert "None of the 2 trials has finished: 2 running" in index.read_text()
-    with pytest.raises(ReportError, match="None of the 1 studies has a report: None of the 2 trials"):
+    assert "None of 2 trials has finished: 2 running" in index.read_text()
+    with pytest.raises(ReportError, match="None of 1 studies has a report: None of 2 trials"):
         write_site([waiting], tmp_path / "other")
 
 

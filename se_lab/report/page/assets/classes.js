@@ -9,7 +9,7 @@ function addClasses(part) {
     select("beside", labels, state.other, i => { state.other = i; again(); })));
   part.append(make("h3", "Errors by class"));
   const errors = addPlot(part, { id: "classes", title: "Top-1 error by class", height: 340,
-    note: "Of all images of a class, in all finished trials of the variant.",
+    note: "Error over all images of a class, in all finished trials of the variant.",
     build: () => ({
       traces: [...new Set([one(), other()])].map((chosen, i) => ({ type: "bar", name: escaped(data.variants[chosen.variant].name), x: names,
         y: chosen.errors, marker: { color: PALETTE[i] }, hovertemplate: "class %{x}: %{y:.2f} %<extra></extra>" })),
@@ -19,17 +19,17 @@ function addClasses(part) {
   if (variants[0].confusion) {
     part.append(make("h3", "Confusion"));
     confusion = addPlot(part, { id: "confusion", title: "Confusion matrix", height: Math.min(700, 160 + 26 * names.length),
-      note: "Images in all finished trials of the first variant: a row a true class, a column a predicted one. The diagonal and zeros are left out.",
+      note: "Numbers of images in all finished trials of the first variant, without the diagonal and zeros.",
       build: () => {
         const z = one().confusion.map((row, r) => row.map((value, c) => r === c || value === 0 ? null : value));
         return { traces: [{ type: "heatmap", x: names, y: names, z, colorscale: "Cividis", reversescale: true, xgap: 1, ygap: 1,
-          ...(names.length <= 20 ? { text: z.map(row => row.map(value => value ?? "")), texttemplate: "%{text}" } : {}), hovertemplate: "%{y} taken for %{x}: %{z}<extra></extra>" }],
+          ...(names.length <= 20 ? { text: z.map(row => row.map(value => value ?? "")), texttemplate: "%{text}" } : {}), hovertemplate: "%{y} classified as %{x}: %{z}<extra></extra>" }],
         layout: { xaxis: { type: "category", title: { text: "predicted class" }, showgrid: false }, yaxis: { type: "category", title: { text: "true class" }, autorange: "reversed", showgrid: false } } };
       },
       rows: () => [["true class", ...names], ...one().confusion.map((row, r) => [names[r], ...row])] });
   } else {
-    part.append(make("h3", "Most confused"), make("p", `With ${names.length} classes: the pairs that are confused most, by variant.`, { class: "note" }));
-    part.append(plainTable([["variant", "true class", "taken for", "images"], ...variants.flatMap(each =>
+    part.append(make("h3", "Most confused"), make("p", `The most confused pairs of ${names.length} classes, by variant.`, { class: "note" }));
+    part.append(plainTable([["variant", "true class", "predicted class", "images"], ...variants.flatMap(each =>
       each.pairs.map(([truth, guess, count]) => [data.variants[each.variant].name, names[truth], names[guess], count]))], "Most confused classes"));
   }
   const box = make("div");
@@ -41,17 +41,17 @@ function addClasses(part) {
       .sort((x, y) => Math.abs(y.a / one().trials - y.b / other().trials) - Math.abs(x.a / one().trials - x.b / other().trials));
     box.replaceChildren();
     if (one() === other() || !rows.length) {
-      box.append(make("p", one() === other() ? "Choose another variant to compare with." : "No image sets the two apart.", { class: "note" }));
+      box.append(make("p", one() === other() ? "Choose another variant for comparison." : "The variants agree on all images.", { class: "note" }));
       return;
     }
     const tell = (each, i) => `${each.right[i]} of ${each.trials}` + (each.guess[i] === truth[i] ? "" : `, ${names[each.guess[i]]}`);
     const heads = ["image", "class", data.variants[one().variant].name, data.variants[other().variant].name];
     const cells = rows.slice(0, 100).map(({ key, i }) => [key, names[truth[i]], tell(one(), i), tell(other(), i)]);
-    const table = sortable({ id: "images", caption: `${rows.length} images that one variant gets right in more of its trials than the other`,
+    const table = sortable({ id: "images", caption: `${rows.length} images that the two variants classify correctly in different fractions of trials`,
       columns: heads.map((label, c) => ({ label, text: true, cells: cells.map(row => row[c]), by: cells.map(row => row[c]),
         node: c === 0 ? place => pictured(rows[place].key, pictures[rows[place].i]) : undefined })) });
-    box.append(table.node, make("p", `How many trials of the variant are right, and what its first trial takes the image for.` +
-      (rows.length > 100 ? " The 100 with the largest difference." : "") + (total > keys.length ? ` Looked for among the ${keys.length} images, of ${total}, on which trials differ most.` : ""), { class: "note" }));
+    box.append(table.node, make("p", `Number of trials that are correct, and the prediction of the first trial if wrong.` +
+      (rows.length > 100 ? " Only the 100 largest differences are shown." : "") + (total > keys.length ? ` Based on the ${keys.length} of ${total} images on which trials differ most.` : ""), { class: "note" }));
   }
   const pictured = (key, source) => source ? make("span", null, {}, make("img", null, { src: source, alt: "", class: "thumbnail" }), ` ${key}`) : key;
   showImages();

@@ -1,5 +1,5 @@
 "use strict";
-// What the report and the explorer share. Data becomes text nodes, attributes set by the DOM, or strings escaped for Plotly.
+// Functions shared by report and explorer. All data is inserted as text nodes, attributes, or strings escaped for Plotly.
 const at = id => document.getElementById(id);
 const data = JSON.parse(at("data").textContent);
 
@@ -15,7 +15,7 @@ function button(text, action, attributes = {}) {
   made.addEventListener("click", action);
   return made;
 }
-function select(label, options, chosen, action) {  // options: texts; action gets the number of the chosen one
+function select(label, options, chosen, action) {  // options: texts; action: called with the index of the chosen option
   const box = make("select", null, {}, ...options.map((text, i) => new Option(text, i, false, i === chosen)));
   box.addEventListener("change", () => action(box.selectedIndex));
   return make("label", `${label} `, {}, box);
@@ -27,28 +27,28 @@ function checkbox(label, checked, action, attributes = {}) {
   return label === null ? box : make("label", null, {}, box, label);
 }
 
-// Plotly lies in the page compressed: a third of its size, and the page is read before it is unpacked.
+// Plotly is compressed to a third of its size, and decompressed once the page has loaded.
 async function loadPlotly() {
   const packed = Uint8Array.from(atob(at("plotly").textContent), char => char.charCodeAt(0));
   const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
   document.head.append(make("script", await new Response(stream).text()));
 }
 
-// Colours follow the page's, light or dark; on paper it is light.
+// Colours follow the light or dark theme; printing uses the light one.
 let printing = false;
-const NARROW = 600;  // pixels of a window, below which legends stand above their plots
-const PAPER_WIDTH = 690;  // pixels: fits A4 and Letter with a browser's margins
+const NARROW = 600;  // window width in pixels below which legends are above plots
+const PAPER_WIDTH = 690;  // pixels; fits A4 and Letter with a browser's margins
 const dark = matchMedia("(prefers-color-scheme: dark)");
 function color(name) {
   if (printing) return { fg: "#000", soft: "#444", bg: "#fff", line: "#ccc" }[name];
   return getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 }
-function lightened(hex) {  // a colour for white paper, on a dark page: the darker it is, the more white it gets
+function lightened(hex) {  // lightens a colour for dark pages, dark colours more than light ones
   const parts = [1, 3, 5].map(i => parseInt(hex.slice(i, i + 2), 16)), [r, g, b] = parts.map(part => (part / 255) ** 2.2);
   const share = Math.max(0, 0.4 - 1.15 * (0.2126 * r + 0.7152 * g + 0.0722 * b));
   return `#${parts.map(part => Math.round(part + share * (255 - part)).toString(16).padStart(2, "0")).join("")}${hex.slice(7)}`;
 }
-function recolored(traces) {  // what was drawn for white paper, for the page's background; and a copy, as Plotly changes it
+function recolored(traces) {  // returns a copy with colours for the current theme, since Plotly modifies its input
   const text = JSON.stringify(traces).replace(/"(#000(000)?|black)"/g, `"${color("fg")}"`).replaceAll('"white"', `"${color("bg")}"`);
   return JSON.parse(printing || !dark.matches ? text : text.replace(/"#[0-9a-f]{6}([0-9a-f]{2})?"/gi, quoted => `"${lightened(quoted.slice(1, -1))}"`));
 }
@@ -84,7 +84,7 @@ const csvText = rows => rows.map(row => row.map(csvCell).join(",")).join("\n") +
 async function copy(text, done) {
   try {
     await navigator.clipboard.writeText(text);
-  } catch {  // a page from a file may not have the clipboard
+  } catch {  // a page opened from a file may have no access to the clipboard
     const box = make("textarea", null, { "aria-hidden": "true" });
     box.value = text;
     document.body.append(box);
@@ -95,14 +95,14 @@ async function copy(text, done) {
   done();
 }
 
-// The address: #anchor?name=value&…, so that a link shows the same. Pages from files may change nothing but the fragment.
+// The state is in the address, #anchor?name=value&…, so that it can be linked. Pages opened from files may change only the fragment.
 const address = { anchor: "", values: new URLSearchParams() };
 function readAddress() {
   const [anchor, query = ""] = location.hash.slice(1).split("?");
   address.anchor = decodeURIComponent(anchor);
   address.values = new URLSearchParams(query);
 }
-function writeAddress(values) {  // empty values are left out
+function writeAddress(values) {  // omits empty values
   const kept = Object.entries(values).filter(([, value]) => value !== "" && value !== null && value !== undefined);
   address.values = new URLSearchParams(kept.map(([name, value]) => [name, String(value)]));
   const query = address.values.toString();
@@ -111,9 +111,9 @@ function writeAddress(values) {  // empty values are left out
 const clean = markup => (markup ?? "").replace(/<br>/g, ", ").replace(/<[^>]*>/g, "").replaceAll("&nbsp;", " ").replaceAll("&lt;", "<").replaceAll("&gt;", ">").replaceAll("&amp;", "&").trim();
 const escaped = text => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
 
-// A figure's place: the plot, with a name for those who do not see it, buttons to download it, and its numbers as a table.
+// The elements of a figure: the plot with a label for screen readers, download buttons, and a table of its data.
 function figureFrame({ id, title, note, height, rows }, ...controls) {
-  const node = make("div", null, { class: "plot", id: `${id}-plot`, role: "img", "aria-label": `${title}. ${note ?? ""} The same numbers stand in the table below it.` });
+  const node = make("div", null, { class: "plot", id: `${id}-plot`, role: "img", "aria-label": `${title}. ${note ?? ""} The table below has the same data.` });
   if (height) node.style.height = `${height}px`;
   const table = make("details", null, { class: "choose" }, make("summary", "Data of this figure"));
   table.addEventListener("toggle", () => {

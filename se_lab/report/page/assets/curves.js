@@ -1,11 +1,11 @@
-// Training curves: a variant's mean over its seeds with the range of its trials, or a line a trial.
+// Training curves: mean and range over the seeds of a variant, or a line per trial.
 const PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#8c6bb1", "#999933", "#44AA99", "#AA4466"];
-const MOST_SHOWN = 6;  // variants whose curves are shown before a reader asks for more
+const MOST_SHOWN = 6;  // number of variants shown initially
 
 function addCurves(part) {
   const quantities = data.curves.quantities;
   const picked = () => quantities[Math.min(state.quantity, quantities.length - 1)];
-  const positive = value => state.log && value <= 0 ? null : value;  // a logarithm has no place for 0
+  const positive = value => state.log && value <= 0 ? null : value;  // a log axis cannot show 0
   function build() {
     const time = state.time && data.curves.has_time, traces = [], { keys, heading } = picked();
     data.curves.order.forEach((variant, place) => {
@@ -45,8 +45,8 @@ function addCurves(part) {
     select("Show", quantities.map(one => one.heading), state.quantity, i => { state.quantity = i; again(); }),
     ...(data.curves.has_time ? [select("over", ["epoch", "time"], state.time ? 1 : 0, i => { state.time = i === 1; again(); })] : []),
     checkbox("logarithmic", state.log, on => { state.log = on; again(); }),
-    checkbox("a line a trial", state.each, on => { state.each = on; again(); })));
+    checkbox("one line per trial", state.each, on => { state.each = on; again(); })));
   const plot = addPlot(part, { id: "curves", title: "Training curves", build, height: 420,
-    note: "Solid in validation, dotted (points: hollow) in training; the mean over seeds, with a band from the lowest to the highest. Click a name to show or hide it." });
+    note: "Solid: validation; dotted or hollow: training. Mean over seeds, with a band from the lowest to the highest seed. Click a name to show or hide a variant." });
 }
 const mean = values => values.length ? values.reduce((sum, value) => sum + value, 0) / values.length : null;

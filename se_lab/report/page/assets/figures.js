@@ -1,5 +1,5 @@
-// Figures: Plotly draws what is on the screen; the rest waits until it is scrolled to or printed.
-// A point belongs to a variant and perhaps a trial by its customdata [variant, trial or -1], a whole trace by its meta.
+// Figures: Plotly draws those on the screen; others are drawn when they are scrolled to or printed.
+// The customdata of a point, or the meta of a trace, is [variant, trial or -1].
 const plots = [];
 let plotlyReady = false;
 
@@ -44,18 +44,18 @@ function redraw(plot) {
     const variants = (event?.points ?? []).map(point => tagOf(point)[0]).filter(variant => variant >= 0);
     if (variants.length) choose(new Set(variants));
   });
-  plot.node.on("plotly_restyle", ([change, places]) => {  // a click into the legend: it stays through every redraw
+  plot.node.on("plotly_restyle", ([change, places]) => {  // keeps the visibility set in the legend for later redraws
     if (!change.visible) return;
     places.forEach((place, i) => plot.hidden.set(plot.node.data[place].uid, [change.visible].flat()[i] ?? [change.visible].flat()[0]));
   });
 }
-function keepTicks(axis, traces) {  // names of rows that have no point left go
+function keepTicks(axis, traces) {  // removes ticks of rows without visible points
   const left = new Set(traces.flatMap(trace => trace.y ?? []));
   const places = axis.tickvals.flatMap((value, i) => left.has(value) ? [i] : []);
   axis.ticktext = places.map(i => axis.ticktext[i]);
   axis.tickvals = places.map(i => axis.tickvals[i]);
 }
-function dropOverlaps(layout, traces, width) {  // names of points were placed for a wide screen: of two that overlap, the first stays
+function dropOverlaps(layout, traces, width) {  // removes names that overlap earlier ones on a narrow screen
   const beside = width >= NARROW && traces.some(trace => trace.showlegend !== false && trace.name) ? 150 : 0, room = Math.max(100, width - 72 - beside);
   const boxes = [];
   layout.annotations = layout.annotations?.filter(note => {
@@ -68,7 +68,7 @@ function dropOverlaps(layout, traces, width) {  // names of points were placed f
     return true;
   });
 }
-function redrawAll(now = false) {  // what is on the screen first, then what is near it, a task each, so that keys are never kept waiting
+function redrawAll(now = false) {  // draws figures on the screen first, then others in separate tasks, so that the page stays responsive
   for (const plot of plots) plot.dirty = true;
   if (now) return plots.forEach(redraw);
   const onScreen = ({ node }) => { const { top, bottom } = node.getBoundingClientRect(); return top < innerHeight && bottom > 0; };
@@ -78,7 +78,7 @@ function redrawAll(now = false) {  // what is on the screen first, then what is 
 }
 const tagOf = point => point.customdata ?? (Array.isArray(point.data?.meta) ? point.data.meta : [-1, -1]);
 
-// What the filter leaves, faded where something else is selected.
+// Returns the traces that pass the filter, faded if other variants are selected.
 function chosen(traces, plot) {
   const kept = [];
   traces.forEach((trace, i) => {
@@ -113,7 +113,7 @@ function keepPoints(trace, keep) {
   for (const bar of ["error_x", "error_y"]) if (trace[bar]) part[bar] = { ...trace[bar], ...picked(trace[bar], ["array", "arrayminus"]) };
   return part;
 }
-function front(traces, sign) {  // the Pareto front of the points that are left: no other is cheaper and better
+function front(traces, sign) {  // returns the Pareto front of the visible points
   const points = traces.flatMap(trace => !Array.isArray(trace.meta) && trace.mode !== "text" && trace.customdata
     ? trace.customdata.flatMap(([, trial], i) => trial < 0 ? [[trace.x[i], trace.y[i]]] : []) : []);
   points.sort((a, b) => a[0] - b[0] || sign * (a[1] - b[1]));
@@ -129,7 +129,7 @@ function front(traces, sign) {  // the Pareto front of the points that are left:
   return { x, y };
 }
 
-// A figure's numbers: a row a point.
+// Returns the data of a figure with a row per point.
 function dataRows({ traces, layout }) {
   const title = name => layout[name]?.title?.text || name[0];
   const rows = [["variant", "trial", title("xaxis"), title("yaxis"), "±"]];

@@ -1,4 +1,4 @@
-// The report: its state, what follows from it, and the sections in their order.
+// The report: its state, filter, selection and sections.
 const state = { filter: "", sort: "", base: data.base ?? 0, cost: 0, errors: 0, selected: new Set(), compared: new Set(), quantity: 0, time: false, log: false,
   each: false, one: 0, other: 0, variants: null, trials: null };
 const numbers = text => text.split(",").filter(part => /^\d+$/.test(part)).map(Number);
@@ -47,7 +47,7 @@ const trialFacts = data.trials.map(trial => {
   return own;
 });
 const trialWords = data.trials.map(trial => [trial.name, trial.status, trial.id, ...Object.values(trial.spec)].flatMap(value => wordsOf(String(value))));
-for (const [i, trial] of data.trials.entries()) {  // and the cells of its row, as they are printed
+for (const [i, trial] of data.trials.entries()) {  // and the printed cells of the variant's row
   for (const column of data.table?.columns ?? []) trialWords[i].push(...wordsOf(column.cells[trial.variant]));
 }
 
@@ -72,7 +72,7 @@ function applyFilter() {
   at("count").textContent = all ? "" : `${count(state.variants.size, data.variants.length, "variants")}, ${count(state.trials.size, data.trials.length, "trials")}`;
 }
 let pending = 0;
-function onFilter() {  // rows follow each key at once; figures when the keys rest for a moment
+function onFilter() {  // updates rows at once, and figures after a short pause
   state.filter = at("filter").value;
   applyFilter();
   clearTimeout(pending);
@@ -120,14 +120,14 @@ function addTable() {
     onSort: (c, down) => { state.sort = `${c}${down ? "-" : ""}`; save(); },
   });
   const copyAs = format => event => copy(tableText(format), () => {
-    const said = event.target.textContent;
+    const label = event.target.textContent;
     event.target.textContent = "Copied";
-    setTimeout(() => { event.target.textContent = said; }, 1500);
+    setTimeout(() => { event.target.textContent = label; }, 1500);
   });
   part.append(table.node, make("div", null, { class: "controls" }, ...Object.keys(data.table.copies).map(format => button(`Copy as ${format}`, copyAs(format)))),
     notes(data.table.notes));
 }
-function tableText(format) {  // the rows that are shown, in the order in which they are
+function tableText(format) {  // returns the visible rows in their current order
   const { head, rows, foot } = data.table.copies[format];
   return [head, ...table.order.filter(i => !table.rows[i].hidden).map(i => rows[i]), foot].filter(text => text !== "").join("\n") + "\n";
 }
@@ -152,7 +152,7 @@ for (const text of data.question) at("question").append(make("p", text, { class:
 restore();
 if (data.table) addTable();
 at("main").append(make("section", null, { id: "comparison", hidden: "" }, make("h2", "Settings side by side"), make("div", null, { id: "compared" })));
-const CHOICES = { tradeoff: ["cost", "against"], class_differences: ["errors", "Errors of"] };  // the state's key, and what is chosen
+const CHOICES = { tradeoff: ["cost", "against"], class_differences: ["errors", "Errors of"] };  // state key, label
 for (const figure of data.figures) {
   const part = section(figure.id, figure.title);
   const isRebased = figure.id === "differences" && figure.choices.length > 1;
@@ -182,13 +182,13 @@ if (data.excitations.length || data.left_out.length) {
     part.append(box);
   });
   if (data.left_out.length) {
-    const summary = make("summary", `${data.left_out.length} figures are left out to keep the page small; report -o FOLDER/ writes pages for them`);
+    const summary = make("summary", `${data.left_out.length} figures are omitted to limit the size of the page; report -o FOLDER/ writes pages with all figures`);
     part.append(make("details", null, { class: "note" }, summary, notes(data.left_out)));
   }
 }
 addTrials(section("trials", "Trials"));
 
-// What the address says
+// Restore the state in the address
 at("filter").value = state.filter;
 at("filter").addEventListener("input", onFilter);
 at("clear").addEventListener("click", () => choose(new Set()));
@@ -232,4 +232,4 @@ loadPlotly().then(() => {
   plotlyReady = true;
   redrawAll();
   document.body.dataset.ready = "1";
-}, error => { at("message").textContent = `The figures cannot be drawn by this browser: ${error.message}`; });
+}, error => { at("message").textContent = `This browser cannot draw the figures: ${error.message}`; });

@@ -1,5 +1,5 @@
-// A table whose headings are buttons that sort: empty cells last, either way; equal ones in their first order.
-// columns: [{label, text, cells, by, bold}]; lead(row) may return cells that stand before them; groups: rows that stay together.
+// A sortable table: empty cells are always last, and sorting is stable.
+// columns: [{label, text, cells, by, bold}]; lead(row) may return cells before the columns; extra(row) a row after it.
 function sortable({ id, caption, columns, lead, leadHeads = [], extra, onSort }) {
   const count = columns[0]?.cells.length ?? 0;
   const rows = Array.from({ length: count }, (_, i) => {
@@ -36,7 +36,7 @@ function sortable({ id, caption, columns, lead, leadHeads = [], extra, onSort })
   const table = { rows, node, sort, heads, order: rows.map((_, i) => i) };
   return table;
 }
-function breakable(text) {  // long names break after their separators
+function breakable(text) {  // allows line breaks after separators in long names
   return text.split(/(?<=[_./-])(?=[^\d_./-])/).flatMap((part, i) => i ? [make("wbr", null), part] : [part]);
 }
 function facts(pairs) {

@@ -1,16 +1,16 @@
-// Every trial, also those that failed: a row each, whose details are made when they are first looked at.
+// A table of all trials, including failed ones; details are created when they are first opened.
 let trialTable = null;
 const trialDetails = [];
 
 function addTrials(part) {
-  part.append(make("details", null, {}, make("summary", "What all trials share"), facts(Object.entries(data.shared))));
+  part.append(make("details", null, {}, make("summary", "Settings of all trials"), facts(Object.entries(data.shared))));
   const column = (label, of, text = false, node) => ({ label, text, cells: data.trials.map(of), by: data.trials.map(trial => {
     const value = of(trial), number = numberOf(value);
     return Number.isNaN(number) ? value : number;
   }), node });
   const open = i => button(data.trials[i].name, () => openTrial(i, trialDetails[i].hidden), { class: "open", "aria-expanded": "false" });
   trialTable = sortable({
-    id: "trial-table", caption: "A trial's name opens its settings, environment and command.",
+    id: "trial-table", caption: "Click the name of a trial for its settings, environment and command.",
     columns: [column("variant", trial => trial.name, true, open), column("seed", trial => trial.seed),
       column("status", trial => trial.status, true, i => make("span", data.trials[i].status, data.trials[i].status === "finished" ? {} : { class: "failed" })),
       column(data.metric.heading, trial => trial.value), column("trial", trial => trial.id, true)],
@@ -47,7 +47,7 @@ function openTrial(i, open = true) {
   if (open) row.scrollIntoView({ block: "center" });
 }
 
-// Settings side by side: of the selected variants, or of the trials marked to compare.
+// Settings side by side, of the trials marked for comparison, or of the selected variants.
 function showComparison() {
   const box = at("compared");
   box.replaceChildren();
@@ -56,7 +56,7 @@ function showComparison() {
   at("comparison").hidden = things.length < 2;
   if (things.length < 2) return;
   const keys = [...new Set(things.flatMap(([, spec]) => Object.keys(spec)))].filter(key => new Set(things.map(([, spec]) => spec[key])).size > 1);
-  if (!keys.length) box.append(make("p", "They differ in nothing but their seeds.", { class: "note" }));
+  if (!keys.length) box.append(make("p", "They differ only in their seeds.", { class: "note" }));
   else box.append(plainTable([["setting", ...things.map(([name]) => name)], ...keys.map(key => [key, ...things.map(([, spec]) => spec[key] ?? "–")])],
-    "Settings that differ; all others are the same"));
+    "Settings that differ"));
 }
