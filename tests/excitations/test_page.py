@@ -167,7 +167,7 @@ def test_at_imagenets_size_the_page_stays_below_60_mb_says_it_is_thinned_and_its
     statistics = made_up([2048] * 16, 1000)
     view = page([("large", statistics)], classes=[1, 254, 404, 972])
     assert (tmp_path / "explorer.html").stat().st_size < 60e6
-    assert "Thinned" in view.do('r = at("thinned").textContent;')
+    assert "To limit the size of the page" in view.do('r = at("thinned").textContent;')
 
     def check(unit: str, classes: list[int]) -> None:
         for line, k in zip(view.traces("profile"), classes, strict=False):

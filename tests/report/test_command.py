@@ -83,7 +83,7 @@ def test_detect_adds_the_seeds_that_a_difference_needs(run: Run) -> None:
         (["--paper", "table_10_reductoin"], "Did you mean 'table_10_reduction'?"),
         (["--pivot", "model.se.reduction", "model.bakbone"], "Did you mean 'model.backbone'?"),
         (["--pivot", "model.se.reduction", "model.backbone", "--detect", "1"], "--detect does not go with --pivot"),
-        (["--detect", "-1"], "must be above zero"),
+        (["--detect", "-1"], "must be above 0"),
         (["--costs_only"], "give RUNS, or else"),
     ],
 )
@@ -114,7 +114,7 @@ def test_two_data_sets_stand_beside_each_other_in_every_verb(
         ),
         (lambda r: r.assign(**{TOP1: float("nan")}), "No finished trial has a value of 'test/top1_error'"),
         (lambda r: r.assign(status="running"), "None of 18 trials has finished: 18 running"),
-        (lambda r: r.head(0), "No trials"),
+        (lambda r: r.head(0), "There are no trials"),
     ],
 )
 @pytest.mark.parametrize("verb", ["table", "plot", "report"])

@@ -63,7 +63,7 @@ def test_the_deviation_is_ours_less_the_papers_on_its_net_and_data(study: Make) 
     assert r2[f"{TOP1}:paper"] == 22.29
     assert r2[f"{TOP1}:deviation"] == pytest.approx(22.1 - 22.29)
     assert r2[f"{TOP1}:paper_difference"] == pytest.approx(22.29 - 23.30)
-    assert any("In the paper's table but not here: 4; 8; 16; 32." in note for note in table.notes)
+    assert any("Rows of the paper's table without a variant: 4; 8; 16; 32." in note for note in table.notes)
 
 
 def test_on_another_net_or_data_set_only_differences_stand_beside_ours(reduction_study: pd.DataFrame) -> None:
@@ -157,7 +157,7 @@ def test_the_papers_nets_are_counted_without_training_and_told_one_by_one() -> N
     }
     assert list(by_variant(table)["params:agrees"]) == ["yes", "yes", "no, +3.7 %", "no, +3.2 %"]  # 4.2, 4.7, 1.8, 2.4
     assert [line.split(":")[0] for line in told] == list(params.index)
-    with pytest.raises(ValueError, match="prints no costs"):
+    with pytest.raises(ValueError, match="has no costs"):
         count_paper_costs("11")
 
 
@@ -180,7 +180,7 @@ def test_the_papers_of_other_units_stand_beside_ours_each_with_its_own_baseline_
     assert cbam[f"{TOP1}:paper"] == 22.66 and np.isnan(cbam[f"{TOP1}:paper_difference"])  # its baseline is not known
     assert np.isnan(ge[f"{TOP1}:paper"])
     assert any("srm, Lee et al. 2019 (arXiv 1903.10829)" in note for note in table.notes)
-    assert any("but not here" in note and "gct, Yang et al. 2020" in note for note in table.notes)
+    assert any("without a variant" in note and "gct, Yang et al. 2020" in note for note in table.notes)
 
 
 def test_ecas_rule_adds_86_parameters_where_its_paper_prints_80() -> None:

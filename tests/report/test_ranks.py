@@ -95,5 +95,5 @@ def test_images_are_drawn_where_all_trials_have_the_same_ones(study: Make, write
 
 def test_a_metric_without_a_better_direction_has_no_ranks(study: Make) -> None:
     records = study([({"insertion": "none"}, [8.0, 8.1]), ({"reduction": 2}, [8.0, 8.2])], **{"test/odd": 1.0})
-    with pytest.raises(ReportError, match="no better direction"):
+    with pytest.raises(ReportError, match="No ranks"):
         ablation_table(records, metric="test/odd", columns=["rank"])

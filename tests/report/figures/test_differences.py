@@ -41,7 +41,7 @@ def test_the_largest_differences_stay_where_there_are_too_many(study: Make) -> N
 
 
 def test_without_a_baseline_there_is_no_forest(study: Make) -> None:
-    with pytest.raises(ValueError, match="Nothing pairs"):
+    with pytest.raises(ValueError, match="No variant has a baseline"):
         chart_of(study([({"reduction": 4}, [7.0]), ({"reduction": 8}, [7.0])]))
 
 

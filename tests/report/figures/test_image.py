@@ -190,8 +190,8 @@ def test_more_rows_or_columns_than_can_be_named_are_thinned_and_the_note_says_so
     cells = Cells(np.eye(count), "correlation")
     side = Axis("", (-0.5, count - 0.5), ticks=ticks, names=True)
     figure = draw(line_chart("a", panels=[Panel(side, side, cells=cells)]))
-    assert "Not all rows are named" in figure.texts[1].get_text()
-    assert "Not all columns are named" in figure.texts[1].get_text()
+    assert "Some names of rows are omitted" in figure.texts[1].get_text()
+    assert "Some names of columns are omitted" in figure.texts[1].get_text()
     assert list(overlaps(figure)) == []
 
 

@@ -60,7 +60,7 @@ def test_ticks_are_round_and_differ_in_print_where_values_are_close(study: Make)
 
 
 def test_a_single_variant_is_refused(study: Make) -> None:
-    with pytest.raises(ValueError, match="only one"):
+    with pytest.raises(ValueError, match="at least two"):
         chart_of(study([({"reduction": 4}, [7.0])]))
 
 
