@@ -25,7 +25,7 @@ GROUPS, BASE_WIDTH = 4, 64
 
 
 class ShakeBasic(ResidualUnit):
-    """Shortcut + shake(act1(x)) with two branches of 3×3 convolutions: conv1, bn1, act1, conv2, bn2.
+    """Shortcut + shake(act1(x)); each of two branches is conv1, bn1, act1, conv2, bn2 (3×3).
 
     (N, in_channels, H, W) to (N, channels, H / stride, W / stride). The branch ends in `shake`; nothing follows the
     join. A shortcut that changes the width takes the activated input.
@@ -73,7 +73,7 @@ class ShakeBasic(ResidualUnit):
 
 
 class ShakeBottleneck(ResidualUnit):
-    """act(shortcut + shake(x)) with two branches that are ResNeXt bottlenecks: conv1, bn1, … bn3.
+    """act(shortcut + shake(x)); each of two branches is a ResNeXt bottleneck.
 
     (N, in_channels, H, W) to (N, channels, H / stride, W / stride). The 3×3 convolution has 4 groups of channels / 4
     channels. The branch ends in `shake`; `act` follows the join.
@@ -143,7 +143,7 @@ default_cfgs = generate_default_cfgs(
 def cifar_shake_shake26_2x96d(
     pretrained: bool = False, forward_alpha: str = "shake", backward_alpha: str = "shake", **kwargs: Any
 ) -> CifarNet:
-    """Shake-Shake 26 2×96d, 26.2M parameters (SE paper, Table 4); for the modes see `ShakeShake`."""
+    """Shake-Shake 26 2×96d, 26.2M parameters (SE paper, Table 4); see `ShakeShake` for modes."""
     unit = partial(ShakeBasic, alphas=(forward_alpha, backward_alpha))
     args = {"units": 4, "channels": (96, 192, 384), "stem": ("norm",), "tail": ("act",)}
     return build_cifar("cifar_shake_shake26_2x96d", pretrained, unit, **{**args, **kwargs})
@@ -153,7 +153,7 @@ def cifar_shake_shake26_2x96d(
 def cifar_shake_shake29_2x4x64d(
     pretrained: bool = False, forward_alpha: str = "shake", backward_alpha: str = "even", **kwargs: Any
 ) -> CifarNet:
-    """Shake-Even 29 2×4×64d, 34.4M parameters (SE paper, Table 5); for the modes see `ShakeShake`."""
+    """Shake-Even 29 2×4×64d, 34.4M parameters (SE paper, Table 5); see `ShakeShake` for modes."""
     unit = partial(ShakeBottleneck, alphas=(forward_alpha, backward_alpha))
     args = {"units": 3, "channels": (256, 512, 1024), "stem_channels": 64}
     return build_cifar("cifar_shake_shake29_2x4x64d", pretrained, unit, **{**args, **kwargs})

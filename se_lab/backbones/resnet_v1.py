@@ -42,7 +42,7 @@ def _bottlenecks(**kwargs: Any) -> ResNet:
 
 
 def _timm_weights(name: str) -> dict[str, Any]:
-    """Return the cfgs of timm's pretrained net under SE-Lab's name; they refer to timm's weights."""
+    """Return the cfgs of timm's pretrained weights under the name of SE-Lab's net."""
     cfgs: Any = timm_cfgs[name]
     return {
         f"{name}_v1.{tag}": replace(cfg, hf_hub_id=f"timm/{name}.{tag}" if cfg.hf_hub_id == "timm/" else cfg.hf_hub_id)

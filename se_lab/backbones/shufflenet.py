@@ -1,4 +1,4 @@
-"""ShuffleNet v1, 1× with three groups (Zhang et al. 2018, arXiv 1707.01083, Table 1, Figure 2).
+"""ShuffleNet v1, 1× with three groups (Zhang et al. 2018, arXiv 1707.01083).
 
 A 3×3 convolution of 24 channels and max pooling are followed by three stages of 4, 8 and 4 units with 240, 480 and 960
 channels; the first unit of each stage has stride 2. The first 1×1 convolution of the first unit is not grouped, since
@@ -33,7 +33,7 @@ class ChannelShuffle(nn.Module):
 
 
 class ShuffleUnit(ResidualUnit):
-    """Grouped 1×1, shuffle, depthwise 3×3, grouped 1×1; then join and `act3` (Figure 2, b and c).
+    """Grouped 1×1, shuffle, depthwise 3×3, grouped 1×1, join, `act3` (Figure 2, b and c).
 
     (N, in_channels, H, W) to (N, channels, ⌈H / stride⌉, ⌈W / stride⌉). The branch ends in `bn3`. With stride 1 its
     output is added to the input; with stride 2 its `channels` − `in_channels` channels are appended to the averaged

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 WHAT = {
     "checkpoint": "checkpoints of finished trials",
     "foreign trial": "checkpoints and logs of trials that no spec names",
-    "written aside": "what dead workers had not put in place",
-    "old claim": "claims that others came after",
-    "synced W&B run": "runs that W&B has",
+    "temporary file": "temporary files of dead workers",
+    "old claim": "superseded claims",
+    "synced W&B run": "runs that are uploaded to W&B",
 }
 
 

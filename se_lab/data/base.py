@@ -1,4 +1,4 @@
-"""Base classes of data sets, with three splits, and of loaders that can resume within an epoch.
+"""Base classes of data sets with three splits, and of resumable loaders.
 
 Order and augmentation use random streams keyed by (seed, epoch) and (seed, epoch, image), so that they do not depend
 on the model, the number of workers or interruptions.
@@ -32,14 +32,14 @@ class DataError(ValueError):
 
 
 class KeyedSampler(Sampler[tuple[int, int, int]]):
-    """The order of the images: a permutation keyed by (seed, epoch), or ascending without a seed.
+    """The order of the images: a permutation keyed by (seed, epoch), or ascending.
 
     With `repeats`, each image occurs `repeats` times in a row, while the size of an epoch stays the same. Lightning
     sets the epoch.
     """
 
     def __init__(self, size: int, seed: int | None, repeats: int = 1, *, fixed: bool = False) -> None:
-        """Order `size` images; with `fixed`, all epochs have the order of the first, for overfitting."""
+        """Order `size` images; with `fixed`, all epochs have the order of the first."""
         self.size, self.seed, self.repeats, self.fixed, self.epoch = size, seed, repeats, fixed, 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -117,7 +117,7 @@ class Batches:
                 f"{counted(sampler.size, 'training image' if self.training else 'image')} cannot be divided into a "
                 f"batch of two or more for each of {counted(parts, 'device or accumulation step')}"
             )
-        self.done = 0  # micro-batches yielded in this epoch
+        self.position = 0  # micro-batches yielded in this epoch
         self._skip = 0  # micro-batches to skip in the next pass, which resumes an epoch
         self.mixer: Mixer | None = None
 
@@ -149,13 +149,13 @@ class Batches:
 
     def __iter__(self) -> Iterator[Batch]:
         # a generator, since the epoch is known only when the first batch is requested
-        skip, self.done, self._skip = self._skip, self._skip, 0
+        skip, self.position, self._skip = self._skip, self._skip, 0
         for images, labels, numbers in self.load(skip):
             if self.mixer is not None:
-                step = self.done // self.portion.accumulate
+                step = self.position // self.portion.accumulate
                 key = seed_of(self.sampler.seed or 0, "mix", self.sampler.epoch, step)
                 images, labels = self.mixer(images, labels, key)
-            self.done += 1
+            self.position += 1
             yield images, labels, numbers
 
     def load(self, skip: int) -> Iterator[Batch]:
@@ -164,7 +164,7 @@ class Batches:
 
     def state_dict(self) -> dict[str, int]:
         """Return the number of micro-batches yielded in this epoch."""
-        return {"done": self.done % len(self), "accumulate": self.portion.accumulate}
+        return {"done": self.position % len(self), "accumulate": self.portion.accumulate}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Resume the epoch in the next pass; the number of ranks may differ.
@@ -178,7 +178,7 @@ class Batches:
                 f"the epoch was started with {counted(accumulate, 'accumulation step')} and cannot be resumed with "
                 f"{self.portion.accumulate}"
             )
-        self.done = self._skip = state["done"] % len(self)
+        self.position = self._skip = state["done"] % len(self)
 
 
 class ImageData(L.LightningDataModule):
@@ -262,7 +262,7 @@ class ImageData(L.LightningDataModule):
         self.spec = dataclasses.replace(self.spec, batch_size=value)
 
     def summary(self) -> str:
-        """Return a line with the numbers of images and classes, the image size, and what was left out."""
+        """Return a line with the numbers of images, classes and skipped files, and the image size."""
         splits = [f"{self.sizes[split]:,} {split}" for split in SPLITS if self.sizes[split]]
         line = (
             f"{self.spec.name}: {', '.join(splits)} images of {self.image_size}×{self.image_size} pixels in "

@@ -1,4 +1,4 @@
-"""Digests of data sets, from the bytes of their images, cached while the files do not change."""
+"""Digests of data sets, computed from the images' bytes and cached for unchanged files."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ def printable(name: str) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Files(Dataset[tuple[Image.Image, int]]):
-    """A map-style data set of image files, given by paths relative to a root: (PIL image, label)."""
+    """A map-style data set of image files (paths relative to a root): (PIL image, label)."""
 
     root: str
     paths: Sequence[str]

@@ -147,7 +147,7 @@ _inherited: dict[tuple[str, str], Listing] = {}
 
 
 def inherit(listing: Listing, spec: DataSpec, *, root: str | Path = ".") -> None:
-    """Register a listing from another process, so that the data set's folders need not be listed."""
+    """Register a listing from another process, so that folders need not be listed again."""
     _inherited[spec.name, str(root)] = listing
 
 

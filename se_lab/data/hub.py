@@ -20,7 +20,7 @@ BUFFER = 4096
 
 
 def open_hub(spec: DataSpec, seed: int, root: str | Path, workers: int) -> EncodedData:
-    """Open a data set: hf:PATH, a folder for `load_from_disk` or `load_dataset`, or hf:NAME, streamed.
+    """Open hf:PATH (a folder for `load_from_disk` or `load_dataset`) or hf:NAME (streamed).
 
     Raises:
         DataError: if the data set does not exist, has no images or labels, or lacks a split.

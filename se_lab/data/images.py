@@ -82,7 +82,7 @@ class EncodedData(ImageData):
         self.workers = workers
         self.in_chans, self.image_size = 3, spec.image_size or 224
         self.splits: dict[str, Source] = {}
-        self.whole: list[Source] = []
+        self.all_sources: list[Source] = []
         """The sources before images were held out for validation or left out."""
         self.transform("train")  # raises for a RandAugment that timm cannot parse
 
@@ -97,13 +97,13 @@ class EncodedData(ImageData):
             test: The test images.
             bad: Images to leave out, {name: reason}.
         """
-        self.whole = [source for source in (train, val, test) if source is not None]
+        self.all_sources = [source for source in (train, val, test) if source is not None]
         if val is None:
             labels = torch.tensor(train.labels)
             rest, val_part, _ = stratified_split(labels, (self.spec.val_fraction, 0.0), self.spec.split_seed)
             train, val = Part(train, rest.tolist()), Part(train, val_part.tolist())
         self.splits = dict(zip(SPLITS, (train, val, test), strict=True))
-        if sum(len(source.labels) for source in self.whole if source.check_first) <= CHECKED:
+        if sum(len(source.labels) for source in self.all_sources if source.check_first) <= CHECKED:
             bad = self.unreadable() | bad
         self.leave_out(bad)
         self.sizes = {split: len(source.labels) for split, source in self.splits.items()}
@@ -140,8 +140,8 @@ class EncodedData(ImageData):
         Args:
             every: Whether to include images that are slow to read.
         """
-        sources = [source for source in self.whole if every or source.check_first]
-        if (files := self._files()) is None or len(sources) != len(self.whole):
+        sources = [source for source in self.all_sources if every or source.check_first]
+        if (files := self._files()) is None or len(sources) != len(self.all_sources):
             return _unreadable(sources)
         key = [PIL.__version__, [[part.root, *part.paths, part.status()] for part in files]]
 
@@ -152,8 +152,8 @@ class EncodedData(ImageData):
 
     def _files(self) -> list[Files] | None:
         """Return the image files, or None if some images are not files."""
-        files = [source for source in self.whole if isinstance(source, Files)]
-        return files if len(files) == len(self.whole) else None
+        files = [source for source in self.all_sources if isinstance(source, Files)]
+        return files if len(files) == len(self.all_sources) else None
 
     def leave_out(self, bad: dict[str, str]) -> None:
         """Drop images by name, {name: reason}; raise DataError unless data.on_error is skip."""
@@ -194,7 +194,7 @@ class EncodedData(ImageData):
 
 
 class EncodedBatches(Batches):
-    """Batches of encoded images, decoded by worker processes that live as long as the loader."""
+    """Batches of images that persistent worker processes decode."""
 
     def __init__(self, data: EncodedData, images: Dataset[Item], sampler: KeyedSampler) -> None:
         super().__init__(sampler, data.spec.batch_size, data.portion())
@@ -285,7 +285,7 @@ class Making(Protocol):
 
 
 def make_item(key: Key, raw: Raw, label: int, name: str, making: Making) -> Item:
-    """Return the item of an image, without a picture if it is unreadable and data.on_error is skip."""
+    """Return the item of an image, without a picture if it is unreadable and skipped."""
     epoch, number, turn = key
     spec = making.spec
     try:

@@ -54,7 +54,7 @@ class TensorBatches(Batches):
             yield batch, labels[numbers], numbers
 
     def draws(self, turn: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return crop corners, flips and the random numbers of `remove` for an epoch, a row per image."""
+        """Return an epoch's crop corners, flips and random numbers for `remove`, a row per image."""
         size = self.sampler.size
         stream = torch.Generator().manual_seed(self.sampler.key("augment", turn))
         corners = torch.randint(2 * self.data.pad + 1, (size, 2), generator=stream)
@@ -109,7 +109,7 @@ class MemoryData(ImageData):
 
 
 class DigitsData(MemoryData):
-    """scikit-learn's handwritten digits (UCI, 1,797 images of 8×8); half of each class is the test split.
+    """scikit-learn's 1,797 handwritten digits (UCI, 8×8); half of each class is the test split.
 
     With a smaller test split, too few images are misclassified to distinguish variants.
     """

@@ -152,7 +152,7 @@ class DataShape:
 
 
 def data_shape(spec: DataSpec, *, root: str | Path = ".") -> DataShape:
-    """Return the shape of a data set; known ones are not opened, and their sizes are approximate."""
+    """Return the shape of a data set; that of a known one is returned without opening it."""
     if (info := KNOWN.get(spec.name)) is not None:
         size = spec.image_size or info.image_size
         val_images = info.classes * round(spec.val_fraction * info.train_images / info.classes)
@@ -214,6 +214,6 @@ def inspect_images(spec: DataSpec, *, root: str | Path = ".") -> Inspection:
 
 
 def check_split(spec: DataSpec, sizes: dict[str, int], needs: str) -> None:
-    """Raise SpecError if there are no validation images; `needs` names the setting that needs them."""
+    """Raise SpecError if there are no validation images, which the setting `needs` requires."""
     if not sizes["val"]:
         raise SpecError(f"{needs} needs validation images, and {spec.name} has none: set data.val_fraction above 0")

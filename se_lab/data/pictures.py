@@ -57,7 +57,7 @@ class PictureTransform:
 
 
 def short_side(spec: DataSpec, size: int) -> int:
-    """Return the short side in pixels before the centre crop, such as 256 for images of 224 pixels."""
+    """Return the short side before the centre crop, such as 256 for images of 224 pixels."""
     return math.floor(size / spec.crop_pct)
 
 

@@ -37,7 +37,7 @@ class RandAugment:
     """timm's RandAugment for images (N, 3, H, W) of bytes."""
 
     def __init__(self, config: str, fill: Tensor) -> None:
-        """Create a RandAugment from timm's configuration, and a colour (3,) for pixels from outside.
+        """Create a RandAugment from timm's configuration and a fill colour, (3,).
 
         Raises:
             SpecError: for a configuration that timm cannot parse, or with an operation that is not in OPERATIONS.
@@ -167,7 +167,7 @@ def _solarize_add(images: Tensor, added: Tensor, _: Tensor) -> Tensor:
 
 
 def _affine(images: Tensor, matrix: Tensor, fill: Tensor) -> Tensor:
-    """Sample images at matrix (N, 2, 3) · (x, y, 1), in pixels, with bilinear interpolation as in PIL."""
+    """Sample images at matrix (N, 2, 3) · (x, y, 1), in pixels, bilinearly as in PIL."""
     height, width = images.shape[2:]
     rows, columns = torch.meshgrid(
         torch.arange(height, device=images.device) + 0.5, torch.arange(width, device=images.device) + 0.5, indexing="ij"

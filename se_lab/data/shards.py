@@ -1,4 +1,4 @@
-"""Webdataset shards: tar files of images and labels, local or at s3://, http:// or fsspec URLs.
+"""Webdataset shards: tar files of images and labels, local or at fsspec URLs.
 
 A shard is read once to index its images; then images are read by their byte ranges, a batch at a time, and only the
 index is stored on disk. The order is therefore the permutation of (seed, epoch) over all images, without a shuffle
@@ -89,7 +89,7 @@ class ShardData(EncodedData):
         return self._class_names
 
     def identify(self) -> str:
-        """Return the digest of the images' bytes, names and labels, which ignores the shards' location."""
+        """Return the digest of the images' bytes, names and labels, wherever the shards are."""
         shards = self._indexed
         names = [f"{name} {label}" for split in shards for name, label in zip(split.names, split.labels, strict=True)]
         if all(split.hashes for split in shards):
@@ -201,7 +201,7 @@ def _index(urls: list[str], versions: list[list[Any]], base: str, hashed: bool) 
     is_cacheable = all(len(version) > 1 for version in versions)
     digest = hashlib.sha256(json.dumps([2, urls, versions, hashed]).encode()).hexdigest()[:32]
     cache = cache_folder() / f"shards-{digest}.npz"
-    arrays = _kept(cache) if is_cacheable else None
+    arrays = _load_index(cache) if is_cacheable else None
     if arrays is None:
         if "://" in urls[0] or len(urls) > AT_ONCE:
             print(f"indexing {counted(len(urls), 'shard')}: {urls[0]} …", file=sys.stderr)
@@ -218,7 +218,7 @@ def _index(urls: list[str], versions: list[list[Any]], base: str, hashed: bool) 
             "problems": np.array([item.problem for _, item in samples]),
         }
         if is_cacheable:
-            _keep(cache, arrays)
+            _save_index(cache, arrays)
     paths = [url[len(base) :].lstrip("/") for url in urls]
     keys, places = arrays["keys"].tolist(), arrays["places"]
     names = [f"{paths[shard]}/{key}" for shard, key in zip(places[:, 0].tolist(), keys, strict=True)]
@@ -226,7 +226,7 @@ def _index(urls: list[str], versions: list[list[Any]], base: str, hashed: bool) 
     return Shards(urls, names, arrays["labels"].tolist(), places, arrays["hashes"].tolist() if hashed else [], problems)
 
 
-def _kept(cache: Path) -> dict[str, np.ndarray[Any, Any]] | None:
+def _load_index(cache: Path) -> dict[str, np.ndarray[Any, Any]] | None:
     try:
         with np.load(cache) as archive:
             return {name: archive[name] for name in ("keys", "labels", "places", "hashes", "problems")}
@@ -234,7 +234,7 @@ def _kept(cache: Path) -> dict[str, np.ndarray[Any, Any]] | None:
         return None
 
 
-def _keep(cache: Path, arrays: dict[str, np.ndarray[Any, Any]]) -> None:
+def _save_index(cache: Path, arrays: dict[str, np.ndarray[Any, Any]]) -> None:
     def write(temp_path: Path) -> None:
         with temp_path.open("wb") as file:
             np.savez_compressed(file, allow_pickle=False, **arrays)

@@ -1,4 +1,4 @@
-"""The table of data sets: functions that return splits of labelled images; plugins can add some."""
+"""The table of data sets, to which plugins can add entries."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def _call(name: str, root: str | Path, download: bool) -> Splits:
 
 
 class _TableInMemory(MemoryData):
-    """A data set in memory, augmented as CIFAR in the paper (section 5.2): flip, pad, random crop."""
+    """A data set in memory, with the paper's augmentation for CIFAR: flip, pad, random crop."""
 
     def __init__(self, spec: DataSpec, seed: int, splits: Splits) -> None:
         self.pad, self.flips = splits.pad or 0, splits.flips
@@ -164,7 +164,7 @@ class _TableData(EncodedData):
         """Return the digest of the image files, or of the decoded images of a set without files."""
         if self._files() is not None:
             return super().identify()
-        places = [(source, number) for source in self.whole for number in range(len(source.labels))]
+        places = [(source, number) for source in self.all_sources for number in range(len(source.labels))]
         names = [f"{source.names[n]} {source.labels[n]}" for source, n in places]
 
         def read(number: int) -> bytes:

@@ -13,7 +13,7 @@ from se_lab.parallel.collectives import add_up
 
 
 def sync_on_cpu(net: nn.Module) -> None:
-    """Let the SyncBatchNorms of a net that timm's `convert_sync_batchnorm` converted run on a CPU."""
+    """Let a net's SyncBatchNorms from timm's `convert_sync_batchnorm` run on a CPU."""
     for module in net.modules():
         if isinstance(module, nn.SyncBatchNorm):
             module.__class__ = SyncBatchNorm  # type: ignore[assignment]

@@ -80,7 +80,7 @@ def trial_of(common: RunSpec, point: Mapping[str, Any]) -> RunSpec:
     """Return the trial at a point of a sweep: `common` updated with the values of `point`.
 
     In a grid over `model.se.unit` and a detail, such as the reduction ratio, a unit without that detail keeps the
-    default, so that its points are one trial. A section that sets both is an error.
+    default, so that all these points are one trial. A section that sets both is an error.
 
     Raises:
         SpecError: for an invalid value or conflicting values.

@@ -36,26 +36,26 @@ class SpecError(ValueError):
     """
 
 
-def nearest(given: str, allowed: Collection[str]) -> str:
+def nearest(value: str, allowed: Collection[str]) -> str:
     """Return '; did you mean …?' for a name similar to an allowed one, else an empty string.
 
     Dotted keys that end in the same field name are preferred.
     """
-    end = given.lstrip("-").rpartition(".")[2]
+    end = value.lstrip("-").rpartition(".")[2]
     names = [name for name in allowed if name.lstrip("-").rpartition(".")[2] == end]
-    matches = difflib.get_close_matches(given, names, n=1, cutoff=0) or difflib.get_close_matches(given, allowed, n=1)
+    matches = difflib.get_close_matches(value, names, n=1, cutoff=0) or difflib.get_close_matches(value, allowed, n=1)
     return f"; did you mean {matches[0]!r}?" if matches else ""
 
 
-def check_choice(name: str, given: object, allowed: Collection[str]) -> None:
-    """Raise SpecError, with the nearest allowed value, unless `given` is one of `allowed`."""
-    if given in allowed:
+def check_choice(name: str, value: object, allowed: Collection[str]) -> None:
+    """Raise SpecError, with the nearest allowed value, unless `value` is one of `allowed`."""
+    if value in allowed:
         return
-    raise SpecError(f"{name} is {given!r}; allowed are {', '.join(map(str, allowed))}{nearest(str(given), allowed)}")
+    raise SpecError(f"{name} is {value!r}; allowed are {', '.join(map(str, allowed))}{nearest(str(value), allowed)}")
 
 
 def check_fields(spec: object, section: str = "") -> None:
-    """Convert every field of a dataclass to its declared type in place, such as '1e-3' to 0.001.
+    """Convert the fields of a dataclass to their declared types in place, such as '1e-3' to 0.001.
 
     Raises:
         SpecError: for a value that the field's annotation does not allow.

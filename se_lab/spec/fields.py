@@ -105,7 +105,7 @@ class SESpec:
             object.__setattr__(self, "stages", stages)
 
     def _check_moot_details(self) -> None:
-        """Raise SpecError for a detail that does not affect the unit: one net would be two trials."""
+        """Raise SpecError for a non-default detail that does not affect the unit."""
         details = [name for name in SE_DETAILS if name in UNIT_FIELDS[self.unit]]
         defaults = {f.name: f.default for f in dataclasses.fields(self)}
         for name in moot_fields(self.insertion, self.unit):
@@ -146,7 +146,7 @@ class ModelSpec:
     init_seed: Annotated[int | None, Meta(ge=0)] = None
     """Seed of the initial weights; by default the trial's seed."""
     rounding: Annotated[int, Meta(ge=0)] = 0
-    """Number of a perturbation of the initial weights by a relative 1e-7, the size of rounding errors; 0 for none."""
+    """Index of a random perturbation of the initial weights by a relative 1e-7, like rounding errors; 0 for none."""
     kwargs: dict[str, Any] = field(default_factory=dict)
     """Additional arguments for timm's constructor, such as {drop_path_rate: 0.1}."""
     fused: Annotated[str, ("auto", "on", "off")] = "auto"
@@ -160,7 +160,7 @@ class ModelSpec:
 
 @dataclass(frozen=True)
 class DataSpec:
-    """The images, how they are split, and how they reach the net.
+    """The data set, its splits and its augmentation.
 
     Examples:
         >>> DataSpec("folder:photos", image_size=64, batch_size=32).val_fraction

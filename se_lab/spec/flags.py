@@ -27,7 +27,7 @@ from se_lab.spec.trainer_flags import SET_ELSEWHERE, TRAINER_FLAGS
 _OWN = {one.name for one in dataclasses.fields(ExecSpec)} - {"recipe"}
 """The fields of ExecSpec that flags and files can set."""
 
-Given = Sequence[tuple[str, Any]]
+Pairs = Sequence[tuple[str, Any]]
 """Flags as (key, value) pairs in the order of the command line."""
 
 
@@ -58,7 +58,7 @@ def parse_trial(arguments: Sequence[str]) -> tuple[RunSpec, ExecSpec]:
     return trial_from(parser.parse_args(arguments).given)
 
 
-def trial_from(given: Given) -> tuple[RunSpec, ExecSpec]:
+def trial_from(pairs: Pairs) -> tuple[RunSpec, ExecSpec]:
     """Return the trial that flags describe.
 
     The recipe is applied first, then configuration files, then flags; their order does not matter, since W&B's agent
@@ -67,11 +67,11 @@ def trial_from(given: Given) -> tuple[RunSpec, ExecSpec]:
     Raises:
         SpecError: for an unknown flag or an invalid value.
     """
-    recipe = "".join([name for key, name in given if key == "recipe"][-1:])
+    recipe = "".join([name for key, name in pairs if key == "recipe"][-1:])
     values = _file_values(_recipe_file(recipe)) if recipe else {}
-    for file in (file for key, file in given if key == "config"):
+    for file in (file for key, file in pairs if key == "config"):
         values |= _file_values(expand_path(file))
-    for key, value in given:
+    for key, value in pairs:
         if key not in ("recipe", "config"):
             values |= _leaves({key: value})
     execution = _with_values(ExecSpec(recipe=recipe), values)
@@ -83,9 +83,9 @@ def trial_from(given: Given) -> tuple[RunSpec, ExecSpec]:
     return run_spec(values), execution
 
 
-def execution_of(given: Given, defaults: ExecSpec | None = None) -> ExecSpec:
+def execution_of(pairs: Pairs, defaults: ExecSpec | None = None) -> ExecSpec:
     """Return the ExecSpec that flags describe, with `defaults` for the other fields."""
-    return _with_values(defaults or ExecSpec(), dict(given))
+    return _with_values(defaults or ExecSpec(), dict(pairs))
 
 
 def _with_values(execution: ExecSpec, values: Mapping[str, Any]) -> ExecSpec:

@@ -1,4 +1,4 @@
-"""The store: one folder per trial, held by one worker at a time; files are replaced atomically.
+"""The store: one folder per trial, each held by one worker at a time.
 
 In: a `RunRecord`. Out: a table with one row per trial.
 
@@ -28,12 +28,12 @@ from se_lab.store.files import write_bytes_whole as write_bytes_whole
 from se_lab.store.files import write_sealed as write_sealed
 from se_lab.store.files import write_text_whole as write_text_whole
 from se_lab.store.files import write_whole as write_whole
-from se_lab.store.marker import aside_of as aside_of
 from se_lab.store.marker import check_store as check_store
 from se_lab.store.marker import claims_in as claims_in
+from se_lab.store.marker import is_temporary as is_temporary
 from se_lab.store.marker import is_trial as is_trial
-from se_lab.store.marker import is_written_aside as is_written_aside
 from se_lab.store.marker import mark_store as mark_store
+from se_lab.store.marker import temp_path_of as temp_path_of
 from se_lab.store.outputs import cache_folder as cache_folder
 from se_lab.store.outputs import replacing as replacing
 from se_lab.store.provenance import cpu_model as cpu_model

@@ -21,7 +21,7 @@ from typing import Any
 
 from se_lab.spec import SpecError
 from se_lab.store.files import create_once
-from se_lab.store.marker import claims_in, identity_in, is_written_aside, mark_store
+from se_lab.store.marker import claims_in, identity_in, is_temporary, mark_store
 
 HEARTBEAT_SECONDS = 5.0
 LEASE_SECONDS = 60.0
@@ -121,7 +121,7 @@ def _latest(claims: Path) -> Path | None:
 def clear_leftovers(folder: Path) -> None:
     """Delete a killed worker's temporary files; only the holder of the trial may call this."""
     for path in folder.glob(".*"):
-        if is_written_aside(path) and path.is_file():
+        if is_temporary(path) and path.is_file():
             path.unlink(missing_ok=True)
 
 
@@ -151,7 +151,7 @@ def _now_on(folder: Path) -> float:
 
 
 def _identity() -> dict[str, Any]:
-    """Return host, machine, pid and start time of this process, by which others check it is alive."""
+    """Return this process's host, machine, pid and start time, which show if it is alive."""
     parts = [socket.gethostname()]
     for source in ("/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid"):  # they identify the boot and the container
         with contextlib.suppress(OSError):
@@ -162,7 +162,7 @@ def _identity() -> dict[str, Any]:
 
 
 def _start_of(pid: int) -> str | None:
-    """Return the start time of a process, to detect reused pids; None if it has ended, or HIDDEN."""
+    """Return the start time of a process (to detect reused pids), HIDDEN, or None if it has ended."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
         return None if stat[0] in "ZX" else stat[19]

@@ -13,14 +13,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from se_lab.store.marker import aside_of
+from se_lab.store.marker import temp_path_of
 
 _PART = 1 << 16
 _SEAL = re.compile(rb'\{\n  "checksum": "([0-9a-f]{64})",\n')
 
 
 def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Write a file atomically: write a temporary file, sync it to disk, and rename it into place.
+    """Write a file atomically: a temporary file is synced to disk and renamed into place.
 
     Missing folders are created. Devices and pipes are written directly.
     """
@@ -29,7 +29,7 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         with path.open("wb") as file:
             write(file)
         return
-    temp_path = aside_of(path)
+    temp_path = temp_path_of(path)
     try:
         with temp_path.open("wb") as file:
             write(file)
@@ -51,7 +51,7 @@ def write_text_whole(path: Path, text: str) -> None:
 def put_in_place(temp_path: Path, path: Path) -> None:
     """Sync a temporary file to disk and rename it into place, with the umask's permissions."""
     if temp_path.stat().st_mode & 0o777 == 0o600:  # safetensors ignores the umask
-        probe = aside_of(path)
+        probe = temp_path_of(path)
         probe.touch()
         temp_path.chmod(probe.stat().st_mode & 0o777)
         probe.unlink()

@@ -74,12 +74,12 @@ def is_trial(path: Path) -> bool:
     return any(identity_in(claim) for claim in claims_in(path / "claims"))
 
 
-def aside_of(path: Path) -> Path:
+def temp_path_of(path: Path) -> Path:
     """Return a temporary path for a file that will be renamed into place."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}")
 
 
-def is_written_aside(path: Path) -> bool:
+def is_temporary(path: Path) -> bool:
     """Return whether a path is a temporary file, or a trial's folder renamed for deletion."""
     if path.is_symlink():
         return False

@@ -43,7 +43,7 @@ def replacing(paths: Iterable[str | Path], *, overwrite: bool = False) -> Iterat
 
 
 def _stamp(file: Path) -> tuple[int, ...] | None:
-    """Return inode, size and time of a file, to detect that it was written; None if it is missing."""
+    """Return inode, size and modification time of a file, or None if it is missing."""
     try:
         status = file.stat()
     except OSError:

@@ -106,7 +106,7 @@ def in_turn(parts: Iterable[Mapping[str, str]]) -> dict[str, str]:
 
 
 def source_digest(module: str) -> str:
-    """Return the SHA-256 of a module's source files and of the files they import from its folder.
+    """Return the SHA-256 of a module's source files and the files that they import beside them.
 
     Nothing is imported. For a module without source files, return 'no source'.
     """
@@ -134,7 +134,7 @@ def cpu_model() -> str:
 
 @functools.cache
 def git_state(folder: str) -> str | None:
-    """Return the commit of a folder's repository, with ' with changes' if files have changed, or None.
+    """Return 'COMMIT' or 'COMMIT with changes' for a folder's repository; None without one.
 
     No command from the repository's configuration is run: no file-system monitor, hook, filter, remote or submodule.
     """

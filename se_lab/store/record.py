@@ -22,7 +22,7 @@ RESULTS = ("metrics.csv", "predictions.npz")
 
 @dataclass
 class RunRecord:
-    """The record of a trial that has ended. On one machine, `metrics` are reproducible to the bit.
+    """The record of a trial that has ended.
 
     Examples:
         >>> from pathlib import Path
@@ -76,7 +76,7 @@ def trial_folder(store: str | Path, trial_id: str) -> Path:
 
 
 def write_record(folder: Path, record: RunRecord) -> RunRecord:
-    """Write record.json with the digests of the trial's files, and return the record as read back."""
+    """Write record.json with the digests of the trial's files; return the record as read back."""
     record.files = {
         name: digest_of_file(folder / name) for name in (*RESULTS, *CHECKPOINTS) if (folder / name).is_file()
     }

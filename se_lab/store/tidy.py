@@ -21,7 +21,7 @@ EXCITATIONS = ("excitations.safetensors", "excitations.part", "explorer.html")
 """The large files that `se-lab excitations` writes into a trial's folder."""
 CLAIM_DAYS = 1.0
 """Minimum age of a superseded claim to delete: no worker can still be about to create its number."""
-ASIDE_SECONDS = 3600.0
+TEMP_SECONDS = 3600.0
 """Minimum age of a temporary file to delete; some are written by processes that hold no claim."""
 
 
@@ -34,7 +34,7 @@ class Leftover:
     """The size of the file, or of all files in the folder."""
     files: int
     kind: str
-    """checkpoint, foreign trial, written aside, old claim, or synced W&B run."""
+    """checkpoint, foreign trial, temporary file, old claim, or synced W&B run."""
     trial_id: str
 
 
@@ -73,8 +73,8 @@ def find_leftovers(
     store.check_store(folder)
     searches = folder / ".searches"
     search_folders = [] if searches.is_symlink() else sorted(searches.glob("*"))
-    paths = [_aside(folder, f".*.{_HEX}"), *(_aside(search, f".{_HEX}") for search in search_folders)]
-    leftovers = [_leftover(path, "written aside", "") for path in itertools.chain.from_iterable(paths)]
+    paths = [_old_temp_files(folder, f".*.{_HEX}"), *(_old_temp_files(search, f".{_HEX}") for search in search_folders)]
+    leftovers = [_leftover(path, "temporary file", "") for path in itertools.chain.from_iterable(paths)]
     for trial in sorted(path for path in folder.iterdir() if store.is_trial(path)):
         if store.holder_of(trial) is None and _age(trial) >= 86400 * days:
             leftovers += _of_trial(trial, keep, named)
@@ -88,7 +88,7 @@ def delete(
     named: Collection[str] | None = None,
     days: float = 0,
 ) -> tuple[list[Leftover], list[str]]:
-    """Delete the files that `find_leftovers` returns; return the deleted ones and the busy trials.
+    """Delete the result of `find_leftovers`; return the deleted files and the busy trials.
 
     Each trial is claimed while its files are deleted, and inspected again under the claim; busy trials are skipped.
     """
@@ -117,12 +117,12 @@ def _age(trial: Path) -> float:
 
 
 def _of_trial(
-    trial: Path, keep: Collection[str], named: Collection[str] | None, held: Sequence[str] = ()
+    trial: Path, keep: Collection[str], named: Collection[str] | None, own_claims: Sequence[str] = ()
 ) -> Iterator[Leftover]:
     record = store.read_record(trial)
     for part in (trial, trial / "excitations", trial / "claims"):
-        for path in _aside(part, ".*"):
-            yield _leftover(path, "written aside", trial.name)
+        for path in _old_temp_files(part, ".*"):
+            yield _leftover(path, "temporary file", trial.name)
     foreign = named is not None and trial.name not in named
     if foreign:
         for path in (*(trial / name for name in CHECKPOINTS), *(trial / "excitations" / name for name in EXCITATIONS)):
@@ -133,7 +133,7 @@ def _of_trial(
             yield _leftover(path, "checkpoint", trial.name)
     for path in _synced(trial, record):
         yield _leftover(path, "synced W&B run", trial.name)
-    for path in _old_claims(trial / "claims", held):
+    for path in _old_claims(trial / "claims", own_claims):
         yield _leftover(path, "old claim", trial.name)
 
 
@@ -147,7 +147,7 @@ def _spare_checkpoints(trial: Path, record: RunRecord, keep: Collection[str]) ->
 
 
 def _synced(trial: Path, record: RunRecord | None) -> list[Path]:
-    """Return the folders of runs that `wandb sync` or `se-lab sync` has uploaded with this record."""
+    """Return the folders of W&B runs that have been uploaded with this record."""
     sent = False
     with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):
         mark = json.loads((trial / "synced.json").read_text(encoding="utf-8"))
@@ -158,24 +158,24 @@ def _synced(trial: Path, record: RunRecord | None) -> list[Path]:
     return sorted(path for path in runs if sent or any(path.glob("*.wandb.synced")))
 
 
-def _old_claims(claims: Path, held: Sequence[str]) -> list[Path]:
+def _old_claims(claims: Path, own_claims: Sequence[str]) -> list[Path]:
     """Return the claims that were superseded over CLAIM_DAYS ago, and their .released files."""
     now = time.time()
     paths: list[Path] = []
-    for path in store.claims_in(claims)[: -1 - len(held)]:  # the next claim's number depends on the latest one
+    for path in store.claims_in(claims)[: -1 - len(own_claims)]:  # the next claim's number depends on the latest one
         with contextlib.suppress(FileNotFoundError):
             if now - path.stat().st_mtime > 86400 * CLAIM_DAYS:
                 paths += [file for file in (path, path.with_suffix(".released")) if file.is_file()]
     return paths
 
 
-def _aside(folder: Path, pattern: str) -> list[Path]:
+def _old_temp_files(folder: Path, pattern: str) -> list[Path]:
     """Return the old temporary files in a folder, which dead workers left."""
     now = time.time()
     if folder.is_symlink():
         return []
-    paths = (path for path in folder.glob(pattern) if store.is_written_aside(path))
-    return sorted(path for path in paths if now - path.lstat().st_mtime > ASIDE_SECONDS)
+    paths = (path for path in folder.glob(pattern) if store.is_temporary(path))
+    return sorted(path for path in paths if now - path.lstat().st_mtime > TEMP_SECONDS)
 
 
 def _leftover(path: Path, kind: str, trial_id: str) -> Leftover:
@@ -196,12 +196,12 @@ def _remove(leftover: Leftover) -> bool:
 
 
 def _remove_if_empty(trial: Path, claim: store.Claim) -> None:
-    """Delete a trial's folder if only claims are left; rename it first, so that no worker uses it."""
+    """Delete a trial's folder if it contains only claims, after renaming it."""
     claims = store.claims_in(trial / "claims")
     own = {trial / "claims", *claims, *(path.with_suffix(".released") for path in claims)}
     if {*trial.iterdir(), *(trial / "claims").iterdir()} - own:
         return
     claim.check()
-    temp_path = store.aside_of(trial)
+    temp_path = store.temp_path_of(trial)
     trial.rename(temp_path)
     shutil.rmtree(temp_path)

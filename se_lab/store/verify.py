@@ -1,4 +1,4 @@
-"""Check that each file of a store is readable, complete, and unchanged since its trial ended.
+"""Check that the files of a store are readable, complete and unchanged.
 
 No code that a file names is run or imported.
 """

@@ -1,4 +1,4 @@
-"""Write checkpoints, which are verified before they replace the previous one, and read them."""
+"""Write and read checkpoints, which are verified before they replace the previous ones."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class CheckpointError(OSError):
 
 
 class TrialCheckpointIO(TorchCheckpointIO):
-    """Writes and reads a trial's checkpoints, which contain its id; only its holder writes them."""
+    """Writes and reads a trial's checkpoints, which contain its id."""
 
     def __init__(self, folder: TrialFolder) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ def write_checkpoint(path: Path, checkpoint: Mapping[str, Any]) -> None:
         CheckpointError: if the checkpoint cannot be written; existing checkpoints are kept.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temp_path = store.aside_of(path)
+    temp_path = store.temp_path_of(path)
     try:
         with temp_path.open("wb") as file:
             torch.save(dict(checkpoint), file)

@@ -1,4 +1,4 @@
-"""The callback that saves a trial's checkpoints and metrics, measures times, and stops the trial."""
+"""The callback that saves a trial's state, measures times, and stops the trial."""
 
 from __future__ import annotations
 

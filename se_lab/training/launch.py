@@ -71,7 +71,7 @@ def launch(work: str, spec: RunSpec, execution: ExecSpec, progress: Progress | N
 
 @contextlib.contextmanager
 def _meeting_point(train: TrainSpec) -> Iterator[dict[str, str]]:
-    """Open the TCP store of the ranks at a free port (several nodes: MASTER_PORT); yield variables."""
+    """Open the TCP store at which the ranks meet; yield environment variables for them."""
     env = os.environ
     host, port, node = "127.0.0.1", 0, 0
     if train.nodes > 1:

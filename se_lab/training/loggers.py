@@ -24,7 +24,7 @@ CALLS = ("log_metrics", "log_hyperparams", "save", "finalize", "after_save_check
 def open_loggers(
     record: RunRecord, folder: Path, execution: ExecSpec, further: Sequence[Logger] = ()
 ) -> Iterator[list[Logger]]:
-    """Yield the loggers of a trial: that of `execution.logger`, if it starts, and `further` ones.
+    """Yield a trial's loggers: that of `execution.logger`, if it starts, and `further` ones.
 
     Errors are printed, and stored in the record's `host` under the name of the logger.
     """
@@ -51,9 +51,9 @@ class _Losses:
     def __bool__(self) -> bool:
         return self.name in self.record.host
 
-    def note(self, what: str, error: Exception) -> None:
+    def note(self, consequence: str, error: Exception) -> None:
         if not self:
-            self.record.host[self.name] = f"{what}: {type(error).__name__}: {error}"
+            self.record.host[self.name] = f"{consequence}: {type(error).__name__}: {error}"
             message = f"trial {self.record.trial_id} continues without {NAMES.get(self.name, self.name)}"
             print(f"{message}; {self.record.host[self.name]}", file=sys.stderr)
 

@@ -71,7 +71,7 @@ class Scores(nn.Module):
         self.top5_error = TopError(num_classes) if top5 and num_classes > 5 else None
 
     def update(self, losses: Tensor, guesses: Tensor, labels: Tensor) -> None:
-        """Add a batch: losses, (N,), most likely classes, best first, (N, 1) or (N, 5), labels, (N,)."""
+        """Add a batch: losses (N,), most likely classes (N, 1) or (N, 5), best first, labels (N,)."""
         if not len(labels):  # no image of the batch is readable; torchmetrics needs at least one
             return
         self.loss.update(losses)

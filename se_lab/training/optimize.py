@@ -94,5 +94,5 @@ def onecycle(step: int, steps: int, warmup: int) -> float:
 
 
 def warmed(epoch: int, warmup: int) -> float:
-    """Return the fraction of the base rate at an epoch of linear warm-up, as in timm; 1 afterwards."""
+    """Return the fraction of the base learning rate at an epoch of linear warm-up, as in timm."""
     return min((1 + epoch * (1 - 1 / warmup)) / warmup, 1.0) if warmup else 1.0

@@ -50,7 +50,7 @@ def create_callbacks(execution: ExecSpec) -> list[L.Callback]:
 
 
 def create_loggers(execution: ExecSpec, folder: Path) -> list[Logger]:
-    """Return the additional loggers of an ExecSpec; a parameter save_dir gets the trial's folder.
+    """Return the additional loggers of an ExecSpec, with the trial's folder as save_dir.
 
     Raises:
         SpecError: for a class that does not exist, is not a logger, or rejects its arguments.
@@ -67,7 +67,7 @@ def _create(
     execution: ExecSpec,
     defaults: Mapping[str, Any] = {},
 ) -> Any:
-    """Return an object of the class that a piece names; `defaults` are passed if it accepts them."""
+    """Return an object of the class that a piece names; it gets the `defaults` that it accepts."""
     path: object = piece
     arguments: Mapping[str, Any] = {}
     if isinstance(piece, Mapping):

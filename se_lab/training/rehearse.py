@@ -72,7 +72,7 @@ class Rehearsal:
 
 
 def rehearse(spec: RunSpec, execution: ExecSpec) -> Rehearsal:
-    """Train two steps of a trial, evaluate a batch, save and resume; return estimates for the run.
+    """Train two steps of a trial, evaluate, save and resume; return estimates for the run.
 
     The store is not changed. A trial on several devices is rehearsed on the same number of devices.
 

@@ -13,21 +13,21 @@ LONG_EPOCH, DEFAULT_EVERY = 1000, 100
 
 
 class StepLog(L.Callback):
-    """Logs lr_step and train/loss_step, the mean loss in nats of this rank's steps since the last value.
+    """Logs the learning rate, lr_step, and the mean loss in nats, train/loss_step, of recent steps.
 
     Losses stay on their device until a value is logged, so that other steps do not wait for them.
     """
 
     def __init__(self, every: int | None) -> None:
-        """Log each `every` steps; 0 logs none; None: each 100 steps in epochs of at least 1,000 steps."""
-        self._asked, self.every, self._rate = every, every or 0, 0.0
+        """Log each `every` steps; 0 logs none; None logs each 100 steps in long epochs."""
+        self._setting, self.every, self._rate = every, every or 0, 0.0
         self._losses: list[Tensor] = []
 
     def on_train_start(self, trainer: L.Trainer, task: L.LightningModule) -> None:
         """Set the interval in steps."""
         steps = trainer.num_training_batches / trainer.accumulate_grad_batches
         default = DEFAULT_EVERY if steps >= LONG_EPOCH else 0
-        self.every = (default if self._asked is None else self._asked) if trainer.loggers else 0
+        self.every = (default if self._setting is None else self._setting) if trainer.loggers else 0
 
     def on_train_batch_start(self, trainer: L.Trainer, task: L.LightningModule, batch: Any, batch_idx: int) -> None:
         """Record the learning rate of the step before a schedule changes it."""

@@ -16,7 +16,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 
 class InterruptedTrialError(BaseException):
-    """The trial was asked to stop, and can be resumed; not an Exception, since it is not a failure."""
+    """The trial was asked to stop and can be resumed; it is not a failure, so not an Exception."""
 
 
 class Stop:

@@ -117,7 +117,7 @@ class ClassificationTask(L.LightningModule):
         return self._logits(self.tested, batch if isinstance(batch, Tensor) else batch[0]).softmax(1)
 
     def _evaluate(self, batch: Batch, scores: Scores) -> tuple[Tensor, Tensor]:
-        """Add a batch to metrics; return logits, (N, classes), and up to 5 most likely classes, (N, 5)."""
+        """Add a batch to metrics; return logits (N, classes) and the 5 most likely classes (N, 5)."""
         images, labels, *_ = batch
         logits = self._logits(self.tested, images)
         guesses = logits.topk(min(5, logits.shape[1]), dim=1).indices

@@ -59,7 +59,7 @@ def create_trainer(spec: RunSpec, execution: ExecSpec, rank: Rank, folder: Trial
 
 
 def _disable_signal_handlers(trainer: L.Trainer) -> None:
-    """Disable Lightning's signal handlers, which se_lab.training.stopping and the keeper replace.
+    """Disable Lightning's signal handlers, which se_lab.training.stopping replaces.
 
     Lightning's handler broadcasts to ranks that do not listen, which blocks all ranks; and with several ranks its loop
     broadcasts stop requests before each step, for which every GPU waits.

@@ -23,7 +23,7 @@ from se_lab.units.unit import Unit
 
 @dataclass(frozen=True)
 class Complexity:
-    """The cost of one image's forward pass. 1 FLOP = 1 multiply-accumulate (MAC), as in the paper.
+    """The cost of a forward pass of one image; 1 FLOP = 1 multiply-accumulate (MAC).
 
     Examples:
         >>> cost = profile(create_model(ModelSpec("cifar_resnet20"), num_classes=10), (3, 32, 32))
@@ -64,15 +64,15 @@ def profile(model: nn.Module, input_size: tuple[int, int, int] = (3, 224, 224)) 
     """
     by_module, uncounted = count(model, input_size)
     units = [by_module[path] for path, module in model.named_modules() if isinstance(module, Unit)]
-    whole = by_module[""]
+    total = by_module[""]
     return Complexity(
-        params=whole.params,
+        params=total.params,
         params_se=sum(unit.params for unit in units),
-        macs=whole.macs,
+        macs=total.macs,
         macs_se=sum(unit.macs for unit in units),
-        elementwise=whole.elementwise,
+        elementwise=total.elementwise,
         elementwise_se=sum(unit.elementwise for unit in units),
-        activations=whole.activations,
+        activations=total.activations,
         by_module=by_module,
         uncounted=uncounted,
     )

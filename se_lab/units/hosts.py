@@ -71,7 +71,7 @@ def scale_block_channels_last(self: Any, inputs: tuple[Tensor], output: Tensor) 
 
 
 def scale_added_shortcut(self: Any, inputs: tuple[Tensor], output: Tensor) -> Tensor:
-    """Forward hook: scale the shortcut x in the block's output, branch + x, by the block's unit.
+    """Forward hook: scale the shortcut x in the block's output, branch + x, by its unit.
 
     With a gate of 1 the output does not change by a bit: x · 1 − x is 0.
     """
@@ -81,14 +81,14 @@ def scale_added_shortcut(self: Any, inputs: tuple[Tensor], output: Tensor) -> Te
 
 
 def scale_shortcut_argument(self: Any, inputs: tuple[Tensor, ...]) -> tuple[Any, ...]:
-    """Forward pre-hook: scale the block's shortcut, its second argument or x, by the block's unit."""
+    """Forward pre-hook: scale the block's shortcut, its second argument or x, by its unit."""
     x, *rest = inputs
     shortcut = rest[0] if rest and rest[0] is not None else x
     return (x, self.se_unit(shortcut), *rest[1:])
 
 
 def scale_joined_input(self: Any, inputs: tuple[Any]) -> tuple[list[Tensor]]:
-    """Forward pre-hook: scale the block's input, one map or a list of maps, by the block's unit."""
+    """Forward pre-hook: scale the block's input, a map or a list of maps, by its unit."""
     features = inputs[0]
     joined = features if isinstance(features, Tensor) else torch.cat(features, 1)
     return ([self.se_unit(joined)],)

@@ -35,7 +35,7 @@ class HookedGate(nn.Module):
 
 
 class HookedRow(HookedGate):
-    """A HookedGate for gates of shape (N, 1, C), as in ECA, whose convolution runs over channels."""
+    """A HookedGate for gates of shape (N, 1, C), as in ECA."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the gate of x, (N, 1, C)."""
@@ -196,7 +196,7 @@ class EfficientLocalAttn(TimmUnit):
 
 
 class StripAttn(TimmUnit):
-    """A gate, (N, C, H, W), from row and column means, each after a depthwise convolution (timm)."""
+    """A gate, (N, C, H, W), from depthwise convolutions of row and column means (timm)."""
 
     name = "strip"
     reference = "timm.layers.StripAttn"
@@ -286,7 +286,7 @@ class GCT(_Gated):
 
 
 class SimAM(_Gated):
-    """Parameter-free attention: a gate for each element, from its distance to the channel's mean.
+    """Parameter-free attention: a gate per element, from its distance to the channel's mean.
 
     d = (x − μ)², g = sigmoid(d / (4 (Σ d / (H·W − 1) + λ)) + ½), λ = 1e-4 (equation 5 and the paper's code).
     """

@@ -67,7 +67,7 @@ def find_places(backbone: nn.Module) -> list[Place]:
 
 
 def survey(backbone: nn.Module) -> list[Place]:
-    """Return the blocks of a backbone, and one place without spots per attention module elsewhere.
+    """Return a backbone's blocks, and a place without spots per attention module elsewhere.
 
     Raises:
         SpecError: if the backbone has no known block.
@@ -259,7 +259,7 @@ def _channels(block: nn.Module, terms: str) -> int:
 
 
 def _width(module: nn.Module, attributes: tuple[str, ...]) -> int:
-    """Return a module's output (or input) channels, from its last (or first) layer that has any."""
+    """Return the output (or input) channels of a module's last (or first) layer that has any."""
     layers = [m for m in module.modules() if isinstance(m, (nn.Conv2d, nn.Linear)) or hasattr(m, "weight")]
     for layer in layers if attributes is _TAKES else reversed(layers):
         if isinstance(layer, nn.Conv1d):

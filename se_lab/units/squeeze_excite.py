@@ -35,7 +35,7 @@ def squeeze_max(x: Tensor) -> Tensor:
 
 
 def squeeze_none(x: Tensor) -> Tensor:
-    """No pooling (Table 16): the FC layers act as 1×1 convolutions, and the gate is (N, C, H, W)."""
+    """No pooling (Table 16): FC layers act as 1×1 convolutions, and the gate is (N, C, H, W)."""
     return x
 
 

@@ -78,7 +78,7 @@ class Unit(nn.Module):
         return 0.0, 1.0
 
     def why_not_fused(self) -> str:
-        """Return why the unit cannot run fused; "" if its gate is `gate_of_means` of means over H, W."""
+        """Return why the unit cannot run fused, or "" if it defines `gate_of_means`."""
         return f"{type(self).__name__} has no fused form"
 
     def gate_of_means(self, z: Tensor) -> Tensor:

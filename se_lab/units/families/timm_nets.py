@@ -1,4 +1,4 @@
-"""Layouts of the blocks of timm's nets, and their stages; `rows` explains the strings."""
+"""Layouts of timm's blocks, and stages of its nets; `rows` explains the strings."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from se_lab.units.families.rows import (
 
 
 def _resnet(last: int, wide: int | None = None) -> Layout:
-    """Return the layout of a ResNet block; `last` and `wide` number its last and 3×3 convolutions."""
+    """Return the layout of a ResNet block whose last and 3×3 convolutions are `last` and `wide`."""
     inner = wide or 1  # of the two 3×3 convolutions of a basic block, the first is inside the branch
     return layout(
         standard=slot("se", f"conv{last}"),

@@ -1,4 +1,4 @@
-"""Layouts of the blocks of torchvision's nets, and their stages; `rows` explains the strings."""
+"""Layouts of torchvision's blocks, and stages of its nets; `rows` explains the strings."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _resnet(last: int) -> Layout:
 
 
 def _inverted(body: str, residual: str, *pointwise: Point) -> Layout:
-    """Return the layout of an inverted residual; `pointwise` is the last convolution of its body."""
+    """Return the layout of an inverted residual; `pointwise` is its last convolution."""
     return layout(
         standard=out(body),
         pre=into(body),

@@ -73,7 +73,7 @@ class FusedSqueezeExcite(_Fused, SqueezeExcite):
 
 
 class FusedBasicBlock(_Fused, BasicBlock):
-    """timm's basic block with a fused tail, or a fused BN → ReLU → SE after its first convolution."""
+    """timm's basic block with a fused tail, or BN → ReLU → SE after its first convolution."""
 
     aa: nn.Module  # timm annotates it as None
 
@@ -84,7 +84,7 @@ class FusedBasicBlock(_Fused, BasicBlock):
 
 
 class FusedBottleneck(_Fused, Bottleneck):
-    """timm's bottleneck with a fused tail, or a fused BN → ReLU → SE after its 3×3 convolution."""
+    """timm's bottleneck with a fused tail, or BN → ReLU → SE after its 3×3 convolution."""
 
     aa: nn.Module
 

@@ -129,7 +129,7 @@ PASSES: dict[str, Callable[..., Any]] = {
 
 
 def run(name: str, *arguments: Any) -> Any:
-    """Run a pass over large tensors, (N, C, H, W), with coefficients, (N, C), in its fastest form.
+    """Run a pass over tensors (N, C, H, W) with coefficients (N, C) in its fastest form.
 
     Inside torch.compile the plain form is used, and compiled with the surrounding code. float64, which serves as a
     reference, and empty tensors also use the plain form.

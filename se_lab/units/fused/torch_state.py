@@ -27,7 +27,7 @@ def only_forward_hook(module: nn.Module, hook: object) -> bool:
 
 
 def watched() -> bool:
-    """Return whether each module has to run on ordinary tensors; not to be called inside a graph.
+    """Return whether each module has to run on ordinary tensors; not for use inside a graph.
 
     This is so under `torch.jit.trace`, with hooks on all modules, and in transforms of `torch.func`.
     """

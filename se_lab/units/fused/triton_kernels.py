@@ -1,4 +1,4 @@
-"""Launch the Triton kernels of a fused SE tail, without checks of the arguments (see `kernels`).
+"""Launch the Triton kernels of a fused SE tail; `kernels` checks the arguments.
 
 Tensors are dense in one of two layouts. Channels last, (N, H·W, C) in memory: a program takes a block of pixels by a
 block of channels. NCHW, (N·C, H·W) in memory: reductions take a block of rows by a block of pixels; elementwise kernels
@@ -76,7 +76,7 @@ def apply(
     relu: bool,
     channels_last: bool,
 ) -> None:
-    """Write act(scale·(x − centre) + shift + shortcut) to out; scale, shift and centre are (N, C)."""
+    """Write act(scale·(x − centre) + shift + shortcut) to out; coefficients are (N, C)."""
     centre_input = scale if centre is None else centre
     shortcut_input = x if shortcut is None else shortcut
     flags = (centre is not None, shortcut is not None, relu)
@@ -176,7 +176,7 @@ def _launch(
 
 @functools.cache
 def _tuned(kernel: Any, tiles: Tiles, c: int, hw: int, channels_last: bool, size: int) -> Any:
-    """Return a kernel with an autotuner for this shape, layout and order of magnitude of elements."""
+    """Return a kernel with an autotuner for this shape, layout and approximate size."""
     clock = functools.partial(triton.testing.do_bench, warmup=5, rep=25)
     return triton.autotune(configs=tiles(c, hw, channels_last), key=[], do_bench=clock)(kernel)
 
@@ -210,7 +210,7 @@ def _pointwise_tiles(c: int, hw: int, channels_last: bool) -> list[triton.Config
 
 
 def _configs(shapes: list[tuple[int, int, int, int]], c: int, hw: int) -> list[triton.Config]:
-    """Return the distinct configurations for (pixels, channels, warps, stages), cut to the tensor."""
+    """Return distinct configurations for (pixels, channels, warps, stages), cut to the tensor."""
     most_c, most_hw = triton.next_power_of_2(c), triton.next_power_of_2(hw)
     tiles = dict.fromkeys((min(hw_, most_hw), min(c_, most_c), warps, stages) for hw_, c_, warps, stages in shapes)
     return [

@@ -1,4 +1,4 @@
-"""The elementwise Triton kernels of a fused SE tail, which `triton_kernels` launches.
+"""The elementwise Triton kernels of a fused SE tail.
 
 In channels last, a program takes a block of pixels by a block of channels; in NCHW, a contiguous range of the tensor.
 """

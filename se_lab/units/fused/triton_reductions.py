@@ -1,4 +1,4 @@
-"""The Triton kernels of a fused SE tail that sum over pixels, which `triton_kernels` launches.
+"""The Triton kernels of a fused SE tail that sum over pixels.
 
 In channels last, or if each row of NCHW starts at a multiple of 16 bytes, tiles are loaded in full vectors. Rows of 7×7
 or 14×14 pixels are not aligned: for these, a program loads a range of whole rows and rearranges it in shared memory.
@@ -129,7 +129,7 @@ def backward_moments(
     BLOCK_C: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """Store g (with RELU), Σ g and Σ g·(x − mean) of the pixels [part · rows, (part + 1) · rows)."""
+    """Store g (with RELU), Σ g and Σ g·(x − mean) of pixels [part · rows, (part + 1) · rows)."""
     accumulator: tl.constexpr = partial.dtype.element_ty
     step: tl.constexpr = C if CHANNELS_LAST else 1
     base, column, index, mask = _columns(N, C, HW, CHANNELS_LAST, BLOCK_C)
@@ -164,7 +164,7 @@ def backward_moments(
 
 @triton.jit
 def _rows(N, C: tl.constexpr, HW: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_HW: tl.constexpr):
-    """Return the first row, n·C + c, the offsets and the mask of a range of BLOCK_C rows of NCHW."""
+    """Return the first row, n·C + c, offsets and mask of a range of BLOCK_C rows of NCHW."""
     first = (tl.num_programs(0) - 1 - tl.program_id(0)).to(tl.int64) * BLOCK_C
     rows = tl.minimum(N.to(tl.int64) * C - first, BLOCK_C).to(tl.int32)
     flat = tl.arange(0, BLOCK_C * BLOCK_HW)

@@ -1,4 +1,4 @@
-"""Fused SE units as autograd functions: a residual block's tail, BN → ReLU → SE, and x · gate.
+"""Fused SE units as autograd functions: a block's tail, BN → ReLU → SE, and x · gate.
 
 m and v are the mean and variance over H × W of the convolution's output x, per image and channel. The batch statistics
 follow from them (μ = mean of m; σ² = mean of v + variance of m), and so does the squeeze of BN's output,
