@@ -6,6 +6,7 @@ because TorchScript compiles them as methods of the host.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -26,12 +27,11 @@ def attach(host: nn.Module, how: str, channels_last: bool, unit: Unit) -> str:
     if how in ("input", "joined", "argument"):
         hook = BLOCK_HOOKS.get(how) or (scale_input_channels_last if channels_last else scale_input)
         host.register_forward_pre_hook(hook)
-        return child
-    if how == "block" and channels_last:
+    elif how == "block" and channels_last:
         host.register_forward_hook(scale_block_channels_last)
     else:
         host.register_forward_hook(BLOCK_HOOKS.get(how, scale_output))
-    host.__class__ = _VISIBLE.get(type(host), type(host))
+    host.__class__ = visible(type(host))
     return child
 
 
@@ -103,22 +103,30 @@ BLOCK_HOOKS: dict[str, Callable[..., Any]] = {
 """Hooks on blocks, which may already have an attribute `se`."""
 
 
-class HostBatchNorm(nn.BatchNorm2d):
-    """A batch norm whose output a unit scales.
+def visible(cls: type[nn.Module]) -> type[nn.Module]:
+    """Return the class of a host: for a layer of PyTorch's one of this module's, which torch.fx traces into.
 
-    torch.fx traces into modules of this class, so that the norm is not folded into a convolution, which would drop the
-    unit.
+    Layers of PyTorch's are leaves to torch.fx: its tools fold them into their neighbours, or replace them by quantised
+    ones, and drop the unit.
     """
+    is_leaf = getattr(nn, cls.__name__, None) is cls
+    traceable = cls is nn.BatchNorm2d or not hasattr(cls, "_check_input_dim")
+    return getattr(sys.modules[__name__], f"Host{cls.__name__}") if is_leaf and traceable else cls
+
+
+class HostBatchNorm2d(nn.BatchNorm2d):
+    """A batch norm with a unit."""
 
     def _check_input_dim(self, input: Tensor) -> None:
         pass  # PyTorch's check branches on the input, which torch.fx cannot trace
 
 
-class HostConv(nn.Conv2d):
-    """A convolution whose output a unit scales; torch.fx does not fold the next norm into it."""
-
-
-_VISIBLE: dict[type[nn.Module], type[nn.Module]] = {nn.BatchNorm2d: HostBatchNorm, nn.Conv2d: HostConv}
+def __getattr__(name: str) -> Any:
+    """Make the class of the hosts of a layer, HostConv2d, when it is first asked for, also by unpickling."""
+    base = getattr(nn, name.removeprefix("Host"), None)
+    if not name.startswith("Host") or base is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return globals().setdefault(name, type(name, (base,), {"__module__": __name__}))
 
 
 def watch(net: nn.Module, hosts: dict[str, str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import pickle
 import warnings
 
 import pytest
@@ -16,6 +17,7 @@ from torch.fx.experimental.optimization import fuse
 
 from se_lab import SESpec, SpecError, insert_se
 from se_lab.backbones import PREFIX, build_torchvision
+from se_lab.units import hosts
 
 # nets with a norm where a unit goes, and the insertions there
 ON_NORMS = {
@@ -40,16 +42,17 @@ MAY_BE_LOST = ("dla46_c", "resnest14d", "legacy_xception", "torchvision:resnet18
 IMAGES = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
 
-def patched(name, insertion):
+def patched(name, insertion, stages=(2,)):
     torch.manual_seed(0)
     if name.startswith(PREFIX):
         net = build_torchvision(name, pretrained=False, num_classes=3)
     else:
         net = timm.create_model(name, num_classes=3)
-    sites = insert_se(net.eval(), SESpec(insertion, stages=[2]))
+    sites = insert_se(net.eval(), SESpec(insertion, stages=stages))
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.uniform_(-0.1, 0.1)
+            module.weight.data.uniform_(0.5, 1.5)  # timm starts the last norms of blocks with 0, which would hide units
     return net, sites
 
 
@@ -91,3 +94,25 @@ def test_folding_norms_into_convolutions_keeps_the_units(name, insertion):
         warnings.simplefilter("ignore")
         folded = fuse(net)
     torch.testing.assert_close(folded(IMAGES), expected, rtol=1e-3, atol=1e-4 * expected.abs().max().item())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("insertion", ["standard", "pre", "post", "identity", "conv3x3"])
+def test_int8_through_torch_fx_keeps_the_units(insertion):
+    quantize_fx = pytest.importorskip("torch.ao.quantization.quantize_fx")
+    net, _ = patched("resnet10t", insertion, stages="all")
+    expected = net(IMAGES)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        mapping = torch.ao.quantization.get_default_qconfig_mapping("x86")
+        prepared = quantize_fx.prepare_fx(copy.deepcopy(net), mapping, (IMAGES,))
+        prepared(IMAGES)
+        outputs = quantize_fx.convert_fx(prepared)(IMAGES)
+    assert (outputs - expected).norm() < 0.1 * expected.norm(), "the units are lost"
+
+
+def test_a_net_with_hosts_can_be_unpickled_by_a_process_that_has_inserted_nothing(monkeypatch):
+    net, _ = patched("resnet10t", "post")
+    content = pickle.dumps(net)
+    monkeypatch.delitem(vars(hosts), "HostReLU")
+    torch.testing.assert_close(pickle.loads(content)(IMAGES), net(IMAGES))

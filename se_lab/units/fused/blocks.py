@@ -13,7 +13,7 @@ from se_lab.parallel.sync_bn import SyncBatchNorm
 from se_lab.units.fused import units
 from se_lab.units.fused.passes import compiles
 from se_lab.units.fused.torch_state import has_hooks, only_forward_hook, watched
-from se_lab.units.hosts import scale_output
+from se_lab.units.hosts import scale_output, visible
 from se_lab.units.squeeze_excite import SqueezeExcite
 from se_lab.units.unit import Unit
 
@@ -142,7 +142,7 @@ def _no_inner(norm: nn.Module, drop_block: nn.Module, act: Any) -> str:
     unit = getattr(act, "se", None)
     if not isinstance(unit, Unit) or unit.why_not_fused():
         return "no unit with a fused form after the activation"
-    if type(act) is not nn.ReLU:
+    if type(act) is not visible(nn.ReLU):
         return f"the activation is {type(act).__name__}"
     if type(drop_block) is not nn.Identity:
         return "drop_block before the activation"
