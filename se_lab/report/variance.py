@@ -75,8 +75,8 @@ def component(trials: pd.DataFrame, metric: str, key: str) -> Component:
     if key not in trials or trials.empty:
         return Component(float("nan"), 0, 0)
     keys = [str(name) for name in trials if str(name).startswith(SPEC_SECTIONS) or name == "seed"]
-    settings = pd.DataFrame({name: value_texts(trials[name]) for name in keys if name != key})
-    sets = trials[metric].astype(float).groupby(list(settings.agg("\0".join, axis=1)))
+    settings = [value_texts(trials[name]).to_numpy() for name in keys if name != key]
+    sets = trials[metric].astype(float).groupby(settings)
     df = len(trials) - sets.ngroups
     squares = float(((trials[metric].astype(float) - sets.transform("mean")) ** 2).sum())
     return Component(squares / df if df else float("nan"), df, int((sets.transform("size") > 1).sum()))
