@@ -22,11 +22,11 @@ from se_lab.backbones.residual import Add, ResidualUnit
 class PreActUnit(ResidualUnit):
     """Shortcut + branch: bn1, act1, conv1, bn2, … for each width and kernel size of `convs`.
 
-    (N, in_channels, H, W) to (N, channels, H / stride, W / stride), the channels those of the last convolution and
-    the stride in the first. The branch ends in the last convolution; nothing follows the join.
+    (N, in_channels, H, W) to (N, channels, H / stride, W / stride); the last convolution has the channels, and the
+    first one has the stride. The branch ends in the last convolution; nothing follows the join.
     """
 
-    if TYPE_CHECKING:  # not annotations: TorchScript reads those, and refuses nn.Module
+    if TYPE_CHECKING:  # not annotations, since TorchScript rejects nn.Module
         bn1 = act1 = conv1 = bn2 = act2 = conv2 = bn3 = act3 = conv3 = nn.Module()
 
     def __init__(
@@ -51,7 +51,7 @@ class PreActUnit(ResidualUnit):
             in_channels, stride = width, 1
 
     def zero_init_last(self) -> None:
-        """Start as the shortcut alone."""
+        """Set the last weights of the branch to 0, so that the unit starts as its shortcut."""
         last: Any = self.get_submodule(f"conv{self.depth}")
         nn.init.zeros_(last.weight)
 

@@ -62,7 +62,7 @@ class ShakeBasic(ResidualUnit):
         self.shake = ShakeShake(branch(), branch(), *alphas)
 
     def zero_init_last(self) -> None:
-        """Start as the shortcut alone."""
+        """Set the last weights of the branch to 0, so that the unit starts as its shortcut."""
         _zero_norm(self.shake.branch1.get_submodule("bn2"))
         _zero_norm(self.shake.branch2.get_submodule("bn2"))
 
@@ -116,7 +116,7 @@ class ShakeBottleneck(ResidualUnit):
         self.act = act_layer(inplace=True)
 
     def zero_init_last(self) -> None:
-        """Start as the shortcut alone."""
+        """Set the last weights of the branch to 0, so that the unit starts as its shortcut."""
         _zero_norm(self.shake.branch1.get_submodule("bn3"))
         _zero_norm(self.shake.branch2.get_submodule("bn3"))
 

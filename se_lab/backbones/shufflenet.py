@@ -67,7 +67,7 @@ class ShuffleUnit(ResidualUnit):
         self.act3 = act_layer(inplace=True)
 
     def zero_init_last(self) -> None:
-        """Start as the shortcut alone."""
+        """Set the last weights of the branch to 0, so that the unit starts as its shortcut."""
         if self.bn3.weight is not None:
             nn.init.zeros_(self.bn3.weight)
 
@@ -106,7 +106,7 @@ class ShuffleNet(ConvNet):
         self.add_feature("maxpool", stem_channels, 4)
 
         def unit(in_channels: int, width: int, stride: int) -> ShuffleUnit:
-            first = 1 if in_channels == stem_channels else groups  # section 3.2: its few channels have no groups
+            first = 1 if in_channels == stem_channels else groups  # section 3.2: too few channels for groups
             return ShuffleUnit(in_channels, width, stride, (first, groups), **layers)
 
         stages = residual_stages(unit, stem_channels, channels, UNITS, (2, 2, 2), common.drop_path_rate)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from se_lab.cli.parser import add_overwrite
 from se_lab.cli.runs import records_of, runs_parser
-from se_lab.store import replacing
+from se_lab.store import guard_outputs
 
 if TYPE_CHECKING:
     from se_lab.report import Look
@@ -40,7 +40,7 @@ def plot(argv: list[str]) -> int:
             remarks.append(f"{name} left out: {figure}")
             continue
         files = [Path(options.output, f"{name}.{suffix}") for suffix in options.format]
-        with replacing(files, overwrite=options.overwrite):
+        with guard_outputs(files, overwrite=options.overwrite):
             for path in save_figure(figure, Path(options.output, name), options.format):
                 print(path, flush=True)
                 count += 1

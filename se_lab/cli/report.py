@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from se_lab.cli.parser import add_overwrite
 from se_lab.cli.runs import records_of, refuse_mixed, runs_parser, where_of
 from se_lab.spec import SpecError, find_sweep
-from se_lab.store import replacing
+from se_lab.store import guard_outputs
 
 if TYPE_CHECKING:
     from se_lab.report.page import Chapter
@@ -38,7 +38,7 @@ def report(argv: list[str]) -> int:
         return _write_folder(options)
     records = records_of(options)
     title, question = _about(options.runs)
-    with replacing([options.output], overwrite=options.overwrite):
+    with guard_outputs([options.output], overwrite=options.overwrite):
         page = write_report(records, options.output, title=title, question=question, metric=options.metric)
     print(f"wrote {page}")
     if options.wandb:

@@ -10,7 +10,7 @@ from se_lab.cli.parser import add_overwrite
 from se_lab.cli.runs import records_of, runs_parser
 from se_lab.spec import SpecError
 from se_lab.spec.parser import Parser
-from se_lab.store import replacing, write_text_whole
+from se_lab.store import guard_outputs, write_text_whole
 
 _ONE_ROW_A_VARIANT = ("rows", "columns", "detect", "paper", "model", "margin", "contrast", "spread")
 
@@ -109,7 +109,7 @@ def table(argv: list[str]) -> int:
     if options.format == "csv":
         print(*table.notes, sep="\n", file=sys.stderr)
     if options.output:
-        with replacing([options.output], overwrite=options.overwrite):
+        with guard_outputs([options.output], overwrite=options.overwrite):
             write_text_whole(Path(options.output), text)
         print(f"wrote {options.output}")
     else:

@@ -69,7 +69,7 @@ def content_digest(
     return digest_of(*listing)
 
 
-def remembered(kind: str, key: Sequence[object], make: Callable[[], T], keep: Callable[[T], bool] = bool) -> T:
+def load_or_make(kind: str, key: Sequence[object], make: Callable[[], T], keep: Callable[[T], bool] = bool) -> T:
     """Return the result of `make`, which is cached by `key` in the user's cache folder.
 
     Args:
@@ -91,7 +91,7 @@ def remembered(kind: str, key: Sequence[object], make: Callable[[], T], keep: Ca
 
 
 @contextlib.contextmanager
-def forgetting() -> Iterator[None]:
+def ignore_cache() -> Iterator[None]:
     """Ignore cached values inside the context."""
     token = _use_memory.set(False)
     try:

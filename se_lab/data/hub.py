@@ -10,7 +10,7 @@ from typing import Any
 from torch.utils.data import Dataset
 
 from se_lab.data.base import Batches, DataError
-from se_lab.data.digests import WHOLE, content_digest, digest_of, remembered
+from se_lab.data.digests import WHOLE, content_digest, digest_of, load_or_make
 from se_lab.data.images import EncodedBatches, EncodedData, Item, Key, make_item, no_item
 from se_lab.spec import DataSpec, expand_path, seed_of
 
@@ -78,7 +78,7 @@ class HubData(EncodedData):
         def make() -> str:
             return content_digest(names, [size] * len(names), read)
 
-        return remembered("images", [WHOLE, names, *(rows.status() for rows in self.rows.values())], make)
+        return load_or_make("images", [WHOLE, names, *(rows.status() for rows in self.rows.values())], make)
 
 
 class Rows:

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from se_lab.data.augment import DRAWS, keyed_globals, remove, removes
 from se_lab.data.base import SPLITS, Batch, Batches, DataError, ImageData, KeyedSampler, counted, stratified_split
-from se_lab.data.digests import WHOLE, content_digest, remembered
+from se_lab.data.digests import WHOLE, content_digest, load_or_make
 from se_lab.data.files import Files
 from se_lab.data.pictures import PictureTransform, Raw, decode, normaliser, why_unreadable
 from se_lab.spec import DataSpec, seed_of
@@ -132,7 +132,7 @@ class EncodedData(ImageData):
             sizes = [size for size, *_ in status]
             return content_digest(names, sizes, read, [modified // 10**9 for _, modified, *_ in status])
 
-        return remembered("images", [WHOLE, *({part.root for part in files}), names, status], make)
+        return load_or_make("images", [WHOLE, *({part.root for part in files}), names, status], make)
 
     def unreadable(self, every: bool = False) -> dict[str, str]:
         """Return the images that cannot be decoded, {name: reason}, cached for unchanged files.
@@ -148,7 +148,7 @@ class EncodedData(ImageData):
         def lasting(bad: dict[str, str]) -> bool:
             return not any(" cannot be read: " in reason for reason in bad.values())  # disk or network errors
 
-        return remembered("unreadable", key, lambda: _unreadable(sources), lasting)
+        return load_or_make("unreadable", key, lambda: _unreadable(sources), lasting)
 
     def _files(self) -> list[Files] | None:
         """Return the image files, or None if some images are not files."""

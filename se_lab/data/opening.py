@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from se_lab.data.base import DataError, ImageData
-from se_lab.data.digests import forgetting
+from se_lab.data.digests import ignore_cache
 from se_lab.data.folders import FolderData, Listing
 from se_lab.data.hub import open_hub
 from se_lab.data.images import CHECKED, EncodedData
@@ -203,7 +203,7 @@ def inspect_images(spec: DataSpec, *, root: str | Path = ".") -> Inspection:
     Raises:
         DataError: if a folder or file is missing or invalid.
     """
-    with forgetting():
+    with ignore_cache():
         data = create_data(dataclasses.replace(spec, on_error="skip"), 0, root=root)
         bad = data.skipped
         if isinstance(data, EncodedData):

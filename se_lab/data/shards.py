@@ -24,7 +24,7 @@ import numpy as np
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from se_lab.data.base import DataError, counted
-from se_lab.data.digests import WHOLE, content_digest, digest_of, encoded_name, remembered, write_cached
+from se_lab.data.digests import WHOLE, content_digest, digest_of, encoded_name, load_or_make, write_cached
 from se_lab.data.images import EncodedData
 from se_lab.spec import DataSpec, expand_path
 from se_lab.store import cache_folder
@@ -104,7 +104,7 @@ class ShardData(EncodedData):
 
         if not all(len(version) > 1 for part in self._versions for version in part):
             return make()
-        return remembered("images", [[split.urls for split in shards], self._versions], make)
+        return load_or_make("images", [[split.urls for split in shards], self._versions], make)
 
 
 @dataclass(frozen=True)

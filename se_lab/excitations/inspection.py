@@ -25,7 +25,7 @@ from se_lab.report.figures.look import Look, save_figure
 from se_lab.report.to_wandb import wandb_run
 from se_lab.report.variants import INSERTION, group_variants
 from se_lab.spec import variant_name
-from se_lab.store import is_trial, replacing
+from se_lab.store import guard_outputs, is_trial
 
 FILE = "excitations.safetensors"
 PAGE = "explorer.html"
@@ -177,7 +177,7 @@ def _writing(folders: Iterable[Path], request: Inspection) -> AbstractContextMan
         (folder / FILE).with_suffix(suffix) for folder in outside_folders for suffix in (".safetensors", ".part")
     ]
     files += [path for path in statistics if not is_statistics_file(path)]
-    return replacing(files, overwrite=request.overwrite)
+    return guard_outputs(files, overwrite=request.overwrite)
 
 
 def _images(net: TrainedNet, request: Inspection) -> LabelledImages:

@@ -62,7 +62,7 @@ def find_rank(train: TrainSpec) -> Rank | None:
 
 
 @contextlib.contextmanager
-def joined(rank: Rank, device: str) -> Iterator[None]:
+def join_ranks(rank: Rank, device: str) -> Iterator[None]:
     """Connect this process to the other ranks in a context: by gloo, and by NCCL on GPUs."""
     if rank.ranks == 1:
         yield
@@ -96,7 +96,7 @@ def rank_options(rank: Rank, train: TrainSpec) -> dict[str, Any]:
     }
 
 
-def add_up(tensor: Tensor) -> Tensor:
+def sum_over_ranks(tensor: Tensor) -> Tensor:
     """Return the sum over ranks of a tensor, whose shape must be the same on all ranks."""
     if not dist.is_initialized():
         return tensor
@@ -105,7 +105,7 @@ def add_up(tensor: Tensor) -> Tensor:
     return total
 
 
-def gathered(value: T) -> list[T]:
+def gather_objects(value: T) -> list[T]:
     """Return the objects of all ranks, by rank, on every rank."""
     if not dist.is_initialized():
         return [value]
@@ -114,7 +114,7 @@ def gathered(value: T) -> list[T]:
     return values
 
 
-def shared(value: T) -> T:
+def broadcast_object(value: T) -> T:
     """Return the object of rank 0 on every rank."""
     if not dist.is_initialized():
         return value

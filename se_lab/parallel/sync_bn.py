@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from se_lab.parallel.collectives import add_up
+from se_lab.parallel.collectives import sum_over_ranks
 
 
 def sync_on_cpu(net: nn.Module) -> None:
@@ -64,8 +64,8 @@ class _SumOverRanks(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        return add_up(x)
+        return sum_over_ranks(x)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        return add_up(gradients[0])
+        return sum_over_ranks(gradients[0])

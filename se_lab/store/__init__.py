@@ -35,7 +35,7 @@ from se_lab.store.marker import is_trial as is_trial
 from se_lab.store.marker import mark_store as mark_store
 from se_lab.store.marker import temp_path_of as temp_path_of
 from se_lab.store.outputs import cache_folder as cache_folder
-from se_lab.store.outputs import replacing as replacing
+from se_lab.store.outputs import guard_outputs as guard_outputs
 from se_lab.store.provenance import cpu_model as cpu_model
 from se_lab.store.provenance import current_provenance as current_provenance
 from se_lab.store.provenance import differences as differences

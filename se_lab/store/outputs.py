@@ -18,7 +18,7 @@ def cache_folder() -> Path:
 
 
 @contextlib.contextmanager
-def replacing(paths: Iterable[str | Path], *, overwrite: bool = False) -> Iterator[None]:
+def guard_outputs(paths: Iterable[str | Path], *, overwrite: bool = False) -> Iterator[None]:
     """Guard the files written in the context: only unchanged files of SE-Lab may be replaced.
 
     Args:

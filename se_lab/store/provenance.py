@@ -96,7 +96,7 @@ def mixtures(trials: Iterable[Mapping[str, str]]) -> list[str]:
     return lines
 
 
-def in_turn(parts: Iterable[Mapping[str, str]]) -> dict[str, str]:
+def merge_parts(parts: Iterable[Mapping[str, str]]) -> dict[str, str]:
     """Merge the provenances of a resumed trial's parts; a value that changed becomes 'A then B'."""
     values: dict[str, list[str]] = {}
     for part in parts:

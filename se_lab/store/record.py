@@ -45,7 +45,7 @@ class RunRecord:
     metrics: dict[str, float] = field(default_factory=dict)
     """Errors in %, losses in nats."""
     timings: dict[str, float] = field(default_factory=dict)
-    """seconds; step_ms (the median training step); images_per_s in training; peak_memory_bytes on a GPU."""
+    """seconds (the total); step_ms (the median training step); images_per_s in training; peak_memory_bytes on a GPU."""
     data: dict[str, Any] = field(default_factory=dict)
     """The data digest and the number of images in each split."""
     provenance: dict[str, str] = field(default_factory=dict)

@@ -12,7 +12,7 @@ import msgspec
 
 from se_lab.store.claims import holder_of
 from se_lab.store.files import check_seal, read_bytes
-from se_lab.store.provenance import in_turn
+from se_lab.store.provenance import merge_parts
 from se_lab.store.record import broken_record, check_owner, trial_folder
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ def row_of(trial_id: str, folder: str, record: bytes) -> dict[str, Any]:
     costs = trial.complexity
     provenance = bytes(trial.provenance).decode()
     if trial.segments:
-        provenance = json.dumps(in_turn(part.provenance for part in trial.segments))
+        provenance = json.dumps(merge_parts(part.provenance for part in trial.segments))
     return {
         "trial_id": trial_id,
         "status": trial.status,

@@ -21,7 +21,7 @@ from se_lab.data import Batch, DataError, create_data, scan
 from se_lab.data.files import Files, printable
 from se_lab.data.folders import Scan
 from se_lab.spec import DataSpec, RunSpec, SpecError, expand_path
-from se_lab.store import RunRecord, read_record, replacing, write_whole
+from se_lab.store import RunRecord, guard_outputs, read_record, write_whole
 from se_lab.trained.inputs import is_opened, open_pretrained, pick_device, trial_config
 from se_lab.trained.load import load_trained
 from se_lab.training.metrics import Scores
@@ -118,7 +118,7 @@ def evaluate(
         arrays = {"key": np.array(images.keys)[results["image"]], "label": results["label"], "top5": results["top5"]}
         arrays["probability"] = results["probability"]
         arrays["correct"] = results["top5"][:, 0] == results["label"]
-        with replacing([predictions], overwrite=overwrite):
+        with guard_outputs([predictions], overwrite=overwrite):
             write_whole(Path(predictions), lambda file: np.savez_compressed(file, **arrays))
     count = len(results["label"])
     intervals = {key: _wilson(value, count) for key, value in metrics.items() if key.endswith("_error")}

@@ -145,7 +145,7 @@ def export(
         names = sorted(str(path.relative_to(temp_folder)) for path in temp_folder.rglob("*") if path.is_file())
         names.append("se_lab.json")
         (temp_folder / "se_lab.json").write_text(json.dumps(about, indent=2), encoding="utf-8")
-        with store.replacing([folder / name for name in names], overwrite=options.overwrite):
+        with store.guard_outputs([folder / name for name in names], overwrite=options.overwrite):
             for name in names:
                 (folder / name).parent.mkdir(exist_ok=True)
                 store.put_in_place(temp_folder / name, folder / name)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from se_lab import store
 from se_lab.data import DataError
-from se_lab.parallel.collectives import Agreement, gathered, shared
+from se_lab.parallel.collectives import Agreement, broadcast_object, gather_objects
 from se_lab.training.checkpoints import restart_validation
 from se_lab.training.folder import TrialFolder
 from se_lab.training.stopping import InterruptedTrialError, Stop
@@ -93,7 +93,7 @@ class TrialKeeper(Checkpoint):
         """From now on, save a checkpoint before stopping on a signal."""
         self._last_save = self._epoch_start = time.perf_counter()
         self.stop.at_once = False
-        if any(gathered(self.stop.asked)):  # asked during the start of another rank
+        if any(gather_objects(self.stop.asked)):  # asked during the start of another rank
             raise InterruptedTrialError
 
     def on_train_epoch_start(self, trainer: L.Trainer, task: L.LightningModule) -> None:
@@ -135,7 +135,7 @@ class TrialKeeper(Checkpoint):
         batches, self._losses = self._losses, []
         flags = torch.isfinite(torch.stack([loss for *_, loss in batches])).tolist() if batches else []
         bad_steps = [(batch, rate) for (batch, rate, _), is_finite in zip(batches, flags, strict=True) if not is_finite]
-        if candidates := list(itertools.chain.from_iterable(gathered(bad_steps[:1]))):
+        if candidates := list(itertools.chain.from_iterable(gather_objects(bad_steps[:1]))):
             batch, rate = min(candidates)
             raise FloatingPointError(
                 f"the training loss is nan or infinite in batch {batch} of epoch {trainer.current_epoch}, lr {rate:g}"
@@ -192,9 +192,9 @@ class TrialKeeper(Checkpoint):
                     self.progress(row)
                 except StoppedEarlyError as stopped:
                     error = stopped
-        if (error := shared(error)) is not None:
+        if (error := broadcast_object(error)) is not None:
             raise error
-        if any(gathered(self.stop.asked)) and trainer.current_epoch + 1 < (trainer.max_epochs or 0):
+        if any(gather_objects(self.stop.asked)) and trainer.current_epoch + 1 < (trainer.max_epochs or 0):
             raise InterruptedTrialError
 
     def _end_training(self, trainer: L.Trainer, task: L.LightningModule) -> None:
@@ -221,7 +221,7 @@ class TrialKeeper(Checkpoint):
 
     def predictions(self) -> dict[str, np.ndarray[Any, Any]]:
         """Return image, label, top5 and probability for the test images of all ranks."""
-        parts = itertools.chain.from_iterable(gathered(self._predictions))
+        parts = itertools.chain.from_iterable(gather_objects(self._predictions))
         arrays = [np.concatenate(pieces) for pieces in zip(*parts, strict=True)]
         order = np.argsort(arrays[0])
         names = ("image", "label", "top5", "probability")
@@ -303,4 +303,4 @@ class TrialKeeper(Checkpoint):
 def share_skipped(trainer: L.Trainer) -> None:
     """Merge the skipped images of all ranks on every rank."""
     data = trainer.datamodule  # type: ignore[attr-defined]
-    data.skipped = list(dict.fromkeys(itertools.chain.from_iterable(gathered(data.skipped))))
+    data.skipped = list(dict.fromkeys(itertools.chain.from_iterable(gather_objects(data.skipped))))

@@ -36,7 +36,7 @@ def create_schedule(
     """
     if optim.schedule == "plateau":
         plateau = ReduceLROnPlateau(optimizer, mode="min", factor=optim.decay_rate, patience=optim.patience)
-        set_rate(optimizer, optim.lr * warmed(0, optim.warmup_epochs))
+        set_rate(optimizer, optim.lr * warmup_fraction(0, optim.warmup_epochs))
         return plateau
     if optim.schedule == "onecycle":
         return OneCycle(optimizer)
@@ -59,7 +59,7 @@ def create_schedule(
 def step_plateau(schedule: ReduceLROnPlateau, optim: OptimSpec, epoch: int, loss: float) -> None:
     """Set the rate of the next epoch, by the warm-up or by the validation loss."""
     if epoch < optim.warmup_epochs:
-        set_rate(schedule.optimizer, optim.lr * warmed(epoch + 1, optim.warmup_epochs))
+        set_rate(schedule.optimizer, optim.lr * warmup_fraction(epoch + 1, optim.warmup_epochs))
     else:
         schedule.step(loss)
 
@@ -85,14 +85,14 @@ class OneCycle(LRScheduler):
 
     def get_lr(self) -> list[float | Tensor]:
         """Return the rate of the current step for each group of parameters."""
-        return [base * onecycle(self.last_epoch, self.steps, self.warmup) for base in self.base_lrs]
+        return [base * onecycle_fraction(self.last_epoch, self.steps, self.warmup) for base in self.base_lrs]
 
 
-def onecycle(step: int, steps: int, warmup: int) -> float:
+def onecycle_fraction(step: int, steps: int, warmup: int) -> float:
     """Return the fraction of the peak rate at a step, with a linear warm-up and decay to 0."""
     return min((step + 1) / (warmup + 1), (steps - step) / max(steps - warmup, 1))
 
 
-def warmed(epoch: int, warmup: int) -> float:
+def warmup_fraction(epoch: int, warmup: int) -> float:
     """Return the fraction of the base learning rate at an epoch of linear warm-up, as in timm."""
     return min((1 + epoch * (1 - 1 / warmup)) / warmup, 1.0) if warmup else 1.0

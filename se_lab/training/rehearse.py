@@ -14,7 +14,7 @@ from typing import Any
 import lightning as L
 import torch
 
-from se_lab.parallel.collectives import find_rank, shared
+from se_lab.parallel.collectives import broadcast_object, find_rank
 from se_lab.spec import ExecSpec, RunSpec
 from se_lab.spec.flags import import_plugins
 from se_lab.training.keeper import TrialKeeper
@@ -23,7 +23,7 @@ from se_lab.training.pieces import create_callbacks
 from se_lab.training.preflight import check_before, device_of
 from se_lab.training.task import ClassificationTask
 from se_lab.training.trainer import create_trainer
-from se_lab.training.trial import Trial, opened
+from se_lab.training.trial import Trial, open_trial
 from se_lab.units.costs import profile
 from se_lab.units.model import create_model
 
@@ -85,8 +85,8 @@ def rehearse(spec: RunSpec, execution: ExecSpec) -> Rehearsal:
     if (rank := find_rank(spec.train)) is None:
         rehearsal: Rehearsal = launch("rehearse", spec, execution)
         return rehearsal
-    with opened(spec, execution, rank) as trial, tempfile.TemporaryDirectory() as name:
-        return _rehearse_in(Path(shared(name), spec.trial_id), trial)  # the parent folder is marked as a store
+    with open_trial(spec, execution, rank) as trial, tempfile.TemporaryDirectory() as name:
+        return _rehearse_in(Path(broadcast_object(name), spec.trial_id), trial)  # the parent is marked as a store
 
 
 def _rehearse_in(folder: Path, trial: Trial) -> Rehearsal:
@@ -97,7 +97,7 @@ def _rehearse_in(folder: Path, trial: Trial) -> Rehearsal:
     def fit(checkpoint: Path | None) -> ClassificationTask:
         task = trial.create_task()
         trial.fuse_if_faster(task, macs)
-        with trial.claimed(folder) as trial_folder:
+        with trial.claim_folder(folder) as trial_folder:
             keeper = TrialKeeper(trial_folder, trial.stop, minutes=execution.checkpoint_minutes)
             callbacks = [*create_callbacks(execution), *([clock] if checkpoint is None else []), keeper]
             limits = {"limit_train_batches": 2 * spec.train.accumulate, "limit_val_batches": 1, "limit_test_batches": 2}
@@ -114,9 +114,9 @@ def _rehearse_in(folder: Path, trial: Trial) -> Rehearsal:
     steps = len(data.train_dataloader()) // spec.train.accumulate * spec.train.epochs
     saved_state = {key: value.cpu() for key, value in task.state_dict().items()}
     rank_0 = trial.rank.number == 0
-    size = shared((folder / "last.ckpt").stat().st_size if rank_0 else 0)
+    size = broadcast_object((folder / "last.ckpt").stat().st_size if rank_0 else 0)
     best = folder / "best.ckpt"  # missing without validation images, or if their loss is NaN
-    best_size = shared(best.stat().st_size if rank_0 and best.exists() else 0)
+    best_size = broadcast_object(best.stat().st_size if rank_0 and best.exists() else 0)
     resumed_task = fit(folder / "last.ckpt")
     if any(not torch.equal(value.cpu(), saved_state[key]) for key, value in resumed_task.state_dict().items()):
         raise RuntimeError("the weights in the checkpoint differ from those saved")

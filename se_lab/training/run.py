@@ -18,7 +18,7 @@ from rich.progress import BarColumn
 
 from se_lab import store
 from se_lab.data import present_digest
-from se_lab.parallel.collectives import find_rank, shared
+from se_lab.parallel.collectives import broadcast_object, find_rank
 from se_lab.spec import ExecSpec, RunSpec, SpecError
 from se_lab.spec.flags import import_plugins
 from se_lab.store import RunRecord
@@ -35,7 +35,7 @@ from se_lab.training.step_log import StepLog
 from se_lab.training.stopping import RESUME_ME, InterruptedTrialError
 from se_lab.training.task import ClassificationTask
 from se_lab.training.trainer import create_trainer
-from se_lab.training.trial import Trial, opened
+from se_lab.training.trial import Trial, open_trial
 
 __all__ = ["RESUME_ME", "InterruptedTrialError", "Progress", "StoppedEarlyError", "run"]
 
@@ -77,12 +77,12 @@ def run(spec: RunSpec, execution: ExecSpec | None = None, *, progress: Progress 
     callbacks, loggers = create_callbacks(execution), create_loggers(execution, folder)
     if rank is None:
         return _run_ranks(spec, execution, folder, progress)
-    with opened(spec, execution, rank, announced=True) as trial:
+    with open_trial(spec, execution, rank, announced=True) as trial:
         task = trial.create_task()
         trial.leave_if_asked()
-        with trial.claimed(folder) as trial_folder:
+        with trial.claim_folder(folder) as trial_folder:
             # another worker may have finished the trial while the net was built
-            if (finished_record := shared(_finished(folder) if trial_folder.is_held else None)) is not None:
+            if (finished_record := broadcast_object(_finished(folder) if trial_folder.is_held else None)) is not None:
                 return name_differences(finished_record, spec, execution, trial.data.digest)
             return TrialRun(trial, task, trial_folder, progress, callbacks, loggers).to_the_end()
 
@@ -173,7 +173,7 @@ class TrialRun:
             trainer = create_trainer(
                 spec, execution, self.trial.rank, self.folder, logger=opened_loggers or False, **options
             )
-            checkpoint = shared(newest_checkpoint(self.folder.path) if self.folder.is_held else None)
+            checkpoint = broadcast_object(newest_checkpoint(self.folder.path) if self.folder.is_held else None)
             try:
                 trainer.fit(self.task, datamodule=self.trial.data, ckpt_path=checkpoint, weights_only=True)
                 self.trial.stop.at_once = False  # not set by a fit that had no epochs left; the test stops itself

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from se_lab.parallel.collectives import gathered, share_buffers
+from se_lab.parallel.collectives import gather_objects, share_buffers
 from se_lab.parallel.sync_bn import sync_on_cpu
 from se_lab.spec import RunSpec, run_spec, seed_of
 from se_lab.training.metrics import Scores
@@ -216,7 +216,7 @@ class ClassificationTask(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save the sums of each rank's training metrics."""
-        checkpoint["train_sums"] = gathered(self.train_scores.sums())
+        checkpoint["train_sums"] = gather_objects(self.train_scores.sums())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the sums of this rank's training metrics."""

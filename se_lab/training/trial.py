@@ -10,7 +10,7 @@ from pathlib import Path
 
 from se_lab import store
 from se_lab.data import ImageData, create_data
-from se_lab.parallel.collectives import Rank, gathered, joined, shared
+from se_lab.parallel.collectives import Rank, broadcast_object, gather_objects, join_ranks
 from se_lab.spec import ExecSpec, RunSpec
 from se_lab.training.folder import TrialFolder
 from se_lab.training.preflight import check_built, check_maps, check_norms, device_of
@@ -63,7 +63,7 @@ class Trial:
         return reason
 
     @contextlib.contextmanager
-    def claimed(self, path: Path) -> Iterator[TrialFolder]:
+    def claim_folder(self, path: Path) -> Iterator[TrialFolder]:
         """Claim the trial's folder on rank 0, and let the other ranks wait for the claim.
 
         Raises:
@@ -76,18 +76,18 @@ class Trial:
                     claim = stack.enter_context(store.claim(path))
                 except store.TrialBusyError as error:
                     message = str(error)
-            if message := shared(message):
+            if message := broadcast_object(message):
                 raise store.TrialBusyError(message)
             yield TrialFolder(path, self.spec.trial_id, claim)
 
     def leave_if_asked(self) -> None:
         """Raise InterruptedTrialError on all ranks if one of them was asked to stop."""
-        if any(gathered(self.stop.asked)):
+        if any(gather_objects(self.stop.asked)):
             raise InterruptedTrialError
 
 
 @contextlib.contextmanager
-def opened(spec: RunSpec, execution: ExecSpec, rank: Rank, *, announced: bool = False) -> Iterator[Trial]:
+def open_trial(spec: RunSpec, execution: ExecSpec, rank: Rank, *, announced: bool = False) -> Iterator[Trial]:
     """Join the other ranks, catch signals, and open the images; if `announced`, print a summary.
 
     Raises:
@@ -97,7 +97,7 @@ def opened(spec: RunSpec, execution: ExecSpec, rank: Rank, *, announced: bool = 
     """
     prepare(execution.threads)
     quiet_lightning()
-    with catch_signals(Stop(at_once=rank.ranks == 1)) as stop, joined(rank, device_of(execution)):
+    with catch_signals(Stop(at_once=rank.ranks == 1)) as stop, join_ranks(rank, device_of(execution)):
         trial = Trial(spec, execution, rank, stop, open_data(spec, execution, rank))
         if announced and rank.number == 0:
             print(trial.data.summary(), file=sys.stderr)
@@ -109,7 +109,7 @@ def opened(spec: RunSpec, execution: ExecSpec, rank: Rank, *, announced: bool = 
 def open_data(spec: RunSpec, execution: ExecSpec, rank: Rank) -> ImageData:
     """Open the images of a trial; one rank per node downloads them before the others open them."""
 
-    def opened_with(download: bool) -> ImageData:
+    def open_images(download: bool) -> ImageData:
         return create_data(
             spec.data,
             spec.seed,
@@ -120,7 +120,7 @@ def open_data(spec: RunSpec, execution: ExecSpec, rank: Rank) -> ImageData:
         )
 
     if not execution.download or rank.ranks == 1:
-        return opened_with(execution.download)
-    data = opened_with(True) if rank.local == 0 else None
-    shared(None)
-    return data or opened_with(False)
+        return open_images(execution.download)
+    data = open_images(True) if rank.local == 0 else None
+    broadcast_object(None)
+    return data or open_images(False)

@@ -84,7 +84,7 @@ def survey(backbone: nn.Module) -> list[Place]:
     own_spots: dict[str, list[Spot]] = {path: [] for path in units}
     outside_spots: list[tuple[int, str, Spot]] = []
     current_stage = 1
-    prefixes = tuple(f"{path}." for path, module in modules.items() if isinstance(module, Unit))  # SE-Lab's units
+    prefixes = tuple(f"{path}." for path, module in modules.items() if isinstance(module, Unit))  # to skip
     for path, module in modules.items():
         if path in units:
             current_stage = keys.index(units[path][0]) + 2

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from se_lab.spec.flags import parse_trial, recipe_changes, recipes
-from se_lab.training.optimize import onecycle
+from se_lab.training.optimize import onecycle_fraction
 from se_lab.units.model import create_model
 from se_lab.units.squeeze_excite import SQUEEZE
 
@@ -80,6 +80,6 @@ def test_plugins_of_a_configuration_file_are_imported_in_time(tmp_path, monkeypa
 
 
 def test_onecycle_rises_and_falls_linearly_to_zero():
-    rates = [onecycle(step, steps=10, warmup=4) for step in range(11)]
+    rates = [onecycle_fraction(step, steps=10, warmup=4) for step in range(11)]
     assert rates[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
     assert rates[4:] == pytest.approx([1.0, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6, 0.0])

@@ -3,7 +3,7 @@
 import pytest
 
 from se_lab.spec import SpecError
-from se_lab.store import replacing
+from se_lab.store import guard_outputs
 
 
 @pytest.fixture(autouse=True)
@@ -12,7 +12,7 @@ def _own_cache(tmp_path, monkeypatch):
 
 
 def write(path, text, **options):
-    with replacing([path], **options):
+    with guard_outputs([path], **options):
         path.write_text(text)
 
 
@@ -41,7 +41,7 @@ def test_what_was_written_before_an_error_is_its_own(tmp_path):
     path = tmp_path / "page.html"
 
     def fail():
-        with replacing([path]):
+        with guard_outputs([path]):
             path.write_text("half")
             raise RuntimeError
 
@@ -53,7 +53,7 @@ def test_what_was_written_before_an_error_is_its_own(tmp_path):
 def test_a_file_that_was_to_be_replaced_and_was_not_stays_another_s(tmp_path):
     path = tmp_path / "figure.png"
     path.write_text("mine")
-    with replacing([path], overwrite=True):
+    with guard_outputs([path], overwrite=True):
         pass
     with pytest.raises(SpecError, match="already exists"):
         write(path, "other")

@@ -10,7 +10,7 @@ import pytest
 
 from se_lab.spec import ExecSpec, ModelSpec, RunSpec
 from se_lab.store import provenance
-from se_lab.store.provenance import current_provenance, differences, git_state, in_turn, mixtures, source_digest
+from se_lab.store.provenance import current_provenance, differences, git_state, merge_parts, mixtures, source_digest
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def test_a_mixture_says_which_values_meet_and_how_often():
 
 def test_a_trial_that_was_resumed_under_other_conditions_is_a_mixture_by_itself():
     before, after = {"torch": "2.13.0", "git": "a" * 40}, {"torch": "2.14.1", "git": "a" * 40, "device": "A100"}
-    whole = in_turn([before, after])
+    whole = merge_parts([before, after])
     assert whole == {"torch": "2.13.0 then 2.14.1", "git": "a" * 40, "device": "A100"}
     assert mixtures([whole]) == ["torch: 2.13.0 then 2.14.1 (1 trial)"]
     assert mixtures([after, whole]) == ["torch: 2.14.1 (1 trial), 2.13.0 then 2.14.1 (1 trial)"]

@@ -17,7 +17,7 @@ from se_lab.report.page.excitations import excitation_pages, plain_page
 from se_lab.report.page.report import write_report
 from se_lab.report.variants import Study, filter_records, group_variants
 from se_lab.spec import SpecError
-from se_lab.store import replacing, write_text_whole
+from se_lab.store import guard_outputs, write_text_whole
 
 INDEX = "index.html"
 
@@ -79,7 +79,7 @@ def write_site(
         for page in _pages_beside(study, place, where or {})
     ]
     rows, reports = [], []
-    with replacing([folder / INDEX, *pages, *extra_pages], overwrite=overwrite):
+    with guard_outputs([folder / INDEX, *pages, *extra_pages], overwrite=overwrite):
         for chapter, page, place in zip(chapters, pages, folders, strict=True):
             try:
                 question = [chapter.question] if chapter.question else []

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from se_lab.parallel.sync_bn import SyncBatchNorm
 from se_lab.units.fused import units
 from se_lab.units.fused.passes import compiles
-from se_lab.units.fused.torch_state import has_hooks, only_forward_hook, watched
+from se_lab.units.fused.torch_state import has_hooks, needs_plain_modules, only_forward_hook
 from se_lab.units.hosts import scale_output, visible
 from se_lab.units.squeeze_excite import SqueezeExcite
 from se_lab.units.unit import Unit
@@ -185,6 +185,6 @@ def _suits(x: Tensor, norm: units.Norm | None = None) -> bool:
         return False  # one value per channel, for which PyTorch raises an error
     if torch.compiler.is_compiling():
         return True
-    if type(x) not in (Tensor, nn.Parameter) or watched():
+    if type(x) not in (Tensor, nn.Parameter) or needs_plain_modules():
         return False
     return x.dtype == torch.float64 or compiles(x.device.type)

@@ -20,7 +20,7 @@ import importlib.util
 import torch
 from torch import Tensor
 
-from se_lab.units.fused.torch_state import interpreted
+from se_lab.units.fused.torch_state import uses_interpreter
 
 ACTIVATIONS = ("relu", "identity")
 
@@ -29,7 +29,7 @@ def available() -> bool:
     """Return whether Triton is installed and can run: interpreted, or on a GPU from Ampere on."""
     if importlib.util.find_spec("triton") is None:
         return False
-    if interpreted():
+    if uses_interpreter():
         return True
     return torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0)
 

@@ -26,7 +26,7 @@ def only_forward_hook(module: nn.Module, hook: object) -> bool:
     return list(module._forward_hooks.values()) == [hook] and not other_hooks
 
 
-def watched() -> bool:
+def needs_plain_modules() -> bool:
     """Return whether each module has to run on ordinary tensors; not for use inside a graph.
 
     This is so under `torch.jit.trace`, with hooks on all modules, and in transforms of `torch.func`.
@@ -55,6 +55,6 @@ def _transforming() -> bool:
     return False
 
 
-def interpreted() -> bool:
+def uses_interpreter() -> bool:
     """Return whether Triton interprets kernels on the CPU, by Triton's own environment variable."""
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")

@@ -23,9 +23,9 @@ from torch import Tensor
 
 from se_lab.units.fused import triton_pointwise as pointwise
 from se_lab.units.fused import triton_reductions as reductions
-from se_lab.units.fused.torch_state import interpreted
+from se_lab.units.fused.torch_state import uses_interpreter
 
-INTERPRETED = interpreted()
+INTERPRETED = uses_interpreter()
 """Whether Triton interprets kernels on the CPU; read once, as Triton does."""
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from se_lab.units.fused.torch_state import has_hooks, only_forward_hook, watched
+from se_lab.units.fused.torch_state import has_hooks, needs_plain_modules, only_forward_hook
 
 
 @pytest.mark.parametrize(
@@ -32,13 +32,13 @@ def test_every_kind_of_hook_is_noticed_until_it_is_removed(register):
 
 
 def test_a_hook_on_all_modules_is_noticed():
-    assert not watched()
+    assert not needs_plain_modules()
     handle = nn.modules.module.register_module_forward_hook(lambda *_: None)
     try:
-        assert watched()
+        assert needs_plain_modules()
     finally:
         handle.remove()
-    assert not watched()
+    assert not needs_plain_modules()
 
 
 @pytest.mark.parametrize("transform", [torch.func.grad, torch.func.vmap, torch.func.functionalize])
@@ -46,11 +46,11 @@ def test_a_transform_is_noticed_even_by_tensors_that_it_leaves_alone(transform):
     seen = []
 
     def function(x):
-        seen.append(watched())
+        seen.append(needs_plain_modules())
         return x.sum()
 
     transform(function)(torch.ones(3))
-    assert seen == [True] and not watched()
+    assert seen == [True] and not needs_plain_modules()
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -58,7 +58,7 @@ def test_a_trace_is_noticed():
     seen = []
 
     def function(x):
-        seen.append(watched())
+        seen.append(needs_plain_modules())
         return x + 1
 
     torch.jit.trace(function, torch.ones(2), check_trace=False)
