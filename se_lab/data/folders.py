@@ -12,7 +12,7 @@ import torch
 from torchvision.datasets import Places365
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from se_lab.data.base import DataError
+from se_lab.data.base import DataError, counted
 from se_lab.data.files import Files, printable
 from se_lab.data.images import EncodedData
 from se_lab.spec import DataSpec, expand_path
@@ -213,8 +213,8 @@ def _scan_split(root: Path, split: str) -> Scan:
     if len(result.classes) < 2:
         strays = result.left_out["image beside the class folders"]
         raise DataError(
-            f"{folder} has {len(result.classes)} class folders ({', '.join(map(printable, result.classes))}); training "
-            "needs at least two" + (f"; move the {strays} images beside them into class folders" if strays else "")
+            f"{folder} has {counted(len(result.classes), 'class folder')}; training needs at least two"
+            + (f"; move {counted(strays, 'image')} beside the class folders into them" if strays else "")
         )
     if empty_classes := sorted(set(range(len(result.classes))) - set(result.labels)):
         raise DataError(

@@ -134,7 +134,7 @@ class Shards:
         for url, content, (_, _, size) in zip(urls, contents, places, strict=True):
             if len(content) != size:
                 raise DataError(
-                    f"{url} returned {len(content)} bytes instead of {size}: the file has changed, or the server does "
+                    f"{url} returned {len(content)} of {size} bytes: the file has changed, or the server does "
                     "not support byte ranges"
                 )
         return contents

@@ -55,7 +55,7 @@ def check_choice(name: str, value: object, allowed: Collection[str]) -> None:
 
 
 def check_fields(spec: object, section: str = "") -> None:
-    """Convert the fields of a dataclass to their declared types in place, such as '1e-3' to 0.001.
+    """Convert a dataclass's fields to their declared types in place, such as '1e-3' to 0.001.
 
     Raises:
         SpecError: for a value that the field's annotation does not allow.

@@ -17,7 +17,7 @@ LOGGERS = ("wandb", "tensorboard", "csv", "none")
 
 @dataclass(frozen=True)
 class ExecSpec:
-    """Where and how a trial runs; recorded, but not part of its id, since it does not affect results.
+    """Where and how a trial runs; recorded, but not part of its id.
 
     Examples:
         >>> ExecSpec(store="runs", device="cpu", logger="none").threads

@@ -162,7 +162,7 @@ def _identity() -> dict[str, Any]:
 
 
 def _start_of(pid: int) -> str | None:
-    """Return the start time of a process (to detect reused pids), HIDDEN, or None if it has ended."""
+    """Return the start time of a process, which detects reused pids, or HIDDEN; None if it ended."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
         return None if stat[0] in "ZX" else stat[19]

@@ -30,7 +30,7 @@ def guard_outputs(paths: Iterable[str | Path], *, overwrite: bool = False) -> It
     """
     files = [Path(path).absolute() for path in paths]
     if not overwrite and (losses := [file for file in files if os.path.lexists(file) and not _is_ours(file)]):
-        more = f" and {len(losses) - 1} more" if len(losses) > 1 else ""
+        more = f" (and {len(losses) - 1} more)" if len(losses) > 1 else ""
         raise SpecError(
             f"{losses[0]}{more} already exists and was not written by SE-Lab, or was changed since; choose another "
             "name, or add --overwrite"

@@ -140,7 +140,7 @@ def _problems_of_metrics(path: Path) -> Iterator[str]:
         return
     for number, row in enumerate(rows[1:], 2):
         if len(row) != len(rows[0]) or any(math.isnan(float(cell)) for cell in row if cell and cell != "nan"):
-            yield f"line {number} has {len(row)} cells; the header has {len(rows[0])}"
+            yield f"line {number} is incomplete or invalid: {','.join(row)[:60]!r}"
     epochs = [float(row[rows[0].index("epoch")]) for row in rows[1:]]
     if epochs != list(range(len(epochs))):
         yield "its epochs are not numbered from 0 on"

@@ -14,6 +14,7 @@ from typing import Any
 import lightning as L
 import torch
 
+from se_lab.data.base import counted
 from se_lab.parallel.collectives import broadcast_object, find_rank
 from se_lab.spec import ExecSpec, RunSpec
 from se_lab.spec.flags import import_plugins
@@ -60,7 +61,7 @@ class Rehearsal:
         minutes, gib = self.seconds / 60, 2**30
         duration = f"{minutes:.1f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
         lines = [
-            f"trial {self.trial_id}: trained {self.rehearsed_steps} steps, evaluated, saved and resumed",
+            f"trial {self.trial_id}: trained {counted(self.rehearsed_steps, 'step')}, evaluated, saved and resumed",
             f"memory         {self.host_bytes / gib:.2f} GiB per process"
             + (f", {self.device_bytes / gib:.2f} GiB per GPU" if self.device_bytes else ""),
             f"speed          {self.images_per_s:,.0f} images/s, {self.step_ms:.1f} ms per step",

@@ -13,7 +13,7 @@ LONG_EPOCH, DEFAULT_EVERY = 1000, 100
 
 
 class StepLog(L.Callback):
-    """Logs the learning rate, lr_step, and the mean loss in nats, train/loss_step, of recent steps.
+    """Logs the learning rate, lr_step, and the mean loss of recent steps in nats, train/loss_step.
 
     Losses stay on their device until a value is logged, so that other steps do not wait for them.
     """

@@ -104,10 +104,10 @@ BLOCK_HOOKS: dict[str, Callable[..., Any]] = {
 
 
 def visible(cls: type[nn.Module]) -> type[nn.Module]:
-    """Return the class of a host: for a layer of PyTorch's one of this module's, which torch.fx traces into.
+    """Return the class for a host: for a PyTorch layer, a subclass that torch.fx traces into.
 
-    Layers of PyTorch's are leaves to torch.fx: its tools fold them into their neighbours, or replace them by quantised
-    ones, and drop the unit.
+    PyTorch's layers are leaves for torch.fx: its tools fold them into their neighbours, or replace them by quantised
+    layers, and drop the unit.
     """
     is_leaf = getattr(nn, cls.__name__, None) is cls
     traceable = cls is nn.BatchNorm2d or not hasattr(cls, "_check_input_dim")
@@ -122,7 +122,7 @@ class HostBatchNorm2d(nn.BatchNorm2d):
 
 
 def __getattr__(name: str) -> Any:
-    """Make the class of the hosts of a layer, HostConv2d, when it is first asked for, also by unpickling."""
+    """Create the host class of a PyTorch layer, such as HostConv2d, on first use (also by pickle)."""
     base = getattr(nn, name.removeprefix("Host"), None)
     if not name.startswith("Host") or base is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

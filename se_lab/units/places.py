@@ -121,7 +121,7 @@ def choose(places: Sequence[Place], se: SESpec, existing_se: str, backbone: str)
     spots = [spot for place in places for spot in place.own]
     if spots and existing_se == "refuse":
         raise SpecError(
-            f"{backbone} already has channel attention, at {spots[0].host} and {len(spots) - 1} more places; "
+            f"{backbone} already has channel attention, at {spots[0].host}{and_more(len(spots) - 1)}; "
             "set model.existing_se=keep or model.existing_se=replace"
         )
     if se.insertion == "none":
@@ -149,6 +149,11 @@ def choose(places: Sequence[Place], se: SESpec, existing_se: str, backbone: str)
             f"allowed are {', '.join(insertions)}"
         )
     return placements
+
+
+def and_more(count: int) -> str:
+    """Return ' and 2 more', or an empty string for 0."""
+    return f" and {count} more" if count else ""
 
 
 def name_of(backbone: nn.Module) -> str:
