@@ -21,6 +21,7 @@ from se_lab.spec import DataSpec, RunSpec, SpecError, label
 from se_lab.trained.evaluate import output_numbers
 from se_lab.trained.inputs import check_pretrained, open_pretrained
 from se_lab.trained.load import load_trained
+from se_lab.trained.manifest import tensors_digest
 
 SAVE_SECONDS = 30.0
 """Interval for saving statistics, which limits the loss by an interruption."""
@@ -224,7 +225,7 @@ def _load_matching(path: Path, key: str, device: torch.device) -> ExcitationStat
     try:
         statistics = ExcitationStatistics.load(path, device)
     except ExcitationError:
-        return None  # an older format
+        return None  # an older format, or corrupt
     return statistics if statistics.about.get("key") == key else None
 
 
@@ -232,9 +233,7 @@ def _fingerprint(model: nn.Module, images: LabelledImages, numbers: Tensor, opti
     """Return a hash of weights, images and options, to recognise matching statistics."""
     digest = hashlib.sha256(f"{images.name} {images.digest} {options.extremes}".encode())
     digest.update(numbers.numpy().tobytes())
-    for name, value in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    digest.update(tensors_digest(model.state_dict()).encode())
     return digest.hexdigest()[:16]
 
 

@@ -16,6 +16,7 @@ first channel), classes, images (their number), and about (net and data).
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -29,6 +30,7 @@ from torch import Tensor
 
 from se_lab.excitations.capture import ExcitationError, GateSite
 from se_lab.store import write_bytes_whole
+from se_lab.trained.manifest import tensors_digest
 
 FORMAT = 2
 BLOCK = {"cpu": 32, "cuda": 256}
@@ -253,8 +255,8 @@ class ExcitationStatistics:
             "images": self.images,
             "about": self.about,
         }
-        path = Path(path)
-        write_bytes_whole(path, save(self._tensors(), metadata={"header": json.dumps(header)}))
+        path, text, tensors = Path(path), json.dumps(header), self._tensors()
+        write_bytes_whole(path, save(tensors, metadata={"header": text, "checksum": _checksum(text, tensors)}))
         return path
 
     @classmethod
@@ -262,16 +264,20 @@ class ExcitationStatistics:
         """Load a statistics file.
 
         Raises:
-            ExcitationError: if the file is not a statistics file of this format.
+            ExcitationError: if the file is corrupt, or not a statistics file of this format.
         """
         from safetensors import SafetensorError, safe_open
 
         try:
             with safe_open(path, "pt") as file:
-                header = json.loads((file.metadata() or {})["header"])
+                metadata = file.metadata() or {}
+                text = metadata["header"]
                 tensors = {name: file.get_tensor(name).to(device) for name in file.keys()}  # noqa: SIM118  (no mapping)
         except (SafetensorError, KeyError) as error:
             raise ExcitationError(f"{path} is not a statistics file of excitations: {error}") from None
+        if metadata.get("checksum") != _checksum(text, tensors):
+            raise ExcitationError(f"{path} is corrupt: its checksum is not that of its content")
+        header = json.loads(text)
         if header.get("format") != FORMAT:
             raise ExcitationError(f"{path} has format {header.get('format')}; this version of SE-Lab reads {FORMAT}")
         for site in header["sites"]:
@@ -289,6 +295,10 @@ class ExcitationStatistics:
 
     def _state(self) -> dict[str, Any]:
         return {name: tensor.cpu() for name, tensor in self._tensors().items()} | {"images": self.images}
+
+
+def _checksum(header: str, tensors: Mapping[str, Tensor]) -> str:
+    return hashlib.sha256(f"{header} {tensors_digest(tensors)}".encode()).hexdigest()[:16]
 
 
 def is_statistics_file(path: str | Path) -> bool:

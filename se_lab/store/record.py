@@ -129,7 +129,7 @@ def read_result(folder: str | Path, name: str) -> bytes:
     try:
         record = _FILES_DECODER.decode(read_bytes(f"{folder}/record.json"))
         digest = record.files.get(name) if record.status == "finished" else None
-    except (OSError, msgspec.MsgspecError):  # reported when the record itself is read
+    except (OSError, ValueError, msgspec.MsgspecError):  # reported when the record itself is read
         digest = None
     if digest is not None and hashlib.sha256(content).hexdigest() != digest:
         raise SpecError(

@@ -39,7 +39,7 @@ from se_lab.store import RunRecord
 from se_lab.trained.detection import DETECTOR_FILE, write_detector
 from se_lab.trained.inputs import class_names, input_size, trial_config
 from se_lab.trained.load import load_trained, not_an_export
-from se_lab.trained.manifest import read_manifest, weights_digest
+from se_lab.trained.manifest import read_manifest, tensors_digest
 from se_lab.trained.quiet import quiet_exporters
 from se_lab.trained.timm_twin import find_twin, from_twin
 from se_lab.units.insertion import Site
@@ -144,7 +144,7 @@ def export(
                 _write_plain(net, temp_folder, about, say)
         names = sorted(str(path.relative_to(temp_folder)) for path in temp_folder.rglob("*") if path.is_file())
         names.append("se_lab.json")
-        (temp_folder / "se_lab.json").write_text(json.dumps(about, indent=2), encoding="utf-8")
+        store.write_sealed(temp_folder / "se_lab.json", about)
         with store.guard_outputs([folder / name for name in names], overwrite=options.overwrite):
             for name in names:
                 (folder / name).parent.mkdir(exist_ok=True)
@@ -206,7 +206,7 @@ def load_exported(folder: str | Path, *, trust_plugins: bool = False) -> tuple[n
         model.load_state_dict(state)
     except (SafetensorError, RuntimeError, KeyError) as error:
         raise SpecError(f"{folder / file} is corrupt or belongs to another export: {error}") from error
-    if weights_digest(model) != about["weights"]:
+    if tensors_digest(model.state_dict()) != about["weights"]:
         raise SpecError(f"{folder / file} is corrupt or belongs to another export: its digest is not in se_lab.json")
     return model.eval(), spec
 
@@ -220,7 +220,7 @@ def _open(source: str | Path, options: ExportOptions) -> Net:
         if options.image_size < 8:
             raise SpecError(f"--image_size is {options.image_size}; it must be at least 8")
         height = width = options.image_size
-    return Net(model, spec, record, (channels, height, width), weights_digest(model))
+    return Net(model, spec, record, (channels, height, width), tensors_digest(model.state_dict()))
 
 
 def _describe(net: Net, data_root: str | Path) -> dict[str, Any]:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor
 
 from se_lab.spec import SpecError
+from se_lab.store import read_sealed
 
 KEYS = {"trial_id": str, "weights": str, "spec": dict, "plugins": str, "num_classes": int, "input": dict}
 """The required keys of a manifest, and the types of their values."""
@@ -20,24 +21,24 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     """Return the manifest in a folder, or None if there is none.
 
     Raises:
-        SpecError: for a se_lab.json that `se-lab export` did not write.
+        SpecError: for a se_lab.json that is corrupt, or that `se-lab export` did not write.
     """
     path = folder / "se_lab.json"
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = read_sealed(path)
     except FileNotFoundError:
         return None
     except ValueError as error:
-        raise SpecError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(manifest, dict) or any(not isinstance(manifest.get(key), kind) for key, kind in KEYS.items()):
+        raise SpecError(f"{path} is corrupt, or was not written by se-lab export: {error}") from error
+    if any(not isinstance(manifest.get(key), kind) for key, kind in KEYS.items()):
         raise SpecError(f"{path} was not written by se-lab export")
     return manifest
 
 
-def weights_digest(model: nn.Module) -> str:
-    """Return a digest of the names and values of all parameters and buffers."""
+def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
+    """Return a digest of the names, types, shapes and values of tensors, such as those of a state dict."""
     digest = hashlib.sha256()
-    for name, value in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(value.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    for name, value in sorted(tensors.items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]

@@ -113,8 +113,15 @@ def write_checkpoint(path: Path, checkpoint: Mapping[str, Any]) -> None:
         raise CheckpointError(number or 0, f"{os.strerror(number) if number else error}: {text}", str(path)) from error
 
 
-def newest_checkpoint(folder: Path) -> Path | None:
-    """Return the newest intact checkpoint of a trial; print a message for each corrupt one."""
+def newest_checkpoint(folder: Path, *, with_best: bool = False) -> Path | None:
+    """Return the newest intact checkpoint of a trial; print a message for each corrupt one.
+
+    `with_best`: the trial is tested with best.ckpt, so none is returned if that is corrupt.
+    """
+    best = folder / "best.ckpt"
+    if with_best and best.exists() and not is_whole(best):
+        print(f"{best} is corrupt or incomplete: the trial begins anew", file=sys.stderr)
+        return None
     for name in ("last.ckpt", "previous.ckpt"):
         path = folder / name
         if not path.exists():

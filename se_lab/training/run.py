@@ -173,7 +173,9 @@ class TrialRun:
             trainer = create_trainer(
                 spec, execution, self.trial.rank, self.folder, logger=opened_loggers or False, **options
             )
-            checkpoint = broadcast_object(newest_checkpoint(self.folder.path) if self.folder.is_held else None)
+            with_best = spec.train.select == "best"
+            checkpoint = newest_checkpoint(self.folder.path, with_best=with_best) if self.folder.is_held else None
+            checkpoint = broadcast_object(checkpoint)
             try:
                 trainer.fit(self.task, datamodule=self.trial.data, ckpt_path=checkpoint, weights_only=True)
                 self.trial.stop.at_once = False  # not set by a fit that had no epochs left; the test stops itself

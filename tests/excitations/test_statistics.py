@@ -143,6 +143,17 @@ def test_a_file_goes_on_where_it_stopped(tmp_path: Path) -> None:
         assert torch.equal(tensor, getattr(second, name)), name
 
 
+@pytest.mark.parametrize("place", [0.02, 0.3, 0.6, 0.9])
+def test_a_flipped_bit_in_a_statistics_file_is_noticed(tmp_path: Path, place: float) -> None:
+    gates, labels = stored("spread")
+    path = streamed(gates, labels, 50).save(tmp_path / "excitations.safetensors")
+    content = bytearray(path.read_bytes())
+    content[int(place * len(content))] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ExcitationError, match=r"is corrupt|is not a statistics file"):
+        ExcitationStatistics.load(path)
+
+
 def test_a_file_is_read_in_three_lines(tmp_path: Path) -> None:
     gates, labels = stored("spread")
     path = streamed(gates, labels, 50).save(tmp_path / "excitations.safetensors")

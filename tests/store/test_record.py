@@ -64,6 +64,12 @@ def test_the_results_of_a_failed_trial_that_runs_again_are_not_compared(tmp_path
     assert store.read_result(tmp_path, "metrics.csv") == b"abcd"
 
 
+def test_a_record_that_is_not_utf_8_does_not_keep_results_from_being_read(tmp_path):
+    (tmp_path / "metrics.csv").write_bytes(b"abc")
+    (tmp_path / "record.json").write_bytes(b'{"status": "finished", "files": {"metrics\xe5.csv": "0"}}')
+    assert store.read_result(tmp_path, "metrics.csv") == b"abc"
+
+
 def test_another_trials_record_is_refused(tmp_path):
     store.write_record(tmp_path / "0123456789ab", record("0123456789ab"))
     (tmp_path / "0123456789ab").rename(tmp_path / "ba9876543210")

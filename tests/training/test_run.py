@@ -163,6 +163,21 @@ def test_a_torn_checkpoint_is_said_and_the_one_before_is_used(quick, here, tmp_p
     assert "last.ckpt is corrupt or incomplete" in capsys.readouterr().err
 
 
+def test_a_corrupt_best_checkpoint_is_reported_before_the_trial_resumes(quick, here, tmp_path, monkeypatch, capsys):
+    spec = quick(epochs=3, train=TrainSpec(epochs=3, select="best"))
+    undisturbed = run(spec, dataclasses.replace(here, store=str(tmp_path / "whole")))
+    with monkeypatch.context() as patch:
+        stop_after(patch, 8)
+        with pytest.raises(InterruptedTrialError):
+            run(spec, here)
+    best = trial_folder(here.store, spec.trial_id) / "best.ckpt"
+    content = bytearray(best.read_bytes())
+    content[len(content) // 2] ^= 1
+    best.write_bytes(content)
+    assert run(spec, here).metrics == undisturbed.metrics
+    assert "best.ckpt is corrupt or incomplete: the trial begins anew" in capsys.readouterr().err
+
+
 def test_sigterm_after_the_last_batch_loses_nothing(quick, here, monkeypatch):
     spec = quick()
 
