@@ -13,11 +13,11 @@ import fnmatch
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from se_lab.spec import INSERTIONS, SpecError, nearest
 
@@ -84,12 +84,13 @@ def list_backbones(pattern: str = "*") -> list[Listing]:
     return [listings.get(name) or new_listings[name] for name in matches]
 
 
-def _with_bar(names: Sequence[str]) -> Any:
+def _with_bar(names: Sequence[str]) -> Iterable[str]:
+    if len(names) < 20:
+        return names
     from rich.console import Console
     from rich.progress import track
 
-    description = f"Indexing {len(names)} backbones, once"
-    return track(names, description, console=Console(stderr=True), disable=len(names) < 20)
+    return track(names, f"Indexing {len(names)} backbones, once", console=Console(stderr=True))
 
 
 def _all_names() -> list[str]:
