@@ -191,7 +191,7 @@ def _reason(printed: dict[Any, Any], spec: ModelSpec, key: str, costs: Complexit
         if fits(our_count + BN_STATISTICS):
             return f"as printed with the {BN_STATISTICS:,} running statistics of batch norms"
         if abs(our_count - printed[key]) <= PARAMS_SLACK:
-            return "within 0.12M, with or without running statistics of batch norms"
+            return "less than 0.12M from the printed value, but not equal, with or without statistics of batch norms"
     if key == "params" and spec.backbone == "shufflenet_v1_g3":
         if spec.se.insertion != "none":
             return "the paper does not specify the units; model.se.units=stride_1 gives its 2.4M"
