@@ -75,7 +75,7 @@ def draw_study(store: Path, folder: Path) -> Iterator[Drawn]:
     for name, figure in draw_figures(records):
         if isinstance(figure, str):
             raise RuntimeError(f"the study of the site cannot give the figure {name}: {figure}")
-        kind = next(kind for kind in KINDS if name.startswith(kind))
+        kind = max((kind for kind in KINDS if name.startswith(kind)), key=len)
         (file,) = save_figure(figure, folder / name, ["png"])
         yield Drawn(name, STUDY_FIGURES[kind], f"se-lab plot sweeps/demo.yaml --kind {kind}", file)
 

@@ -270,16 +270,14 @@ def test_each_insertion_scales_what_it_says(name):
     plain = shared(name)
     places = find_places(plain)
     assert {insertion for place in places for insertion in place.spots} == set(SMALL[name])
-    richest = {}  # of each class of block, the first place with the most insertions
-    for place in sorted(places, key=lambda place: -len(place.spots)):
-        richest.setdefault(type(plain.get_submodule(place.path)), place)
+    places = first_of_each_form(plain, places)
     net = on_meta(name)
-    shapes = captured(net, [place.path for place in richest.values()])
-    for place in richest.values():
+    shapes = captured(net, [place.path for place in places])
+    for place in places:
         materialise(net, place)
     nets = {insertion: copy.deepcopy(net) for insertion in SMALL[name]}
     sites = {insertion: insert_se(nets[insertion], SESpec(insertion=insertion), "keep") for insertion in nets}
-    for place, shape in zip(richest.values(), shapes, strict=True):
+    for place, shape in zip(places, shapes, strict=True):
         units = {}
         for insertion in place.spots:
             for site in sites[insertion]:
@@ -287,6 +285,15 @@ def test_each_insertion_scales_what_it_says(name):
                     unit = units[insertion] = nets[insertion].get_submodule(site.path).to_empty(device="cpu").double()
                     unit.load_state_dict({key: torch.zeros_like(value) for key, value in unit.state_dict().items()})
         check_points(name, place, net, nets, units, shape)
+
+
+def first_of_each_form(net, places):
+    """Return the first place of each class of block and each set of spots in it."""
+    forms = {}
+    for place in places:
+        spots = tuple((name, spot.host.removeprefix(place.path), spot.how) for name, spot in place.spots.items())
+        forms.setdefault((type(net.get_submodule(place.path)), spots), place)
+    return list(forms.values())
 
 
 def materialise(net, place):

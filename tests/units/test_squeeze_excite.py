@@ -44,6 +44,22 @@ def test_hidden_width_is_floor_of_c_over_r_and_at_least_one(channels, reduction,
     assert SqueezeExcite(channels, SESpec(reduction=reduction)).reduce.out_features == hidden
 
 
+@pytest.mark.parametrize("excitation", EXCITATION)
+def test_the_cost_in_closed_form_is_fvcores(excitation):
+    for squeeze in SQUEEZE:
+        unit = SqueezeExcite(12, SESpec(reduction=5, squeeze=squeeze, excitation=excitation, bias=True))
+        assert unit.has_closed_form()
+        assert unit.cost(5, 4) == Unit.cost(unit, 5, 4), squeeze  # a Unit counts itself with fvcore
+
+
+@pytest.mark.parametrize("excitation", EXCITATION)
+def test_an_identity_start_has_one_gate_for_every_input(excitation):
+    unit = SqueezeExcite(12, SESpec(reduction=5, excitation=excitation, bias=True, start="identity"))
+    unit.start_as_identity()
+    x = torch.randn(3, 12, 5, 4)
+    torch.testing.assert_close(unit(x), x * (1.0 if excitation == "relu" else 0.99))
+
+
 def test_parameters_come_in_the_documented_order_and_shape():
     named = dict(SqueezeExcite(32, SESpec(reduction=8, squeeze="none", bias=True)).named_parameters())
     assert [(name, tuple(p.shape)) for name, p in named.items()] == [
