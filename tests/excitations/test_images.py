@@ -115,7 +115,7 @@ def test_places365_is_shown_in_torchvisions_layout(tmp_path, monkeypatch):
     shown = open_images(DataSpec("places365", image_size=16), root=str(tmp_path))
     assert (shown.classes, shown.labels.tolist()) == (classes, [7, 300])
     (root / "val_256/a.jpg").write_bytes(b"torn")
-    with pytest.raises(DataError, match=r"a\.jpg cannot be read: it is no image"):
+    with pytest.raises(DataError, match=r"a\.jpg cannot be read: it is not an image"):
         list(shown.batches(torch.arange(2)))
 
 

@@ -141,7 +141,7 @@ def test_wrong_input_is_said_plainly(trial, pretrained, tmp_path):
     with pytest.raises(SpecError, match="whose preprocessing differs"):
         evaluate(pretrained[0], "digits")
     (root / "cat" / "0.png").write_text("no image")
-    with pytest.raises(module.DataError, match=r"cat/0\.png cannot be read: it is no image"):
+    with pytest.raises(module.DataError, match=r"cat/0\.png cannot be read: it is not an image"):
         evaluate(folder_net(tmp_path), f"folder:{root}", options=EvalOptions(workers=0))
 
 
