@@ -1,8 +1,8 @@
-# make demo: a real ablation study in minutes. make test: the fast suite. make docs: the site. Each makes .venv first.
+# make demo: an ablation study in minutes. make test: the fast tests. make docs: the site. Each creates .venv if needed.
 PYTHON ?= python3
-# The oldest Python, for make test-lowest: a version that uv finds or fetches, or a path.
+# The Python of make test-lowest: a version that uv finds or downloads, or a path.
 LOWEST_PYTHON ?= 3.10
-# What make test-lowest runs: the whole fast suite, or files and folders of tests.
+# The tests of make test-lowest: by default all fast tests.
 LOWEST_TESTS ?= tests
 PYTEST := -m pytest -n auto --maxprocesses 8 --dist worksteal
 BIN := .venv/bin
@@ -23,11 +23,11 @@ test: .venv/.dev
 test-all: test
 	$(BIN)/python $(PYTEST) -m slow
 
-# The fast suite on the oldest Python with the lowest versions that pyproject.toml allows.
+# Run the fast tests with the oldest Python and the lowest versions that pyproject.toml allows.
 test-lowest: .venv/.lowest
 	.venv/lowest/bin/python $(PYTEST) -m "not slow" $(LOWEST_TESTS)
 
-# The site, into site/, strictly. After a finished demo, docs/make_demo.py renews the numbers and figures that it quotes.
+# Build the site into site/. After make demo, docs/make_demo.py updates its numbers and figures.
 docs: .venv/.dev
 	$(BIN)/mkdocs build --strict
 
@@ -41,7 +41,7 @@ lint: .venv/.dev
 	$(BIN)/lint-imports
 
 .venv/bin/python:
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "SE-Lab needs Python 3.10 or newer; make PYTHON=... names one")'
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "SE-Lab needs Python 3.10 or newer; use make PYTHON=...")'
 	$(PYTHON) -m venv .venv
 
 .venv/.demo: .venv/bin/python pyproject.toml

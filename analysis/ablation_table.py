@@ -1,7 +1,7 @@
 """Print the ablation table of RUNS: python analysis/ablation_table.py RUNS [FORMAT].
 
-RUNS is a sweep spec (its trials, found in the store), a store, or wandb:entity/project[/sweep]; FORMAT is terminal,
-markdown, csv, latex, json or html. Change the call below for other columns, rows or filters.
+RUNS is a sweep spec (for its trials in the store), a store, or wandb:entity/project[/sweep]; FORMAT is terminal,
+markdown, csv, latex, json or html. Edit the call below for other columns, rows or filters.
 """
 
 import argparse

@@ -1,7 +1,7 @@
-"""Draw the SE paper's Figures 6 and 7 from a statistics file: python analysis/excitation_figures.py FILE [CLASSES].
+"""Draw the paper's Figures 6 and 7: python analysis/excitation_figures.py FILE [CLASSES].
 
-FILE is the excitations.safetensors that `se-lab excitations` writes; CLASSES are names, WordNet ids or numbers,
-separated by commas. Change the calls below for other units, channels or figures.
+FILE is an excitations.safetensors written by `se-lab excitations`; CLASSES are names, WordNet ids or numbers, separated
+by commas. Edit the calls below for other units, channels or figures.
 """
 
 import argparse

@@ -1,8 +1,8 @@
-"""Write the report of RUNS, one HTML page: python analysis/report.py RUNS [PAGE].
+"""Write the report of RUNS as an HTML page: python analysis/report.py RUNS [PAGE].
 
-RUNS is a sweep spec (its trials, found in the store), a store, or wandb:entity/project[/sweep]. Change the call below
-for a title or the question that the study asks; for fewer trials, pass filter_records(load_records(runs),
-{"model.se.reduction": [4, 16]}) of se_lab.report.
+RUNS is a sweep spec (for its trials in the store), a store, or wandb:entity/project[/sweep]. Edit the call below for
+another title or question; to select trials, use filter_records of se_lab.report, as in
+filter_records(load_records(runs), {"model.se.reduction": [4, 16]}).
 """
 
 import argparse

@@ -1,6 +1,7 @@
-"""Draw error against cost for RUNS: python analysis/tradeoff.py RUNS [STEM] writes STEM_params.png and .svg, and so on.
+"""Draw error against cost for RUNS: python analysis/tradeoff.py RUNS [STEM].
 
-RUNS is a sweep spec (its trials, found in the store), a store, or wandb:entity/project[/sweep].
+Writes STEM_params.png, STEM_params.svg and so on. RUNS is a sweep spec (for its trials in the store), a store, or
+wandb:entity/project[/sweep].
 """
 
 import argparse

@@ -1,8 +1,8 @@
-"""Draw the training curves of RUNS: python analysis/training_curves.py RUNS [STEM] writes STEM.png and STEM.svg.
+"""Draw the training curves of RUNS: python analysis/training_curves.py RUNS [STEM].
 
-RUNS is a sweep spec (its trials, found in the store) or a store. A panel a variant, over its baseline. Change the call
-below for the loss, draw_figure(records, "curves", "test/loss"), or pass it fewer trials by se_lab.report's
-filter_records.
+Writes STEM.png and STEM.svg, with a panel for each variant and its baseline. RUNS is a sweep spec (for its trials in
+the store) or a store. Edit the call below for the loss, as in draw_figure(records, "curves", "test/loss"), or use
+filter_records of se_lab.report to select trials.
 """
 
 import argparse

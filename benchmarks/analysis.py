@@ -1,9 +1,8 @@
-"""How fast and in how much memory a large study is read and tabled: python benchmarks/analysis.py [--trials 10000].
+"""Time and memory for the analysis of a large study: python benchmarks/analysis.py.
 
-Makes a store of finished trials with 100 epochs each, and the same rows as two CSV files, one of trials and one of
-epochs. Reads both in turn and prints times and ratios beside their limits: the records and their table in 2 s on a core
-of 2023, the epochs within 3 times pandas' reading of their CSV file, all in under 1 GB. What merely opening the files
-takes stands beside them.
+Creates a store of finished trials with 100 epochs each, and two CSV files with the same rows for trials and epochs.
+Reads both in turn, and prints times and ratios with limits: records and table in 2 s on a core of 2023, epochs within 3
+times the time of pandas for the CSV file, and at most 1 GB of memory. The time for opening all files is given too.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ EPOCHS = 100
 
 
 def make_store(folder: Path, trials: int, length: int = EPOCHS) -> None:
-    """Write trials of 400 variants a backbone, five seeds each; records are as long as real ones."""
+    """Write trials of 400 variants per backbone with five seeds, with realistic records."""
     flat, rng = RunSpec().flat(), np.random.default_rng(0)
     sites = [
         {"name": f"SE_{i}", "stage": 2, "unit": i, "channels": 256, "hidden": 16, "path": f"a.{i}.se"}
@@ -68,7 +67,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--load_only", metavar="STORE", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.load_only:  # in a process of its own, whose peak memory is that of a load and a table
+    if options.load_only:  # in a separate process, to measure its peak memory
         records = read_records(options.load_only)
         read_curves(group_variants(records), KEYS)
         ablation_table(records)
@@ -76,7 +75,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as name:
         store = Path(name, "store")
-        print(f"{options.trials:,} trials of {EPOCHS} epochs: making them …", file=sys.stderr, flush=True)
+        print(f"creating {options.trials:,} trials of {EPOCHS} epochs …", file=sys.stderr, flush=True)
         make_store(store, options.trials)
         times = timed(store, options.rounds)
         command = [sys.executable, __file__, "--load_only", str(store)]
@@ -86,7 +85,7 @@ def main() -> None:
 
 
 def timed(store: Path, rounds: int) -> dict[str, list[float]]:
-    """Return the seconds of each reading by round, and those of what they consist of."""
+    """Return the seconds by round of each operation, and of sums of operations."""
     records = read_records(store)
     study = group_variants(records)
     curves = read_curves(study, KEYS)
@@ -100,7 +99,7 @@ def timed(store: Path, rounds: int) -> dict[str, list[float]]:
     times = interleave(
         {
             "records": lambda: read_records(store),
-            "rows": lambda: pd.read_csv(rows, low_memory=False),  # in parts, a column of few words has two types
+            "rows": lambda: pd.read_csv(rows, low_memory=False),  # infers one type per column
             "by epoch": lambda: read_curves(study, KEYS),
             "epochs": lambda: pd.read_csv(epochs, usecols=["epoch", *KEYS, "variant", "seed"]),
             "records opened": lambda: [read_bytes(f"{folder}/record.json") for folder in folders],

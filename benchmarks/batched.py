@@ -1,14 +1,13 @@
-"""Many short trials as one program, against one after another: `python benchmarks/batched.py`.
+"""Many short trials as one program, and one after another: `python benchmarks/batched.py`.
 
-The trials are those of a small sweep: one net, several reduction ratios, several seeds. Stacked, every weight has a
-first axis of trials; one vmap gives all losses and gradients, and one step of SGD moves all. Ratios go together because
-the hidden widths of all are padded with zeros to the widest: a hidden channel whose weights are 0 gives 0 and gets
-gradient 0, so it stays what it is. Before anything is timed, the losses of both are compared with those of the trials
-alone, in float64: they may differ by rounding, since a library of matrix products sums in another order at another
-size.
+The trials have one net, several reduction ratios and several seeds. When stacked, every weight has a first axis of
+trials; one vmap computes all losses and gradients, and one step of SGD updates all weights. Hidden widths are padded
+with zeros to the largest, which changes nothing: a hidden channel with zero weights has output 0 and gradient 0. Before
+the timing, losses are compared in float64 with those of separate trials; they may differ by rounding errors, since
+matrix products of different sizes are summed in a different order.
 
-One compiled graph serves all trials, stacked or not; on CUDA it is replayed as a CUDA graph. On a CPU the stack gains
-nothing: five trials of batch 64 took twice the time of one after another, and 21 GiB, so run.py leaves this script out.
+One compiled graph is used for all trials, stacked or not; on CUDA it is replayed as a CUDA graph. On a CPU stacking is
+slower: five trials of batch 64 took twice as long, and 21 GiB, so run.py omits this script.
 """
 
 from __future__ import annotations
@@ -28,19 +27,19 @@ from se_lab import ModelSpec, SESpec, create_model
 
 RATIOS = (2, 4, 8, 16, 32)
 ROUNDING = 1e-9
-"""How far a loss may be from that of the trial alone, over its value."""
+"""Tolerance for the relative difference of a loss from that of the separate trial."""
 Step = Callable[[dict[str, Tensor], dict[str, Tensor], Tensor, Tensor], tuple[dict[str, Tensor], Tensor]]
 
 
 class Trials(NamedTuple):
-    """What trials start from: nets, and batches as (T, steps, N, 3, H, W) and (T, steps, N)."""
+    """Nets, images (T, steps, N, 3, H, W) and labels (T, steps, N) of T trials."""
 
     nets: list[nn.Module]
     images: Tensor
     labels: Tensor
 
     def padded(self) -> Trials:
-        """Return the trials with nets of one shape: that of the first, whose hidden width is the largest."""
+        """Return the trials with all nets padded to the shape of the first, the widest."""
         return self._replace(nets=[widened(net, self.nets[0]) for net in self.nets])
 
 
@@ -58,7 +57,7 @@ def main() -> int:
 
 
 def agreement(options: argparse.Namespace, trials: Trials) -> tuple[str, bool]:
-    """Return a table of how far losses are from those of the trials alone, and whether by no more than rounding."""
+    """Return a table of differences from losses of separate trials, and whether all are small."""
     precise = Trials([copy.deepcopy(net).double() for net in trials.nets], trials.images.double(), trials.labels)
     padded = precise.padded()
     own = alone(options, precise, [gradients(net) for net in precise.nets])
@@ -81,17 +80,17 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--size", type=int, default=32)
-    parser.add_argument("--steps", type=int, default=4, help="Steps a round.")
+    parser.add_argument("--steps", type=int, default=4, help="Steps per round.")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--no_compile", action="store_true", help="Time the eager sides alone.")
-    parser.add_argument("--no_times", action="store_true", help="Prove that the numbers are the same, and no more.")
+    parser.add_argument("--no_compile", action="store_true", help="Time only eager mode.")
+    parser.add_argument("--no_times", action="store_true", help="Only compare the losses.")
     return parser.parse_args()
 
 
 def start(options: argparse.Namespace) -> Trials:
-    """Make the nets of all ratios and seeds, and batches that seeds differ by."""
+    """Return the nets of all ratios and seeds, with batches that depend on the seed."""
     nets, images, labels = [], [], []
     for reduction in RATIOS:
         for seed in range(options.seeds):
@@ -106,7 +105,7 @@ def start(options: argparse.Namespace) -> Trials:
 
 
 def widened(net: nn.Module, widest: nn.Module) -> nn.Module:
-    """Return a net of the widest one's shape that computes what `net` does: what it lacks is 0."""
+    """Return an equivalent of `net` with the shape of the widest net, padded with zeros."""
     wide, own, state = copy.deepcopy(widest), net.state_dict(), {}
     for key, like in widest.state_dict().items():
         state[key] = torch.zeros_like(like)
@@ -116,7 +115,7 @@ def widened(net: nn.Module, widest: nn.Module) -> nn.Module:
 
 
 def gradients(net: nn.Module) -> Step:
-    """Return a function that gives the gradients and the loss of a batch for weights like those of `net`."""
+    """Return a function that computes gradients and loss of a batch for given weights of `net`."""
 
     def loss(weights: dict[str, Tensor], buffers: dict[str, Tensor], images: Tensor, labels: Tensor) -> Tensor:
         logits: Tensor = functional_call(net, (weights, buffers), (images,))
@@ -154,7 +153,7 @@ def train(
     images: Tensor,
     labels: Tensor,
 ) -> Tensor:
-    """Train on one batch a step, and return the losses, (steps,) or (steps, T)."""
+    """Train on one batch per step, and return the losses, (steps,) or (steps, T)."""
     weights = {key: weight.detach().requires_grad_() for key, weight in weights.items()}
     optimizer = torch.optim.SGD(weights.values(), lr=0.05, momentum=0.9, weight_decay=1e-4, foreach=True)
     losses = []
@@ -164,11 +163,11 @@ def train(
             weight.grad = found[key]
         optimizer.step()
         losses.append(loss.detach().clone())
-    return torch.stack(losses).cpu()  # which waits for the device
+    return torch.stack(losses).cpu()  # waits for the device
 
 
 def times(options: argparse.Namespace, trials: Trials) -> str:
-    """Return a table of the time of a step of all trials, each way."""
+    """Return a table of the time of a step, stacked and one after another."""
     base = "one after another, eager"
     steps = [gradients(net) for net in trials.nets]
     padded = trials.padded()
@@ -178,7 +177,7 @@ def times(options: argparse.Namespace, trials: Trials) -> str:
         "stacked, eager": lambda: stacked(options, padded, vmap(one)),
     }
     if not options.no_compile:
-        mode = "reduce-overhead" if options.device == "cuda" else "default"  # the former records CUDA graphs
+        mode = "reduce-overhead" if options.device == "cuda" else "default"  # reduce-overhead uses CUDA graphs
         single = torch.compile(one, mode=mode, fullgraph=True, dynamic=False)
         every = torch.compile(vmap(one), mode=mode, fullgraph=True, dynamic=False)
         sides["one after another, one compiled graph"] = lambda: alone(options, padded, [single] * len(padded.nets))

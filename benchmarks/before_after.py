@@ -1,7 +1,7 @@
-"""ResNet-50 with SE before and after a change: `python benchmarks/before_after.py BEFORE [AFTER]`, two checkouts.
+"""SE-ResNet-50 before and after a change: `benchmarks/before_after.py BEFORE [AFTER]`.
 
-A process for each checkout (AFTER is by default this one), which take turns: a training step (forward, backward) and
-inference, with plain and with fused units. Ratios are after over before, the median over rounds and the quartiles.
+A process for each checkout (AFTER is by default this one) runs training steps (forward, backward) and inference, with
+plain and fused units, in turn. Ratios are after over before, with median and quartiles over rounds.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ def main() -> None:
     parser.add_argument("before", type=Path, help="A checkout, such as a git worktree.")
     parser.add_argument("after", type=Path, nargs="?", default=Path(__file__).parents[1])
     parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--size", type=int, default=160, help="Side of the images.")
-    parser.add_argument("--rounds", type=int, default=7, help="Of training; of inference twice as many.")
+    parser.add_argument("--size", type=int, default=160, help="Image size in pixels.")
+    parser.add_argument("--rounds", type=int, default=7, help="Rounds of training; twice as many of inference.")
     options = parser.parse_args()
     sides = {name: start(getattr(options, name), options) for name in ("before", "after")}
     rows = []
@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def start(checkout: Path, options: argparse.Namespace) -> subprocess.Popen[str]:
-    """Start a process that runs a step of a checkout for each line that it is sent."""
+    """Start a process that runs a step of a checkout for each line of its input."""
     return subprocess.Popen(
         [sys.executable, "-c", STEPS, str(options.batch), str(options.size)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=checkout,
@@ -66,11 +66,11 @@ def start(checkout: Path, options: argparse.Namespace) -> subprocess.Popen[str]:
 
 
 def step(side: subprocess.Popen[str], line: str) -> None:
-    """Run a step, and wait until it is over."""
+    """Run a step, and wait for its end."""
     assert side.stdin is not None and side.stdout is not None
     print(line, file=side.stdin, flush=True)
     if not side.stdout.readline():
-        raise RuntimeError("a side has ended")
+        raise RuntimeError("a process has ended")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
-"""Many processes of `se-lab sweep` on one folder, killed at random: each trial done once, every record whole.
+"""Many `se-lab sweep` processes on one store, killed at random: no trial is lost.
 
     python benchmarks/chaos.py                                                       # 16 processes, 200 trials, 5 min
     python benchmarks/chaos.py --processes 4 --trials 12 --seconds 60
 
-A process that dies is started again, as a user or a scheduler would. Parents and their forked workers are killed alike;
-what a parent has forked to look at the machine before its first trial counts as a worker.
-Each trial that comes to its end is counted in two logs that are only ever appended to, by a plugin that each process
-imports: a line when a record that says finished is put in place, and one when its test images have been evaluated. A
-trial that is killed in between is evaluated anew and recorded once; one that is recorded twice was done twice.
+A process that dies is started again, as by a user or scheduler. Parents and forked workers are killed, including
+processes that a parent forks before its first trial.
+A plugin in each process appends a line to one log when a record with the status finished is written, and to another
+when test images have been evaluated. A trial killed in between is evaluated again but recorded once; a trial that is
+recorded twice was run twice.
 """
 
 from __future__ import annotations
@@ -58,14 +58,14 @@ store.put_in_place, ClassificationTask.on_test_epoch_end = watched_put, watched_
 
 
 def main() -> int:
-    """Run it, print the figures, and return 0 where nothing was lost or done twice."""
+    """Run the benchmark, print the results, and return 0 if no trial was lost or run twice."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--processes", type=int, default=16, help="se-lab sweep processes at a time")
-    parser.add_argument("--trials", type=int, default=200, help="trials of about a second")
-    parser.add_argument("--seconds", type=float, default=300, help="how long processes are killed")
-    parser.add_argument("--pause", type=float, default=4, help="mean seconds between two kills")
-    parser.add_argument("--seed", type=int, default=0, help="of the kills")
-    parser.add_argument("--keep", help="a folder to leave everything in")
+    parser.add_argument("--processes", type=int, default=16, help="number of parallel se-lab sweep processes")
+    parser.add_argument("--trials", type=int, default=200, help="number of trials, of about a second each")
+    parser.add_argument("--seconds", type=float, default=300, help="time during which processes are killed")
+    parser.add_argument("--pause", type=float, default=4, help="mean time between two kills in seconds")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the kills")
+    parser.add_argument("--keep", help="folder for all files, which is kept")
     options = parser.parse_args()
     folder = Path(options.keep or tempfile.mkdtemp(prefix="chaos"))
     folder.mkdir(parents=True, exist_ok=True)
@@ -73,7 +73,7 @@ def main() -> int:
     print(table(["figure", "value", "must be"], [[name, *values] for name, values in figures.items()]))
     wrong = any(must not in ("", str(value)) for value, must in figures.values())
     if wrong:
-        print(f"all of it is left in {folder}", file=sys.stderr)
+        print(f"all files are kept in {folder}", file=sys.stderr)
     elif not options.keep:
         shutil.rmtree(folder)
     return int(wrong)
@@ -82,7 +82,7 @@ def main() -> int:
 def chaos(
     folder: Path, processes: int, trials: int, seconds: float, pause: float, seed: int
 ) -> dict[str, tuple[object, str]]:
-    """Return figures, each with what it must be, or nothing."""
+    """Return results by name, each with its required value or an empty string."""
     command = _command(folder, trials)
     environment = os.environ | {"CHAOS_LOGS": str(folder), "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
     environment["PYTHONPATH"] = f"{folder}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
@@ -102,15 +102,15 @@ def chaos(
             workers = [child for parent in parents for child in _children(parent)]
             if (targets := {"parents": parents, "workers": workers}[kind]) and _kill(draw.choice(targets)):
                 kills[kind] += 1
-                # a worker is as likely as a parent, however short it lives
+                # Workers and parents are equally likely, although workers are short-lived.
                 kind = draw.choice(["parents", "workers"])
                 next_kill = time.monotonic() + draw.expovariate(1 / pause)
-        alive = [process for process in alive if process.poll() != 0]  # 0: it saw every trial done
+        alive = [process for process in alive if process.poll() != 0]  # 0: all trials have ended
         for place, process in enumerate(alive):
             if process.poll() is not None:
                 alive[place], starts = start(), starts + 1
         torn += _torn(folder)
-        if not alive or starts > 2 * (processes + kills.total()):  # or they end by themselves: output.txt tells why
+        if not alive or starts > 2 * (processes + kills.total()):  # too many starts: processes fail, see output.txt
             break
         time.sleep(0.1)
     took = time.monotonic() - began
@@ -141,7 +141,7 @@ def _children(parent: int) -> list[int]:
 
 
 def _kill(pid: int) -> bool:
-    """Kill a process, and return whether it was alive until then."""
+    """Kill a process, and return whether it was alive."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
         os.kill(pid, signal.SIGKILL)
@@ -151,7 +151,7 @@ def _kill(pid: int) -> bool:
 
 
 def _torn(folder: Path) -> int:
-    """Count the records that cannot be read at this moment."""
+    """Return the number of records that cannot be read."""
     torn = 0
     for path in folder.glob("store/*/record.json"):
         try:
@@ -189,7 +189,7 @@ def _figures(
 
 
 def _log(path: Path) -> list[str]:
-    """Return the trials of the lines that say a trial is finished."""
+    """Return the trial ids in a log."""
     return [line.split()[0] for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 

@@ -1,14 +1,12 @@
-"""How much of timm can take SE units: `python benchmarks/coverage.py`, about six minutes on one core.
+"""Models of timm that support SE units: `python benchmarks/coverage.py`, six minutes.
 
-Every convolutional model of timm is built on the meta device, patched, and run there at its own image size, which
-checks every unit's channels. Then a small net of each family is checked with numbers, on the CPU: one training step
-gives every SE unit a gradient, and with the gates forced to 1 the patched net equals the plain one to the bit, in
-double precision.
+Every convolutional model of timm gets units and runs on the meta device at its own image size, which checks the
+channels of all units. A small net of each family is also run on the CPU: a training step must give every SE unit a
+gradient, and with all gates set to 1 the net must be bit-identical to the plain one in double precision.
 
-The list of models is frozen in convolutional.txt; `--freeze` writes it anew. The rule: a model is convolutional if
-pixels meet only in convolutions and poolings, that is, if no module's class name says attention, self-attention, a
-state space, a recurrence or an MLP over tokens (RULE). Channel attention, split-attention and selective-kernel
-convolutions do not count against it.
+The list of models is in convolutional.txt; `--freeze` rewrites it. A model is convolutional if pixels are combined only
+by convolutions and pooling, that is, if no class name of a module contains attention, self-attention, a state space, a
+recurrence or an MLP over tokens (RULE). Channel attention, split attention and selective kernels are allowed.
 """
 
 from __future__ import annotations
@@ -38,7 +36,7 @@ CONVOLUTIONS = ("SplitAttn", "SelectiveKernelAttn")
 
 
 def is_convolutional(net: nn.Module) -> bool:
-    """Apply the rule to a net."""
+    """Return whether a net is convolutional."""
     names = {type(module).__name__ for module in net.modules()} - set(CONVOLUTIONS)
     return not any(RULE.search(name) for name in names)
 
@@ -61,7 +59,7 @@ def frozen() -> list[str]:
 
 
 def fits(name: str, se: SESpec, existing_se: str) -> tuple[str, int]:
-    """Patch a model on the meta device and run it; return what is in the way, or nothing, and its parameters."""
+    """Insert units and run the net on the meta device; return an error or "", and parameters."""
     net = build(name, "meta")
     params = sum(p.numel() for p in net.parameters())
     size = net.default_cfg["input_size"]  # type: ignore[index,union-attr]
@@ -70,20 +68,20 @@ def fits(name: str, se: SESpec, existing_se: str) -> tuple[str, int]:
         net(torch.empty(1, *size, device="meta"))  # type: ignore[operator]
     except SpecError as error:
         return str(error).partition(";")[0], params
-    except Exception as error:  # whatever it is, it is told by the model's name
+    except Exception as error:  # any error is reported with the model's name
         return f"{type(error).__name__}: {str(error).splitlines()[0][:120]}", params
     return "", params
 
 
 class One(nn.Module):
-    """A gate that leaves everything as it is."""
+    """A gate of 1."""
 
     def forward(self, gate: torch.Tensor) -> torch.Tensor:
         return torch.ones_like(gate)
 
 
 def works(name: str, existing_se: str) -> str:
-    """Check a small net with numbers; return what is wrong, or nothing."""
+    """Train and compare a small net on the CPU; return an error or ""."""
     torch.manual_seed(0)
     plain = timm.create_model(name)
     torch.manual_seed(0)
@@ -107,7 +105,7 @@ def works(name: str, existing_se: str) -> str:
 
 
 def shares(results: Iterable[tuple[str, str]]) -> str:
-    """Return the shares by family, and by name what is not covered."""
+    """Return a table of coverage by family, and a list of models that are not covered."""
     results = list(results)
     total, good = Counter[str](), Counter[str]()
     for name, problem in results:
@@ -131,9 +129,9 @@ def smallest(params: Mapping[str, int]) -> list[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--freeze", action="store_true", help="Write the list of convolutional models anew.")
-    parser.add_argument("--insertion", default="standard", help="The insertion to patch with.")
-    parser.add_argument("--no_numbers", action="store_true", help="Leave out the check of a net of each family.")
+    parser.add_argument("--freeze", action="store_true", help="Rewrite the list of convolutional models.")
+    parser.add_argument("--insertion", default="standard", help="Insertion of the units.")
+    parser.add_argument("--no_numbers", action="store_true", help="Skip the check of a net of each family.")
     options = parser.parse_args()
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")

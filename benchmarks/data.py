@@ -1,8 +1,8 @@
-"""Sets in memory, augmented a batch at a time, against PIL images in a DataLoader with two workers: time of an epoch.
+"""Loading of data: `python benchmarks/data.py --images 10000`.
 
-Both sides give float batches, cropped, flipped and normalised, with torchvision's transforms on the PIL side; the sides
-take turns. Then how long a folder of 105,000 files takes to open, against torchvision's scan, and how many JPEGs a
-second two workers load, against torchvision's and timm's loaders. `python benchmarks/data.py --images 10000`
+Compares an epoch of a data set in memory, augmented in batches, with PIL images and torchvision's transforms in a
+DataLoader with two workers; both return cropped, flipped and normalised float batches, in turn. Also compares the time
+to open a folder of 105,000 files with torchvision's scan, and the JPEGs/s of two workers with torchvision and timm.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from se_lab.data.rand_augment import posterize_all
 from se_lab.spec import DataSpec
 
 LIMIT = 5
-"""Times that memory has to be faster."""
+"""Required speed-up of data in memory."""
 RAND_AUGMENT = "rand-m9-mstd0.5-inc1"
 
 
 class Cifar(MemoryData):
-    """Random images of CIFAR's shape, under CIFAR's augmentation."""
+    """Random images with the shape and augmentation of CIFAR."""
 
     pad, flips = 4, True
 
@@ -48,7 +48,7 @@ class Cifar(MemoryData):
 
 
 class Pictures(Dataset[tuple[torch.Tensor, int]]):
-    """Images (N, H, W, [C]) of bytes that become PIL images one by one, as torchvision's CIFAR10 does it."""
+    """Images (N, H, W, [C]) of bytes, converted to PIL images as in torchvision's CIFAR10."""
 
     def __init__(self, pixels: np.ndarray, labels: list[int], transform: Callable[[Image.Image], torch.Tensor]) -> None:
         self.pixels, self.labels, self.transform = pixels, labels, transform
@@ -61,7 +61,7 @@ class Pictures(Dataset[tuple[torch.Tensor, int]]):
 
 
 def sides(data: MemoryData, batch_size: int) -> dict[str, Callable[[], object]]:
-    """Return an epoch of a set in memory, and one of the same images by PIL and a DataLoader."""
+    """Return functions that load an epoch from memory, and with PIL and a DataLoader."""
     pixels, labels = data.splits["train"]
     steps = [v2.RandomCrop(pixels.shape[-1], padding=data.pad)]
     steps += [v2.RandomHorizontalFlip()] * data.flips
@@ -83,11 +83,11 @@ def sides(data: MemoryData, batch_size: int) -> dict[str, Callable[[], object]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--images", type=int, default=10_000, help="of the CIFAR-shaped set")
+    parser.add_argument("--images", type=int, default=10_000, help="number of images in CIFAR's shape")
     parser.add_argument("--batch_size", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--files", type=int, default=105_000, help="of the set that is opened; multiples of 21,000")
-    parser.add_argument("--pictures", type=int, default=512, help="JPEGs of the set that is loaded")
+    parser.add_argument("--files", type=int, default=105_000, help="number of files to open, a multiple of 21,000")
+    parser.add_argument("--pictures", type=int, default=512, help="number of JPEGs to load")
     options = parser.parse_args()
     torch.set_num_threads(1)
     spec = DataSpec(batch_size=options.batch_size)
@@ -115,7 +115,7 @@ def main() -> None:
 
 
 def opening(root: Path, files: int, rounds: int) -> str:
-    """Return how long a set of empty files in 1,000 class folders takes to open, over torchvision's scan of them."""
+    """Return a table of the time to open 1,000 class folders, and of torchvision's scan."""
     for split, number in (("train", files // 1050), ("val", files // 21_000)):
         for label in range(1000):
             place = root / split / f"n{label:08}"
@@ -135,7 +135,7 @@ def opening(root: Path, files: int, rounds: int) -> str:
 
 
 def loading(root: Path, pictures: int, rounds: int) -> str:
-    """Return the images a second of an epoch of JPEGs of 500×375, cropped to 224, of three loaders of two workers."""
+    """Return a table of images/s of three loaders, for JPEGs of 500×375 cropped to 224."""
     draw = np.random.default_rng(0)
     for split, label in (("train", "a"), ("train", "b"), ("val", "a"), ("val", "b")):
         place = root / split / label

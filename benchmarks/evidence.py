@@ -1,14 +1,14 @@
-"""How often a table's intervals and bold are right: python benchmarks/evidence.py [--tables 300].
+"""Error rates of tables by simulation: python benchmarks/evidence.py [--tables 300].
 
-Simulates studies of which the truth is known and reads them through the public `ablation_table`. Without any effect: in
-how many tables does an interval of a difference exclude zero (alarm), and in how many is a variant bold; the same with
-the paired model, and with Holm's correction of sign-flip tests. With one variant better by an effect of 2.5 standard
-deviations of a seed: in how many tables do all intervals hold their true differences together (coverage), and in how
-many is that variant bold (power). Then equivalence, and whole studies that add seeds until the intervals are narrow.
+Simulates studies with known effects, and analyses them with `ablation_table`. Without effects: the percentage of tables
+in which an interval of a difference excludes zero (alarm), or a variant is bold; also for the paired model, and for
+sign-flip tests with Holm's correction. With one variant better by 2.5 standard deviations of a seed: the percentage of
+tables in which all intervals contain the true differences (coverage), and in which the variant is bold (power). Also
+equivalence, and studies that add seeds until the intervals are narrow enough.
 
-The limits: alarms of 6.5 % where the assumptions hold and of 8 % elsewhere; coverage of 94 %, and of 92 % where the
-baseline is three times as variable as the variants; false equivalence of 5 %. A simulated share is off by chance; the
-exit status is 1 where one is beyond its limit by three standard errors.
+Limits: alarms of 6.5 % if the assumptions hold, else 8 %; coverage of 94 %, or 92 % if the baseline is three times as
+variable as the variants; false equivalence of 5 %. The exit status is 1 if a simulated percentage exceeds its limit by
+more than three standard errors.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from se_lab.sweep.seeds import plan_looks
 
 Floats = NDArray[np.float64]
 Draw = Callable[[np.random.Generator, int, int, int], Floats]
-"""(tables, variants, seeds) errors of seeds, in their standard deviations."""
+"""Returns errors (tables, variants, seeds) in units of the standard deviation."""
 EFFECT = 2.5
 VARIANTS, SEEDS = (1, 4, 10, 20), (3, 5, 10)
 MARGIN = 3.0
@@ -52,21 +52,21 @@ def counted(images: int, share: float = 0.05) -> Draw:
 
 
 def one_variable(rng: np.random.Generator, *shape: int) -> Floats:
-    """Draw errors of which one variant's are three times as variable as the others and the baseline's."""
+    """Draw errors in which one variant has three times the standard deviation of all others."""
     errors = rng.normal(size=shape)
     errors[:, -1] *= 3
     return errors
 
 
 def variable_baseline(rng: np.random.Generator, *shape: int) -> Floats:
-    """Draw errors of which the baseline's are three times as variable as the others."""
+    """Draw errors in which the baseline has three times the standard deviation of the variants."""
     errors = rng.normal(size=shape)
     errors[:, 0] *= 3
     return errors
 
 
 def shared_seeds(rng: np.random.Generator, *shape: int) -> Floats:
-    """Draw errors of which a seed does half of the variance, the same to all variants."""
+    """Draw errors in which half of the variance is a seed effect shared by all variants."""
     tables, _, seeds = shape
     return np.sqrt(0.5) * (rng.normal(size=shape) + rng.normal(size=(tables, 1, seeds)))
 
@@ -84,7 +84,7 @@ ASSUMED = ("normal", "seeds in common", "10,000 images")
 
 
 def records_of(errors: Floats) -> pd.DataFrame:
-    """Return the records of studies (T, V, S), the first variant being the baseline; a study is a metric."""
+    """Return records of T studies (T, V, S), one metric each; variant 0 is the baseline."""
     tables, variants, seeds = errors.shape
     rows = [
         {
@@ -98,7 +98,7 @@ def records_of(errors: Floats) -> pd.DataFrame:
 
 
 def read(errors: Floats, model: str = "joint") -> tuple[Floats, Floats, NDArray[np.bool_]]:
-    """Return (T, V − 1) differences and half-widths, and which variants are bold, as tables of the errors have them."""
+    """Return differences, half-widths and bold of the variants in tables, (T, V − 1) each."""
     metrics = [f"table/{i}_error" for i in range(len(errors))]
     data = ablation_table(records_of(errors), metric=metrics[0], columns=metrics, evidence=Evidence(model=model)).data[
         1:
@@ -110,7 +110,7 @@ def read(errors: Floats, model: str = "joint") -> tuple[Floats, Floats, NDArray[
 
 
 def studies(tables: int, rng: np.random.Generator) -> Iterator[tuple[list[object], list[str]]]:
-    """Yield a row of the table for each kind of study, and what is beyond its limit."""
+    """Yield a row for each kind of study, and a list of exceeded limits."""
     for kind, variants, seeds in product(DRAWS, VARIANTS, SEEDS):
         errors = DRAWS[kind](rng, tables, variants + 1, seeds)
         mean, half, bold = read(errors)
@@ -136,7 +136,7 @@ def studies(tables: int, rng: np.random.Generator) -> Iterator[tuple[list[object
 
 
 def equivalence(tables: int, rng: np.random.Generator) -> Iterator[tuple[list[object], list[str]]]:
-    """Yield the share of tables that call a variant equivalent whose true difference is the margin, or nothing."""
+    """Yield rates of the verdict equivalent, for true differences of the margin and of 0."""
     for variants, seeds in product((1, 4, 10), SEEDS):
         found = []
         for difference in (MARGIN, 0.0):
@@ -153,7 +153,7 @@ def equivalence(tables: int, rng: np.random.Generator) -> Iterator[tuple[list[ob
 
 
 def add_seeds(tables: int, rng: np.random.Generator) -> Iterator[tuple[list[object], list[str]]]:
-    """Yield the alarms of whole studies that add seeds from 3 to 12: at the first alarm, or once narrow enough."""
+    """Yield alarm rates of studies that add seeds, from 3 to 12, until intervals are narrow."""
     for variants, target in product((1, 4, 10), (1.0, 1.5, 2.5)):
         looks, rows = plan_looks(3, 12, variants), np.zeros(variants + 1, dtype=np.intp)
         alarms, seeds = np.zeros(4), []
@@ -175,7 +175,7 @@ def add_seeds(tables: int, rng: np.random.Generator) -> Iterator[tuple[list[obje
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--tables", type=int, default=300, help="Tables of each kind; more narrow the shares.")
+    parser.add_argument("--tables", type=int, default=300, help="Number of simulated tables of each kind.")
     parser.add_argument("--seed", type=int, default=0, help="Seed of the simulation.")
     options = parser.parse_args()
     rng = np.random.default_rng(options.seed)

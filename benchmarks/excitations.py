@@ -1,10 +1,9 @@
-"""What looking at excitations costs: `python benchmarks/excitations.py`, five minutes on one core.
+"""Cost of capturing excitations: `python benchmarks/excitations.py`, five minutes.
 
-The same batch of random images goes through one net in three ways, in turn, again and again: plain inference;
-inference with statistics that stream (se_lab.excitations.statistics); inference with every gate kept, as one would do
-it without. Prints milliseconds an image (median over rounds), the ratio to plain inference (median of the ratios
-within a round; on a CPU of processor time, so that busy neighbours count less), and the memory for a validation set of
-ImageNet's size, with the limits beside them.
+A batch of random images runs through a net in three ways, in turn: plain inference, inference with streaming statistics
+(se_lab.excitations.statistics), and inference that stores all gates. Prints ms per image (median over rounds), the
+ratio to plain inference (median of ratios within rounds; on a CPU of processor time, to reduce the influence of other
+processes), and the memory for a validation set of ImageNet's size, with limits.
 """
 
 from __future__ import annotations
@@ -28,13 +27,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--backbone", default="seresnet50")
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--size", type=int, default=224, help="Side of the images.")
+    parser.add_argument("--size", type=int, default=224, help="Image size in pixels.")
     parser.add_argument("--classes", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--batches", type=int, default=1, help="Batches a round.")
+    parser.add_argument("--batches", type=int, default=1, help="Batches per round.")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--amp", action="store_true", help="bfloat16 under autocast.")
+    parser.add_argument("--amp", action="store_true", help="Use autocast with bfloat16.")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)

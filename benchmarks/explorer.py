@@ -1,9 +1,8 @@
-"""How soon pages answer: python benchmarks/explorer.py [--tries 5], two minutes.
+"""Response times of pages: python benchmarks/explorer.py [--tries 5], two minutes.
 
-Writes the explorer of a net with 16 units of 2,048 channels and 1,000 classes, opens it in headless Chromium, and works
-each control a few times; then the report of 200 trials, whose filter is typed into with table and trade-off on the
-screen. Prints the milliseconds, on the wall, from the change to the painted page: the median, the slowest, and the
-limit beside them. Needs chromium, chromedriver and selenium (extra dev).
+Opens the explorer of a net with 16 units of 2,048 channels and 1,000 classes in headless Chromium, and changes each
+control a few times; then types into the filter of a report of 200 trials. Prints the time from the change to the
+painted page in ms: median, maximum and limit. Needs chromium, chromedriver and selenium (extra dev).
 """
 
 from __future__ import annotations
@@ -39,11 +38,11 @@ CONTROLS = {
     "another channel": ("channel", "7", "11"),
     "standard deviations": ("spread",),
 }
-"""What is done: the control, where it is not called so, and the values that it takes in turn; a box is clicked."""
+"""For each action, the control (if it has another name) and its values in turn; without values, a checkbox."""
 
 
 def made_up() -> ExcitationStatistics:
-    """Return statistics of ImageNet's size, filled in without running any image."""
+    """Return artificial statistics of ImageNet's size."""
     sites = [GateSite(f"SE_{2 + i // 8}_{i % 8 + 1}", 2 + i // 8, i % 8 + 1, CHANNELS, f"u{i}") for i in range(UNITS)]
     filled = ExcitationStatistics(sites, [f"class {k}" for k in range(CLASSES)])
     filled.count += 50
@@ -59,7 +58,7 @@ def made_up() -> ExcitationStatistics:
 
 
 def browser(profile: str) -> Any:
-    """Start headless Chromium with a profile of its own."""
+    """Start headless Chromium with a separate profile."""
     from selenium import webdriver
 
     options = webdriver.ChromeOptions()
@@ -71,7 +70,7 @@ def browser(profile: str) -> Any:
 
 
 def milliseconds(page: Any, control: str, value: str | None) -> float:
-    """Work a control and return how long it took until the page was painted."""
+    """Change a control, and return the time until the page is painted."""
     act = f'at("{control}").click();'
     if value is not None:
         given = f'at("{control}").max' if value == "MOST" else repr(value)
@@ -84,7 +83,7 @@ def milliseconds(page: Any, control: str, value: str | None) -> float:
 
 
 def filter_milliseconds(page: Any, path: Path, tries: int) -> list[float]:
-    """Return the times from the last key in a report's filter until table and figures on the screen are painted."""
+    """Return the times from a change of a report's filter until table and figures are painted."""
     page.get(path.as_uri())
     while not page.execute_script("return document.body.dataset.ready"):
         time.sleep(0.1)
@@ -94,7 +93,7 @@ def filter_milliseconds(page: Any, path: Path, tries: int) -> list[float]:
     script = (
         "const [text, done] = arguments, began = performance.now();"
         "at('filter').value = text; at('filter').dispatchEvent(new Event('input'));"
-        "const wait = () => (address.values.get('filter') ?? '') !== text ? setTimeout(wait)"  # saved as figures follow
+        "const wait = () => (address.values.get('filter') ?? '') !== text ? setTimeout(wait)"  # set before drawing
         " : requestAnimationFrame(() => setTimeout(() => done(performance.now() - began))); wait();"
     )
     return [float(page.execute_async_script(script, FILTERS[n % len(FILTERS)])) for n in range(tries)]
@@ -102,7 +101,7 @@ def filter_milliseconds(page: Any, path: Path, tries: int) -> list[float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--tries", type=int, default=5, help="Times that each control is worked.")
+    parser.add_argument("--tries", type=int, default=5, help="Number of changes of each control.")
     options = parser.parse_args()
     rows = []
     with tempfile.TemporaryDirectory() as name:

@@ -1,18 +1,16 @@
-"""What SE costs on a GPU: `python benchmarks/gpu.py --minutes 9 --results benchmarks/RESULTS.md`.
+"""Cost of SE on a GPU: `python benchmarks/gpu.py --results benchmarks/RESULTS.md`.
 
-training and inference: plain, timm's SE and ours, each eager and compiled as one graph, in turn within each round,
-224 px, bfloat16 autocast, channels last; ours over plain is to stay within the limit beside it. The batch is halved
-until all sides fit, and a side that fails is named with its reason, beside the times of the others. kernels: every pass
-of the fused tail at the block shapes of ResNet-50, batch 256, bfloat16, its largest error against float64 beside plain
-PyTorch's, its time, and the share of the bandwidth that a copy on the device reaches in the same run. sweep: 25 short
-trials against plain Lightning processes. batched: the steps of such trials as one program. capture: what looking at
-excitations adds to inference. long: the errors on a tensor of more than 2³¹ elements.
+Parts: training and inference of plain nets, timm's SE nets and SE-Lab's, eager and compiled as one graph, in turn, at
+224 px with bfloat16 autocast and channels last, with limits for the ratio of SE-Lab's to plain; the batch is halved
+until all fit, and failures are reported with their reason. kernels: each pass of the fused tail at the shapes of
+ResNet-50 with batch 256 in bfloat16: the largest error against float64 (also of plain PyTorch), the time, and the
+bandwidth relative to a copy. sweep: 25 short trials compared with plain Lightning processes. batched: such trials as
+one program. capture: the cost of capturing excitations. long: errors on a tensor with more than 2³¹ elements.
 
-The parts come in the order of what they are worth. Each runs in a process of its own and is recorded as soon as it is
-measured, in place of the one before of the same device: a part that fails, or a run that is killed, costs no other.
-With --minutes, a part that is not done by then is stopped, and what was not begun is named. Compiling takes minutes a
-net: --cache keeps what was compiled for the next run. `--smoke` goes through all of it at tiny shapes on a CPU, with
-Triton's interpreter, and times nothing worth keeping.
+Parts are ordered by importance. Each runs in a separate process, and its result replaces the previous one for the same
+device at once, so that a failure does not affect other parts. With --minutes, the current part is stopped at the limit,
+and the remaining parts are listed. --cache keeps compiled kernels for the next run. `--smoke` runs all parts with tiny
+shapes on a CPU, with Triton's interpreter, as a test.
 """
 
 from __future__ import annotations
@@ -47,7 +45,7 @@ from se_lab.units.fused import kernels
 HERE = Path(__file__).parent
 PARTS = ("training", "kernels", "inference", "sweep", "batched", "capture", "long")
 LEAST_SECONDS = 20
-"""With less time than this left no part is begun."""
+"""Remaining time below which no part is started."""
 
 
 def main() -> int:
@@ -67,7 +65,7 @@ def main() -> int:
             break
         try:
             device, section, passed = alone(_measured, part, name, options, *arguments, seconds=deadline - began)
-        except Exception:  # whatever became of it, the others are measured
+        except Exception:  # other parts are not affected
             traceback.print_exc()
             print(f"{name}: FAILED after {time.monotonic() - began:.0f} s\n", flush=True)
             well = False
@@ -85,12 +83,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--nets", nargs="+", choices=list(NETS), default=list(NETS))
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--steps", type=int, default=4, help="Steps a round.")
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="Stop by then, whatever is left.")
-    parser.add_argument("--cache", type=Path, help="Folder that keeps what was compiled.")
-    parser.add_argument("--backend", default="inductor", help="Of torch.compile.")
-    parser.add_argument("--results", type=Path, help="Markdown file to record each part in.")
-    parser.add_argument("--commit", help="What to record as the commit, where there is no git.")
+    parser.add_argument("--steps", type=int, default=4, help="Steps per round.")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="Time limit in minutes.")
+    parser.add_argument("--cache", type=Path, help="Folder for compiled kernels.")
+    parser.add_argument("--backend", default="inductor", help="Backend of torch.compile.")
+    parser.add_argument("--results", type=Path, help="Markdown file for the results.")
+    parser.add_argument("--commit", help="Commit to record, if git is not available.")
     parser.add_argument("--smoke", action="store_true")
     options = parser.parse_args()
     options.size, options.device, options.shapes = 224, "cuda", SHAPES
@@ -102,7 +100,7 @@ def parse() -> argparse.Namespace:
 
 
 def plan(options: argparse.Namespace) -> Iterator[tuple[Any, ...]]:
-    """Yield name, function and arguments of each part, those first that are worth most."""
+    """Yield name, function and arguments of each part, the most important first."""
     first, *others = options.nets.items()
     for part in options.parts:
         if part in LIMITS:
@@ -122,13 +120,12 @@ def plan(options: argparse.Namespace) -> Iterator[tuple[Any, ...]]:
 
 
 def alone(function: Callable[..., Any], *arguments: Any, seconds: float = float("inf")) -> Any:
-    """Return what a function returns in a process of its own, which leaves nothing on the GPU and takes none along.
+    """Return the result of a function called in a forked process, killed after `seconds`.
 
-    The process is a fork, so that nothing is imported again: this one must not touch the GPU. After so many seconds it
-    is killed with all that it started.
+    The calling process must not use the GPU.
 
     Raises:
-        RuntimeError: The function raised, its process died, or its time was up.
+        RuntimeError: if the function raises, the process dies, or the time is over.
     """
     fork = multiprocessing.get_context("fork")
     ours, theirs = fork.Pipe(duplex=False)
@@ -137,12 +134,12 @@ def alone(function: Callable[..., Any], *arguments: Any, seconds: float = float(
     theirs.close()
     try:
         if not ours.poll(None if seconds == float("inf") else seconds):
-            raise RuntimeError("its time was up")
+            raise RuntimeError("the time limit was reached")
         fine, answer = ours.recv()
     except EOFError:
-        raise RuntimeError("its process died") from None
+        raise RuntimeError("the process died") from None
     finally:
-        with contextlib.suppress(ProcessLookupError):  # it has ended, and so has all that it started
+        with contextlib.suppress(ProcessLookupError):  # all processes of the group have ended
             os.killpg(process.pid, signal.SIGKILL)
         process.join()
     if not fine:
@@ -166,7 +163,7 @@ def _ready() -> bool:
 def _measured(
     part: Callable[..., tuple[str, bool]], name: str, options: argparse.Namespace, *arguments: Any
 ) -> tuple[str, str, bool]:
-    """Return the device's name, the part as a section, and whether it passed what it checks."""
+    """Return the name of the device, the section of a part, and whether its checks passed."""
     cuda = options.device == "cuda"
     torch.backends.cudnn.benchmark = True
     if not cuda:
@@ -193,13 +190,13 @@ def circumstances(commit: str | None, cuda: bool) -> str:
 
 
 def record(path: Path, name: str, section: str) -> None:
-    """Put a section into a Markdown file, in place of the one of its name there, or at the end."""
+    """Write a section to a Markdown file, replacing the section with the same name."""
     text = path.read_text(encoding="utf-8") if path.exists() else "# Measured\n"
     write_text_whole(path, with_section(text, name, section, len(text)))
 
 
 def sweep_table(options: argparse.Namespace) -> tuple[str, bool]:
-    """Run benchmarks/sweep.py, whose table has its own aim."""
+    """Run benchmarks/sweep.py, and return its table."""
     size = {"images": 45_000, "val_images": 5_000, "epochs": 4, "precision": "bf16", "plain_trials": 2}
     if options.smoke:
         size = {"images": 128, "val_images": 20, "epochs": 1, "seeds": 1, "plain_trials": 1}
@@ -208,7 +205,7 @@ def sweep_table(options: argparse.Namespace) -> tuple[str, bool]:
 
 
 def batched_table(options: argparse.Namespace) -> tuple[str, bool]:
-    """Run benchmarks/batched.py, which fails where the losses are not those of the trials alone."""
+    """Run benchmarks/batched.py, and return its table; raise if losses differ."""
     size = {"steps": 16, "seeds": 2, "rounds": 5}
     if options.smoke:
         size = {"batch": 2, "size": 8, "steps": 1, "seeds": 1, "rounds": 1}
@@ -217,7 +214,7 @@ def batched_table(options: argparse.Namespace) -> tuple[str, bool]:
 
 
 def capture_table(options: argparse.Namespace, backbone: str) -> tuple[str, bool]:
-    """Run benchmarks/excitations.py, whose table has its own limit."""
+    """Run benchmarks/excitations.py, and return its table."""
     same = {name: getattr(options, name) for name in ("batch", "size", "rounds", "device")}
     flags = [f"--{name}={value}" for name, value in {"backbone": backbone, **same}.items()]
     return _script("excitations.py", "--amp", *flags), True
@@ -226,7 +223,7 @@ def capture_table(options: argparse.Namespace, backbone: str) -> tuple[str, bool
 def _script(name: str, *flags: str) -> str:
     command = [sys.executable, str(HERE / name), *flags]
     environment = os.environ.copy()
-    environment.pop("TRITON_INTERPRET", None)  # which is for the passes alone; this script trains
+    environment.pop("TRITON_INTERPRET", None)  # only for the passes
     return subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
 
 

@@ -1,6 +1,6 @@
-"""What SE costs a whole net on a GPU: plain, timm's SE and ours, each eager and compiled, in turn within each round.
+"""Cost of SE for whole nets on a GPU: plain, timm's SE and SE-Lab's, eager and compiled.
 
-A part of gpu.py, which is what one runs.
+Run gpu.py, which uses this module.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from se_lab.training.failures import OUT_OF_MEMORY, failure_kind
 
 NETS = {"resnet50": "seresnet50", "resnext50_32x4d": "seresnext50_32x4d", "resnet152": "seresnet152"}
 LIMITS = {"training": (1.03, 0.85), "inference": (1.10, None)}
-"""Of ours, compiled: over plain, compiled, and over plain, eager."""
+"""Limits for SE-Lab's compiled net, relative to the compiled and the eager plain net."""
 
 
 def net_table(options: argparse.Namespace, kind: str, net: str, with_se: str) -> tuple[str, bool]:
@@ -30,7 +30,7 @@ def net_table(options: argparse.Namespace, kind: str, net: str, with_se: str) ->
     while (measured := net_times(options, kind, net, with_se, batch)) is None:
         if batch == 1:
             return f"{net} and SE, {kind}: not even batch 1 fits.", False
-        torch.compiler.reset()  # which holds what it compiled
+        torch.compiler.reset()  # frees compiled code
         gc.collect()
         torch.cuda.empty_cache()
         batch //= 2
@@ -71,10 +71,10 @@ def net_table(options: argparse.Namespace, kind: str, net: str, with_se: str) ->
 def net_times(
     options: argparse.Namespace, kind: str, net: str, with_se: str, batch: int
 ) -> tuple[dict[str, list[float]], dict[str, str], dict[str, str]] | None:
-    """Return seconds by round, memory, and reason of failure, of each side; None where the batch does not fit."""
+    """Return seconds by round, memory, and errors of each side; None if the batch does not fit."""
     device, size = torch.device(options.device), options.size
-    dense = {"zero_init_last": False}  # else all gradients of the branches are 0, and a GPU is faster on zeros
-    ours = ModelSpec(net, SESpec(bias=True), fused="on", kwargs=dense)  # timm's SE has biases
+    dense = {"zero_init_last": False}  # avoids zero gradients of branches, for which a GPU is faster
+    ours = ModelSpec(net, SESpec(bias=True), fused="on", kwargs=dense)  # with biases, as in timm
     builds: dict[str, Callable[[], nn.Module]] = {
         "plain": lambda: timm.create_model(net, **dense),
         "timm's SE": lambda: timm.create_model(with_se, **dense),
@@ -85,7 +85,7 @@ def net_times(
     make = training if kind == "training" else inference
     sides: dict[str, Callable[[], None]] = {}
     memory, failed = {}, {}
-    for mode in ("eager", "compiled"):  # what does not fit is found out before anything is compiled
+    for mode in ("eager", "compiled"):  # eager first, to detect a lack of memory before compiling
         for name, build in builds.items():
             side, began = f"{name}, {mode}", time.monotonic()
             try:
@@ -106,12 +106,12 @@ def net_times(
 
 
 def one_graph(model: nn.Module, backend: str) -> Callable[[Tensor], Tensor]:
-    """Return the net compiled as one graph, each block specialised: a break, or a limit of recompiling, raises."""
+    """Return the net compiled as one graph; graph breaks raise an error."""
     return torch.compile(model, backend=backend, dynamic=False, fullgraph=True)
 
 
 def gibibytes(run: Callable[[], None], device: torch.device) -> str:
-    """Return what a run takes beside what is there before and after it."""
+    """Return the additional GPU memory of a run in GiB."""
     if device.type != "cuda":
         run()
         return ""
@@ -134,7 +134,7 @@ def training(
             loss.backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        if not loss.isfinite():  # which waits for the device
+        if not loss.isfinite():  # waits for the device
             raise FloatingPointError(f"the loss is {loss.item()}")
 
     return run
@@ -149,7 +149,7 @@ def inference(
         with torch.inference_mode(), torch.autocast(images.device.type, torch.bfloat16):
             for _ in range(steps):
                 out = forward(images)
-        if not out.isfinite().all():  # which waits for the device
+        if not out.isfinite().all():  # waits for the device
             raise FloatingPointError("logits are not finite")
 
     return run

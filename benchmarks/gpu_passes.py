@@ -1,6 +1,6 @@
-"""Each pass of the fused tail on a GPU: its error against float64, its time, and its share of a copy's bandwidth.
+"""The passes of the fused tail on a GPU: error against float64, time, and bandwidth.
 
-A part of gpu.py, which is what one runs.
+Run gpu.py, which uses this module.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from torch import Tensor
 from se_lab.units.fused import kernels
 
 SHAPES = [(256, 56), (512, 28), (1024, 14), (2048, 7)]
-"""Channels and side of the block outputs of ResNet-50 and ResNeXt-50 at 224 px, stage by stage."""
+"""Channels and size of the block outputs of ResNet-50 and ResNeXt-50 at 224 px, by stage."""
 LAYOUTS = {"channels last": torch.channels_last, "NCHW": torch.contiguous_format}
 
 
 class Pass(NamedTuple):
-    """One of the four passes, and the formula it stands for."""
+    """One of the four passes, with its formula."""
 
     crossings: int
-    """How often it reads or writes a tensor as large as x."""
+    """Number of reads and writes of tensors with the size of x."""
     ours: Callable[..., tuple[Tensor, ...]]
     formula: Callable[..., tuple[Tensor, ...]]
     tensors: tuple[Tensor, ...]
     plain: torch.dtype
-    """What plain PyTorch computes in: float32 for statistics, as BatchNorm does, else the dtype of x."""
+    """dtype of plain PyTorch: float32 for statistics, as in BatchNorm, else that of x."""
 
 
 def passes(x: Tensor) -> dict[str, Pass]:
@@ -82,7 +82,7 @@ def wide(coefficient: Tensor) -> Tensor:
 
 
 def normal(shape: tuple[int, ...], device: str, layout: str) -> Tensor:
-    """Return normal numbers, the same in each run: what is within its limits in one is so in the next."""
+    """Return normally distributed numbers, the same in each run."""
     seeded = torch.Generator(device).manual_seed(1)
     x = torch.empty(shape, device=device, dtype=torch.bfloat16, memory_format=LAYOUTS[layout])
     return x.normal_(generator=seeded)
@@ -115,7 +115,7 @@ def kernel_table(options: argparse.Namespace, layout: str) -> tuple[str, bool]:
 
 @contextlib.contextmanager
 def repeatable() -> Iterator[None]:
-    """Let no clock choose how sums are split; and new memory not be filled, as PyTorch does in deterministic runs."""
+    """Use deterministic algorithms, without autotuning, but without filling new memory."""
     torch.utils.deterministic.fill_uninitialized_memory = False
     torch.use_deterministic_algorithms(True)
     try:
@@ -126,7 +126,7 @@ def repeatable() -> Iterator[None]:
 
 
 def judged(one: Pass) -> tuple[str, str, str, bool]:
-    """Return the largest error of ours and of plain PyTorch, over the largest value, and whether ours will do."""
+    """Return relative errors of a pass and of plain PyTorch, and whether the pass is accurate."""
     found = [(ours, max(2 * plain, least), plain) for ours, plain, least in errors(one)]
     ours, limit, plain = max(found, key=lambda one: float("inf") if one[0] != one[0] else one[0] / one[1])
     within = ours <= limit
@@ -134,9 +134,9 @@ def judged(one: Pass) -> tuple[str, str, str, bool]:
 
 
 def errors(one: Pass, images: int = 16) -> list[tuple[float, float, float]]:
-    """Return, of each result, the largest error of ours and of plain PyTorch over the largest value, and a unit."""
+    """Return relative errors of a pass and of plain PyTorch, and the resolution, by result."""
     for spoilt in one.ours(*one.tensors):
-        spoilt.fill_(float("nan"))  # the memory that the next call is given again: what it leaves out, shows
+        spoilt.fill_(float("nan"))  # the next call reuses this memory, so values that it does not write are NaN
     del spoilt
     found = one.ours(*one.tensors)
     tops: list[list[Tensor]] = [[], [], []]
@@ -153,14 +153,14 @@ def errors(one: Pass, images: int = 16) -> list[tuple[float, float, float]]:
             ),
             strict=True,
         ):
-            top.append(torch.stack([value.abs().amax() for value in values]))  # amax keeps what is no number
+            top.append(torch.stack([value.abs().amax() for value in values]))  # amax propagates NaN
     largest, ours, plain = (torch.stack(top).amax(0).tolist() for top in tops)
     units = [2.0**-7 if result.dtype == torch.bfloat16 else 2.0**-21 for result in found]
     return [(a / top, b / top, unit) for a, b, top, unit in zip(ours, plain, largest, units, strict=True)]
 
 
 def long_table(options: argparse.Namespace, layout: str) -> tuple[str, bool]:
-    """Check the passes on a tensor whose offsets need more than 32 bits."""
+    """Check the passes on a tensor with offsets of more than 32 bits."""
     shape = (2**31 // (64 * 112 * 112) + 2, 64, 112, 112) if options.device == "cuda" else (3, 5, 4, 4)
     x = normal(shape, options.device, layout)
     found = {label: judged(one) for label, one in passes(x).items()}
@@ -171,17 +171,17 @@ def long_table(options: argparse.Namespace, layout: str) -> tuple[str, bool]:
 
 
 def milliseconds(function: Callable[[], object], device: torch.device, repeats: int = 30) -> float:
-    """Return how long the device takes for what a function asks of it; not how long Python takes to ask."""
+    """Return the time of a function on the device in ms, without launching by Python."""
     function()
     if device.type != "cuda":
         began = time.perf_counter()
         function()
         return 1000 * (time.perf_counter() - began)
     function()
-    other = torch.zeros(2**26, device=device)  # 256 MiB: read, it takes the place in the cache of all else
+    other = torch.zeros(2**26, device=device)  # reading 256 MiB evicts all other data from the cache
     events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(repeats)]
     torch.cuda.synchronize()
-    torch.cuda._sleep(2**26)  # cycles, some 35 ms, in which Python gets ahead of the device
+    torch.cuda._sleep(2**26)  # about 35 ms, in which Python launches the calls ahead of the device
     for before, after in events:
         other.sum()
         before.record()

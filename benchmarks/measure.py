@@ -1,7 +1,7 @@
-"""What the benchmarks share: sides that take turns, the median of their ratios, Markdown tables and their places.
+"""Functions shared by benchmarks: interleaved timing, ratios, Markdown tables and sections.
 
-The sides of a comparison run in turn within each round, and a ratio is taken within a round: what else the machine
-does at the time burdens both.
+The sides of a comparison run in turn within each round, and ratios are computed within rounds, so that other load on
+the machine affects all sides equally.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Ratio:
-    """One side's time over another's: the median over rounds and the quartiles."""
+    """Median and quartiles over rounds of the ratio of two times."""
 
     median: float
     low: float
@@ -27,9 +27,9 @@ class Ratio:
 def interleave(
     sides: Mapping[str, Callable[[], object]], rounds: int, clock: Callable[[], float] = time.perf_counter
 ) -> dict[str, list[float]]:
-    """Run every side once a round, in turn, and return its seconds by round; a first round warms up and is left out.
+    """Run every side once per round, and return seconds by round, after a warm-up round.
 
-    A side on a GPU ends with its own synchronize.
+    A side on a GPU must synchronize at its end.
     """
     times: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(rounds + 1):
@@ -42,14 +42,14 @@ def interleave(
 
 
 def ratio(times: Mapping[str, Sequence[float]], side: str, base: str) -> Ratio:
-    """Return how many times longer a side takes than the base, from the ratios within each round."""
+    """Return the ratio of the times of a side and the base, computed within rounds."""
     ratios = sorted(a / b for a, b in zip(times[side], times[base], strict=True))
     quarter = len(ratios) // 4
     return Ratio(statistics.median(ratios), ratios[quarter], ratios[-1 - quarter])
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Return a Markdown table, its columns padded so that it reads in a terminal too."""
+    """Return a Markdown table with padded columns, for terminals."""
     cells = [[str(cell) for cell in row] for row in (columns, *rows)]
     widths = [max(len(row[n]) for row in cells) for n in range(len(columns))]
     lines = [
@@ -59,7 +59,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def with_section(text: str, name: str, section: str, place: int) -> str:
-    """Return a text with a section between two comments of its name: in place of the one there, else at a place."""
+    """Replace the section between comments with its name in a text, or insert it at `place`."""
     start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
     whole = f"{start}\n{section}\n{end}\n"
     if start in text and end in text:

@@ -1,8 +1,8 @@
-"""What SE costs whole nets: `python benchmarks/network.py`, three minutes a backbone on two cores.
+"""Cost of SE for whole nets: `python benchmarks/network.py`, three minutes per backbone.
 
-A backbone without SE, with timm's units where timm has it so, and with our units, plain and fused (r = 16, biases): a
-training step (forward, backward) and inference, the sides in turn. Goals for ResNet-50: fused / without SE at most 1.03
-in training and 1.04 in inference. A copy of the largest map is there for scale.
+Compares a backbone without SE, with timm's units if available, and with SE-Lab's units, plain and fused (r = 16,
+biases), in turn, for training steps (forward, backward) and inference. Goals for ResNet-50: fused / without SE at most
+1.03 in training and 1.04 in inference. The time of a copy of the largest map is given for comparison.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from se_lab.training.process import prepare
 MODES = ("training", "inference")
 LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
 BASES = ("without SE", "timm's SE", "ours, plain")
-"""The nets that a line gives its ratios to: the median over rounds and the quartiles."""
+"""The nets to which ratios are given, with median and quartiles over rounds."""
 
 
 def main() -> None:
@@ -31,8 +31,8 @@ def main() -> None:
         "--backbone", nargs="+", default=["resnet50"], help="mobilenetv3_large_100 efficientnet_b0 regnety_008 …"
     )
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--size", type=int, default=224, help="Side of the images.")
-    parser.add_argument("--rounds", type=int, default=7, help="Of training; of inference twice as many.")
+    parser.add_argument("--size", type=int, default=224, help="Image size in pixels.")
+    parser.add_argument("--rounds", type=int, default=7, help="Rounds of training; twice as many of inference.")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--layout", nargs="+", choices=LAYOUTS, default=list(LAYOUTS))
     options = parser.parse_args()
@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def rows_of(backbone: str, options: argparse.Namespace) -> list[list[object]]:
-    """Return the lines of one backbone."""
+    """Return the rows of one backbone."""
     nets = nets_of(backbone)
     rows: list[list[object]] = []
     for mode in MODES:
@@ -67,7 +67,7 @@ def rows_of(backbone: str, options: argparse.Namespace) -> list[list[object]]:
 
 
 def nets_of(backbone: str) -> dict[str, nn.Module]:
-    """Return a backbone without SE, with timm's units where timm has it so, and with ours, plain and fused."""
+    """Return a backbone without SE, with timm's units if available, and with SE-Lab's units."""
 
     def built(se: SESpec, fused: str = "off") -> nn.Module:
         return create_model(ModelSpec(backbone, se, "replace", init="timm", fused=fused), 1000)

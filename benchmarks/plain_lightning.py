@@ -1,8 +1,8 @@
-"""The other side of sweep.py: one trial as a plain Lightning script trains it, a process a trial.
+"""A trial as a plain Lightning script, for comparison in sweep.py.
 
-torchvision's CIFAR10 and transforms, a DataLoader with two workers, Lightning's Trainer as it comes, W&B's logger
-offline. The net is SE-Lab's, with its start for the seed. `--digits FILE` trains on tensors and in an order that
-SE-Lab has written there, to compare what comes out.
+Uses torchvision's CIFAR10 and transforms, a DataLoader with two workers, Lightning's Trainer with defaults, and W&B's
+logger offline. The net is SE-Lab's, with the same initial weights. `--digits FILE` trains on tensors and in an order
+written by SE-Lab, to compare the results.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Order(torch.utils.data.Sampler):
 
 
 def cifar(options: argparse.Namespace) -> list[DataLoader]:
-    import random_cifar  # noqa: F401 (written by sweep.py: torchvision would check the sums of the real files)
+    import random_cifar  # noqa: F401 (written by sweep.py, to skip torchvision's check of the files)
     from torchvision import transforms as T
     from torchvision.datasets import CIFAR10
 
@@ -110,7 +110,7 @@ def main() -> None:
     parser.add_argument("--digits")
     parser.add_argument("--precision", default="32-true")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--threads", type=int, help="of PyTorch; by default as many as cores")
+    parser.add_argument("--threads", type=int, help="threads of PyTorch; by default all cores")
     parser.add_argument("--out", required=True)
     options = parser.parse_args()
     if options.threads:

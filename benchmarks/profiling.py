@@ -1,7 +1,7 @@
-"""The cost of a grid of 200 SE variants of ResNet-50: `python benchmarks/profiling.py`, about two minutes on one core.
+"""Counting costs of 200 variants of ResNet-50: `python benchmarks/profiling.py`.
 
-Side by side, in one process: each net built and counted by fvcore, and one trace with the closed form for the rest. The
-counts of both are compared, all of them. The first way is timed on every `--every`-th variant and scaled up.
+Compares building each net and counting with fvcore, with one trace and closed forms, in one process, including all
+counts. The first is timed on every `--every`-th variant and scaled up.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def main() -> int:
     options = parser.parse_args()
     torch.set_num_threads(1)
     sample = GRID[:: options.every]
-    trace(sample[0], 10, (3, 64, 64)).variant(sample[0].se)  # what is imported on first use
+    trace(sample[0], 10, (3, 64, 64)).variant(sample[0].se)  # for imports on first use
 
     start = time.perf_counter()
     traced = trace(GRID[0], 1000, SIZE)

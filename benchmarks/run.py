@@ -1,9 +1,9 @@
-"""Run the CPU benchmarks and rewrite their tables in RESULTS.md: `python benchmarks/run.py [NAME ...]`, or make bench.
+"""Run the CPU benchmarks and update RESULTS.md: `python benchmarks/run.py [NAME ...]`.
 
-Each benchmark is a script beside this one that prints Markdown. Its section of RESULTS.md stands between two comments
-of its name and says when, at which commit and on what it was measured; all else in the file is left as it is: the
-figures of a GPU (gpu.py) and of the long ones (coverage.py, chaos.py). With --minutes, by default 15, a benchmark that
-is not done by then is stopped, those that were not begun are named, and both keep the sections that they had.
+Each benchmark is a script in this folder that prints Markdown. Its section of RESULTS.md is between comments with its
+name, and mentions date, commit and machine; all other text is kept, such as results of a GPU (gpu.py) and of long
+benchmarks (coverage.py, chaos.py). At the limit of --minutes, the current benchmark is stopped and the remaining ones
+are listed; their sections are kept.
 """
 
 from __future__ import annotations
@@ -41,21 +41,21 @@ BENCHMARKS = {
     "stores": "stores.py --pages 200 500",
     "evidence": "evidence.py --tables 40",
 }
-"""A section of RESULTS.md and the script that prints it with its arguments, in the order of that file."""
+"""Sections of RESULTS.md in order, with the script and its arguments."""
 LEAST_SECONDS = 20
-"""With less time than this left no benchmark is begun."""
+"""Remaining time below which no benchmark is started."""
 PACKAGES = ("torch", "timm", "lightning", "numpy", "pandas")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     there = [name for name, command in BENCHMARKS.items() if (HERE / command.split()[0]).exists()]
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"Only these, of {', '.join(there)}.")
-    parser.add_argument("--minutes", type=float, default=15, help="Stop by then, whatever is left.")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"Benchmarks: {', '.join(there)}.")
+    parser.add_argument("--minutes", type=float, default=15, help="Time limit in minutes.")
     options = parser.parse_args()
     names = options.names or there
     if unknown := sorted(set(names) - set(there)):
-        parser.error(f"no benchmark is called {', '.join(unknown)}; there are {', '.join(there)}")
+        parser.error(f"unknown benchmark {', '.join(unknown)}; allowed are {', '.join(there)}")
     failed, deadline = [], time.monotonic() + 60 * options.minutes
     for number, name in enumerate(names):
         began = time.monotonic()
@@ -73,7 +73,7 @@ def main() -> int:
 
 
 def measure(name: str, seconds: float) -> str | None:
-    """Run a benchmark and return its section; None where it failed or took too long, and keeps the section it has."""
+    """Run a benchmark, and return its section, or None after an error or at the time limit."""
     script, *arguments = shlex.split(BENCHMARKS[name])
     command = ["python", f"benchmarks/{script}", *arguments]
     load = os.getloadavg()[0]
@@ -123,7 +123,7 @@ def processor() -> str:
 
 
 def place_of(text: str, name: str) -> int:
-    """Return where in the file a section belongs that is not there yet: after the last of those before it."""
+    """Return the position for a new section: after the last of the sections before it."""
     earlier = list(BENCHMARKS)[: list(BENCHMARKS).index(name)]
     marks = [f"<!-- /{one} -->\n" for one in earlier if f"<!-- /{one} -->\n" in text]
     first = text.find("\n<!-- ")

@@ -1,12 +1,11 @@
-"""How the cost of fused SE tails grows: `python benchmarks/scaling.py`, a minute on two cores.
+"""Scaling of the cost of fused SE tails: `python benchmarks/scaling.py`, a minute.
 
-The tails BN → SE → add → ReLU of a ResNet's units, forward and backward, at the shapes they have in the net (the
-convolutions between them left out, since they drown what is looked for). Depth, resolution, batch and the number of SE
-units go up in turn. The pass count predicts both: time = a fixed cost a unit, which is what a unit with as many
-channels takes on maps of a pixel, + 11 maps a unit that are read or written, in the time a byte that those of the base
-take in the same round. And memory = 2 maps a unit, x and the output, and the coefficients by image and channel that a
-unit on maps of a pixel keeps as well. Goal: within 10 %. Freed memory is kept, or the system's clearing of new pages
-would set the pace of large maps.
+Runs the tails BN → SE → add → ReLU of a ResNet, forward and backward, at their shapes in the net but without the
+convolutions, for different depths, resolutions, batch sizes and numbers of SE units. Predictions: time = a fixed cost
+per unit, that of a unit with as many channels on maps of one pixel, + 11 reads or writes of maps per unit, with the
+time per byte of the base in the same round; memory = 2 maps per unit, x and the output, + coefficients by image and
+channel, those kept by a unit on maps of one pixel. Goal: within 10 %. Freed memory is kept, since clearing new pages
+would dominate the time for large maps.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ CHANNELS = (256, 512, 1024, 2048)
 
 @dataclass(frozen=True)
 class Point:
-    """A net and its images; `stages` is how many of the four, from the last, have SE units."""
+    """A net and its images; `stages` is the number of final stages with SE units."""
 
     depth: int = 50
     size: int = 224
@@ -38,7 +37,7 @@ class Point:
     stages: int = 4
 
     def shapes(self) -> list[tuple[int, tuple[int, int, int, int]]]:
-        """Return (units, shape of their maps) by stage."""
+        """Return the number of units and the shape of their maps, by stage."""
         found = [
             (count, (self.batch, channels, self.size // 4 >> stage, self.size // 4 >> stage))
             for stage, (count, channels) in enumerate(zip(UNITS[self.depth], CHANNELS, strict=True))
@@ -46,11 +45,11 @@ class Point:
         return found[4 - self.stages :]
 
     def map_bytes(self) -> int:
-        """Return the bytes of all units' maps, each once."""
+        """Return the total size of the maps of all units in bytes."""
         return sum(4 * count * n * c * h * w for count, (n, c, h, w) in self.shapes())
 
     def units(self) -> int:
-        """Return how many units have SE."""
+        """Return the number of SE units."""
         return sum(count for count, _ in self.shapes())
 
 
@@ -113,7 +112,7 @@ def deviation(ratio: float) -> str:
 
 
 class Tail:
-    """A fused tail on maps of a shape, which all units of that shape share."""
+    """A fused tail for maps of a shape."""
 
     def __init__(self, shape: tuple[int, int, int, int]) -> None:
         self.shape = shape
@@ -130,7 +129,7 @@ class Tail:
         return time.perf_counter() - began
 
     def kept(self) -> int:
-        """Return the bytes that are saved for the backward pass."""
+        """Return the number of bytes saved for the backward pass."""
         storages: dict[int, int] = {}
         weights = {p.untyped_storage().data_ptr() for p in (*self.norm.parameters(), *self.unit.parameters())}
 

@@ -1,9 +1,9 @@
-"""What an SE unit costs: `python benchmarks/se_unit.py`, half a minute on two cores.
+"""Cost of an SE unit: `python benchmarks/se_unit.py`, half a minute on two cores.
 
-A residual unit's tail, BN → [SE] → add → ReLU, and the SE unit alone, forward and backward (training) or forward with
-running statistics (inference): without SE, with timm's SE, with ours plain, with ours fused. All sides take turns in
-one process. A copy of the map is there for scale. Goals: a fused tail no dearer than one without SE in training, and
-in bfloat16 inference the unit alone at half of timm's.
+Runs the tail of a residual block, BN → [SE] → add → ReLU, and the SE unit only, forward and backward (training) or
+forward with running statistics (inference): without SE, with timm's SE, and with SE-Lab's plain and fused units, in
+turn. The time of a copy of the map is given for comparison. Goals: a fused tail as fast as one without SE in training,
+and an SE unit in half the time of timm's for bfloat16 inference.
 """
 
 from __future__ import annotations

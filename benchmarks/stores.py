@@ -1,9 +1,9 @@
-"""How stores and pages grow: `python benchmarks/stores.py [--sizes 10 1000 10000] [--pages 200 1000]`, four minutes.
+"""Scaling of stores and pages: `python benchmarks/stores.py [--sizes N …] [--pages N …]`.
 
-Stores of made-up trials (those of analysis.py, with few epochs): the seconds in which all records are read, their table
-is made, and 200 trials are claimed and let go; and the page of a report. Beside each stands the time a trial takes over
-that in the smallest store of at least 100 trials: 1 is linear, and the limit is 1.5. Sizes are measured in turn, three
-times, and the median counts. `--sizes 100000 --pages 5000` takes some ten minutes more.
+Measures the time to read all records, make a table, and claim and release 200 trials, for stores of artificial trials
+(of analysis.py, with few epochs); and to write the page of a report. The time per trial is compared with that in the
+smallest store of at least 100 trials: 1 means linear, and the limit is 1.5. Sizes are measured in turn, with the median
+of three rounds. The defaults take four minutes, `--sizes 100000 --pages 5000` ten more.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         stores = {}
         for trials in sorted({*options.sizes, *options.pages}):
-            print(f"{trials:,} trials: making them …", file=sys.stderr, flush=True)
+            print(f"creating {trials:,} trials …", file=sys.stderr, flush=True)
             stores[trials] = Path(name, str(trials))
             make_store(stores[trials], trials, EPOCHS)
         rows = []
@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def grown(what: str, sides: dict[int, Callable[[], object]], rounds: int) -> list[tuple[str, ...]]:
-    """Return a row a size; what takes claims counts for each claim, all else for each trial."""
+    """Return a row for each size, with the time per claim or per trial relative to the base."""
     times = interleave({str(size): side for size, side in sides.items()}, rounds)
     seconds = {size: statistics.median(times[str(size)]) for size in sides}
     each = {size: seconds[size] / (min(size, CLAIMS) if "claims" in what else size) for size in sides}

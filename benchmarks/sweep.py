@@ -1,18 +1,18 @@
-"""25 short trials, five reduction ratios by five seeds of ResNet-20: a plain Lightning process each, and se-lab sweep.
+"""25 short trials with plain Lightning and with se-lab sweep.
 
     python benchmarks/sweep.py                                # 2 CPU cores: 1,024 images, 3 epochs
-    python benchmarks/sweep.py --plain_trials 5               # the same, five of the plain side timed and scaled up
+    python benchmarks/sweep.py --plain_trials 5               # the same, but only five plain trials, scaled up
     python benchmarks/sweep.py --device cuda --images 45000 --val_images 5000 --epochs 30 --precision bf16
 
-Both sides train the same net from the same start on as many images of random bytes in CIFAR's own files, batches of 128
-under CIFAR's augmentation, validate every epoch, test once, save checkpoints, and log to W&B offline. The plain side
-(plain_lightning.py) is one process after another, each with all cores, Lightning's defaults and two loader workers;
-ours is one command with --workers auto, its start included.
+The trials are five reduction ratios by five seeds of ResNet-20. Both sides train the same net with the same initial
+weights on random images in CIFAR's file format, with batches of 128 and CIFAR's augmentation, validate every epoch,
+test once, save checkpoints, and log to W&B offline. The plain side (plain_lightning.py) runs one process after another,
+each with all cores, Lightning's defaults and two loader workers; SE-Lab is one command with --workers auto, including
+its start.
 
-That the trials are the same is checked on digits, where the plain side is handed the same tensors in the same order and
-one thread, as ours has: each loss on the test images within 0.1 %, each error within one image. (With another number of
-threads sums are rounded otherwise, and ten steps from a random start make 0.6 % of that.) On CIFAR the two sides draw
-other crops.
+The results are compared on digits, where both sides have the same tensors in the same order and one thread: losses on
+test images within 0.1 %, errors within one image. (With another number of threads, rounding differs, and after ten
+steps the losses differ by 0.6 %.) On CIFAR the sides draw different crops.
 """
 
 from __future__ import annotations
@@ -52,16 +52,16 @@ CIFAR10.meta = {"filename": "batches.meta", "key": "label_names", "md5": None}
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=1024, help="training images an epoch, in batches of 128")
+    parser.add_argument("--images", type=int, default=1024, help="number of training images, in batches of 128")
     parser.add_argument("--val_images", type=int, default=256)
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--plain_trials", type=int, default=25, help="how many of the plain side are timed")
+    parser.add_argument("--plain_trials", type=int, default=25, help="number of plain trials to time")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"))
     parser.add_argument("--workers", default="auto")
-    parser.add_argument("--channels_last", action="store_true", help="the memory layout on our side, but for digits")
-    parser.add_argument("--no_agreement", action="store_true", help="leave out the check on digits")
+    parser.add_argument("--channels_last", action="store_true", help="use channels_last in SE-Lab, except for digits")
+    parser.add_argument("--no_agreement", action="store_true", help="skip the comparison on digits")
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="sweep"))
     try:
@@ -71,8 +71,8 @@ def main() -> int:
 
 
 def report(options: argparse.Namespace, folder: Path) -> int:
-    """Time both sides and compare them; print it."""
-    # as many of each class; what is over a whole batch both sides leave out
+    """Time both sides, and print the comparison."""
+    # The same number of images of each class; both sides drop the last incomplete batch.
     train, val = 10 * -(-options.images // 10), 10 * (options.val_images // 10)
     write_cifar(folder, train + val)
     total = len(RATIOS) * options.seeds
@@ -111,7 +111,7 @@ def report(options: argparse.Namespace, folder: Path) -> int:
 
 
 def disagreements(options: argparse.Namespace, folder: Path) -> list[str]:
-    """Return a line for each ratio whose trial on digits comes to other metrics than the plain script's."""
+    """Return a line for each ratio whose metrics on digits differ from the plain script's."""
     spec = {"name": "digits", "augment": "none"}
     sweep, _ = ours(folder, "digits", spec, options, range(1))
     data = create_data(DataSpec(**spec), 0)
@@ -150,7 +150,7 @@ def plain(folder: Path, out: Path, reduction: int, seed: int, **flags: object) -
 
 
 def ours(folder: Path, name: str, data: dict[str, Any], options: argparse.Namespace, seeds: range) -> tuple[Any, str]:
-    """Run the ratios and seeds as one sweep, and return it and what it said of its workers."""
+    """Run the ratios and seeds as one sweep, and return the sweep and its message on workers."""
     on_cifar = name == "cifar"
     fixed = {
         "model.backbone": "cifar_resnet20",
@@ -178,7 +178,7 @@ def ours(folder: Path, name: str, data: dict[str, Any], options: argparse.Namesp
 
 
 def run(command: list[str], folder: Path) -> str:
-    """Run a command with W&B offline, and return what it said; raise where it fails."""
+    """Run a command with W&B offline, and return its output; raise RuntimeError if it fails."""
     paths = f"{folder}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
     silent = {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "PYTHONWARNINGS": "ignore"}
     environment = os.environ | silent | {"PYTHONPATH": paths}
@@ -189,7 +189,7 @@ def run(command: list[str], folder: Path) -> str:
 
 
 def write_cifar(folder: Path, images: int) -> None:
-    """Write random images as the files of CIFAR-10."""
+    """Write random images in the file format of CIFAR-10."""
     draw, there = np.random.default_rng(0), folder / "cifar-10-batches-py"
     there.mkdir()
     for name, count in (("data_batch_1", images), ("test_batch", TEST_IMAGES)):

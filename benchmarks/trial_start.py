@@ -1,14 +1,13 @@
-"""What a trial costs beside its own work, in a fork and in a process of its own, and what the reading verbs cost.
+"""Fixed cost of a trial in a fork and a new process, and cost of verbs that read a store.
 
     python benchmarks/trial_start.py --rounds 5
 
-Both sides run the same trials of one step, in turn: `se-lab train` in a fresh process, and `execute`, which `se-lab
-sweep` calls, in this one. The fixed cost is the time from the call until the record is there, less what the trial's
-own clock says for building the loop, training and testing. A second table has the time in which `se-lab train` comes to
-its first step, over that in which a fresh Python imports torch, timm and lightning.
+Trials of one step run in turn with `se-lab train` in a new process, and with `execute`, as in `se-lab sweep`. The fixed
+cost is the time from the call until the record is written, minus the trial's own time for setup, training and testing.
+A second table compares the time until the first step of `se-lab train` with the import of torch, timm and lightning.
 
-The verbs read a store of 15 made-up trials, each in a fresh process, in turn with `python -c "import pandas"`. Beside
-the time over that of pandas stand the most memory that a verb held, and whether it imported PyTorch.
+The verbs read a store of 15 artificial trials in new processes, in turn with `python -c "import pandas"`. The table has
+the ratio of the times, the peak memory, and whether a verb imports PyTorch.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ from se_lab.training.task import ClassificationTask
 ClassificationTask.training_step = lambda *_: os._exit(0)
 sys.exit(main(sys.argv[1:]) or 1)
 """
-"""Runs a command of SE-Lab and ends at the first training step, with status 0."""
+"""A script that runs a command of SE-Lab, and exits with status 0 at the first training step."""
 TRIALS, EPOCHS = 15, 20
 MEGABYTES = 300
 SPEC = str(Path(__file__).parents[1] / "sweeps/demo.yaml")
@@ -52,7 +51,7 @@ READERS = {
     "verify": (["verify", "STORE"], 5),
     "plot": (["plot", "STORE", "-o", "FIGURES", "--overwrite"], 8.3),
 }
-"""Verbs and how much longer than `import pandas` (0.3 s on a quiet machine) they may take: 1.5 s, and plot 2.5."""
+"""Arguments of verbs, and limits relative to `import pandas` (0.3 s): 1.5 s, or 2.5 s for plot."""
 READ = """
 import resource, sys
 from se_lab.cli import main
@@ -73,7 +72,7 @@ def main() -> None:
 
 
 def readers(rounds: int) -> str:
-    """Return the table of the verbs that read."""
+    """Return the table of verbs that read a store."""
     said: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as folder:
         store = Path(folder, "store")
@@ -83,7 +82,7 @@ def readers(rounds: int) -> str:
         def read(verb: str) -> None:
             words = [places.get(word, word) for word in READERS[verb][0]]
             done = subprocess.run([sys.executable, "-c", READ, *words], capture_output=True, text=True)
-            assert done.returncode in (0, 1), done.stderr  # 1: a made-up trial lacks a file
+            assert done.returncode in (0, 1), done.stderr  # 1: an artificial trial lacks a file
             said[verb] = done.stderr.splitlines()[-1]
 
         sides = {verb: partial(read, verb) for verb in READERS}
@@ -98,7 +97,7 @@ def readers(rounds: int) -> str:
 
 
 def starts(rounds: int) -> str:
-    """Return the table of a trial's start."""
+    """Return the table of the fixed cost of a trial."""
     with tempfile.TemporaryDirectory() as folder:
         here, seeds, own = ExecSpec(store=folder, logger="none"), itertools.count(), {"fork": [], "fresh": []}
 
@@ -133,7 +132,7 @@ def starts(rounds: int) -> str:
 
 
 def first_step(rounds: int) -> str:
-    """Return how long `se-lab train` takes to its first step, over the imports that it cannot do without."""
+    """Return the table of the time until the first step of `se-lab train`, relative to imports."""
     with tempfile.TemporaryDirectory() as folder:
         seeds, python = itertools.count(), [sys.executable, "-W", "ignore", "-c"]
 

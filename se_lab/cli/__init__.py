@@ -1,6 +1,6 @@
-"""The se-lab command: each verb parses its flags, calls one function of the package and prints the result.
+"""The se-lab command: each verb parses flags, calls a function and prints the result.
 
-A verb is a function in a module of this package, imported only when called, so `se-lab --help` is fast.
+A verb is a function in a module of this package, imported on demand, so that `se-lab --help` is fast.
 """
 
 from __future__ import annotations
@@ -16,29 +16,29 @@ from se_lab.spec import SpecError, nearest
 
 VERBS: dict[str, tuple[str, str]] = {
     "train": ("train", "run one trial, or resume it"),
-    "sweep": ("sweep", "run every trial of a W&B sweep spec, here, on Slurm or through W&B"),
-    "check": ("specs", "list what W&B would refuse in a sweep spec, or run differently"),
+    "sweep": ("sweep", "run the trials of a W&B sweep spec locally, on Slurm or through W&B"),
+    "check": ("specs", "list the parts of a sweep spec that W&B would refuse or run differently"),
     "status": ("specs", "print the state of each trial of a sweep"),
     "table": ("table", "print the ablation table of trials"),
     "plot": ("plot", "draw the figures of a study"),
-    "report": ("report", "write one page of a study: table, figures, every trial"),
-    "profile": ("costs", "count the parameters, MACs and element operations of nets"),
-    "models": ("costs", "list the backbones that can take SE units"),
+    "report": ("report", "write a page of a study with table, figures and all trials"),
+    "profile": ("costs", "count the parameters, MACs and elementwise operations of nets"),
+    "models": ("costs", "list the backbones that support SE units"),
     "excitations": ("excitations", "inspect the SE units of trained nets"),
-    "eval": ("export", "measure the test error of a trained net, on its own images or others"),
-    "export": ("export", "write a trained net for timm, TorchScript, ONNX or detectors"),
+    "eval": ("export", "measure the test error of a trained net"),
+    "export": ("export", "export a trained net to timm, TorchScript, ONNX or detectors"),
     "gc": ("store", "list or delete files of a store that are no longer needed"),
-    "verify": ("store", "check that the files of a store are complete and undamaged"),
+    "verify": ("store", "check that the files of a store are complete and not corrupt"),
     "init": ("init", "copy the shipped sweep specs, recipes and scripts into a folder"),
     "sync": ("specs", "send trials that ran offline to W&B"),
 }
-"""Each verb's module and what it does."""
+"""The module and the summary of each verb."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a verb and return the exit status.
+    """Run a verb, and return the exit status.
 
-    0 success, 1 failure, 2 invalid input, 75 stopped and resumable, 141 nobody reads the output.
+    It is 0 for success, 1 for failure, 2 for invalid input, 75 if stopped and resumable, 141 for a broken pipe.
     """
     argv = list(sys.argv[1:] if arguments is None else arguments)
     write_plainly()
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not reader_is_gone():
             raise
         give_up(sys.stdout)
-        return 141  # like a process that SIGPIPE ends
+        return 141  # as for a process ended by SIGPIPE
     except OSError as error:
         if error.errno != errno.ENOSPC or error.filename is not None:
             raise
@@ -88,8 +88,8 @@ def _run(argv: list[str]) -> int:
 
 
 def _is_the_users(error: Exception) -> bool:
-    """Return whether an error needs no traceback; if a DataError was raised, se_lab.data is already imported."""
-    data = sys.modules.get("se_lab.data")
+    """Return whether an error is due to the input, so that it needs no traceback."""
+    data = sys.modules.get("se_lab.data")  # imported already if a DataError was raised
     wrong_paths = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
     if isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.ELOOP, errno.EROFS):
         return True

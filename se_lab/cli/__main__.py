@@ -1,4 +1,4 @@
-"""Allow python -m se_lab.cli, where the command is not on the path."""
+"""Run se-lab as python -m se_lab.cli."""
 
 import sys
 

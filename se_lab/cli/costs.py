@@ -6,6 +6,7 @@ import sys
 from argparse import Namespace
 from typing import TYPE_CHECKING
 
+from se_lab.cli.parser import add_flags
 from se_lab.cli.show import show
 from se_lab.spec.parser import Parser
 
@@ -17,21 +18,21 @@ def profile(argv: list[str]) -> int:
     """Print the costs of nets."""
     parser = Parser(
         prog="se-lab profile",
-        description="Parameters, MACs and element operations of a net (give the flags of train), or of a sweep's nets.",
+        description="Count parameters, MACs and elementwise operations of a net (flags of train) or of a sweep's nets.",
     )
-    parser.add_argument("--sweep", metavar="SPEC", help="A W&B sweep spec: a row for each of its trials.")
-    parser.add_argument("--sweep_seed", type=int, default=0, help="What a random or a bayes search had, or will have.")
+    parser.add_argument("--sweep", metavar="SPEC", help="Print a row for each trial of a W&B sweep spec.")
+    add_flags(parser, "sweep_seed")
     parser.add_argument(
         "--against_paper",
         nargs="?",
         const="all",
         metavar="TABLE",
-        help="Every cost that the SE paper prints, or one of its tables, beside ours.",
+        help="Compare with the printed costs in one or all tables of the SE paper.",
     )
-    parser.add_argument("--image_size", type=int, default=224, help="Side of the image in pixels.")
-    parser.add_argument("--classes", type=int, default=1000, help="Outputs of the classifier.")
-    parser.add_argument("--measure", action="store_true", help="Measure latency and peak memory on this device, too.")
-    parser.add_argument("--format", default="table", choices=("table", "csv", "json"), help="How it is written.")
+    parser.add_argument("--image_size", type=int, default=224, help="Image size in pixels.")
+    parser.add_argument("--classes", type=int, default=1000, help="Number of classes.")
+    parser.add_argument("--measure", action="store_true", help="Also measure latency and peak memory on this device.")
+    parser.add_argument("--format", default="table", choices=("table", "csv", "json"), help="Output format.")
     from se_lab.spec import SpecError
     from se_lab.spec.flags import add_trial_flags, trial_from
 
@@ -59,35 +60,35 @@ def profile(argv: list[str]) -> int:
 
 
 def _trials_of(options: Namespace, store: str) -> list[RunSpec]:
-    """Return a sweep's trials; for a Bayesian search, print which these are."""
+    """Return the trials of a sweep; for a Bayesian search, those proposed so far or examples."""
     from se_lab.sweep.grammar import read_sweep
 
     sweep = read_sweep(options.sweep, seed=options.sweep_seed, store_folder=store)
     if sweep.search is None:
         return sweep.trials
     progress = f"{len(sweep.trials)} of {sweep.search.cap} trials are proposed in {store}"
-    remark = "" if sweep.trials else "; these are the middle and the ends of its space"
+    remark = "" if sweep.trials else "; showing the centre and the bounds of the search space"
     print(f"bayes: {progress} with --sweep_seed {options.sweep_seed}{remark}", file=sys.stderr)
     return sweep.trials or sweep.search.corners()
 
 
 def models(argv: list[str]) -> int:
-    """List backbones that can take units."""
+    """List backbones that support units."""
     from se_lab.units.listing import COLUMNS, list_backbones
 
     parser = Parser(
         prog="se-lab models",
-        description="Backbones that can take units. The first call builds an index of all, which takes minutes.",
+        description="List backbones that support units. The first call builds an index, which takes minutes.",
     )
     parser.epilog = (
-        "PATTERN is a name (resnet50), a part of one (resnet), or a glob (resnet??, 'torchvision:*'). The columns: "
-        "stages that have units (stage 1 is the stem); units in each of these stages; the fewest and the most channels "
-        "of a unit; values of model.se.insertion, with the number of units in brackets where not every block has that "
-        "place; parameters of the plain net; attention modules that the net has of its own (model.existing_se)."
+        "PATTERN is a name (resnet50), part of a name (resnet), or a glob (resnet??, 'torchvision:*'). Columns: "
+        "stages with units (stage 1 is the stem); number of units in each of these stages; minimum and maximum number "
+        "of channels of a unit; values of model.se.insertion, with the number of units in brackets if it does not "
+        "apply to all blocks; parameters of the plain net; attention modules of the backbone (model.existing_se)."
     )
-    parser.add_argument("pattern", nargs="?", default="*", metavar="PATTERN", help="Which backbones; by default all.")
+    parser.add_argument("pattern", nargs="?", default="*", metavar="PATTERN", help="Backbones to list; by default all.")
     options = parser.parse_args(argv)
     listings = list_backbones(options.pattern)
     show(COLUMNS, [listing.cells() for listing in listings])
-    print(f"{sum(bool(listing.insertions) for listing in listings)} of {len(listings)} can take units")
+    print(f"{sum(bool(listing.insertions) for listing in listings)} of {len(listings)} support units")
     return 0

@@ -7,35 +7,33 @@ import json
 import sys
 from dataclasses import asdict
 
-from se_lab.cli.parser import add_data_root, add_overwrite, add_trust
+from se_lab.cli.parser import add_flags
 from se_lab.spec.parser import Parser
 
 
 def export(argv: list[str]) -> int:
-    """Write a trained net for other software."""
+    """Export a trained net."""
     parser = Parser(
         prog="se-lab export",
-        description="A trained net for elsewhere: weights that timm loads, TorchScript, ONNX, a detector's backbone. "
-        "Every file is checked against the net before it is in place.",
+        description="Export a trained net: weights for timm, TorchScript, ONNX, or a detector's backbone. "
+        "The outputs of each format are checked against the net.",
     )
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="A trial's folder, or a checkpoint in it.")
-    parser.add_argument("-o", "--output", required=True, metavar="DIR", help="The folder to write into.")
+    parser.add_argument("-o", "--output", required=True, metavar="DIR", help="Output folder.")
     parser.add_argument(
         "--formats",
         nargs="+",
         default=["safetensors", "torchscript", "onnx"],
         choices=("safetensors", "torchscript", "onnx", "detector"),
-        help="What to write; all but detector by default. detector: the weights as torchvision's detectors name them.",
+        help="Formats; by default all except detector, which has weights with the keys of torchvision's detectors.",
     )
     parser.add_argument(
-        "--image_size", type=int, metavar="PIXELS", help="Side of the images for TorchScript and ONNX; the trial's."
+        "--image_size", type=int, metavar="PIXELS", help="Image size for TorchScript and ONNX; by default the trial's."
     )
     parser.add_argument(
-        "--plain", action="store_true", help="Write the backbone without its SE units as well, in plain_backbone/."
+        "--plain", action="store_true", help="Also write the backbone without its SE units, in plain_backbone/."
     )
-    add_data_root(parser)
-    add_trust(parser)
-    add_overwrite(parser)
+    add_flags(parser, "data_root", "trust_plugins", "overwrite")
     options = parser.parse_args(argv)
     from se_lab.spec import ExecSpec
     from se_lab.trained.export import ExportOptions, export
@@ -54,26 +52,25 @@ def export(argv: list[str]) -> int:
 
 
 def eval(argv: list[str]) -> int:
-    """Test a trained net."""
+    """Measure the test error of a trained net."""
     parser = Parser(
         prog="se-lab eval",
-        description="Loss and error of a trained net on test images, with 95 % intervals over images (Wilson). "
-        "On its trial's own images the numbers are those of the trial's record.",
+        description="Measure loss and error of a trained net on test images, with 95 % intervals over images (Wilson). "
+        "On the trial's own images, the results are those in the trial's record.",
     )
     parser.add_argument("net", metavar="CHECKPOINT|timm:NAME", help="A trial's folder or checkpoint, or a timm net.")
     parser.add_argument(
         "--data", help="A data set's name, or folder:PATH with a folder per class; by default the trial's data set."
     )
-    add_data_root(parser)
+    add_flags(parser, "data_root")
     parser.add_argument(
-        "--batch_size", type=int, metavar="N", help="Images at a time; by default the trial's, else 64."
+        "--batch_size", type=int, metavar="N", help="Images per batch; by default the trial's batch size, else 64."
     )
-    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="Where the net runs.")
-    parser.add_argument("--data_workers", type=int, default=2, metavar="N", help="Processes that read files.")
-    parser.add_argument("--predictions", metavar="FILE.npz", help="Write key, label, top-5 and correct of every image.")
-    parser.add_argument("--format", default="table", choices=("table", "json"), help="How it is written.")
-    add_trust(parser)
-    add_overwrite(parser)
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="Device of the net.")
+    parser.add_argument("--data_workers", type=int, default=2, metavar="N", help="Number of processes that read files.")
+    parser.add_argument("--predictions", metavar="FILE.npz", help="Write the predictions of all images to a file.")
+    parser.add_argument("--format", default="table", choices=("table", "json"), help="Output format.")
+    add_flags(parser, "trust_plugins", "overwrite")
     options = parser.parse_args(argv)
     from se_lab.spec import ExecSpec
     from se_lab.trained.evaluate import EvalOptions, evaluate

@@ -1,4 +1,4 @@
-"""se-lab init: copy the shipped sweep specs, recipes and analysis scripts into a folder of the user's."""
+"""se-lab init."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from se_lab.spec.shipped import SHIPPED, shipped
 
 
 def init(arguments: Sequence[str]) -> int:
-    """Copy the shipped files, and print how many were copied and how many existed already."""
+    """Copy the shipped sweep specs, recipes and analysis scripts into a folder."""
     parser = Parser(
         prog="se-lab init",
-        description="Copy the shipped sweep specs, recipes and analysis scripts into a folder, to edit them there. "
-        "Files that exist are kept.",
+        description="Copy the shipped sweep specs, recipes and analysis scripts into a folder, for editing. "
+        "Existing files are kept.",
     )
     parser.add_argument("folder", metavar="DIR", nargs="?", default=".", help="The folder; by default the current one.")
     root = Path(parser.parse_args(arguments).folder)

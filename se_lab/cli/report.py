@@ -7,7 +7,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from se_lab.cli.parser import add_overwrite
+from se_lab.cli.parser import add_flags
 from se_lab.cli.runs import records_of, refuse_mixed, runs_parser, where_of
 from se_lab.spec import SpecError, find_sweep
 from se_lab.store import guard_outputs
@@ -18,22 +18,22 @@ if TYPE_CHECKING:
 
 def report(argv: list[str]) -> int:
     """Write the page of a study, or a folder of pages."""
-    parser = runs_parser("se-lab report", "Write a page of a study: table, figures, every trial. It needs no network.")
+    parser = runs_parser("se-lab report", "Write a self-contained page of a study with table, figures and all trials.")
     parser.add_argument(
         "-o",
         "--output",
         default="report.html",
-        help="The page to write; or a folder, such as reports/, for an index and a page for each of RUNS.",
+        help="Output file; or a folder, such as reports/, for an index and a page for each of RUNS.",
     )
-    add_overwrite(parser)
-    parser.add_argument("--wandb", metavar="PROJECT", help="Put page and table on W&B too, offline by default.")
+    add_flags(parser, "overwrite")
+    parser.add_argument("--wandb", metavar="PROJECT", help="Also log page and table to W&B, offline by default.")
     options = parser.parse_args(argv)
     from se_lab.report import send_report, write_report
 
     if options.output.endswith("/") or Path(options.output).is_dir():
         if options.wandb:
             raise SpecError(
-                f"--wandb takes one page, not the folder {options.output}; name the page, such as report.html"
+                f"--wandb needs a single page, not the folder {options.output}; use a file name, such as report.html"
             )
         return _write_folder(options)
     records = records_of(options)
@@ -63,10 +63,7 @@ def _chapter(run: str, options: Namespace) -> Chapter:
     from se_lab.report.page import Chapter
 
     title, question = _about([run])
-    every = Namespace(
-        **{**vars(options), "runs": [run], "where": [], "strict": False}
-    )  # the index says what has no match
-    records = records_of(every)
+    records = records_of(Namespace(**{**vars(options), "runs": [run], "where": [], "strict": False}))
     if options.strict:
         with contextlib.suppress(ReportError):
             refuse_mixed(filter_records(records, where_of(options.where)))
@@ -74,7 +71,7 @@ def _chapter(run: str, options: Namespace) -> Chapter:
 
 
 def _about(runs: list[str]) -> tuple[str, list[str]]:
-    """Return the title of a page of these runs, and the questions that their sweeps ask."""
+    """Return the title of a page of runs, and the descriptions of their sweeps."""
     from se_lab.sweep.grammar import read_sweep
 
     paths = [find_sweep(run.removeprefix("confirm:")) for run in runs]

@@ -1,4 +1,4 @@
-"""Flags of the verbs that read trials which have run."""
+"""Flags of the verbs that read trials."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from se_lab.cli.parser import add_flags
 from se_lab.spec import SpecError
 from se_lab.spec.parser import Parser
 
@@ -16,25 +17,25 @@ if TYPE_CHECKING:
 def runs_parser(prog: str, description: str, runs: str = "+") -> Parser:
     """Return a parser with RUNS, --store, --sweep_seed, --metric and --where."""
     parser = Parser(prog=prog, description=description)
-    parser.add_argument("runs", nargs=runs, metavar="RUNS", help="Sweep specs (their trials, in the store) or stores.")
-    add_store(parser)
-    parser.add_argument("--metric", default="test/top1_error", help="What is compared; test/top1_error by default.")
+    add_runs(parser, runs)
+    add_flags(parser, "store", "sweep_seed")
+    parser.add_argument("--metric", default="test/top1_error", help="The metric to compare; default test/top1_error.")
     add_where(parser)
     parser.add_argument("--strict", action="store_true", help="Refuse trials that ran under different conditions.")
     return parser
 
 
-def add_store(parser: ArgumentParser) -> None:
-    """Add --store and --sweep_seed."""
-    parser.add_argument("--store", help="Where the trials of specs are; by default SE_LAB_STORE, else runs.")
-    parser.add_argument("--sweep_seed", type=int, default=0, help="What a random or a bayes search had.")
+def add_runs(parser: ArgumentParser, nargs: str = "+") -> None:
+    """Add RUNS."""
+    parser.add_argument(
+        "runs", nargs=nargs, metavar="RUNS", help="Sweep specs, for their trials in the store; or stores."
+    )
 
 
 def add_where(parser: ArgumentParser) -> None:
     """Add --where."""
-    parser.add_argument(
-        "--where", nargs="+", default=[], metavar="KEY=VALUE", help="Only trials with these values; of one key, any."
-    )
+    text = "Keep only trials matching KEY=VALUE; repeating a key means OR, different keys mean AND."
+    parser.add_argument("--where", nargs="+", default=[], metavar="KEY=VALUE", help=text)
 
 
 def where_of(pairs: Sequence[str]) -> dict[str, Any]:
@@ -43,13 +44,13 @@ def where_of(pairs: Sequence[str]) -> dict[str, Any]:
     for pair in pairs:
         key, separator, value = pair.partition("=")
         if not separator:
-            raise SpecError(f"--where takes KEY=VALUE, such as model.se.squeeze=max, not {pair!r}")
+            raise SpecError(f"--where is {pair!r}; it must be KEY=VALUE, such as model.se.squeeze=max")
         values.setdefault(key, []).append(value)
     return {key: choices[0] if len(choices) == 1 else choices for key, choices in values.items()}
 
 
 def records_of(options: Namespace) -> pd.DataFrame:
-    """Read the trials that the flags name, of which --where keeps some."""
+    """Return the records of RUNS that match --where."""
     from se_lab.report.variants import filter_records
     from se_lab.sweep.records import load_records
 

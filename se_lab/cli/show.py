@@ -1,4 +1,4 @@
-"""Tables of anything but a study (states, plans, backbones, findings), in the ablation table's style."""
+"""Print tables of states, plans, backbones and findings."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _NUMBER = re.compile(r"[-+−]?[\d.,]+( ?(%|[kMG]|[kMGT]?i?B|bytes|ms|s|min|h|da
 
 
 def show(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table; columns that do not fit the terminal are left out and named beneath it."""
+    """Print a table; columns that do not fit the terminal are named in a note."""
     columns = [[row[place] for row in rows] for place in range(len(headings))]
     is_text = [not all(_NUMBER.fullmatch(cell) for cell in column if cell) for column in columns]
     print(terminal_text(Grid(headings, columns, is_text)), end="")

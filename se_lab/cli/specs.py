@@ -1,12 +1,13 @@
-"""se-lab check, status and sync: what a sweep spec says, where its trials stand, and what W&B has of them."""
+"""se-lab check, status and sync."""
 
 from __future__ import annotations
 
 import json
 import shlex
 import sys
-from typing import Any
 
+from se_lab.cli.parser import add_flags
+from se_lab.cli.runs import add_runs
 from se_lab.cli.show import show
 from se_lab.spec import ExecSpec
 
@@ -14,7 +15,7 @@ _SYNC = ("store", "project", "entity", "group", "tags", "notes", "job_type", "pl
 
 
 def status(argv: list[str]) -> int:
-    """Print the state of each trial of a sweep spec, from the files of its store and Slurm's queue."""
+    """Print the state of each trial of a sweep, from the store and Slurm's queue."""
     from se_lab.spec.flags import import_plugins
     from se_lab.spec.parser import Parser
     from se_lab.store import check_store
@@ -24,10 +25,8 @@ def status(argv: list[str]) -> int:
 
     parser = Parser("se-lab status", "Print the state of each trial of a sweep.")
     parser.add_argument("spec", metavar="FILE", help="A W&B sweep spec.")
-    parser.add_argument("--store", help="The folder of trials; by default SE_LAB_STORE, else runs.")
-    parser.add_argument("--plugins", default="", help="Modules to import first, separated by commas.")
-    add_seed(parser)
-    parser.add_argument("--format", default="table", choices=("table", "json"))
+    add_flags(parser, "store", "plugins", "sweep_seed")
+    parser.add_argument("--format", default="table", choices=("table", "json"), help="Output format.")
     options = parser.parse_args(argv)
     import_plugins(options.plugins)
     spec = read_sweep(options.spec, seed=options.sweep_seed, store_folder=options.store)
@@ -36,7 +35,7 @@ def status(argv: list[str]) -> int:
     states = standings(spec, folder)
     if options.format == "json":
         print(json.dumps(listing(states), indent=2))
-        if spec.search is not None:  # no list has the trials that the search has yet to propose
+        if spec.search is not None:  # the list does not contain trials that are not yet proposed
             print(summary(spec, states), file=sys.stderr)
     else:
         if states:
@@ -52,18 +51,16 @@ def check(argv: list[str]) -> int:
     from se_lab.spec.flags import import_plugins
     from se_lab.spec.parser import Parser
 
-    parser = Parser("se-lab check", "Print what W&B would refuse in a sweep spec, or do other than it is written.")
+    parser = Parser("se-lab check", "Print the parts of a sweep spec that W&B would refuse or run differently.")
     parser.add_argument("spec", nargs="+", metavar="FILE", help="W&B sweep specs.")
-    parser.add_argument("--plugins", default="", help="Modules to import first, separated by commas.")
+    add_flags(parser, "plugins")
     options = parser.parse_args(argv)
     import_plugins(options.plugins)
     from se_lab.spec import find_sweep
     from se_lab.sweep.check import check_sweep, sweep_remarks
 
     results = {file: check_sweep(file) for file in options.spec}
-    show(
-        ("spec", "trials", "here and under W&B"), [_checked(file, len(findings)) for file, findings in results.items()]
-    )
+    show(("spec", "trials", "local and W&B"), [_check_row(file, len(findings)) for file, findings in results.items()])
     for file, findings in results.items():
         for finding in findings:
             print(f"{file}: finding: {finding}")
@@ -72,13 +69,13 @@ def check(argv: list[str]) -> int:
     valid_files = [file for file, findings in results.items() if not findings]
     if valid_files:
         path = shlex.quote(str(find_sweep(valid_files[0])))
-        print(f"run here:        se-lab sweep {shlex.quote(valid_files[0])}")
+        print(f"run locally:     se-lab sweep {shlex.quote(valid_files[0])}")
         print(f"run through W&B: wandb sweep {path}, then wandb agent -f SWEEP (-f: Ctrl-C stops the trial too)")
     return int(len(valid_files) < len(results))
 
 
-def _checked(file: str, findings: int) -> tuple[str, str, str]:
-    """Return the row of a sweep spec: its name, its trials, and whether W&B runs the same ones."""
+def _check_row(file: str, findings: int) -> tuple[str, str, str]:
+    """Return the row of a sweep spec: name, number of trials, and number of findings."""
     from se_lab.sweep.grammar import read_sweep
 
     if findings:
@@ -86,7 +83,7 @@ def _checked(file: str, findings: int) -> tuple[str, str, str]:
     spec = read_sweep(file)
     if spec.search is None:
         return file, str(len(spec.trials)), "the same"
-    return file, str(spec.search.cap), "proposed by Optuna here, by W&B's own engine there"
+    return file, str(spec.search.cap), "proposed by Optuna locally, by W&B's engine under W&B"
 
 
 def sync(argv: list[str]) -> int:
@@ -94,10 +91,10 @@ def sync(argv: list[str]) -> int:
     from se_lab.spec.flags import execution_of, import_plugins
     from se_lab.spec.parser import Parser, add_fields
 
-    parser = Parser("se-lab sync", "Send trials that ran offline to W&B, each once and complete.")
+    parser = Parser("se-lab sync", "Send trials that ran offline to W&B; trials that were sent before are skipped.")
     add_fields(parser, ExecSpec, only=_SYNC)
-    parser.add_argument("runs", nargs="+", metavar="RUNS", help="Sweep specs (their trials, in the store) or stores.")
-    add_seed(parser)
+    add_runs(parser)
+    add_flags(parser, "sweep_seed")
     options = parser.parse_args(argv)
     execution = execution_of(options.given)
     import_plugins(execution.plugins)
@@ -107,8 +104,3 @@ def sync(argv: list[str]) -> int:
         for trial_id, state in sync(source, execution, sweep_seed=options.sweep_seed):
             print(f"{trial_id} {state}")
     return 0
-
-
-def add_seed(parser: Any) -> None:
-    """Add --sweep_seed."""
-    parser.add_argument("--sweep_seed", type=int, default=0, help="Seed of a random or Bayesian search.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
+from se_lab.cli.parser import add_flags
 from se_lab.cli.show import show
 from se_lab.spec.parser import Parser
 
@@ -28,7 +29,7 @@ def gc(argv: list[str]) -> int:
     parser = Parser(
         prog="se-lab gc",
         description="List the files of a store that are no longer needed, with their sizes; --delete deletes them. "
-        "Records, metrics.csv, predictions, the checkpoints of unfinished trials and running trials are kept.",
+        "Records, metrics.csv, predictions, checkpoints of unfinished trials and running trials are kept.",
     )
     parser.add_argument("store", nargs="?", metavar="STORE", help="The store; by default SE_LAB_STORE, else runs.")
     parser.add_argument(
@@ -36,24 +37,17 @@ def gc(argv: list[str]) -> int:
         nargs="+",
         default=["last", "best"],
         choices=("tested", "last", "best", "none"),
-        help="Checkpoints of finished trials to keep: last and best by default; tested is the one that was tested.",
+        help="Checkpoints of finished trials to keep; by default last and best; tested means the one that was tested.",
     )
     parser.add_argument(
-        "--specs", nargs="+", metavar="SPEC", help="Include checkpoints and logs of trials that no SPEC has."
+        "--specs", nargs="+", metavar="SPEC", help="Include checkpoints and logs of trials that are in no SPEC."
     )
+    add_flags(parser, "sweep_seed", nargs="+", default=[0])
     parser.add_argument(
-        "--sweep_seed",
-        type=int,
-        nargs="+",
-        default=[0],
-        metavar="N",
-        help="Seeds of random and bayes searches.",
+        "--older", type=float, default=0, metavar="DAYS", help="Only trials not modified for at least DAYS days."
     )
-    parser.add_argument(
-        "--older", type=float, default=0, metavar="DAYS", help="Only trials not modified for so many days."
-    )
-    parser.add_argument("--paths", action="store_true", help="Name every file and folder.")
-    parser.add_argument("--delete", action="store_true", help="Delete; without it nothing changes.")
+    parser.add_argument("--paths", action="store_true", help="Print the path of every file and folder.")
+    parser.add_argument("--delete", action="store_true", help="Delete the files; by default they are only listed.")
     options = parser.parse_args(argv)
     from se_lab.spec import ExecSpec
     from se_lab.store.tidy import delete, find_leftovers
@@ -70,14 +64,14 @@ def gc(argv: list[str]) -> int:
         leftovers, busy_trials = delete(store, **criteria)
     else:
         leftovers = find_leftovers(store, **criteria)
-    _print(leftovers, "deleted" if options.delete else "can go")
+    _print(leftovers, "deleted" if options.delete else "can be deleted")
     if options.paths:
         for leftover in leftovers:
             print(leftover.path)
     for trial in busy_trials:
-        print(f"{trial} is running; it was not touched", file=sys.stderr)
+        print(f"trial {trial} is running and was skipped", file=sys.stderr)
     if leftovers and not options.delete:
-        print("nothing was deleted; --delete does, and --paths names every file", file=sys.stderr)
+        print("nothing was deleted; use --delete to delete the files, --paths to list them", file=sys.stderr)
     return 0
 
 
@@ -85,12 +79,12 @@ def verify(argv: list[str]) -> int:
     """Check the files of a store, and print the problems of each."""
     parser = Parser(
         prog="se-lab verify",
-        description="Check every record, metrics file, predictions file, checkpoint and note of a store: readable, "
-        "complete, of its trial, and as it was when its trial ended. Status 1 if a file is not.",
+        description="Check that all records, metrics, predictions, checkpoints and notes of a store are readable, "
+        "complete, in the folder of their trial, and unchanged since its end. The exit status is 1 if any is not.",
     )
     parser.add_argument("store", nargs="?", metavar="STORE", help="The store; by default SE_LAB_STORE, else runs.")
-    parser.add_argument("--data", action="store_true", help="Read all images too, and compare them with the records.")
-    parser.add_argument("--plugins", default="", help="Modules to import first, separated by commas, for --data.")
+    parser.add_argument("--data", action="store_true", help="Also read all images, and compare them with the records.")
+    add_flags(parser, "plugins")
     options = parser.parse_args(argv)
     from se_lab.spec import ExecSpec
     from se_lab.spec.flags import import_plugins
@@ -103,15 +97,15 @@ def verify(argv: list[str]) -> int:
     for path, problem in result.problems:
         print(f"{path}: {problem}")
     bad_files = len({path for path, _ in result.problems})
-    print(f"{store}: {result.trials} trials, {result.files} files, {bad_files or 'none'} of them wrong")
+    print(f"{store}: {result.trials} trials, {result.files} files, {bad_files or 'none'} of them with problems")
     if result.running:
-        print(f"not compared, for a worker holds the trial: {', '.join(result.running)}", file=sys.stderr)
+        print(f"skipped, as the trials are running: {', '.join(result.running)}", file=sys.stderr)
     changed_sets = _check_images(result.records) if options.data else 0
     return int(bool(result.problems) or changed_sets > 0)
 
 
 def _check_images(records: Sequence[RunRecord]) -> int:
-    """Read the images of each data set that finished trials used; return how many sets changed or are unreadable."""
+    """Read the images of all data sets in the records; return the number of sets with problems."""
     from se_lab.data import DataError, inspect_images
     from se_lab.spec import SpecError, run_spec
 
@@ -129,11 +123,11 @@ def _check_images(records: Sequence[RunRecord]) -> int:
             inspection = inspect_images(data, root=root)
             problems = [f"unreadable: {line}" for line in inspection.unreadable]
             if inspection.digest != digest:
-                problems.append(f"the digest of its images is {inspection.digest}, and {digest} in the records")
+                problems.append(f"the digest of the images is {inspection.digest}, but {digest} in the records")
         except (DataError, SpecError, OSError) as error:
             problems = [str(error)]
         count += bool(problems)
-        for problem in problems or ["all images are those of the records"]:
+        for problem in problems or ["all images match the records"]:
             print(f"{name}: {problem} ({len(trials)} trials, such as {trials[0].trial_id})")
     return count
 

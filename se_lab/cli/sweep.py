@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from se_lab.cli.parser import add_flags
 from se_lab.cli.show import show
-from se_lab.cli.specs import add_seed, check
+from se_lab.cli.specs import check
 from se_lab.spec import ExecSpec, RunSpec, SpecError
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ METRIC = "test/top1_error"
 
 
 def sweep(argv: list[str]) -> int:
-    """Run the trials of a sweep spec that are not finished, here, on Slurm, or under W&B's agents."""
+    """Run the unfinished trials of a sweep spec locally, on Slurm, or under W&B agents."""
     if "--check" in argv:
         return check([token for token in argv if token != "--check"])
     options, execution, spec = _parse_sweep(argv)
@@ -35,7 +36,7 @@ def sweep(argv: list[str]) -> int:
     if runs_here and not options.through_wandb:
         from se_lab.sweep.server import start_server
 
-        start_server()  # it imports modules while this process checks
+        start_server()  # imports modules during the checks
     from se_lab.sweep.schedule import check_trials
 
     if options.confirm is not None:
@@ -43,7 +44,7 @@ def sweep(argv: list[str]) -> int:
     samples = [*spec.trials, *(spec.search.corners() if spec.search is not None else [])]
     remarks = check_trials(samples, execution=execution, validation_use=spec.validation_use)
     if spec.search is not None:
-        remarks.append("bayes: Optuna's Gaussian process proposes here, W&B's own engine under --wandb")
+        remarks.append("bayes: trials are proposed by Optuna's Gaussian process, or with --wandb by W&B's engine")
     if options.dry_run:
         return _dry_run(spec, options, execution, remarks)
     for remark in remarks:
@@ -56,38 +57,42 @@ def sweep(argv: list[str]) -> int:
 
 
 def _parse_sweep(argv: list[str]) -> tuple[Any, ExecSpec, Sweep]:
-    """Return the flags of `se-lab sweep`, the execution spec of its trials, and the sweep itself."""
+    """Return the flags of `se-lab sweep`, the execution spec of the trials, and the sweep."""
     from se_lab.spec.flags import add_execution_flags, execution_of, import_plugins
     from se_lab.spec.parser import Parser, add_fields, values_of
     from se_lab.store import check_store
     from se_lab.sweep.grammar import read_sweep
     from se_lab.sweep.slurm import SlurmSpec
 
-    parser = Parser("se-lab sweep", "Run the trials of a W&B sweep spec. The same command resumes it.")
+    parser = Parser("se-lab sweep", "Run the trials of a W&B sweep spec. The same command resumes the sweep.")
     add_execution_flags(parser)
     parser.add_argument("spec", metavar="FILE", help="A W&B sweep spec.")
     parser.add_argument(
         "--workers", default="1", metavar="N|auto", help="Trials to run in parallel; auto maximises throughput."
     )
-    parser.add_argument("--retries", type=int, default=1, help="Retries of a failed trial, where that can help.")
-    add_seed(parser)
+    parser.add_argument("--retries", type=int, default=1, help="Retries of a trial whose failure may be temporary.")
+    add_flags(parser, "sweep_seed")
     parser.add_argument(
         "--until_halfwidth", type=float, metavar="POINTS",
-        help="Add seeds until the simultaneous intervals against the baseline are that narrow, at 5 %% over all looks.",
+        help="Add seeds until all differences from the baseline have simultaneous 95 %% intervals of ± POINTS.",
     )  # fmt: skip
-    parser.add_argument("--max_seeds", type=int, metavar="N", help="With --until_halfwidth: seeds at most (20).")
+    parser.add_argument(
+        "--max_seeds", type=int, metavar="N", help="Maximum number of seeds with --until_halfwidth; default 20."
+    )
     parser.add_argument(
         "--confirm", type=int, metavar="N", help="Run the best N variants by validation error with fresh seeds."
     )
-    parser.add_argument("--seeds", type=int, metavar="N", help="With --confirm: fresh seeds of each variant (5).")
-    parser.add_argument("--dry_run", action="store_true", help="List the trials and their cost; run none.")
-    parser.add_argument("--check", action="store_true", help="Check FILE and run nothing, as se-lab check FILE does.")
+    parser.add_argument("--seeds", type=int, metavar="N", help="Number of fresh seeds with --confirm; default 5.")
+    parser.add_argument("--dry_run", action="store_true", help="List the trials and their cost without running them.")
+    parser.add_argument("--check", action="store_true", help="Only check FILE, as se-lab check FILE does.")
     parser.add_argument("--format", default="table", choices=("table", "json"), help="Format of --dry_run.")
-    parser.add_argument("--executor", default="local", choices=("local", "slurm"), help="Where trials run.")
+    parser.add_argument(
+        "--executor", default="local", choices=("local", "slurm"), help="Run trials locally or on Slurm."
+    )
     add_fields(parser, SlurmSpec, "slurm")
-    parser.add_argument("--wait", action="store_true", help="With --executor slurm: return when all trials are over.")
-    parser.add_argument("--agents", type=int, default=1, help="With a bare --wandb: number of W&B agents in parallel.")
-    # without a value, --wandb runs the sweep through W&B; with one it says whether trials log there
+    parser.add_argument("--wait", action="store_true", help="With --executor slurm, wait until all trials have ended.")
+    parser.add_argument("--agents", type=int, default=1, help="Number of parallel W&B agents, if --wandb has no value.")
+    # Without a value, --wandb runs the sweep through W&B; with a value, it sets whether trials log to W&B.
     through_wandb = any(
         a == "--wandb" and b.lower() not in ("true", "false") for a, b in zip(argv, [*argv[1:], ""], strict=False)
     )
@@ -98,7 +103,7 @@ def _parse_sweep(argv: list[str]) -> tuple[Any, ExecSpec, Sweep]:
     spec = read_sweep(options.spec, seed=options.sweep_seed)
     execution = execution_of(options.given, spec.execution)
     check_store(execution.store)
-    if spec.search is not None:  # its proposals are in the store
+    if spec.search is not None:  # proposals are in the store given by the flags
         spec = read_sweep(options.spec, seed=options.sweep_seed, store_folder=execution.store)
     options.through_wandb = through_wandb
     if not through_wandb:
@@ -110,9 +115,9 @@ def _check_options(options: Any) -> None:
     from se_lab.sweep.slurm import SlurmSpec
 
     if options.workers != "auto" and not (options.workers.isdecimal() and int(options.workers)):
-        raise SpecError(f"--workers is {options.workers!r}; it must be auto or a number from 1 on")
+        raise SpecError(f"--workers is {options.workers!r}; it must be auto or a positive integer")
     if options.workers == "auto" and options.executor == "slurm":
-        raise SpecError("--workers auto looks at this machine; with --executor slurm give a number")
+        raise SpecError("--workers auto measures this machine; with --executor slurm give a number")
     if options.retries < 0:
         raise SpecError(f"--retries is {options.retries}; it must be at least 0")
     if options.agents < 1:
@@ -124,9 +129,9 @@ def _check_options(options: Any) -> None:
     if options.seeds is not None and options.confirm is None:
         raise SpecError("--seeds needs --confirm")
     if options.until_halfwidth is not None and options.confirm is not None:
-        raise SpecError("--until_halfwidth and --confirm do not go together: the one adds seeds to the other's choice")
+        raise SpecError("--until_halfwidth and --confirm cannot be used together")
     if options.through_wandb and options.confirm is not None:
-        raise SpecError("--confirm runs a choice of variants, which is no grid that a sweep at W&B can have")
+        raise SpecError("--confirm cannot be used with --wandb, since the selected variants are not a grid")
     if options.executor == "local" and (options.wait or options.slurm != SlurmSpec()):
         raise SpecError("--slurm.… and --wait need --executor slurm")
 
@@ -148,20 +153,20 @@ def _dry_run(spec: Sweep, options: Any, execution: ExecSpec, remarks: list[str])
 
         max_seeds = options.max_seeds or MAX_SEEDS
         full_plan = plan_sweep(dataclasses.replace(spec, trials=with_seeds(spec.trials, max_seeds)), execution, workers)
-        print(f"with {max_seeds} seeds, which --until_halfwidth may come to: {full_plan.summary()}")
+        print(f"with {max_seeds} seeds, the maximum of --until_halfwidth: {full_plan.summary()}")
     return 0
 
 
 def _confirm(spec: Sweep, options: Any, execution: ExecSpec) -> Sweep:
-    """Return a sweep of the best variants and the baselines with fresh seeds, and record the choice in the store."""
+    """Select the best variants, and return a sweep of these and the baselines with fresh seeds."""
     from se_lab.sweep.confirm import choose, confirmation_of, fresh_trials, note
 
     old_confirmation = confirmation_of(spec.trials, execution.store)
     confirmation = choose(spec, execution.store, options.confirm, options.seeds or SEEDS)
     if old_confirmation is not None and old_confirmation.chosen != confirmation.chosen:
         raise SpecError(
-            f"other variants of {spec.name} were confirmed in {execution.store} before: a second choice would be "
-            "chosen by looking again; use another store"
+            f"other variants of {spec.name} were confirmed in {execution.store} before, and a second selection would "
+            "be biased; use another store"
         )
     if not options.dry_run:
         note(confirmation, spec, execution.store)
@@ -192,20 +197,20 @@ def _sweep_until(spec: Sweep, options: Any, execution: ExecSpec) -> int:
         return largest_half_width(records, METRIC, 1 - level)
 
     if spec.early_stop is not None:
-        raise SpecError("early_terminate stops trials before their test, and --until_halfwidth needs all test errors")
+        raise SpecError("--until_halfwidth needs the test errors of all trials, so remove early_terminate")
     target, max_seeds = options.until_halfwidth, options.max_seeds or MAX_SEEDS
     reached = False
     for look, half_width in add_seeds(spec.trials, target, max_seeds, run, width, execution.store):
         reached = half_width <= target
         intervals = f"simultaneous {100 * (1 - look.level):.2f} % intervals"
-        print(f"{look.seeds} seeds: the {intervals} are ± {half_width:.3f} points at most", flush=True)
+        print(f"{look.seeds} seeds: the {intervals} are at most ± {half_width:.3f} points", flush=True)
     if exit_status[0] == 0:
-        print(f"narrow enough: at most ± {target:g} points" if reached else f"not narrower with {max_seeds} seeds")
+        print(f"reached ± {target:g} points" if reached else f"did not reach ± {target:g} points in {max_seeds} seeds")
     return exit_status[0]
 
 
 def _run_all(spec: Sweep, options: Any, execution: ExecSpec) -> int:
-    """Run trials to their end, here, under W&B's agents or on Slurm, and return the exit status."""
+    """Run trials locally, under W&B agents or on Slurm, wait, and return the exit status."""
     if options.executor == "slurm":
         options.wait = True
         return _sweep_on_slurm(spec, options, execution)
@@ -213,7 +218,7 @@ def _run_all(spec: Sweep, options: Any, execution: ExecSpec) -> int:
 
 
 def _under_agents(spec: Sweep, options: Any, execution: ExecSpec) -> int:
-    """Run the trials that are open under W&B's agents, as a sweep at W&B of their seeds."""
+    """Run open trials under W&B agents, as a W&B sweep over their seeds, and return the status."""
     from se_lab.sweep.status import OVER, standings, summary
     from se_lab.sweep.wandb import register_sweep, run_agents
     from se_lab.training.stopping import RESUME_ME
@@ -246,14 +251,14 @@ def _sweep_here(spec: Sweep, options: Any, execution: ExecSpec) -> int:
 
 
 def _report(name: str, outcomes: Sequence[Outcome], execution: ExecSpec) -> int:
-    """Print how the trials of a sweep ended, and return the exit status."""
+    """Print the outcomes of a sweep, and return the exit status."""
     from se_lab.sweep.schedule import common_reason
     from se_lab.training.stopping import RESUME_ME
 
     counts = Counter(outcome.status for outcome in outcomes)
     skip_count = counts.pop("skipped", 0)
     parts = [f"{count} {status}" for status, count in sorted(counts.items())]
-    print(f"{name}: " + ", ".join([*parts, *([f"{skip_count} were finished before"] if skip_count else [])]))
+    print(f"{name}: " + ", ".join([*parts, *([f"{skip_count} finished before"] if skip_count else [])]))
     verdict = common_reason(outcomes)
     if verdict is not None:
         reason, count = verdict
@@ -277,7 +282,7 @@ def _workers(spec: Sweep, options: Any, execution: ExecSpec) -> int:
 
     samples = spec.trials or (spec.search.corners() if spec.search is not None else [])
     workers, reason = choose_workers(samples, execution)
-    print(f"--workers auto: {workers} at a time, {reason}", file=sys.stderr)
+    print(f"--workers auto: {workers} in parallel, {reason}", file=sys.stderr)
     return workers
 
 
@@ -295,8 +300,8 @@ def _sweep_through_wandb(spec: Sweep, options: Any, execution: ExecSpec) -> int:
         return 1
     variables = " ".join(f"{name}={shlex.quote(environment[name])}" for name in ("SE_LAB_STORE", "SE_LAB_DATA"))
     print(
-        f"stopped; to resume this sweep at W&B:  {variables} wandb agent -f {path}\n"
-        "the same command resumes as well, as a new sweep at W&B, where finished trials end at once",
+        f"stopped; to resume this W&B sweep, run:  {variables} wandb agent -f {path}\n"
+        "or run the same command to resume as a new W&B sweep, in which finished trials end at once",
         file=sys.stderr,
     )
     return RESUME_ME

@@ -6,7 +6,7 @@ import sys
 from argparse import Namespace
 from pathlib import Path
 
-from se_lab.cli.parser import add_overwrite
+from se_lab.cli.parser import add_flags
 from se_lab.cli.runs import records_of, runs_parser
 from se_lab.spec import SpecError
 from se_lab.spec.parser import Parser
@@ -21,38 +21,38 @@ def _parser() -> Parser:
     from se_lab.report.render import FORMATS
     from se_lab.report.tables import SPREADS
 
-    parser = runs_parser("se-lab table", "The ablation table of trials that have run.", runs="*")
-    parser.add_argument("--rows", nargs="+", metavar="KEY", help="The spec's keys that tell rows apart.")
-    parser.add_argument("--columns", nargs="+", metavar="KEY", help=f"Of {', '.join(COLUMNS)}, or a logged metric.")
-    parser.add_argument("--pivot", nargs=2, metavar=("ROW", "COLUMN"), help="The metric by two of the spec's keys.")
+    parser = runs_parser("se-lab table", "Print the ablation table of trials.", runs="*")
+    parser.add_argument("--rows", nargs="+", metavar="KEY", help="Spec keys that distinguish rows.")
+    parser.add_argument("--columns", nargs="+", metavar="KEY", help=f"Columns: {', '.join(COLUMNS)}, or metrics.")
+    parser.add_argument("--pivot", nargs=2, metavar=("ROW", "COLUMN"), help="Print the metric by two spec keys.")
     parser.add_argument(
         "--detect", type=float, metavar="POINTS", help="Add the seeds needed to detect this difference (power 0.8)."
     )
-    parser.add_argument("--model", choices=MODELS, help="Model of the comparison with the baseline (joint).")
-    parser.add_argument("--margin", type=float, metavar="POINTS", help="Differences below this count as equivalent.")
+    parser.add_argument("--model", choices=MODELS, help="Model of the comparison with the baseline; default joint.")
+    parser.add_argument("--margin", type=float, metavar="POINTS", help="Smaller differences count as equivalent.")
     parser.add_argument(
         "--contrast", nargs=2, action="append", metavar="VARIANT", help="Compare two variants, such as r=8 r=16."
     )
-    parser.add_argument("--spread", choices=SPREADS, help="Beside a mean: its 95 %% interval, or the std over seeds.")
+    parser.add_argument("--spread", choices=SPREADS, help="Spread of means: 95 %% interval, or std over seeds.")
     parser.add_argument(
         "--paper",
         metavar="TABLE",
-        help="Printed numbers beside ours: the SE paper's (table_10_reduction, or 10), or units.",
+        help="Add published results: a table of the SE paper (table_10_reduction, or 10), or units.",
     )
-    parser.add_argument("--variance", action="store_true", help="The variance by source: order, weights, split, …")
+    parser.add_argument("--variance", action="store_true", help="Print the variance by source: order, weights, split …")
     parser.add_argument(
-        "--costs_only", action="store_true", help="Count the nets of the paper's TABLE, or of all, without any trial."
+        "--costs_only", action="store_true", help="Only count the nets of the paper's TABLE, or of all tables."
     )
     parser.add_argument("--format", default="terminal", choices=FORMATS, help="Format of the table.")
-    parser.add_argument("-o", "--output", help="A file to write instead of the terminal.")
+    parser.add_argument("-o", "--output", help="Output file; by default the terminal.")
     parser.add_argument(
         "--width",
-        help="Width to fit: characters in a terminal; in LaTeX single (3.15 inches), double (6.5) or inches.",
+        help="Width of the table: characters in a terminal; in LaTeX single (3.15 inches), double (6.5) or inches.",
     )
     parser.add_argument("--caption", type=str, default="", help="Caption in LaTeX; by default the table's title.")
     parser.add_argument("--label", type=str, default="", help="Label in LaTeX, such as tab:reduction.")
-    parser.add_argument("--wide", action="store_true", help="A LaTeX table over both columns of the page.")
-    add_overwrite(parser)
+    parser.add_argument("--wide", action="store_true", help="In LaTeX, use both columns of the page.")
+    add_flags(parser, "overwrite")
     return parser
 
 
@@ -72,7 +72,7 @@ def table(argv: list[str]) -> int:
     )
 
     if options.costs_only == bool(options.runs):
-        raise SpecError("give RUNS, or else --paper TABLE --costs_only, which needs none")
+        raise SpecError("give either RUNS, or --paper TABLE --costs_only")
     if options.costs_only:
         paper = options.paper or "all"
         table = paper_cost_table(count_paper_costs(paper, lambda text: print(text, file=sys.stderr, flush=True)))
@@ -80,10 +80,10 @@ def table(argv: list[str]) -> int:
         if flags := [name for name in _ONE_ROW_A_VARIANT if getattr(options, name) is not None]:
             reason = "has one metric and two keys" if options.pivot else "has a row for each source of variance"
             raise SpecError(
-                f"--{flags[0]} does not go with --{'pivot' if options.pivot else 'variance'}, which {reason}"
+                f"--{flags[0]} cannot be used with --{'pivot' if options.pivot else 'variance'}, which {reason}"
             )
         if options.pivot and options.variance:
-            raise SpecError("--pivot does not go with --variance")
+            raise SpecError("--pivot cannot be used with --variance")
         if options.variance:
             table = variance_table(records_of(options), options.metric)
         else:
@@ -125,4 +125,4 @@ def _check_layout(options: Namespace) -> None:
     if options.width and options.format not in ("terminal", "latex"):
         raise SpecError(f"--width is for the formats terminal and latex, not {options.format}")
     if options.width and options.format == "terminal" and not (options.width.isdecimal() and int(options.width) >= 20):
-        raise SpecError(f"--width is {options.width!r}; a terminal's is a number of characters, at least 20")
+        raise SpecError(f"--width is {options.width!r}; for a terminal it must be at least 20 characters")

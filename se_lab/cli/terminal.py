@@ -1,4 +1,4 @@
-"""Output that a terminal cannot accept: characters its encoding lacks, any text once its reader has gone."""
+"""Output to a terminal or pipe that lacks characters, or whose reader has ended."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PLAIN = {
 
 
 def _plainly(error: UnicodeError) -> tuple[str, int]:
-    """Return a replacement for characters that an encoding lacks: + for box drawing, ? for unknown ones."""
+    """Return a replacement for characters that an encoding lacks."""
     assert isinstance(error, UnicodeEncodeError)
     return "".join(map(_plain, error.object[error.start : error.end])), error.end
 
@@ -32,10 +32,10 @@ def _plain(character: str) -> str:
 
 
 def write_plainly() -> None:
-    """Let this process's output hold any text, in ASCII where the terminal's encoding lacks a character."""
+    """Replace characters in this process's output that the terminal's encoding lacks."""
     codecs.register_error("se-lab-plain", _plainly)
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(AttributeError):  # a stream of a test or a notebook
+        with contextlib.suppress(AttributeError):  # the stream of a test or notebook
             stream.reconfigure(errors="se-lab-plain")  # type: ignore[union-attr]
 
 
@@ -51,6 +51,6 @@ def reader_is_gone() -> bool:
 
 
 def give_up(stream: TextIO) -> None:
-    """Discard all further output to a stream, whose reader has gone or whose disk is full."""
+    """Discard all further output to a stream whose reader has ended or whose disk is full."""
     with contextlib.suppress(OSError, ValueError), open(os.devnull, "wb") as sink:  # noqa: PTH123
         os.dup2(sink.fileno(), stream.fileno())

@@ -25,7 +25,7 @@ def _train(argv: list[str]) -> int:
     parser.add_argument(
         "--dry_run",
         action="store_true",
-        help="Train two steps, save and load a checkpoint, and print what the trial will need.",
+        help="Train two steps, save and load a checkpoint, and print the time and memory of the trial.",
     )
     options = parser.parse_args(argv)
     spec, execution = trial_from(options.given)
@@ -57,7 +57,7 @@ def _train(argv: list[str]) -> int:
         return RESUME_ME
     except TrialBusyError as error:
         if is_first_rank:
-            print(f"se-lab train: {error}; the same command takes its result when that is done", file=sys.stderr)
+            print(f"se-lab train: {error}; run the same command later for the result", file=sys.stderr)
         return RESUME_ME
     if is_first_rank:
         for key, value in record.metrics.items():

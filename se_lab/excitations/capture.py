@@ -126,17 +126,17 @@ def capture_excitations(model: nn.Module, *, squeezed: bool = False, maps: bool 
 def replace_gate(model: nn.Module, site: GateSite, gate: Tensor) -> Iterator[None]:
     """Replace the gate of a unit by a constant gate (C,) within a context."""
     unit = _hookable(model).get_submodule(site.path)
-    passed = 0
+    calls = 0
 
     def begin(*_: object) -> None:
-        nonlocal passed
-        passed = 0
+        nonlocal calls
+        calls = 0
 
     def constant(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
-        nonlocal passed
-        passed += 1
+        nonlocal calls
+        calls += 1
         ones = torch.ones_like(output)  # the first factor becomes the gate, all others 1
-        return ones * gate.to(output).view(1, -1, *[1] * (output.dim() - 2)) if passed == 1 else ones
+        return ones * gate.to(output).view(1, -1, *[1] * (output.dim() - 2)) if calls == 1 else ones
 
     gate_module = unit.get_submodule(_children_of(unit)[0])
     start_module = gate_module if _has_one_factor(unit) else unit

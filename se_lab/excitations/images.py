@@ -189,7 +189,7 @@ def class_label(name: str) -> str:
     return _imagenet().get(name, (name,))[0]
 
 
-def choose_classes(asked: Sequence[str], classes: Sequence[str]) -> list[int]:
+def choose_classes(names: Sequence[str], classes: Sequence[str]) -> list[int]:
     """Return the numbers of classes given by name, WordNet id, folder or number.
 
     By default, these are the paper's four classes if the data has them, else four evenly spaced ones.
@@ -197,11 +197,11 @@ def choose_classes(asked: Sequence[str], classes: Sequence[str]) -> list[int]:
     Raises:
         ExcitationError: for an unknown or ambiguous name.
     """
-    if not asked:
+    if not names:
         papers = [classes.index(id) for id in ("n01443537", "n02110958", "n02690373", "n09246464") if id in classes]
         spaced_classes = np.linspace(0, len(classes) - 1, min(4, len(classes))).round().astype(int).tolist()
         return papers if len(papers) == 4 else spaced_classes
-    return list(dict.fromkeys(_choose_class(name.strip(), classes) for name in asked))
+    return list(dict.fromkeys(_choose_class(name.strip(), classes) for name in names))
 
 
 def _choose_class(query: str, classes: Sequence[str]) -> int:

@@ -75,7 +75,7 @@ def inspect_nets(sources: Sequence[str | Path], request: Inspection) -> list[Pat
     nets = [open_net(source, trust_plugins=request.capture.trust_plugins) for source in sources]
     images = [_images(net, request) for net in nets]
     class_numbers = [_class_numbers(request, image_set) for image_set in images]
-    folders = [_folder_of(net, request, alone=len(nets) == 1) for net in nets]
+    folders = [_folder_of(net, request, is_single=len(nets) == 1) for net in nets]
     common_folder = folders[0] if len(nets) == 1 else Path(request.output or "excitations")
     with _writing({*folders, common_folder}, request):
         pass  # raises before running any image if files must not be replaced
@@ -192,9 +192,9 @@ def _class_numbers(request: Inspection, images: LabelledImages) -> list[int]:
     return [label for label in numbers if images.classes[label] not in empty]
 
 
-def _folder_of(net: TrainedNet, request: Inspection, *, alone: bool) -> Path:
+def _folder_of(net: TrainedNet, request: Inspection, *, is_single: bool) -> Path:
     if request.output is not None:
-        return Path(request.output) if alone else Path(request.output, _file_name(net.label))
+        return Path(request.output) if is_single else Path(request.output, _file_name(net.label))
     if net.spec is None:
         return Path("excitations", _file_name(net.label))
     source = Path(net.about["source"])

@@ -106,7 +106,7 @@ def _net(
     units, extremes = [], {}
     for place, site in enumerate(statistics.sites):
         unit = statistics.unit(site.name)
-        channels = _kept(site.name, site.channels, detail.share)
+        channels = _page_channels(site.name, site.channels, detail.share)
         scales = {}
         for kind in ("mean", "std"):
             values = getattr(unit, kind)[mask][:, channels]
@@ -137,7 +137,7 @@ def _unit(unit: UnitStatistics, channels: NDArray[np.intp]) -> dict[str, Any]:
     }
 
 
-def _kept(name: str, channels: int, share: float) -> NDArray[np.intp]:
+def _page_channels(name: str, channels: int, share: float) -> NDArray[np.intp]:
     """Return the channels of a unit that are on the page, sorted."""
     count = min(channels, max(50, int(share * channels)))
     if count == channels:

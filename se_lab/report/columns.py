@@ -135,15 +135,15 @@ def full_key(name: str, available: Iterable[object]) -> str:
     return matches[0] if matches else name
 
 
-def unknown_name(what: str, given: object, allowed: Iterable[object]) -> ReportError:
+def unknown_name(what: str, name: object, allowed: Iterable[object]) -> ReportError:
     """Return an error for an unknown name, with the nearest and all allowed names."""
     names = list(dict.fromkeys(map(str, allowed)))
-    return ReportError(f"Unknown {what} {given!r}.{did_you_mean(given, names)} Known: {', '.join(names)}.")
+    return ReportError(f"Unknown {what} {name!r}.{did_you_mean(name, names)} Known: {', '.join(names)}.")
 
 
-def did_you_mean(given: object, allowed: Iterable[str]) -> str:
+def did_you_mean(name: object, allowed: Iterable[str]) -> str:
     """Return ` Did you mean …?` for a name similar to an allowed one, else an empty string."""
-    matches = difflib.get_close_matches(str(given), list(allowed), n=1, cutoff=0.5)
+    matches = difflib.get_close_matches(str(name), list(allowed), n=1, cutoff=0.5)
     return f" Did you mean {matches[0]!r}?" if matches else ""
 
 

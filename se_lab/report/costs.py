@@ -225,9 +225,9 @@ def _paths(model: nn.Module, place: Place) -> list[str]:
     return paths
 
 
-def _sum_costs(counted: Complexity, paths: Iterable[str]) -> ModuleCost:
-    costs = [counted.by_module.get(path, _NONE) for path in paths]
-    return ModuleCost(*(sum(values) for values in zip(*(dataclasses.astuple(cost) for cost in costs), strict=True)))
+def _sum_costs(costs: Complexity, paths: Iterable[str]) -> ModuleCost:
+    rows = [dataclasses.astuple(costs.by_module.get(path, _NONE)) for path in paths]
+    return ModuleCost(*map(sum, zip(*rows, strict=True)))
 
 
 def _columns(whole: ModuleCost, se: ModuleCost) -> Row:

@@ -14,7 +14,7 @@ from scipy.special import fdtrc, stdtr, stdtrit
 from se_lab.report.dunnett import dunnett_cdf, dunnett_quantile, group_loadings, one_factor
 from se_lab.report.statistics import Floats, paired_difference
 
-# Levels of the F tests, chosen by simulation (benchmarks/evidence.py): tables with equal variances have 3.6 to 5.3 %
+# Levels of the F tests, mask by simulation (benchmarks/evidence.py): tables with equal variances have 3.6 to 5.3 %
 # false positives, tables with one variant or baseline three times as variable at most 8 %.
 _ROW_STANDS_OUT, _BASELINE_STANDS_OUT, _ONE_OF_TWO_STANDS_OUT = 0.05, 0.2, 0.15
 _SEEDS_DIFFER = 0.01  # a strict test, since blocks found by chance make the standard error too small
@@ -56,9 +56,9 @@ class TwoWay(NamedTuple):
     seed_df: int
 
 
-def groups(group: NDArray[np.intp], chosen: NDArray[np.bool_]) -> list[NDArray[np.intp]]:
-    """Return the indices of the chosen rows, by group."""
-    return [np.flatnonzero(chosen & (group == g)) for g in np.unique(group[chosen])]
+def groups(group: NDArray[np.intp], mask: NDArray[np.bool_]) -> list[NDArray[np.intp]]:
+    """Return the indices of the mask rows, by group."""
+    return [np.flatnonzero(mask & (group == g)) for g in np.unique(group[mask])]
 
 
 def two_way(rows: Floats) -> TwoWay | None:
@@ -85,20 +85,20 @@ def two_way(rows: Floats) -> TwoWay | None:
 def fit_group(cells: Floats, model: str) -> Fit:
     """Fit the model joint, pooled, paired or welch to the baseline and variants of a group."""
     if model == "paired":
-        return _paired(cells)
+        return _fit_paired(cells)
     if model != "joint":
-        return _welch(cells) if model == "welch" else _one_way(cells)
+        return _fit_welch(cells) if model == "welch" else _fit_one_way(cells)
     two_way_fit = two_way(cells)
     if two_way_fit is not None and _seeds_differ(two_way_fit):
         outliers = _stand_out(_residuals(cells, two_way_fit), _ROW_STANDS_OUT, _ROW_STANDS_OUT)
-        return _blocked(two_way_fit)._replace(wider=(_where(outliers[1:] | outliers[0], _paired(cells)),))
-    base_fit = _one_way(cells)
+        return _fit_blocked(two_way_fit)._replace(wider=(_where(outliers[1:] | outliers[0], _fit_paired(cells)),))
+    base_fit = _fit_one_way(cells)
     if np.isfinite(base_fit.df).sum() < 2:
         outliers = _stand_out(cells, _ONE_OF_TWO_STANDS_OUT, _ONE_OF_TWO_STANDS_OUT)
-        return base_fit._replace(wider=(_where(outliers[1:] | outliers[0], _welch(cells)),))
+        return base_fit._replace(wider=(_where(outliers[1:] | outliers[0], _fit_welch(cells)),))
     outliers = _stand_out(cells, _BASELINE_STANDS_OUT, _ROW_STANDS_OUT)
     return base_fit._replace(
-        wider=(_where(outliers[1:], _welch(cells)), *([_two_variances(cells)] if outliers[0] else []))
+        wider=(_where(outliers[1:], _fit_welch(cells)), *([_fit_two_variances(cells)] if outliers[0] else []))
     )
 
 
@@ -147,7 +147,7 @@ def _where(rows: NDArray[np.bool_], fit: Fit) -> Fit:
     return fit._replace(error=np.where(rows, fit.error, np.nan), df=np.where(rows, fit.df, np.nan))
 
 
-def _paired(cells: Floats) -> Fit:
+def _fit_paired(cells: Floats) -> Fit:
     estimate = paired_difference(cells[1:], cells[:1])
     n = np.maximum(estimate.n, 1)
     error = estimate.half_width / stdtrit(np.maximum(n - 1, 1), 0.975)
@@ -193,7 +193,7 @@ def _stand_out(cells: Floats, baseline: float, row: float) -> NDArray[np.bool_]:
     return np.asarray((df > 0) & (rest_df > 0) & (fdtrc(df, rest_df, ratio) < levels))
 
 
-def _blocked(fitted: TwoWay) -> Fit:
+def _fit_blocked(fitted: TwoWay) -> Fit:
     contrasts = np.hstack([-np.ones((len(fitted.effects) - 1, 1)), np.eye(len(fitted.effects) - 1)])
     covariance = contrasts @ fitted.inverse @ contrasts.T
     error = np.sqrt(fitted.square / fitted.df * np.diag(covariance))
@@ -206,7 +206,7 @@ def _blocked(fitted: TwoWay) -> Fit:
     )
 
 
-def _one_way(cells: Floats) -> Fit:
+def _fit_one_way(cells: Floats) -> Fit:
     mean, _, n = _moments(cells)
     df = max(float(n.sum() - len(n)), 0.0)
     squares = np.nansum((cells - mean[:, None]) ** 2)
@@ -216,7 +216,7 @@ def _one_way(cells: Floats) -> Fit:
     return Fit(mean[1:] - mean[0], error, rows, np.sqrt(n[1:] / (n[1:] + n[0])), False, "shared")
 
 
-def _welch(cells: Floats) -> Fit:
+def _fit_welch(cells: Floats) -> Fit:
     mean, variance, n = _moments(cells)
     parts = variance / np.maximum(n, 1)
     square = parts[1:] + parts[0]
@@ -225,7 +225,7 @@ def _welch(cells: Floats) -> Fit:
     return Fit(mean[1:] - mean[0], np.sqrt(square), np.where(np.isfinite(df), df, np.nan), None, False, "row")
 
 
-def _two_variances(cells: Floats) -> Fit:
+def _fit_two_variances(cells: Floats) -> Fit:
     """Fit one variance for the baseline and one for all variants (Hasler and Hothorn 2008)."""
     mean, variance, n = _moments(cells)
     df = np.where(np.isfinite(variance), n - 1, 0.0)

@@ -71,7 +71,7 @@ def compare(
     mean, half, error, df = np.full((4, count), np.nan)
     blocked, variance = np.zeros(count, dtype=bool), np.full(count, "shared", dtype="<U8")
     fits = _fits(array, group, baseline, model)
-    group_count = _tested(fits)
+    group_count = _count_tested(fits)
     for rows, fit in fits:
         mean[rows], blocked[rows] = fit.mean, fit.blocked
         half[rows], error[rows], df[rows], variance[rows] = widths(fit, level ** (1 / group_count))
@@ -90,7 +90,7 @@ def table_p_values(
     array = np.asarray(values, dtype=np.float64)
     p, fits = np.full(len(array), np.nan), _fits(array, group, baseline, model)
     for rows, fit in fits:
-        p[rows] = 1 - (1 - adjusted_p(fit)) ** _tested(fits)
+        p[rows] = 1 - (1 - adjusted_p(fit)) ** _count_tested(fits)
     return p
 
 
@@ -105,7 +105,7 @@ def _fits(
     return [(rows, fit_group(array[[baseline[rows[0]], *rows]], model)) for rows in groups(group, mask)]
 
 
-def _tested(fits: list[tuple[NDArray[np.intp], Fit]]) -> int:
+def _count_tested(fits: list[tuple[NDArray[np.intp], Fit]]) -> int:
     """Return the number of groups that share the error rate of a table."""
     return max(1, sum(bool(np.any(fit.df > 0)) for _, fit in fits))
 
@@ -133,17 +133,17 @@ def contrast(
     return Comparison(fit.mean, half, error, df, pairs, blocked, variance, np.nan)
 
 
-def verdicts(compared: Comparison, narrower: Comparison, sign: float, margin: float | None = None) -> list[str]:
+def verdicts(comparison: Comparison, narrower: Comparison, sign: float, margin: float | None = None) -> list[str]:
     """Return better, worse, equivalent, undecided, or "" without an interval, for each variant.
 
-    `compared` and `narrower` are the same comparison with 95 % and 90 % intervals; `sign` is 1 if lower values are
+    `comparison` and `narrower` are the same comparison with 95 % and 90 % intervals; `sign` is 1 if lower values are
     better, else −1. Equivalence requires a margin: two one-sided tests at 0.05 against ±margin, that is, a 90 %
     interval within the margin (Schuirmann 1987).
     """
     is_equivalent = np.abs(narrower.mean) + narrower.half_width < (0.0 if margin is None else margin)
-    directions = np.where(sign * compared.mean < 0, "better", "worse")
-    words = np.where(compared.excludes_zero, directions, np.where(is_equivalent, "equivalent", "undecided"))
-    return [str(word) for word in np.where(np.isfinite(compared.half_width), words, "")]
+    directions = np.where(sign * comparison.mean < 0, "better", "worse")
+    words = np.where(comparison.excludes_zero, directions, np.where(is_equivalent, "equivalent", "undecided"))
+    return [str(word) for word in np.where(np.isfinite(comparison.half_width), words, "")]
 
 
 def seed_correlation(values: Floats, group: NDArray[np.intp]) -> float:

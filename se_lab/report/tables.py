@@ -76,7 +76,7 @@ def ablation_table(
     parts = [pd.DataFrame(_metric_columns(study, key, evidence.model), index=data.index) for key in metrics]
     data = pd.concat([data, *parts], axis=1)
     data["n"] = study.by_seed(metric).notna().sum(axis=1)
-    data["over"] = study.over()
+    data["over"] = study.ended_counts()
     notes = [*study.notes, *(note for key in metrics for note in not_measured(study, key))]
     notes += unfinished_notes(data, column(metric, study.trials))
     shown = [Shown(column(key, study.trials), key) for key in study.keys]

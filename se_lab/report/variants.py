@@ -81,7 +81,7 @@ class Study:
         table: pd.DataFrame = pd.DataFrame(matrix, index=self.variants.index, columns=pd.Index(seeds, name="seed"))
         return table
 
-    def over(self) -> NDArray[np.int64]:
+    def ended_counts(self) -> NDArray[np.int64]:
         """Return the number of trials of each variant that finished, failed or were stopped, (V,)."""
         is_over = self.trials["status"].isin(("finished", "failed", "stopped"))
         counts = is_over.groupby(self.trials["variant"]).sum().reindex(self.variants.index)
@@ -96,7 +96,7 @@ class Study:
         n = values.notna().sum(axis=1).to_numpy()
         extremes = values.min(axis=1) if better == "higher" else values.max(axis=1)
         worst_values = extremes.groupby(self.group).transform("min" if better == "higher" else "max").to_numpy()
-        totals = np.maximum(self.over(), n)
+        totals = np.maximum(self.ended_counts(), n)
         sums = values.sum(axis=1).to_numpy() + np.where(totals > n, worst_values, 0.0) * (totals - n)
         return np.asarray(np.where(totals > 0, sums / np.maximum(totals, 1), np.nan))
 

@@ -121,7 +121,7 @@ def axis_findings(name: str, axis: Any, method: str) -> Iterator[Finding]:
         yield Finding(f"{where}.{key}", "unknown key", f"allowed are {', '.join(_KEYS)}{nearest(key, _KEYS)}")
     if unknown_keys:
         return
-    distribution = axis.get("distribution", _inferred(axis))
+    distribution = axis.get("distribution", _infer_distribution(axis))
     if distribution is None:
         yield Finding(where, f"{dict(axis)!r} has no distribution", "it needs value, values, or min and max")
     elif distribution not in DISTRIBUTIONS:
@@ -134,7 +134,7 @@ def axis_findings(name: str, axis: Any, method: str) -> Iterator[Finding]:
         yield Finding(where, f"{distribution} has no values to enumerate", todo)
 
 
-def _inferred(axis: Axis) -> str | None:
+def _infer_distribution(axis: Axis) -> str | None:
     if "value" in axis:
         return "constant"
     if "values" in axis:
@@ -191,7 +191,7 @@ def _is_number(value: Any) -> bool:
 
 def grid_values(axis: Axis) -> list[Any]:
     """Return the distinct values of a parameter in a grid, in the order of W&B's engine."""
-    distribution = axis.get("distribution", _inferred(axis))
+    distribution = axis.get("distribution", _infer_distribution(axis))
     if distribution == "constant":
         return [agent_value(axis["value"])]
     if distribution == "int_uniform":
@@ -204,7 +204,7 @@ def grid_values(axis: Axis) -> list[Any]:
 
 def grid_size(axis: Axis) -> int:
     """Return the maximum number of grid values of a parameter, without building a range."""
-    distribution = axis.get("distribution", _inferred(axis))
+    distribution = axis.get("distribution", _infer_distribution(axis))
     if distribution == "int_uniform":
         return int(axis["max"] - axis["min"] + 1)
     if distribution == "q_uniform":
@@ -220,7 +220,7 @@ def is_categorical(axis: Axis) -> bool:
 
 def draw(axis: Axis, u: float) -> Any:
     """Return the quantile of a parameter's distribution at `u`, from 0 to 1."""
-    return agent_value(DISTRIBUTIONS[axis.get("distribution", _inferred(axis))][1](axis, u))
+    return agent_value(DISTRIBUTIONS[axis.get("distribution", _infer_distribution(axis))][1](axis, u))
 
 
 def agent_value(value: Any) -> Any:

@@ -47,7 +47,7 @@ class BayesSearch:
         parts = [self.parameters, dotted(self.common), self.metric.name, self.metric.maximize, self.seed]
         return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
-    def proposed(self, folder: str | Path) -> list[RunSpec]:
+    def proposed_trials(self, folder: str | Path) -> list[RunSpec]:
         """Return the trials that a store's search has proposed so far, in order."""
         return [trial for _, trial in self._proposals(folder)]
 
@@ -60,7 +60,7 @@ class BayesSearch:
         while True:
             proposals = self._proposals(folder)
             values = [self._value(folder, trial) for _, trial in proposals]
-            if len(proposals) >= self.cap or self._reached(values):
+            if len(proposals) >= self.cap or self._target_reached(values):
                 return None
             candidate = self._next(proposals, values)
             if candidate is None:
@@ -102,7 +102,7 @@ class BayesSearch:
             return min(history) if self.metric.impute == "best" else history[-1]
         return min(history) if history else "failed"
 
-    def _reached(self, values: list[float | str]) -> bool:
+    def _target_reached(self, values: list[float | str]) -> bool:
         if self.metric.target is None:
             return False
         target = -self.metric.target if self.metric.maximize else self.metric.target

@@ -24,7 +24,7 @@ def changes(trials: Sequence[RunSpec], execution: ExecSpec) -> list[str]:
 
     device, digests = device_model(execution), dict[DataSpec, str | None]()
     differences: dict[str, list[str]] = {}
-    for trial, record in _finished(trials, execution.store):
+    for trial, record in _finished_records(trials, execution.store):
         _compare(trial, record, execution, device, _digest(trial.data, execution.data_root, digests), differences)
     return _lines(differences)
 
@@ -36,7 +36,7 @@ def changes_since(trials: Sequence[RunSpec], store_folder: str) -> list[str]:
     """
     digests: dict[DataSpec, str | None] = {}
     differences: dict[str, list[str]] = {}
-    for trial, record in _finished(trials, store_folder):
+    for trial, record in _finished_records(trials, store_folder):
         flags = {key: record.execution[key] for key in FLAGS if key in record.execution}
         execution = dataclasses.replace(ExecSpec(), **flags)
         is_small = trial.data.name != "digits" and sum(record.data.get("images", {}).values()) <= QUICKLY
@@ -45,17 +45,17 @@ def changes_since(trials: Sequence[RunSpec], store_folder: str) -> list[str]:
     return _lines(differences)
 
 
-def _finished(trials: Sequence[RunSpec], folder: str) -> list[tuple[RunSpec, RunRecord]]:
+def _finished_records(trials: Sequence[RunSpec], folder: str) -> list[tuple[RunSpec, RunRecord]]:
     records = [(trial, store.read_record(store.trial_folder(folder, trial.trial_id))) for trial in trials]
     return [(trial, record) for trial, record in records if record is not None and record.status == "finished"]
 
 
-def _digest(data: DataSpec, root: str, known: dict[DataSpec, str | None]) -> str | None:
+def _digest(data: DataSpec, root: str, cache: dict[DataSpec, str | None]) -> str | None:
     from se_lab.data import present_digest
 
-    if data not in known:
-        known[data] = present_digest(data, root=root)
-    return known[data]
+    if data not in cache:
+        cache[data] = present_digest(data, root=root)
+    return cache[data]
 
 
 def _compare(

@@ -1,4 +1,4 @@
-"""Hyperband as in W&B: stop a trial that is not among the best 1/eta at a given epoch.
+"""Hyperband as in W&B: stop a trial that is not among the best 1/eta at a options epoch.
 
 Tested against W&B's engine, the package `sweeps` 0.3.0. An iteration is an epoch.
 """
@@ -52,7 +52,7 @@ class Hyperband:
     """Compare the trial's value at the band, not its best value so far."""
 
     def stops(self, own: Sequence[float], histories: Iterable[Sequence[float]]) -> bool:
-        """Return whether to stop a trial, given its history and those of all trials."""
+        """Return whether to stop a trial, options its history and those of all trials."""
         bands = [band for band in self.bands if band <= len(own)]
         if not bands:
             return False
@@ -69,37 +69,37 @@ def hyperband_of(spec: Mapping[str, Any], metric: Metric) -> Hyperband:
     return Hyperband(metric, tuple(_bands(options, eta)), eta, options.get("strict", True))
 
 
-def _bands(given: Mapping[str, Any], eta: float) -> list[int]:
-    if "max_iter" in given:
-        shares = itertools.accumulate(range(given["s"]), lambda band, _: band / eta, initial=given["max_iter"])
+def _bands(options: Mapping[str, Any], eta: float) -> list[int]:
+    if "max_iter" in options:
+        shares = itertools.accumulate(range(options["s"]), lambda band, _: band / eta, initial=options["max_iter"])
         return sorted(int(share) for share in itertools.islice(shares, 1, None) if share >= 1)
-    bands = itertools.accumulate(range(99), lambda band, _: band * eta, initial=given["min_iter"])
+    bands = itertools.accumulate(range(99), lambda band, _: band * eta, initial=options["min_iter"])
     return [int(band) for band in bands]
 
 
-def early_stop_problems(given: Any) -> Iterator[Finding]:
+def early_stop_problems(options: Any) -> Iterator[Finding]:
     """Yield the errors in a spec's early_terminate."""
     where = "early_terminate"
-    if not isinstance(given, Mapping) or given.get("type") != "hyperband":
-        yield Finding(where, f"got {given!r}", "it must be {type: hyperband, min_iter: 3}, W&B's only kind")
+    if not isinstance(options, Mapping) or options.get("type") != "hyperband":
+        yield Finding(where, f"got {options!r}", "it must be {type: hyperband, min_iter: 3}, W&B's only kind")
         return
     keys = ("type", "min_iter", "max_iter", "eta", "s", "strict")
-    for key in given:
+    for key in options:
         if key not in keys:
             yield Finding(f"{where}.{key}", "unknown key", f"allowed are {', '.join(keys)}")
-    if not ({"min_iter", "max_iter"} & {*given}) or ("max_iter" in given and "s" not in given):
-        yield Finding(where, f"got {dict(given)!r}", "it needs min_iter, or max_iter and s")
+    if not ({"min_iter", "max_iter"} & {*options}) or ("max_iter" in options and "s" not in options):
+        yield Finding(where, f"got {dict(options)!r}", "it needs min_iter, or max_iter and s")
         return
-    counts = {key: given[key] for key in ("min_iter", "max_iter", "s") if key in given}
+    counts = {key: options[key] for key in ("min_iter", "max_iter", "s") if key in options}
     wrong_keys = [key for key, value in counts.items() if type(value) is not int or value < 1]
     for key in wrong_keys:
-        yield Finding(f"{where}.{key}", f"got {given[key]!r}", "it must be a positive integer")
-    eta = given.get("eta", 3)
+        yield Finding(f"{where}.{key}", f"got {options[key]!r}", "it must be a positive integer")
+    eta = options.get("eta", 3)
     if isinstance(eta, bool) or not isinstance(eta, (int, float)) or not 1 < eta < math.inf:
         yield Finding(f"{where}.eta", f"got {eta!r}", "it must be a number above 1")
         return
-    if not isinstance(given.get("strict", True), bool):
-        yield Finding(f"{where}.strict", f"got {given['strict']!r}", "it must be true or false")
-    if not wrong_keys and not _bands(given, eta):
+    if not isinstance(options.get("strict", True), bool):
+        yield Finding(f"{where}.strict", f"got {options['strict']!r}", "it must be true or false")
+    if not wrong_keys and not _bands(options, eta):
         todo = "choose a larger max_iter or a smaller eta"
-        yield Finding(where, f"there are no bands: max_iter {given['max_iter']} / eta is below 1", todo)
+        yield Finding(where, f"there are no bands: max_iter {options['max_iter']} / eta is below 1", todo)

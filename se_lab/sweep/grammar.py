@@ -43,7 +43,7 @@ class Sweep:
     """The trials in W&B's order, without duplicates; for a bayes search, those proposed so far."""
     execution: ExecSpec
     """Defaults from the spec's command."""
-    repeated: int
+    repeats: int
     """Number of points that repeat the trial of an earlier one, such as r=4 and r=8 without SE units."""
     search: BayesSearch | None = None
     early_stop: Hyperband | None = None
@@ -83,7 +83,7 @@ def read_sweep(path: str | Path, *, seed: int = 0, store_folder: str | Path | No
         if spec["method"] == "bayes":
             assert metric is not None
             search = BayesSearch(spec["parameters"], common, metric, spec["run_cap"], seed)
-            points = [dotted(trial) for trial in search.proposed(store_folder or execution.store)]
+            points = [dotted(trial) for trial in search.proposed_trials(store_folder or execution.store)]
             search.corners()
         else:
             points = points_of(spec, seed)
@@ -98,7 +98,7 @@ def read_sweep(path: str | Path, *, seed: int = 0, store_folder: str | Path | No
         description=str(spec.get("description") or ""),
         trials=list(trials.values()),
         execution=execution,
-        repeated=len(points) - len(trials),
+        repeats=len(points) - len(trials),
         search=search,
         early_stop=hyperband_of(spec, metric) if metric is not None and "early_terminate" in spec else None,
     )

@@ -36,7 +36,7 @@ class PlannedTrial:
     """Estimated time of the trial."""
     bytes: int
     """Estimated size of the trial's folder."""
-    done: bool
+    is_finished: bool
 
 
 @dataclass(frozen=True)
@@ -51,17 +51,17 @@ class Plan:
     """An example of the trials that a search has yet to propose."""
 
     @property
-    def left(self) -> list[PlannedTrial]:
+    def remaining(self) -> list[PlannedTrial]:
         """The trials still to run, including those that a search has yet to propose."""
         search = self.sweep.search
         count = search.cap - len(self.trials) if search is not None else 0
-        planned = [planned for planned in self.trials if not planned.done]
+        planned = [planned for planned in self.trials if not planned.is_finished]
         return planned + [self.future_trial] * count if self.future_trial is not None else planned
 
     @property
     def seconds(self) -> float:
         """Estimated total time of the trials still to run."""
-        return sum(planned.seconds for planned in self.left) / self.workers
+        return sum(planned.seconds for planned in self.remaining) / self.workers
 
     def listing(self) -> list[dict[str, Any]]:
         """Return a dictionary for each trial: trial_id, spec (flat), params, macs."""
@@ -78,19 +78,19 @@ class Plan:
         for p in self.trials:
             flat = p.trial.flat()
             values = [label(p.trial), *(str(flat[key]) for key in keys), f"{p.params:,}", f"{p.macs:,}"]
-            cells.append([p.trial.trial_id, *values, duration(p.seconds), "yes" if p.done else "no"])
+            cells.append([p.trial.trial_id, *values, duration(p.seconds), "yes" if p.is_finished else "no"])
         return headings, cells
 
     def summary(self) -> str:
         """Return a line with the number of trials to run, their time, and their disk space."""
         total = self.sweep.search.cap if self.sweep.search is not None else len(self.trials)
-        size, room = sum(p.bytes for p in self.left), free_bytes(self.store)
+        size, room = sum(p.bytes for p in self.remaining), free_bytes(self.store)
         workers = "1 worker" if self.workers == 1 else f"{self.workers} workers"
         return (
-            f"{total} trials, {len(self.left)} to run: about {duration(self.seconds)} with {workers}, "
+            f"{total} trials, {len(self.remaining)} to run: about {duration(self.seconds)} with {workers}, "
             f"{size / 2**30:,.2f} GiB of disk space ({room / 2**30:,.1f} GiB free in {self.store}"
             + (": NOT ENOUGH)" if size > room else ")")
-            + (f"; {self.sweep.repeated} points of the spec repeat a trial" if self.sweep.repeated else "")
+            + (f"; {self.sweep.repeats} points of the spec repeat a trial" if self.sweep.repeats else "")
         )
 
     def _varied(self) -> list[str]:
@@ -128,9 +128,9 @@ def plan_sweep(sweep: Sweep, execution: ExecSpec, workers: int) -> Plan:
         costs = complexities[net]
         seconds = per_mac[f"{trial.model.backbone} {shape}"] * costs.macs * images * trial.train.epochs
         record = read_record(trial_folder(execution.store, trial.trial_id))
-        done = record is not None and record.status == "finished"
+        is_finished = record is not None and record.status == "finished"
         size = folder_bytes(trial, costs.params, data)
-        trials.append(PlannedTrial(trial, costs.params, costs.macs, seconds, size, done))
+        trials.append(PlannedTrial(trial, costs.params, costs.macs, seconds, size, is_finished))
     return Plan(sweep, execution.store, trials[: len(sweep.trials)], workers, trials[-1] if samples else None)
 
 

@@ -104,7 +104,7 @@ class Entry:
     trial: RunSpec
     not_before: float = 0.0
     tries: int = 0
-    alone: bool = False
+    exclusive: bool = False
     """Whether no other trial may run in parallel, because the trial ran out of memory before."""
 
 
@@ -130,7 +130,7 @@ class Schedule:
     def settle_ended(self) -> None:
         """Record the outcomes of trials that need not run."""
         for entry in list(self.waiting):
-            if (outcome := self._over(entry.trial)) is not None:
+            if (outcome := self._known_outcome(entry.trial)) is not None:
                 self.waiting.remove(entry)
                 self._settle(outcome)
 
@@ -176,12 +176,14 @@ class Schedule:
 
     def _next(self) -> Entry | None:
         """Return a trial to start now, or None; settle trials that ended, postpone those held."""
-        if any(entry.alone for entry in self.running.values()):
+        if any(entry.exclusive for entry in self.running.values()):
             return None
         while True:
             now = time.monotonic()
-            entries = [item for item in self.waiting if item.not_before <= now and not (item.alone and self.running)]
-            if not entries and not (entries := self._proposed()):
+            entries = [
+                item for item in self.waiting if item.not_before <= now and not (item.exclusive and self.running)
+            ]
+            if not entries and not (entries := self._next_proposal()):
                 return None
             entry = entries[0]
             folder = store.trial_folder(self.execution.store, entry.trial.trial_id)
@@ -190,18 +192,18 @@ class Schedule:
                 self.view(Event(entry.trial, f"waiting: {store.describe_holder(folder)}"))
                 continue
             self.waiting.remove(entry)
-            outcome = self._over(entry.trial)
+            outcome = self._known_outcome(entry.trial)
             if outcome is None or (entry.tries and outcome.status == "failed"):
                 return entry
             self._settle(outcome)
 
-    def _proposed(self) -> list[Entry]:
+    def _next_proposal(self) -> list[Entry]:
         """Return an entry for a trial proposed by another process, else for a new proposal."""
         search = self.rules.search
         if search is None or not self.searching:
             return []
         ids = {trial.trial_id for trial in self.trials}
-        proposals = [trial for trial in search.proposed(self.execution.store) if trial.trial_id not in ids]
+        proposals = [trial for trial in search.proposed_trials(self.execution.store) if trial.trial_id not in ids]
         trial = proposals[0] if proposals else search.propose(self.execution.store)
         self.searching = trial is not None
         if trial is None:
@@ -262,11 +264,11 @@ class Schedule:
         crowded_out = outcome.kind == OUT_OF_MEMORY and bool(self.running)
         if entry.tries > self.rules.retries or not (outcome.kind in OK_AGAIN or crowded_out):
             return False
-        entry.alone = crowded_out
+        entry.exclusive = crowded_out
         entry.not_before = time.monotonic() + (NETWORK_SECONDS if outcome.kind == NETWORK else 0.0)
         return True
 
-    def _over(self, trial: RunSpec) -> Outcome | None:
+    def _known_outcome(self, trial: RunSpec) -> Outcome | None:
         """Return the outcome of a trial that need not run, or None.
 
         A trial that failed before this sweep began runs again. A trial that has failed since, in another process, does

@@ -148,7 +148,7 @@ def _submit_dependent(share: Share, remaining: int, slurm: SlurmSpec) -> list[st
     if any(trial.train.nodes > 1 for trial in sweep.trials):
         raise SpecError("early_terminate does not work on Slurm for trials over several nodes; remove it")
     if sweep.search is not None:
-        remaining += sweep.search.cap - len(sweep.search.proposed(root))
+        remaining += sweep.search.cap - len(sweep.search.proposed_trials(root))
     tasks = min(-(-remaining // slurm.trials_per_task), slurm.array_parallelism, ARRAY_SIZE) - live_jobs(sweep, root)
     if tasks < 1:
         return []

@@ -69,7 +69,7 @@ def job_name(sweep: Sweep) -> str:
 
 def trials_of(sweep: Sweep, store_folder: str | Path) -> list[RunSpec]:
     """Return the trials of a sweep, including those with added seeds or proposed by a search."""
-    return sweep.search.proposed(store_folder) if sweep.search is not None else grown(sweep.trials, store_folder)
+    return sweep.search.proposed_trials(store_folder) if sweep.search is not None else grown(sweep.trials, store_folder)
 
 
 def standings(sweep: Sweep, store_folder: str | Path) -> list[Standing]:

@@ -133,7 +133,7 @@ def _work(work: Work, writer: Connection, environment: dict[str, str]) -> None:
             sys.stdout = sys.stderr = log
             outcome = _run(work, writer, log)
     except OSError as error:
-        outcome = _failed(work, error, log)
+        outcome = _record_error(work, error, log)
     finally:
         failed = outcome is None or outcome.status == "failed"
         finish_run(int(failed))
@@ -163,10 +163,10 @@ def _run(work: Work, writer: Connection, log: TextIO) -> Outcome:
     except store.TrialBusyError:
         return Outcome(work.trial, "busy")
     except Exception as error:
-        return _failed(work, error, log)
+        return _record_error(work, error, log)
 
 
-def _failed(work: Work, error: Exception, log: TextIO) -> Outcome:
+def _record_error(work: Work, error: Exception, log: TextIO) -> Outcome:
     """Record the failure of a trial that raised an error, and return its outcome."""
     with contextlib.suppress(OSError, ValueError):  # the disk may be full
         traceback.print_exception(error, file=log)
@@ -183,7 +183,7 @@ def _compare(work: Work, row: Mapping[str, float]) -> None:
     rule, root = work.early_stop, work.execution.store
     if rule is None or row["epoch"] + 1 >= work.trial.train.epochs:
         return
-    proposed_ids = [trial.trial_id for trial in work.search.proposed(root)] if work.search is not None else []
+    proposed_ids = [trial.trial_id for trial in work.search.proposed_trials(root)] if work.search is not None else []
     folders = [store.trial_folder(root, trial_id) for trial_id in dict.fromkeys((*work.peers, *proposed_ids))]
     history = rule.metric.history(store.trial_folder(root, work.trial.trial_id))
     if rule.stops(history, map(rule.metric.history, folders)):

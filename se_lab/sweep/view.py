@@ -24,7 +24,7 @@ ERRORS = {"val/top1_error": "validation error", "train/top1_error": "training er
 class Pace:
     """The progress of a trial in this run."""
 
-    began: float
+    start: float
     """Start of the trial in this run, as time.monotonic."""
     weight: float = 1.0
     """MACs times epochs, to which the trial's time is proportional."""
@@ -60,7 +60,7 @@ class SweepView:
         """Create a view of trials in the store `folder`; `total` includes those not yet proposed."""
         self.trials = {trial.trial_id: trial for trial in trials}
         self.total, self.workers, self.folder = max(total, len(trials)), workers, folder
-        self.over: set[str] = set()
+        self.ended: set[str] = set()
         self.failed: set[str] = set()
         self.paces: dict[str, Pace] = {}
         self.tasks: dict[str, TaskID] = {}
@@ -110,7 +110,7 @@ class SweepView:
         if self._narrow and ", about " in summary:
             summary, _, note = summary.partition(", about ")
             note = f"about {note}"
-        self.progress.update(self.all, completed=len(self.over), description=summary, note=note)
+        self.progress.update(self.all, completed=len(self.ended), description=summary, note=note)
         if self.live:
             self.progress.refresh()
 
@@ -129,7 +129,7 @@ class SweepView:
             pace.first = row["epoch"] / trial.train.epochs if pace.first is None else pace.first
             name = next(key for key in ERRORS if key in row)
             self.progress.update(task, note=f"{ERRORS[name]} {row[name]:.2f} %")
-        pace.seconds = time.monotonic() - pace.began
+        pace.seconds = time.monotonic() - pace.start
         self.progress.update(task, completed=pace.done)
 
     def _wait(self, event: Event) -> None:
@@ -151,14 +151,14 @@ class SweepView:
         if record is not None and (macs := record.complexity.get("macs")):
             self._macs[str(trial.model)] = self._macs[trial.model.backbone] = float(macs)
         if state != "interrupted":
-            self.over.add(trial.trial_id)
+            self.ended.add(trial.trial_id)
             if state == "failed":
                 self.failed.add(trial.trial_id)
         if state == "skipped":
             return
         parts = [f"{trial.trial_id} {state}"]
         if pace is not None:
-            pace.seconds = time.monotonic() - pace.began
+            pace.seconds = time.monotonic() - pace.start
             parts[0] += f" after {duration(pace.seconds)}"
             if state == "finished":
                 pace.done = 1.0
@@ -170,18 +170,18 @@ class SweepView:
         self._print(", ".join([*parts, label(trial)]))
 
     def _print(self, text: str) -> None:
-        line = f"{time.strftime('%H:%M:%S')} [{len(self.over)}/{self.total}] {text}"
+        line = f"{time.strftime('%H:%M:%S')} [{len(self.ended)}/{self.total}] {text}"
         self.progress.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def _summary(self) -> str:
         """Return '1/15 finished, 2 running, about 3 min left'."""
         for trial_id, pace in self.paces.items():
             pace.weight = self._weight(self.trials[trial_id])
-        weights = [self._weight(t) for name, t in self.trials.items() if name not in self.over | self.paces.keys()]
+        weights = [self._weight(t) for name, t in self.trials.items() if name not in self.ended | self.paces.keys()]
         count = self.total - len(self.trials)  # trials that a search has yet to propose
         weights += [sum(map(self._weight, self.trials.values())) / max(len(self.trials), 1)] * count
         seconds = seconds_left(self.paces.values(), weights, self.workers)
-        parts = [f"{len(self.over - self.failed)}/{self.total} finished", f"{len(self.tasks)} running"]
+        parts = [f"{len(self.ended - self.failed)}/{self.total} finished", f"{len(self.tasks)} running"]
         parts += [f"{len(self.failed)} failed"] if self.failed else []
         return ", ".join([*parts, *([f"about {duration(seconds)} left"] if seconds else [])])
 

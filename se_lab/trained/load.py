@@ -53,7 +53,7 @@ def load_trained(path: str | Path, *, trust_plugins: bool = False) -> tuple[nn.M
     plugins = record.execution.get("plugins", "")  # imported first, since the spec may name their operators
     import_recorded_plugins(plugins, path.parent / "record.json", trust_plugins)
     spec = run_spec(record.spec)
-    model = _untrained(spec, record, weights)
+    model = _build_net(spec, record, weights)
     target = model.state_dict()
     mismatches = sorted(target.keys() ^ weights.keys())
     mismatches += sorted(key for key in target.keys() & weights.keys() if target[key].shape != weights[key].shape)
@@ -66,7 +66,7 @@ def load_trained(path: str | Path, *, trust_plugins: bool = False) -> tuple[nn.M
     return model.eval(), spec
 
 
-def _untrained(spec: RunSpec, record: RunRecord, weights: dict[str, Any]) -> nn.Module:
+def _build_net(spec: RunSpec, record: RunRecord, weights: dict[str, Any]) -> nn.Module:
     kernels = [value for value in weights.values() if value.dim() == 4]
     if not kernels or "classes" not in record.data:
         raise SpecError(f"trial {record.trial_id} has no weights, or its record has no number of classes")

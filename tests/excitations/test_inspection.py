@@ -332,7 +332,7 @@ def test_wrong_input_costs_nothing_and_says_what_to_do(trial: Path, tmp_path: Pa
         (["timm:seresnet5"], "did you mean 'seresnet50'"),
         (["timm:resnet18"], "resnet18 has no unit with a gate"),
         ([str(trial), "--data", f"folder:{tmp_path / 'none'}"], "is not a folder of images"),
-        ([], "takes checkpoints or timm:NAME"),
+        ([], "give either checkpoints or timm:NAME"),
     ):
         assert main(["excitations", *arguments]) == 2
         assert message in capsys.readouterr().err

@@ -82,9 +82,9 @@ def test_detect_adds_the_seeds_that_a_difference_needs(run: Run) -> None:
         (["--metric", "test/top1_eror"], "Did you mean 'test/top1_error'?"),
         (["--paper", "table_10_reductoin"], "Did you mean 'table_10_reduction'?"),
         (["--pivot", "model.se.reduction", "model.bakbone"], "Did you mean 'model.backbone'?"),
-        (["--pivot", "model.se.reduction", "model.backbone", "--detect", "1"], "--detect does not go with --pivot"),
+        (["--pivot", "model.se.reduction", "model.backbone", "--detect", "1"], "--detect cannot be used with --pivot"),
         (["--detect", "-1"], "must be above 0"),
-        (["--costs_only"], "give RUNS, or else"),
+        (["--costs_only"], "give either RUNS, or"),
     ],
 )
 def test_what_cannot_be_is_said_in_one_line(run: Run, argv: list[str], said: str) -> None:

@@ -62,7 +62,7 @@ def test_it_finds_the_bottom_of_a_bowl_sooner_than_chance(read, tmp_path):
     search = read(run_cap=16).search
     while (trial := search.propose(tmp_path / "store")) is not None:
         pretend(tmp_path / "store", trial, bowl(trial))
-    trials = search.proposed(tmp_path / "store")
+    trials = search.proposed_trials(tmp_path / "store")
     assert len({trial.trial_id for trial in trials}) == 16
     late = sorted(bowl(trial) for trial in trials[8:])
     # a draw at random is below 0.1 with a probability of 0.5 * 0.16
@@ -76,11 +76,11 @@ def test_a_proposal_follows_from_seed_number_and_what_is_known(read, tmp_path):
             pretend(
                 folder, trial := read().search.__class__(**vars(read(run_cap=9).search)).propose(folder), bowl(trial)
             )
-    first, second = (read(run_cap=9).search.proposed(folder) for folder in stores[:2])
+    first, second = (read(run_cap=9).search.proposed_trials(folder) for folder in stores[:2])
     assert first == second
     assert read(seed=1, run_cap=9).search.propose(stores[2]) != first[0]
     # another seed is another search, which shares the store and not the list
-    assert read(seed=1, run_cap=9).search.proposed(stores[0]) == []
+    assert read(seed=1, run_cap=9).search.proposed_trials(stores[0]) == []
 
 
 def test_many_processes_share_one_list(read, tmp_path):
@@ -97,7 +97,7 @@ def test_many_processes_share_one_list(read, tmp_path):
         process.start()
     for process in processes:
         process.join()
-    trials = search.proposed(tmp_path / "store")
+    trials = search.proposed_trials(tmp_path / "store")
     got = [handed_out.get() for _ in range(12)]
     assert handed_out.empty() and sorted(got) == sorted(trial.trial_id for trial in trials)
     assert len(set(got)) == 12
@@ -137,7 +137,7 @@ def test_a_sweep_goes_on_where_it_stopped_to_the_same_trials(tmp_path, capsys, m
     assert "2 finished" in told.out and "Optuna" in told.err
     path.write_text(yaml.safe_dump(spec(run_cap=3)))  # a higher cap is the same search
     assert main(["sweep", str(path), "--wandb=false"]) == 0
-    assert "1 finished, 2 were finished before" in capsys.readouterr().out
+    assert "1 finished, 2 finished before" in capsys.readouterr().out
     table = load_records(path)
     assert table["status"].tolist() == ["finished"] * 3
     files = sorted((tmp_path / "store" / ".searches").glob("*/*.json"))
@@ -150,7 +150,7 @@ def test_what_a_search_has_yet_to_propose_is_told(read, tmp_path, capsys):
     path, here = tmp_path / "sweep.yaml", f"--store={tmp_path / 'store'}"
     assert main(["profile", f"--sweep={path}", here, "--format=json"]) == 0
     told = capsys.readouterr()
-    assert "0 of 3 trials are proposed" in told.err and "the middle and the ends of its space" in told.err
+    assert "0 of 3 trials are proposed" in told.err and "the centre and the bounds of the search space" in told.err
     assert {row["model.se.insertion"] for row in json.loads(told.out)} == {"none", "standard"}
     assert main(["status", str(path), here]) == 0
     assert capsys.readouterr().out == "sweep: 3 of 3 not yet proposed\n"

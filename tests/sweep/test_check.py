@@ -78,7 +78,7 @@ def test_a_sound_spec_has_no_findings(found):
         (grid(data__image_size=[None, 16]), "parameters.data.image_size", "the text None"),
         (grid(model__kwargs=[{"zero_init_last": None}]), "parameters.model.kwargs", "the text None"),
         (grid(model__backbone=["cifar_resnet21"]), "parameters.model.backbone", "did you mean 'cifar_resnet"),
-        (grid(model__se__stages=[[6]]), "parameters.model.se", "stage 6"),
+        (grid(model__se__stages=[[6]]), "parameters.model.se", "model.se.stages has 6"),
         (grid(model__se__insertion=["none"], model__se__reduction=[2, 4, 8]), "parameters", "2 of 3 points"),
         ({"parameters": {"model": {"parameters": {"se": {"value": {}}}}}}, "parameters.model", "dotted keys"),
         ({"parameters": {"optim.lr": {"min": "1e-3", "max": 0.1}}}, "parameters.optim.lr.min", "parses 1e-3 as text"),
@@ -141,7 +141,7 @@ def test_the_command_lists_findings_and_says_so_in_its_exit_status(tmp_path, cap
     assert main(["check", str(path)]) == 0
     printed = capsys.readouterr().out
     rows = [line.split() for line in printed.splitlines()]
-    assert rows[0] == ["spec", "trials", "here", "and", "under", "W&B"]
+    assert rows[0] == ["spec", "trials", "local", "and", "W&B"]
     assert rows[2][1:] == ["2", "the", "same"] and "wandb agent -f" in printed
 
 
@@ -203,7 +203,7 @@ def test_trials_are_checked_before_any_is_run():
     check_trials([good])
     with pytest.raises(SpecError, match="did you mean 'resnet18'"):
         check_trials([good, RunSpec(model=ModelSpec("resnt18"))])
-    with pytest.raises(SpecError, match=r"stage 6.*has 2, 3, 4, 5"):
+    with pytest.raises(SpecError, match=r"stages has 6.*are 2, 3, 4, 5"):
         check_trials([good, RunSpec(model=ModelSpec("resnet18", SESpec(stages=(6,))))])
     with pytest.raises(SpecError, match="seresnet50 already has channel attention"):
         check_trials([good, RunSpec(model=ModelSpec("seresnet50"))])

@@ -59,7 +59,7 @@ def test_trials_here_are_those_that_the_agents_arguments_give(write, values, com
 def test_points_that_are_one_trial_run_once(write):
     parameters = {"model.se.insertion": {"value": "none"}, "model.se.reduction": {"values": [2, 4, 8]}}
     sweep = read_sweep(write(parameters=parameters))
-    assert (len(sweep.trials), sweep.repeated) == (1, 2)
+    assert (len(sweep.trials), sweep.repeats) == (1, 2)
 
 
 def test_run_cap_ends_a_grid(write):

@@ -116,13 +116,13 @@ def test_agents_run_the_seeds_that_are_added_and_again_nothing_is_run(server, tm
     path = write(tmp_path, parameters=SWEEP["parameters"] | {"seed": {"values": [0, 1]}})
     grow = ["sweep", str(path), "--wandb", "--agents=2", "--until_halfwidth=0.0001", "--max_seeds=3"]
     assert main(grow) == 0
-    assert capsys.readouterr().out.endswith("not narrower with 3 seeds\n")
+    assert capsys.readouterr().out.endswith("points in 3 seeds\n")
     assert [len(server.runs_of(sweep)) for sweep in ("sweep1", "sweep2")] == [4, 2]
     assert {run["config"]["seed"]["value"] for run in server.runs_of("sweep2")} == {2}  # of both variants
     assert yaml.safe_load(server.sweeps["sweep2"]["config"])["name"] == "tiny, seed 2"
     assert sorted(load_records(path)["seed"]) == [0, 0, 1, 1, 2, 2]
     assert main(grow) == 0 and len(server.sweeps) == 2  # the looks again, without a trial
-    assert capsys.readouterr().out.endswith("not narrower with 3 seeds\n")
+    assert capsys.readouterr().out.endswith("points in 3 seeds\n")
     assert not server.unknown
 
 

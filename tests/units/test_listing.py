@@ -105,7 +105,7 @@ def test_the_command_prints_a_table_with_a_heading_and_counts(capsys, monkeypatc
         "standard pre post identity conv3x3",
         "269,722",
     ]  # He et al. 2016, Table 6: 0.27 M
-    assert last == "1 of 1 can take units"
+    assert last == "1 of 1 support units"
 
 
 def test_a_reader_that_closes_the_pipe_gets_no_traceback(indexed):

@@ -17,7 +17,7 @@ MOST_NUMBERS = 400_000
 """Maximum number of values on a page; beyond it, the worst variants are omitted."""
 
 
-def curve_data(study: Study, metric: str, kept: Sequence[RunRecord | None]) -> dict[str, Any] | None:
+def curve_data(study: Study, metric: str, records: Sequence[RunRecord | None]) -> dict[str, Any] | None:
     """Return errors, losses and learning rates by epoch and time, or None if there are none.
 
     `order` lists the variants from best to worst, baselines first. Times are computed from images per second.
@@ -44,7 +44,7 @@ def curve_data(study: Study, metric: str, kept: Sequence[RunRecord | None]) -> d
         place = places[variant, seed]
         values = {key: _round(rows[key]) for key in keys if rows[key].notna().any()}
         trials.append({"variant": int(variant), "trial": place, "epoch": rows["epoch"].astype(int).tolist(),
-                       "seconds": _seconds(rows, kept[place]), "values": values})  # fmt: skip
+                       "seconds": _seconds(rows, records[place]), "values": values})  # fmt: skip
     return {
         "quantities": [
             {

@@ -22,7 +22,9 @@ MOST_IMAGES = 1_000
 MOST_THUMBNAILS = 300
 
 
-def class_data(study: Study, folders: Sequence[Path | None], kept: Sequence[RunRecord | None]) -> dict[str, Any] | None:
+def class_data(
+    study: Study, folders: Sequence[Path | None], records: Sequence[RunRecord | None]
+) -> dict[str, Any] | None:
     """Return results by class and image from predictions of finished trials, if any.
 
     Trials with other test images than the first are ignored.
@@ -30,7 +32,7 @@ def class_data(study: Study, folders: Sequence[Path | None], kept: Sequence[RunR
     trials: dict[int, list[tuple[NDArray[np.intp], NDArray[np.bool_]]]] = {}
     keys = label = record = None
     for variant, status, folder, trial_record in zip(
-        study.trials["variant"], study.trials["status"], folders, kept, strict=True
+        study.trials["variant"], study.trials["status"], folders, records, strict=True
     ):
         if status != "finished" or folder is None or not has_predictions(folder):
             continue

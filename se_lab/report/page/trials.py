@@ -17,7 +17,7 @@ from se_lab.spec import RunSpec
 from se_lab.store import RunRecord, read_record
 
 TRACEBACK_CHARACTERS = 6_000
-"""Maximum length of a traceback, of which the end is kept."""
+"""Maximum length of a traceback, of which the end is records."""
 
 
 def folders(study: Study) -> list[Path | None]:
@@ -31,7 +31,7 @@ def records_in(places: Sequence[Path | None]) -> list[RunRecord | None]:
     return [read_record(folder) if folder is not None else None for folder in places]
 
 
-def trial_data(study: Study, kept: Sequence[RunRecord | None], metric: str) -> dict[str, Any]:
+def trial_data(study: Study, records: Sequence[RunRecord | None], metric: str) -> dict[str, Any]:
     """Return the data of all trials; common settings and environments are listed once."""
     spec = [str(key) for key in study.trials if "." in str(key) or key == "seed"]
     texts = pd.DataFrame({key: value_texts(study.trials[key]) for key in spec})
@@ -41,7 +41,7 @@ def trial_data(study: Study, kept: Sequence[RunRecord | None], metric: str) -> d
     names = study.variants["variant"].to_numpy()
     col = column(metric, study.trials) if metric in study.trials else None
     rows = []
-    for place, (row, record) in enumerate(zip(study.trials.to_dict("records"), kept, strict=True)):
+    for place, (row, record) in enumerate(zip(study.trials.to_dict("records"), records, strict=True)):
         is_measured = col is not None and not is_missing(row[metric])
         trial: dict[str, Any] = {
             "id": str(row["trial_id"]),

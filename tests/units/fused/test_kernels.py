@@ -125,7 +125,7 @@ def test_with_minutes_a_part_that_takes_too_long_is_stopped_and_the_rest_is_name
     monkeypatch.setattr(gpu, "plan", lambda _: [("one", endless, ""), ("two", unfit, ""), ("three", unfit, "")])
     assert gpu.main() == 1
     said = capsys.readouterr()
-    assert "one: FAILED" in said.out and "its time was up" in said.err
+    assert "one: FAILED" in said.out and "the time limit was reached" in said.err
     assert "no time left for: two; three" in said.out
 
 
