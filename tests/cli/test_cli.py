@@ -220,7 +220,7 @@ def test_sweep_then_table_then_plot(swept, tmp_path, capsys):
     assert "<svg" in (tmp_path / "figures/curves.svg").read_text()
     # two variants, one of them without a reduction ratio: no curve over it, no second key for a heat map
     said = capsys.readouterr().err.splitlines()
-    assert [line.split()[0] for line in said if "left out:" in line] == ["reduction", "heatmap"]
+    assert [line.split()[0] for line in said if "skipped:" in line] == ["reduction", "heatmap"]
     assert main(["report", str(spec), "--store", str(store), "-o", str(tmp_path / "page/report.html")]) == 0
     assert "What does SE change?" in (tmp_path / "page/report.html").read_text()
 

@@ -137,8 +137,8 @@ def test_plot_draws_what_it_can_and_says_what_it_cannot(run: Run, tmp_path: Path
     status, out, err = run("plot", "runs", "-o", str(tmp_path), "--format", "svg")
     names = ["tradeoff_params", "tradeoff_macs", "tradeoff_step_ms", "differences", "reduction", "heatmap", "parallel"]
     assert status == 0 and [Path(line).stem for line in out.split()] == names
-    assert err.startswith("curves left out: None of 18 finished trials has a metrics.csv")
-    assert "classes left out: No trial of" in err
+    assert err.startswith("curves skipped: None of 18 finished trials has a metrics.csv")
+    assert "classes skipped: No trial of" in err
     only = tmp_path / "only"
     assert run("plot", "runs", "-o", str(only), "--kind", "tradeoff", "--cost", "macs", "--format", "pdf")[0] == 0
     assert [path.name for path in only.iterdir()] == ["tradeoff_macs.pdf"]

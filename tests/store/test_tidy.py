@@ -238,7 +238,7 @@ def test_the_command_says_and_with_delete_does(folder, tmp_path, capsys):
     assert main(["gc", str(folder), "--specs", str(sweep), "--delete"]) == 0
     assert f"deleted: {size / 1e6:.1f} MB ({size} bytes)" in capsys.readouterr().out
     assert main(["gc", str(folder), "--specs", str(sweep)]) == 0
-    assert capsys.readouterr().out == "can go: nothing\n"
+    assert capsys.readouterr().out == "can be deleted: nothing\n"
 
 
 def test_wrong_input_deletes_nothing(folder, tmp_path, capsys):
