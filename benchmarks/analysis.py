@@ -127,7 +127,7 @@ def compared(times: dict[str, list[float]]) -> list[list[str]]:
         ("of it the table", "table", "rows", "–"),
         ("the epochs", "by epoch", "epochs", "3.0"),
         ("records and epochs", "load", "csv", "–"),
-        ("their floor: every file opened and read, nothing parsed", "opened", "csv", "–"),
+        ("lower bound: reading all files without parsing", "opened", "csv", "–"),
     ]
     names = {"csv": "CSV of trials + CSV of epochs", "rows": "CSV of trials", "epochs": "CSV of epochs"}
     return [

@@ -175,7 +175,7 @@ def _figures(
         "trials": (trials, ""),
         "finished": (len(finished), str(trials)),
         "recorded more than once": (sum(count > 1 for count in recorded.values()), "0"),
-        "killed before the log was told": (trials - len(recorded), ""),
+        "killed before the log was written": (trials - len(recorded), ""),
         "records without a test error": (sum(value is None for value in metrics), "0"),
         "torn records seen": (torn, "0"),
         "files left half-written": (left, "0"),

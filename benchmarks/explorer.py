@@ -41,7 +41,7 @@ CONTROLS = {
 """For each action, the control (if it has another name) and its values in turn; without values, a checkbox."""
 
 
-def made_up() -> ExcitationStatistics:
+def artificial_statistics() -> ExcitationStatistics:
     """Return artificial statistics of ImageNet's size."""
     sites = [GateSite(f"SE_{2 + i // 8}_{i % 8 + 1}", 2 + i // 8, i % 8 + 1, CHANNELS, f"u{i}") for i in range(UNITS)]
     filled = ExcitationStatistics(sites, [f"class {k}" for k in range(CLASSES)])
@@ -105,7 +105,9 @@ def main() -> None:
     options = parser.parse_args()
     rows = []
     with tempfile.TemporaryDirectory() as name:
-        path = write_page([("large", made_up())], Path(name, "page.html"), unit="SE_2_1", classes=[1, 254, 404, 972])
+        path = write_page(
+            [("large", artificial_statistics())], Path(name, "page.html"), unit="SE_2_1", classes=[1, 254, 404, 972]
+        )
         megabytes = path.stat().st_size / 1e6
         page = browser(f"{name}/profile")
         try:

@@ -100,8 +100,8 @@ def main() -> None:
                 *(f"{kept / 1e6:.1f}", f"{to_keep / 1e6:.1f}", deviation(kept / to_keep)),
             ]
         )
-    told = ", ".join(f"{1000 * statistics.median(seconds):.2f}" for seconds in fixed.values())
-    print(f"{options.threads} threads; a unit's fixed cost with {', '.join(map(str, CHANNELS))} channels: {told} ms\n")
+    costs = ", ".join(f"{1000 * statistics.median(seconds):.2f}" for seconds in fixed.values())
+    print(f"{options.threads} threads; a unit's fixed cost with {', '.join(map(str, CHANNELS))} channels: {costs} ms\n")
     columns = ("series", "ResNet-", "px", "batch", "SE units", "ms", "predicted", "off", "MB kept", "predicted", "off")
     print(table(columns, rows))
 

@@ -44,7 +44,7 @@ def main() -> None:
             ("page", options.pages, paged),
         ):
             rows += grown(what, {size: act(stores[size]) for size in sizes}, options.rounds)
-    columns = ("", "trials", "seconds", "a trial, over the smallest of 100 or more", "limit")
+    columns = ("", "trials", "seconds", "per trial, relative to the smallest of ≥ 100", "limit")
     print(table(columns, rows))
 
 

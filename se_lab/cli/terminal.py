@@ -1,4 +1,4 @@
-"""Output to a terminal or pipe that lacks characters, or whose reader has ended."""
+"""Output to terminals that lack characters, and to pipes whose reader has exited."""
 
 from __future__ import annotations
 

@@ -153,7 +153,7 @@ def collect(net: TrainedNet, images: LabelledImages, path: Path, options: Captur
 def redundancy(
     model: nn.Module, images: LabelledImages, numbers: Tensor, statistics: ExcitationStatistics, say: Say
 ) -> dict[str, float]:
-    """Return the top-1 error in % with each unit's gate at its mean, and "" for the net.
+    """Return the top-1 error in % of the net (key "") and with each unit's gate at its mean.
 
     This shows whether units can be removed (section 7.2), since a unit with a constant gate can be folded into its
     convolution.

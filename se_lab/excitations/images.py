@@ -126,8 +126,8 @@ def _from_source(spec: DataSpec, contents: Contents, workers: int, config: dict[
     from timm.data import create_transform
 
     classes, source, digest = contents
-    prepare = create_transform(**config) if config else _AsTested(spec)
-    dataset = _Shown(source, prepare)
+    prepare = create_transform(**config) if config else _TestTransform(spec)
+    dataset = _ShownImages(source, prepare)
 
     def batches(numbers: Tensor) -> Iterator[Batch]:
         start = 0
@@ -147,7 +147,7 @@ def _from_source(spec: DataSpec, contents: Contents, workers: int, config: dict[
     )
 
 
-class _Shown(Dataset[tuple[Tensor, int]]):
+class _ShownImages(Dataset[tuple[Tensor, int]]):
     """Preprocessed images of a source."""
 
     def __init__(self, source: Source, prepare: Callable[[Image.Image], Tensor]) -> None:
@@ -169,16 +169,16 @@ class _Shown(Dataset[tuple[Tensor, int]]):
         return [(self.prepare(picture), label) for picture, label in zip(self.pictures(numbers), labels, strict=True)]
 
 
-class _AsTested:
+class _TestTransform:
     """The preprocessing of a trial's test images."""
 
     def __init__(self, spec: DataSpec) -> None:
         size = spec.image_size or 224
         self.crop = PictureTransform(spec, size, training=False)
-        self.said = f"{size} of {short_side(spec, size)}"
+        self.text = f"{size} of {short_side(spec, size)}"
 
     def __repr__(self) -> str:
-        return self.said
+        return self.text
 
     def __call__(self, picture: Image.Image) -> Tensor:
         return normaliser(torch.device("cpu"))(self.crop(picture))

@@ -332,7 +332,7 @@ def _notes(table: _Paper, rows: pd.DataFrame, row_numbers: NDArray[np.intp], is_
     if table.name in EDITIONS:
         notes.append(f"Table 3 differs in the paper's other edition: --paper {EDITIONS[table.name]}.")
     if not is_paper.any():
-        notes.append("Net or data set differ from the paper's, so only differences from the baseline are comparable.")
+        notes.append("Only differences from the baseline are comparable: the net or data set is not the paper's.")
     missing = rows["row"][~rows.index.isin(row_numbers)]
     if len(missing):
         notes.append(f"Rows of the paper's table without a variant: {name_list(missing)}.")

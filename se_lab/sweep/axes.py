@@ -26,7 +26,7 @@ class Finding:
     where: str
     """Key in the spec, such as parameters.optim.lr."""
     what: str
-    """The value given, or the problem with it."""
+    """The value, or the problem with it."""
     todo: str
     """The allowed values, or the correction."""
 

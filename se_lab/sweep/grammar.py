@@ -160,7 +160,7 @@ def problems(spec: Any) -> Iterator[Finding]:
     Values of fields are not checked; `trial_of` does that.
     """
     if not isinstance(spec, Mapping):
-        yield Finding("the file", f"got {type(spec).__name__}", "a sweep spec maps method, parameters and so on")
+        yield Finding("the file", f"got {type(spec).__name__}", "a sweep spec is a mapping with method and parameters")
         return
     for key in spec:
         if key not in TOP_LEVEL:

@@ -45,7 +45,7 @@ class Growth:
     most: int
     """Maximum number of seeds of each variant, on which the levels of the looks depend."""
     looks: list[Look]
-    """The looks so far, including one whose trials still run."""
+    """The looks (interim analyses) so far, including one whose trials still run."""
 
 
 def growth_of(trials: Sequence[RunSpec], store_folder: str | Path) -> Growth | None:

@@ -109,6 +109,6 @@ def _answer(
 
 
 def adopt_environment(environment: dict[str, str]) -> None:
-    """Replace the environment variables, those of the fork server's start, by current ones."""
+    """Replace the environment variables inherited from the fork server by current ones."""
     os.environ.clear()
     os.environ.update(environment)

@@ -28,9 +28,9 @@ class Pace:
     """Start of the trial in this run, as time.monotonic."""
     weight: float = 1.0
     """MACs times epochs, to which the trial's time is proportional."""
-    first: float | None = None
+    initial: float | None = None
     """Completed fraction at the first report."""
-    done: float = 0.0
+    fraction: float = 0.0
     """Completed fraction at the last report, from 0 to 1."""
     seconds: float = 0.0
     """Time from the start to the last report."""
@@ -45,11 +45,11 @@ def seconds_left(paces: Iterable[Pace], waiting: Sequence[float], workers: int) 
         workers: Number of trials in parallel.
     """
     paces = list(paces)
-    work = sum(p.weight * (p.done - (p.first or 0.0)) for p in paces)
-    weights = [p.weight * (1 - p.done) for p in paces if p.done < 1] + list(waiting)
+    work = sum(p.weight * (p.fraction - (p.initial or 0.0)) for p in paces)
+    weights = [p.weight * (1 - p.fraction) for p in paces if p.fraction < 1] + list(waiting)
     if work <= 0:
         return None if weights else 0.0
-    rate = sum(p.seconds for p in paces if p.done > (p.first or 0.0)) / work
+    rate = sum(p.seconds for p in paces if p.fraction > (p.initial or 0.0)) / work
     return max(sum(weights) * rate / min(workers, max(len(weights), 1)), max(weights, default=0.0) * rate)
 
 
@@ -122,15 +122,15 @@ class SweepView:
             self.tasks[trial.trial_id] = self.progress.add_task(f"  {label(trial)}", total=1.0, note="")
         task = self.tasks[trial.trial_id]
         if "steps" in row:
-            pace.done = row["step"] / row["steps"]
-            pace.first = pace.done if pace.first is None else pace.first
+            pace.fraction = row["step"] / row["steps"]
+            pace.initial = pace.fraction if pace.initial is None else pace.initial
         elif row:
-            pace.done = (row["epoch"] + 1) / trial.train.epochs
-            pace.first = row["epoch"] / trial.train.epochs if pace.first is None else pace.first
+            pace.fraction = (row["epoch"] + 1) / trial.train.epochs
+            pace.initial = row["epoch"] / trial.train.epochs if pace.initial is None else pace.initial
             name = next(key for key in ERRORS if key in row)
             self.progress.update(task, note=f"{ERRORS[name]} {row[name]:.2f} %")
         pace.seconds = time.monotonic() - pace.start
-        self.progress.update(task, completed=pace.done)
+        self.progress.update(task, completed=pace.fraction)
 
     def _wait(self, event: Event) -> None:
         """Print the worker that the sweep waits for, at most once a minute."""
@@ -161,7 +161,7 @@ class SweepView:
             pace.seconds = time.monotonic() - pace.start
             parts[0] += f" after {duration(pace.seconds)}"
             if state == "finished":
-                pace.done = 1.0
+                pace.fraction = 1.0
                 self.paces[trial.trial_id] = pace
         if state == "finished" and record is not None and "test/top1_error" in record.metrics:
             parts.append(f"test error {record.metrics['test/top1_error']:.2f} %")

@@ -12,9 +12,9 @@ SERVICE = "WANDB_SERVICE"
 
 
 @contextlib.contextmanager
-def shared_service(wanted: bool) -> Iterator[None]:
-    """Return a context that runs a W&B service for trials, if wanted and possible."""
-    if not wanted or os.environ.get("WANDB_MODE") == "disabled" or os.environ.get(SERVICE):
+def shared_service(enabled: bool) -> Iterator[None]:
+    """Return a context that runs a W&B service for trials, if enabled and possible."""
+    if not enabled or os.environ.get("WANDB_MODE") == "disabled" or os.environ.get(SERVICE):
         yield
         return
     import wandb

@@ -88,7 +88,7 @@ def class_names(spec: RunSpec, classes: int, root: str | Path = ".") -> list[str
 
 
 def pick_device(name: str) -> torch.device:
-    """Return the device of a name; auto means the GPU, if there is one.
+    """Return the device with a name; auto means the GPU, if there is one.
 
     Raises:
         SpecError: for cuda if PyTorch finds no GPU.

@@ -78,7 +78,7 @@ def test_detect_adds_the_seeds_that_a_difference_needs(run: Run) -> None:
         (["--rows", "model.se.reducton"], "Did you mean 'model.se.reduction'?"),
         (["--where", "model.bakbone=small"], "Did you mean 'model.backbone'?"),
         (["--where", "model.se.reduction=5"], "Known: –, 4, 16"),
-        (["--where", "model.se.reduction"], "--where takes KEY=VALUE"),
+        (["--where", "model.se.reduction"], "it must be KEY=VALUE"),
         (["--metric", "test/top1_eror"], "Did you mean 'test/top1_error'?"),
         (["--paper", "table_10_reductoin"], "Did you mean 'table_10_reduction'?"),
         (["--pivot", "model.se.reduction", "model.bakbone"], "Did you mean 'model.backbone'?"),

@@ -232,7 +232,7 @@ def test_the_command_says_and_with_delete_does(folder, tmp_path, capsys):
     size = sum(one.bytes for one in find_leftovers(folder, named={spec().trial_id}))
     assert main(["gc", str(folder), "--specs", str(sweep), "--paths"]) == 0
     printed = capsys.readouterr()
-    assert f"({size} bytes)" in printed.out and "trials in no spec" in printed.out
+    assert f"({size} bytes)" in printed.out and "trials that no spec names" in printed.out
     assert str(folder / spec(1, "best").trial_id / "best.ckpt") in printed.out
     assert "nothing was deleted" in printed.err and contents(folder) == before
     assert main(["gc", str(folder), "--specs", str(sweep), "--delete"]) == 0

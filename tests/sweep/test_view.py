@@ -14,13 +14,13 @@ from se_lab.sweep.view import Pace, SweepView, duration, seconds_left
 
 def test_the_time_left_follows_from_this_runs_own_trials_by_their_weight():
     assert seconds_left([], [1.0], 1) is None  # nothing is known
-    finished = Pace(0.0, weight=2.0, first=0.0, done=1.0, seconds=10.0)  # 5 s a unit of weight
+    finished = Pace(0.0, weight=2.0, initial=0.0, fraction=1.0, seconds=10.0)  # 5 s a unit of weight
     assert seconds_left([finished], [1.0, 3.0], 1) == pytest.approx(20.0)
     assert seconds_left([finished], [1.0, 3.0], 2) == pytest.approx(15.0)  # no faster than the longest
-    half = Pace(0.0, weight=4.0, first=0.0, done=0.5, seconds=10.0)  # also 5 s a unit
+    half = Pace(0.0, weight=4.0, initial=0.0, fraction=0.5, seconds=10.0)  # also 5 s a unit
     assert seconds_left([half], [], 1) == pytest.approx(10.0)
     # one that another run had brought half way tells the speed by what this run added
-    resumed = Pace(0.0, weight=4.0, first=0.5, done=0.75, seconds=5.0)
+    resumed = Pace(0.0, weight=4.0, initial=0.5, fraction=0.75, seconds=5.0)
     assert seconds_left([resumed], [], 1) == pytest.approx(5.0)
     assert seconds_left([finished], [], 1) == 0.0
 

@@ -18,7 +18,7 @@ EXPLORER = "explorer.html"
 
 
 def excitation_data(study: Study, room: int, beside: Path | None) -> tuple[list[dict[str, Any]], list[str]]:
-    """Return figures of a trial per variant that fit `room` bytes, and paths of the others.
+    """Return figures of one trial per variant that fit in `room` bytes, and other paths.
 
     If a folder `beside` is given, a page in it for each variant has all figures, so none is omitted.
     """
