@@ -72,7 +72,7 @@ def test_on_another_net_or_data_set_only_differences_stand_beside_ours(reduction
     assert data[f"{TOP1}:deviation"].isna().all()
     assert data.at["r=4", f"{TOP1}:paper_difference"] == pytest.approx(22.25 - 23.30)
     assert "params:agrees" not in data
-    assert any("only differences" in note for note in table.notes)
+    assert any("Only differences" in note for note in table.notes)
     assert "paper Δ test top-1" in table.render("markdown")
 
 
