@@ -199,11 +199,15 @@ FORMULAS = {
 }
 
 
+@pytest.fixture(scope="module")
+def resnet20():
+    return trace(ModelSpec("cifar_resnet20"), 10, (3, 32, 32))
+
+
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "se"])
-def test_costs_are_those_of_the_formulas_and_of_fvcore_on_the_whole_net(name):
-    size = (3, 32, 32)
+def test_costs_are_those_of_the_formulas_and_of_fvcore_on_the_whole_net(name, resnet20):
     spec = ModelSpec("cifar_resnet20", spec_of(name), init="timm")
-    counted, traced = profile(create_model(spec, 10), size), trace(spec, 10, size).variant(spec.se)
+    counted, traced = profile(create_model(spec, 10), (3, 32, 32)), resnet20.variant(spec.se)
     assert counted.params_se == 3 * sum(FORMULAS.get(name, lambda c: 0)(c) for c in CHANNELS)
     for key in ("params", "params_se", "macs", "macs_se", "elementwise", "elementwise_se", "activations"):
         assert getattr(traced, key) == getattr(counted, key), key
