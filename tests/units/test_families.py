@@ -381,6 +381,6 @@ def test_of_a_net_with_attention_only_the_convolutional_units_count():
 
 def test_a_net_without_known_units_is_refused():
     with pytest.raises(
-        SpecError, match=r"vit_tiny.* \(timm\.models\.vision_transformer\.VisionTransformer\) has no block"
+        SpecError, match=r"vit_tiny.* \(timm\.models\.vision_transformer\.VisionTransformer\) has no known blocks"
     ):
         find_places(on_meta("vit_tiny_patch16_224"))
