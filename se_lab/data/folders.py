@@ -17,7 +17,10 @@ from se_lab.data.files import Files, printable
 from se_lab.data.images import EncodedData
 from se_lab.spec import DataSpec, expand_path
 
-HIDDEN = ("@eaDir", "__MACOSX", "Thumbs.db", "desktop.ini")
+HIDDEN = {
+    "@eaDir", "#recycle", "#snapshot", "@Recycle", "@tmp", "__MACOSX", "$RECYCLE.BIN", "System Volume Information",
+    "lost+found", "Thumbs.db", "desktop.ini",
+}  # fmt: skip
 """Names of hidden entries, besides those that start with a dot."""
 
 

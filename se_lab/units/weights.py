@@ -77,7 +77,8 @@ def _read(path: str) -> State:
     except FileNotFoundError:
         raise SpecError(f"model.pretrained is {path!r}, which does not exist") from None
     except Exception as error:  # the readers can raise any exception
-        raise SpecError(f"model.pretrained is {path!r}, which cannot be read as weights: {error}") from error
+        reason = f"{type(error).__name__}: {error}"  # the message of an EOFError is empty, and of a KeyError a number
+        raise SpecError(f"model.pretrained is {path!r}, which cannot be read as weights: {reason}") from error
     for key in HOLDERS:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]

@@ -209,10 +209,14 @@ def test_hidden_entries_are_ignored_and_what_is_left_out_is_counted(folders, tmp
     for name in (
         ".ipynb_checkpoints/0-checkpoint.png",
         "@eaDir/0.png",
+        "#recycle/cat/0.png",
+        "$RECYCLE.BIN/0.png",
+        "System Volume Information/0.png",
+        "lost+found/0.png",
         "cat/__MACOSX/0.png",
         "cat/.ipynb_checkpoints/0.png",
     ):
-        (train / name).parent.mkdir(exist_ok=True)
+        (train / name).parent.mkdir(exist_ok=True, parents=True)
         noise(0).save(train / name)
     noise(0).save(train / "dog/._0.png")
     (train / "dog/Thumbs.db").touch()
@@ -220,9 +224,9 @@ def test_hidden_entries_are_ignored_and_what_is_left_out_is_counted(folders, tmp
     (train / "labels.txt").touch()
     data = create_data(spec, 0)
     assert (data.classes, data.sizes) == (plain.classes, plain.sizes)
-    assert data.left_out == {"hidden": 6, ".gif": 1, ".txt": 1}
+    assert data.left_out == {"hidden": 10, ".gif": 1, ".txt": 1}
     assert data.summary() == (
-        f"{spec.name}: 6 train, 6 val, 12 test images of 16×16 pixels in 2 classes; left out: 1 .gif, 1 .txt, 6 hidden"
+        f"{spec.name}: 6 train, 6 val, 12 test images of 16×16 pixels in 2 classes; left out: 1 .gif, 1 .txt, 10 hidden"
     )
 
 
