@@ -40,8 +40,9 @@ class Column:
     kind: Kind
     unit: str = ""
     better: Literal["lower", "higher"] | None = None
+    """Which of two values is better; the best variant is highlighted."""
     decimals: int | None = None
-    """Number of decimals; None for a count, printed with an SI prefix."""
+    """Number of decimals; None for text, and for counts, which get an SI prefix."""
     short: str = "{}"
     """Format of a spec key's value in a variant's name, such as `r={}`."""
 

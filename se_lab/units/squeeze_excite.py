@@ -207,3 +207,4 @@ _BIAS_OF_IDENTITY = {
     "tanh": math.atanh(GATE_AT_START),
     "relu": 1.0,
 }
+"""The last bias of an identity start, by built-in excitation."""

@@ -52,7 +52,7 @@ def trial(variant: Mapping[str, object], seed: int, error: float = 10.0, **colum
 
 @pytest.fixture
 def study() -> Callable[..., pd.DataFrame]:
-    """Make records of several variants: {name: (overrides, errors by seed)}."""
+    """Make records of variants, each given as (overrides, errors by seed)."""
 
     def make(variants: Sequence[tuple[Mapping[str, object], Sequence[float]]], **columns: object) -> pd.DataFrame:
         rows = [

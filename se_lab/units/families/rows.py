@@ -8,7 +8,8 @@ A row of LAYOUTS gives, by insertion, the points of one class of block that comp
 - pre: the start of the branch, after the shortcut leaves; in pre-activation blocks the first convolution.
 - post: the block's output, after any modules that follow the join.
 - identity: the shortcut, after its projection if there is one.
-- conv3x3: inside the branch, after the spatial convolution with its norm and activation.
+- conv3x3: inside the branch, after the spatial convolution with its norm and activation (in ConvNeXt before the norm,
+  which belongs to the MLP).
 
 A point is left out if the block has no module for it, or if it would differ from the paper's. Selective-kernel and
 split-attention convolutions (SKNet, ResNeSt) count as convolutions, not as SE units to keep or replace.
@@ -23,7 +24,7 @@ The row of a user's block with `conv1`, `conv2`, `act` and a `downsample` that m
         post=out("", "conv2"),                                       # scales the block's output, as wide as conv2's
     )
 
-Points of other kinds of block:
+Points of other kinds of block (for tensors (N, H, W, C), a Point with channels_last=True):
 
     standard=slot("se", "conv3")                                     # block.se is the family's place for attention
     standard=(into("drop_path", "bn3", when="has_skip"), out("", "bn3"))  # the first point that the block has
@@ -37,8 +38,8 @@ Strings in a row are attribute paths from the block:
 | "conv2"       | host           | block.conv2                                                          |
 | "body.0.conv" | host           | block.body[0].conv                                                   |
 | ""            | host           | the block itself                                                     |
-| "conv2"       | channels       | the output channels of block.conv2's last layer                      |
-| ">conv2"      | channels       | the input channels of block.conv2's first layer                      |
+| "conv2"       | channels       | the output channels of block.conv2's last layer, norms included     |
+| ">conv2"      | channels       | the input channels of block.conv2's first layer, norms included     |
 | "a+b+>c"      | channels       | the sum of the three                                                 |
 | "width"       | channels       | block.width, if that is a number                                     |
 | "downsample"  | when           | the block has this point only if block.downsample is not None, False |
