@@ -105,7 +105,7 @@ class FolderData(EncodedData):
         self, spec: DataSpec, seed: int, root: str | Path, workers: int, listing: Listing | None = None
     ) -> None:
         super().__init__(spec, seed, workers)
-        self.listing = listing = listing or _inherited.get((spec.name, str(root))) or list_files(spec, root)
+        self.listing = listing = listing or _registered_listings.get((spec.name, str(root))) or list_files(spec, root)
         self.root, self.classes = listing.root, [printable(name) for name in listing.classes]
         self.left_out, self._digest = listing.left_out, listing.digest
         self.set_splits(listing.train, listing.val, listing.test, {})
@@ -145,13 +145,13 @@ class Listing:
     """Whether every image is known to be readable."""
 
 
-_inherited: dict[tuple[str, str], Listing] = {}
+_registered_listings: dict[tuple[str, str], Listing] = {}
 """Listings from another process, by the name and the root of the data set."""
 
 
 def inherit(listing: Listing, spec: DataSpec, *, root: str | Path = ".") -> None:
     """Register a listing from another process, so that folders need not be listed again."""
-    _inherited[spec.name, str(root)] = listing
+    _registered_listings[spec.name, str(root)] = listing
 
 
 _MISSING = "is missing; a data set has train/ and val/ or test/, each with one folder per class"

@@ -196,7 +196,7 @@ class StreamBatches(EncodedBatches):
             ]
 
 
-class Passing:
+class StreamedTestImages:
     """The test images of a stream by number; a lower number than the last starts another pass."""
 
     check_first = False

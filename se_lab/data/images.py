@@ -203,7 +203,7 @@ class EncodedBatches(Batches):
         on_gpu = torch.cuda.is_available() if data.trainer is None else data.device().type == "cuda"
         self._loader = DataLoader(
             images,
-            batch_sampler=_Renewed(self),
+            batch_sampler=_CurrentKeys(self),
             num_workers=data.workers,
             multiprocessing_context=FORK if data.workers else None,
             persistent_workers=data.workers > 0,
@@ -235,7 +235,7 @@ class EncodedBatches(Batches):
             yield [(epoch, *pair) for pair in zip(order[places].tolist(), turns[places].tolist(), strict=True)]
 
 
-class _Renewed:
+class _CurrentKeys:
     """The keys of the current pass, for a DataLoader that is used for several passes."""
 
     def __init__(self, batches: EncodedBatches) -> None:
@@ -276,7 +276,7 @@ class DecodedImages(Dataset[Item]):
         return (*item[:4], left_out)
 
 
-class Making(Protocol):
+class ItemSettings(Protocol):
     """The settings that `make_item` needs."""
 
     transform: PictureTransform
@@ -284,16 +284,16 @@ class Making(Protocol):
     seed: int
 
 
-def make_item(key: Key, raw: Raw, label: int, name: str, making: Making) -> Item:
+def make_item(key: Key, raw: Raw, label: int, name: str, settings: ItemSettings) -> Item:
     """Return the item of an image, without a picture if it is unreadable and skipped."""
     epoch, number, turn = key
-    spec = making.spec
+    spec = settings.spec
     try:
         picture = decode(raw)
     except Exception as error:  # PIL's decoders can raise any exception
         return no_item(key, f"{name}: {error}", spec)
-    with keyed_globals(seed_of(making.seed, "augment", epoch, number, *([turn] if turn else []))):
-        image = making.transform(picture)
+    with keyed_globals(seed_of(settings.seed, "augment", epoch, number, *([turn] if turn else []))):
+        image = settings.transform(picture)
         draws = torch.rand(DRAWS if removes(spec) else 0)
     return image, label, number, draws, []
 

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from se_lab.data.augment import keyed_globals
 from se_lab.spec import SpecError
 
-Drawn = list[tuple[str, tuple[float, ...]]]
+Choice = list[tuple[str, tuple[float, ...]]]
 """Operations, in order, with their arguments."""
 
 
@@ -58,7 +58,7 @@ class RandAugment:
 
     def __call__(self, images: Tensor, keys: list[int]) -> Tensor:
         """Return the augmented images; keys[n] seeds the operations of image n."""
-        choices: list[Drawn] = []
+        choices: list[Choice] = []
         with keyed_globals(0):
             for key in keys:  # timm uses the global generators
                 random.seed(key)
@@ -90,7 +90,7 @@ class RandAugment:
         return images.to(torch.uint8)
 
 
-def _note(name: str, before: Drawn, *arguments: float, **_: Any) -> Drawn:
+def _note(name: str, before: Choice, *arguments: float, **_: Any) -> Choice:
     return [*before, (name, arguments)]
 
 

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from se_lab.data import Batch, DataError, ImageData, create_data, scan
 from se_lab.data.files import Files, printable
-from se_lab.data.hub import Passing, StreamedData
+from se_lab.data.hub import StreamedData, StreamedTestImages
 from se_lab.data.images import EncodedData, Source
 from se_lab.data.pictures import PictureTransform, decode, normaliser, short_side
 from se_lab.excitations.capture import ExcitationError
@@ -86,7 +86,7 @@ def open_images(
         return _from_source(replace(spec, name=f"folder:{folder}"), _folder(folder), workers, config)
     data = create_data(spec, 0, root=root)
     if isinstance(data, StreamedData):  # without workers, each of which would read all images
-        return _from_source(spec, (data.classes, Passing(data), data.digest), 0, config)
+        return _from_source(spec, (data.classes, StreamedTestImages(data), data.digest), 0, config)
     if isinstance(data, EncodedData):
         return _from_source(spec, (data.classes, data.splits["test"], data.digest), workers, config)
     return _from_memory(spec, data)

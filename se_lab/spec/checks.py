@@ -19,7 +19,7 @@ import msgspec
 Pieces = tuple[str | dict[str, Any], ...]
 """Class names, or mappings with class_path and init_args."""
 
-LEAST, MOST = -(2**63), 2**64 - 1
+MIN_INTEGER, MAX_INTEGER = -(2**63), 2**64 - 1
 """The smallest and the largest integer that a field accepts: the range of PyTorch's seeds."""
 _SWITCH = {"true": "on", "false": "off"}
 
@@ -103,8 +103,8 @@ def _checked(key: str, value: Any, hint: Any) -> Any:
 
 def _check_range(key: str, value: float, rule: msgspec.Meta) -> None:
     low, high = rule.gt if rule.ge is None else rule.ge, rule.le
-    least = LEAST if low is None else low
-    most = min(math.inf if high is None else high, MOST if isinstance(value, int) else math.inf)
+    least = MIN_INTEGER if low is None else low
+    most = min(math.inf if high is None else high, MAX_INTEGER if isinstance(value, int) else math.inf)
     if (value > least if rule.gt is not None else value >= least) and value <= most:
         return
     bounds = [f"{'above' if rule.gt is not None else 'at least'} {_plain(least)}"]

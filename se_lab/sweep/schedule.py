@@ -20,7 +20,7 @@ from se_lab.sweep.early_stop import Hyperband
 from se_lab.sweep.server import call_in_process, start_server
 from se_lab.sweep.trial_process import Outcome, TrialProcess, Work
 from se_lab.sweep.wandb_service import shared_service
-from se_lab.training.failures import BROKEN_DEVICE, NETWORK, OK_AGAIN, OTHER, OUT_OF_MEMORY, reason
+from se_lab.training.failures import BROKEN_DEVICE, NETWORK, OTHER, OUT_OF_MEMORY, RETRYABLE, reason
 from se_lab.training.stopping import Stop, catch_signals
 
 if TYPE_CHECKING:
@@ -262,7 +262,7 @@ class Schedule:
         """Return whether to retry a failed trial, and prepare its entry for that."""
         entry.tries += 1
         crowded_out = outcome.kind == OUT_OF_MEMORY and bool(self.running)
-        if entry.tries > self.rules.retries or not (outcome.kind in OK_AGAIN or crowded_out):
+        if entry.tries > self.rules.retries or not (outcome.kind in RETRYABLE or crowded_out):
             return False
         entry.exclusive = crowded_out
         entry.not_before = time.monotonic() + (NETWORK_SECONDS if outcome.kind == NETWORK else 0.0)
@@ -279,7 +279,7 @@ class Schedule:
             return None
         if record.status == "finished" or (record.status == "stopped" and self.rules.early_stop is not None):
             return Outcome(trial, "skipped")
-        failed_here = record.status == "failed" and record.error_kind not in (BROKEN_DEVICE, OUT_OF_MEMORY, *OK_AGAIN)
+        failed_here = record.status == "failed" and record.error_kind not in (BROKEN_DEVICE, OUT_OF_MEMORY, *RETRYABLE)
         if failed_here and self._record_time(trial) != self._failed_before.get(trial.trial_id):
             return Outcome(trial, "failed", record.error_kind, reason(record.error or ""))
         return None

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from se_lab import store
 from se_lab.spec import ExecSpec, RunSpec
 
-OK_AGAIN = ("lost process", "data loader", "network")
+RETRYABLE = ("lost process", "data loader", "network")
 """Kinds of failure that a retry on the same machine may fix."""
 OUT_OF_MEMORY, NAN_LOSS, DISK_FULL, BROKEN_DEVICE, LOST, LOADER, NETWORK, OTHER = (
     "out of memory", "NaN loss", "disk full", "broken device", "lost process", "data loader", "network", "error",

@@ -28,7 +28,7 @@ Row = dict[str, float]
 """The values of an epoch: epoch, lr, train/…, val/…, images_per_s."""
 KEYS = ("train/", "val/")
 
-GO_ON, SAVE, STOP = 0, 1, 2
+CONTINUE, SAVE, STOP = 0, 1, 2
 """Actions that a rank requests after a step; all ranks follow the largest one."""
 
 Progress = Callable[[Mapping[str, float]], None]
@@ -117,8 +117,8 @@ class TrialKeeper(Checkpoint):
         self._steps.append((self._step_start, self._now()))
         self._report_steps(trainer)
         due = self.folder.is_held and time.perf_counter() - self._last_save > 60 * self.minutes
-        action = self._ranks.ask(STOP if self.stop.asked else SAVE if due else GO_ON)
-        if action == GO_ON or trainer.is_last_batch:  # the end of the epoch saves and stops as well
+        action = self._ranks.ask(STOP if self.stop.asked else SAVE if due else CONTINUE)
+        if action == CONTINUE or trainer.is_last_batch:  # the end of the epoch saves and stops as well
             return
         self._check_finite(trainer, task)
         self._save(trainer)
@@ -229,7 +229,7 @@ class TrialKeeper(Checkpoint):
 
     def _must_stop(self) -> bool:
         """Return whether a rank was asked to stop; the result is the same on all ranks."""
-        return self._ranks.ask(STOP if self.stop.asked else GO_ON) == STOP
+        return self._ranks.ask(STOP if self.stop.asked else CONTINUE) == STOP
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state for a checkpoint."""

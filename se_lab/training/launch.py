@@ -62,7 +62,7 @@ def launch(work: str, spec: RunSpec, execution: ExecSpec, progress: Progress | N
         try:
             for local_rank in range(spec.train.devices):
                 watch.ranks.append(_Rank(local_rank, work, spec, execution, meeting))
-            watch.until_all_exited(stop)
+            watch.wait_for_all(stop)
         finally:
             for rank in watch.ranks:
                 rank.kill()
@@ -145,7 +145,7 @@ class _Watch:
         self._result: Any = None
         self._errors: list[BaseException] = []
 
-    def until_all_exited(self, stop: Stop) -> None:
+    def wait_for_all(self, stop: Stop) -> None:
         stopping, deadline = False, float("inf")
         while any(rank.code is None or rank.open for rank in self.ranks):
             wait([rank.pipe for rank in self.ranks if rank.open], timeout=0.2)

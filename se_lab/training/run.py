@@ -84,7 +84,7 @@ def run(spec: RunSpec, execution: ExecSpec | None = None, *, progress: Progress 
             # another worker may have finished the trial while the net was built
             if (finished_record := broadcast_object(_finished(folder) if trial_folder.is_held else None)) is not None:
                 return name_differences(finished_record, spec, execution, trial.data.digest)
-            return TrialRun(trial, task, trial_folder, progress, callbacks, loggers).to_the_end()
+            return TrialRun(trial, task, trial_folder, progress, callbacks, loggers).complete()
 
 
 class TrialBar(RichProgressBar):
@@ -139,7 +139,7 @@ class TrialRun:
         bar_enabled = trial.execution.trainer.get("enable_progress_bar", True)
         self.with_bar = bar_enabled and progress is None and folder.is_held and sys.stderr.isatty()
 
-    def to_the_end(self) -> RunRecord:
+    def complete(self) -> RunRecord:
         """Train and test; write and return the record, also for a failure."""
         self.folder.clear_leftovers()
         try:
@@ -184,7 +184,7 @@ class TrialRun:
                 raise InterruptedTrialError from None
             except StoppedEarlyError:
                 self.record.status, test_metrics = "stopped", {}
-            self._complete(test_metrics)
+            self._record_metrics(test_metrics)
             share_skipped(trainer)
             if self.trial.data.skipped:
                 self.record.data["skipped"] = self.trial.data.skipped
@@ -210,7 +210,7 @@ class TrialRun:
         self.folder.write("predictions.npz", lambda file: np.savez_compressed(file, **arrays))
         return metrics
 
-    def _complete(self, test_metrics: dict[str, float]) -> None:
+    def _record_metrics(self, test_metrics: dict[str, float]) -> None:
         epoch_metrics = {
             key: value for key, value in self.keeper.rows[-1].items() if key.startswith(("train/", "val/"))
         }

@@ -305,7 +305,7 @@ def test_a_listing_opens_a_set_elsewhere_without_a_look_at_its_folders(folders, 
     root.rename(root.with_name("gone"))
     with pytest.raises(DataError):
         create_data(spec, 0)
-    monkeypatch.setattr("se_lab.data.folders._inherited", {})
+    monkeypatch.setattr("se_lab.data.folders._registered_listings", {})
     inherit(listing, spec)
     inherited = create_data(spec, 0)
     assert (inherited.sizes, inherited.classes, inherited.digest) == (opened.sizes, opened.classes, digest)

@@ -104,4 +104,4 @@ def test_a_process_that_died_says_how():
     assert "SIGSEGV (a crash outside Python)" in death(-signal.SIGSEGV)
     assert "status 3" in death(3)
     assert reason("Traceback …\n  File …\nKeyError: 'x'\n") == "KeyError: 'x'"
-    assert set(failures.OK_AGAIN) <= {failures.LOST, failures.LOADER, failures.NETWORK}
+    assert set(failures.RETRYABLE) <= {failures.LOST, failures.LOADER, failures.NETWORK}
