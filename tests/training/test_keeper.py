@@ -185,7 +185,7 @@ def test_a_full_disk_stops_the_trial_with_its_last_checkpoint_whole(small, here,
             patch.setattr(TrialKeeper, "on_train_epoch_end", fill)
             with pytest.raises(CheckpointError, match="writing failed after"):
                 run(spec, here)
-        assert read_record(folder).status == "failed" and "is whole" in read_record(folder).error
+        assert read_record(folder).status == "failed" and "is intact" in read_record(folder).error
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert is_whole(folder / "last.ckpt") and last(here, spec)["epoch"] == 0
