@@ -34,11 +34,10 @@ from torch import Tensor, nn
 
 from se_lab import store
 from se_lab.spec import RunSpec, SpecError, check_choice, run_spec, seed_of
-from se_lab.spec.flags import import_recorded_plugins
 from se_lab.store import RunRecord
 from se_lab.trained.detection import DETECTOR_FILE, write_detector
 from se_lab.trained.inputs import class_names, input_size, trial_config
-from se_lab.trained.load import load_trained, not_an_export
+from se_lab.trained.load import import_plugins_of, load_trained, not_an_export
 from se_lab.trained.manifest import read_manifest, tensors_digest
 from se_lab.trained.quiet import quiet_exporters
 from se_lab.trained.timm_twin import find_twin, from_twin
@@ -192,7 +191,7 @@ def load_exported(folder: str | Path, *, trust_plugins: bool = False) -> tuple[n
     about = read_manifest(folder) if folder.is_dir() else None
     if about is None or "weights_file" not in about:
         raise SpecError(f"{not_an_export(folder)}; load_exported needs a folder of se-lab export --formats safetensors")
-    import_recorded_plugins(about["plugins"], folder / "se_lab.json", trust_plugins)
+    import_plugins_of(folder / "se_lab.json", about["plugins"], about.get("provenance", {}), trusted=trust_plugins)
     spec = run_spec(about["spec"])
     # The exported weights replace the initial ones, which need not be downloaded.
     model_spec = run_spec(spec.flat() | {"model.pretrained": False, "model.init": "timm"}).model

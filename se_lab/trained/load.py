@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,8 @@ from torch import nn
 
 from se_lab.spec import RunSpec, SpecError, nearest, run_spec
 from se_lab.spec.flags import import_recorded_plugins
-from se_lab.store import RunRecord, read_record
+from se_lab.store import RunRecord, differences, read_record
+from se_lab.store.provenance import source_digest
 from se_lab.training.checkpoints import read_checkpoint
 from se_lab.units.model import create_model
 
@@ -51,7 +54,7 @@ def load_trained(path: str | Path, *, trust_plugins: bool = False) -> tuple[nn.M
     prefix = "ema.module." if record.spec.get("train.ema") else "model."
     weights = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     plugins = record.execution.get("plugins", "")  # imported first, since the spec may name their operators
-    import_recorded_plugins(plugins, path.parent / "record.json", trust_plugins)
+    import_plugins_of(path.parent / "record.json", plugins, record.provenance, trusted=trust_plugins)
     spec = run_spec(record.spec)
     model = _build_net(spec, record, weights)
     target = model.state_dict()
@@ -64,6 +67,15 @@ def load_trained(path: str | Path, *, trust_plugins: bool = False) -> tuple[nn.M
         )
     model.load_state_dict(weights)
     return model.eval(), spec
+
+
+def import_plugins_of(origin: Path, names: str, provenance: Mapping[str, str], *, trusted: bool) -> None:
+    """Import the plugins that a file names, if the user trusts the file; print a message for each that has changed."""
+    import_recorded_plugins(names, origin, trusted)
+    before = {key: provenance[key] for name in names.split(",") if (key := f"plugin {name.strip()}") in provenance}
+    now = {key: source_digest(key.removeprefix("plugin ")) for key in before}
+    for difference in differences(before, now):
+        print(f"{origin}: {difference}: the net may compute other outputs than it did", file=sys.stderr)
 
 
 def _build_net(spec: RunSpec, record: RunRecord, weights: dict[str, Any]) -> nn.Module:

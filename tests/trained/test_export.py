@@ -18,7 +18,8 @@ from torch.utils.data import TensorDataset
 from se_lab.cli import main
 from se_lab.data import DATASETS, Splits, create_data
 from se_lab.spec import DataSpec, ModelSpec, RunSpec, SESpec, SpecError
-from se_lab.store import RunRecord, write_record
+from se_lab.store import RunRecord, read_record, write_record
+from se_lab.store.provenance import source_digest
 from se_lab.trained import export as module
 from se_lab.trained.export import ExportError, ExportOptions, export, load_exported
 from se_lab.trained.load import load_trained
@@ -232,6 +233,22 @@ def test_a_plugins_operator_goes_along(tmp_path, monkeypatch):
     finally:
         SQUEEZE.pop("weighted", None)
         sys.modules.pop("my_export_squeeze", None)
+
+
+def test_a_plugin_that_has_changed_since_is_named(tmp_path, monkeypatch, capsys):
+    plugin = tmp_path / "my_changed_plugin.py"
+    plugin.write_text("FACTOR = 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    trial(tmp_path / "trial", ModelSpec("test_resnet", SESpec("none")), plugins="my_changed_plugin")
+    record = read_record(tmp_path / "trial")
+    record.provenance = {"plugin my_changed_plugin": source_digest("my_changed_plugin")}
+    write_record(tmp_path / "trial", record)
+    export(tmp_path / "trial", tmp_path / "out", ["safetensors"], options=ExportOptions(trust_plugins=True))
+    assert "my_changed_plugin" not in capsys.readouterr().err
+    plugin.write_text("FACTOR = 2\n")
+    for load, name in ((load_trained, "trial"), (load_exported, "out")):
+        load(tmp_path / name, trust_plugins=True)
+        assert "plugin my_changed_plugin was " in capsys.readouterr().err
 
 
 def test_what_computes_something_else_is_not_written(tmp_path, monkeypatch):
