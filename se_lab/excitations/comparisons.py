@@ -13,7 +13,7 @@ from se_lab.excitations.statistics import ExcitationStatistics, Floats, UnitStat
 from se_lab.report.columns import MINUS
 from se_lab.report.figures.chart import COLORS, MARKERS, Axis, Cells, Chart, Panel, Series, line_look, span
 
-Labelled = Sequence[tuple[str, ExcitationStatistics]]
+LabelledStatistics = Sequence[tuple[str, ExcitationStatistics]]
 """Pairs of a net's label and its statistics."""
 _DECADES = tuple(step * 10.0**power for power in range(4) for step in (1, 2, 5))
 
@@ -39,16 +39,16 @@ def saturation(statistics: ExcitationStatistics) -> Chart:
     return Chart("saturation", "Saturation of gates", note, [panel], rows=len(units))
 
 
-def selectivity(labelled: Labelled) -> Chart:
+def selectivity(pairs: LabelledStatistics) -> Chart:
     """Chart the class selectivity of units: variance between classes (ω²) and index.
 
     Nets with the same label, such as seeds of a variant, are shown by their mean and range. Dotted lines are the index
     expected by chance. The index is omitted for negative gates, such as those of tanh.
     """
-    names = list(dict.fromkeys(site.name for _, statistics in labelled for site in statistics.sites))
+    names = list(dict.fromkeys(site.name for _, statistics in pairs for site in statistics.sites))
     variance: list[Series] = []
     index: list[Series] = []
-    for number, (label, nets) in enumerate(_by_label(labelled).items()):
+    for number, (label, nets) in enumerate(_by_label(pairs).items()):
         site_names = [site.name for site in nets[0].sites]
         units = [[net.unit(name) for name in site_names] for net in nets]
         line = Series(
@@ -70,7 +70,7 @@ def selectivity(labelled: Labelled) -> Chart:
         for label, lines in (("variance between classes, ω² in %", variance), (f"selectivity index{suffix}", index))
         if lines
     ]
-    remarks = dict.fromkeys(measures.few_images(net.count.cpu().numpy()) for _, net in labelled)
+    remarks = dict.fromkeys(measures.few_images(net.count.cpu().numpy()) for _, net in pairs)
     note = "; ".join(["Dotted: index expected by chance"] * bool(index) + list(filter(None, remarks)))
     wide = len(names) > 25
     return Chart(
@@ -78,17 +78,17 @@ def selectivity(labelled: Labelled) -> Chart:
     )
 
 
-def overlay(labelled: Labelled) -> Chart:
+def overlay(pairs: LabelledStatistics) -> Chart:
     """Chart the density of gates in each stage, with a line per label.
 
     Nets with the same label are averaged. The range of a panel ends at the 99.9th percentile of gates, for ReLU.
     """
-    stages = sorted({site.stage for _, statistics in labelled for site in statistics.sites})
+    stages = sorted({site.stage for _, statistics in pairs for site in statistics.sites})
     edges = bin_edges()
     lines: dict[int, list[Series]] = {stage: [] for stage in stages}
     reach: list[float] = []
     for stage in stages:
-        for number, (label, nets) in enumerate(_by_label(labelled).items()):
+        for number, (label, nets) in enumerate(_by_label(pairs).items()):
             units = [s.unit(site.name) for s in nets for site in s.sites if site.stage == stage]
             if not units:
                 continue
@@ -162,20 +162,20 @@ def redundancy(statistics: ExcitationStatistics) -> Chart:
     return Chart("redundancy", "Error with each unit's gate replaced by its mean", note, [panel], rows=len(names))
 
 
-def training(labelled: Sequence[tuple[float, ExcitationStatistics]]) -> Chart:
+def training(pairs: Sequence[tuple[float, ExcitationStatistics]]) -> Chart:
     """Chart selectivity, saturation and standard deviation of gates over training, by stage.
 
     Args:
-        labelled: Pairs of epoch and statistics, for several checkpoints of one trial.
+        pairs: Pairs of epoch and statistics, for several checkpoints of one trial.
     """
-    labelled = sorted(labelled, key=lambda pair: pair[0])
-    sites = labelled[0][1].sites
-    epochs = np.array([epoch for epoch, _ in labelled], dtype=float)
+    pairs = sorted(pairs, key=lambda pair: pair[0])
+    sites = pairs[0][1].sites
+    epochs = np.array([epoch for epoch, _ in pairs], dtype=float)
     titles = ("variance between classes, ω² in %", "saturated gates, %", "standard deviation of gates")
     lines: list[list[Series]] = [[] for _ in titles]
     for number, stage in enumerate(dict.fromkeys(site.stage for site in sites)):
         names = [site.name for site in sites if site.stage == stage]
-        rows = [[_summary(statistics.unit(name)) for name in names] for _, statistics in labelled]
+        rows = [[_summary(statistics.unit(name)) for name in names] for _, statistics in pairs]
         color, dash = line_look(number)
         for measure_lines, values in zip(lines, np.array(rows).mean(1).T, strict=True):
             marker = MARKERS[number % len(MARKERS)]
@@ -231,8 +231,8 @@ def _summary(unit: UnitStatistics) -> tuple[float, float, float]:
     return 100 * measures.unit_variance_explained(unit), saturated, float(np.sqrt(between + within).mean())
 
 
-def _by_label(labelled: Labelled) -> dict[str, list[ExcitationStatistics]]:
+def _by_label(pairs: LabelledStatistics) -> dict[str, list[ExcitationStatistics]]:
     nets: dict[str, list[ExcitationStatistics]] = {}
-    for label, statistics in labelled:
+    for label, statistics in pairs:
         nets.setdefault(label, []).append(statistics)
     return nets

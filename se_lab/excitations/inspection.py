@@ -79,22 +79,22 @@ def inspect_nets(sources: Sequence[str | Path], request: Inspection) -> list[Pat
     common_folder = folders[0] if len(nets) == 1 else Path(request.output or "excitations")
     with _writing({*folders, common_folder}, request):
         pass  # raises before running any image if files must not be replaced
-    labelled, paths, figure_paths = [], [], []
+    pairs, paths, figure_paths = [], [], []
     for net, image_set, classes, folder in zip(nets, images, class_numbers, folders, strict=True):
         with _writing([folder], request):
             statistics = collect(net, image_set, folder / FILE, request.capture)
-            labelled.append((net.label, statistics))
+            pairs.append((net.label, statistics))
             figure_paths.append(_figures_of_one(net, image_set, statistics, classes, folder, request))
             paths += [folder / FILE, *figure_paths[-1]]
         if request.wandb:
             _send(net, statistics, folder, request.wandb)
     same_classes = all(image_set.classes == images[0].classes for image_set in images[1:])
-    unit = figures.paper_units(labelled[0][1].sites)[-1]
-    subset = labelled[: 2 if same_classes else 1]
+    unit = figures.paper_units(pairs[0][1].sites)[-1]
+    subset = pairs[: 2 if same_classes else 1]
     picture = images[0].picture if request.capture.extremes else None
     with _writing([common_folder], request):
         if len(nets) > 1:
-            paths += _comparisons(nets, labelled, same_classes, common_folder, request)
+            paths += _comparisons(nets, pairs, same_classes, common_folder, request)
         stills = _static(figure_paths[0])
         page = common_folder / PAGE
         paths.append(write_page(subset, page, unit=unit, classes=class_numbers[0], picture=picture, figures=stills))
@@ -124,7 +124,7 @@ def inspect_sweep(records: pd.DataFrame, request: Inspection) -> list[Path]:
     folder = Path(request.output or "excitations")
     with _writing([folder], request):
         pass  # raises before running any image if files must not be replaced
-    labelled, paths = [], []
+    pairs, paths = [], []
     variants: dict[str, tuple[ExcitationStatistics, LabelledImages]] = {}  # the first seed of each
     for name, row in zip(names, finished_trials.to_dict("records"), strict=True):
         net = open_net(row["folder"], trust_plugins=request.capture.trust_plugins)
@@ -135,7 +135,7 @@ def inspect_sweep(records: pd.DataFrame, request: Inspection) -> list[Path]:
         request.capture.say(f"{name}, seed {row['seed']:.0f} ({net.label})")
         trial_folder = Path(row["folder"]) / "excitations"
         statistics = collect(net, images, trial_folder / FILE, request.capture)
-        labelled.append((name, statistics))
+        pairs.append((name, statistics))
         variants.setdefault(name, (statistics, images))
         figure_paths = _figures_of_one(net, images, statistics, classes, trial_folder, request)
         paths += [trial_folder / FILE, *figure_paths]
@@ -147,7 +147,7 @@ def inspect_sweep(records: pd.DataFrame, request: Inspection) -> list[Path]:
         if request.wandb:
             _send(net, statistics, trial_folder, request.wandb)
     with _writing([folder], request):
-        paths += _save([compare.selectivity(labelled), compare.overlay(labelled)], folder, request)
+        paths += _save([compare.selectivity(pairs), compare.overlay(pairs)], folder, request)
         if len(variants) > 1:
             paths.append(_explorer_of_two(variants, folder / PAGE, request))
     return paths
@@ -249,14 +249,14 @@ def _save(charts: Sequence[Chart], folder: Path, request: Inspection) -> list[Pa
 
 
 def _comparisons(
-    nets: Sequence[TrainedNet], labelled: compare.Labelled, same_classes: bool, folder: Path, request: Inspection
+    nets: Sequence[TrainedNet], pairs: compare.LabelledStatistics, same_classes: bool, folder: Path, request: Inspection
 ) -> list[Path]:
-    charts = [compare.selectivity(labelled), compare.overlay(labelled)]
+    charts = [compare.selectivity(pairs), compare.overlay(pairs)]
     if same_classes:
-        charts += _unit_similarity(request, labelled[0][1], labelled[1][1])
+        charts += _unit_similarity(request, pairs[0][1], pairs[1][1])
     epochs = [net.about.get("epoch") for net in nets]
     if len({net.about.get("trial_id", net.label) for net in nets}) == 1 and len({*epochs} - {None}) > 1:
-        by_epoch = [(epoch + 1, pair[1]) for epoch, pair in zip(epochs, labelled, strict=True) if epoch is not None]
+        by_epoch = [(epoch + 1, pair[1]) for epoch, pair in zip(epochs, pairs, strict=True) if epoch is not None]
         charts.append(compare.training(by_epoch))
     return _save(charts, folder, request)
 

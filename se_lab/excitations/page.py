@@ -44,7 +44,7 @@ class Detail(NamedTuple):
 
 
 def write_page(
-    labelled: Sequence[tuple[str, ExcitationStatistics]],
+    pairs: Sequence[tuple[str, ExcitationStatistics]],
     path: str | Path,
     *,
     unit: str,
@@ -58,7 +58,7 @@ def write_page(
     channels. The page mentions both.
 
     Args:
-        labelled: Labels and statistics of one or two nets with the same classes.
+        pairs: Labels and statistics of one or two nets with the same classes.
         path: The file to write.
         unit: The unit to show first.
         classes: The classes to show first.
@@ -66,14 +66,14 @@ def write_page(
             if the statistics contain them.
         figures: Figures (PNG) of the first net to show without JavaScript, after tables of the units.
     """
-    first = labelled[0][1]
-    total_bytes = sum(2 * (s.count > 0).sum().item() * sum(site.channels for site in s.sites) for _, s in labelled)
+    first = pairs[0][1]
+    total_bytes = sum(2 * (s.count > 0).sum().item() * sum(site.channels for site in s.sites) for _, s in pairs)
     detail = Detail(min(1.0, ARRAY_BYTES / max(total_bytes, 1)), 2 * total_bytes <= WIDE_BYTES)
     arrays: list[str] = []
-    nets = [_net(number, label, s, detail, picture, arrays) for number, (label, s) in enumerate(labelled)]
+    nets = [_net(number, label, s, detail, picture, arrays) for number, (label, s) in enumerate(pairs)]
     data = {
-        "title": " and ".join(dict.fromkeys(label for label, _ in labelled)),
-        "about": _about(labelled),
+        "title": " and ".join(dict.fromkeys(label for label, _ in pairs)),
+        "about": _about(pairs),
         "thinned": ". ".join(filter(None, (_size_remark(detail), measures.few_images(first.count.cpu().numpy())))),
         "classes": [class_label(name) for name in first.classes],
         "folders": first.classes,
@@ -188,9 +188,9 @@ def _data_uri(image: Image.Image) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def _about(labelled: Sequence[tuple[str, ExcitationStatistics]]) -> str:
-    first = labelled[0][1]
-    names = " and ".join(f"{label} ({_origin(label, s.about)})" for label, s in labelled)
+def _about(pairs: Sequence[tuple[str, ExcitationStatistics]]) -> str:
+    first = pairs[0][1]
+    names = " and ".join(f"{label} ({_origin(label, s.about)})" for label, s in pairs)
     classes = int((first.count > 0).sum())
     return f"{names}: {first.images:,} images of {classes:,} classes from {first.about.get('data', 'unknown data')}"
 

@@ -18,8 +18,8 @@ from se_lab.report.terminal import terminal_text
 
 
 @dataclass(frozen=True)
-class Shown:
-    """A printed column, with the names of the data columns for its cells."""
+class Cells:
+    """The printed cells of a column, and the data columns with their values."""
 
     column: Column
     value: str
@@ -52,7 +52,7 @@ class Table:
 
     title: str
     data: pd.DataFrame
-    shown: tuple[Shown, ...]
+    columns: tuple[Cells, ...]
     notes: tuple[str, ...]
 
     def render(self, format: str, *, width: int | None = None, setting: Setting | None = None) -> str:
@@ -68,12 +68,12 @@ class Table:
     def grid(self) -> Grid:
         """Return the printed cells of the table."""
         return Grid(
-            headings=[shown.column.heading for shown in self.shown],
-            cells=[cell_texts(shown, self.data) for shown in self.shown],
-            is_text=[shown.is_text for shown in self.shown],
+            headings=[col.column.heading for col in self.columns],
+            cells=[cell_texts(col, self.data) for col in self.columns],
+            is_text=[col.is_text for col in self.columns],
             title=self.title,
             notes=self.notes,
-            bold=[list(self.data[shown.bold].astype(bool)) if shown.bold else [] for shown in self.shown],
+            bold=[list(self.data[col.bold].astype(bool)) if col.bold else [] for col in self.columns],
             groups=list(self.data["group"]),
         )
 
@@ -107,22 +107,22 @@ def _markdown(grid: Grid) -> str:
 
 def _csv(table: Table) -> str:
     data = table.data.copy()
-    for shown in table.shown:
-        if shown.is_text:
-            data[shown.value] = value_texts(data[shown.value]).mask(data[shown.value].isna(), "")
+    for col in table.columns:
+        if col.is_text:
+            data[col.value] = value_texts(data[col.value]).mask(data[col.value].isna(), "")
     return str(data.to_csv(index=False, lineterminator="\n"))
 
 
 def _json(table: Table) -> str:
     columns = [
         {
-            "key": shown.value,
-            "label": shown.column.label,
-            "unit": shown.column.unit if shown.divisor == 1 else "",
-            "better": shown.column.better,
-            "interval": shown.half or shown.ends,
+            "key": col.value,
+            "label": col.column.label,
+            "unit": col.column.unit if col.divisor == 1 else "",
+            "better": col.column.better,
+            "interval": col.half or col.ends,
         }
-        for shown in table.shown
+        for col in table.columns
     ]
     rows = [{key: _plain(value) for key, value in row.items()} for row in table.data.to_dict("records")]
     document = {"title": table.title, "columns": columns, "rows": rows, "notes": list(table.notes)}
@@ -153,39 +153,39 @@ def _html(grid: Grid) -> str:
     )
 
 
-def cell_texts(shown: Shown, data: pd.DataFrame) -> list[str]:
+def cell_texts(col: Cells, data: pd.DataFrame) -> list[str]:
     """Format the cells of a column, such as `7.41 ± 0.32`, or a dash for a missing number."""
-    if shown.is_text:
-        return list(_labels(shown, data))
-    decimals = shown.column.decimals
-    values = data[shown.value].to_numpy(dtype=float) / shown.divisor
-    halves = data[shown.half].to_numpy(dtype=float) / shown.divisor if shown.half else np.full(len(values), np.nan)
-    if shown.ends:
+    if col.is_text:
+        return list(_labels(col, data))
+    decimals = col.column.decimals
+    values = data[col.value].to_numpy(dtype=float) / col.divisor
+    halves = data[col.half].to_numpy(dtype=float) / col.divisor if col.half else np.full(len(values), np.nan)
+    if col.ends:
         return range_texts(
             values,
-            *(data[end].to_numpy(dtype=float) for end in shown.ends),
+            *(data[end].to_numpy(dtype=float) for end in col.ends),
             decimals=decimals,
-            even=shown.column.kind == "metric",
+            even=col.column.kind == "metric",
         )
-    texts = [interval_text(*pair, decimals, signed=shown.signed) for pair in zip(values, halves, strict=True)]
-    if shown.total:
-        totals = data[shown.total].to_numpy(dtype=int)
+    texts = [interval_text(*pair, decimals, signed=col.signed) for pair in zip(values, halves, strict=True)]
+    if col.total:
+        totals = data[col.total].to_numpy(dtype=int)
         texts = [
             text if n == total else f"{text}/{total} finished"
             for text, n, total in zip(texts, values, totals, strict=True)
         ]
-    if shown.signed:  # empty for the baseline, not a dash
+    if col.signed:  # empty for the baseline, not a dash
         texts = ["" if base else text for text, base in zip(texts, data["is_baseline"], strict=True)]
     return texts
 
 
-def _labels(shown: Shown, data: pd.DataFrame) -> pd.Series:
+def _labels(col: Cells, data: pd.DataFrame) -> pd.Series:
     """Format the values of a spec key; the baseline is `no SE` in the first SE key only."""
-    texts = value_texts(data[shown.value])
-    if not shown.value.startswith("model.se."):
+    texts = value_texts(data[col.value])
+    if not col.value.startswith("model.se."):
         return texts
     first_key = next(key for key in data if str(key).startswith("model.se."))
-    return texts.mask(data["is_baseline"], "no SE" if shown.value == first_key else "")
+    return texts.mask(data["is_baseline"], "no SE" if col.value == first_key else "")
 
 
 FORMATS: dict[str, Callable[[Table, int | None, Setting], str]] = {

@@ -28,7 +28,7 @@ from se_lab.report.columns import (
 from se_lab.report.computed import Evidence
 from se_lab.report.notes import not_measured, reading_notes, unequal_costs, unfinished_notes
 from se_lab.report.predictions import with_calibration
-from se_lab.report.render import Shown, Table
+from se_lab.report.render import Cells, Table
 from se_lab.report.settings import settings_notes
 from se_lab.report.variants import BASELINE, Study, group_variants
 
@@ -79,20 +79,20 @@ def ablation_table(
     data["over"] = study.ended_counts()
     notes = [*study.notes, *(note for key in metrics for note in not_measured(study, key))]
     notes += unfinished_notes(data, column(metric, study.trials))
-    shown = [Shown(column(key, study.trials), key) for key in study.keys]
+    printed_columns = [Cells(column(key, study.trials), key) for key in study.keys]
     for key in keys:
         data, item, remarks = _with_column(request, data, key)
-        shown.append(item)
+        printed_columns.append(item)
         notes += remarks
     if "difference" in keys:
         notes += computed.comparison_notes(request)
     notes += [computed.contrast_note(request, *names) for names in evidence.contrasts]
     notes += reading_notes(data, metric, metrics, evidence.spread)
     if paper is not None:
-        data, paper_shown, remarks = published.add_paper_columns(study, data, paper)
-        shown, notes = shown + paper_shown, notes + remarks
+        data, paper_columns, remarks = published.add_paper_columns(study, data, paper)
+        printed_columns, notes = printed_columns + paper_columns, notes + remarks
     notes += settings_notes(study)
-    return Table(_title(study, data["n"]), data, tuple(shown), tuple(dict.fromkeys(notes)))
+    return Table(_title(study, data["n"]), data, tuple(printed_columns), tuple(dict.fromkeys(notes)))
 
 
 def pivot_table(
@@ -124,7 +124,7 @@ def pivot_table(
     labels = value_texts(cells[index]).mask(cells["is_baseline"] & index.startswith("model.se."), BASELINE)
     rows = labels.iloc[number_order(cells[index])].drop_duplicates()
     data = pd.DataFrame({"variant": rows.to_numpy(), "group": "", "is_baseline": rows.to_numpy() == BASELINE})
-    shown = [Shown(replace(column(index, study.trials), kind="text"), "variant")]
+    columns = [Cells(replace(column(index, study.trials), kind="text"), "variant")]
     for value in value_texts(cells[across].iloc[number_order(cells[across])]).drop_duplicates():
         subset = cells[value_texts(cells[across]) == value]
         subset = subset.set_index(labels[subset.index]).reindex(data["variant"])
@@ -133,12 +133,12 @@ def pivot_table(
             data[key] = subset[f"{metric}:{part}" if part else metric].to_numpy()
         data[keys["best"]] = data[keys["best"]].eq(True)
         name = column(across, study.trials).short.format(value)
-        shown.append(
-            Shown(replace(col, key=value, label=name), keys[""], bold=keys["best"], ends=(keys["low"], keys["high"]))
+        columns.append(
+            Cells(replace(col, key=value, label=name), keys[""], bold=keys["best"], ends=(keys["low"], keys["high"]))
         )
     title = f"{col.heading} by {column(index, study.trials).label} and {column(across, study.trials).label}"
     notes += reading_notes(cells, metric, [metric])
-    return Table(title, data, tuple(shown), tuple(dict.fromkeys(notes)))
+    return Table(title, data, tuple(columns), tuple(dict.fromkeys(notes)))
 
 
 def refuse_absent_metric(study: Study, metric: str) -> None:
@@ -181,7 +181,7 @@ def _column_keys(request: computed.Request, columns: Sequence[str] | None) -> li
     return keys
 
 
-def _with_column(request: computed.Request, data: pd.DataFrame, key: str) -> tuple[pd.DataFrame, Shown, list[str]]:
+def _with_column(request: computed.Request, data: pd.DataFrame, key: str) -> tuple[pd.DataFrame, Cells, list[str]]:
     """Add a column to the table's data; return the data, the printed column, and notes.
 
     Raises:
@@ -189,15 +189,15 @@ def _with_column(request: computed.Request, data: pd.DataFrame, key: str) -> tup
     """
     study, col = request.study, column(request.metric, request.study.trials)
     if key == request.metric or _kind(study, key) == "metric":
-        return data, _metric_shown(column(key, study.trials), key, request.evidence.spread), []
+        return data, _metric_cells(column(key, study.trials), key, request.evidence.spread), []
     if key == "difference":
-        return data, _difference_shown(col, f"{request.metric}:difference"), []
+        return data, _difference_cells(col, f"{request.metric}:difference"), []
     if key == "n":
-        return data, Shown(COLUMNS["n"], "n", total="over"), []
+        return data, Cells(COLUMNS["n"], "n", total="over"), []
     if _kind(study, key) == "statistic":
         new_columns, notes = ({}, []) if key in data else computed.STATISTICS[key](request)  # ranks add P(best) too
         is_difference = key == "difference_images"
-        item = _difference_shown(column(request.metric), key, COLUMNS[key]) if is_difference else _statistic_shown(key)
+        item = _difference_cells(column(request.metric), key, COLUMNS[key]) if is_difference else _statistic_cells(key)
         return data.assign(**new_columns), item, notes
     if key not in study.trials:
         names = [name for name, col in COLUMNS.items() if name in study.trials or col.kind == "statistic"]
@@ -207,7 +207,7 @@ def _with_column(request: computed.Request, data: pd.DataFrame, key: str) -> tup
     values = study.per_variant(key, "median" if column(key, study.trials).kind == "timing" else "first")
     values = values.astype(int) if (values % 1 == 0).all() else values
     scaled, divisor = with_prefix(column(key, study.trials), float(np.nanmax(values, initial=0.0)))
-    return data.assign(**{key: values}), Shown(scaled, key, divisor=divisor), unequal_costs(study, key)
+    return data.assign(**{key: values}), Cells(scaled, key, divisor=divisor), unequal_costs(study, key)
 
 
 def _kind(study: Study, key: str) -> str:
@@ -239,23 +239,23 @@ def _metric_columns(study: Study, key: str, model: str = "joint") -> dict[str, N
     }
 
 
-def _metric_shown(col: Column, key: str, spread: str) -> Shown:
+def _metric_cells(col: Column, key: str, spread: str) -> Cells:
     if spread == "std":
-        return Shown(col, key, f"{key}:std", f"{key}:best")
-    return Shown(col, key, bold=f"{key}:best", ends=(f"{key}:low", f"{key}:high"))
+        return Cells(col, key, f"{key}:std", f"{key}:best")
+    return Cells(col, key, bold=f"{key}:best", ends=(f"{key}:low", f"{key}:high"))
 
 
-def _difference_shown(col: Column, key: str, base: Column = COLUMNS["difference"]) -> Shown:
+def _difference_cells(col: Column, key: str, base: Column = COLUMNS["difference"]) -> Cells:
     unit = "points" if col.unit == "%" else col.unit
     label = f"Δ {col.label}" if base.key == "difference" else base.label
     bold = key.replace(":difference", ":best") if base.key == "difference" else None
-    return Shown(replace(base, label=label, unit=unit, decimals=col.decimals), key, f"{key}:ci95", bold, signed=True)
+    return Cells(replace(base, label=label, unit=unit, decimals=col.decimals), key, f"{key}:ci95", bold, signed=True)
 
 
-def _statistic_shown(key: str) -> Shown:
+def _statistic_cells(key: str) -> Cells:
     col = COLUMNS[key]
     ends = (f"{key}:low", f"{key}:high") if key == "seeds_needed" else None
-    return Shown(replace(col, kind="text") if key in ("verdict", "rank") else col, key, ends=ends)
+    return Cells(replace(col, kind="text") if key in ("verdict", "rank") else col, key, ends=ends)
 
 
 def _title(study: Study, n: pd.Series) -> str:

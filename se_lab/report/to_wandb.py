@@ -62,17 +62,15 @@ def wandb_run(project: str, folder: Path, **about: Any) -> Iterator[Any]:
 def as_frame(table: Table) -> pd.DataFrame:
     """Return a table's columns and intervals as numbers in the printed unit."""
     columns: dict[str, Any] = {}
-    for shown in table.shown:
-        heading = shown.column.heading
-        if shown.is_text:
-            columns[heading] = value_texts(table.data[shown.value])
+    for col in table.columns:
+        heading = col.column.heading
+        if col.is_text:
+            columns[heading] = value_texts(table.data[col.value])
             continue
-        columns[heading] = pd.to_numeric(table.data[shown.value], errors="coerce").astype(float) / shown.divisor
-        if shown.ends:
-            columns |= {
-                f"{heading}, {end}": table.data[key] for end, key in zip(("from", "to"), shown.ends, strict=True)
-            }
-        if shown.half:
-            columns[f"± {heading}"] = table.data[shown.half].astype(float) / shown.divisor
+        columns[heading] = pd.to_numeric(table.data[col.value], errors="coerce").astype(float) / col.divisor
+        if col.ends:
+            columns |= {f"{heading}, {end}": table.data[key] for end, key in zip(("from", "to"), col.ends, strict=True)}
+        if col.half:
+            columns[f"± {heading}"] = table.data[col.half].astype(float) / col.divisor
     frame: pd.DataFrame = pd.DataFrame({"variant": table.data["variant"].astype(str), **columns})
     return frame

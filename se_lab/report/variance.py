@@ -19,7 +19,7 @@ from se_lab.report.columns import (
     value_texts,
 )
 from se_lab.report.predictions import has_predictions, image_errors
-from se_lab.report.render import Shown, Table
+from se_lab.report.render import Cells, Table
 
 ROUNDING = "floating point"
 SOURCES = {
@@ -116,13 +116,13 @@ def _table(components: Mapping[str, Component], col: Column) -> Table:
         share = 100 * variances[name] / total if name in variances and total else float("nan")
         rows.append((name, "", False, part.trials, part.df, np.sqrt(part.variance), interval, low, high, share))
     names = ["variant", "group", "is_baseline", "trials", "df", "sd", "interval", "sd:low", "sd:high", "share"]
-    shown = (
-        Shown(Column("source", "source", "text"), "variant"),
-        Shown(Column("trials", "trials", "statistic", decimals=0), "trials"),
-        Shown(Column("df", "df", "statistic", decimals=0), "df"),
-        Shown(Column("sd", "SD", "statistic", unit, decimals=col.decimals), "sd"),
-        Shown(Column("interval", "95 % interval", "text"), "interval"),
-        Shown(Column("share", "share of variance", "statistic", "%", decimals=0), "share"),
+    columns = (
+        Cells(Column("source", "source", "text"), "variant"),
+        Cells(Column("trials", "trials", "statistic", decimals=0), "trials"),
+        Cells(Column("df", "df", "statistic", decimals=0), "df"),
+        Cells(Column("sd", "SD", "statistic", unit, decimals=col.decimals), "sd"),
+        Cells(Column("interval", "95 % interval", "text"), "interval"),
+        Cells(Column("share", "share of variance", "statistic", "%", decimals=0), "share"),
     )
     notes = [
         "Each row is from trials that differ in one source only: standard deviation (SD) with degrees of freedom (df) "
@@ -138,4 +138,4 @@ def _table(components: Mapping[str, Component], col: Column) -> Table:
     missing = [name for name in SOURCES if name not in components]
     if missing:
         notes.append(f"Not varied separately: {', '.join(missing)}.")
-    return Table(f"Sources of variance: {col.heading}", pd.DataFrame(rows, columns=names), shown, tuple(notes))
+    return Table(f"Sources of variance: {col.heading}", pd.DataFrame(rows, columns=names), columns, tuple(notes))

@@ -36,7 +36,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 
 
 def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
-    """Return a digest of the names, types, shapes and values of tensors, such as those of a state dict."""
+    """Return a digest of the names, types, shapes and values of tensors (a state dict)."""
     digest = hashlib.sha256()
     for name, value in sorted(tensors.items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())

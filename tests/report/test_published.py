@@ -164,7 +164,7 @@ def test_the_papers_nets_are_counted_without_training_and_told_one_by_one() -> N
 def test_a_table_that_prints_one_of_the_costs_has_that_one_beside_ours() -> None:
     costs = paper_rows("table_10_reduction").assign(counted_params=28_071_976.0, counted_macs=3.86e9)
     table = paper_cost_table(costs)
-    assert [shown.value for shown in table.shown][3:] == ["params", "params:paper", "params:agrees", "macs"]
+    assert [col.value for col in table.columns][3:] == ["params", "params:paper", "params:agrees", "macs"]
     assert dict(zip(table.data["variant"], table.data["params:agrees"], strict=True))["16"] == "yes"
     assert "3.860" in table.render("markdown")
 

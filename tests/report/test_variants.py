@@ -44,7 +44,7 @@ def test_the_first_varied_se_key_says_no_se_for_the_baseline(study: Make) -> Non
         ]
     )
     table = ablation_table(records)
-    headings = [shown.column.label for shown in table.shown]
+    headings = [col.column.label for col in table.columns]
     assert headings[:2] == ["reduction", "squeeze"]
     assert "insertion" not in headings
     cells = [cell.strip() for cell in table.render("markdown").splitlines()[4].split("|")[1:3]]

@@ -104,7 +104,7 @@ def write_axes(sheet: Sheet, axes: Axes, place: int) -> list[str]:
     show_x = lower_place >= len(panels) or panel.x != panels[lower_place].x
     if panel.title:
         axes.set_title(wrap(printable(panel.title), 0.88 * sheet.panel_width, sheet.measure_label))
-    remarks = _write_x(sheet, axes, panel.x, shown=show_x) + _write_y(sheet, axes, panel, shown=show_y)
+    remarks = _write_x(sheet, axes, panel.x, visible=show_x) + _write_y(sheet, axes, panel, visible=show_y)
     for panel_axis, axis in ((panel.x, axes.xaxis), (panel.y, axes.yaxis)):
         if panel_axis.names or panel.cells:
             axis.grid(visible=False)
@@ -129,11 +129,11 @@ def write_axes(sheet: Sheet, axes: Axes, place: int) -> list[str]:
     return remarks
 
 
-def _write_x(sheet: Sheet, axes: Axes, axis: Axis, *, shown: bool) -> list[str]:
+def _write_x(sheet: Sheet, axes: Axes, axis: Axis, *, visible: bool) -> list[str]:
     label = wrap(printable(axis.label), sheet.panel_width, sheet.measure_label)
-    if shown:
+    if visible:
         axes.set_xlabel(label)
-    axes.tick_params(labelbottom=shown)
+    axes.tick_params(labelbottom=visible)
     ticks = _ticks(axis, 0.9 * sheet.panel_width, lambda text: sheet.measure(text) + sheet.lines(1.2))
     if ticks is None:
         return []
@@ -156,14 +156,14 @@ def _write_x(sheet: Sheet, axes: Axes, axis: Axis, *, shown: bool) -> list[str]:
     return remarks
 
 
-def _write_y(sheet: Sheet, axes: Axes, panel: Panel, *, shown: bool) -> list[str]:
+def _write_y(sheet: Sheet, axes: Axes, panel: Panel, *, visible: bool) -> list[str]:
     axis = panel.y
     if not axis.visible:
         axes.set_yticks([])
         return []
-    if shown:
+    if visible:
         axes.set_ylabel(wrap(printable(axis.label), 0.72 * sheet.panel_height, sheet.measure_label))
-    axes.tick_params(labelleft=shown)
+    axes.tick_params(labelleft=visible)
     ticks = _ticks(axis, 0.9 * sheet.panel_height, lambda _: sheet.lines(2))
     if ticks is None:
         return []

@@ -17,19 +17,19 @@ PICTURES = ("figure_6", "figure_7", "distribution", "selectivity", "saturation",
 EXPLORER = "explorer.html"
 
 
-def excitation_data(study: Study, room: int, beside: Path | None) -> tuple[list[dict[str, Any]], list[str]]:
+def excitation_data(study: Study, room: int, subfolder: Path | None) -> tuple[list[dict[str, Any]], list[str]]:
     """Return figures of one trial per variant that fit in `room` bytes, and other paths.
 
-    If a folder `beside` is given, a page in it for each variant has all figures, so none is omitted.
+    With `subfolder`, no figure is omitted: all figures of a variant are on a page in this folder.
     """
     first_trials = _first_trials(study)
     sections: dict[int, dict[str, Any]] = {}
     omitted_paths = []
     for variant, (name, trial, _) in first_trials.items():
         sections[variant] = {"variant": variant, "name": name, "trial": trial, "pictures": [], "links": []}
-    if beside is not None:
+    if subfolder is not None:
         for (variant, (name, trial, folder)), page in zip(
-            first_trials.items(), excitation_pages(study, beside), strict=True
+            first_trials.items(), excitation_pages(study, subfolder), strict=True
         ):
             sections[variant]["links"] = _links(f"Excitations of {name}, trial {trial}", folder, page)
     for picture in PICTURES:
@@ -46,7 +46,7 @@ def excitation_data(study: Study, room: int, beside: Path | None) -> tuple[list[
     entries = [
         sections[variant] for variant in sorted(sections) if sections[variant]["pictures"] or sections[variant]["links"]
     ]
-    return entries, omitted_paths if beside is None else []
+    return entries, omitted_paths if subfolder is None else []
 
 
 def excitation_pages(study: Study, folder: Path) -> list[Path]:

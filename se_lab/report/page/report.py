@@ -36,7 +36,7 @@ def write_report(
     title: str = "SE ablation",
     question: Sequence[str] = (),
     metric: str = "test/top1_error",
-    beside: Path | None = None,
+    subfolder: Path | None = None,
 ) -> Path:
     """Write a page with table, figures, paper costs, classes, excitations and all trials.
 
@@ -49,7 +49,7 @@ def write_report(
         title: Title of the page, such as the name of the sweep.
         question: Introductory paragraphs, such as the description of the sweep.
         metric: The metric to compare.
-        beside: A folder for pages with all excitation figures.
+        subfolder: A folder for pages with all excitation figures.
 
     Raises:
         ReportError: as `ablation_table`, except if all trials failed, which the page reports.
@@ -81,7 +81,7 @@ def write_report(
     data["paper"] = table_data(costs) if costs else None
     template, scripts = ASSETS / "report.html", [ASSETS / f"{name}.js" for name in SCRIPTS]
     size = len(assemble(template, {}, scripts, static=static).encode()) + len(script_safe(data).encode())
-    data["excitations"], data["left_out"] = excitation_data(study, PAGE_BYTES - size, beside)
+    data["excitations"], data["left_out"] = excitation_data(study, PAGE_BYTES - size, subfolder)
     path = Path(path)
     write_text_whole(path, assemble(template, data, scripts, static=static))
     return path

@@ -80,12 +80,14 @@ def write_site(
     ]
     rows, reports = [], []
     with guard_outputs([folder / INDEX, *pages, *extra_pages], overwrite=overwrite):
-        for chapter, page, place in zip(chapters, pages, folders, strict=True):
+        for chapter, page, subfolder in zip(chapters, pages, folders, strict=True):
             try:
                 question = [chapter.question] if chapter.question else []
                 records = filter_records(chapter.records, where or {})
                 reports.append(
-                    write_report(records, page, title=chapter.title, question=question, metric=metric, beside=place)
+                    write_report(
+                        records, page, title=chapter.title, question=question, metric=metric, subfolder=subfolder
+                    )
                 )
                 cells = [f'<a href="{html.escape(page.name)}">{html.escape(chapter.title)}</a>']
                 cells += map(html.escape, _summary(group_variants(records), metric))

@@ -21,13 +21,13 @@ def table_data(table: Table) -> dict[str, Any]:
     """Return columns with printed cells and sort keys, and the table in formats for copying."""
     grid = table.grid()
     columns = []
-    for c, shown in enumerate(table.shown):
-        numbers = pd.to_numeric(table.data[shown.value], errors="coerce").to_numpy(dtype=float)
+    for c, col in enumerate(table.columns):
+        numbers = pd.to_numeric(table.data[col.value], errors="coerce").to_numpy(dtype=float)
         raw = [number(value) for value in numbers]
         texts = grid.cells[c]
-        is_name = shown.is_text and not np.isfinite(numbers).any()
+        is_name = col.is_text and not np.isfinite(numbers).any()
         columns.append(
-            {"key": shown.value, "label": grid.headings[c], "text": shown.is_text, "cells": texts, "bold": grid.bold[c],
+            {"key": col.value, "label": grid.headings[c], "text": col.is_text, "cells": texts, "bold": grid.bold[c],
              "by": texts if is_name else raw, "raw": texts if is_name else raw}
         )  # fmt: skip
     copies = {name: _parts(table.render(format), format, len(table.data)) for name, format in COPIES.items()}
