@@ -74,20 +74,16 @@ def write_site(
     folders = [folder / name for name in names]
     pages = [folder / f"{name}.html" for name in names]
     extra_pages = [
-        page
-        for study, place in zip(chapters, folders, strict=True)
-        for page in _pages_beside(study, place, where or {})
+        page for study, sub in zip(chapters, folders, strict=True) for page in _variant_pages(study, sub, where or {})
     ]
     rows, reports = [], []
     with guard_outputs([folder / INDEX, *pages, *extra_pages], overwrite=overwrite):
-        for chapter, page, subfolder in zip(chapters, pages, folders, strict=True):
+        for chapter, page, sub in zip(chapters, pages, folders, strict=True):
             try:
                 question = [chapter.question] if chapter.question else []
                 records = filter_records(chapter.records, where or {})
                 reports.append(
-                    write_report(
-                        records, page, title=chapter.title, question=question, metric=metric, subfolder=subfolder
-                    )
+                    write_report(records, page, title=chapter.title, question=question, metric=metric, subfolder=sub)
                 )
                 cells = [f'<a href="{html.escape(page.name)}">{html.escape(chapter.title)}</a>']
                 cells += map(html.escape, _summary(group_variants(records), metric))
@@ -105,7 +101,7 @@ def write_site(
     return [folder / INDEX, *reports]
 
 
-def _pages_beside(chapter: Chapter, folder: Path, where: Mapping[str, object]) -> list[Path]:
+def _variant_pages(chapter: Chapter, folder: Path, where: Mapping[str, object]) -> list[Path]:
     try:
         return list(excitation_pages(group_variants(filter_records(chapter.records, where)), folder))
     except SpecError:  # the index reports it
