@@ -1,4 +1,4 @@
-"""The imports of the fork server, done once for all trials; for no other process.
+"""Modules that the fork server imports once for all trials; not for other processes.
 
 The imports start no thread and initialise no GPU, so forked trials can train.
 """

@@ -54,7 +54,7 @@ Form = tuple[str, dict[str, Any], dict[str, Tensor]]
 
 
 class ExportError(SpecError):
-    """An export whose outputs differ from those of the net."""
+    """The outputs of an export differ from those of the net."""
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,7 @@ def load_trained(path: str | Path, *, trust_plugins: bool = False) -> tuple[nn.M
 
 
 def import_plugins_of(origin: Path, names: str, provenance: Mapping[str, str], *, trusted: bool) -> None:
-    """Import the plugins that a file names, if the user trusts the file; print a message for each that has changed."""
+    """Import the plugins that a file names, if trusted; print a message for changed ones."""
     import_recorded_plugins(names, origin, trusted)
     before = {key: provenance[key] for name in names.split(",") if (key := f"plugin {name.strip()}") in provenance}
     now = {key: source_digest(key.removeprefix("plugin ")) for key in before}
