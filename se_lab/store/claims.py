@@ -115,7 +115,8 @@ def describe_holder(folder: Path) -> str:
 
 def _latest(claims: Path) -> Path | None:
     """Return the claim with the highest number, released or not."""
-    return max(claims_in(claims), default=None)
+    paths = claims_in(claims)
+    return paths[-1] if paths else None
 
 
 def clear_leftovers(folder: Path) -> None:
@@ -170,7 +171,7 @@ def _start_of(pid: int) -> str | None:
         pass
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):  # a number that no process can have
         return None
     except PermissionError:
         pass

@@ -94,9 +94,8 @@ def claims_in(folder: Path) -> list[Path]:
         return []
     try:
         with os.scandir(folder) as entries:
-            return sorted(
-                folder / entry.name for entry in entries if _CLAIM(entry.name) and entry.is_file(follow_symlinks=False)
-            )
+            names = [entry.name for entry in entries if _CLAIM(entry.name) and entry.is_file(follow_symlinks=False)]
+        return [folder / name for name in sorted(names, key=int)]
     except (FileNotFoundError, NotADirectoryError):
         return []
 

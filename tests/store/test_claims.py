@@ -102,6 +102,22 @@ def test_a_process_number_that_is_used_again_does_not_pass_for_the_worker(trial)
         assert store.holder_of(trial) is None
 
 
+@pytest.mark.parametrize("pid", [10**20, -1])
+def test_a_process_number_that_cannot_be_is_no_worker_for_long(trial, pid):
+    with store.claim(trial) as held:
+        held.path.write_text(json.dumps(json.loads(held.path.read_text()) | {"pid": pid}))
+        os.utime(held.path, (0, 0))
+        assert store.holder_of(trial) is None
+
+
+def test_the_millionth_claim_is_higher_than_the_one_before(trial):
+    (trial / "claims").mkdir(parents=True)
+    (trial / "claims/999999").write_text("{}")
+    os.utime(trial / "claims/999999", (0, 0))
+    with store.claim(trial) as held:
+        held.check()
+
+
 def _race(folder, start, winners):
     start.wait()
     won = 0
