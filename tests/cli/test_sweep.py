@@ -153,6 +153,11 @@ def test_a_table_names_a_mixture_of_conditions_and_strict_refuses_it(tmp_path, c
     assert "under different conditions: torch: 2.13.0 (1 trial), 2.14.1 (1 trial)" in said
     assert main(["table", str(tmp_path), "--strict"]) == 2
     assert "torch: 2.13.0 (1 trial), 2.14.1 (1 trial)" in capsys.readouterr().err
+    for given, status in (
+        ("seed=1", 0),
+        ("model.backbone=" + RunSpec().model.backbone, 2),
+    ):  # the trials of the table count
+        assert main(["table", str(tmp_path), "--strict", "--where", given]) == status
 
 
 def test_a_table_names_a_trial_that_was_resumed_under_other_conditions(tmp_path, capsys):
