@@ -117,7 +117,8 @@ def column(key: str, available: Iterable[object] = ()) -> Column:
     if key in names and "/" in key:
         direction: Literal["lower", "higher"] | None = "lower" if re.search("loss|error", key) else None
         return Column(key, key, "metric", "", "higher" if "acc" in key else direction, 4)
-    raise unknown_name("column", key, [*COLUMNS, *names])
+    others = [name for name in map(str, names) if name.startswith(SPEC_SECTIONS) or "/" in name]
+    raise unknown_name("column", key, [*COLUMNS, *others])
 
 
 def full_key(name: str, available: Iterable[object]) -> str:

@@ -263,6 +263,8 @@ def test_an_unknown_metric_or_column_is_refused_with_what_there_is(reduction_stu
         ablation_table(reduction_study, metric="test/top2_error")
     with pytest.raises(ValueError, match="Did you mean 'params'"):
         ablation_table(reduction_study, columns=["parms"])
+    with pytest.raises(ValueError, match=r"Unknown column 'status'\.(?!.*status)"):  # one of records, not of tables
+        ablation_table(reduction_study, columns=["status"])
     with pytest.raises(ValueError, match="is a setting"):
         ablation_table(reduction_study, columns=["optim.lr"])
     # a known column that these records do not have
