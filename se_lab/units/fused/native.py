@@ -74,14 +74,20 @@ def _folder() -> Iterator[Path]:
 
 
 def _is_ours(path: Path) -> bool:
-    """Return whether a path exists, is not a link, and only this user can write or replace it."""
-    for entry in (path, path.parent):
+    """Return whether a path exists, is not a link, and only this user can write or replace it.
+
+    Folders above the user's home are trusted, as by sshd.
+    """
+    folders = [*path.parents, *path.resolve().parents]
+    above_home = Path(os.path.expanduser("~")).parents  # noqa: PTH111  # Path.home() raises an error without a home
+    for entry in (path, *(folder for folder in folders if folder not in above_home)):
         try:
             status = entry.lstat()
         except FileNotFoundError:
             return False
-        writable = stat.S_IMODE(status.st_mode) & (stat.S_IWGRP | stat.S_IWOTH)
-        if stat.S_ISLNK(status.st_mode) or status.st_uid not in (os.geteuid(), 0) or (writable and entry == path):
+        is_link = stat.S_ISLNK(status.st_mode)
+        writable = not is_link and status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+        if status.st_uid not in (os.geteuid(), 0) or (entry == path and (is_link or writable)):
             return False
         if writable and not status.st_mode & stat.S_ISVTX:  # with the sticky bit, as in /tmp, only owners can rename
             return False

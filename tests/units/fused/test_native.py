@@ -148,5 +148,17 @@ def test_a_file_that_others_can_write_or_replace_is_not_loaded(tmp_path):
     file.chmod(0o620)
     assert not native._is_ours(file)
     file.chmod(0o600)
-    folder.chmod(0o777)
-    assert not native._is_ours(file)
+    for above in (folder, tmp_path):
+        above.chmod(0o777)
+        assert not native._is_ours(file)
+        above.chmod(0o700)
+
+
+def test_folders_above_the_home_are_trusted(tmp_path, monkeypatch):
+    home = tmp_path / "home"
+    home.mkdir(mode=0o700)
+    (home / "passes.so").touch(mode=0o600)
+    tmp_path.chmod(0o777)
+    assert not native._is_ours(home / "passes.so")
+    monkeypatch.setenv("HOME", str(home))
+    assert native._is_ours(home / "passes.so")
