@@ -71,6 +71,8 @@ def _walk(folder: str, prefix: str, result: Scan) -> None:
     for entry in _entries(folder, result.left_out):
         if entry.is_dir(follow_symlinks=False):
             _walk(entry.path, f"{prefix}{entry.name}/", result)
+        elif not (entry.is_file(follow_symlinks=False) or entry.is_symlink()):
+            result.left_out["special file"] += 1  # reading a pipe would wait for ever
         elif entry.name.lower().endswith(IMG_EXTENSIONS):
             result.paths.append(prefix + entry.name)
         else:

@@ -222,11 +222,13 @@ def test_hidden_entries_are_ignored_and_what_is_left_out_is_counted(folders, tmp
     (train / "dog/Thumbs.db").touch()
     noise(0).save(train / "dog/0.gif")
     (train / "labels.txt").touch()
+    os.mkfifo(train / "dog/pipe.png")
     data = create_data(spec, 0)
     assert (data.classes, data.sizes) == (plain.classes, plain.sizes)
-    assert data.left_out == {"hidden": 10, ".gif": 1, ".txt": 1}
+    assert data.left_out == {"hidden": 10, ".gif": 1, ".txt": 1, "special file": 1}
     assert data.summary() == (
-        f"{spec.name}: 6 train, 6 val, 12 test images of 16×16 pixels in 2 classes; left out: 1 .gif, 1 .txt, 10 hidden"
+        f"{spec.name}: 6 train, 6 val, 12 test images of 16×16 pixels in 2 classes; "
+        "left out: 1 .gif, 1 .txt, 10 hidden, 1 special file"
     )
 
 
