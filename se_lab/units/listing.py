@@ -12,6 +12,7 @@ import dataclasses
 import fnmatch
 import hashlib
 import json
+import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -90,7 +91,8 @@ def _with_bar(names: Sequence[str]) -> Iterable[str]:
     from rich.console import Console
     from rich.progress import track
 
-    return track(names, f"Indexing {len(names)} backbones, once", console=Console(stderr=True))
+    print(f"indexing {len(names)} backbones, once; this takes minutes", file=sys.stderr)  # a bar needs a terminal
+    return track(names, "", console=Console(stderr=True))
 
 
 def _all_names() -> list[str]:

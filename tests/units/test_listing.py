@@ -62,6 +62,13 @@ def test_an_index_that_cannot_be_read_costs_nothing_but_time(indexed, spoilt):
     assert list_backbones("resnet10t") == [good]
 
 
+def test_a_long_indexing_is_announced(cache, monkeypatch, capsys):
+    monkeypatch.setattr(listing, "_inspect", lambda name: listing.Listing(name))
+    assert len(list_backbones("resnet*")) > 20
+    assert re.match(r"indexing \d+ backbones, once; this takes minutes\n", capsys.readouterr().err)
+    assert len(list_backbones("resnet*")) > 20 and not capsys.readouterr().err
+
+
 def test_another_timm_has_another_index(indexed, monkeypatch):
     monkeypatch.setattr(listing, "version", lambda package: "0.0.0")
     list_backbones("resnet10t")
