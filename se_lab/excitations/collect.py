@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -231,10 +230,8 @@ def _load_matching(path: Path, key: str, device: torch.device) -> ExcitationStat
 
 def _fingerprint(model: nn.Module, images: LabelledImages, numbers: Tensor, options: CaptureOptions) -> str:
     """Return a hash of weights, images and options, to recognise matching statistics."""
-    digest = hashlib.sha256(f"{images.name} {images.digest} {options.extremes}".encode())
-    digest.update(numbers.numpy().tobytes())
-    digest.update(tensors_digest(model.state_dict()).encode())
-    return digest.hexdigest()[:16]
+    start = f"{images.name} {images.digest} {options.extremes}".encode() + numbers.numpy().tobytes()
+    return tensors_digest(model.state_dict(), start)
 
 
 def _device(name: str) -> torch.device:

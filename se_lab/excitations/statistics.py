@@ -16,7 +16,6 @@ first channel), classes, images (their number), and about (net and data).
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -275,8 +274,8 @@ class ExcitationStatistics:
                 tensors = {name: file.get_tensor(name).to(device) for name in file.keys()}  # noqa: SIM118  (no mapping)
         except (SafetensorError, KeyError) as error:
             raise ExcitationError(f"{path} is not a statistics file of excitations: {error}") from None
-        if metadata.get("checksum") != _checksum(text, tensors):
-            raise ExcitationError(f"{path} is corrupt: its checksum is not that of its content")
+        if metadata.get("checksum") not in (None, _checksum(text, tensors)):  # None: an earlier version's file
+            raise ExcitationError(f"{path} is corrupt: its checksum does not match its content")
         header = json.loads(text)
         if header.get("format") != FORMAT:
             raise ExcitationError(f"{path} has format {header.get('format')}; this version of SE-Lab reads {FORMAT}")
@@ -298,7 +297,8 @@ class ExcitationStatistics:
 
 
 def _checksum(header: str, tensors: Mapping[str, Tensor]) -> str:
-    return hashlib.sha256(f"{header} {tensors_digest(tensors)}".encode()).hexdigest()[:16]
+    typed = {f"{name} {value.dtype} {tuple(value.shape)}": value for name, value in sorted(tensors.items())}
+    return tensors_digest(typed, header.encode())
 
 
 def is_statistics_file(path: str | Path) -> bool:

@@ -35,10 +35,10 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     return manifest
 
 
-def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
-    """Return a digest of the names, types, shapes and values of tensors (a state dict)."""
-    digest = hashlib.sha256()
-    for name, value in sorted(tensors.items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+def tensors_digest(tensors: Mapping[str, Tensor], start: bytes = b"") -> str:
+    """Return a digest of `start`, and of the names and values of tensors (a state dict) in their order."""
+    digest = hashlib.sha256(start)
+    for name, value in tensors.items():
+        digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 
 from se_lab.excitations.capture import ExcitationError, GateSite
 from se_lab.excitations.statistics import BINS, ExcitationStatistics, bin_edges
@@ -152,6 +153,15 @@ def test_a_flipped_bit_in_a_statistics_file_is_noticed(tmp_path: Path, place: fl
     path.write_bytes(content)
     with pytest.raises(ExcitationError, match=r"is corrupt|is not a statistics file"):
         ExcitationStatistics.load(path)
+
+
+def test_a_file_without_a_checksum_is_read(tmp_path: Path) -> None:
+    gates, labels = stored("spread")
+    path = streamed(gates, labels, 50).save(tmp_path / "excitations.safetensors")
+    with safe_open(path, "pt") as file:
+        header, tensors = file.metadata()["header"], {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    save_file(tensors, path, {"header": header})
+    assert ExcitationStatistics.load(path).images == len(labels)
 
 
 def test_a_file_is_read_in_three_lines(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from pathlib import Path
@@ -345,6 +346,19 @@ def test_a_flipped_bit_in_exported_weights_is_noticed(tmp_path):
     path.write_bytes(content)
     with pytest.raises(SpecError, match=r"model\.safetensors is corrupt"):
         load_exported(tmp_path / "out")
+
+
+def test_an_export_without_a_checksum_is_read(tmp_path):
+    net = trial(tmp_path / "trial", ModelSpec("test_resnet", SESpec("none")))
+    export(tmp_path / "trial", tmp_path / "out", ["safetensors"])
+    digest = hashlib.sha256()
+    for name, value in net.state_dict().items():
+        digest.update(name.encode() + value.numpy().tobytes())
+    manifest = json.loads((tmp_path / "out/se_lab.json").read_text())
+    del manifest["checksum"]
+    (tmp_path / "out/se_lab.json").write_text(json.dumps(manifest | {"weights": digest.hexdigest()[:16]}))
+    assert torch.equal(load_exported(tmp_path / "out")[0](images()), net(images()))
+    export(tmp_path / "trial", tmp_path / "out", ["torchscript"], options=ExportOptions(overwrite=True))
 
 
 def test_a_flipped_bit_in_a_manifest_is_noticed(tmp_path):
