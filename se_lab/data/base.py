@@ -211,7 +211,7 @@ class ImageData(L.LightningDataModule):
 
     @property
     def digest(self) -> str:
-        """The digest of the images; tables warn if the digests of their trials differ."""
+        """The digest of the images; tables refuse trials of one data set with different digests."""
         if self._digest is None:
             self._digest = self.identify()
         return self._digest

@@ -216,10 +216,10 @@ def _scan_split(root: Path, split: str) -> Scan:
         raise DataError(f"{folder} {_MISSING}")
     result = scan(folder)
     if len(result.classes) < 2:
-        strays = result.left_out["image beside the class folders"]
+        strays, names = result.left_out["image beside the class folders"], ", ".join(map(printable, result.classes))
         raise DataError(
-            f"{folder} has {counted(len(result.classes), 'class folder')}; training needs at least two"
-            + (f"; move {counted(strays, 'image')} beside the class folders into them" if strays else "")
+            f"{folder} has {counted(len(result.classes), 'class folder')}{names and f' ({names})'}; training needs at "
+            "least two" + (f"; move {counted(strays, 'image')} beside the class folders into them" if strays else "")
         )
     if empty_classes := sorted(set(range(len(result.classes))) - set(result.labels)):
         raise DataError(

@@ -14,7 +14,7 @@ from scipy.special import fdtrc, stdtr, stdtrit
 from se_lab.report.dunnett import dunnett_cdf, dunnett_quantile, group_loadings, one_factor
 from se_lab.report.statistics import Floats, paired_difference
 
-# Levels of the F tests, mask by simulation (benchmarks/evidence.py): tables with equal variances have 3.6 to 5.3 %
+# Levels of the F tests, chosen by simulation (benchmarks/evidence.py): tables with equal variances have 3.6 to 5.3 %
 # false positives, tables with one variant or baseline three times as variable at most 8 %.
 _ROW_STANDS_OUT, _BASELINE_STANDS_OUT, _ONE_OF_TWO_STANDS_OUT = 0.05, 0.2, 0.15
 _SEEDS_DIFFER = 0.01  # a strict test, since blocks found by chance make the standard error too small
@@ -57,7 +57,7 @@ class TwoWay(NamedTuple):
 
 
 def groups(group: NDArray[np.intp], mask: NDArray[np.bool_]) -> list[NDArray[np.intp]]:
-    """Return the indices of the mask rows, by group."""
+    """Return the indices of the rows in the mask, by group."""
     return [np.flatnonzero(mask & (group == g)) for g in np.unique(group[mask])]
 
 

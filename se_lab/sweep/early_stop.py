@@ -1,4 +1,4 @@
-"""Hyperband as in W&B: stop a trial that is not among the best 1/eta at a options epoch.
+"""Hyperband as in W&B: stop a trial that is not among the best 1/eta at a given epoch.
 
 Tested against W&B's engine, the package `sweeps` 0.3.0. An iteration is an epoch.
 """
@@ -52,7 +52,7 @@ class Hyperband:
     """Compare the trial's value at the band, not its best value so far."""
 
     def stops(self, own: Sequence[float], histories: Iterable[Sequence[float]]) -> bool:
-        """Return whether to stop a trial, options its history and those of all trials."""
+        """Return whether to stop a trial, given its history and those of all trials."""
         bands = [band for band in self.bands if band <= len(own)]
         if not bands:
             return False

@@ -70,7 +70,7 @@ def check_before(spec: RunSpec, execution: ExecSpec) -> None:
     if device == "mps" and train.ranks > 1:
         raise SpecError(f"train.devices is {train.devices}, but mps is a single device")
     if train.precision == "fp16" and device == "cpu":
-        raise SpecError("train.precision is 'fp16', which CPUs do not support; bf16 is supported")
+        raise SpecError("train.precision is 'fp16', which is for GPUs; bf16 runs on CPUs too")
     if train.precision == "fp64" and device == "mps":
         raise SpecError("train.precision is 'fp64', which mps does not support")
     if train.compile and (missing := _missing_compiler(device)):

@@ -17,7 +17,7 @@ from se_lab.spec import RunSpec
 from se_lab.store import RunRecord, read_record
 
 TRACEBACK_CHARACTERS = 6_000
-"""Maximum length of a traceback, of which the end is records."""
+"""Maximum length of a traceback, of which the end is kept."""
 
 
 def folders(study: Study) -> list[Path | None]:

@@ -260,7 +260,7 @@ def test_agents_on_slurm_share_a_sweep_of_wandb(server, sweep_file, tmp_path, ca
 @pytest.mark.slow
 def test_a_trial_over_two_nodes_comes_to_what_one_process_does(sweep_file, tmp_path, monkeypatch):
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")  # the nodes have names that only this Slurm knows
-    flags = ["--train.sync_bn=true", "--train.precision=fp64"]  # in double, no rounding adds_seeds into a difference
+    flags = ["--train.sync_bn=true", "--train.precision=fp64"]  # in double, no rounding grows into a difference
     path, folder = sweep_file(*flags, train__nodes=[1, 2], seed=[0]), tmp_path / "store"
     assert submit(path, folder) == 0
     jobs = [s.worker.split()[0] for s in status(path, folder).values()]
