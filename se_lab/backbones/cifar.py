@@ -1,4 +1,4 @@
-"""Nets for small images: a 3×3 stem and three stages of units; stages 2 and 3 have stride 2."""
+"""Nets for small images: a 3×3 stem and three stages of blocks; stages 2 and 3 have stride 2."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ class CifarNet(ConvNet):
     """A net for images of 8 to 64 pixels, (N, in_chans, H, W) to (N, num_classes).
 
     Its modules are `conv1`, `bn1`, `act1`; `layer1`, `layer2` and `layer3`, each of `units` modules made by
-    `unit(in_channels, channels, stride, act_layer=…, norm_layer=…, device=…, dtype=…)`; `norm`, `act` and
+    `block(in_channels, channels, stride, act_layer=…, norm_layer=…, device=…, dtype=…)`; `norm`, `act` and
     the head. `stem` and `tail` name those of "norm" and "act" that follow the first convolution and the last stage;
     the others are identities. `zero_init_last` is off by default, as in the nets' papers, and unlike timm's ResNets.
     """
 
     def __init__(
         self,
-        unit: Callable[..., nn.Module],
+        block: Callable[..., nn.Module],
         units: int,
         channels: tuple[int, int, int],
         stem_channels: int = 16,
@@ -48,7 +48,7 @@ class CifarNet(ConvNet):
         self.add_feature("act1", stem_channels, 1)
 
         depths, rate = [units] * 3, common.drop_path_rate
-        stages = residual_stages(partial(unit, **layers), stem_channels, channels, depths, (1, 2, 2), rate)
+        stages = residual_stages(partial(block, **layers), stem_channels, channels, depths, (1, 2, 2), rate)
         for name, width, reduction in zip(("layer1", "layer2", "act"), channels, (1, 2, 4), strict=True):
             self.add_feature(name, width, reduction)
         self.layer1, self.layer2, self.layer3 = stages
@@ -85,7 +85,9 @@ def cifar_cfg(paper: str, num_classes: int = 10) -> dict[str, Any]:
     }
 
 
-def build_cifar(variant: str, pretrained: bool, unit: Callable[..., nn.Module], **kwargs: Any) -> CifarNet:
+def build_cifar(variant: str, pretrained: bool, block: Callable[..., nn.Module], **kwargs: Any) -> CifarNet:
     """Build a registered net; with `features_only` timm returns the stem and the three stages."""
-    net: CifarNet = build(CifarNet, variant, pretrained, feature_cfg={"out_indices": (0, 1, 2, 3)}, unit=unit, **kwargs)
+    net: CifarNet = build(
+        CifarNet, variant, pretrained, feature_cfg={"out_indices": (0, 1, 2, 3)}, block=block, **kwargs
+    )
     return net

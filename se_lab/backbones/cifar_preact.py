@@ -2,7 +2,7 @@
 
 ResNet-164 (He et al. 2016, arXiv 1603.05027, appendix) has three stages of 18 bottlenecks with 64, 128 and 256 output
 channels; the first 1×1 convolution has the stride. WRN-16-8 (Zagoruyko and Komodakis 2016, arXiv 1605.07146, section 2)
-has three stages of two basic units with 8 times 16, 32 and 64 channels. In both, as in the authors' code, a unit that
+has three stages of two basic blocks with 8 times 16, 32 and 64 channels. In both, as in the authors' code, a block that
 changes the width projects the activated input by a 1×1 convolution as its shortcut, and no convolution has a bias.
 """
 
@@ -16,10 +16,10 @@ from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
 from se_lab.backbones.cifar import CifarNet, build_cifar, cifar_cfg
-from se_lab.backbones.residual import Add, ResidualUnit
+from se_lab.backbones.residual import Add, ResidualBlock
 
 
-class PreActUnit(ResidualUnit):
+class PreActBlock(ResidualBlock):
     """Shortcut + branch: bn1, act1, conv1, bn2, … for each width and kernel size of `convs`.
 
     (N, in_channels, H, W) to (N, channels, H / stride, W / stride); the last convolution has the channels, and the
@@ -51,12 +51,12 @@ class PreActUnit(ResidualUnit):
             in_channels, stride = width, 1
 
     def zero_init_last(self) -> None:
-        """Set the last weights of the branch to 0, so that the unit starts as its shortcut."""
+        """Set the last weights of the branch to 0, so that the block starts as its shortcut."""
         last: Any = self.get_submodule(f"conv{self.depth}")
         nn.init.zeros_(last.weight)
 
 
-class PreActBottleneck(PreActUnit):
+class PreActBottleneck(PreActBlock):
     """Shortcut + conv3(act3(bn3(conv2(act2(bn2(conv1(act1(bn1(x))))))))): 1×1, 3×3, 1×1."""
 
     def __init__(self, in_channels: int, channels: int, stride: int = 1, **layers: Any) -> None:
@@ -71,7 +71,7 @@ class PreActBottleneck(PreActUnit):
         return self.close(branch, activated if self.projects else x)
 
 
-class PreActBasic(PreActUnit):
+class PreActBasic(PreActBlock):
     """Shortcut + conv2(act2(bn2(conv1(act1(bn1(x)))))): two 3×3 convolutions."""
 
     def __init__(self, in_channels: int, channels: int, stride: int = 1, **layers: Any) -> None:

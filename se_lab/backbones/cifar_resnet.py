@@ -1,7 +1,7 @@
 """ResNet-20, 32, 44, 56 and 110 for CIFAR (He et al. 2015, arXiv 1512.03385, section 4.2).
 
-A 3×3 convolution of 16 channels is followed by three stages of n = (depth − 2) / 6 basic units with 16, 32 and 64
-channels and parameter-free shortcuts (option A). The units are timm's `BasicBlock`, so that tools for timm's ResNets
+A 3×3 convolution of 16 channels is followed by three stages of n = (depth − 2) / 6 basic blocks with 16, 32 and 64
+channels and parameter-free shortcuts (option A). The blocks are timm's `BasicBlock`, so that tools for timm's ResNets
 work on these nets as well.
 """
 
@@ -40,7 +40,7 @@ class PadShortcut(nn.Module):
         return f"stride={self.stride}, extra_channels={self.extra_channels}"
 
 
-def basic_unit(in_channels: int, channels: int, stride: int, **kwargs: Any) -> BasicBlock:
+def basic_block(in_channels: int, channels: int, stride: int, **kwargs: Any) -> BasicBlock:
     """Return timm's basic block with a shortcut of option A."""
     downsample = PadShortcut(in_channels, channels, stride) if stride > 1 else None
     return BasicBlock(in_channels, channels, stride, downsample, **kwargs)
@@ -49,7 +49,7 @@ def basic_unit(in_channels: int, channels: int, stride: int, **kwargs: Any) -> B
 def _create(depth: int, pretrained: bool, **kwargs: Any) -> CifarNet:
     units = (depth - 2) // 6
     return build_cifar(
-        f"cifar_resnet{depth}", pretrained, basic_unit, **{"units": units, "channels": (16, 32, 64), **kwargs}
+        f"cifar_resnet{depth}", pretrained, basic_block, **{"units": units, "channels": (16, 32, 64), **kwargs}
     )
 
 

@@ -1,6 +1,6 @@
 """Shake-shake nets for CIFAR: 26 2×96d and 29 2×4×64d (Gastaldi 2017, arXiv 1705.07485).
 
-26 2×96d (section 2.1) has three stages of four units, each with two branches of ReLU, 3×3, BN, ReLU, 3×3, BN.
+26 2×96d (section 2.1) has three stages of four blocks, each with two branches of ReLU, 3×3, BN, ReLU, 3×3, BN.
 29 2×4×64d (section 2.2) is ResNeXt-29 (Xie et al. 2017, arXiv 1611.05431, section 5.3) with two branches of four
 groups, of 64 channels each in the first stage; in its "Shake-Even" form α is random in the forward pass and 1/2 in the
 backward pass. It has the published 34.4M parameters for 10 classes, and 34.5M for the 100 classes of CIFAR-100.
@@ -17,14 +17,14 @@ from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
 from se_lab.backbones.cifar import CifarNet, build_cifar, cifar_cfg
-from se_lab.backbones.residual import Add, ResidualUnit
+from se_lab.backbones.residual import Add, ResidualBlock
 from se_lab.backbones.shake import ShakeShake, ShiftShortcut
 
 GROUPS, BASE_WIDTH = 4, 64
 """The numbers 4 and 64 in the net's name, 29 2×4×64d."""
 
 
-class ShakeBasic(ResidualUnit):
+class ShakeBasic(ResidualBlock):
     """Shortcut + shake(act1(x)); each of two branches is conv1, bn1, act1, conv2, bn2 (3×3).
 
     (N, in_channels, H, W) to (N, channels, H / stride, W / stride). The branch ends in `shake`; nothing follows the
@@ -62,7 +62,7 @@ class ShakeBasic(ResidualUnit):
         self.shake = ShakeShake(branch(), branch(), *alphas)
 
     def zero_init_last(self) -> None:
-        """Set the last weights of the branch to 0, so that the unit starts as its shortcut."""
+        """Set the last weights of the branch to 0, so that the block starts as its shortcut."""
         _zero_norm(self.shake.branch1.get_submodule("bn2"))
         _zero_norm(self.shake.branch2.get_submodule("bn2"))
 
@@ -72,7 +72,7 @@ class ShakeBasic(ResidualUnit):
         return self.close(self.shake(activated), activated if self.projects else x)
 
 
-class ShakeBottleneck(ResidualUnit):
+class ShakeBottleneck(ResidualBlock):
     """act(shortcut + shake(x)); each of two branches is a ResNeXt bottleneck.
 
     (N, in_channels, H, W) to (N, channels, H / stride, W / stride). The 3×3 convolution has 4 groups of channels / 4
@@ -116,7 +116,7 @@ class ShakeBottleneck(ResidualUnit):
         self.act = act_layer(inplace=True)
 
     def zero_init_last(self) -> None:
-        """Set the last weights of the branch to 0, so that the unit starts as its shortcut."""
+        """Set the last weights of the branch to 0, so that the block starts as its shortcut."""
         _zero_norm(self.shake.branch1.get_submodule("bn3"))
         _zero_norm(self.shake.branch2.get_submodule("bn3"))
 
@@ -144,9 +144,9 @@ def cifar_shake_shake26_2x96d(
     pretrained: bool = False, forward_alpha: str = "shake", backward_alpha: str = "shake", **kwargs: Any
 ) -> CifarNet:
     """Shake-Shake 26 2×96d, 26.2M parameters (SE paper, Table 4); see `ShakeShake` for modes."""
-    unit = partial(ShakeBasic, alphas=(forward_alpha, backward_alpha))
+    block = partial(ShakeBasic, alphas=(forward_alpha, backward_alpha))
     args = {"units": 4, "channels": (96, 192, 384), "stem": ("norm",), "tail": ("act",)}
-    return build_cifar("cifar_shake_shake26_2x96d", pretrained, unit, **{**args, **kwargs})
+    return build_cifar("cifar_shake_shake26_2x96d", pretrained, block, **{**args, **kwargs})
 
 
 @register_model
@@ -154,6 +154,6 @@ def cifar_shake_shake29_2x4x64d(
     pretrained: bool = False, forward_alpha: str = "shake", backward_alpha: str = "even", **kwargs: Any
 ) -> CifarNet:
     """Shake-Even 29 2×4×64d, 34.4M parameters (SE paper, Table 5); see `ShakeShake` for modes."""
-    unit = partial(ShakeBottleneck, alphas=(forward_alpha, backward_alpha))
+    block = partial(ShakeBottleneck, alphas=(forward_alpha, backward_alpha))
     args = {"units": 3, "channels": (256, 512, 1024), "stem_channels": 64}
-    return build_cifar("cifar_shake_shake29_2x4x64d", pretrained, unit, **{**args, **kwargs})
+    return build_cifar("cifar_shake_shake29_2x4x64d", pretrained, block, **{**args, **kwargs})

@@ -84,7 +84,7 @@ class ConvNet(nn.Module):
     def init_weights(self, zero_init_last: bool = False) -> None:
         """Draw convolution weights from N(0, 2 / fan_out) (He et al. 2015, arXiv 1502.01852).
 
-        With `zero_init_last`, also call the method of that name of each unit that has one, so that branches start at 0.
+        With `zero_init_last`, also call the method of that name of each block, if any, so that branches start at 0.
         """
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -187,28 +187,28 @@ class ConvNet(nn.Module):
 
 
 def drop_path_rates(drop_path_rate: float, depth: int) -> list[float]:
-    """Return a drop rate per unit, which rises linearly from 0 to `drop_path_rate`."""
-    return [drop_path_rate * unit / max(depth - 1, 1) for unit in range(depth)]
+    """Return a drop rate per block, which rises linearly from 0 to `drop_path_rate`."""
+    return [drop_path_rate * block / max(depth - 1, 1) for block in range(depth)]
 
 
 def residual_stages(
-    unit: Callable[..., nn.Module],
+    make_block: Callable[..., nn.Module],
     in_channels: int,
     channels: Sequence[int],
-    units: Sequence[int],
+    depths: Sequence[int],
     strides: Sequence[int],
     drop_path_rate: float,
 ) -> list[nn.Sequential]:
-    """Return stages of residual units; the first unit of each stage has the stage's stride.
+    """Return stages of residual blocks; the first block of each stage has the stage's stride.
 
-    Units are made by `unit(in_channels, channels, stride)`, and get a drop path with the rates of `drop_path_rates`.
+    `make_block(in_channels, channels, stride)` makes a block; its drop path has the rate of `drop_path_rates`.
     """
-    rates = iter(drop_path_rates(drop_path_rate, sum(units)))
+    rates = iter(drop_path_rates(drop_path_rate, sum(depths)))
     stages = []
-    for width, count, stride in zip(channels, units, strides, strict=True):
+    for width, count, stride in zip(channels, depths, strides, strict=True):
         blocks = []
         for position in range(count):
-            block = unit(in_channels, width, 1 if position else stride)
+            block = make_block(in_channels, width, 1 if position else stride)
             if (rate := next(rates)) > 0:
                 block.drop_path = DropPath(rate)
             blocks.append(block)

@@ -1,4 +1,4 @@
-"""Base class of residual units, with optional SE unit, drop path, shortcut and join."""
+"""Base class of residual blocks, with optional SE unit, drop path, shortcut and join."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Concat(nn.Module):
         return torch.cat([shortcut, branch], dim=1)
 
 
-class ResidualUnit(nn.Module):
-    """The modules after a unit's branch, named as in timm's ResNet blocks.
+class ResidualBlock(nn.Module):
+    """The modules after a block's branch, named as in timm's ResNet blocks.
 
     `se` is an empty slot for a module (N, C, H, W) to (N, C, H, W) on the branch; `downsample` maps the shortcut (None:
     the identity); `join` combines branch and shortcut.

@@ -30,8 +30,8 @@ def resnet_v1(**kwargs: Any) -> ResNet:
         )
     net: Any = _bottlenecks(**kwargs)
     for stage in (net.layer2, net.layer3, net.layer4):
-        unit = stage[0]
-        unit.conv1.stride, unit.conv2.stride = unit.conv2.stride, unit.conv1.stride
+        block = stage[0]
+        block.conv1.stride, block.conv2.stride = block.conv2.stride, block.conv1.stride
     resnet: ResNet = net
     return resnet
 

@@ -1,7 +1,7 @@
 """ShuffleNet v1, 1× with three groups (Zhang et al. 2018, arXiv 1707.01083).
 
-A 3×3 convolution of 24 channels and max pooling are followed by three stages of 4, 8 and 4 units with 240, 480 and 960
-channels; the first unit of each stage has stride 2. The first 1×1 convolution of the first unit is not grouped, since
+A 3×3 convolution of 24 channels and max pooling are followed by three stages of 4, 8 and 4 blocks with 240, 480 and 960
+channels; the first block of each stage has stride 2. The first 1×1 convolution of the first block is not grouped, since
 its input is narrow. Convolutions have no bias; the classifier has one.
 """
 
@@ -14,9 +14,9 @@ from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
 from se_lab.backbones.net import ConvNet, ResidualOptions, build, imagenet_cfg, residual_stages
-from se_lab.backbones.residual import Add, Concat, ResidualUnit
+from se_lab.backbones.residual import Add, Concat, ResidualBlock
 
-UNITS = (4, 8, 4)
+DEPTHS = (4, 8, 4)
 
 
 class ChannelShuffle(nn.Module):
@@ -32,7 +32,7 @@ class ChannelShuffle(nn.Module):
         return x.reshape(n, self.groups, c // self.groups, h, w).transpose(1, 2).reshape(n, c, h, w)
 
 
-class ShuffleUnit(ResidualUnit):
+class ShuffleBlock(ResidualBlock):
     """Grouped 1×1, shuffle, depthwise 3×3, grouped 1×1, join, `act3` (Figure 2, b and c).
 
     (N, in_channels, H, W) to (N, channels, ⌈H / stride⌉, ⌈W / stride⌉). The branch ends in `bn3`. With stride 1 its
@@ -67,7 +67,7 @@ class ShuffleUnit(ResidualUnit):
         self.act3 = act_layer(inplace=True)
 
     def zero_init_last(self) -> None:
-        """Set the last weights of the branch to 0, so that the unit starts as its shortcut."""
+        """Set the last weights of the branch to 0, so that the block starts as its shortcut."""
         if self.bn3.weight is not None:
             nn.init.zeros_(self.bn3.weight)
 
@@ -105,11 +105,11 @@ class ShuffleNet(ConvNet):
         self.add_feature("act1", stem_channels, 2)
         self.add_feature("maxpool", stem_channels, 4)
 
-        def unit(in_channels: int, width: int, stride: int) -> ShuffleUnit:
+        def block(in_channels: int, width: int, stride: int) -> ShuffleBlock:
             first = 1 if in_channels == stem_channels else groups  # section 3.2: too few channels for groups
-            return ShuffleUnit(in_channels, width, stride, (first, groups), **layers)
+            return ShuffleBlock(in_channels, width, stride, (first, groups), **layers)
 
-        stages = residual_stages(unit, stem_channels, channels, UNITS, (2, 2, 2), common.drop_path_rate)
+        stages = residual_stages(block, stem_channels, channels, DEPTHS, (2, 2, 2), common.drop_path_rate)
         for index, width in enumerate(channels):
             self.add_feature(f"layer{index + 1}", width, 8 * 2**index)
         self.layer1, self.layer2, self.layer3 = stages

@@ -8,7 +8,7 @@ import torch
 
 import se_lab.backbones  # noqa: F401
 from se_lab.backbones.residual import Add, Concat
-from se_lab.backbones.shufflenet import ChannelShuffle, ShuffleUnit
+from se_lab.backbones.shufflenet import ChannelShuffle, ShuffleBlock
 
 torch.set_num_threads(1)
 
@@ -22,7 +22,7 @@ def test_shuffle_reshapes_transposes_and_flattens() -> None:
 
 def test_sixteen_units_grouped_but_for_the_first_convolution() -> None:
     net = timm.create_model("shufflenet_v1_g3", device="meta")
-    units = {name: m for name, m in net.named_modules() if isinstance(m, ShuffleUnit)}
+    units = {name: m for name, m in net.named_modules() if isinstance(m, ShuffleBlock)}
     assert list(units) == [f"layer{k}.{i}" for k, n in ((1, 4), (2, 8), (3, 4)) for i in range(n)]
     assert [unit.conv1.groups for unit in units.values()] == [1] + [3] * 15
     assert all(unit.conv3.groups == 3 for unit in units.values())
@@ -35,7 +35,7 @@ def test_sixteen_units_grouped_but_for_the_first_convolution() -> None:
 
 def test_shuffle_lets_every_output_group_see_every_input_group() -> None:
     torch.manual_seed(0)
-    unit = ShuffleUnit(36, 36).double().eval()
+    unit = ShuffleBlock(36, 36).double().eval()
     x = torch.randn(1, 36, 3, 3, dtype=torch.float64, requires_grad=True)
     out = unit.conv3(unit.shuffle(unit.conv1(x)))
     for group in out.chunk(3, dim=1):

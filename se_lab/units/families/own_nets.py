@@ -12,7 +12,7 @@ def _residual(last: str, conv3x3: Point | None = None, post: str = "", pre: str 
 
 LAYOUTS: dict[str, Layout] = {
     "se_lab.backbones.bn_inception.Inception": concatenated("out_channels"),
-    "se_lab.backbones.shufflenet.ShuffleUnit": layout(
+    "se_lab.backbones.shufflenet.ShuffleBlock": layout(
         standard=slot("se", "bn3"),
         pre=into("conv1"),
         # branch and shortcut are concatenated with stride 2, and added with stride 1

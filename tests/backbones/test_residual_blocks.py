@@ -11,13 +11,13 @@ from torch.nn import functional as F
 
 from se_lab.backbones.cifar_preact import PreActBasic, PreActBottleneck
 from se_lab.backbones.cifar_shake import ShakeBasic, ShakeBottleneck
-from se_lab.backbones.residual import Concat, ResidualUnit
-from se_lab.backbones.shufflenet import ShuffleUnit
+from se_lab.backbones.residual import Concat, ResidualBlock
+from se_lab.backbones.shufflenet import ShuffleBlock
 
 torch.set_num_threads(1)
 
 # Each unit, the shortcut it should have, and what should follow the join.
-CASES: dict[str, tuple[Callable[[], ResidualUnit], Callable[..., torch.Tensor], Callable[..., torch.Tensor]]] = {
+CASES: dict[str, tuple[Callable[[], ResidualBlock], Callable[..., torch.Tensor], Callable[..., torch.Tensor]]] = {
     "preact bottleneck": (lambda: PreActBottleneck(24, 24), lambda u, x: x, lambda y: y),
     "preact bottleneck, widening": (
         lambda: PreActBottleneck(24, 48, stride=2),
@@ -42,9 +42,9 @@ CASES: dict[str, tuple[Callable[[], ResidualUnit], Callable[..., torch.Tensor], 
         lambda u, x: u.downsample(x),
         F.relu,
     ),
-    "shuffle": (lambda: ShuffleUnit(24, 24), lambda u, x: x, F.relu),
+    "shuffle": (lambda: ShuffleBlock(24, 24), lambda u, x: x, F.relu),
     "shuffle, widening": (
-        lambda: ShuffleUnit(24, 48, stride=2),
+        lambda: ShuffleBlock(24, 48, stride=2),
         lambda u, x: F.avg_pool2d(x, 3, stride=2, padding=1),
         F.relu,
     ),
@@ -56,7 +56,7 @@ class Zero(nn.Module):
         return torch.zeros_like(x)
 
 
-def make(case: str) -> tuple[ResidualUnit, torch.Tensor, torch.Tensor]:
+def make(case: str) -> tuple[ResidualBlock, torch.Tensor, torch.Tensor]:
     """Return the unit in evaluation, an input with both signs, and the output that a silent branch should leave."""
     torch.manual_seed(0)
     build, shortcut_of, after = CASES[case]
