@@ -217,7 +217,9 @@ def _choose_class(query: str, classes: Sequence[str]) -> int:
     if len(matches) == 1:
         return classes.index(matches[0])
     if matches:
-        options = ", ".join(_describe(name) for name in matches[:12])
+        options = ", ".join(map(_describe, matches[:12])) + (
+            f" and {len(matches) - 12} more" if len(matches) > 12 else ""
+        )
         raise ExcitationError(f"class {query!r} is ambiguous: {options}; use the folder or id of a class")
     all_names = dict.fromkeys([*classes, *(word for names in words.values() for word in names)])
     examples = ", ".join(map(_describe, classes[:5])) + (f" and {len(classes) - 5} more" if len(classes) > 5 else "")

@@ -41,7 +41,7 @@ function addClasses(part) {
       .sort((x, y) => Math.abs(y.a / one().trials - y.b / other().trials) - Math.abs(x.a / one().trials - x.b / other().trials));
     box.replaceChildren();
     if (one() === other() || !rows.length) {
-      box.append(make("p", one() === other() ? "Choose another variant for comparison." : "The variants agree on all images.", { class: "note" }));
+      box.append(make("p", one() === other() ? "Choose another variant for comparison." : "Both variants classify each image correctly in the same fraction of trials.", { class: "note" }));
       return;
     }
     const tell = (each, i) => `${each.right[i]} of ${each.trials}` + (each.guess[i] === truth[i] ? "" : `, ${names[each.guess[i]]}`);
