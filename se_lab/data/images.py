@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, cast
@@ -199,21 +200,24 @@ class EncodedBatches(Batches):
     def __init__(self, data: EncodedData, images: Dataset[Item], sampler: KeyedSampler) -> None:
         super().__init__(sampler, data.spec.batch_size, data.portion())
         self.data = data
-        self._keys: Iterable[list[Any]] = ()
+        self.pending_keys: Iterator[list[Any]] = iter(())
         on_gpu = torch.cuda.is_available() if data.trainer is None else data.device().type == "cuda"
         self._loader = DataLoader(
             images,
-            batch_sampler=_CurrentKeys(self),
+            batch_sampler=_PendingKeys(self),
             num_workers=data.workers,
             multiprocessing_context=FORK if data.workers else None,
             persistent_workers=data.workers > 0,
             pin_memory=on_gpu,
             collate_fn=_collate,
         )
+        # Collected in a cycle, a loader would wait 5 s for each worker: its queues would be closed before it could ask
+        # the workers to end. This reference keeps it out of any cycle that the batches are in.
+        weakref.finalize(self, _release, self._loader).atexit = False
 
     def load(self, skip: int) -> Iterator[Batch]:
         """Yield the batches that the workers decode."""
-        self._keys = self.keys(skip)
+        self.pending_keys = self.keys(skip)
         device = self.data.device()
         normalise = normaliser(device)
         for images, labels, numbers, draws, left_out in self._loader:
@@ -235,14 +239,23 @@ class EncodedBatches(Batches):
             yield [(epoch, *pair) for pair in zip(order[places].tolist(), turns[places].tolist(), strict=True)]
 
 
-class _CurrentKeys:
-    """The keys of the current pass, for a DataLoader that is used for several passes."""
+def _release(loader: DataLoader[Item]) -> None:
+    """Do nothing; the caller drops its reference to the loader."""
+
+
+class _PendingKeys:
+    """The keys of the current pass of batches, without a strong reference to them."""
 
     def __init__(self, batches: EncodedBatches) -> None:
-        self.batches = batches
+        self._batches = weakref.ref(batches)
 
     def __iter__(self) -> Iterator[list[Any]]:
-        return iter(self.batches._keys)
+        while (batches := self._batches()) is not None:
+            keys = next(batches.pending_keys, None)
+            del batches
+            if keys is None:
+                return
+            yield keys
 
 
 class DecodedImages(Dataset[Item]):

@@ -1,8 +1,10 @@
 """Folders of images: layouts, what becomes of bad files, and keyed augmentation."""
 
 import dataclasses
+import gc
 import os
 import pickle
+from multiprocessing.queues import Queue
 from pathlib import Path
 
 import numpy as np
@@ -193,6 +195,24 @@ def test_bad_images_of_a_large_set_are_found_in_passing(spoilt, batches, monkeyp
     kept = create_data(skipping, 0)
     kept.load_state_dict(data.state_dict())
     assert kept.skipped == data.skipped
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_workers_of_batches_that_are_collected_in_a_cycle_are_asked_to_end(folders, whole, monkeypatch):
+    """Else PyTorch waits 5 s for each: what it puts into a queue that is closed never arrives."""
+    events = []
+    close, put = Queue._finalize_close, Queue.put
+    monkeypatch.setattr(Queue, "_finalize_close", staticmethod(lambda *args: (events.append("close"), close(*args))))
+    monkeypatch.setattr(Queue, "put", lambda self, item, *args: (events.append(item), put(self, item, *args)))
+    loader = create_data(folders(), 0, workers=2).train_dataloader()
+    loader.cycle = (loader, iter(loader))
+    next(loader.cycle[1])
+    if whole:
+        list(loader.cycle[1])
+    events.clear()
+    del loader
+    gc.collect()
+    assert events[:2] == [None, None] and "close" in events
 
 
 def test_a_set_without_an_image_left_is_refused(spoilt, tmp_path, monkeypatch):
