@@ -64,7 +64,7 @@ class ShardData(EncodedData):
         if count < 2:
             raise DataError(
                 f"{spec.name} has {counted(len(train.labels), 'training image')} of "
-                f"{counted(count, 'class', 'classes')}; training needs at least two classes"
+                f"{counted(count, 'class', 'classes')}; training needs at least two"
             )
         if not names and (empty := sorted(set(range(count)) - set(train.labels))):
             raise DataError(

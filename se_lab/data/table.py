@@ -87,7 +87,9 @@ def open_table(spec: DataSpec, seed: int, root: str | Path, workers: int, downlo
                 "with __len__ and __getitem__"
             )
     if len(splits.classes) < 2:
-        raise DataError(f"{spec.name} has {counted(len(splits.classes), 'class', 'classes')}; it must be at least 2")
+        raise DataError(
+            f"{spec.name} has {counted(len(splits.classes), 'class', 'classes')}; training needs at least two"
+        )
     if splits.pad is not None:
         return _TableInMemory(spec, seed, splits)
     return _TableData(spec, seed, splits, workers)

@@ -1,6 +1,6 @@
 """Tables, statistics and figures of ablation studies.
 
-Input: a DataFrame with one row per trial. Output: tables as text, figures, HTML pages.
+In: a DataFrame with one row per trial. Out: tables as text, figures, HTML pages.
 """
 
 from __future__ import annotations

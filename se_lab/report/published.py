@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from se_lab.report.columns import COLUMNS, Column, number_text, unknown_name, value_text, with_prefix
 from se_lab.report.notes import name_list
-from se_lab.report.render import Cells, Table
+from se_lab.report.render import PrintedColumn, Table
 from se_lab.report.variants import INSERTION, Study
 from se_lab.spec import SESpec, moot_fields
 
@@ -118,7 +118,9 @@ def paper_rows(paper: str = "all") -> pd.DataFrame:
     return rows
 
 
-def add_paper_columns(study: Study, data: pd.DataFrame, paper: str) -> tuple[pd.DataFrame, list[Cells], list[str]]:
+def add_paper_columns(
+    study: Study, data: pd.DataFrame, paper: str
+) -> tuple[pd.DataFrame, list[PrintedColumn], list[str]]:
     """Add published results to a table's data; return data, columns to print, and notes.
 
     Variants match the paper's rows by SE spec (and by backbone in Tables 2 to 5). Deviations and agreement are given
@@ -140,10 +142,12 @@ def add_paper_columns(study: Study, data: pd.DataFrame, paper: str) -> tuple[pd.
         data[f"{key}:paper_difference"] = np.where(study.is_baseline, np.nan, figure - _baselines(rows, printed, key))
         data[f"{key}:deviation"] = np.where(is_paper, data[key] - figure, np.nan)
         name = col.label.removesuffix(" error")
-        columns.append(Cells(Column(f"{key}:paper", f"paper {name}", "metric", "%", decimals=2), f"{key}:paper"))
+        columns.append(
+            PrintedColumn(Column(f"{key}:paper", f"paper {name}", "metric", "%", decimals=2), f"{key}:paper")
+        )
         suffix, label = ("deviation", f"{name} off by") if is_paper.any() else ("paper_difference", f"paper Δ {name}")
         column = Column(f"{key}:{suffix}", label, "statistic", "points", decimals=2)
-        columns.append(Cells(column, column.key, signed=suffix == "paper_difference"))
+        columns.append(PrintedColumn(column, column.key, signed=suffix == "paper_difference"))
     for key in ("params", "macs") if is_paper.any() else ():
         if key in data and printed[key].notna().any():
             data[f"{key}:paper"] = printed[key].to_numpy()
@@ -177,14 +181,14 @@ def paper_cost_table(costs: pd.DataFrame) -> Table:
     data = pd.DataFrame({"variant": rows["row"], "group": rows["table"], "is_baseline": rows[INSERTION] == "none"})
     data["model.backbone"] = rows["model.backbone"]
     columns = [
-        Cells(Column("table", "table", "text"), "group"),
-        Cells(Column("row", "row", "text"), "variant"),
+        PrintedColumn(Column("table", "table", "text"), "group"),
+        PrintedColumn(Column("row", "row", "text"), "variant"),
     ]
-    columns.append(Cells(COLUMNS["model.backbone"], "model.backbone"))
+    columns.append(PrintedColumn(COLUMNS["model.backbone"], "model.backbone"))
     for key in ("params", "macs"):
         data[key] = rows[f"counted_{key}"]
         scaled, divisor = with_prefix(COLUMNS[key], float(np.nanmax(data[key], initial=0.0)))
-        columns.append(Cells(scaled, key, divisor=divisor))
+        columns.append(PrintedColumn(scaled, key, divisor=divisor))
         if rows[key].notna().any():  # Table 10 has no MACs
             data[f"{key}:paper"] = rows[key]
             data[f"{key}:agrees"] = agreement(data[key], rows, key)
@@ -313,12 +317,12 @@ def _baselines(rows: pd.DataFrame, printed: pd.DataFrame, key: str) -> NDArray[n
     )
 
 
-def _cost_cells(printed: pd.DataFrame, key: str) -> list[Cells]:
+def _cost_cells(printed: pd.DataFrame, key: str) -> list[PrintedColumn]:
     scaled, divisor = with_prefix(COLUMNS[key], float(np.nanmax(printed[key])))
     decimals = round(-np.log10(printed[f"{key}:digit"].min() / divisor))
     column = Column(f"{key}:paper", f"paper {scaled.label}", "cost", scaled.unit, decimals=max(0, decimals))
     verdict = Column(f"{key}:agrees", f"{scaled.label} agree", "text")
-    return [Cells(column, column.key, divisor=divisor), Cells(verdict, verdict.key)]
+    return [PrintedColumn(column, column.key, divisor=divisor), PrintedColumn(verdict, verdict.key)]
 
 
 def _notes(table: _Paper, rows: pd.DataFrame, row_numbers: NDArray[np.intp], is_paper: NDArray[np.bool_]) -> list[str]:

@@ -18,8 +18,8 @@ from se_lab.report.terminal import terminal_text
 
 
 @dataclass(frozen=True)
-class Cells:
-    """The printed cells of a column, and the data columns with their values."""
+class PrintedColumn:
+    """A column as a table prints it: its meaning, and the data columns with the values of its cells."""
 
     column: Column
     value: str
@@ -52,7 +52,7 @@ class Table:
 
     title: str
     data: pd.DataFrame
-    columns: tuple[Cells, ...]
+    columns: tuple[PrintedColumn, ...]
     notes: tuple[str, ...]
 
     def render(self, format: str, *, width: int | None = None, setting: Setting | None = None) -> str:
@@ -153,7 +153,7 @@ def _html(grid: Grid) -> str:
     )
 
 
-def cell_texts(col: Cells, data: pd.DataFrame) -> list[str]:
+def cell_texts(col: PrintedColumn, data: pd.DataFrame) -> list[str]:
     """Format the cells of a column, such as `7.41 ± 0.32`, or a dash for a missing number."""
     if col.is_text:
         return list(_labels(col, data))
@@ -179,7 +179,7 @@ def cell_texts(col: Cells, data: pd.DataFrame) -> list[str]:
     return texts
 
 
-def _labels(col: Cells, data: pd.DataFrame) -> pd.Series:
+def _labels(col: PrintedColumn, data: pd.DataFrame) -> pd.Series:
     """Format the values of a spec key; the baseline is `no SE` in the first SE key only."""
     texts = value_texts(data[col.value])
     if not col.value.startswith("model.se."):

@@ -28,7 +28,7 @@ from se_lab.report.columns import (
 from se_lab.report.computed import Evidence
 from se_lab.report.notes import not_measured, reading_notes, unequal_costs, unfinished_notes
 from se_lab.report.predictions import with_calibration
-from se_lab.report.render import Cells, Table
+from se_lab.report.render import PrintedColumn, Table
 from se_lab.report.settings import settings_notes
 from se_lab.report.variants import BASELINE, Study, group_variants
 
@@ -79,7 +79,7 @@ def ablation_table(
     data["over"] = study.ended_counts()
     notes = [*study.notes, *(note for key in metrics for note in not_measured(study, key))]
     notes += unfinished_notes(data, column(metric, study.trials))
-    printed_columns = [Cells(column(key, study.trials), key) for key in study.keys]
+    printed_columns = [PrintedColumn(column(key, study.trials), key) for key in study.keys]
     for key in keys:
         data, item, remarks = _with_column(request, data, key)
         printed_columns.append(item)
@@ -124,7 +124,7 @@ def pivot_table(
     labels = value_texts(cells[index]).mask(cells["is_baseline"] & index.startswith("model.se."), BASELINE)
     rows = labels.iloc[number_order(cells[index])].drop_duplicates()
     data = pd.DataFrame({"variant": rows.to_numpy(), "group": "", "is_baseline": rows.to_numpy() == BASELINE})
-    columns = [Cells(replace(column(index, study.trials), kind="text"), "variant")]
+    columns = [PrintedColumn(replace(column(index, study.trials), kind="text"), "variant")]
     for value in value_texts(cells[across].iloc[number_order(cells[across])]).drop_duplicates():
         subset = cells[value_texts(cells[across]) == value]
         subset = subset.set_index(labels[subset.index]).reindex(data["variant"])
@@ -134,7 +134,9 @@ def pivot_table(
         data[keys["best"]] = data[keys["best"]].eq(True)
         name = column(across, study.trials).short.format(value)
         columns.append(
-            Cells(replace(col, key=value, label=name), keys[""], bold=keys["best"], ends=(keys["low"], keys["high"]))
+            PrintedColumn(
+                replace(col, key=value, label=name), keys[""], bold=keys["best"], ends=(keys["low"], keys["high"])
+            )
         )
     title = f"{col.heading} by {column(index, study.trials).label} and {column(across, study.trials).label}"
     notes += reading_notes(cells, metric, [metric])
@@ -181,7 +183,9 @@ def _column_keys(request: computed.Request, columns: Sequence[str] | None) -> li
     return keys
 
 
-def _with_column(request: computed.Request, data: pd.DataFrame, key: str) -> tuple[pd.DataFrame, Cells, list[str]]:
+def _with_column(
+    request: computed.Request, data: pd.DataFrame, key: str
+) -> tuple[pd.DataFrame, PrintedColumn, list[str]]:
     """Add a column to the table's data; return the data, the printed column, and notes.
 
     Raises:
@@ -193,7 +197,7 @@ def _with_column(request: computed.Request, data: pd.DataFrame, key: str) -> tup
     if key == "difference":
         return data, _difference_cells(col, f"{request.metric}:difference"), []
     if key == "n":
-        return data, Cells(COLUMNS["n"], "n", total="over"), []
+        return data, PrintedColumn(COLUMNS["n"], "n", total="over"), []
     if _kind(study, key) == "statistic":
         new_columns, notes = ({}, []) if key in data else computed.STATISTICS[key](request)  # ranks add P(best) too
         is_difference = key == "difference_images"
@@ -207,7 +211,7 @@ def _with_column(request: computed.Request, data: pd.DataFrame, key: str) -> tup
     values = study.per_variant(key, "median" if column(key, study.trials).kind == "timing" else "first")
     values = values.astype(int) if (values % 1 == 0).all() else values
     scaled, divisor = with_prefix(column(key, study.trials), float(np.nanmax(values, initial=0.0)))
-    return data.assign(**{key: values}), Cells(scaled, key, divisor=divisor), unequal_costs(study, key)
+    return data.assign(**{key: values}), PrintedColumn(scaled, key, divisor=divisor), unequal_costs(study, key)
 
 
 def _kind(study: Study, key: str) -> str:
@@ -239,23 +243,25 @@ def _metric_columns(study: Study, key: str, model: str = "joint") -> dict[str, N
     }
 
 
-def _metric_cells(col: Column, key: str, spread: str) -> Cells:
+def _metric_cells(col: Column, key: str, spread: str) -> PrintedColumn:
     if spread == "std":
-        return Cells(col, key, f"{key}:std", f"{key}:best")
-    return Cells(col, key, bold=f"{key}:best", ends=(f"{key}:low", f"{key}:high"))
+        return PrintedColumn(col, key, f"{key}:std", f"{key}:best")
+    return PrintedColumn(col, key, bold=f"{key}:best", ends=(f"{key}:low", f"{key}:high"))
 
 
-def _difference_cells(col: Column, key: str, base: Column = COLUMNS["difference"]) -> Cells:
+def _difference_cells(col: Column, key: str, base: Column = COLUMNS["difference"]) -> PrintedColumn:
     unit = "points" if col.unit == "%" else col.unit
     label = f"Δ {col.label}" if base.key == "difference" else base.label
     bold = key.replace(":difference", ":best") if base.key == "difference" else None
-    return Cells(replace(base, label=label, unit=unit, decimals=col.decimals), key, f"{key}:ci95", bold, signed=True)
+    return PrintedColumn(
+        replace(base, label=label, unit=unit, decimals=col.decimals), key, f"{key}:ci95", bold, signed=True
+    )
 
 
-def _statistic_cells(key: str) -> Cells:
+def _statistic_cells(key: str) -> PrintedColumn:
     col = COLUMNS[key]
     ends = (f"{key}:low", f"{key}:high") if key == "seeds_needed" else None
-    return Cells(replace(col, kind="text") if key in ("verdict", "rank") else col, key, ends=ends)
+    return PrintedColumn(replace(col, kind="text") if key in ("verdict", "rank") else col, key, ends=ends)
 
 
 def _title(study: Study, n: pd.Series) -> str:

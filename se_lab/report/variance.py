@@ -19,7 +19,7 @@ from se_lab.report.columns import (
     value_texts,
 )
 from se_lab.report.predictions import has_predictions, image_errors
-from se_lab.report.render import Cells, Table
+from se_lab.report.render import PrintedColumn, Table
 
 ROUNDING = "floating point"
 SOURCES = {
@@ -117,12 +117,12 @@ def _table(components: Mapping[str, Component], col: Column) -> Table:
         rows.append((name, "", False, part.trials, part.df, np.sqrt(part.variance), interval, low, high, share))
     names = ["variant", "group", "is_baseline", "trials", "df", "sd", "interval", "sd:low", "sd:high", "share"]
     columns = (
-        Cells(Column("source", "source", "text"), "variant"),
-        Cells(Column("trials", "trials", "statistic", decimals=0), "trials"),
-        Cells(Column("df", "df", "statistic", decimals=0), "df"),
-        Cells(Column("sd", "SD", "statistic", unit, decimals=col.decimals), "sd"),
-        Cells(Column("interval", "95 % interval", "text"), "interval"),
-        Cells(Column("share", "share of variance", "statistic", "%", decimals=0), "share"),
+        PrintedColumn(Column("source", "source", "text"), "variant"),
+        PrintedColumn(Column("trials", "trials", "statistic", decimals=0), "trials"),
+        PrintedColumn(Column("df", "df", "statistic", decimals=0), "df"),
+        PrintedColumn(Column("sd", "SD", "statistic", unit, decimals=col.decimals), "sd"),
+        PrintedColumn(Column("interval", "95 % interval", "text"), "interval"),
+        PrintedColumn(Column("share", "share of variance", "statistic", "%", decimals=0), "share"),
     )
     notes = [
         "Each row is from trials that differ in one source only: standard deviation (SD) with degrees of freedom (df) "

@@ -1,4 +1,4 @@
 """Read a W&B sweep spec, and run its trials locally, on Slurm or under W&B agents.
 
-Input: a sweep spec, such as a file in sweeps/. Output: finished trials in the store.
+In: a sweep spec, such as a file in sweeps/. Out: finished trials in the store.
 """

@@ -1,4 +1,4 @@
 """The figures of a study, each computed once and drawn with Matplotlib and with Plotly.
 
-Input: trials grouped into variants. Output: charts, Matplotlib figures, files, and dictionaries for Plotly.
+In: trials grouped into variants. Out: charts, Matplotlib figures, files, and dictionaries for Plotly.
 """

@@ -1,6 +1,6 @@
 """Reports of studies as self-contained HTML pages.
 
-Input: records of trials. Output: a page with table, figures, and all trials.
+In: records of trials. Out: a page with table, figures, and all trials.
 """
 
 from se_lab.report.page.report import write_report as write_report
