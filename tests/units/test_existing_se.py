@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import functools
+import pickle
 
 import pytest
 import timm
@@ -16,6 +16,11 @@ from se_lab import SESpec, SpecError, SqueezeExcite, find_places, insert_se
 def meta(name):
     with torch.device("meta"):
         return timm.create_model(name).eval()
+
+
+def copied(name):
+    """Return a net on the meta device to change; pickle is three times as fast as copy.deepcopy."""
+    return pickle.loads(pickle.dumps(meta(name)))
 
 
 # Nets with SE of their own: units that timm's nets have, from their papers' tables
@@ -49,12 +54,12 @@ def own_units(net):
 @pytest.mark.parametrize("name", OWN)
 def test_a_net_with_se_of_its_own_is_refused(name):
     with pytest.raises(SpecError, match=r"set model.existing_se=keep or model.existing_se=replace"):
-        insert_se(copy.deepcopy(meta(name)), SESpec())
+        insert_se(copied(name), SESpec())
 
 
 @pytest.mark.parametrize("name", OWN)
 def test_keep_leaves_theirs_and_adds_ours_at_the_familys_places(name):
-    net = copy.deepcopy(meta(name))
+    net = copied(name)
     theirs = own_units(net)
     assert OWN[name] in (len(theirs), None)
     sites = insert_se(net, SESpec(), "keep")
@@ -66,7 +71,7 @@ def test_keep_leaves_theirs_and_adds_ours_at_the_familys_places(name):
 
 @pytest.mark.parametrize("name", OWN)
 def test_replace_puts_ours_where_theirs_were_and_none_takes_them_out(name):
-    net, bare = copy.deepcopy(meta(name)), copy.deepcopy(meta(name))
+    net, bare = copied(name), copied(name)
     theirs = own_units(net)
     sites = insert_se(net, SESpec(), "replace")
     assert not own_units(net)
@@ -93,7 +98,7 @@ def test_replacing_nothing_by_nothing_gives_the_plain_net():
 
 @pytest.mark.parametrize("insertion", ["post", "conv3x3"])
 def test_replace_with_another_insertion_moves_the_units_of_the_same_blocks(insertion):
-    net = copy.deepcopy(meta("mobilenetv3_large_100"))
+    net = copied("mobilenetv3_large_100")
     blocks = sorted(path.rpartition(".")[0] for path in own_units(net))
     sites = insert_se(net, SESpec(insertion=insertion), "replace")
     assert sorted(site.path.rpartition(".")[0] for site in sites) == blocks
@@ -101,7 +106,7 @@ def test_replace_with_another_insertion_moves_the_units_of_the_same_blocks(inser
 
 
 def test_replace_in_some_stages_takes_the_others_out():
-    net = copy.deepcopy(meta("efficientnet_b0"))
+    net = copied("efficientnet_b0")
     sites = insert_se(net, SESpec(stages=[3]), "replace")
     assert [site.name for site in sites] == ["SE_3_1", "SE_3_2"]
     assert not own_units(net)
