@@ -198,9 +198,9 @@ def test_wrong_shapes_and_activations_are_refused():
         kernels.apply(x, pairs, pairs, None, "gelu")
     with pytest.raises(ValueError, match=r"\(3, 4, 4\) of torch.float32; it must be \(N, C, H, W\)"):
         kernels.moments(x[0])
-    with pytest.raises(ValueError, match=r"comes \(2, 3, 1, 1\) on cpu; it must be \(2, 3, 4, 4\)"):
+    with pytest.raises(ValueError, match=r"a tensor is \(2, 3, 1, 1\) on cpu; expected \(2, 3, 4, 4\)"):
         kernels.apply(x, pairs, pairs, torch.ones(2, 3, 1, 1), "relu")
-    with pytest.raises(ValueError, match=r"comes \(3,\) on cpu; it must be \(2, 3\)"):
+    with pytest.raises(ValueError, match=r"a tensor is \(3,\) on cpu; expected \(2, 3\)"):
         kernels.backward_input(x, x, pairs, pairs, pairs[0])
 
 
