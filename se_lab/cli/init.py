@@ -9,6 +9,7 @@ from pathlib import Path
 
 from se_lab.spec.parser import Parser
 from se_lab.spec.shipped import SHIPPED, shipped
+from se_lab.spec.text import counted
 
 
 def init(arguments: Sequence[str]) -> int:
@@ -28,6 +29,6 @@ def init(arguments: Sequence[str]) -> int:
         for file in new_files:
             shutil.copyfile(file, target / file.name)
         suffix = f", {len(files) - len(new_files)} kept" if len(new_files) < len(files) else ""
-        print(f"{target}: {len(new_files)} {'file' if len(new_files) == 1 else 'files'} copied{suffix}")
+        print(f"{target}: {counted(len(new_files), 'file')} copied{suffix}")
     print(f"Try: se-lab sweep {root / 'sweeps' / 'demo.yaml'} --dry_run")
     return 0

@@ -10,6 +10,7 @@ from se_lab.cli.parser import add_flags
 from se_lab.cli.runs import add_runs
 from se_lab.cli.show import show
 from se_lab.spec import ExecSpec
+from se_lab.spec.text import counted
 
 _SYNC = ("store", "project", "entity", "group", "tags", "notes", "job_type", "plugins")  # of ExecSpec
 
@@ -79,7 +80,7 @@ def _check_row(file: str, findings: int) -> tuple[str, str, str]:
     from se_lab.sweep.grammar import read_sweep
 
     if findings:
-        return file, "", "1 finding" if findings == 1 else f"{findings} findings"
+        return file, "", counted(findings, "finding")
     spec = read_sweep(file)
     if spec.search is None:
         return file, str(len(spec.trials)), "the same"

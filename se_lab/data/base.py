@@ -19,6 +19,7 @@ from torch.utils.data import Sampler
 
 from se_lab.data.augment import Mixer, check_mixing
 from se_lab.spec import DataSpec, SpecError, seed_of
+from se_lab.spec.text import counted
 
 Batch = tuple[Tensor, Tensor, Tensor]
 """Images (N, C, H, W), labels (N,), and the images' numbers in their split (N,). With mixup or cutmix, training labels
@@ -312,8 +313,3 @@ def stratified_split(labels: Tensor, shares: tuple[float, float], seed: int) -> 
             part.append(index)
     first, middle, last = (torch.cat(part).sort().values for part in parts)
     return first, middle, last
-
-
-def counted(number: int, noun: str, plural: str = "") -> str:
-    """Return a number and its noun, such as '1 image' or '1,234 images'."""
-    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"

@@ -12,10 +12,11 @@ import torch
 from torchvision.datasets import Places365
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from se_lab.data.base import DataError, counted
+from se_lab.data.base import DataError
 from se_lab.data.files import Files, printable
 from se_lab.data.images import EncodedData
 from se_lab.spec import DataSpec, expand_path
+from se_lab.spec.text import counted
 
 HIDDEN = {
     "@eaDir", "#recycle", "#snapshot", "@Recycle", "@tmp", "__MACOSX", "$RECYCLE.BIN", "System Volume Information",

@@ -15,11 +15,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from se_lab.data.augment import DRAWS, keyed_globals, remove, removes
-from se_lab.data.base import SPLITS, Batch, Batches, DataError, ImageData, KeyedSampler, counted, stratified_split
+from se_lab.data.base import SPLITS, Batch, Batches, DataError, ImageData, KeyedSampler, stratified_split
 from se_lab.data.digests import WHOLE, content_digest, load_or_make
 from se_lab.data.files import Files
 from se_lab.data.pictures import PictureTransform, Raw, decode, normaliser, why_unreadable
 from se_lab.spec import DataSpec, seed_of
+from se_lab.spec.text import counted, listed
 
 Key = tuple[int, int, int]
 """The key of an image in a pass: epoch, number in the split, and repetition."""
@@ -162,9 +163,8 @@ class EncodedData(ImageData):
             return
         lines = [f"{name}: {reason}" for name, reason in bad.items()]
         if self.spec.on_error == "stop":
-            suffix = f" … and {len(bad) - 10} more" if len(bad) > 10 else ""
             raise DataError(
-                f"{counted(len(bad), 'image')} of {self.spec.name} cannot be read: {'; '.join(lines[:10])}{suffix} "
+                f"{counted(len(bad), 'image')} of {self.spec.name} cannot be read: {listed(lines, 10, '; ')} "
                 "(data.on_error=skip leaves them out)"
             )
         self.note(lines)

@@ -23,10 +23,11 @@ from typing import Any
 import numpy as np
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from se_lab.data.base import DataError, counted
+from se_lab.data.base import DataError
 from se_lab.data.digests import WHOLE, content_digest, digest_of, encoded_name, load_or_make, write_cached
 from se_lab.data.images import EncodedData
 from se_lab.spec import DataSpec, expand_path
+from se_lab.spec.text import counted, listed
 from se_lab.store import cache_folder
 
 NO_LABEL = -(2**31)
@@ -209,7 +210,7 @@ def _index(urls: list[str], versions: list[list[Any]], base: str, hashed: bool) 
             results = list(pool.map(_samples, urls, [hashed] * len(urls)))
         samples = [(number, sample) for number, shard in enumerate(results) for sample in shard]
         if not samples:
-            raise DataError(f"{urls[0]}{f' and {len(urls) - 1} more' if len(urls) > 1 else ''}: no images in shards")
+            raise DataError(f"{listed(urls, 1)}: no images in shards")
         arrays = {
             "keys": np.array([item.key for _, item in samples]),
             "labels": np.array([item.label for _, item in samples], np.int64),

@@ -16,13 +16,14 @@ from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import default_loader
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from se_lab.data.base import DataError, ImageData, counted, stratified_split
+from se_lab.data.base import DataError, ImageData, stratified_split
 from se_lab.data.digests import WHOLE, content_digest, digest_of
 from se_lab.data.files import Files
 from se_lab.data.images import CHECKED, EncodedData, Part, Source
 from se_lab.data.memory import MemoryData
 from se_lab.data.pictures import Raw, decode
 from se_lab.spec import DATA_SETS, DataSpec, expand_path
+from se_lab.spec.text import counted
 
 Images = Dataset[Any]
 """A map-style data set of (image, label)."""

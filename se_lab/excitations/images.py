@@ -21,6 +21,7 @@ from se_lab.data.images import EncodedData, Source
 from se_lab.data.pictures import PictureTransform, decode, normaliser, short_side
 from se_lab.excitations.capture import ExcitationError
 from se_lab.spec import DataSpec, expand_path, nearest, seed_of
+from se_lab.spec.text import listed
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -217,12 +218,10 @@ def _choose_class(query: str, classes: Sequence[str]) -> int:
     if len(matches) == 1:
         return classes.index(matches[0])
     if matches:
-        options = ", ".join(map(_describe, matches[:12])) + (
-            f" and {len(matches) - 12} more" if len(matches) > 12 else ""
-        )
+        options = listed(map(_describe, matches), 12)
         raise ExcitationError(f"class {query!r} is ambiguous: {options}; use the folder or id of a class")
     all_names = dict.fromkeys([*classes, *(word for names in words.values() for word in names)])
-    examples = ", ".join(map(_describe, classes[:5])) + (f" and {len(classes) - 5} more" if len(classes) > 5 else "")
+    examples = listed(map(_describe, classes), 5)
     raise ExcitationError(f"unknown class {query!r}; the classes are {examples}{nearest(lower_query, all_names)}")
 
 

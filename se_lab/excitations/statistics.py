@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from se_lab.excitations.capture import ExcitationError, GateSite
+from se_lab.spec.text import listed
 from se_lab.store import write_bytes_whole
 from se_lab.trained.manifest import tensors_digest
 
@@ -222,7 +223,7 @@ class ExcitationStatistics:
         units = [site.name for site in self.sites if mask[:, self._channels(site)].any()]
         classes = [name for name, is_bad in zip(self.classes, mask.any(1).tolist(), strict=True) if is_bad]
         raise ExcitationError(
-            f"gates of {_name_list(units)} are NaN or infinite, for images of {_name_list(classes)}: training "
+            f"gates of {listed(units, 6)} are NaN or infinite, for images of {listed(classes, 6)}: training "
             "diverged, or half precision overflows; check the training loss, or run the net in float32"
         )
 
@@ -314,14 +315,6 @@ def is_statistics_file(path: str | Path) -> bool:
 
 def _difference(a: ExcitationStatistics, b: ExcitationStatistics) -> str:
     if a.classes != b.classes:
-        return f"{len(a.classes)} and {len(b.classes)} classes, " + _name_list(sorted(set(a.classes) ^ set(b.classes)))
-    return _name_list(
-        [
-            f"{s.name} ({s.channels} channels)"
-            for s in sorted({*a.sites} ^ {*b.sites}, key=lambda s: (s.name, s.channels))
-        ]
-    )
-
-
-def _name_list(names: Sequence[str]) -> str:
-    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+        return f"{len(a.classes)} and {len(b.classes)} classes, {listed(sorted(set(a.classes) ^ set(b.classes)), 6)}"
+    sites = sorted({*a.sites} ^ {*b.sites}, key=lambda s: (s.name, s.channels))
+    return listed((f"{s.name} ({s.channels} channels)" for s in sites), 6)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from se_lab.report.columns import Column, column, is_missing, number_text, value_text
 from se_lab.report.statistics import DRAWS, SignFlip
+from se_lab.spec.text import counted
 from se_lab.store import mixtures
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def missing_notes(
             name if is_missing(error) else f"{name} ({error})"
             for name, error in zip(trial_names(rows, variants), errors, strict=True)
         ]
-        notes.append(f"{len(rows)} {'trial' if len(rows) == 1 else 'trials'} {status}: {name_list(texts)}.")
+        notes.append(f"{counted(len(rows), 'trial')} {status}: {name_list(texts)}.")
     notes += _unequal_seeds(trials, variants, group)
     if "chosen" in trials and (is_chosen := trials["chosen"].eq(True)).any():
         names = variants["variant"].loc[list(dict.fromkeys(trials.loc[is_chosen, "variant"]))]
@@ -132,8 +133,8 @@ def sign_flip_note(test: SignFlip, pairs: int) -> str:
     smallest = float(np.nanmin(test.smallest))
     return (
         f"p: two-sided sign-flip test of the paired differences "
-        f"({'exact' if test.exact else f'{DRAWS:,} random patterns'}). With {pairs} "
-        f"{'seed' if pairs == 1 else 'seeds'} p is at least {smallest:.4g}"
+        f"({'exact' if test.exact else f'{DRAWS:,} random patterns'}). With "
+        f"{counted(pairs, 'seed')} p is at least {smallest:.4g}"
         f"{', so no difference can reach 0.05' if smallest > 0.05 else ''}."
     )
 

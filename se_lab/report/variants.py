@@ -23,6 +23,7 @@ from se_lab.report.columns import (
     value_texts,
 )
 from se_lab.report.notes import missing_notes, name_list
+from se_lab.spec.text import counted
 
 BASELINE = "no SE"
 INSERTION = "model.se.insertion"
@@ -185,7 +186,7 @@ def _without_unrecorded(records: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]
     is_recorded = _is_recorded(records)
     counts = records.loc[~is_recorded, "status"].value_counts(sort=False)
     notes = [
-        f"{count} {'trial' if count == 1 else 'trials'} {status}, with unknown variant as there is no record: "
+        f"{counted(count, 'trial')} {status}, with unknown variant as there is no record: "
         f"{name_list(records.loc[~is_recorded & (records['status'] == status), 'trial_id'])}."
         for status, count in counts.items()
     ]

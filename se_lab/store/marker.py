@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from se_lab.spec import SpecError
+from se_lab.spec.text import listed
 
 MARKER = ".se-lab-store"
 _TEXT = "SE-Lab keeps trials in this folder, one folder per trial. se-lab gc deletes only files that SE-Lab wrote.\n"
@@ -36,9 +37,8 @@ def check_store(folder: str | Path) -> None:
             if not (entry.name.startswith(".") or (_ID(entry.name) and entry.is_dir(follow_symlinks=False)))
         )
     if names:
-        examples = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
         raise SpecError(
-            f"store is {str(folder)!r}, which contains other files ({examples}) and no {MARKER}; "
+            f"store is {str(folder)!r}, which contains other files ({listed(names, 3)}) and no {MARKER}; "
             "it must be a new or empty folder, or a store"
         )
 

@@ -21,6 +21,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from se_lab.spec import ExecSpec, RunSpec, expand_path
+from se_lab.spec.text import counted
 from se_lab.store.files import digest_of_file
 
 PACKAGES = ("se-lab", "torch", "torchvision", "lightning", "timm", "fvcore", "numpy")
@@ -91,7 +92,7 @@ def mixtures(trials: Iterable[Mapping[str, str]]) -> list[str]:
             _short(trial.get(key, "absent")) for trial in provenances if key in trial or key.startswith(OPTIONAL)
         )
         if len(values) > 1 or any(THEN in value for value in values):
-            counts = (f"{value} ({count} trial{'' if count == 1 else 's'})" for value, count in values.most_common())
+            counts = (f"{value} ({counted(count, 'trial')})" for value, count in values.most_common())
             lines.append(f"{key}: {', '.join(counts)}")
     return lines
 

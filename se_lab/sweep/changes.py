@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from se_lab import store
 from se_lab.spec import DataSpec, ExecSpec, RunSpec
+from se_lab.spec.text import listed
 from se_lab.store import RunRecord
 
 QUICKLY = 50_000
@@ -73,8 +74,4 @@ def _compare(
 
 
 def _lines(differences: dict[str, list[str]]) -> list[str]:
-    return [f"of finished trials, {difference}: {_trial_list(ids)}" for difference, ids in differences.items()]
-
-
-def _trial_list(ids: Sequence[str]) -> str:
-    return f"trials {', '.join(ids[:5])}{f' and {len(ids) - 5} more' if len(ids) > 5 else ''}"
+    return [f"of finished trials, {difference}: trials {listed(ids, 5)}" for difference, ids in differences.items()]

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from se_lab.data import DataShape, data_shapes
 from se_lab.spec import ExecSpec, RunSpec, SESpec, dotted, label
+from se_lab.spec.text import counted
 from se_lab.store import read_record, trial_folder
 from se_lab.sweep.grammar import Sweep
 from se_lab.sweep.view import duration
@@ -85,10 +86,10 @@ class Plan:
         """Return a line with the number of trials to run, their time, and their disk space."""
         total = self.sweep.search.cap if self.sweep.search is not None else len(self.trials)
         size, room = sum(p.bytes for p in self.remaining), free_bytes(self.store)
-        workers = "1 worker" if self.workers == 1 else f"{self.workers} workers"
         return (
-            f"{total} trials, {len(self.remaining)} to run: about {duration(self.seconds)} with {workers}, "
-            f"{size / 2**30:,.2f} GiB of disk space ({room / 2**30:,.1f} GiB free in {self.store}"
+            f"{total} trials, {len(self.remaining)} to run: about {duration(self.seconds)} with "
+            f"{counted(self.workers, 'worker')}, {size / 2**30:,.2f} GiB of disk space "
+            f"({room / 2**30:,.1f} GiB free in {self.store}"
             + (": NOT ENOUGH)" if size > room else ")")
             + (f"; {self.sweep.repeats} points of the spec repeat a trial" if self.sweep.repeats else "")
         )

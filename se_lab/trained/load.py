@@ -11,6 +11,7 @@ from torch import nn
 
 from se_lab.spec import RunSpec, SpecError, nearest, run_spec
 from se_lab.spec.flags import import_recorded_plugins
+from se_lab.spec.text import listed
 from se_lab.store import RunRecord, differences, read_record
 from se_lab.store.provenance import source_digest
 from se_lab.training.checkpoints import read_checkpoint
@@ -63,7 +64,7 @@ def load_trained(path: str | Path, *, trust_plugins: bool = False) -> tuple[nn.M
     if mismatches:
         raise SpecError(
             f"{path} does not match the {spec.model.backbone} of its record (trial {record.trial_id}): "
-            f"{', '.join(mismatches[:5])} and {max(len(mismatches) - 5, 0)} more keys differ"
+            f"{listed(mismatches, 5)} differ"
         )
     model.load_state_dict(weights)
     return model.eval(), spec

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from se_lab.data import ImageData, check_split
-from se_lab.data.base import counted
 from se_lab.spec import ExecSpec, RunSpec, SpecError, check_choice
+from se_lab.spec.text import counted
 from se_lab.spec.trainer_flags import LIMITS
 from se_lab.store import check_store, cpu_model
 from se_lab.training.optimize import check_optimizer

@@ -14,10 +14,10 @@ from typing import Any
 import lightning as L
 import torch
 
-from se_lab.data.base import counted
 from se_lab.parallel.collectives import broadcast_object, find_rank
 from se_lab.spec import ExecSpec, RunSpec
 from se_lab.spec.flags import import_plugins
+from se_lab.spec.text import counted
 from se_lab.training.keeper import TrialKeeper
 from se_lab.training.launch import launch
 from se_lab.training.pieces import create_callbacks

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from se_lab.spec import SESpec, SpecError, nearest
+from se_lab.spec.text import listed
 from se_lab.units.hosts import is_sequential
-from se_lab.units.places import Place, Spot, and_more, kind_of, own_channels, own_units, post_channels, strides
+from se_lab.units.places import Place, Spot, kind_of, own_channels, own_units, post_channels, strides
 
 Example = Tensor | tuple[Tensor, ...] | None
 
@@ -24,8 +25,7 @@ def own_attention(net: nn.Module, existing_se: str) -> list[str]:
     paths = own_units(net)
     if paths and existing_se == "refuse":
         raise SpecError(
-            f"{kind_of(net)} already has channel attention, at {paths[0]}{and_more(len(paths) - 1)}; "
-            "set existing_se to keep or replace"
+            f"{kind_of(net)} already has channel attention, at {listed(paths, 1)}; set existing_se to keep or replace"
         )
     return paths
 

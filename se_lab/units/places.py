@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 from se_lab.spec import SESpec, SpecError
+from se_lab.spec.text import listed
 from se_lab.units.families import ATTENTION, BY_STRIDE, FLAT, GAINED, LAYOUTS, STAGES, STEMS, UNIT_WHEN, Layout
 from se_lab.units.hosts import is_sequential
 from se_lab.units.unit import Unit
@@ -121,7 +122,7 @@ def choose(places: Sequence[Place], se: SESpec, existing_se: str, backbone: str)
     spots = [spot for place in places for spot in place.own]
     if spots and existing_se == "refuse":
         raise SpecError(
-            f"{backbone} already has channel attention, at {spots[0].host}{and_more(len(spots) - 1)}; "
+            f"{backbone} already has channel attention, at {listed([spot.host for spot in spots], 1)}; "
             "set model.existing_se=keep or model.existing_se=replace"
         )
     if se.insertion == "none":
@@ -149,11 +150,6 @@ def choose(places: Sequence[Place], se: SESpec, existing_se: str, backbone: str)
             f"allowed are {', '.join(insertions)}"
         )
     return placements
-
-
-def and_more(count: int) -> str:
-    """Return ' and 2 more', or an empty string for 0."""
-    return f" and {count} more" if count else ""
 
 
 def name_of(backbone: nn.Module) -> str:

@@ -14,6 +14,7 @@ from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from se_lab.spec import SpecError, expand_path
+from se_lab.spec.text import listed
 
 State = dict[str, Tensor]
 
@@ -54,15 +55,11 @@ def load_weights(net: nn.Module, path: str) -> None:
     ]
     if missing or unexpected or misshapen:
         problems = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
-        summary = "; ".join(f"{len(keys)} {kind}: {_few(keys)}" for kind, keys in problems.items() if keys)
+        summary = "; ".join(f"{len(keys)} {kind}: {listed(keys, 5)}" for kind, keys in problems.items() if keys)
         raise SpecError(f"model.pretrained is {path!r}, which contains the weights of another net: {summary}")
     net.load_state_dict(state, strict=False)
     if skipped_keys and not any(value.is_meta for value in net_state.values()):
         print(f"{path} has no classifier of this size: {', '.join(names)} has random weights", file=sys.stderr)
-
-
-def _few(keys: list[str]) -> str:
-    return ", ".join(keys[:5]) + (f" and {len(keys) - 5} more" if len(keys) > 5 else "")
 
 
 def _read(path: str) -> State:
@@ -87,7 +84,7 @@ def _read(path: str) -> State:
         raise SpecError(f"model.pretrained is {path!r}, which contains a {type(content).__name__}, not a state dict")
     state = {key: value for key, value in content.items() if isinstance(value, Tensor)}
     if not state:
-        raise SpecError(f"model.pretrained is {path!r}, which contains {_few(list(map(str, content)))} and no weights")
+        raise SpecError(f"model.pretrained is {path!r}, which contains {listed(content, 5)} and no weights")
     return state
 
 
