@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,7 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from se_lab.spec import SpecError
+from se_lab.spec import SpecError, nearest
 
 Kind = Literal["spec", "metric", "cost", "timing", "statistic", "text"]
 
@@ -140,13 +139,7 @@ def full_key(name: str, available: Iterable[object]) -> str:
 def unknown_name(what: str, name: object, allowed: Iterable[object]) -> ReportError:
     """Return an error for an unknown name, with the nearest and all allowed names."""
     names = list(dict.fromkeys(map(str, allowed)))
-    return ReportError(f"Unknown {what} {name!r}.{did_you_mean(name, names)} Known: {', '.join(names)}.")
-
-
-def did_you_mean(name: object, allowed: Iterable[str]) -> str:
-    """Return ` Did you mean …?` for a name similar to an allowed one, else an empty string."""
-    matches = difflib.get_close_matches(str(name), list(allowed), n=1, cutoff=0.5)
-    return f" Did you mean {matches[0]!r}?" if matches else ""
+    return ReportError(f"Unknown {what} {name!r}{nearest(str(name), names) or '.'} Known: {', '.join(names)}.")
 
 
 def is_missing(value: object) -> bool:

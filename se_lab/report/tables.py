@@ -16,7 +16,6 @@ from se_lab.report.columns import (
     Column,
     ReportError,
     column,
-    did_you_mean,
     full_key,
     number_order,
     range_texts,
@@ -31,6 +30,7 @@ from se_lab.report.predictions import with_calibration
 from se_lab.report.render import PrintedColumn, Table
 from se_lab.report.settings import settings_notes
 from se_lab.report.variants import BASELINE, Study, group_variants
+from se_lab.spec import nearest
 
 SPREADS = ("interval", "std")
 
@@ -157,9 +157,9 @@ def refuse_absent_metric(study: Study, metric: str) -> None:
 
     if "/" not in metric or metric not in study.trials or not is_measured(metric):
         metrics = [key for key in map(str, study.trials) if "/" in key and is_measured(key)]
-        hint = "" if metric in study.trials else did_you_mean(metric, metrics)
+        hint = "" if metric in study.trials else nearest(metric, metrics)
         raise ReportError(
-            f"No finished trial has a value of {metric!r}.{hint} Measured: {', '.join(metrics) or 'nothing'}."
+            f"No finished trial has a value of {metric!r}{hint or '.'} Measured: {', '.join(metrics) or 'nothing'}."
         )
 
 

@@ -67,7 +67,7 @@ def test_help_answers_without_pytorch():
         (["table", "nowhere"], "not a folder of trials"),
         (["table", "."], "contains no trials"),
         (["table"], "give either RUNS, or --paper"),
-        (["table", "--costs_only", "--paper=table_10_reductoin"], "Did you mean 'table_10_reduction'?"),
+        (["table", "--costs_only", "--paper=table_10_reductoin"], "did you mean 'table_10_reduction'?"),
         (["table", "--costs_only", "--paper=table_11_squeeze"], "has no costs"),
         (["train", "--data.name=folder:/nowhere"], "/nowhere/train is missing"),
         (["train", "--seed=12345678901234567890123"], "it must be at least 0 and at most 18446744073709551615"),

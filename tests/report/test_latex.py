@@ -66,7 +66,7 @@ def test_caption_and_label_are_those_given_and_no_path_is_in_a_caption(study: Ma
 
 @pytest.mark.parametrize("width", ["singel", "0.1", "-3", "nan"])
 def test_a_width_that_is_none_is_refused(table: Table, width: str) -> None:
-    with pytest.raises(ReportError, match=r"Did you mean .single.|from 1 to 100"):
+    with pytest.raises(ReportError, match=r"did you mean .single.|from 1 to 100"):
         table.render("latex", setting=Setting(width))
 
 

@@ -50,7 +50,7 @@ def test_rows_mean_what_the_papers_labels_say() -> None:
 
 def test_all_is_every_table_and_an_unknown_one_is_refused_with_the_nearest() -> None:
     assert len(paper_rows()) == sum(len(paper_rows(number)) for number in TABLES)
-    with pytest.raises(ValueError, match="Did you mean 'table_10_reduction'"):
+    with pytest.raises(ValueError, match="did you mean 'table_10_reduction'"):
         paper_rows("table_10_reductoin")
     with pytest.raises(ValueError, match="'7'"):
         paper_rows("7")

@@ -100,7 +100,7 @@ def test_groups_are_set_apart(study: Make) -> None:
 
 
 def test_an_unknown_format_is_refused_with_the_nearest(table: Table) -> None:
-    with pytest.raises(ValueError, match="Did you mean 'markdown'"):
+    with pytest.raises(ValueError, match="did you mean 'markdown'"):
         table.render("markdwn")
 
 

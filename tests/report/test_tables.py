@@ -43,7 +43,7 @@ def test_the_standard_deviation_may_stand_beside_a_mean_and_another_word_is_refu
     table = ablation_table(reduction_study, evidence=Evidence(spread="std"))
     assert f"7.23 ± {np.std(R4, ddof=1):.2f}" in table.render("markdown")
     assert "Means are given with standard deviations over seeds." in table.notes
-    with pytest.raises(ValueError, match="Did you mean 'std'"):
+    with pytest.raises(ValueError, match="did you mean 'std'"):
         ablation_table(reduction_study, evidence=Evidence(spread="sd"))
 
 
@@ -80,7 +80,7 @@ def test_the_other_models_are_a_flag_and_a_wrong_one_is_refused(reduction_study:
     pairs = np.subtract(R4, BASE)
     sidak = stats.t.isf((1 - 0.95 ** (1 / 4)) / 2, 2)
     assert r4[f"{TOP1}:difference:ci95"] == pytest.approx(sidak * stats.sem(pairs))
-    with pytest.raises(ValueError, match="Did you mean 'paired'"):
+    with pytest.raises(ValueError, match="did you mean 'paired'"):
         ablation_table(reduction_study, evidence=Evidence(model="pared"))
 
 
@@ -261,7 +261,7 @@ def test_no_finished_trial_is_refused_with_what_there_is(reduction_study: pd.Dat
 def test_an_unknown_metric_or_column_is_refused_with_what_there_is(reduction_study: pd.DataFrame) -> None:
     with pytest.raises(ValueError, match=r"'test/top2_error'.*test/top1_error"):
         ablation_table(reduction_study, metric="test/top2_error")
-    with pytest.raises(ValueError, match="Did you mean 'params'"):
+    with pytest.raises(ValueError, match="did you mean 'params'"):
         ablation_table(reduction_study, columns=["parms"])
     with pytest.raises(ValueError, match=r"Unknown column 'status'\.(?!.*status)"):  # one of records, not of tables
         ablation_table(reduction_study, columns=["status"])

@@ -99,7 +99,7 @@ def test_rows_that_would_pool_different_variants_are_refused(study: Make) -> Non
         ablation_table(records, rows=["model.se.reduction"])
     with pytest.raises(ValueError, match="seed cannot"):
         ablation_table(records, rows=["seed"])
-    with pytest.raises(ValueError, match=r"Did you mean 'model\.se\.squeeze'"):
+    with pytest.raises(ValueError, match=r"did you mean 'model\.se\.squeeze'"):
         ablation_table(records, rows=["model.se.squeze"])
 
 

@@ -140,7 +140,7 @@ def test_width_style_and_title_are_what_is_asked_for() -> None:
         sizes[style] = max(one.get_fontsize() for one in texts(figure))
     assert sizes["paper"] < sizes["page"] < sizes["talk"]
     assert "Error by epoch" not in [one.get_text() for one in draw(line_chart("a"), Look(title="")).texts]
-    with pytest.raises(ValueError, match=r"Unknown style 'papr'\. Did you mean 'paper'"):
+    with pytest.raises(ValueError, match=r"Unknown style 'papr'; did you mean 'paper'"):
         Look("papr")
     with pytest.raises(ValueError, match=r"width is 0\.5 inches; it must be from 2 to 60"):
         Look(width=0.5)
