@@ -31,6 +31,7 @@ from se_lab.report.render import PrintedColumn, Table
 from se_lab.report.settings import settings_notes
 from se_lab.report.variants import BASELINE, Study, group_variants
 from se_lab.spec import nearest
+from se_lab.spec.text import counted
 
 SPREADS = ("interval", "std")
 
@@ -267,18 +268,15 @@ def _statistic_cells(key: str) -> PrintedColumn:
 def _title(study: Study, n: pd.Series) -> str:
     """Return the shared settings of all trials: `cifar_resnet20 on digits, 20 epochs, 3 seeds`."""
 
-    def counted(count: object, noun: str) -> str:
-        return f"{count} {noun}" if str(count) == "1" else f"{count} {noun}s"
-
     def shared(key: str) -> str:
         values: pd.Series = study.trials.get(key, pd.Series(dtype=object)).dropna()
         return value_text(values.iloc[0]) if len(values) and (values == values.iloc[0]).all() else ""
 
     data, epochs = _without_folders(shared("data.name")), shared("train.epochs")
     net = shared("model.backbone") or "SE ablation"
-    parts = [f"{net} on {data}" if data else net, counted(epochs, "epoch") if epochs else ""]
+    parts = [f"{net} on {data}" if data else net, counted(int(epochs), "epoch") if epochs else ""]
     if n.nunique() == 1:
-        parts.append(counted(n.iloc[0], "seed"))
+        parts.append(counted(int(n.iloc[0]), "seed"))
     return ", ".join(filter(None, parts))
 
 
