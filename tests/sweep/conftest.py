@@ -1,4 +1,4 @@
-"""W&B's own search engine, to hold ours against."""
+"""W&B's own search engine, to hold ours against, and an emulation of its server."""
 
 import json
 import os
@@ -7,6 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import wandb as client
+
+from tests.sweep.wandb_server import emulated_server
 
 
 @pytest.fixture(scope="session")
@@ -31,3 +34,28 @@ def engine(pytestconfig):
         return json.loads(done.stdout)
 
     return ask
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """Run the emulated server, and point every wandb that is started from here to it."""
+    with emulated_server() as state:
+        for name, value in {
+            "WANDB_BASE_URL": state.url,
+            "WANDB_API_KEY": "0" * 40,
+            "WANDB_DIR": str(tmp_path),
+            "WANDB_CONFIG_DIR": str(tmp_path / "config"),
+            "WANDB_CACHE_DIR": str(tmp_path / "cache"),
+            "WANDB_DATA_DIR": str(tmp_path / "data"),
+            "WANDB_AGENT_REPORT_INTERVAL": "0",
+            "SE_LAB_STORE": str(tmp_path / "store"),
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        }.items():
+            monkeypatch.setenv(name, value)
+        for name in ("WANDB_MODE", "WANDB_PROJECT", "WANDB_ENTITY", "WANDB_SWEEP_ID", "WANDB_RUN_ID", "WANDB_SILENT"):
+            monkeypatch.setenv(name, "")  # so that what wandb puts there is taken back as well
+            monkeypatch.delenv(name)
+        monkeypatch.chdir(tmp_path)
+        client.teardown()  # a process of wandb's that another test started knows another server
+        yield state
+        client.teardown()

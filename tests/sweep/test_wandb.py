@@ -2,13 +2,8 @@
 
 import dataclasses
 import json
-import os
-import signal
 import socket
 import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -22,64 +17,8 @@ from se_lab.sweep.grammar import read_sweep
 from se_lab.sweep.records import load_records
 from se_lab.sweep.schedule import execute
 from se_lab.training.run import run
-from tests.sweep.wandb_server import ENTITY, emulated_server
-
-QUICK = ["--recipe=digits", "--train.epochs=1", "--data.batch_size=512", "--model.kwargs={units: 1}"]
-SWEEP = {
-    "name": "tiny",
-    "program": "se-lab",
-    "method": "grid",
-    "project": "lab",
-    "command": ["${env}", "se-lab", "train", *QUICK, "${args}"],
-    "parameters": {"model.se": {"values": [{"insertion": "none"}, {"reduction": 4}]}, "seed": {"values": [0, 1, 2]}},
-}
-
-
-@pytest.fixture
-def server(tmp_path, monkeypatch):
-    """Run the emulated server, and point every wandb that is started from here to it."""
-    with emulated_server() as state:
-        for name, value in {
-            "WANDB_BASE_URL": state.url,
-            "WANDB_API_KEY": "0" * 40,
-            "WANDB_DIR": str(tmp_path),
-            "WANDB_CONFIG_DIR": str(tmp_path / "config"),
-            "WANDB_CACHE_DIR": str(tmp_path / "cache"),
-            "WANDB_DATA_DIR": str(tmp_path / "data"),
-            "WANDB_AGENT_REPORT_INTERVAL": "0",
-            "SE_LAB_STORE": str(tmp_path / "store"),
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        }.items():
-            monkeypatch.setenv(name, value)
-        for name in ("WANDB_MODE", "WANDB_PROJECT", "WANDB_ENTITY", "WANDB_SWEEP_ID", "WANDB_RUN_ID", "WANDB_SILENT"):
-            monkeypatch.setenv(name, "")  # so that what wandb puts there is taken back as well
-            monkeypatch.delenv(name)
-        monkeypatch.chdir(tmp_path)
-        client.teardown()  # a process of wandb's that another test started knows another server
-        yield state
-        client.teardown()
-
-
-def write(folder, **changes):
-    path = folder / "sweep.yaml"
-    path.write_text(yaml.safe_dump(SWEEP | changes))
-    return path
-
-
-def wandb(*arguments):
-    return [sys.executable, "-W", "ignore", "-m", "wandb", *arguments]
-
-
-def agent(sweep, *more):
-    return subprocess.Popen(
-        wandb("agent", "-f", *more, f"{ENTITY}/lab/{sweep}"),
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-    )  # fmt: skip
-
-
-def alike(table):
-    """Return a table without what names its place, its rows and columns in one order."""
-    return table.drop(columns="folder").sort_values("trial_id", ignore_index=True).sort_index(axis=1)
+from tests.sweep.agents import QUICK, SWEEP, agent, alike, wandb, write
+from tests.sweep.wandb_server import ENTITY
 
 
 @pytest.mark.slow
@@ -127,144 +66,6 @@ def test_agents_run_the_seeds_that_are_added_and_again_nothing_is_run(server, tm
 
 
 @pytest.mark.slow
-def test_a_stopped_trial_is_handed_out_again_and_a_busy_one_is_waited_for(server, tmp_path):
-    parameters = {"train.epochs": {"value": 60}, "data.batch_size": {"value": 32}}
-    command = ["${env}", "se-lab", "train", "--recipe=digits", "${args}"]
-    path = write(tmp_path, parameters=parameters, command=command)
-    for _ in range(2):
-        subprocess.run(wandb("sweep", str(path)), check=True, capture_output=True)
-    (trial,) = read_sweep(path).trials
-    folder = tmp_path / "store" / trial.trial_id
-    first = agent("sweep1")
-    until(lambda: (folder / "metrics.csv").exists())
-    second = agent("sweep2")  # another sweep's agent gets the same trial, which the first is running
-    said = ""
-    while "held by process" not in said:
-        line = second.stdout.readline()
-        assert line, said
-        said += line
-    assert len(list((folder / "claims").glob("0*[0-9]"))) == 1, "two workers had the trial"
-    os.kill(first.pid, signal.SIGTERM)
-    said = first.communicate(timeout=600)[0]
-    (preempted,) = server.runs_of("sweep1")
-    assert (preempted["state"], preempted["exitcode"]) == ("preempted", 75), said
-    os.kill(second.pid, signal.SIGTERM)  # which has the trial by now, or is about to
-    said = second.communicate(timeout=600)[0]
-    assert server.runs_of("sweep2")[0]["state"] == "preempted", said
-    assert main(["train", "--recipe=digits", "--train.epochs=60", "--data.batch_size=32", "--wandb=false"]) == 0
-    third = agent("sweep1")
-    said = third.communicate(timeout=600)[0]
-    assert (preempted["state"], preempted["commands"]) == ("finished", ["run", "resume"]), said
-    record = store.read_record(folder)
-    assert preempted["summary"]["test/top1_error"] == record.metrics["test/top1_error"]
-    epochs = [int(line.split(",")[0]) for line in (folder / "metrics.csv").read_text().splitlines()[1:]]
-    assert epochs == list(range(60))
-
-
-LONG = {
-    "command": ["${env}", "se-lab", "train", "--recipe=digits", "${args}"],
-    "parameters": {"train.epochs": {"value": 40}, "data.batch_size": {"value": 64}},
-}
-"""One trial, which takes a while."""
-
-
-def long_trial(tmp_path, **changes):
-    """Register a sweep of it, and return its folder."""
-    path = write(tmp_path, **LONG | changes)
-    subprocess.run(wandb("sweep", str(path)), check=True, capture_output=True)
-    (trial,) = read_sweep(path).trials
-    return tmp_path / "store" / trial.trial_id
-
-
-@pytest.mark.slow
-def test_one_agent_goes_on_with_a_trial_that_was_preempted_under_it(server, tmp_path):
-    folder = long_trial(tmp_path)
-    process = agent("sweep1")
-    until(lambda: (folder / "metrics.csv").exists())
-    pid = store.holder_of(folder)["pid"]
-    os.kill(pid, signal.SIGTERM)  # the trial alone: the agent lives, and asks for more
-    said = process.communicate(timeout=300)[0]
-    (run,) = server.runs_of("sweep1")
-    assert (run["state"], run["commands"], run["ends"]) == ("finished", ["run", "resume"], 2), said
-    assert store.read_record(folder).status == "finished"
-    epochs = [int(line.split(",")[0]) for line in (folder / "metrics.csv").read_text().splitlines()[1:]]
-    assert epochs == list(range(40))
-    seen = [row["epoch"] for row in run["history"] if "epoch" in row and "val/loss" in row]
-    assert sorted(set(seen)) == list(range(40)), "an epoch is missing from the run's history"
-    from_api = alike(load_records(f"wandb:{ENTITY}/lab/sweep1"))
-    pd.testing.assert_frame_equal(from_api, alike(load_records(tmp_path / "sweep.yaml")))
-
-
-TOLD_AGAIN = """
-import contextlib, os, signal, time
-import se_lab.sweep.wandb
-
-original = se_lab.sweep.wandb.catch_signals
-
-@contextlib.contextmanager
-def catch_signals(stop):
-    try:
-        with original(stop) as told:
-            yield told
-    finally:
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(1)
-
-if "WANDB_SWEEP_ID" in os.environ:
-    se_lab.sweep.wandb.catch_signals = catch_signals
-"""
-
-
-@pytest.mark.slow
-def test_a_trial_that_is_told_to_stop_from_two_sides_is_still_handed_out_again(server, tmp_path):
-    (tmp_path / "told_again.py").write_text(TOLD_AGAIN)  # the second signal comes once the first has been heard
-    command = [*LONG["command"][:-1], "--plugins=told_again", "${args}"]
-    folder = long_trial(tmp_path, command=command)
-    process = agent("sweep1", "--count", "1")
-    until(lambda: (folder / "metrics.csv").exists())
-    os.kill(store.holder_of(folder)["pid"], signal.SIGTERM)
-    said = process.communicate(timeout=600)[0]
-    (run,) = server.runs_of("sweep1")
-    assert (run["state"], run["exitcode"]) == ("preempted", 75), said
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_sweep_through_wandb_that_is_told_to_stop_says_how_to_go_on(server, tmp_path, number):
-    path = write(tmp_path, **LONG)
-    (trial,) = read_sweep(path).trials
-    folder = tmp_path / "store" / trial.trial_id
-    command = [sys.executable, "-W", "ignore", "-m", "se_lab.cli", "sweep", str(path), "--wandb", "--agents=2"]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    until(lambda: (folder / "metrics.csv").exists())
-    os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
-    out, err = process.communicate(timeout=600)
-    assert (process.returncode, out.splitlines()[-1]) == (75, f"{path}: 1 interrupted"), err
-    (run,) = server.runs_of("sweep1")
-    assert run["state"] == "preempted" and store.holder_of(folder) is None and (folder / "last.ckpt").exists()
-    (told,) = [line.partition(":  ")[2] for line in err.splitlines() if "wandb agent -f" in line]
-    if number == signal.SIGTERM:
-        done = subprocess.run(told, shell=True, capture_output=True, text=True, timeout=300)
-        assert (run["state"], run["commands"]) == ("finished", ["run", "resume"]), done.stdout + done.stderr
-        assert store.read_record(folder).status == "finished"
-
-
-@pytest.mark.slow
-def test_a_trial_that_wandb_stops_is_not_handed_out_again(server, tmp_path):
-    folder = long_trial(tmp_path)
-    process = agent("sweep1")
-    until(lambda: (folder / "metrics.csv").exists())
-    (run,) = server.runs_of("sweep1")
-    run["stopped"] = True  # what early_terminate and the button in the browser do
-    said = process.communicate(timeout=300)[0]
-    assert run["commands"] == ["run"] and run["state"] == "failed", said
-    assert load_records(f"wandb:{ENTITY}/lab/sweep1")["status"].tolist() == ["stopped"]
-    assert load_records(tmp_path / "sweep.yaml")["status"].tolist() == ["interrupted"]
-
-
-@pytest.mark.slow
 def test_a_failing_trial_is_a_failed_run_that_tells_why(server, tmp_path):
     command = ["${env}", "se-lab", "train", *QUICK, "--optim.schedule=constant", "${args}"]
     path = write(tmp_path, command=command, parameters={"optim.lr": {"values": [1e25]}})
@@ -273,14 +74,6 @@ def test_a_failing_trial_is_a_failed_run_that_tells_why(server, tmp_path):
     assert [run["state"] for run in server.runs_of("sweep1")] == ["failed"], said
     (row,) = load_records(f"wandb:{ENTITY}/lab/sweep1").to_dict("records")
     assert row["status"] == "failed" and "the loss on the test images is nan or infinite" in row["error"]
-
-
-def until(true, seconds=240):
-    """Wait until something is so."""
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "it did not come about"
-        time.sleep(0.1)
 
 
 @pytest.mark.slow

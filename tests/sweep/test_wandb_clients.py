@@ -4,11 +4,10 @@ import pytest
 import wandb as client
 
 from se_lab.sweep.records import load_records
-from tests.sweep.test_wandb import server  # noqa: F401
 from tests.sweep.wandb_server import ENTITY
 
 
-def test_a_client_that_has_no_lazy_runs_is_asked_for_runs_all_the_same(server, monkeypatch):  # noqa: F811
+def test_a_client_that_has_no_lazy_runs_is_asked_for_runs_all_the_same(server, monkeypatch):
     def runs(self, path=None, filters=None, order="+created_at", per_page=50, include_sweeps=True):  # as in 0.19
         return original(self, path, filters, order, per_page, include_sweeps)
 

@@ -18,7 +18,7 @@ from se_lab.sweep.grammar import read_sweep
 from se_lab.sweep.records import load_records
 from se_lab.sweep.schedule import execute
 from se_lab.sweep.status import standings
-from tests.sweep.test_wandb import alike, server  # noqa: F401
+from tests.sweep.agents import alike
 from tests.sweep.wandb_server import ENTITY
 
 pytestmark = pytest.mark.usefixtures("slurm")
@@ -235,7 +235,7 @@ def task_of(trial):
 
 
 @pytest.mark.slow
-def test_agents_on_slurm_share_a_sweep_of_wandb(server, sweep_file, tmp_path, capsys):  # noqa: F811
+def test_agents_on_slurm_share_a_sweep_of_wandb(server, sweep_file, tmp_path, capsys):
     path, folder = sweep_file(*LONGER, "--project=lab", seed=[0, 1, 2]), tmp_path / "store"
     trials = [trial.trial_id for trial in read_sweep(path).trials]
     agents = ["sweep", str(path), f"--store={folder}", "--wandb", "--executor=slurm"]
