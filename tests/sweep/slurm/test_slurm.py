@@ -23,7 +23,8 @@ from tests.sweep.wandb_server import ENTITY
 
 pytestmark = pytest.mark.usefixtures("slurm")
 
-LONGER = ["--train.epochs=40", "--data.batch_size=16"]
+SLOW = "--callbacks=pace.FirstRunSlow"
+LONGER = ["--train.epochs=40", "--data.batch_size=16", SLOW]
 
 
 def submit(path, folder, *more):
@@ -113,12 +114,8 @@ def test_what_sbatch_refuses_is_said_plainly(sweep_file, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_a_drained_node_and_a_killed_job_leave_the_table_as_it_is(sweep_file, tmp_path, capsys):
-    path, folder = (
-        sweep_file(
-            "--train.epochs=4", model__se=[{"insertion": "none"}, {"reduction": 4}, {"reduction": 8}], seed=range(4)
-        ),
-        tmp_path / "store",
-    )
+    variants = [{"insertion": "none"}, {"reduction": 4}, {"reduction": 8}]
+    path, folder = sweep_file("--train.epochs=4", SLOW, model__se=variants, seed=range(4)), tmp_path / "store"
     trials = [trial.trial_id for trial in read_sweep(path).trials]
     assert submit(path, folder) == 0
     running = until(lambda: [t for t in trials if store.holder_of(folder / t)])
