@@ -53,8 +53,9 @@ def run_for_agent(spec: RunSpec, execution: ExecSpec) -> RunRecord:
     """
     import wandb
 
-    with catch_signals(Stop()) as stop:
+    with catch_signals(Stop(at_once=False)) as stop:
         try:
+            stop.raise_at_once()
             record = _run_when_free(spec, execution, stop)
         except InterruptedTrialError:
             stop.at_once = False  # ignore further signals of the agent, W&B's client and a scheduler

@@ -167,9 +167,9 @@ class TrialRun:
         with contextlib.ExitStack() as stack:
             opened_loggers: list[Logger] = []
             if self.folder.is_held:
-                opened_loggers = stack.enter_context(
-                    open_loggers(self.record, self.folder.path, execution, self.loggers)
-                )
+                loggers = open_loggers(self.record, self.folder.path, execution, self.loggers)
+                with self.trial.stop.deferred():  # W&B's client cannot start a run again after an interrupted start
+                    opened_loggers = stack.enter_context(loggers)
             trainer = create_trainer(
                 spec, execution, self.trial.rank, self.folder, logger=opened_loggers or False, **options
             )

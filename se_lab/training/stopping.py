@@ -36,6 +36,20 @@ class Stop:
         if self.at_once:
             raise InterruptedTrialError
 
+    def raise_at_once(self) -> None:
+        """Raise InterruptedTrialError on a request from now on, and for an earlier one."""
+        self.at_once = True
+        if self.asked:
+            raise InterruptedTrialError
+
+    @contextlib.contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Inside the context, only record a request; raise at its end if `at_once` was set."""
+        at_once, self.at_once = self.at_once, False
+        yield
+        if at_once:
+            self.raise_at_once()
+
 
 @contextlib.contextmanager
 def catch_signals(stop: Stop) -> Iterator[Stop]:
@@ -61,7 +75,8 @@ def catch_signals(stop: Stop) -> Iterator[Stop]:
 def exit_on_signals() -> Iterator[None]:
     """Exit with RESUME_ME on signals inside the context, while there is nothing to save.
 
-    One of several ranks blocks the signals until `catch_signals`, since the other ranks would wait for it.
+    The signals are blocked until `catch_signals` in one of several ranks, since the other ranks would wait for it, and
+    under a W&B agent, whose run must be marked as preempting.
     """
     handlers: dict[signal.Signals, Any] = {}
     for number in SIGNALS:
@@ -70,7 +85,8 @@ def exit_on_signals() -> Iterator[None]:
         with contextlib.suppress(ValueError):  # not in the main thread
             handlers[number] = signal.signal(number, lambda *_: os._exit(RESUME_ME))
     is_distributed = any(int(os.environ.get(name) or 1) > 1 for name in ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS"))
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS if is_distributed else ())
+    blocked = SIGNALS if is_distributed or os.environ.get("WANDB_SWEEP_ID") else ()
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
     try:
         yield
     finally:

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import pandas as pd
 import pytest
@@ -12,7 +13,7 @@ from se_lab import store
 from se_lab.cli import main
 from se_lab.sweep.grammar import read_sweep
 from se_lab.sweep.records import load_records
-from tests.sweep.agents import agent, alike, until, wandb, write
+from tests.sweep.agents import QUICK, agent, alike, until, wandb, write
 from tests.sweep.wandb_server import ENTITY
 
 
@@ -116,6 +117,46 @@ def test_a_trial_that_is_told_to_stop_from_two_sides_is_still_handed_out_again(s
     said = process.communicate(timeout=600)[0]
     (run,) = server.runs_of("sweep1")
     assert (run["state"], run["exitcode"]) == ("preempted", 75), said
+
+
+TOLD_EARLY = """
+import os, pathlib, signal
+
+if "WANDB_RUN_ID" in os.environ and not pathlib.Path("told").exists():
+    pathlib.Path("told").touch()
+    os.kill(os.getpid(), signal.SIGTERM)
+"""
+
+
+@pytest.mark.slow
+def test_a_trial_that_is_told_to_stop_while_its_command_starts_is_handed_out_again(server, tmp_path):
+    (tmp_path / "told_early.py").write_text(TOLD_EARLY)
+    command = ["${env}", "se-lab", "train", *QUICK, "--plugins=told_early", "${args}"]
+    folder = long_trial(tmp_path, command=command, parameters={"seed": {"value": 0}})
+    said = agent("sweep1").communicate(timeout=600)[0]
+    (run,) = server.runs_of("sweep1")
+    assert (run["state"], run["commands"], run["ends"]) == ("finished", ["run", "resume"], 2), said
+    assert store.read_record(folder).status == "finished"
+
+
+@pytest.mark.slow
+def test_a_trial_that_is_told_to_stop_while_wandb_starts_its_run_is_handed_out_again(server, tmp_path, monkeypatch):
+    command = ["${env}", "se-lab", "train", *QUICK, "${args}"]
+    folder = long_trial(tmp_path, command=command, parameters={"seed": {"value": 0}})
+    answer, told = server.upsert_bucket, []
+
+    def tell_before_the_answer(given):
+        if not told and (holder := store.holder_of(folder)):
+            told.append(holder["pid"])
+            os.kill(holder["pid"], signal.SIGTERM)
+            time.sleep(1)
+        return answer(given)
+
+    monkeypatch.setattr(server, "upsert_bucket", tell_before_the_answer)
+    said = agent("sweep1").communicate(timeout=600)[0]
+    (run,) = server.runs_of("sweep1")
+    assert told and (run["state"], run["commands"], run["ends"]) == ("finished", ["run", "resume"], 2), said
+    assert store.read_record(folder).status == "finished"
 
 
 @pytest.mark.slow

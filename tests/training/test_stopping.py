@@ -23,3 +23,18 @@ def test_what_was_not_told_hears_of_it_outside():
         assert not inner.asked and not outer.asked
         with pytest.raises(InterruptedTrialError):
             signal.raise_signal(signal.SIGTERM)
+
+
+def test_a_signal_in_what_may_not_be_broken_off_stops_after_it():
+    done = []
+
+    def told_in_the_middle(stop):
+        with stop.deferred():
+            signal.raise_signal(signal.SIGTERM)
+            done.append(stop.asked)
+
+    with catch_signals(Stop()) as stop, pytest.raises(InterruptedTrialError):
+        told_in_the_middle(stop)
+    with catch_signals(Stop(at_once=False)) as stop:  # its owner looks at `asked`
+        told_in_the_middle(stop)
+    assert done == [True, True]
