@@ -48,7 +48,7 @@ def load_records(
 
 def _load(source: str | Path, store_folder: str | Path, sweep_seed: int) -> pd.DataFrame:
     if str(source).startswith("wandb:"):
-        from se_lab.sweep.wandb import read_wandb
+        from se_lab.sweep.wandb_records import read_wandb
 
         return read_wandb(str(source).removeprefix("wandb:"))
     confirmed = str(source).startswith(CONFIRM)
