@@ -55,7 +55,7 @@ def wandb_run(project: str, folder: Path, **about: Any) -> Iterator[Any]:
         # create_new does not affect another active run
         with wandb.init(project=project, dir=folder, mode=mode, settings=settings, reinit="create_new", **about) as run:
             yield run
-    except (wandb.errors.Error, wandb.errors.UsageError) as error:
+    except wandb.errors.Error as error:
         raise ReportError(f"W&B reported an error: {error}") from error
 
 

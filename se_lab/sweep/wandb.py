@@ -103,7 +103,11 @@ def _ended_by_wandb(active: Any) -> bool:
 
 @contextlib.contextmanager
 def _agents_run(spec: RunSpec, execution: ExecSpec) -> Iterator[Any]:
-    """Yield the active W&B run, or start the one that the agent created."""
+    """Yield the active W&B run, or start the one that the agent created.
+
+    Raises:
+        SpecError: if W&B's client cannot start the run, for example without an API key.
+    """
     import wandb
 
     if wandb.run is not None:
@@ -111,7 +115,12 @@ def _agents_run(spec: RunSpec, execution: ExecSpec) -> Iterator[Any]:
         return
     with tempfile.TemporaryDirectory() as folder:
         project = os.environ.get("WANDB_PROJECT", execution.project)
-        yield _begin(spec.trial_id, spec.flat(), folder, project=project, resume="allow")
+        try:
+            active = _begin(spec.trial_id, spec.flat(), folder, project=project, resume="allow")
+        except wandb.errors.Error as error:
+            sweep = f"WANDB_SWEEP_ID {os.environ['WANDB_SWEEP_ID']}"
+            raise SpecError(f"W&B did not start the run of {sweep}: {error}") from error
+        yield active
 
 
 def _begin(trial_id: str, flat: dict[str, Any], folder: str, **options: Any) -> Any:
@@ -169,7 +178,6 @@ def sync(source: str | Path, execution: ExecSpec, *, sweep_seed: int = 0) -> lis
         SpecError: if a spec cannot be read, or W&B reports an error or does not answer.
         FileNotFoundError: if the store does not exist.
     """
-    import wandb
     from wandb.errors import Error
 
     folders: Sequence[Path]
@@ -200,7 +208,7 @@ def sync(source: str | Path, execution: ExecSpec, *, sweep_seed: int = 0) -> lis
             network_checked = True
         try:
             _send(record, folder, name, execution)
-        except (Error, wandb.errors.UsageError) as error:
+        except Error as error:
             raise SpecError(f"W&B did not accept {folder.name}: {error}") from error
         store.write_text_whole(folder / "synced.json", json.dumps(mark))
         results.append((folder.name, "sent"))

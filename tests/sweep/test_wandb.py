@@ -77,6 +77,18 @@ def test_a_failing_trial_is_a_failed_run_that_tells_why(server, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_trial_of_an_agent_without_a_key_is_kept_and_says_what_is_missing(server, tmp_path, monkeypatch):
+    monkeypatch.delenv("WANDB_API_KEY")
+    monkeypatch.setenv("WANDB_SWEEP_ID", "abc")
+    monkeypatch.setenv("HOME", str(tmp_path))  # without a .netrc
+    command = ["se-lab", "train", *QUICK]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("se-lab train: W&B did not start the run of WANDB_SWEEP_ID abc: ")
+    assert store.read_records(tmp_path / "store")["status"].tolist() == ["finished"]
+
+
+@pytest.mark.slow
 def test_the_emulation_hands_out_pauses_stops_filters_and_samples_as_the_client_asks(server):
     """The real client, no trial: what the tests of trials rely on."""
     spec = {"method": "random", "parameters": {"lr": {"min": 0.1, "max": 0.2}, "kind": {"value": "a"}}}
