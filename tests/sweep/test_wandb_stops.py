@@ -86,6 +86,21 @@ def test_one_agent_goes_on_with_a_trial_that_was_preempted_under_it(server, tmp_
     pd.testing.assert_frame_equal(from_api, alike(load_records(tmp_path / "sweep.yaml")))
 
 
+@pytest.mark.slow
+def test_ctrl_c_at_an_agent_saves_its_trial_and_another_agent_goes_on(server, tmp_path):
+    folder = long_trial(tmp_path)
+    process = agent("sweep1")
+    until(lambda: (folder / "metrics.csv").exists())
+    os.killpg(process.pid, signal.SIGINT)  # as the terminal does: to the agent and to its trial
+    said = process.communicate(timeout=600)[0]
+    (run,) = server.runs_of("sweep1")
+    assert (run["state"], run["exitcode"]) == ("preempted", 75), said
+    assert store.holder_of(folder) is None and (folder / "last.ckpt").exists()
+    said = agent("sweep1").communicate(timeout=600)[0]
+    assert (run["state"], run["commands"], run["ends"]) == ("finished", ["run", "resume"], 2), said
+    assert store.read_record(folder).status == "finished"
+
+
 TOLD_AGAIN = """
 import contextlib, os, signal, time
 import se_lab.sweep.wandb
@@ -184,7 +199,8 @@ def test_a_sweep_through_wandb_that_is_told_to_stop_says_how_to_go_on(server, tm
 
 @pytest.mark.slow
 def test_a_trial_that_wandb_stops_is_not_handed_out_again(server, tmp_path):
-    folder = long_trial(tmp_path)
+    # W&B's client asks every few seconds whether to stop; the trial does not end before that on any machine
+    folder = long_trial(tmp_path, parameters=LONG["parameters"] | {"train.epochs": {"value": 1000}})
     process = agent("sweep1")
     until(lambda: (folder / "metrics.csv").exists())
     (run,) = server.runs_of("sweep1")

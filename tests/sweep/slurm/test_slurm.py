@@ -170,7 +170,7 @@ def test_a_job_of_higher_priority_takes_the_place_of_a_trial_which_goes_on_after
     assert submit(path, folder) == 0
     job = status(path, folder)[trial].worker.split()[0]
     until(lambda: len(rows(folder, trial)) > 2)
-    whole = ["--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 3"]
+    whole = ["--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 10"]
     urgent = says("sbatch", "--parsable", *whole).strip()
     until(lambda: "Restarts=1 " in says("scontrol", "show", "job", job))
     had = len(rows(folder, trial))
