@@ -28,6 +28,7 @@ from se_lab.sweep.check import check_sweep
 from se_lab.sweep.grammar import Sweep, load_spec, read_sweep
 from se_lab.sweep.seeds import grown
 from se_lab.sweep.wandb_records import read_wandb
+from se_lab.sweep.wandb_runs import begin, end_stopped, end_stopped_elsewhere
 from se_lab.training.run import run
 from se_lab.training.stopping import RESUME_ME, SIGNALS, InterruptedTrialError, Stop, catch_signals
 
@@ -54,15 +55,12 @@ def run_for_agent(spec: RunSpec, execution: ExecSpec) -> RunRecord:
             stop.raise_at_once()
             record = _run_when_free(spec, execution, stop)
         except InterruptedTrialError:
-            stop.at_once = False  # ignore further signals of the agent, W&B's client and a scheduler
-            for number in (*SIGNALS, signal.SIGINT):
+            for number in (*SIGNALS, signal.SIGINT):  # of the agent, W&B's client and a scheduler
                 signal.signal(number, signal.SIG_IGN)
-            with _agents_run(spec, execution) as active:
-                if _ended_by_wandb(active):
-                    active.summary["status"] = "stopped"
-                else:
-                    active.mark_preempting()
-                active.finish(exit_code=RESUME_ME)
+            if wandb.run is not None:
+                end_stopped(wandb.run, RESUME_ME)
+            else:
+                end_stopped_elsewhere(spec.trial_id, spec.flat(), _project(execution), RESUME_ME)
             raise
         except Exception:
             if wandb.run is not None:
@@ -92,15 +90,6 @@ def _run_when_free(spec: RunSpec, execution: ExecSpec, stop: Stop) -> RunRecord:
                 time.sleep(POLL_SECONDS)
 
 
-def _ended_by_wandb(active: Any) -> bool:
-    """Return whether W&B ended a run, by early_terminate or in the browser, for good."""
-    with contextlib.suppress(Exception):  # LaunchApi is not part of wandb's public interface
-        from wandb.sdk.launch.api import LaunchApi
-
-        return bool(LaunchApi().check_stop_requested(active.project, active.entity, active.id))
-    return False
-
-
 @contextlib.contextmanager
 def _agents_run(spec: RunSpec, execution: ExecSpec) -> Iterator[Any]:
     """Yield the active W&B run, or start the one that the agent created.
@@ -114,24 +103,16 @@ def _agents_run(spec: RunSpec, execution: ExecSpec) -> Iterator[Any]:
         yield wandb.run
         return
     with tempfile.TemporaryDirectory() as folder:
-        project = os.environ.get("WANDB_PROJECT", execution.project)
         try:
-            active = _begin(spec.trial_id, spec.flat(), folder, project=project, resume="allow")
+            active = begin(spec.trial_id, spec.flat(), folder, project=_project(execution), resume="allow")
         except wandb.errors.Error as error:
             sweep = f"WANDB_SWEEP_ID {os.environ['WANDB_SWEEP_ID']}"
             raise SpecError(f"W&B did not start the run of {sweep}: {error}") from error
         yield active
 
 
-def _begin(trial_id: str, flat: dict[str, Any], folder: str, **options: Any) -> Any:
-    import wandb
-
-    settings = wandb.Settings(silent=True, console="off")
-    active: Any = wandb.init(dir=folder, settings=settings, **options)
-    values = {key: value for key, value in flat.items() if value is not None} | {"trial_id": trial_id}
-    # Keys set by an agent are locked.
-    active.config.update({key: value for key, value in values.items() if key not in active.config})
-    return active
+def _project(execution: ExecSpec) -> str:
+    return os.environ.get("WANDB_PROJECT", execution.project)
 
 
 def _summary(spec: RunSpec, store_folder: str) -> dict[str, Any]:
@@ -230,7 +211,7 @@ def _send(record: RunRecord, folder: Path, sweep: str, execution: ExecSpec) -> N
     }
     history = list(_history(folder))
     with tempfile.TemporaryDirectory() as scratch:
-        active = _begin(
+        active = begin(
             record.trial_id, flat | ({"sweep": sweep} if sweep else {}), scratch, **identity, **destination, **details
         )
         for row in history:

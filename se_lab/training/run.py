@@ -166,10 +166,13 @@ class TrialRun:
         options = {"callbacks": callbacks, "enable_progress_bar": has_bar or self.with_bar}
         with contextlib.ExitStack() as stack:
             opened_loggers: list[Logger] = []
+            # W&B's client hangs or fails after an exception at any point of its code
+            self.trial.stop.at_once = False
             if self.folder.is_held:
-                loggers = open_loggers(self.record, self.folder.path, execution, self.loggers)
-                with self.trial.stop.deferred():  # W&B's client cannot start a run again after an interrupted start
-                    opened_loggers = stack.enter_context(loggers)
+                opened_loggers = stack.enter_context(
+                    open_loggers(self.record, self.folder.path, execution, self.loggers)
+                )
+            self.trial.leave_if_asked()
             trainer = create_trainer(
                 spec, execution, self.trial.rank, self.folder, logger=opened_loggers or False, **options
             )
@@ -178,7 +181,6 @@ class TrialRun:
             checkpoint = broadcast_object(checkpoint)
             try:
                 trainer.fit(self.task, datamodule=self.trial.data, ckpt_path=checkpoint, weights_only=True)
-                self.trial.stop.at_once = False  # not set by a fit that had no epochs left; the test stops itself
                 self.record.status, test_metrics = "finished", self._test(trainer)
             except SystemExit:  # raised by Lightning on a second Ctrl-C
                 raise InterruptedTrialError from None

@@ -31,24 +31,20 @@ class Stop:
         if os.getpid() != self._owner:
             return
         self.asked = True
-        if signum == signal.SIGINT:
-            signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C stops immediately
+        # A second Ctrl-C stops immediately, but not under a W&B agent, since the run must be marked as preempting; the
+        # agent kills the trial at the third.
+        if signum == signal.SIGINT and not os.environ.get("WANDB_SWEEP_ID"):
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         if self.at_once:
+            self.at_once = False  # do not interrupt the clean-up
             raise InterruptedTrialError
 
     def raise_at_once(self) -> None:
         """Raise InterruptedTrialError on a request from now on, and for an earlier one."""
         self.at_once = True
         if self.asked:
+            self.at_once = False
             raise InterruptedTrialError
-
-    @contextlib.contextmanager
-    def deferred(self) -> Iterator[None]:
-        """Inside the context, only record a request; raise at its end if `at_once` was set."""
-        at_once, self.at_once = self.at_once, False
-        yield
-        if at_once:
-            self.raise_at_once()
 
 
 @contextlib.contextmanager
@@ -62,7 +58,8 @@ def catch_signals(stop: Stop) -> Iterator[Stop]:
             with contextlib.suppress(ValueError):  # not in the main thread, so its owner handles signals
                 handlers[number] = signal.signal(number, stop)
         if handlers:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # deliver signals received during the start
+            # deliver signals received during the start
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, (*SIGNALS, signal.SIGINT))
         yield stop
     finally:
         for number, handler in handlers.items():
@@ -85,11 +82,15 @@ def exit_on_signals() -> Iterator[None]:
         with contextlib.suppress(ValueError):  # not in the main thread
             handlers[number] = signal.signal(number, lambda *_: os._exit(RESUME_ME))
     is_distributed = any(int(os.environ.get(name) or 1) > 1 for name in ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS"))
-    blocked = SIGNALS if is_distributed or os.environ.get("WANDB_SWEEP_ID") else ()
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
+    is_blocked = bool(handlers) and (is_distributed or bool(os.environ.get("WANDB_SWEEP_ID")))
+    if is_blocked:
+        handlers[signal.SIGINT] = signal.getsignal(signal.SIGINT)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, handlers if is_blocked else ())
     try:
         yield
     finally:
+        for number in handlers:
+            signal.signal(number, signal.SIG_IGN)  # discard a signal that is still blocked
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         for number, handler in handlers.items():
             signal.signal(number, handler)
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)

@@ -139,13 +139,14 @@ import os, pathlib, signal
 
 if "WANDB_RUN_ID" in os.environ and not pathlib.Path("told").exists():
     pathlib.Path("told").touch()
-    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), NUMBER)
 """
 
 
 @pytest.mark.slow
-def test_a_trial_that_is_told_to_stop_while_its_command_starts_is_handed_out_again(server, tmp_path):
-    (tmp_path / "told_early.py").write_text(TOLD_EARLY)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_trial_that_is_told_to_stop_while_its_command_starts_is_handed_out_again(server, tmp_path, number):
+    (tmp_path / "told_early.py").write_text(TOLD_EARLY.replace("NUMBER", str(int(number))))
     command = ["${env}", "se-lab", "train", *QUICK, "--plugins=told_early", "${args}"]
     folder = long_trial(tmp_path, command=command, parameters={"seed": {"value": 0}})
     said = agent("sweep1").communicate(timeout=600)[0]
@@ -154,8 +155,39 @@ def test_a_trial_that_is_told_to_stop_while_its_command_starts_is_handed_out_aga
     assert store.read_record(folder).status == "finished"
 
 
+TOLD_WITH_A_LOCK = """
+import logging, os, pathlib, signal
+from se_lab.training import trial
+
+original = trial.open_data
+
+def open_data(*arguments):
+    if "WANDB_RUN_ID" in os.environ and not pathlib.Path("told").exists():
+        pathlib.Path("told").touch()
+        logging._lock.acquire()  # as in logging itself, just before its `try`
+        os.kill(os.getpid(), signal.SIGTERM)
+    return original(*arguments)
+
+trial.open_data = open_data
+"""
+
+
 @pytest.mark.slow
-def test_a_trial_that_is_told_to_stop_while_wandb_starts_its_run_is_handed_out_again(server, tmp_path, monkeypatch):
+def test_a_trial_that_is_told_to_stop_while_it_holds_a_lock_is_handed_out_again(server, tmp_path):
+    (tmp_path / "told_with_a_lock.py").write_text(TOLD_WITH_A_LOCK)
+    command = ["${env}", "se-lab", "train", *QUICK, "--plugins=told_with_a_lock", "${args}"]
+    folder = long_trial(tmp_path, command=command, parameters={"seed": {"value": 0}})
+    said = agent("sweep1").communicate(timeout=300)[0]
+    (run,) = server.runs_of("sweep1")
+    assert (run["state"], run["commands"], run["ends"]) == ("finished", ["run", "resume"], 2), said
+    assert store.read_record(folder).status == "finished"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("numbers", [[signal.SIGTERM] * 2, [signal.SIGINT] * 2])
+def test_a_trial_that_is_told_to_stop_while_wandb_starts_its_run_is_handed_out_again(
+    server, tmp_path, monkeypatch, numbers
+):
     command = ["${env}", "se-lab", "train", *QUICK, "${args}"]
     folder = long_trial(tmp_path, command=command, parameters={"seed": {"value": 0}})
     answer, told = server.upsert_bucket, []
@@ -163,8 +195,9 @@ def test_a_trial_that_is_told_to_stop_while_wandb_starts_its_run_is_handed_out_a
     def tell_before_the_answer(given):
         if not told and (holder := store.holder_of(folder)):
             told.append(holder["pid"])
-            os.kill(holder["pid"], signal.SIGTERM)
-            time.sleep(1)
+            for number in numbers:
+                os.kill(holder["pid"], number)
+                time.sleep(0.5)
         return answer(given)
 
     monkeypatch.setattr(server, "upsert_bucket", tell_before_the_answer)

@@ -4,7 +4,7 @@ import signal
 
 import pytest
 
-from se_lab.training.stopping import SIGNALS, InterruptedTrialError, Stop, catch_signals
+from se_lab.training.stopping import SIGNALS, InterruptedTrialError, Stop, catch_signals, exit_on_signals
 
 
 @pytest.mark.parametrize("number", [*SIGNALS, signal.SIGINT])
@@ -25,16 +25,19 @@ def test_what_was_not_told_hears_of_it_outside():
             signal.raise_signal(signal.SIGTERM)
 
 
-def test_a_signal_in_what_may_not_be_broken_off_stops_after_it():
-    done = []
+def test_a_signal_before_it_may_raise_raises_then_and_the_next_does_not_break_off_the_cleaning_up():
+    with catch_signals(Stop(at_once=False)) as stop:
+        signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(InterruptedTrialError):
+            stop.raise_at_once()
+        signal.raise_signal(signal.SIGTERM)
 
-    def told_in_the_middle(stop):
-        with stop.deferred():
-            signal.raise_signal(signal.SIGTERM)
-            done.append(stop.asked)
 
-    with catch_signals(Stop()) as stop, pytest.raises(InterruptedTrialError):
-        told_in_the_middle(stop)
-    with catch_signals(Stop(at_once=False)) as stop:  # its owner looks at `asked`
-        told_in_the_middle(stop)
-    assert done == [True, True]
+def test_a_blocked_signal_that_nobody_took_does_not_kill_the_command_at_its_end(monkeypatch):
+    monkeypatch.setenv("WANDB_SWEEP_ID", "abc")
+    with exit_on_signals():
+        signal.raise_signal(signal.SIGTERM)
+    with exit_on_signals():
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(InterruptedTrialError), catch_signals(Stop()):
+            pass
