@@ -52,7 +52,9 @@ lint: .venv/.dev
 	$(BIN)/python -m pip install --quiet -e '.[all,dev]'
 	touch $@
 
-.venv/.lowest: .venv/.dev
+# uv alone is needed here, not the 7 GB of .venv/.dev
+.venv/.lowest: .venv/bin/python pyproject.toml
+	$(BIN)/python -m pip install --quiet 'uv>=0.8'
 	$(BIN)/uv venv --quiet --clear --python $(LOWEST_PYTHON) .venv/lowest
 	$(BIN)/uv pip install --quiet --python .venv/lowest --resolution lowest-direct -e '.[all,dev]'
 	touch $@
