@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from se_lab.units.families.rows import Layout, Point, concatenated, into, layout, out, shortcut, slot
+from se_lab.units.families.rows import Layout, Point, concatenated, into, layout, out, projected, shortcut, slot
 
 
 def _residual(last: str, conv3x3: Point | None = None, post: str = "", pre: str = "conv1") -> Layout:
-    row = layout(standard=slot("se", last), pre=into(pre), post=out(post, last), identity=shortcut("downsample", last))
+    row = projected(pre, last, post, standard=slot("se", last))
     return row | ({"conv3x3": (conv3x3,)} if conv3x3 else {})
 
 

@@ -24,6 +24,8 @@ The row of a user's block with `conv1`, `conv2`, `act` and a `downsample` that m
         post=out("", "conv2"),                                       # scales the block's output, as wide as conv2's
     )
 
+`projected("conv1", "conv2", conv3x3=into("conv2"))` is the same row; `summed` is for blocks without `downsample`.
+
 Points of other kinds of block (for tensors (N, H, W, C), a Point with channels_last=True):
 
     standard=slot("se", "conv3")                                     # block.se is the family's place for attention
@@ -112,6 +114,32 @@ def shortcut(host: str, channels: str, when: str = "") -> Point:
 def added(channels: str, when: str = "") -> Point:
     """Return the point on the shortcut of a block that returns branch(x) + x without a module."""
     return Point("", "added", channels, when)
+
+
+def summed(first: str, last: str, when: str = "", **points: Point | tuple[Point, ...]) -> Layout:
+    """Return the row of a block that returns branch(x) + x, if `when` holds; `points` replace or complete its points.
+
+    Args:
+        first: The first module of the branch.
+        last: The last one.
+        when: The condition on the block.
+        points: Points by insertion.
+    """
+    row = layout(standard=out(last), pre=into(first), post=out("", last), identity=added(last, when))
+    return row | layout(**points)
+
+
+def projected(first: str, last: str, act: str = "", **points: Point | tuple[Point, ...]) -> Layout:
+    """Return the row of a block that returns act(branch(x) + downsample(x)); `points` replace or complete its points.
+
+    Args:
+        first: The first module of the branch.
+        last: The last one.
+        act: The activation after the join, unless there is none or the block uses it elsewhere too.
+        points: Points by insertion.
+    """
+    row = layout(standard=out(last), pre=into(first), post=out(act, last), identity=shortcut("downsample", last))
+    return row | layout(**points)
 
 
 def concatenated(channels: str) -> Layout:

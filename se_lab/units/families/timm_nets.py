@@ -12,32 +12,23 @@ from se_lab.units.families.rows import (
     into,
     layout,
     out,
+    projected,
     shortcut,
     slot,
+    summed,
 )
 
 
 def _resnet(last: int, wide: int | None = None) -> Layout:
     """Return the layout of a ResNet block whose last and 3×3 convolutions are `last` and `wide`."""
     inner = wide or 1  # of the two 3×3 convolutions of a basic block, the first is inside the branch
-    return layout(
-        standard=slot("se", f"conv{last}"),
-        pre=into("conv1"),
-        post=out(f"act{last}", f"conv{last}"),
-        identity=shortcut("downsample", f"conv{last}"),
-        conv3x3=out(f"act{inner}", f"bn{inner}"),
-    )
+    conv = f"conv{last}"
+    return projected("conv1", conv, f"act{last}", standard=slot("se", conv), conv3x3=out(f"act{inner}", f"bn{inner}"))
 
 
-def _shared_relu(branch: Point, last: str) -> Layout:
-    """Return the layout of a ResNet block that uses one module for all its activations."""
-    return layout(
-        standard=branch,
-        pre=into("conv1"),
-        post=out("", branch.channels),
-        identity=shortcut("downsample", branch.channels),
-        conv3x3=into(last),
-    )
+def _senet(last: int) -> Layout:
+    """Return the layout of a block of timm's SENet, which uses one module for all its activations."""
+    return projected("conv1", f"bn{last}", standard=slot("se_module", f"bn{last}"), conv3x3=into(f"conv{last}"))
 
 
 def _preactivated(last: str) -> Layout:
@@ -53,13 +44,8 @@ def _preactivated(last: str) -> Layout:
 
 def _selective(kernels: str, last: str) -> Layout:
     """Return the layout of SKNet's blocks; `kernels` is the selective-kernel convolution."""
-    return layout(
-        standard=slot("se", last),
-        pre=into("conv1", "conv1.in_channels"),
-        post=out("act", last),
-        identity=shortcut("downsample", last),
-        conv3x3=out(kernels, f">{last}"),
-    )
+    pre = into("conv1", "conv1.in_channels")
+    return projected("conv1", last, "act", standard=slot("se", last), pre=pre, conv3x3=out(kernels, f">{last}"))
 
 
 def _dla(last: int) -> Layout:
@@ -74,22 +60,23 @@ def _dla(last: int) -> Layout:
 
 def _mobile(first: str, last: str, after_slot: str) -> Layout:
     """Return the layout of an inverted residual with an `se` slot and an identity shortcut."""
-    return layout(
+    return summed(
+        first,
+        last,
+        when="has_skip",
         standard=(into("drop_path", last, when="has_skip"), out("", last)),
         pre=(into("conv_s2d", when="conv_s2d"), into(first)),
-        post=out("", last),
-        identity=added(last, when="has_skip"),
         conv3x3=slot("se", f">{after_slot}"),
     )
 
 
 def _next(first: str, channels: str, middle: str) -> Layout:
     """Return the layout of a block like ConvNeXt's, whose branch ends in a `drop_path` module."""
-    return layout(
+    return summed(
+        first,
+        channels,
         standard=into("drop_path", channels),
         pre=into(first, channels),
-        post=out("", channels),
-        identity=added(channels),
         conv3x3=out(middle, channels),
     )
 
@@ -113,6 +100,8 @@ _GHOST = layout(
 )
 _FOUR_CELLS = "+".join(4 * ["comb_iter_4_left"])
 _INVERTED = _mobile("conv_pw", "bn3", "conv_pwl")
+DENSE_LAYER = layout(standard=out("conv2"), pre=Point("", "joined", ">norm1"))
+"""The layout of DenseNet's layers, which is the same in timm and torchvision."""
 INCEPTION_V3 = {
     "InceptionA": concatenated("branch1x1+branch5x5_2+branch3x3dbl_3+branch_pool"),
     "InceptionB": concatenated("branch3x3+branch3x3dbl_3+>branch3x3"),
@@ -127,20 +116,16 @@ LAYOUTS: dict[str, Layout] = {
     "timm.models.resnet.Bottleneck": _resnet(last=3, wide=2),
     "timm.models.resnetv2.PreActBasic": _preactivated("conv2"),
     "timm.models.resnetv2.PreActBottleneck": _preactivated("conv3"),
-    "timm.models.res2net.Bottle2neck": _shared_relu(slot("se", "conv3"), "conv3"),
-    "timm.models.regnet.Bottleneck": layout(
-        standard=out("conv3"),
-        pre=into("conv1"),
-        post=out("act3", "conv3"),
+    "timm.models.res2net.Bottle2neck": projected("conv1", "conv3", standard=slot("se", "conv3"), conv3x3=into("conv3")),
+    "timm.models.regnet.Bottleneck": projected(
+        "conv1",
+        "conv3",
+        "act3",
         identity=out("downsample", "conv3", when="downsample"),
         conv3x3=slot("se", ">conv3"),
     ),
-    "timm.models.regnet.PreBottleneck": layout(
-        standard=out("conv3"),
-        pre=into("conv1"),
-        post=out("", "conv3"),
-        identity=out("downsample", "conv3", when="downsample"),
-        conv3x3=into("conv3"),
+    "timm.models.regnet.PreBottleneck": projected(
+        "conv1", "conv3", identity=out("downsample", "conv3", when="downsample"), conv3x3=into("conv3")
     ),
     "timm.models.resnest.ResNestBottleneck": layout(
         standard=out("bn3"),
@@ -152,12 +137,12 @@ LAYOUTS: dict[str, Layout] = {
     ),
     "timm.models.sknet.SelectiveKernelBasic": _selective("conv1", "conv2"),
     "timm.models.sknet.SelectiveKernelBottleneck": _selective("conv2", "conv3"),
-    "timm.models.senet.Bottleneck": _shared_relu(slot("se_module", "bn3"), "conv3"),
-    "timm.models.senet.SEResNetBlock": _shared_relu(slot("se_module", "bn2"), "conv2"),
+    "timm.models.senet.Bottleneck": _senet(3),
+    "timm.models.senet.SEResNetBlock": _senet(2),
     "timm.models.dla.DlaBasic": _dla(2),
     "timm.models.dla.DlaBottleneck": _dla(3),
     "timm.models.dla.DlaBottle2neck": _dla(3),
-    "timm.models.densenet.DenseLayer": layout(standard=out("conv2"), pre=Point("", "joined", ">norm1")),
+    "timm.models.densenet.DenseLayer": DENSE_LAYER,
     "timm.models.rdnet.DenseBlock": layout(standard=into("drop_path", "layers"), pre=into("layers")),
     "timm.models.dpn.DualPathBlock": layout(
         # the newer blocks (b) split their last convolution in two; both take the output of c1x1_c
@@ -195,9 +180,7 @@ LAYOUTS: dict[str, Layout] = {
         post=out("", "stack.conv3"),
         identity=out("shortcut", "stack.conv3", when="no no_skip"),
     ),
-    "timm.models._efficientnet_blocks.ConvBnAct": layout(
-        standard=out("aa", "bn1"), pre=into("conv"), post=out("", "bn1"), identity=added("bn1", when="has_skip")
-    ),
+    "timm.models._efficientnet_blocks.ConvBnAct": summed("conv", "bn1", when="has_skip", standard=out("aa", "bn1")),
     "timm.models._efficientnet_blocks.DepthwiseSeparableConv": _mobile("conv_dw", "bn2", "conv_pw"),
     "timm.models._efficientnet_blocks.InvertedResidual": _INVERTED,
     # its convolutions take the routing weights as a second argument
@@ -261,9 +244,7 @@ LAYOUTS: dict[str, Layout] = {
         post=out("", "channel_mixer"),
         conv3x3=slot("se", ">channel_mixer"),
     ),
-    "timm.models.convmixer.Residual": layout(
-        standard=out("fn"), pre=into("fn"), post=out("", "fn"), identity=added("fn")
-    ),
+    "timm.models.convmixer.Residual": summed("fn", "fn"),
     "timm.models.vovnet.OsaBlock": layout(
         standard=slot("attn", "conv_concat"),
         post=out("", "conv_concat"),
@@ -281,23 +262,9 @@ LAYOUTS: dict[str, Layout] = {
         post=out("act3", "conv3"),
         conv3x3=slot("attn2", "conv2"),
     ),
-    "timm.models.cspnet.DarkBlock": layout(
-        standard=out("conv2"), pre=into("conv1"), post=out("", "conv2"), identity=added("conv2")
-    ),
-    "timm.models.cspnet.EdgeBlock": layout(
-        standard=out("conv2"),
-        pre=into("conv1"),
-        post=out("", "conv2"),
-        identity=added("conv2"),
-        conv3x3=slot("attn", "conv1"),
-    ),
-    "timm.models.cspnext.CspNextBlock": layout(
-        standard=out("conv2"),
-        pre=into("conv1"),
-        post=out("", "conv2"),
-        identity=added("conv2", when="add_identity"),
-        conv3x3=out("conv1"),
-    ),
+    "timm.models.cspnet.DarkBlock": summed("conv1", "conv2"),
+    "timm.models.cspnet.EdgeBlock": summed("conv1", "conv2", conv3x3=slot("attn", "conv1")),
+    "timm.models.cspnext.CspNextBlock": summed("conv1", "conv2", when="add_identity", conv3x3=out("conv1")),
     "timm.models.nfnet.NormFreeBlock": layout(
         standard=into("drop_path", "conv3"),
         pre=into("conv1"),
@@ -305,20 +272,10 @@ LAYOUTS: dict[str, Layout] = {
         identity=(out("downsample", when="downsample"), added("conv3")),
         conv3x3=out("act3", ">conv3"),
     ),
-    "timm.models.tresnet.BasicBlock": layout(
-        standard=slot("se", "conv2"),
-        pre=into("conv1"),
-        post=out("act", "conv2"),
-        identity=shortcut("downsample", "conv2"),
-        conv3x3=out("conv1"),
+    "timm.models.tresnet.BasicBlock": projected(
+        "conv1", "conv2", "act", standard=slot("se", "conv2"), conv3x3=out("conv1")
     ),
-    "timm.models.tresnet.Bottleneck": layout(
-        standard=out("conv3"),
-        pre=into("conv1"),
-        post=out("act", "conv3"),
-        identity=shortcut("downsample", "conv3"),
-        conv3x3=slot("se", ">conv3"),
-    ),
+    "timm.models.tresnet.Bottleneck": projected("conv1", "conv3", "act", conv3x3=slot("se", ">conv3")),
     "timm.models.byobnet.BasicBlock": _byob("conv1_kxk", "conv2_kxk", slot("attn", "conv1_kxk")),
     "timm.models.byobnet.BottleneckBlock": _byob("conv1_1x1", "conv3_1x1", slot("attn", "conv2_kxk")),
     "timm.models.byobnet.DarkBlock": _byob("conv1_1x1", "conv2_kxk", None),

@@ -2,74 +2,43 @@
 
 from __future__ import annotations
 
-from se_lab.units.families.rows import (
-    BY_STRIDE,
-    Layout,
-    Point,
-    Stages,
-    added,
-    concatenated,
-    into,
-    layout,
-    out,
-    shortcut,
-)
-from se_lab.units.families.timm_nets import INCEPTION_V3
+from se_lab.units.families.rows import BY_STRIDE, Layout, Stages, concatenated, into, layout, out, projected, summed
+from se_lab.units.families.timm_nets import DENSE_LAYER, INCEPTION_V3
 
 
 def _resnet(last: int) -> Layout:
     """Return the layout of a ResNet block, which uses one module for all its activations."""
-    return layout(
-        standard=out(f"bn{last}"),
-        pre=into("conv1"),
-        post=out("", f"bn{last}"),
-        identity=shortcut("downsample", f"bn{last}"),
-        conv3x3=into(f"conv{last}"),
-    )
-
-
-def _inverted(body: str, residual: str, *pointwise: Point) -> Layout:
-    """Return the layout of an inverted residual; `pointwise` is its last convolution."""
-    return layout(
-        standard=out(body),
-        pre=into(body),
-        post=out("", body),
-        identity=added(body, when=residual),
-        conv3x3=pointwise,
-    )
+    return projected("conv1", f"bn{last}", conv3x3=into(f"conv{last}"))
 
 
 # the index of the last convolution depends on whether the block has an expansion and an SE unit
-_MOBILE = _inverted(
-    "block", "use_res_connect", into("block.3", when="block.3"), into("block.2", when="block.2"), into("block.1")
+_MOBILE = summed(
+    "block",
+    "block",
+    when="use_res_connect",
+    conv3x3=(into("block.3", when="block.3"), into("block.2", when="block.2"), into("block.1")),
 )
 
 LAYOUTS: dict[str, Layout] = {
     "torchvision.models.resnet.BasicBlock": _resnet(2),
     "torchvision.models.resnet.Bottleneck": _resnet(3),
-    "torchvision.models.regnet.ResBottleneckBlock": layout(
-        standard=out("f"),
-        pre=into("f"),
-        post=out("activation", "f"),
-        identity=out("proj", when="proj"),
-        conv3x3=into("f.c"),
+    "torchvision.models.regnet.ResBottleneckBlock": projected(
+        "f", "f", "activation", identity=out("proj", when="proj"), conv3x3=into("f.c")
     ),
-    "torchvision.models.mobilenetv2.InvertedResidual": _inverted(
-        "conv", "use_res_connect", into("conv.2", when="conv.3"), into("conv.1")
+    "torchvision.models.mobilenetv2.InvertedResidual": summed(
+        "conv", "conv", when="use_res_connect", conv3x3=(into("conv.2", when="conv.3"), into("conv.1"))
     ),
     "torchvision.models.mobilenetv3.InvertedResidual": _MOBILE,
     "torchvision.models.efficientnet.MBConv": _MOBILE,
-    "torchvision.models.efficientnet.FusedMBConv": _inverted(
-        "block", "use_res_connect", into("block.1", when="block.1")
+    "torchvision.models.efficientnet.FusedMBConv": summed(
+        "block", "block", when="use_res_connect", conv3x3=into("block.1", when="block.1")
     ),
-    "torchvision.models.convnext.CNBlock": layout(
-        standard=into("stochastic_depth", "block.0"),
-        pre=into("block.0"),
-        post=out("", "block.0"),
-        identity=added("block.0"),
-        conv3x3=out("block.0"),
+    "torchvision.models.convnext.CNBlock": summed(
+        "block.0", "block.0", standard=into("stochastic_depth", "block.0"), conv3x3=out("block.0")
     ),
-    "torchvision.models.mnasnet._InvertedResidual": _inverted("layers", "apply_residual", into("layers.6")),
+    "torchvision.models.mnasnet._InvertedResidual": summed(
+        "layers", "layers", when="apply_residual", conv3x3=into("layers.6")
+    ),
     "torchvision.models.shufflenetv2.InvertedResidual": layout(
         standard=out("branch2"),
         pre=into("branch2"),
@@ -77,7 +46,7 @@ LAYOUTS: dict[str, Layout] = {
         identity=out("branch1", when="branch1.0"),
         conv3x3=into("branch2.5"),
     ),
-    "torchvision.models.densenet._DenseLayer": layout(standard=out("conv2"), pre=Point("", "joined", ">norm1")),
+    "torchvision.models.densenet._DenseLayer": DENSE_LAYER,
     "torchvision.models.googlenet.Inception": concatenated("branch1+branch2+branch3+branch4"),
     **{f"torchvision.models.inception.{name}": row for name, row in INCEPTION_V3.items()},
 }
