@@ -25,15 +25,14 @@ def assemble(
     """Return the HTML of a page that works without a network.
 
     Args:
-        template: A page with placeholders in this order: HEAD, CSS, STATIC, DATA, ARRAYS, PLOTLY, SCRIPTS.
+        template: The page between `head.html` and `tail.html`: its title and body, with placeholders CSS and STATIC.
         data: Data for the scripts, which insert it as text, never as markup.
         scripts: Files in addition to `common.js`, which is first.
         style: Files in addition to `page.css`, which is first.
         static: Markup for readers without JavaScript; the caller escapes all data in it.
         arrays: Elements with numbers that the scripts decode on demand.
     """
-    parts = {
-        "<!--HEAD-->": _read(ASSETS / "head.html").rstrip(),
+    parts = {  # in the order of the page
         "/*CSS*/": "\n".join(_read(path) for path in (ASSETS / "page.css", *style)),
         "<!--STATIC-->": static,
         "/*DATA*/": script_safe(data),
@@ -41,7 +40,7 @@ def assemble(
         "/*PLOTLY*/": _plotly(),
         "/*SCRIPTS*/": "\n".join(_read(path) for path in (ASSETS / "common.js", *scripts)),
     }
-    page, pieces = _read(template), []
+    page, pieces = "".join(_read(path) for path in (ASSETS / "head.html", template, ASSETS / "tail.html")), []
     for mark, text in parts.items():  # search after the inserted text, as data may contain a placeholder
         head, _, page = page.partition(mark)
         pieces += [head, text]
