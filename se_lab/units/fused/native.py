@@ -122,17 +122,9 @@ def _mean(x: Tensor) -> Tensor:
     return _call("mean", x, [x], sums=1)[0]
 
 
-def _apply(
-    x: Tensor,
-    centre: Tensor,
-    scale: Tensor,
-    shift: Tensor,
-    shortcut: Tensor | None,
-    activation: str,
-    in_place: bool = False,
-) -> Tensor:
+def _apply(x: Tensor, shortcut: Tensor | None, activation: str, in_place: bool, *by: Tensor) -> Tensor:
     out = x if in_place else torch.empty_like(x)
-    _call("apply_relu" if activation == "relu" else "apply", x, [x, shortcut, out], [centre, scale, shift])
+    _call("apply_relu" if activation == "relu" else "apply", x, [x, shortcut, out], by)
     return out
 
 

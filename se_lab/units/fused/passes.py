@@ -44,12 +44,12 @@ def mean(x: Tensor) -> Tensor:
 
 def apply(
     x: Tensor,
+    shortcut: Tensor | None,
+    activation: str,
+    in_place: bool,
     centre: Tensor,
     scale: Tensor,
     shift: Tensor,
-    shortcut: Tensor | None,
-    activation: str,
-    in_place: bool = False,
 ) -> Tensor:
     """Return act(scale · (x − centre) + shift + shortcut); the activation is relu or identity.
 
@@ -193,7 +193,7 @@ def _kernel(name: str) -> Callable[..., Any] | None:
     table: dict[str, Callable[..., Any]] = {
         "moments": kernels.moments,
         "mean": lambda x: kernels.moments(x)[0],
-        "apply": lambda x, centre, scale, shift, shortcut, act, _: kernels.apply(
+        "apply": lambda x, shortcut, act, _, centre, scale, shift: kernels.apply(
             x, scale, shift, shortcut, act, centre
         ),
         "backward_moments": lambda x, grad, out, centre, act: kernels.backward_moments(grad, out, x, centre, act),

@@ -135,7 +135,7 @@ class _Moments(Function):
         r = dm / ctx.pixels
         tensors = ctx.saved_tensors
         if not tensors:
-            return cast(Tensor, run("apply", g, torch.zeros_like(factor), factor, r, None, "identity", False)), None
+            return cast(Tensor, run("apply", g, None, "identity", False, torch.zeros_like(factor), factor, r)), None
         x, m = tensors
         q = dv * (2 / ctx.pixels)
         centre, rest = _split(m, x)
@@ -165,7 +165,7 @@ class _Affine(Function):
         factor = s if a is None else s * a
         centre, rest = _split(m, x)
         shift = torch.addcmul(s * (m if z is None else z), factor, rest)
-        out = cast(Tensor, run("apply", x, centre, factor, shift, shortcut, activation, in_place))
+        out = cast(Tensor, run("apply", x, shortcut, activation, in_place, centre, factor, shift))
         norm = () if a is None or z is None else (a, z)
         ctx.save_for_backward(x, m, s, factor, *norm, *([out] if activation == "relu" else []))
         ctx.activation, ctx.joined, ctx.norm = activation, shortcut is not None, bool(norm)

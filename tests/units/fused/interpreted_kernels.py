@@ -310,8 +310,8 @@ def test_the_passes_of_fused_units_find_their_kernels(layout):
     calls = [
         ("moments", (x,)),
         ("mean", (x,)),
-        ("apply", (x, *by[:3], shortcut, "relu", False)),
-        ("apply", (x, *by[:3], None, "identity", True)),
+        ("apply", (x, shortcut, "relu", False, *by[:3])),
+        ("apply", (x, None, "identity", True, *by[:3])),
         ("backward_moments", (x, grad, out, by[0], "relu")),
         ("backward_moments", (x, grad, None, by[0], "identity")),
         ("backward_input", (x, grad, *by)),

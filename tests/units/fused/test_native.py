@@ -26,9 +26,9 @@ def calls(shape, dtype, layout):
     return [
         ("moments", (x,)),
         ("mean", (x,)),
-        ("apply", (x, *by[:3], shortcut, "relu")),
-        ("apply", (x, *by[:3], shortcut, "identity")),
-        ("apply", (x, *by[:3], None, "identity")),
+        ("apply", (x, shortcut, "relu", False, *by[:3])),
+        ("apply", (x, shortcut, "identity", False, *by[:3])),
+        ("apply", (x, None, "identity", False, *by[:3])),
         ("backward_moments", (x, grad, out, by[0], "relu")),
         ("backward_moments", (x, grad, None, by[0], "identity")),
         ("backward_input", (x, grad, *by[:4])),
@@ -81,7 +81,7 @@ def test_what_is_no_number_or_infinite_stays_so(dtype):
     x = torch.tensor([float("nan"), float("inf"), -float("inf"), -1.0, 3.3e38]).to(dtype).reshape(1, 1, 1, 5)
     one, zero = torch.ones(1, 1), torch.zeros(1, 1)
     for activation, expected in (("relu", torch.relu(x)), ("identity", x)):
-        out = native.PASSES["apply"](x, zero, one, zero, torch.zeros_like(x), activation)
+        out = native.PASSES["apply"](x, torch.zeros_like(x), activation, False, zero, one, zero)
         assert torch.equal(out.nan_to_num(7.0), expected.nan_to_num(7.0))
     assert native.PASSES["mean"](x).isnan().all()
 
@@ -93,7 +93,7 @@ def test_bfloat16_is_rounded_as_pytorch_rounds_it():
     for values in (x, halves):
         high = values.to(torch.bfloat16)
         rest = (values - high.float()).to(torch.bfloat16)
-        out = native.PASSES["apply"](high, zero, one, zero, rest, "identity")
+        out = native.PASSES["apply"](high, rest, "identity", False, zero, one, zero)
         assert torch.equal(out, (high.float() + rest.float()).to(torch.bfloat16))
 
 
