@@ -8,8 +8,8 @@ from se_lab.data.base import Batches as Batches
 from se_lab.data.base import DataError as DataError
 from se_lab.data.base import ImageData as ImageData
 from se_lab.data.folders import Listing as Listing
-from se_lab.data.folders import inherit as inherit
 from se_lab.data.folders import scan as scan
+from se_lab.data.folders import use_listing as use_listing
 from se_lab.data.opening import KNOWN as KNOWN
 from se_lab.data.opening import DataShape as DataShape
 from se_lab.data.opening import Inspection as Inspection

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -108,7 +110,10 @@ class FolderData(EncodedData):
         self, spec: DataSpec, seed: int, root: str | Path, workers: int, listing: Listing | None = None
     ) -> None:
         super().__init__(spec, seed, workers)
-        self.listing = listing = listing or _registered_listings.get((spec.name, str(root))) or list_files(spec, root)
+        used = _in_use.get()
+        if listing is None:
+            listing = used[1] if used and used[0] == (spec.name, str(root)) else list_files(spec, root)
+        self.listing = listing
         self.root, self.classes = listing.root, [printable(name) for name in listing.classes]
         self.left_out, self._digest = listing.left_out, listing.digest
         self.set_splits(listing.train, listing.val, listing.test, {})
@@ -148,13 +153,18 @@ class Listing:
     """Whether every image is known to be readable."""
 
 
-_registered_listings: dict[tuple[str, str], Listing] = {}
-"""Listings from another process, by the name and the root of the data set."""
+_in_use: ContextVar[tuple[tuple[str, str], Listing] | None] = ContextVar("_in_use", default=None)
+"""The name and the root of a data set, and its listing."""
 
 
-def inherit(listing: Listing, spec: DataSpec, *, root: str | Path = ".") -> None:
-    """Register a listing from another process, so that folders need not be listed again."""
-    _registered_listings[spec.name, str(root)] = listing
+@contextlib.contextmanager
+def use_listing(listing: Listing | None, spec: DataSpec, *, root: str | Path = ".") -> Iterator[None]:
+    """Open the data set of a spec from a listing inside the context; its folders are not listed again."""
+    token = _in_use.set(None if listing is None else ((spec.name, str(root)), listing))
+    try:
+        yield
+    finally:
+        _in_use.reset(token)
 
 
 _MISSING = "is missing; a data set has train/ and val/ or test/, each with one folder per class"

@@ -144,11 +144,8 @@ def _work(work: Work, writer: Connection, environment: dict[str, str]) -> None:
 
 
 def _run(work: Work, writer: Connection, log: TextIO) -> Outcome:
-    from se_lab.data import inherit
+    from se_lab.data import use_listing
     from se_lab.training.run import run
-
-    if work.listing is not None:
-        inherit(work.listing, work.trial.data, root=work.execution.data_root)
 
     def progress(row: Mapping[str, float]) -> None:
         with contextlib.suppress(OSError):
@@ -157,7 +154,8 @@ def _run(work: Work, writer: Connection, log: TextIO) -> Outcome:
             _compare(work, row)
 
     try:
-        return Outcome(work.trial, run(work.trial, work.execution, progress=progress).status)
+        with use_listing(work.listing, work.trial.data, root=work.execution.data_root):
+            return Outcome(work.trial, run(work.trial, work.execution, progress=progress).status)
     except InterruptedTrialError:
         return Outcome(work.trial, "interrupted")
     except store.TrialBusyError:

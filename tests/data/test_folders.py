@@ -19,10 +19,10 @@ from se_lab.data import (
     data_shapes,
     digests,
     images,
-    inherit,
     inspect_images,
     listing_of,
     scan,
+    use_listing,
 )
 from se_lab.data.files import Files
 from se_lab.spec import DataSpec, SpecError
@@ -318,7 +318,7 @@ def test_a_folder_without_its_prefix_is_told_its_form(tmp_path, monkeypatch):
             DataSpec(name)
 
 
-def test_a_listing_opens_a_set_elsewhere_without_a_look_at_its_folders(folders, monkeypatch):
+def test_a_listing_opens_a_set_elsewhere_without_a_look_at_its_folders(folders):
     spec = folders()
     opened = create_data(spec, 0)
     digest = opened.digest
@@ -327,9 +327,12 @@ def test_a_listing_opens_a_set_elsewhere_without_a_look_at_its_folders(folders, 
     root.rename(root.with_name("gone"))
     with pytest.raises(DataError):
         create_data(spec, 0)
-    monkeypatch.setattr("se_lab.data.folders._registered_listings", {})
-    inherit(listing, spec)
-    inherited = create_data(spec, 0)
+    with use_listing(listing, spec):
+        inherited = create_data(spec, 0)
+        with pytest.raises(DataError):  # another root may have another set of this name
+            create_data(spec, 0, root="elsewhere")
+    with pytest.raises(DataError):
+        create_data(spec, 0)
     assert (inherited.sizes, inherited.classes, inherited.digest) == (opened.sizes, opened.classes, digest)
     assert inherited.splits["val"].names == opened.splits["val"].names
 

@@ -29,8 +29,7 @@ def trial(quick, tmp_path):
     return quick(model=ModelSpec("cifar_resnet20", kwargs={"units": 1}), data=data, epochs=1)
 
 
-def test_a_trial_trains_on_the_images_that_were_there_when_the_sweep_began(trial, here, tmp_path, monkeypatch):
-    monkeypatch.setattr("se_lab.data.folders._registered_listings", {})
+def test_a_trial_trains_on_the_images_that_were_there_when_the_sweep_began(trial, here, tmp_path):
     data, said = trial.data, []
     schedule = Schedule([trial], here, 1, lambda event: said.append(event.status), Rules())
     first, before = schedule._listing(trial), present_digest(data)
