@@ -14,12 +14,8 @@ import triton.language as tl
 @triton.jit
 def _elements(
     N,
-    C: tl.constexpr,
-    HW: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr,
-    BLOCK_HW: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-):
+    C: tl.constexpr, HW: tl.constexpr, CHANNELS_LAST: tl.constexpr, BLOCK_HW: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
     """Return base, offsets and mask of a tile's elements, and the same of their indices n·C + c."""
     block = tl.program_id(0)
     if CHANNELS_LAST:
@@ -41,22 +37,10 @@ def _elements(
 
 @triton.jit(do_not_specialize=["N"])
 def apply(
-    out,
-    x,
-    scale,
-    shift,
-    centre,
-    shortcut,
-    N,
-    CENTRED: tl.constexpr,
-    SHORTCUT: tl.constexpr,
-    RELU: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr,
-    C: tl.constexpr,
-    HW: tl.constexpr,
-    BLOCK_HW: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-):
+    out, x, scale, shift, centre, shortcut, N,
+    CENTRED: tl.constexpr, SHORTCUT: tl.constexpr, RELU: tl.constexpr, CHANNELS_LAST: tl.constexpr, C: tl.constexpr,
+    HW: tl.constexpr, BLOCK_HW: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
     """Store act(scale·(x − centre) + shift + shortcut)."""
     accumulator: tl.constexpr = scale.dtype.element_ty
     base, offsets, mask, first, index, index_mask = _elements(N, C, HW, CHANNELS_LAST, BLOCK_HW, BLOCK_C)
@@ -75,21 +59,10 @@ def apply(
 
 @triton.jit(do_not_specialize=["N"])
 def backward_input(
-    dx,
-    g,
-    x,
-    p,
-    q,
-    r,
-    centre,
-    N,
-    CENTRED: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr,
-    C: tl.constexpr,
-    HW: tl.constexpr,
-    BLOCK_HW: tl.constexpr,
+    dx, g, x, p, q, r, centre, N,
+    CENTRED: tl.constexpr, CHANNELS_LAST: tl.constexpr, C: tl.constexpr, HW: tl.constexpr, BLOCK_HW: tl.constexpr,
     BLOCK_C: tl.constexpr,
-):
+):  # fmt: skip
     """Store p·g + q·(x − centre) + r."""
     accumulator: tl.constexpr = p.dtype.element_ty
     base, offsets, mask, first, index, index_mask = _elements(N, C, HW, CHANNELS_LAST, BLOCK_HW, BLOCK_C)

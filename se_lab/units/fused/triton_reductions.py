@@ -33,18 +33,10 @@ def _columns(N, C: tl.constexpr, HW: tl.constexpr, CHANNELS_LAST: tl.constexpr, 
 
 @triton.jit(do_not_specialize=["N", "rows"])
 def moments(
-    x,
-    partial,
-    N,
-    rows,
-    WHOLE: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr,
-    C: tl.constexpr,
-    HW: tl.constexpr,
-    BLOCK_HW: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    STAGES: tl.constexpr,
-):
+    x, partial, N, rows,
+    WHOLE: tl.constexpr, CHANNELS_LAST: tl.constexpr, C: tl.constexpr, HW: tl.constexpr, BLOCK_HW: tl.constexpr,
+    BLOCK_C: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
     """Store mean and variance of the pixels [part · rows, (part + 1) · rows).
 
     Each lane of the tile uses Welford's recurrence for its pixels, and Chan's formula merges the lanes. The column's
@@ -113,22 +105,10 @@ def merge_moments(x, partial, merged, N, C, HW, parts, rows, BLOCK: tl.constexpr
 
 @triton.jit(do_not_specialize=["N", "rows"])
 def backward_moments(
-    grad,
-    out,
-    g,
-    x,
-    mean,
-    partial,
-    N,
-    rows,
-    RELU: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr,
-    C: tl.constexpr,
-    HW: tl.constexpr,
-    BLOCK_HW: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    STAGES: tl.constexpr,
-):
+    grad, out, g, x, mean, partial, N, rows,
+    RELU: tl.constexpr, CHANNELS_LAST: tl.constexpr, C: tl.constexpr, HW: tl.constexpr, BLOCK_HW: tl.constexpr,
+    BLOCK_C: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
     """Store g (with RELU), Σ g and Σ g·(x − mean) of pixels [part · rows, (part + 1) · rows)."""
     accumulator: tl.constexpr = partial.dtype.element_ty
     step: tl.constexpr = C if CHANNELS_LAST else 1
@@ -203,19 +183,9 @@ def row_moments(x, result, N, C: tl.constexpr, HW: tl.constexpr, BLOCK_HW: tl.co
 
 @triton.jit(do_not_specialize=["N"])
 def row_backward_moments(
-    grad,
-    out,
-    g,
-    x,
-    mean,
-    result,
-    N,
-    RELU: tl.constexpr,
-    C: tl.constexpr,
-    HW: tl.constexpr,
-    BLOCK_HW: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-):
+    grad, out, g, x, mean, result, N,
+    RELU: tl.constexpr, C: tl.constexpr, HW: tl.constexpr, BLOCK_HW: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
     """Store the results of `backward_moments` for whole rows of NCHW."""
     accumulator: tl.constexpr = result.dtype.element_ty
     first, flat, mask = _rows(N, C, HW, BLOCK_C, BLOCK_HW)
