@@ -117,26 +117,26 @@ def added(channels: str, when: str = "") -> Point:
 
 
 def summed(first: str, last: str, when: str = "", **points: Point | tuple[Point, ...]) -> Layout:
-    """Return the row of a block that returns branch(x) + x, if `when` holds; `points` replace or complete its points.
+    """Return the row of a block that returns branch(x) + x.
 
     Args:
         first: The first module of the branch.
         last: The last one.
-        when: The condition on the block.
-        points: Points by insertion.
+        when: A condition on the block, without which there is no addition.
+        points: Points by insertion, that replace those of the row or are added to it.
     """
     row = layout(standard=out(last), pre=into(first), post=out("", last), identity=added(last, when))
     return row | layout(**points)
 
 
 def projected(first: str, last: str, act: str = "", **points: Point | tuple[Point, ...]) -> Layout:
-    """Return the row of a block that returns act(branch(x) + downsample(x)); `points` replace or complete its points.
+    """Return the row of a block that returns act(branch(x) + downsample(x)).
 
     Args:
         first: The first module of the branch.
         last: The last one.
         act: The activation after the join, unless there is none or the block uses it elsewhere too.
-        points: Points by insertion.
+        points: Points by insertion, that replace those of the row or are added to it.
     """
     row = layout(standard=out(last), pre=into(first), post=out(act, last), identity=shortcut("downsample", last))
     return row | layout(**points)
