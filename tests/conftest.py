@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -52,18 +53,28 @@ def here(tmp_path) -> ExecSpec:
     return ExecSpec(store=str(tmp_path / "store"), logger="none")
 
 
+def end_service() -> None:
+    """End W&B's service, or leave it to itself after a minute; it ends with this process.
+
+    W&B's client waits for it for ever if an answer of the service, such as that to an agent, comes as it disconnects.
+    """
+    ending = threading.Thread(target=wandb.teardown, daemon=True)
+    ending.start()
+    ending.join(60)
+
+
 @pytest.fixture
 def wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Set nothing of W&B's, as for most users, in a session of the test's own.
 
     The client reads its environment once in a process, so a test before or after this one would share it.
     """
-    wandb.teardown()
+    end_service()
     monkeypatch.delenv("WANDB_MODE", raising=False)
     for name in ("WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
         monkeypatch.setenv(name, str(tmp_path / name))
     yield
-    wandb.teardown()
+    end_service()
 
 
 @pytest.fixture(scope="session")

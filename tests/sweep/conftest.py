@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-import wandb as client
 
+from tests.conftest import end_service
 from tests.sweep.wandb_server import emulated_server
 
 
@@ -56,6 +56,6 @@ def server(tmp_path, monkeypatch):
             monkeypatch.setenv(name, "")  # so that what wandb puts there is taken back as well
             monkeypatch.delenv(name)
         monkeypatch.chdir(tmp_path)
-        client.teardown()  # a process of wandb's that another test started knows another server
+        end_service()  # a process of wandb's that another test started knows another server
         yield state
-        client.teardown()
+        end_service()

@@ -325,6 +325,18 @@ def begin(spec_file, store, before=()):
     return process
 
 
+def rows(store):
+    """Return the number of epochs that the trials of a store have recorded."""
+    return sum(file.read_text().count("\n") for file in store.glob("*/metrics.csv"))
+
+
+def wait_for_epochs(process, store, count):
+    """Wait until the trials have recorded so many epochs; fail if the sweep ends before."""
+    while rows(store) < count:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+
+
 SIGCHLD_IGNORED = """
 import os, signal, sys
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)
@@ -341,11 +353,9 @@ def test_signals_leave_everything_resumable(long_file, tmp_path, undisturbed, si
     store = tmp_path / "store"
     for number, tell in signals:
         before = [sys.executable, "-c", SIGCHLD_IGNORED] if number == signal.SIGTERM else []
-        rows = sum(file.read_text().count("\n") for file in store.glob("*/metrics.csv"))
+        count = rows(store)
         process = begin(long_file, store, before)
-        while sum(file.read_text().count("\n") for file in store.glob("*/metrics.csv")) == rows:
-            assert process.poll() is None, process.communicate()
-            time.sleep(0.02)
+        wait_for_epochs(process, store, count + 1)
         tell(process.pid, number)
         out, err = process.communicate(timeout=600)
         assert process.returncode == 75, (number, out, err)
@@ -367,13 +377,16 @@ def test_killed_again_and_again_it_comes_to_the_table_of_an_undisturbed_run(long
                 except ValueError as error:
                     torn.append((path, error))
 
-    reader = threading.Thread(target=read_all_the_time)
+    reader = threading.Thread(target=read_all_the_time, daemon=True)
     reader.start()
     finished_at: dict[str, int] = {}
     moments = random.Random(0)
-    for kill in (os.kill, os.killpg, os.kill):  # of the sweep alone its workers must notice it, and stop
+    # the kill of the sweep alone is noticed by its workers, which stop
+    for kill, epochs in ((os.kill, 2), (os.killpg, 0), (os.kill, 4)):
+        before = rows(store)
         process = begin(long_file, store)
-        time.sleep(moments.uniform(0.2, 1.5))
+        wait_for_epochs(process, store, before + epochs)
+        time.sleep(moments.uniform(0, 0.2))
         kill(process.pid, signal.SIGKILL)
         process.communicate()
         for path in store.glob("*/record.json"):
