@@ -9,6 +9,8 @@ import yaml
 from tests.sweep.wandb_server import ENTITY
 
 QUICK = ["--recipe=digits", "--train.epochs=1", "--data.batch_size=512", "--model.kwargs={units: 1}"]
+SLOW = "--callbacks=pace.FirstRunSlow"
+"""For trials that outlast what a test does to them; with the fixture `pace`."""
 SWEEP = {
     "name": "tiny",
     "program": "se-lab",

@@ -37,6 +37,14 @@ def engine(pytestconfig):
 
 
 @pytest.fixture
+def pace(monkeypatch):
+    """Let the test and all that it starts find the callback of pace.py, in any folder."""
+    here = str(Path(__file__).parent)
+    monkeypatch.syspath_prepend(here)
+    monkeypatch.setenv("PYTHONPATH", here, prepend=os.pathsep)
+
+
+@pytest.fixture
 def server(tmp_path, monkeypatch):
     """Run the emulated server, and point every wandb that is started from here to it."""
     with emulated_server() as state:

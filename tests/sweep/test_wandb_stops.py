@@ -13,14 +13,15 @@ from se_lab import store
 from se_lab.cli import main
 from se_lab.sweep.grammar import read_sweep
 from se_lab.sweep.records import load_records
-from tests.sweep.agents import QUICK, agent, alike, until, wandb, write
+from tests.sweep.agents import QUICK, SLOW, agent, alike, until, wandb, write
 from tests.sweep.wandb_server import ENTITY
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("pace")
 def test_a_stopped_trial_is_handed_out_again_and_a_busy_one_is_waited_for(server, tmp_path):
     parameters = {"train.epochs": {"value": 60}, "data.batch_size": {"value": 32}}
-    command = ["${env}", "se-lab", "train", "--recipe=digits", "${args}"]
+    command = ["${env}", "se-lab", "train", "--recipe=digits", SLOW, "${args}"]
     path = write(tmp_path, parameters=parameters, command=command)
     for _ in range(2):
         subprocess.run(wandb("sweep", str(path)), check=True, capture_output=True)

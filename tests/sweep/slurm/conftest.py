@@ -1,8 +1,6 @@
 """A Slurm of two nodes for the tests of a module. Each process of pytest has its own, and none knows of another."""
 
-import os
 import subprocess
-from pathlib import Path
 
 import pytest
 import yaml
@@ -21,13 +19,10 @@ def running_slurm():
 
 
 @pytest.fixture
-def slurm(running_slurm, monkeypatch):
+def slurm(running_slurm, pace, monkeypatch):
     """Let sbatch and the others that the test starts reach the Slurm of the tests; leave it no job."""
     for name in ("SLURM_CONF", "PATH"):
         monkeypatch.setenv(name, running_slurm[name])
-    here = str(Path(__file__).parent)  # the callback in pace.py is found by the test and by its jobs, in any folder
-    monkeypatch.syspath_prepend(here)
-    monkeypatch.setenv("PYTHONPATH", here, prepend=os.pathsep)
     yield
     jobs = subprocess.run(["squeue", "--noheader", "--format=%A"], capture_output=True, text=True).stdout.split()
     for job in jobs:

@@ -18,12 +18,11 @@ from se_lab.sweep.grammar import read_sweep
 from se_lab.sweep.records import load_records
 from se_lab.sweep.schedule import execute
 from se_lab.sweep.status import standings
-from tests.sweep.agents import alike
+from tests.sweep.agents import SLOW, alike
 from tests.sweep.wandb_server import ENTITY
 
 pytestmark = pytest.mark.usefixtures("slurm")
 
-SLOW = "--callbacks=pace.FirstRunSlow"
 LONGER = ["--train.epochs=40", "--data.batch_size=16", SLOW]
 
 
