@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import threading
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -54,13 +55,16 @@ def here(tmp_path) -> ExecSpec:
 
 
 def end_service() -> None:
-    """End W&B's service, or leave it to itself after a minute; it ends with this process.
+    """End W&B's service; give up after a minute.
 
-    W&B's client waits for it for ever if an answer of the service, such as that to an agent, comes as it disconnects.
+    The client waits for ever if the service answers, for example an agent, while the client disconnects. A service that
+    is left running ends with this process.
     """
     ending = threading.Thread(target=wandb.teardown, daemon=True)
     ending.start()
     ending.join(60)
+    if ending.is_alive():
+        warnings.warn("W&B's client does not end its service", stacklevel=2)
 
 
 @pytest.fixture

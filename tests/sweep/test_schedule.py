@@ -326,8 +326,8 @@ def begin(spec_file, store, before=()):
 
 
 def rows(store):
-    """Return the number of epochs that the trials of a store have recorded."""
-    return sum(file.read_text().count("\n") for file in store.glob("*/metrics.csv"))
+    """Return the number of epochs that the trials of a store have recorded; each file has a header too."""
+    return sum(file.read_text().count("\n") - 1 for file in store.glob("*/metrics.csv"))
 
 
 def wait_for_epochs(process, store, count):
