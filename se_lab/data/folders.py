@@ -110,10 +110,10 @@ class FolderData(EncodedData):
         self, spec: DataSpec, seed: int, root: str | Path, workers: int, listing: Listing | None = None
     ) -> None:
         super().__init__(spec, seed, workers)
-        used = _in_use.get()
-        if listing is None:
-            listing = used[1] if used and used[0] == (spec.name, str(root)) else list_files(spec, root)
-        self.listing = listing
+        name, given_listing = _in_use.get() or (None, None)
+        if listing is None and name == (spec.name, str(root)):
+            listing = given_listing
+        self.listing = listing = listing or list_files(spec, root)
         self.root, self.classes = listing.root, [printable(name) for name in listing.classes]
         self.left_out, self._digest = listing.left_out, listing.digest
         self.set_splits(listing.train, listing.val, listing.test, {})
@@ -159,7 +159,10 @@ _in_use: ContextVar[tuple[tuple[str, str], Listing] | None] = ContextVar("_in_us
 
 @contextlib.contextmanager
 def use_listing(listing: Listing | None, spec: DataSpec, *, root: str | Path = ".") -> Iterator[None]:
-    """Open the data set of a spec from a listing inside the context; its folders are not listed again."""
+    """Open the data set of a spec from a listing inside the context, in this thread; the folders are not listed again.
+
+    Without a listing, the folders are listed as usual.
+    """
     token = _in_use.set(None if listing is None else ((spec.name, str(root)), listing))
     try:
         yield

@@ -123,7 +123,7 @@ def summed(first: str, last: str, when: str = "", **points: Point | tuple[Point,
         first: The first module of the branch.
         last: The last one.
         when: A condition on the block, without which there is no addition.
-        points: Points by insertion, that replace those of the row or are added to it.
+        points: Points by insertion; they replace those of the row or are added to it.
     """
     row = layout(standard=out(last), pre=into(first), post=out("", last), identity=added(last, when))
     return row | layout(**points)
@@ -136,7 +136,7 @@ def projected(first: str, last: str, act: str = "", **points: Point | tuple[Poin
         first: The first module of the branch.
         last: The last one.
         act: The activation after the join, unless there is none or the block uses it elsewhere too.
-        points: Points by insertion, that replace those of the row or are added to it.
+        points: Points by insertion; they replace those of the row or are added to it.
     """
     row = layout(standard=out(last), pre=into(first), post=out(act, last), identity=shortcut("downsample", last))
     return row | layout(**points)
